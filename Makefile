@@ -1,0 +1,40 @@
+# Needs python >= 3.11, make and git; everything else is put into .venv by the first target that wants it.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint bench browser screenshots clean
+
+# torch first and alone: its pin decides which build is taken, before anything else asks for "any torch".
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lightning_toys needs python >= 3.11; set PYTHON=...")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	$(PY) cli.py sweep -c configs/flow_vs_regression/demo.yaml --grid.model.mode '[regression,flow]'
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: lint
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
+
+bench: $(STAMP)
+	$(PY) benchmarks/training_speed.py --write
+
+# The browser test needs Debian's chromium; without it the test is skipped, outside of CI.
+browser:
+	@command -v chromedriver >/dev/null && command -v chromium >/dev/null || \
+	  (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core)
+
+screenshots: $(STAMP) browser
+	LIGHTNING_TOYS_SCREENSHOTS=docs/images $(PY) -m pytest -q tests/test_tensorboard.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

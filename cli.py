@@ -1,0 +1,3 @@
+from lightning_toys.cli import main
+
+raise SystemExit(main())

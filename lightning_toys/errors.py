@@ -1,0 +1,45 @@
+"""Errors that are the user's to mend: one line, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterable
+
+
+class ToyError(Exception):
+    """Bad input. The message names the flag, the value and what is allowed, in one line."""
+
+
+class NonFiniteError(Exception):
+    """A loss or a parameter stopped being finite; names the optimiser step and the replica's seed."""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest of ``options``, or the empty string.
+
+    Options that end alike ("model.init_args.lr" for "lr") are compared whole; the caller strips prefixes.
+    """
+    close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise :class:`ToyError` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise ToyError(message)
+
+
+def process_rank() -> int:
+    """Return this process's rank as its launcher tells it, before any strategy exists."""
+    for variable in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+        if variable in os.environ:
+            return int(os.environ[variable])
+    return 0
+
+
+def note(message: str) -> None:
+    """Say something to the user, once: on standard error, from the first process only."""
+    if process_rank() == 0:
+        print(message, file=sys.stderr, flush=True)

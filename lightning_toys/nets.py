@@ -1,0 +1,240 @@
+"""Multilayer perceptrons and a small transformer for R replicas at once.
+
+Every parameter has a leading replica axis and every layer is one batched matrix product, so replica r of many computes
+what it would compute alone. Weights are stored as (R, in, out), the layout in which ``baddbmm`` and its backward run
+without a transpose (measured: 20 % faster than (R, out, in) at width 256).
+
+Initialisation is that of ``torch.nn.Linear``, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weight and bias, drawn from the
+replica's own seed and the layer's own name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_toys.errors import require
+from lightning_toys.training.noise import keyed_generator
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+def keyed_uniform(seeds: Sequence[int], name: str, shape: tuple[int, ...], bound: float) -> nn.Parameter:
+    """Return a parameter (R, *shape) with entries U(-bound, bound); row r depends on ``seeds[r]`` and ``name`` only."""
+    rows = [keyed_generator(seed, 0, f"init/{name}").uniform(-bound, bound, shape) for seed in seeds]
+    return nn.Parameter(torch.from_numpy(np.stack(rows)).to(torch.get_default_dtype()))
+
+
+class ReplicaLinear(nn.Module):
+    """y_r = x_r W_r + b_r for every replica r; x (R, B, in), W (R, in, out), b (R, 1, out) or none."""
+
+    def __init__(self, seeds: Sequence[int], name: str, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(in_features)
+        self.weight = keyed_uniform(seeds, f"{name}.weight", (in_features, out_features), bound)
+        self.bias = keyed_uniform(seeds, f"{name}.bias", (1, out_features), bound) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (R, B, in) to (R, B, out)."""
+        if self.bias is None:
+            return torch.bmm(x, self.weight)
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class ReplicaLayerNorm(nn.Module):
+    """Layer normalisation over the last axis with a gain and a bias for each replica; x (R, ..., width)."""
+
+    def __init__(self, replicas: int, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(replicas, width))
+        self.bias = nn.Parameter(torch.zeros(replicas, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each row of x, then scale and shift it by its replica's gain and bias."""
+        shape = (x.shape[0], *[1] * (x.dim() - 2), x.shape[-1])
+        return F.layer_norm(x, x.shape[-1:]) * self.gain.view(shape) + self.bias.view(shape)
+
+
+def fourier(u: Tensor, features: int) -> Tensor:
+    """Append sin(pi k u) and cos(pi k u), k = 1..features, to u: (..., d) to (..., d (1 + 2 features))."""
+    if features == 0:
+        return u
+    k = torch.arange(1, features + 1, device=u.device, dtype=u.dtype) * math.pi
+    angle = (u.unsqueeze(-1) * k).flatten(-2)
+    return torch.cat([u, angle.sin(), angle.cos()], dim=-1)
+
+
+class ConditionalNet(nn.Module):
+    """A map (x, c, t) -> R^D with a replica axis; ``t`` is left out where the objective has no time."""
+
+    def forward(self, x: Tensor, c: Tensor, t: Tensor | None = None) -> Tensor:
+        """Map x (R, B, D), c (R, B, C) and t (R, B, 1) to (R, B, D)."""
+        raise NotImplementedError
+
+
+@dataclass
+class Network:
+    """The network of an experiment.
+
+    Args:
+        kind: ``concat`` feeds [x, c, t] to an MLP; ``film`` feeds x and lets c, t scale and shift every hidden layer
+            (Perez et al. 2018); ``transformer`` attends over one token each for x, c and t.
+        hidden: width of the hidden layers.
+        layers: number of hidden layers (transformer: of attention blocks).
+        activation: nonlinearity.
+        fourier_c: sin and cos features appended to c, so many frequencies pi k.
+        fourier_t: the same for t.
+        residual: add each hidden layer's input to its output.
+        heads: attention heads of the transformer.
+    """
+
+    kind: Literal["concat", "film", "transformer"] = "concat"
+    hidden: int = 256
+    layers: int = 3
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    fourier_c: int = 0
+    fourier_t: int = 0
+    residual: bool = False
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "layers", "heads"):
+            value = getattr(self, name)
+            require(value >= 1, f"--model.network.{name}: {value} is not allowed; give an integer >= 1")
+        for name in ("fourier_c", "fourier_t"):
+            value = getattr(self, name)
+            require(value >= 0, f"--model.network.{name}: {value} is not allowed; give an integer >= 0")
+        require(
+            self.kind != "transformer" or self.hidden % self.heads == 0,
+            f"--model.network.heads: {self.heads} does not divide --model.network.hidden {self.hidden}",
+        )
+
+    def build(self, seeds: Sequence[int], x_dim: int, c_dim: int, with_time: bool) -> ConditionalNet:
+        """Build the network for one replica a seed; x_dim is also the output's dimension."""
+        kinds = {"concat": ConcatMLP, "film": FiLMMLP, "transformer": TokenTransformer}
+        return kinds[self.kind](self, seeds, x_dim, c_dim, with_time)
+
+
+class ConcatMLP(ConditionalNet):
+    """h = act(W [x, c, t] + b), then hidden layers, then a linear read-out."""
+
+    def __init__(self, spec: Network, seeds: Sequence[int], x_dim: int, c_dim: int, with_time: bool) -> None:
+        super().__init__()
+        self.spec, self.act = spec, ACTIVATIONS[spec.activation]
+        inputs = x_dim + c_dim * (1 + 2 * spec.fourier_c) + with_time * (1 + 2 * spec.fourier_t)
+        h = spec.hidden
+        self.first = ReplicaLinear(seeds, "first", inputs, h)
+        self.hidden = nn.ModuleList(ReplicaLinear(seeds, f"hidden.{i}", h, h) for i in range(spec.layers - 1))
+        self.last = ReplicaLinear(seeds, "last", h, x_dim)
+
+    def forward(self, x: Tensor, c: Tensor, t: Tensor | None = None) -> Tensor:
+        """See :meth:`ConditionalNet.forward`."""
+        parts = [x, fourier(c, self.spec.fourier_c)]
+        if t is not None:
+            parts.append(fourier(t, self.spec.fourier_t))
+        h = self.act(self.first(torch.cat(parts, dim=-1)))
+        for layer in self.hidden:
+            update = self.act(layer(h))
+            h = h + update if self.spec.residual else update
+        out: Tensor = self.last(h)
+        return out
+
+
+class FiLMMLP(ConditionalNet):
+    """h = act(W x + b); then h <- act(gamma (W h + b) + beta), (gamma, beta) linear in [c, t]; then a read-out."""
+
+    def __init__(self, spec: Network, seeds: Sequence[int], x_dim: int, c_dim: int, with_time: bool) -> None:
+        super().__init__()
+        self.spec, self.act = spec, ACTIVATIONS[spec.activation]
+        conditions = c_dim * (1 + 2 * spec.fourier_c) + with_time * (1 + 2 * spec.fourier_t)
+        h, n = spec.hidden, spec.layers - 1
+        self.first = ReplicaLinear(seeds, "first", x_dim, h)
+        self.hidden = nn.ModuleList(ReplicaLinear(seeds, f"hidden.{i}", h, h) for i in range(n))
+        self.film = nn.ModuleList(ReplicaLinear(seeds, f"film.{i}", conditions, 2 * h) for i in range(n))
+        self.last = ReplicaLinear(seeds, "last", h, x_dim)
+
+    def forward(self, x: Tensor, c: Tensor, t: Tensor | None = None) -> Tensor:
+        """See :meth:`ConditionalNet.forward`."""
+        condition = fourier(c, self.spec.fourier_c)
+        if t is not None:
+            condition = torch.cat([condition, fourier(t, self.spec.fourier_t)], dim=-1)
+        h = self.act(self.first(x))
+        for layer, film in zip(self.hidden, self.film, strict=True):
+            gamma, beta = film(condition).chunk(2, dim=-1)
+            update = self.act(gamma * layer(h) + beta)
+            h = h + update if self.spec.residual else update
+        out: Tensor = self.last(h)
+        return out
+
+
+class AttentionBlock(nn.Module):
+    """Pre-norm self-attention and MLP, each with a residual connection; tokens (R, B, T, width)."""
+
+    def __init__(self, spec: Network, seeds: Sequence[int], name: str) -> None:
+        super().__init__()
+        h = spec.hidden
+        self.heads, self.act = spec.heads, ACTIVATIONS[spec.activation]
+        self.norm1, self.norm2 = ReplicaLayerNorm(len(seeds), h), ReplicaLayerNorm(len(seeds), h)
+        self.query = ReplicaLinear(seeds, f"{name}.query", h, h)
+        # no bias: a softmax does not see it, its gradient is rounding noise, and Adam would walk it at full speed
+        self.key = ReplicaLinear(seeds, f"{name}.key", h, h, bias=False)
+        self.value = ReplicaLinear(seeds, f"{name}.value", h, h)
+        self.proj = ReplicaLinear(seeds, f"{name}.proj", h, h)
+        self.up = ReplicaLinear(seeds, f"{name}.up", h, 4 * h)
+        self.down = ReplicaLinear(seeds, f"{name}.down", 4 * h, h)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map (R, B, T, width) to the same shape."""
+        R, B, T, h = tokens.shape
+        flat = self.norm1(tokens).view(R, B * T, h)
+        q, k, v = (
+            layer(flat).view(R * B, T, self.heads, h // self.heads).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(R, B * T, h)
+        tokens = tokens + self.proj(mixed).view(R, B, T, h)
+        update: Tensor = self.down(self.act(self.up(self.norm2(tokens).view(R, B * T, h))))
+        return tokens + update.view(R, B, T, h)
+
+
+class TokenTransformer(ConditionalNet):
+    """One token each for x, c and t; the token of x is read out after ``layers`` attention blocks."""
+
+    def __init__(self, spec: Network, seeds: Sequence[int], x_dim: int, c_dim: int, with_time: bool) -> None:
+        super().__init__()
+        self.spec = spec
+        h = spec.hidden
+        self.embed_x = ReplicaLinear(seeds, "embed_x", x_dim, h)
+        self.embed_c = ReplicaLinear(seeds, "embed_c", c_dim * (1 + 2 * spec.fourier_c), h)
+        self.embed_t = ReplicaLinear(seeds, "embed_t", 1 + 2 * spec.fourier_t, h) if with_time else None
+        self.blocks = nn.ModuleList(AttentionBlock(spec, seeds, f"block.{i}") for i in range(spec.layers))
+        self.norm = ReplicaLayerNorm(len(seeds), h)
+        self.last = ReplicaLinear(seeds, "last", h, x_dim)
+
+    def forward(self, x: Tensor, c: Tensor, t: Tensor | None = None) -> Tensor:
+        """See :meth:`ConditionalNet.forward`."""
+        tokens = [self.embed_x(x), self.embed_c(fourier(c, self.spec.fourier_c))]
+        if self.embed_t is not None and t is not None:
+            tokens.append(self.embed_t(fourier(t, self.spec.fourier_t)))
+        h = torch.stack(tokens, dim=2)
+        for block in self.blocks:
+            h = block(h)
+        out: Tensor = self.last(self.norm(h[:, :, 0]))
+        return out
+
+
+def count_parameters(net: nn.Module) -> int:
+    """Count the parameters of one replica."""
+    return sum(p[0].numel() for p in net.parameters())

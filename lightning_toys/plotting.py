@@ -1,0 +1,50 @@
+"""One look for all figures: Okabe and Ito's colours, which colour-blind readers can tell apart, and plain axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy.stats import t as t_distribution
+
+from lightning_toys.stats import mean_ci
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+GREY = "#666666"
+
+
+def new_figure(
+    rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 4.0), **kwargs: Any
+) -> tuple[Figure, np.ndarray]:
+    """Return a figure off screen, without pyplot's global state, and its axes as an array (rows, columns)."""
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(True, color="#e6e6e6", linewidth=0.6)
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def band(ax: Axes, x: np.ndarray, rows: np.ndarray, colour: str, label: str, linestyle: str = "-") -> None:
+    """Draw the mean of ``rows`` (R, len(x)) and its 95 % interval over replicas."""
+    mean, n = rows.mean(0), rows.shape[0]
+    ax.plot(x, mean, color=colour, label=label, linestyle=linestyle, linewidth=1.6)
+    if n > 1:
+        half = t_distribution.ppf(0.975, n - 1) * rows.std(0, ddof=1) / np.sqrt(n)
+        ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.22, linewidth=0)
+
+
+def bars(ax: Axes, x: Sequence[float], rows: np.ndarray, colour: str, label: str, marker: str = "o") -> None:
+    """Draw the mean of each column of ``rows`` (R, len(x)) as a point with its 95 % interval."""
+    estimates = [mean_ci(column) for column in rows.T]
+    half = [0.0 if np.isnan(e.half_width) else e.half_width for e in estimates]
+    ax.errorbar(
+        x, [e.mean for e in estimates], yerr=half, color=colour, label=label, marker=marker, capsize=3, linewidth=1.4
+    )

@@ -1,0 +1,74 @@
+"""Mean, confidence interval and paired comparison over replicas; thin over scipy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over replicas with its Student-t interval; ``lo`` and ``hi`` are NaN where there is one replica."""
+
+    mean: float
+    lo: float
+    hi: float
+    n: int
+
+    @property
+    def half_width(self) -> float:
+        """Half the interval's width."""
+        return (self.hi - self.lo) / 2
+
+
+def mean_ci(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Estimate:
+    """Return the mean of ``values`` and the Student-t confidence interval of their expectation.
+
+    Raises:
+        ValueError: ``values`` is empty.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.size == 0:
+        raise ValueError("mean_ci needs at least one value")
+    mean = float(x.mean())
+    if x.size == 1:
+        return Estimate(mean, float("nan"), float("nan"), 1)
+    half = float(scipy_stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size))
+    return Estimate(mean, mean - half, mean + half, int(x.size))
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of a_r - b_r over the seeds that both runs share, with its interval and two-sided t-test p-value."""
+
+    estimate: Estimate
+    p_value: float
+
+
+def paired_difference(a: dict[int, float], b: dict[int, float], level: float = 0.95) -> PairedDifference | None:
+    """Compare two runs seed by seed; ``None`` where they share fewer than two seeds."""
+    shared = sorted(set(a) & set(b))
+    if len(shared) < 2:
+        return None
+    d = np.array([a[s] - b[s] for s in shared])
+    estimate = mean_ci(d, level)
+    spread = float(d.std(ddof=1))
+    if spread == 0.0:  # equal everywhere, or shifted by a constant: the t statistic is 0/0 or infinite
+        return PairedDifference(estimate, 1.0 if estimate.mean == 0.0 else 0.0)
+    return PairedDifference(estimate, float(scipy_stats.ttest_1samp(d, 0.0).pvalue))
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Adjust p-values for several comparisons by Holm's step-down rule (Holm 1979).
+
+    adjusted_(i) = max_{j <= i} min(1, (m - j + 1) p_(j)) over the sorted p-values.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p)
+    scaled = np.minimum(1.0, p[order] * np.arange(p.size, 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(scaled)
+    return adjusted
