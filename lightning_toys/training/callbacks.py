@@ -1,0 +1,352 @@
+"""Callbacks that every experiment has: validation clock, checkpoints, progress, figures, results."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tqdm import tqdm
+
+from lightning_toys.errors import note, require
+from lightning_toys.training.data import ToyDataModule
+from lightning_toys.training.module import ToyModule
+from lightning_toys.training.results import set_aside, write_results
+from lightning_toys.training.run_folder import RunFolder
+
+
+def crossed(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of ``every`` lies in (before, after]; never for ``every`` = 0."""
+    return every > 0 and before // every < after // every
+
+
+class Stopped(SystemExit):
+    """Raised between two blocks after SIGINT, once the checkpoint is written."""
+
+
+class ValidationClock(Callback):
+    """Makes ``--trainer.val_check_interval n`` mean n optimiser steps, and the last step too.
+
+    The Trainer counts batches, and a batch of ours holds many steps.
+    """
+
+    def __init__(self) -> None:
+        self.before = 0
+        self.due = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from the resumed step."""
+        self.before = trainer.global_step
+        trainer.val_check_batch = sys.maxsize
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Say whether validation is due now."""
+        every = trainer.val_check_interval
+        step = trainer.global_step
+        done = step >= trainer.max_steps
+        self.due = done or (isinstance(every, int) and crossed(self.before, step, every))
+        trainer.val_check_batch = 1 if self.due else sys.maxsize
+        self.before = step
+
+
+class RescueCheckpoint(Callback):
+    """Keeps checkpoints/last.ckpt fresh, and checkpoints/best.ckpt where a best is kept.
+
+    ``last`` is written every ``every_n_steps`` steps, at the end, and when SIGINT or SIGTERM asks the run to stop. A
+    monitored ModelCheckpoint with ``save_last`` would freeze it at the best step instead. Files are put in place
+    whole: a run killed while writing keeps the one before. Weights that are not finite are never written.
+
+    Args:
+        every_n_steps: optimiser steps between two writes; 0 for the end only.
+    """
+
+    run: RunFolder
+
+    def __init__(self, every_n_steps: int = 1000) -> None:
+        require(every_n_steps >= 0, f"--checkpoint.every_n_steps: {every_n_steps} is not allowed; give an integer >= 0")
+        self.every_n_steps = every_n_steps
+        self.before = 0
+        self.best_mean = float("inf")
+        self.stop_signal = 0
+        self.stopping = False
+        self.old_handlers: dict[signal.Signals, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best mean so far."""
+        return {"best_mean": self.best_mean}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self.best_mean = state_dict["best_mean"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell the loader where blocks must end."""
+        if stage != "fit":
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, ToyDataModule):
+            data.checkpoint_interval = self.every_n_steps
+
+    def take_signals(self) -> None:
+        """Answer SIGINT and SIGTERM at the end of a block, where a checkpoint can be exact.
+
+        In place of Lightning's SIGTERM handler, which ends the run at points where no checkpoint has been written.
+        """
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.old_handlers[number] = signal.signal(number, self.on_signal)
+
+    def on_signal(self, number: int, frame: Any) -> None:
+        """Ask for a stop; a second SIGINT stops at once."""
+        if self.stop_signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stop_signal = number
+        note("\nstopping at the end of this block of steps; interrupt again to stop at once")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put the handlers back."""
+        self.restore_handlers()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the handlers back: after an exception no teardown comes."""
+        self.restore_handlers()
+
+    def restore_handlers(self) -> None:
+        """Put the handlers of before the training back."""
+        while self.old_handlers:
+            signal.signal(*self.old_handlers.popitem())
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from the resumed step; keep a last.ckpt that is further on than that."""
+        self.take_signals()
+        self.before = trainer.global_step
+        last = self.run.checkpoints / "last.ckpt"
+        if trainer.is_global_zero and last.exists() and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            kept = torch.load(last, map_location="cpu", weights_only=True)
+            if kept["global_step"] > trainer.global_step:
+                set_aside(last)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Write last.ckpt where it is due; where validation is due too, :meth:`on_validation_end` writes it."""
+        clock = next(c for c in trainer.callbacks if isinstance(c, ValidationClock))  # type: ignore[attr-defined]
+        step = trainer.global_step
+        stop = bool(self.stop_signal) or trainer.received_sigterm
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        due = crossed(self.before, step, self.every_n_steps) or step >= trainer.max_steps
+        self.before = step
+        validates = clock.due and trainer.enable_validation
+        if (stop or due) and not validates:
+            self.save(trainer, pl_module)
+        self.stopping = stop
+        if stop and not validates:
+            self.stop(step)
+        # else the validation that is due comes first: a resumed run would not make up for it
+
+    def stop(self, step: int) -> None:
+        """End the run, its checkpoint written."""
+        note(f"stopped at step {step}; go on with --ckpt_path {self.run.checkpoints / 'last.ckpt'}")
+        raise Stopped(128 + (self.stop_signal or signal.SIGTERM))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write last.ckpt after each validation within `fit`, and best.ckpt where the held-out mean improved."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        score = trainer.callback_metrics.get("holdout_l2")
+        better = score is not None and float(score) < self.best_mean
+        if score is not None and better:
+            self.best_mean = float(score)  # before the checkpoints are written: it is part of them
+        self.save(trainer, pl_module)
+        if better:
+            self.save(trainer, pl_module, "best")
+        if self.stopping or (self.stop_signal and trainer.world_size == 1):
+            self.stop(trainer.global_step)
+
+    def save(self, trainer: Trainer, pl_module: LightningModule, name: str = "last") -> None:
+        """Bring the loggers' rows to disk, then put one whole checkpoint in place."""
+        assert isinstance(pl_module, ToyModule)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        pl_module.check_finite_weights()
+        path = self.run.checkpoints / f"{name}.ckpt"
+        partial = path.with_name(f".{path.name}.partial")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            # the rows first: a run killed in between goes on from the checkpoint before, and drops later rows; a
+            # checkpoint ahead of its rows would leave a hole in them for good
+            for logger in trainer.loggers:
+                logger.save()
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.flush()
+            os.replace(partial, path)
+
+
+class Progress(Callback):
+    """A progress bar with an ETA, fed once a block; a line now and then where the output is no terminal.
+
+    Args:
+        line_seconds: time between two lines without a terminal.
+    """
+
+    def __init__(self, line_seconds: float = 15.0) -> None:
+        self.line_seconds = line_seconds
+        self.bar: tqdm[Any] | None = None
+        self.start_time = self.last_line = 0.0
+        self.start_step = 0
+        self.seconds_per_step: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar at the resumed step."""
+        self.start_time = self.last_line = time.monotonic()
+        self.start_step = trainer.global_step
+        if trainer.is_global_zero and sys.stderr.isatty():
+            self.bar = tqdm(
+                total=trainer.max_steps, initial=trainer.global_step, unit="step", mininterval=0.5, dynamic_ncols=True
+            )
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Advance."""
+        now, step = time.monotonic(), trainer.global_step
+        if self.bar is not None:
+            if now - self.last_line > 0.5:
+                self.last_line = now
+                self.bar.set_postfix_str(f"loss {float(pl_module.last_losses.mean()):.3g}", refresh=False)  # type: ignore[operator]
+            self.bar.update(step - self.bar.n)
+        elif now - self.last_line > self.line_seconds and trainer.is_global_zero:
+            self.last_line = now
+            left = (now - self.start_time) / max(step - self.start_step, 1) * (trainer.max_steps - step)
+            loss = float(pl_module.last_losses.mean())  # type: ignore[operator]
+            print(f"step {step}/{trainer.max_steps}  loss {loss:.3g}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar and note the speed."""
+        taken = trainer.global_step - self.start_step
+        if taken:
+            self.seconds_per_step = (time.monotonic() - self.start_time) / taken
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that the error stands on a line of its own."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class FigureWriter(Callback):
+    """Draws the module's figures into figures/*.png and into TensorBoard.
+
+    Args:
+        every_n_validations: draw at every n-th validation within `fit`, besides the end; 0 for the end only.
+        dpi: resolution of the PNG files.
+        enabled: false draws nothing, which saves some seconds a run in a large sweep.
+    """
+
+    run: RunFolder
+
+    def __init__(self, every_n_validations: int = 0, dpi: int = 150, enabled: bool = True) -> None:
+        require(every_n_validations >= 0, f"--figures.every_n_validations: {every_n_validations} is not allowed")
+        require(dpi >= 10, f"--figures.dpi: {dpi} is not allowed; give an integer >= 10")
+        self.every_n_validations, self.dpi, self.enabled = every_n_validations, dpi, enabled
+        self.count = 0
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw while training, where asked to."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self.count += 1
+        if self.every_n_validations and self.count % self.every_n_validations == 0:
+            self.draw(trainer, pl_module, "train", to_disk=False)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the last validation and the training curves."""
+        self.draw(trainer, pl_module, "fit")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the test's findings."""
+        self.draw(trainer, pl_module, "test")
+
+    def draw(self, trainer: Trainer, pl_module: LightningModule, stage: str, to_disk: bool = True) -> None:
+        """Draw every figure of the module that has something to show."""
+        assert isinstance(pl_module, ToyModule)
+        if not self.enabled or not trainer.is_global_zero:
+            return
+        if pl_module.last_report is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        step = pl_module.global_step or pl_module.loaded_step
+        for name, figure in pl_module.figures(self.run.path).items():
+            if to_disk:
+                self.run.figures.mkdir(parents=True, exist_ok=True)
+                path = self.run.figures / f"{name}.png"
+                drawn = io.BytesIO()
+                figure.savefig(drawn, dpi=self.dpi)
+                if not path.exists() or path.read_bytes() != drawn.getvalue():
+                    set_aside(path)
+                    path.write_bytes(drawn.getvalue())
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_figure(f"{stage}/{name}", figure, step, close=False)
+
+
+class ResultsWriter(Callback):
+    """Writes results.json after `fit`, `validate` and `test`, and the run's row of TensorBoard's HParams page."""
+
+    run: RunFolder
+    hparams: dict[str, Any]
+    settings: dict[str, Any]
+
+    def __init__(self) -> None:
+        self.hparams, self.settings = {}, {}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the last validation."""
+        self.write(trainer, pl_module, "fit")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, under the verb `validate`."""
+        if trainer.state.fn == "validate":
+            self.write(trainer, pl_module, "validate")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the test's findings."""
+        self.write(trainer, pl_module, "test")
+
+    def write(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write results.json, and the HParams row once a verb."""
+        assert isinstance(pl_module, ToyModule)
+        report = pl_module.last_report
+        if report is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        progress = next((c for c in trainer.callbacks if isinstance(c, Progress)), None)  # type: ignore[attr-defined]
+        step = pl_module.global_step or pl_module.loaded_step
+        extra = {
+            "stage": stage,
+            "label": pl_module.label,
+            "settings": self.settings,
+            "step": step,
+            "seconds_per_step": progress.seconds_per_step if progress else None,
+        }
+        device = str(pl_module.device)
+        if pl_module.device.type == "cuda":
+            device = torch.cuda.get_device_name(pl_module.device)
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        path: Path = self.run.path / "results.json"
+        write_results(path, report, self.run.experiment, self.run.variant, device, extra)
+        if stage == "validate":
+            return
+        scores = {f"{stage}/{k}": sum(v) / len(v) for k, v in report.metrics.items() if k in ("l1", "l2")}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and stage == "fit":
+                logger.log_hyperparams(self.hparams, scores, step=step)
+                logger.experiment.flush()

@@ -1,0 +1,68 @@
+"""ToyDataModule: in-memory data, the same epochs, steps and shares on any strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from lightning_toys.errors import require
+from lightning_toys.training.loader import BlockLoader
+from lightning_toys.training.module import ToyModule
+
+MAX_BLOCK = 50  # optimiser steps to a Trainer batch; the Trainer's share of a step is 2 % there, and 30 % at 1
+
+
+def block_steps(*intervals: int) -> int:
+    """Return the most steps (up to 50) that divide every interval at which something happens between blocks."""
+    return next(d for d in range(MAX_BLOCK, 0, -1) if all(n % d == 0 for n in intervals))
+
+
+class ToyDataModule(LightningDataModule):
+    """Base of the replica data modules.
+
+    An epoch, as everywhere, is one pass over the training points. The Trainer itself sees one long epoch, since its
+    own epochs cost more than a small model's steps; ``--trainer.max_epochs`` is turned into steps.
+
+    Args:
+        batch_size: rows of one optimiser step, over all ranks together.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
+        require(batch_size >= 1, f"--data.batch_size: {batch_size} is not allowed; give an integer >= 1")
+        self.batch_size = batch_size
+        self.checkpoint_interval = 0
+
+    def train_columns(self, seeds: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return the training tensors, each (R, N, ...)."""
+        raise NotImplementedError
+
+    def replica_seeds(self) -> list[int]:
+        """Return the seeds of the module that is being trained."""
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        assert isinstance(module, ToyModule)
+        return module.seeds
+
+    def train_dataloader(self) -> BlockLoader:
+        """Return the block loader, cut to the Trainer's steps and to this rank's share."""
+        trainer = self.trainer
+        assert trainer is not None
+        seeds = self.replica_seeds()
+        loader = BlockLoader(self.train_columns(seeds), seeds, self.batch_size, 1, 1)
+        epochs, steps = trainer.max_epochs, trainer.max_steps
+        if epochs is not None and epochs > 0:
+            wanted = epochs * loader.steps_per_pass
+            steps = wanted if steps < 0 else min(steps, wanted)
+            trainer.fit_loop.max_epochs = -1
+            trainer.fit_loop.epoch_loop.max_steps = steps
+        require(steps >= 0, "--trainer.max_steps: -1 is not allowed; give --trainer.max_steps or --trainer.max_epochs")
+        interval = trainer.val_check_interval
+        intervals = [int(interval)] if isinstance(interval, int) and interval > 0 else []
+        if self.checkpoint_interval:
+            intervals.append(self.checkpoint_interval)
+        loader.max_steps, loader.block_steps = steps, block_steps(*intervals)
+        loader.rank, loader.world = trainer.global_rank, trainer.world_size
+        return loader

@@ -1,0 +1,155 @@
+"""An in-memory loader that hands out several optimiser steps at once and can be resumed at any of them.
+
+In a tiny model the Trainer's bookkeeping for one batch costs as much as the step itself, so a *block* carries many
+steps' data and the module runs them in one ``training_step``. Which rows step s sees is a pure function of (seed, s):
+block boundaries, ranks and resumes change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_toys.errors import require
+from lightning_toys.training.noise import keyed_generator
+
+ENDLESS = 2**31
+SHUFFLE_BLOCK = 64  # passes whose permutations are drawn at once; part of the key
+
+
+class Batch(NamedTuple):
+    """One step's rows on this rank.
+
+    Attributes:
+        columns: tensors (R, rows, ...).
+        total: rows of the step on all ranks together.
+        first: position of the first local row among them.
+    """
+
+    columns: tuple[Tensor, ...]
+    total: int
+    first: int
+
+
+class Block(NamedTuple):
+    """Steps ``start`` to ``stop - 1``: whole shuffled passes, of which each step takes a slice."""
+
+    start: int
+    stop: int
+    first_pass: int
+    batch_size: int
+    rank: int
+    world: int
+    columns: tuple[Tensor, ...]  # each (R, passes, N, ...)
+
+    def batch(self, step: int) -> Batch:
+        """Return the rows of one optimiser step: a contiguous share of its batch for each rank."""
+        n = self.columns[0].shape[2]
+        per_pass = -(-n // self.batch_size)
+        p, k = divmod(step, per_pass)
+        lo, hi = k * self.batch_size, min((k + 1) * self.batch_size, n)
+        total = hi - lo
+        first, last = total * self.rank // self.world, total * (self.rank + 1) // self.world
+        p -= self.first_pass
+        return Batch(tuple(x[:, p, lo + first : lo + last] for x in self.columns), total, first)
+
+
+class BlockLoader:
+    """Iterates over blocks of optimiser steps until ``max_steps``.
+
+    Args:
+        columns: tensors (R, N, ...): replica r draws rows from ``columns[i][r]``.
+        seeds: one seed a replica; seeds the shuffles.
+        batch_size: rows a step; the last batch of a pass is kept, and is smaller where it must be.
+        max_steps: total number of optimiser steps; the last block is cut there.
+        block_steps: steps in a block.
+        rank: this process's rank.
+        world: number of processes; each takes its share of every batch.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[Tensor],
+        seeds: Sequence[int],
+        batch_size: int,
+        max_steps: int,
+        block_steps: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        require(batch_size >= 1, f"--data.batch_size: {batch_size} is not allowed; give an integer >= 1")
+        self.columns, self.seeds = tuple(columns), tuple(seeds)
+        self.batch_size, self.max_steps, self.block_steps = batch_size, max_steps, block_steps
+        self.rank, self.world = rank, world
+        self.next_step = 0
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Optimiser steps that it takes to see every row once."""
+        return -(-self.columns[0].shape[1] // self.batch_size)
+
+    def __len__(self) -> int:
+        # The run is one long Lightning epoch that max_steps ends. A known length keeps Lightning from prefetching, so
+        # that the saved position is the position trained.
+        return ENDLESS
+
+    def permutations(self, first_pass: int, passes: int) -> np.ndarray:
+        """Return the row order of each replica in passes ``first_pass`` ...: (R, passes, N)."""
+        n = self.columns[0].shape[1]
+        wanted = range(first_pass, first_pass + passes)
+        out = []
+        for seed in self.seeds:
+            rows = []
+            for index in range(wanted[0] // SHUFFLE_BLOCK, wanted[-1] // SHUFFLE_BLOCK + 1):
+                generator = keyed_generator(seed, index, "shuffle")
+                rows.append(generator.permuted(np.tile(np.arange(n), (SHUFFLE_BLOCK, 1)), axis=1))
+            skip = first_pass % SHUFFLE_BLOCK
+            out.append(np.concatenate(rows)[skip : skip + passes])
+        return np.stack(out)
+
+    def block(self, start: int, stop: int) -> Block:
+        """Gather the rows of steps ``start`` to ``stop - 1``."""
+        first = start // self.steps_per_pass
+        passes = (stop - 1) // self.steps_per_pass - first + 1
+        order = torch.from_numpy(self.permutations(first, passes))
+        replica = torch.arange(order.shape[0])[:, None, None]
+        columns = tuple(x[replica, order] for x in self.columns)
+        return Block(start, stop, first, self.batch_size, self.rank, self.world, columns)
+
+    def __iter__(self) -> Iterator[Block]:
+        if self.next_step >= self.max_steps:
+            # a Trainer that still wants steps has lost count, and would ask for ever
+            raise RuntimeError(
+                f"the loader is at step {self.next_step} of {self.max_steps}, and more steps are asked for"
+            )
+        while self.next_step < self.max_steps:
+            start = self.next_step
+            # blocks end on multiples of their size, so that a cut one does not shift those after it
+            stop = min((start // self.block_steps + 1) * self.block_steps, self.max_steps)
+            self.next_step = stop
+            yield self.block(start, stop)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position; all else follows from the seeds."""
+        return {"next_step": self.next_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved position."""
+        self.next_step = int(state["next_step"])
+
+
+class OneBatch:
+    """A loader of a single batch. (Lightning takes a list for several loaders.)"""
+
+    def __init__(self, batch: Tensor) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield self.batch

@@ -1,0 +1,296 @@
+"""ToyModule: R replicas trained side by side, several optimiser steps to a Trainer batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from lightning_toys.errors import NonFiniteError, require
+from lightning_toys.stats import mean_ci
+from lightning_toys.training.loader import Batch, Block
+from lightning_toys.training.results import Report
+
+
+def check_seeds(seeds: Sequence[int]) -> list[int]:
+    """Refuse an empty, repeated or negative list of replica seeds."""
+    require(len(seeds) > 0, "--model.seeds: [] is not allowed; give at least one seed, such as [0]")
+    require(min(seeds) >= 0, f"--model.seeds: {list(seeds)} is not allowed; seeds are integers >= 0")
+    require(len(set(seeds)) == len(seeds), f"--model.seeds: {list(seeds)} is not allowed; a seed appears twice")
+    return list(seeds)
+
+
+def clip_per_replica(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
+    """Scale each replica's gradient so that its own norm is at most ``max_norm``; parameters (R, ...)."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    squares = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0)
+    scale = (max_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    for g in grads:
+        g.mul_(scale.view(-1, *[1] * (g.dim() - 1)))
+
+
+class ToyModule(LightningModule):
+    """Base of the replica experiments.
+
+    A subclass builds ``self.net`` in :meth:`build` (every parameter with a leading replica axis), gives each replica's
+    loss in :meth:`replica_losses` and a :class:`Report` in :meth:`report`. Optimisation is manual for two reasons:
+    many steps fit in one Trainer batch, and clipping is per replica.
+
+    Args:
+        seeds: one seed a replica.
+        lr: AdamW's learning rate.
+        weight_decay: AdamW's decoupled weight decay; 0 makes it Adam.
+        clip_grad_norm: bound on each replica's gradient norm.
+        ema_decay: decay of an exponential moving average of the weights.
+    """
+
+    net: nn.Module
+    best_score: Tensor
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        clip_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.seeds = check_seeds(seeds)
+        require(lr > 0, f"--model.lr: {lr} is not allowed; give a number > 0")
+        require(weight_decay >= 0, f"--model.weight_decay: {weight_decay} is not allowed; give a number >= 0")
+        require(
+            clip_grad_norm is None or clip_grad_norm > 0,
+            f"--model.clip_grad_norm: {clip_grad_norm} is not allowed; give a number > 0 or null",
+        )
+        require(
+            ema_decay is None or 0 < ema_decay < 1,
+            f"--model.ema_decay: {ema_decay} is not allowed; give a number between 0 and 1 or null",
+        )
+        self.lr, self.weight_decay, self.clip_grad_norm, self.ema_decay = lr, weight_decay, clip_grad_norm, ema_decay
+        self.ema_net: nn.Module | None = None
+        self.best_net: nn.Module | None = None
+        self.register_buffer("best_score", torch.full((len(self.seeds),), torch.inf))
+        self.last_report: Report | None = None
+        self.last_losses = torch.zeros(len(self.seeds))
+        self.loaded_step = 0
+        self.sizes: dict[str, int] = {}
+        self.config: dict[str, Any] = {}  # the command line's model and data sections, kept in checkpoints
+
+    # what an experiment gives
+
+    def measure(self, data: LightningDataModule | None) -> dict[str, int]:
+        """Return what :meth:`build` has to know of the data; kept in checkpoints.
+
+        Raises:
+            ToyError: the data module does not fit this module.
+        """
+        raise NotImplementedError
+
+    def build(self) -> nn.Module:
+        """Return the network; called once, when ``self.sizes`` is known."""
+        raise NotImplementedError
+
+    def replica_losses(self, batch: Batch, step: int) -> Tensor:
+        """Return each replica's share of its loss (R,): the sum over local rows divided by ``batch.total``."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """A few words that tell this run from others in a comparison."""
+        return type(self).__name__
+
+    def figures(self, folder: Path) -> dict[str, Figure]:
+        """Return the figures of the last report, by file name; ``folder`` holds the run's metrics.csv."""
+        return {}
+
+    # building and shadow copies
+
+    def configure_model(self) -> None:
+        """Build the network, and its shadow copies where they are wanted, once."""
+        if hasattr(self, "net"):
+            return
+        if not self.sizes:
+            if self._trainer is None:
+                return  # load_from_checkpoint: on_load_checkpoint knows the sizes, and comes next
+            self.sizes = self.measure(self.trainer.datamodule)  # type: ignore[attr-defined]
+        self.net = self.build()
+        if self.ema_decay is not None:
+            self.ema_net = self.shadow()
+        if self.keeps_best:
+            self.best_net = self.shadow()
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether each replica's best weights on held-out training points are kept."""
+        return False
+
+    def shadow(self) -> nn.Module:
+        """Return a frozen copy of the network."""
+        return copy.deepcopy(self.net).requires_grad_(False)
+
+    def keep_best(self, scores: Tensor) -> None:
+        """Copy the weights of every replica whose score (R,), lower is better, beats its best so far."""
+        if self.best_net is None:
+            return
+        better = scores.to(self.best_score) < self.best_score
+        self.best_score = torch.where(better, scores.to(self.best_score), self.best_score)
+        for kept, p in zip(self.best_net.parameters(), self.net.parameters(), strict=True):
+            kept.data[better] = p.data[better]
+
+    # training
+
+    def on_train_start(self) -> None:
+        """Let the learning rate and weight decay given now win over those in a resumed optimiser's state."""
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group.update(lr=self.lr, weight_decay=self.weight_decay)
+
+    @property
+    def steps_directly(self) -> bool:
+        """Whether backward and optimiser step may go past Lightning's wrappers, which then would only pass them on.
+
+        In a small model those wrappers cost a sixth of a step. They matter to a strategy of several processes, to a
+        gradient scaler, to a profiler, and to hooks that somebody overrides; then they are used.
+        """
+        trainer = self.trainer
+        hooks = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        hooked = any(getattr(type(c), h) is not getattr(Callback, h) for c in callbacks for h in hooks)
+        hooked |= any(getattr(type(self), h) is not getattr(LightningModule, h) for h in (*hooks, "backward"))
+        return (
+            type(trainer.strategy) is SingleDeviceStrategy
+            and getattr(trainer.precision_plugin, "scaler", None) is None
+            and type(trainer.precision_plugin) in (Precision, MixedPrecision, DoublePrecision)
+            and isinstance(trainer.profiler, PassThroughProfiler)  # type: ignore[attr-defined]
+            and not hooked
+        )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return fused AdamW over the trained parameters."""
+        fused = self.device.type in ("cpu", "cuda")
+        return torch.optim.AdamW(self.net.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
+
+    def training_step(self, block: Block, batch_idx: int) -> None:
+        """Take every optimiser step of the block.
+
+        Raises:
+            NonFiniteError: a loss was not finite; names the first such step and the replicas' seeds.
+        """
+        direct = self.steps_directly
+        optimizer = self.optimizers(use_pl_optimizer=not direct)
+        assert not isinstance(optimizer, list)
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        parameters = list(self.net.parameters())
+        losses: list[Tensor] = []
+        for step in range(block.start, block.stop):
+            loss = self.replica_losses(block.batch(step), step)
+            losses.append(loss.detach())
+            optimizer.zero_grad()
+            if direct:
+                loss.sum().backward()  # type: ignore[no-untyped-call]
+            else:  # DDP averages gradients over ranks; the losses are shares of one sum
+                self.manual_backward(loss.sum() * block.world)
+            if self.clip_grad_norm is not None:
+                if (scaler := getattr(self.trainer.precision_plugin, "scaler", None)) is not None:
+                    scaler.unscale_(self.trainer.optimizers[0])  # else the norm is that of scaled gradients
+                clip_per_replica(parameters, self.clip_grad_norm)
+            if direct:  # what Lightning's wrapper counts; `global_step` reads it
+                progress.increment_ready()
+                optimizer.step()
+                progress.increment_completed()
+            else:
+                optimizer.step()
+            if self.ema_net is not None and self.ema_decay is not None:
+                with torch.no_grad():
+                    averages: list[Tensor] = list(self.ema_net.parameters())
+                    torch._foreach_lerp_(averages, list[Tensor](parameters), 1 - self.ema_decay)
+        self.finish_block(block, torch.stack(losses))
+
+    def finish_block(self, block: Block, losses: Tensor) -> None:
+        """Check the block's losses (steps, R) and log those at multiples of ``log_every_n_steps``."""
+        if block.world > 1:
+            losses = self.trainer.strategy.reduce(losses, reduce_op="sum")
+        if not torch.isfinite(losses).all():
+            bad = ~torch.isfinite(losses)
+            first = int(bad.any(1).nonzero()[0])
+            who = [s for s, b in zip(self.seeds, bad[first].tolist(), strict=True) if b]
+            raise NonFiniteError(f"the loss is not finite at step {block.start + first} in the replicas of seeds {who}")
+        self.last_losses = losses[-1]
+        # what `self.log` and Lightning's own callbacks take for the x-axis: optimiser steps, not blocks
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = block.stop
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every:
+            for step in range(-(-(block.start + 1) // every) * every, block.stop + 1, every):
+                self.write_scalars({"train/loss": losses[step - 1 - block.start]}, step)
+
+    def check_finite_weights(self) -> None:
+        """Raise :class:`NonFiniteError` if a weight is not finite, which the loss shows one step later only."""
+        bad = torch.zeros(len(self.seeds), dtype=torch.bool, device=self.device)
+        for p in self.net.parameters():
+            bad |= ~torch.isfinite(p.detach()).flatten(1).all(1)
+        if bad.any():
+            who = [s for s, b in zip(self.seeds, bad.tolist(), strict=True) if b]
+            raise NonFiniteError(
+                f"the weights are not finite at step {self.global_step} in the replicas of seeds {who}"
+            )
+
+    # logging
+
+    def write_scalars(self, metrics: dict[str, Tensor], step: int | None = None) -> None:
+        """Write metrics (R,) to every logger: mean, 95 % interval, and each replica's value.
+
+        This goes past ``self.log``: a call of that costs as much as a quarter of a training step, and its x-axis
+        counts Trainer batches, not optimiser steps.
+        """
+        if not self.trainer.is_global_zero:
+            return
+        row: dict[str, float] = {}
+        for name, values in metrics.items():
+            v = values.detach().double().cpu().tolist()
+            estimate = mean_ci(v)
+            row[name] = estimate.mean
+            if len(v) > 1:
+                # groups of their own: TensorBoard's first cards are the means
+                row[f"interval/{name}/lo"], row[f"interval/{name}/hi"] = estimate.lo, estimate.hi
+                row.update({f"replicas/{name}/seed_{s}": x for s, x in zip(self.seeds, v, strict=True)})
+        for logger in self.trainer.loggers:
+            logger.log_metrics(row, step=step or self.global_step or self.loaded_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the configuration in the checkpoint, plain values only."""
+        checkpoint["toy"] = {"seeds": list(self.seeds), "sizes": self.sizes, "config": self.config}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember which step the weights are of, and what the network is built for."""
+        self.loaded_step = int(checkpoint["global_step"])
+        if not hasattr(self, "net"):
+            self.sizes = dict(checkpoint["toy"]["sizes"])
+            self.configure_model()
+
+    def misfit(self, checkpoint: dict[str, Any]) -> str | None:
+        """Say where the checkpoint's network differs from the one that :meth:`build` makes, if it does."""
+        for name, wanted, flag in (
+            ("ema_net", self.ema_decay is not None, "--model.ema_decay"),
+            ("best_net", self.keeps_best, "--data.holdout"),
+        ):
+            if wanted != any(k.startswith(f"{name}.") for k in checkpoint["state_dict"]):
+                return f"{flag} was {'not ' if wanted else ''}given when it was trained"
+        stored = {k.removeprefix("net."): v.shape for k, v in checkpoint["state_dict"].items() if k.startswith("net.")}
+        built = {k: v.shape for k, v in self.build().state_dict().items()}
+        for name in [*built, *stored]:
+            if built.get(name) != stored.get(name):
+                shapes = [str(tuple(s)) if s is not None else "nothing" for s in (stored.get(name), built.get(name))]
+                return f"it has {shapes[0]} for net.{name}, where {shapes[1]} is wanted"
+        return None

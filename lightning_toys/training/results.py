@@ -1,0 +1,128 @@
+"""results.json: what a run scored, replica by replica, and what it ran on. Written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_toys.stats import mean_ci
+
+PACKAGES = ("lightning-toys", "torch", "lightning", "torchdiffeq", "numpy", "scipy", "scikit-learn", "matplotlib")
+
+
+@dataclass
+class Report:
+    """What an evaluation found.
+
+    Attributes:
+        seeds: the replicas' seeds.
+        metrics: name to one value a replica. ``l2`` is the configured readout's, ``l2@zeros/euler-9`` another's.
+        references: reference row to its metrics; a value is the mean over replicas where their data differ.
+        arrays: per-interval or per-component profiles, means over replicas, nested lists.
+    """
+
+    seeds: Sequence[int]
+    metrics: dict[str, list[float]]
+    references: dict[str, dict[str, float]] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
+
+
+def plain(value: Any) -> Any:
+    """Turn NaN and infinity, which JSON lacks, into None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Return versions, device, threads and the command."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Return commit and dirtiness of the checkout that this package lies in; None outside of one."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def set_aside(path: Path) -> None:
+    """Move an existing file to the first free ``name-1.ext``, ``name-2.ext``, ...: nothing in a run is overwritten."""
+    if not path.exists():
+        return
+    k = 1
+    while (kept := path.with_name(f"{path.stem}-{k}{path.suffix}")).exists():
+        k += 1
+    path.rename(kept)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write ``text`` to a temporary file beside ``path``, then put it in place in one move."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with partial.open("w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    partial.replace(path)
+
+
+def summarise(values: Sequence[float]) -> dict[str, Any]:
+    """Return {"values", "mean", "ci95"} of one metric."""
+    estimate = mean_ci(values)
+    return {"values": list(values), "mean": estimate.mean, "ci95": [estimate.lo, estimate.hi]}
+
+
+def write_results(
+    path: Path, report: Report, experiment: str, variant: str, device: str, extra: Mapping[str, Any]
+) -> None:
+    """Write ``path`` (results.json) atomically; an older one is kept beside it."""
+    content = {
+        "experiment": experiment,
+        "variant": variant,
+        "seeds": list(report.seeds),
+        "metrics": {name: summarise(values) for name, values in report.metrics.items()},
+        "references": report.references,
+        "arrays": report.arrays,
+        **extra,
+        "environment": environment(device),
+        "git": git_state(),
+    }
+    text = json.dumps(plain(content), indent=1) + "\n"  # what cannot be written must not displace what could
+    set_aside(path)
+    write_atomic(path, text)

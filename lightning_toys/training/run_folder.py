@@ -1,0 +1,150 @@
+"""Where a run lives: lightning_logs/<experiment>/<variant>/<name>, and how one is found again."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lightning_toys.errors import ToyError, did_you_mean, process_rank
+
+RUN_VARIABLE = "LIGHTNING_TOYS_RUN"  # tells a strategy's child processes which folder their parent chose
+
+SWEEP_MARK = "sweep.json"  # in a sweep's cell: what it was started with, and whether it is done
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder; nothing is created until something is written.
+
+    Attributes:
+        root: usually ``lightning_logs``.
+        experiment: package name of the experiment.
+        variant: what is run, by default the configuration file's name.
+        name: the run's own name, ``version_0``, ``version_1``, ... or the one given.
+    """
+
+    root: Path
+    experiment: str
+    variant: str
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.root / self.experiment / self.variant / self.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where last.ckpt and best.ckpt are."""
+        return self.path / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        """Where the PNG files are."""
+        return self.path / "figures"
+
+    @property
+    def used(self) -> bool:
+        """Whether a run has been here."""
+        return holds_run(self.path)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds anything of a run; a sweep's mark alone is none."""
+    return folder.is_dir() and any(p.name != SWEEP_MARK for p in folder.iterdir())
+
+
+def versions(folder: Path) -> list[int]:
+    """Return the numbers of the version_k folders, ascending."""
+    if not folder.is_dir():
+        return []
+    found = (re.fullmatch(r"version_(\d+)", p.name) for p in folder.iterdir() if p.is_dir())
+    return sorted(int(m[1]) for m in found if m)
+
+
+def new_run(root: Path, experiment: str, variant: str, name: str | None) -> RunFolder:
+    """Choose the folder of a new run.
+
+    Raises:
+        ToyError: the name is taken.
+    """
+    if inherited := os.environ.get(RUN_VARIABLE):
+        name = inherited
+    elif name is None:
+        taken = versions(root / experiment / variant)
+        name = f"version_{taken[-1] + 1 if taken else 0}"
+    elif process_rank() == 0 and RunFolder(root, experiment, variant, name).used:
+        raise ToyError(
+            f"--run.name: {name!r} is taken: {root / experiment / variant / name} holds a run; "
+            "give another name, or go on with it by --ckpt_path last"
+        )
+    return RunFolder(root, experiment, variant, name)
+
+
+def find_run(root: Path, experiment: str, variant: str, name: str | None) -> RunFolder:
+    """Return the named run, or the newest of the variant (by when it was last written to).
+
+    Raises:
+        ToyError: there is none.
+    """
+    folder = root / experiment / variant
+    runs = [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+    if name is None:
+        runs = [p for p in runs if list((p / "checkpoints").glob("*.ckpt"))]
+        if not runs:
+            raise ToyError(f"--ckpt_path: no run with a checkpoint in {folder}; run `fit` first, or give a path")
+        newest = max(runs, key=lambda p: max(f.stat().st_mtime for f in (p / "checkpoints").glob("*.ckpt")))
+        return RunFolder(root, experiment, variant, newest.name)
+    if name not in {p.name for p in runs}:
+        hint = did_you_mean(name, [p.name for p in runs])
+        raise ToyError(f"--run.name: no run {name!r} in {folder}{hint}")
+    return RunFolder(root, experiment, variant, name)
+
+
+def resolve_checkpoint(
+    word: str, root: Path, experiment: str, variant: str, name: str | None
+) -> tuple[Path, RunFolder]:
+    """Return the checkpoint that ``--ckpt_path`` means, and the folder of the run it belongs to.
+
+    ``last`` and ``best`` are looked for in the named or the newest run; anything else is a path. A checkpoint that
+    lies in no run folder of this layout belongs to a folder named after it.
+
+    Raises:
+        ToyError: there is no such file.
+    """
+    if word in ("last", "best"):
+        run = find_run(root, experiment, variant, name)
+        path = run.checkpoints / f"{word}.ckpt"
+        if not path.is_file():
+            there = sorted(p.name for p in run.checkpoints.glob("*.ckpt")) if run.checkpoints.is_dir() else []
+            why = " (best.ckpt is kept with --data.holdout > 0 only)" if word == "best" else ""
+            raise ToyError(f"--ckpt_path: no {word}.ckpt in {run.checkpoints}, which holds {there}{why}")
+        return path, run
+    path = Path(word)
+    if not path.is_file():
+        near = [str(p) for p in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
+        raise ToyError(f"--ckpt_path: no file {word!r}; give last, best or a path{did_you_mean(word, near)}")
+    parents = path.resolve().parents
+    if path.resolve().parent.name == "checkpoints" and len(parents) >= 5:
+        return path, RunFolder(parents[4], parents[3].name, parents[2].name, parents[1].name)
+    return path, RunFolder(root, experiment, variant, name or path.stem)
+
+
+def read_checkpoint(path: Path) -> dict[str, object]:
+    """Load a checkpoint without running code from it.
+
+    Raises:
+        ToyError: the file is no checkpoint of this project, or is damaged.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a cut zip, a pickle with code, an image: all the same to the user
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise ToyError(f"--ckpt_path: {path} cannot be read as a checkpoint ({reason})") from None
+    if not isinstance(checkpoint, dict) or "toy" not in checkpoint:
+        raise ToyError(f"--ckpt_path: {path} is not a checkpoint of lightning_toys")
+    return checkpoint
