@@ -1,0 +1,191 @@
+"""The command line before and after jsonargparse: file names that are there, and errors of one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_toys.errors import ToyError, did_you_mean
+
+
+def flags(args: Sequence[str]) -> dict[str, str | None]:
+    """Return the ``--flag value`` and ``--flag=value`` pairs of a command line."""
+    found: dict[str, str | None] = {}
+    for i, word in enumerate(args):
+        if word.startswith("--"):
+            name, eq, value = word.partition("=")
+            following = args[i + 1] if i + 1 < len(args) and not args[i + 1].startswith("--") else None
+            found[name] = value if eq else following
+    return found
+
+
+def split_configs(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part a command line into its configuration files, in order, and the rest."""
+    configs, rest, i = [], [], 0
+    while i < len(args):
+        word = args[i]
+        if word in ("-c", "--config"):
+            if i + 1 >= len(args):
+                raise ToyError(f"{word}: a file name is missing")
+            configs.append(args[i + 1])
+            i += 1
+        elif word.startswith(("--config=", "-c=")):
+            configs.append(word.partition("=")[2])
+        else:
+            rest.append(word)
+        i += 1
+    return configs, rest
+
+
+def check_configs(configs: Sequence[str]) -> None:
+    """Refuse a configuration file that is not there, naming the nearest one that is."""
+    for name in configs:
+        if not Path(name).is_file():
+            known = [str(p) for p in sorted(Path("configs").glob("*/*.yaml"))]
+            hint = did_you_mean(name, known) or did_you_mean(Path(name).name, [Path(k).name for k in known])
+            listing = "" if hint else f"; there are {', '.join(known)}" if known else ""
+            raise ToyError(f"-c: no file {name!r}{hint}{listing}")
+        try:
+            content = yaml.safe_load(Path(name).read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ToyError(f"-c: {name} is not YAML ({' '.join(str(error).split())[:160]})") from None
+        if not isinstance(content, dict):
+            raise ToyError(f"-c: {name} is not a configuration: a mapping with model, data, trainer is wanted")
+
+
+def subclass_names(base: type) -> set[str]:
+    """Return the names of all imported subclasses of ``base``."""
+    names: set[str] = set()
+    children: list[type] = base.__subclasses__()
+    for sub in children:
+        names |= {sub.__name__, *subclass_names(sub)}
+    return names
+
+
+def class_names() -> set[str]:
+    """Return the names of the classes that a flag can name by its short name."""
+    from lightning_toys.flow_vs_regression.targets import Target
+
+    names: set[str] = set()
+    for base in (LightningModule, LightningDataModule, Target):
+        names |= subclass_names(base)
+    return {n for n in names if not n.startswith("_")}
+
+
+def option_names(parser: LightningArgumentParser) -> set[str]:
+    """Return every flag that the parser and the experiments' classes take."""
+    import inspect
+
+    from lightning_toys.training.data import ToyDataModule
+    from lightning_toys.training.module import ToyModule
+
+    names = {s for action in parser._actions for s in action.option_strings if s.startswith("--")}
+    for prefix, base in (("--model", ToyModule), ("--data", ToyDataModule)):
+        for cls in base.__subclasses__():
+            for name, parameter in inspect.signature(cls).parameters.items():
+                names.add(f"{prefix}.{name}")
+                names |= {f"{prefix}.{name}.{inner}" for inner in inner_options(parameter.annotation, cls)}
+    return names
+
+
+def inner_options(annotation: Any, cls: type) -> set[str]:
+    """Return the fields of the dataclasses, and the parameters of the classes, that an annotation names."""
+    import dataclasses
+    import inspect
+    import sys
+
+    found: set[str] = set()
+    for word in re.findall(r"\w+", str(annotation)):
+        inner = getattr(sys.modules[cls.__module__], word, None)
+        if isinstance(inner, type) and inner.__module__.startswith("lightning_toys"):
+            if dataclasses.is_dataclass(inner):
+                found |= {f.name for f in dataclasses.fields(inner)}
+            for sub in [inner, *inner.__subclasses__()]:
+                found |= {p for p in inspect.signature(sub).parameters if p not in ("args", "kwargs")}
+    return found
+
+
+class Refused(SystemExit):
+    """A parser's error. No Exception: jsonargparse takes those for one branch of a Union that did not fit."""
+
+
+class ToyParser(LightningArgumentParser):
+    """A parser whose errors are one line with the flag, the value and what is allowed."""
+
+    command: Sequence[str] = ()  # the words being parsed, for naming the flag in an error
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Turn jsonargparse's report into one line."""
+        raise Refused(explain(message, type(self).command, self))
+
+
+def flag_for(key: str, value: str | None, given: dict[str, str | None]) -> str:
+    """Return the flag on the command line that set ``key`` (to ``value``, where that is known), or the key itself."""
+    last = key.split(".")[-1]
+    for name, given_value in given.items():
+        if name.split(".")[-1].lstrip("-") == last and (value is None or given_value is None or value in given_value):
+            return name
+    return f"--{key}" if key.startswith(("model", "data", "trainer", "run")) else f"{key!r} in the configuration"
+
+
+def explain(message: str, command: Sequence[str], parser: LightningArgumentParser) -> str:
+    """Say in one line what is wrong with the command line."""
+    if m := re.search(r"^\s*-?\s*(--[\w.]+: .*)$", message, re.MULTILINE):
+        return m[1]  # a check of ours, reported through jsonargparse
+    if re.search(r"required: \w+\.model$", message):
+        return "-c: no experiment chosen; give -c configs/EXPERIMENT/VARIANT.yaml (or --model CLASS)"
+    given = flags(command)
+    if m := re.search(r"[uU]nrecognized arguments: (\S+)", message):
+        name = m[1].split("=")[0]
+        return f"{name}: no such flag{suggest(name, option_names(parser))}"
+    unknown = (
+        r"[Oo]ption '(.+?)' is not accepted|accept option '(.+?)'|Key '(.+?)' is not expected",
+        r'No action for key "(\S+?)"',
+    )
+    if m := re.search("|".join(unknown), message):
+        key = next(g for g in m.groups() if g)
+        name = flag_for(key, None, given)
+        known = option_names(parser)
+        hint = suggest(name, known) if name.startswith("--") else did_you_mean(key, {n.split(".")[-1] for n in known})
+        return f"{name}: no such option{hint}"
+    key_match = re.search(r'(?:Parser key|key) "([^"]+)"', message)
+    key = key_match[1] if key_match else ""
+    if m := re.search(r"Expected a dot import path string: (\S+)", message):
+        return f"{flag_for(key, m[1], given)}: no class {m[1]!r}{suggest(m[1], class_names())}"
+    if m := re.search(r"typing\.Literal\[(.*?)\]\. Got value: (.*)", message):
+        options = [o.strip().strip("'\"") for o in m[1].split(",")]
+        value = m[2].strip()
+        hint = did_you_mean(value, options)
+        return f"{flag_for(key, value, given)}: {value!r} is not allowed; give one of {', '.join(options)}{hint}"
+    if m := re.search(r"Expected an? (.*?)\. Got value: (.*)", message):
+        kind = re.sub(r"<class '(.*?)'>", r"\1", m[1])
+        return f"{flag_for(key, m[2].strip(), given)}: {m[2].strip()!r} is not allowed; give {article(kind)}"
+    if m := re.search(r"Given value: (.*)", message):
+        wanted = re.findall(r"Expected an? (.*)", message)
+        kinds = " or ".join(dict.fromkeys(re.sub(r"<class '(.*?)'>", r"\1", w).split(". Got")[0] for w in wanted))
+        return f"{flag_for(key, m[1].strip(), given)}: {m[1].strip()!r} is not allowed; give {kinds or 'another value'}"
+    return " ".join(message.split())
+
+
+def article(kind: str) -> str:
+    """Name a Python type in words."""
+    if "Sequence" in kind or "List" in kind or "list" in kind:
+        return "a list such as '[0, 1]'"
+    words = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null", "str": "a string"}
+    return words.get(kind, f"a value of type {kind}")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the nearest known name as a hint; the last part counts where the prefix is right."""
+    known = set(known)
+    prefix, dot, last = name.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == prefix}
+    if dot and (hint := did_you_mean(last, siblings)):
+        return f"; did you mean {prefix}.{hint.split(chr(39))[1]}?"
+    return did_you_mean(name, known)

@@ -1,0 +1,418 @@
+"""The command line: fit, validate, test and predict through LightningCLI, and compare and sweep beside them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+import lightning_toys.flow_vs_regression  # noqa: F401  registers its classes for short names
+from lightning_toys.arguments import Refused, ToyParser, check_configs, explain, flags, split_configs
+from lightning_toys.errors import NonFiniteError, ToyError, did_you_mean, note, process_rank
+from lightning_toys.training.allocator import keep_freed_memory
+from lightning_toys.training.callbacks import FigureWriter, Progress, RescueCheckpoint, ResultsWriter, ValidationClock
+from lightning_toys.training.metrics_csv import MetricsCSV
+from lightning_toys.training.module import ToyModule
+from lightning_toys.training.results import set_aside, write_atomic
+from lightning_toys.training.run_folder import (
+    RUN_VARIABLE,
+    RunFolder,
+    new_run,
+    read_checkpoint,
+    resolve_checkpoint,
+)
+
+TRAINER_VERBS = ("fit", "validate", "test", "predict")
+VERBS = (*TRAINER_VERBS, "compare", "sweep")
+
+HELP = """\
+usage: python cli.py VERB -c configs/EXPERIMENT/VARIANT.yaml [--flag value ...]
+
+  fit       train; goes on where a run stopped with --ckpt_path last
+  validate  score a checkpoint as training does
+  test      score a checkpoint under every sampler
+  predict   write a checkpoint's predictions to the run folder
+  compare   put runs side by side: compare RUN_OR_FOLDER ... [--baseline LABEL] [--out FOLDER]
+  sweep     fit and test every cell of a grid in one process, then compare:
+            sweep -c FILE --grid.model.mode '[regression,flow]' [--grid.ANY.FLAG '[...]'] [--flag value ...]
+
+flags (VERB --help lists all; any class named on the line has its own --model.help, --data.target.help CLASS, ...)
+  -c FILE                     configuration; several are stacked, flags beat files
+  --print_config              print the whole configuration and stop
+  --model.* --data.*          the experiment, e.g. --model.seeds '[0,1,2]' --data.num_train 20
+  --trainer.*                 everything of Lightning's Trainer: max_steps, max_epochs, accelerator, devices,
+                              strategy, precision, logger, callbacks, ...
+  --ckpt_path last|best|PATH  the newest run's checkpoint, or any
+  --run.root DIR  --run.variant NAME  --run.name NAME
+                              the run folder is root/experiment/variant/name
+  --checkpoint.every_n_steps N   --figures.every_n_validations N   --figures.dpi N
+
+example
+  python cli.py fit  -c configs/flow_vs_regression/flow.yaml --model.seeds '[0,1,2,3]'
+  python cli.py test -c configs/flow_vs_regression/flow.yaml --ckpt_path last
+  tensorboard --logdir lightning_logs
+"""
+
+
+class ToysCLI(LightningCLI):
+    """LightningCLI with run folders, checkpoints that yield to flags, and one-line errors."""
+
+    run: RunFolder
+    checkpoint_path: Path | None
+    checkpoint: dict[str, Any] | None
+
+    def __init__(self, args: Sequence[str], dry: bool = False) -> None:
+        self.words, self.dry = list(args), dry
+        self.checkpoint_path, self.checkpoint = None, None
+        super().__init__(
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=False,  # every draw is keyed; nothing reads the global generators
+            auto_configure_optimizers=False,
+            parser_class=ToyParser,
+            trainer_defaults={
+                "devices": 1,  # more seeds on one device beat more devices; a multi-GPU machine has to be asked for
+                "enable_progress_bar": False,  # ours costs nothing and counts optimiser steps
+                "enable_model_summary": False,
+                "check_val_every_n_epoch": None,
+                "val_check_interval": 1000,
+                "log_every_n_steps": 100,
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,
+            },
+            args=list(args),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run folder and the standing callbacks' settings."""
+        parser.add_argument("--run.root", type=str, default="lightning_logs", help="folder of all runs")
+        parser.add_argument("--run.variant", type=str | None, default=None, help="default: the first -c file's name")
+        parser.add_argument("--run.name", type=str | None, default=None, help="default: version_0, version_1, ...")
+        parser.add_class_arguments(RescueCheckpoint, "checkpoint")
+        parser.add_class_arguments(FigureWriter, "figures")
+
+    # parsing
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse flags over the checkpoint's settings over the files, and choose the run folder."""
+        verb, words = self.words[0], self.words[1:]
+        configs, rest = split_configs(words)
+        check_configs(configs)
+        rest = settle_length(rest)
+        stacked = [w for c in configs for w in ("-c", c)]
+        ToyParser.command = rest
+        self.config = parse(parser, [verb, *stacked, *rest])
+        settings = self.config[verb]
+        experiment = experiment_of(settings.model.class_path)
+        for flag in ("variant", "name"):
+            value = settings.run[flag]
+            if value is not None and (not value or "/" in value or value in (".", "..")):
+                raise ToyError(f"--run.{flag}: {value!r} is not allowed; give a folder's name, without /")
+        variant = settings.run.variant or (Path(configs[0]).stem if configs else "unnamed")
+        where = (Path(settings.run.root), experiment, variant, settings.run.name)
+        word = settings.get("ckpt_path")
+        if word is None and verb != "fit":
+            word = "last"
+        if word is None:
+            self.run = new_run(*where)
+            return
+        path, self.run = resolve_checkpoint(word, *where)
+        if verb == "fit" and self.run.used and self.run.path.resolve() not in path.resolve().parents:
+            raise ToyError(f"--ckpt_path: {path} is of no run here, and {self.run.path} holds another; give --run.name")
+        checkpoint: dict[str, Any] = read_checkpoint(path)
+        made_by = checkpoint["toy"]["config"]["model"]["class_path"]
+        if made_by != settings.model.class_path:
+            raise ToyError(f"--ckpt_path: {path} is a checkpoint of {made_by}, not of {settings.model.class_path}")
+        self.checkpoint_path, self.checkpoint = path, checkpoint
+        stored = yaml.safe_dump({k: checkpoint["toy"]["config"][k] for k in ("model", "data")})
+        before = self.dump(verb)
+        self.config = parse(parser, [verb, *stacked, "-c", stored, *rest])
+        seeds, kept = self.config[verb].model.init_args.get("seeds"), checkpoint["toy"]["seeds"]
+        if seeds is not None and list(seeds) != kept:
+            raise ToyError(f"--model.seeds: {list(seeds)} is not allowed; {path} holds the replicas of seeds {kept}")
+        for key, now, was in differences(before, self.dump(verb)):
+            note(f"{key} is {now!r} as in the checkpoint, not {was!r} as in the configuration; a flag would win")
+        self.config[verb].ckpt_path = str(path)
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: LightningCLI would let the checkpoint's settings beat the flags here."""
+
+    def dump(self, verb: str) -> dict[str, Any]:
+        """Return the verb's configuration as plain values."""
+        text = self._subcommand_parsers[verb].dump(self.config[verb], skip_none=False, skip_validation=True)
+        plain: dict[str, Any] = yaml.safe_load(text)
+        return plain
+
+    # running
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer with our callbacks and loggers beside the user's."""
+        settings = self.config_init[self.subcommand]
+        trainer: Namespace = settings.trainer
+        rescue, figures, results = settings.checkpoint, settings.figures, ResultsWriter()
+        for callback in (rescue, figures, results):
+            callback.run = self.run
+        plain = self.dump(str(self.subcommand))
+        settings_shown = flatten({k: plain[k] for k in ("model", "data")})
+        results.settings = settings_shown
+        results.hparams = {k: short(v) for k, v in settings_shown.items() if v != "None" and ".test_" not in k}
+        self.model.config = {k: plain[k] for k in ("model", "data")}
+        given = trainer.callbacks or []
+        given = given if isinstance(given, list) else [given]
+        # figures read metrics.csv, and results note the speed: both come after what they look at
+        kwargs["callbacks"] = [*given, ValidationClock(), Progress(), rescue, figures, results]
+        kwargs["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in given)
+        kwargs["default_root_dir"] = trainer.default_root_dir or str(self.run.path)
+        kwargs["logger"] = self.loggers(trainer.logger)
+        if self.subcommand == "fit" and self.checkpoint_path is None and not self.dry:
+            os.environ[RUN_VARIABLE] = self.run.name  # for the child processes that a strategy may start
+        return self.trainer_class(**{**trainer, **kwargs})
+
+    def loggers(self, given: Any) -> Any:
+        """Return TensorBoard and metrics.csv where the user says nothing; the user's and metrics.csv else."""
+        if given is False:
+            return False
+        step = self.checkpoint["global_step"] if self.checkpoint is not None else None
+        table = MetricsCSV(self.run.path, resume_step=step if self.subcommand == "fit" else None)
+        if given is None or given is True:
+            board = TensorBoardLogger(
+                self.run.root,
+                name=f"{self.run.experiment}/{self.run.variant}",
+                version=self.run.name,
+                default_hp_metric=False,
+                purge_step=step + 1 if step is not None and self.subcommand == "fit" else None,
+            )
+            return [board, table]
+        return [*given, table] if isinstance(given, list) else [given, table]
+
+    def instantiate_classes(self) -> None:
+        """Instantiate, then keep the configuration in the run folder: the first as config.yaml."""
+        try:
+            self.config_init = self.parser.instantiate_classes(self.config)
+        except ValueError as error:  # jsonargparse's report of a check in a constructor
+            parser = self._subcommand_parsers[self.words[0]]
+            raise ToyError(explain(str(error), ToyParser.command, parser)) from None
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._get(self.config_init, "model")
+        if not isinstance(self.model, ToyModule):
+            raise ToyError(f"--model: {type(self.model).__name__} is not an experiment of lightning_toys")
+        self.model.sizes = self.model.measure(self.datamodule)
+        if self.checkpoint is not None and (why := self.model.misfit(self.checkpoint)):
+            raise ToyError(f"--ckpt_path: {self.checkpoint_path} does not fit the network: {why}")
+        trainer = self.config_init[self.subcommand].trainer
+        if trainer.gradient_clip_val is not None:
+            raise ToyError("--trainer.gradient_clip_val: would clip replicas together; give --model.clip_grad_norm")
+        if trainer.overfit_batches != 0 or trainer.limit_train_batches not in (None, 1.0):
+            raise ToyError(
+                "--trainer.overfit_batches, --trainer.limit_train_batches: not allowed, a batch of the Trainer's holds "
+                "many steps; give --data.num_train or --trainer.max_steps"
+            )
+        every = trainer.val_check_interval
+        if not isinstance(every, int) or every < 1:
+            raise ToyError(
+                f"--trainer.val_check_interval: {every!r} is not allowed; give optimiser steps, an integer >= 1"
+            )
+        if trainer.accumulate_grad_batches != 1:
+            raise ToyError("--trainer.accumulate_grad_batches: only 1 is allowed; give a larger --data.batch_size")
+        claimed = self.claim(bool(trainer.fast_dev_run))
+        try:
+            self.trainer = self.instantiate_trainer()
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            if claimed:
+                os.removedirs(self.run.path)  # and the folders above that were made for it
+            raise ToyError(f"--trainer: {' '.join(str(error).split())}") from None
+
+    def claim(self, fast_dev_run: bool) -> bool:
+        """Make a new run's folder, so that a run started at the same moment takes the next number."""
+        new = self.subcommand == "fit" and self.checkpoint_path is None
+        if not new or self.dry or fast_dev_run or process_rank() > 0 or self.config.fit.run.name is not None:
+            return False
+        while True:
+            try:
+                self.run.path.mkdir(parents=True)
+                return True
+            except FileExistsError:
+                self.run = new_run(self.run.root, self.run.experiment, self.run.variant, None)
+
+    def keep_config(self) -> None:
+        """Write config.yaml (on a resume with other settings: config-1.yaml, ...), and never over another."""
+        text = yaml.safe_dump(self.dump(str(self.subcommand)), sort_keys=False)
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        first = self.run.path / "config.yaml"
+        if not first.exists():
+            write_atomic(first, text)
+        elif first.read_text() != text:
+            k = 1
+            while (other := first.with_name(f"config-{k}.yaml")).exists() and other.read_text() != text:
+                k += 1
+            if not other.exists():
+                write_atomic(other, text)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb, unless only its input was to be checked."""
+        if not self.dry:
+            super()._run_subcommand(subcommand)
+
+    def before_fit(self) -> None:
+        """Keep the configuration once everything has been built without complaint."""
+        if process_rank() == 0 and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.keep_config()
+
+    def predict(self, **kwargs: Any) -> None:
+        """Write predictions.npz (c, truth, prediction by replica and draw) into the run folder."""
+        batches: Any = self.trainer.predict(**kwargs)
+        if not batches or not self.trainer.is_global_zero:
+            return
+        found: dict[str, torch.Tensor] = batches[0]
+        path = self.run.path / "predictions.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        set_aside(path)
+        arrays: dict[str, Any] = {k: v.cpu().numpy() for k, v in found.items()}
+        np.savez_compressed(path, **arrays, seeds=np.array(self.model.seeds))
+        note(f"predictions are in {path}")
+
+
+def parse(parser: LightningArgumentParser, words: list[str]) -> Namespace:
+    """Parse a command line; an error is a ToyError."""
+    try:
+        return parser.parse_args(words)
+    except Refused as refused:
+        raise ToyError(str(refused.code)) from None
+
+
+def settle_length(rest: list[str]) -> list[str]:
+    """Let a length given as a flag stand alone: max_steps on the line frees max_epochs of a file, and vice versa."""
+    given = flags(rest)
+    steps, epochs = "--trainer.max_steps" in given, "--trainer.max_epochs" in given
+    if steps and not epochs:
+        return [*rest, "--trainer.max_epochs=-1"]
+    if epochs and not steps:
+        return [*rest, "--trainer.max_steps=-1"]
+    return rest
+
+
+def experiment_of(class_path: str) -> str:
+    """Return the experiment's package, ``lightning_toys.EXPERIMENT``, or the top package of somebody else's class."""
+    parts = class_path.split(".")
+    return parts[1] if parts[0] == "lightning_toys" and len(parts) > 2 else parts[0]
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a nested configuration as {"model.lr": ...}, without the class_path/init_args levels."""
+    if isinstance(tree, dict):
+        out: dict[str, Any] = {}
+        for key, value in tree.items():
+            if key == "init_args":
+                out.update(flatten(value, prefix))
+            else:
+                name = prefix if key == "class_path" else f"{prefix}.{key}" if prefix else key
+                out.update(flatten(value, name))
+        return out
+    return {prefix: tree if isinstance(tree, int | float | bool | str) else str(tree)}
+
+
+def short(value: Any) -> Any:
+    """Return a class of ours by its short name."""
+    return value.split(".")[-1] if isinstance(value, str) and value.startswith("lightning_toys.") else value
+
+
+def differences(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (flag, now, was) for each model and data setting that differs."""
+    a = flatten({k: was[k] for k in ("model", "data")})
+    b = flatten({k: now[k] for k in ("model", "data")})
+    return [(f"--{k}", b[k], a.get(k)) for k in b if k in a and a[k] != b[k]]
+
+
+def run_trainer(args: Sequence[str]) -> ToysCLI:
+    """Run one of the Trainer's verbs; raises ToyError for input that is the user's to mend."""
+    if process_rank() == 0:  # the others got it from the first
+        os.environ.pop(RUN_VARIABLE, None)
+    try:
+        cli = ToysCLI(args)
+    except MisconfigurationException as error:
+        raise ToyError(" ".join(str(error).split())) from None
+    finally:
+        if process_rank() == 0:
+            os.environ.pop(RUN_VARIABLE, None)
+    if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        note(f"run folder: {cli.run.path}")
+    return cli
+
+
+def dispatch(args: Sequence[str]) -> None:
+    """Run one command line."""
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return
+    verb = args[0]
+    if verb not in VERBS:
+        raise ToyError(f"{verb!r} is no verb; give one of {', '.join(VERBS)}{did_you_mean(verb, VERBS)}")
+    if verb == "compare":
+        from lightning_toys.compare import compare_command
+
+        compare_command(args[1:])
+    elif verb == "sweep":
+        from lightning_toys.sweep import sweep_command
+
+        sweep_command(args[1:])
+    else:
+        run_trainer(args)
+
+
+def quiet() -> None:
+    """Silence Lightning's advertisements; what a user has to know is said by us."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # lightning asks torch's pytree under an old name
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*", FutureWarning)
+    # LightningCLI calls jsonargparse by names that version 5 drops; hence our pin below 5
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    # loaders without workers are the point here
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty.*")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0, 1 for a failed run, 2 for bad input, 128 + n for signal n."""
+    quiet()
+    keep_freed_memory()
+    if "OMP_NUM_THREADS" not in os.environ:
+        # small matrices gain little from more, and lose a hundredfold where two runs share the cores
+        torch.set_num_threads(1)
+    try:
+        dispatch(list(sys.argv[1:] if args is None else args))
+    except ToyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except NonFiniteError as error:
+        print(f"error: {error}; the last good checkpoint, if one was written, is kept", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except SIGTERMException:  # before the first step or outside of training: there is nothing to save
+        return 128 + signal.SIGTERM
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    return 0
+
+
+def console() -> None:
+    """Entry point of the ``lightning-toys`` script."""
+    raise SystemExit(main())

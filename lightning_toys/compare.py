@@ -1,0 +1,352 @@
+"""compare: runs side by side, with intervals over seeds, paired differences, and the rows that need no network."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from lightning_toys.errors import ToyError, note
+from lightning_toys.plotting import COLOURS, GREY, new_figure
+from lightning_toys.stats import Estimate, holm, mean_ci, paired_difference
+from lightning_toys.training.results import set_aside, write_atomic
+
+KEYS = {"experiment", "variant", "seeds", "metrics", "references"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One results.json."""
+
+    folder: Path
+    label: str
+    content: dict[str, Any]
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Return a metric's finite values by seed; empty where the run lacks it."""
+        found = self.content["metrics"].get(metric)
+        if found is None:
+            return {}
+        return {s: v for s, v in zip(self.content["seeds"], found["values"], strict=True) if v is not None}
+
+    @property
+    def main_metrics(self) -> list[str]:
+        """The configured readout's metrics, per-output ones left out."""
+        return [m for m in self.content["metrics"] if "@" not in m and "_dim" not in m]
+
+    @property
+    def readouts(self) -> list[str]:
+        """Names like ``zeros/euler-9``."""
+        return [m.removeprefix("l2@") for m in self.content["metrics"] if m.startswith("l2@")]
+
+
+def find_results(paths: Sequence[Path]) -> list[Path]:
+    """Return the results.json of each run folder named, or of all below a folder named.
+
+    Raises:
+        ToyError: a path does not exist, or holds no results.
+    """
+    out: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise ToyError(f"compare: no file or folder {str(path)!r}")
+        if path.is_file():
+            found = [path]
+        elif (path / "results.json").is_file():
+            found = [path / "results.json"]
+        else:
+            found = sorted(path.rglob("results.json"))
+        if not found:
+            raise ToyError(f"compare: no results.json in {path}; run `test` first")
+        out += [f for f in found if f not in out]
+    return out
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """Return a run's flat model and data settings."""
+    from lightning_toys.cli import flatten
+
+    config = folder / "config.yaml"
+    if not config.is_file():
+        return {}
+    loaded = yaml.safe_load(config.read_text())
+    return flatten({k: loaded.get(k) for k in ("model", "data")})
+
+
+def load_runs(files: Sequence[Path]) -> list[Run]:
+    """Read the runs and label each by the settings in which they differ.
+
+    Raises:
+        ToyError: a file is no results.json of this project, or the runs are of different experiments.
+    """
+    contents = []
+    for file in files:
+        try:
+            content = json.loads(file.read_text())
+            if not isinstance(content, dict) or not set(content) >= KEYS:
+                raise ValueError("keys are missing")
+            if any(len(m["values"]) != len(content["seeds"]) for m in content["metrics"].values()):
+                raise ValueError("a metric has not one value for each seed")
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise ToyError(f"compare: {file} is not a results.json of lightning_toys ({error})") from None
+        contents.append(content)
+    experiments = sorted({c["experiment"] for c in contents})
+    if len(experiments) > 1:
+        raise ToyError(f"compare: the runs are of different experiments: {', '.join(experiments)}")
+    flat = [c.get("settings") or settings(f.parent) for f, c in zip(files, contents, strict=True)]
+    keys = [k for k in dict.fromkeys(k for s in flat for k in s) if len({repr(s.get(k)) for s in flat}) > 1]
+    keys = [k for k in keys if not k.startswith("model.evaluation.test_") and k != "model.seeds"]
+    labels = []
+    for file, content, s in zip(files, contents, flat, strict=True):
+        words = [str(s[k]) if k.endswith((".mode", ".kind")) else f"{k.split('.')[-1]}={s[k]}" for k in keys if k in s]
+        labels.append(" ".join(words) if words else content.get("label", file.parent.name))
+    if len(set(labels)) < len(labels):
+        labels = [f"{name} ({f.parent.parent.name}/{f.parent.name})" for name, f in zip(labels, files, strict=True)]
+    return [Run(f.parent, name, c) for f, name, c in zip(files, labels, contents, strict=True)]
+
+
+def written(estimate: Estimate, plus_minus: str = " ± ") -> str:
+    """Write mean ± half-width, both to the half-width's second digit."""
+    if math.isnan(estimate.half_width):
+        return f"{estimate.mean:.4g}"
+    half = estimate.half_width
+    digits = 1 - math.floor(math.log10(half)) if half > 0 else 4
+    if digits > 6 or digits < -2:
+        return f"{estimate.mean:.4g}{plus_minus}{half:.2g}"
+    digits = max(digits, 0)
+    return f"{estimate.mean:.{digits}f}{plus_minus}{half:.{digits}f}"
+
+
+@dataclass
+class Sheet:
+    """A table: a title, column names and rows of words."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def rich(self) -> Table:
+        """Return it for the terminal."""
+        table = Table(title=self.title, title_justify="left", header_style="bold")
+        for i, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+        lines = [f"**{self.title}**", "", "| " + " | ".join(self.columns) + " |"]
+        lines.append("|" + "|".join("---" if i == 0 else "---:" for i in range(len(self.columns))) + "|")
+        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        return "\n".join(lines) + "\n"
+
+    def latex(self) -> str:
+        """Return it as a booktabs table."""
+
+        def cell(word: str) -> str:
+            for a, b in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
+                word = word.replace(a, b)
+            return word.replace(" ± ", r" $\pm$ ")
+
+        lines = [r"\begin{table}", rf"\caption{{{cell(self.title)}}}"]
+        lines += [rf"\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}", r"\toprule"]
+        lines += [" & ".join(map(cell, self.columns)) + r" \\", r"\midrule"]
+        lines += [" & ".join(map(cell, row)) + r" \\" for row in self.rows]
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+def metrics_sheet(runs: Sequence[Run]) -> Sheet:
+    """Return the configured readouts' metrics, and the reference rows."""
+    metrics = list(dict.fromkeys(m for r in runs for m in r.main_metrics))
+    rows = []
+    for r in runs:
+        cells = [written(mean_ci(list(v.values()))) if (v := r.values(m)) else "-" for m in metrics]
+        rows.append([r.label, str(len(r.content["seeds"])), *cells])
+    same = len({json.dumps(r.content["references"], sort_keys=True) for r in runs}) == 1
+    for r in runs[:1] if same else runs:
+        for name, found in r.content["references"].items():
+            cells = [f"{found[m]:.4g}" if found.get(m) is not None else "-" for m in metrics]
+            rows.append([f"reference: {name}" if same else f"reference: {name} ({r.label})", "", *cells])
+    return Sheet("mean ± half of the 95 % interval over seeds", ["run", "seeds", *metrics], rows)
+
+
+def readout_sheets(runs: Sequence[Run]) -> list[Sheet]:
+    """Return the RMSE of every readout of every run: a table for each set of readouts (and law, where it is wide)."""
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for r in runs:
+        laws: dict[str, list[str]] = {}
+        for name in r.readouts:
+            laws.setdefault(name.split("/")[0], []).append(name)
+        narrow = len(r.readouts) <= 4
+        for columns in [r.readouts] if narrow else laws.values():
+            if columns:
+                groups.setdefault(tuple(columns), []).append(r)
+    sheets = []
+    for names, members in groups.items():
+        rows = []
+        for r in members:
+            found = [r.values(f"l2@{n}") for n in names]
+            rows.append([r.label, *(written(mean_ci(list(v.values()))) if v else "-" for v in found)])
+        law = names[0].split("/")[0]
+        one_law = all(n.startswith(f"{law}/") for n in names)
+        title = "l2 by readout of the same checkpoint, x0 " + (law if one_law else "zeros or Gaussian")
+        heads = [n.split("/")[1] if one_law else n.replace("/", " ") for n in names]
+        sheets.append(Sheet(title, ["run", *heads], rows))
+    return sheets
+
+
+def paired_sheet(runs: Sequence[Run], baseline: Run) -> Sheet | None:
+    """Return each run's paired differences from the baseline, p-values adjusted by Holm within a metric."""
+    rows: list[list[str]] = []
+    for metric in baseline.main_metrics:
+        pairs = [
+            (r, d)
+            for r in runs
+            if r is not baseline and (d := paired_difference(r.values(metric), baseline.values(metric)))
+        ]
+        if not pairs:
+            continue
+        adjusted = holm([d.p_value for _, d in pairs])
+        for (r, d), p in zip(pairs, adjusted, strict=True):
+            e = d.estimate
+            rows.append([r.label, metric, written(e), f"[{e.lo:.4g}, {e.hi:.4g}]", str(e.n), f"{p:.2g}"])
+    if not rows:
+        return None
+    columns = ["run", "metric", "difference", "95 % interval", "pairs", "p (Holm)"]
+    return Sheet(f"paired by seed: run minus {baseline.label}", columns, rows)
+
+
+def to_csv(runs: Sequence[Run]) -> str:
+    """Return every metric of every run and reference row, one a line."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "folder", "metric", "readout", "mean", "ci95_lo", "ci95_hi", "replicas", "values"])
+    for r in runs:
+        for name in r.content["metrics"]:
+            values = list(r.values(name).values())
+            if not values:
+                continue
+            metric, _, readout = name.partition("@")
+            e = mean_ci(values)
+            row = [r.label, str(r.folder), metric, readout, e.mean, e.lo, e.hi, e.n, " ".join(map(repr, values))]
+            writer.writerow(["" if isinstance(x, float) and math.isnan(x) else x for x in row])
+        for name, found in r.content["references"].items():
+            for metric, value in found.items():
+                if value is not None:
+                    writer.writerow(
+                        [f"reference: {name} ({r.label})", str(r.folder), metric, "", value, "", "", "", ""]
+                    )
+    return text.getvalue()
+
+
+def draw(runs: Sequence[Run], metric: str) -> Any:
+    """Draw a metric of every run: each seed, mean and interval; reference rows as lines."""
+    shown = [r for r in runs if r.values(metric)]
+    figure, axes = new_figure(size=(7.6, 0.42 * len(shown) + 2.0))
+    ax = axes[0, 0]
+    low = np.inf
+    for i, r in enumerate(shown):
+        values = np.array(list(r.values(metric).values()))
+        e = mean_ci(values)
+        half = 0.0 if math.isnan(e.half_width) else e.half_width
+        left = min(half, e.mean * 0.999)  # the axis is logarithmic
+        ax.plot(values, np.full(values.size, i), "o", color=COLOURS[0], alpha=0.3, markersize=4, label="_seeds")
+        ax.errorbar(e.mean, i, xerr=[[left], [half]], fmt="D", color=COLOURS[1], capsize=4, markersize=6, zorder=3)
+        low = min(low, values.min(), e.mean)
+    styles = (":", "--", "-.", (0, (1, 1)), (0, (5, 1)))
+    references = shown[0].content["references"] if shown else {}
+    for (name, found), style in zip(references.items(), styles, strict=False):
+        value = found.get(metric)
+        if value and value > low / 30:  # a spline may be orders below: it would squeeze everything else
+            ax.axvline(value, color=GREY, linestyle=style, linewidth=1.1, label=f"{name.replace('_', ' ')} {value:.3g}")
+    ax.plot([], [], "o", color=COLOURS[0], alpha=0.4, label="each seed")
+    ax.errorbar([], [], xerr=[], fmt="D", color=COLOURS[1], capsize=4, label="mean and 95 % CI")
+    ax.set_xscale("log")
+    ax.set_yticks(range(len(shown)), [r.label for r in shown])
+    ax.set_ylim(len(shown) - 0.4, -0.6)
+    names = {"l2": "RMSE on the evaluation grid (l2)", "l1": "mean absolute error on the evaluation grid (l1)"}
+    ax.set_xlabel(names.get(metric, metric))
+    ax.legend(
+        frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.4, 1.0 + 0.9 / (len(shown) + 1))
+    )
+    return figure
+
+
+def compare_runs(runs: Sequence[Run], out: Path, baseline: Run | None = None) -> None:
+    """Print the comparison and write it as Markdown, CSV, LaTeX and pictures into ``out``."""
+    sheets = [metrics_sheet(runs)]
+    if paired := paired_sheet(runs, baseline or runs[0]):
+        sheets.append(paired)
+    sheets += readout_sheets(runs)
+    console = Console(width=None if Console().is_terminal else 150)
+    for sheet in sheets:
+        console.print(sheet.rich())
+    out.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "comparison.md": "\n".join(s.markdown() for s in sheets),
+        "comparison.csv": to_csv(runs),
+        "comparison.tex": "\n".join(s.latex() for s in sheets),
+    }
+    for name, text in texts.items():
+        set_aside(out / name)
+        write_atomic(out / name, text)
+    pictures = []
+    for metric in dict.fromkeys(m for r in runs for m in r.main_metrics):
+        if any((v := r.values(metric)) and min(v.values()) > 0 for r in runs):
+            path = out / f"{metric}.png"
+            set_aside(path)
+            draw(runs, metric).savefig(path, dpi=150)
+            pictures.append(path)
+    note(f"tables: {out}/comparison.md, .csv, .tex")
+    note(f"pictures: {', '.join(map(str, pictures))}")
+
+
+def compare_folder(folder: Path, runs: Sequence[Path]) -> None:
+    """Compare a sweep's cells, and say how to look at them."""
+    compare_runs(load_runs(find_results(runs)), folder / "comparison")
+    note(f"curves and figures: tensorboard --logdir {folder}")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse with our errors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing a usage."""
+        raise ToyError(f"compare: {message}")
+
+
+def compare_command(args: Sequence[str]) -> None:
+    """Run `compare RUN_OR_FOLDER ... [--baseline LABEL] [--out FOLDER]`."""
+    parser = OneLineParser(prog="cli.py compare", description="Put runs side by side.")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders above them")
+    parser.add_argument("--baseline", help="label (or part of one) that differences are taken from; default: the first")
+    parser.add_argument("--out", type=Path, help="folder for the files; default: comparison/ beside the runs")
+    given = parser.parse_args(list(args))
+    runs = load_runs(find_results(given.runs))
+    baseline = None
+    if given.baseline is not None:
+        exact = [r for r in runs if r.label == given.baseline]
+        hits = exact or [r for r in runs if given.baseline in r.label]
+        if len(hits) != 1:
+            labels = ", ".join(repr(r.label) for r in runs)
+            raise ToyError(f"--baseline: {given.baseline!r} fits {len(hits)} of the runs; give one of {labels}")
+        baseline = hits[0]
+    out = given.out
+    if out is None:
+        first = given.runs[0]
+        out = (
+            first if first.is_dir() and not (first / "results.json").exists() else runs[0].folder.parent
+        ) / "comparison"
+    compare_runs(runs, out, baseline)
