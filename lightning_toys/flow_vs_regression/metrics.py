@@ -1,0 +1,116 @@
+"""How far a prediction is from the truth, and from the geometry that the truth lives on.
+
+Predictions have shape (..., M, D): any leading axes (replicas, draws of x0), M points, D outputs. Every metric keeps
+the replica axis (the first) and averages over draws.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_toys.flow_vs_regression.targets import Piecewise, Projected, Rotation, Target
+
+
+def pointwise_errors(prediction: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """Return ``l1`` (mean absolute error) and ``l2`` (root mean squared error), overall and per output.
+
+    prediction (R, K, M, D), truth (M, D) -> values (R,). The per-output names are ``l1_dim0``, ``l2_dim0``, ...
+    """
+    error = prediction - truth
+    l1, mse = error.abs().mean((1, 2)), error.square().mean((1, 2))
+    out = {"l1": l1.mean(-1), "l2": mse.mean(-1).sqrt()}
+    if truth.shape[-1] > 1:
+        for d in range(truth.shape[-1]):
+            out[f"l1_dim{d}"], out[f"l2_dim{d}"] = l1[:, d], mse[:, d].sqrt()
+    return out
+
+
+def principal_axes(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the right singular vectors (..., D, D), as columns, and singular values of the centred points."""
+    centred = points - points[..., :1, :]  # a constant becomes exactly 0, which its rounded mean would not make it
+    centred = centred - centred.mean(-2, keepdim=True)
+    # the eigenvectors of the D x D scatter matrix are the right singular vectors, and cost no M x M work
+    values, vectors = torch.linalg.eigh(centred.transpose(-1, -2) @ centred)
+    return vectors.flip(-1), values.flip(-1).clamp_min(0).sqrt()
+
+
+def subspace_alignment(points: Tensor, basis: Tensor) -> Tensor:
+    """Return |V V' - U U'|_F for the top r principal axes V of ``points`` and an orthonormal ``basis`` U (D, r).
+
+    0 where the spans agree, sqrt(2 r) where they are orthogonal, NaN for constant points. (..., M, D) -> (...).
+    """
+    axes, s = principal_axes(points)
+    V = axes[..., : basis.shape[1]]
+    distance: Tensor = torch.linalg.matrix_norm(V @ V.transpose(-1, -2) - basis @ basis.T)
+    return torch.where(s[..., 0] > 0, distance, torch.nan)
+
+
+def explained_variance(points: Tensor, rank: int) -> Tensor:
+    """Return the share of the variance along the top ``rank`` principal axes; NaN for constant points."""
+    _, s = principal_axes(points)
+    s2 = s.square()
+    share: Tensor = s2[..., :rank].sum(-1) / s2.sum(-1)
+    return share
+
+
+def off_share(f: Tensor, projector: Tensor) -> Tensor:
+    """Return |(I - P) f| / |f|, (..., D) -> (...); NaN where f = 0."""
+    rest = f - torch.einsum("...d,...de->...e", f, projector)
+    share: Tensor = rest.norm(dim=-1) / f.norm(dim=-1)
+    return share
+
+
+def interval_matrix(f: Tensor, c: Tensor, target: Piecewise) -> Tensor:
+    """Return |(I - P_j) f| / |f|, averaged over the points of interval i: (R, K, M, D) -> (R, i, j)."""
+    where = target.interval(c)
+    shares = torch.stack([off_share(f, p) for p in target.projectors], dim=-1)  # (R, K, M, j)
+    rows = [shares[:, :, where == i].nanmean((1, 2)) for i in range(target.intervals)]
+    return torch.stack(rows, dim=1)
+
+
+def boundary_profile(f: Tensor, c: Tensor, target: Piecewise) -> Tensor:
+    """Return |(I - Q_i) f| / |f| near each interior boundary i, Q_i on span[P_{i-1}, P_i]: (R, K, M, D) -> (R, i)."""
+    out = []
+    for i, q in enumerate(target.boundary_projectors(), start=1):
+        near = (c.double().squeeze(-1) - i / target.intervals).abs() <= target.boundary_width
+        out.append(off_share(f[:, :, near], q).nanmean((1, 2)))
+    return torch.stack(out, dim=1)
+
+
+def rotation_profile(f: Tensor, c: Tensor, target: Rotation) -> tuple[Tensor, Tensor]:
+    """Return, per component k, the means over c of |cos(f_k, v_k)| and |(I - v_k v_k') f_k| / |f_k|: (R, k) each."""
+    v = target.directions(c)  # (M, k, n)
+    parts = f.reshape(*f.shape[:-1], target.components, target.size)
+    along = (parts * v).sum(-1)
+    norm = parts.norm(dim=-1)
+    across = (parts - along.unsqueeze(-1) * v).norm(dim=-1)
+    return (along.abs() / norm).nanmean((1, 2)), (across / norm).nanmean((1, 2))
+
+
+def score(prediction: Tensor, truth: Tensor, c: Tensor, target: Target) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return every metric that fits the target: scalars (R,) by name, and arrays (R, ...) for the figures.
+
+    Args:
+        prediction: (R, K, M, D) for K draws of x0.
+        truth: (M, D).
+        c: (M, 1).
+        target: decides which geometry is looked at.
+    """
+    prediction, truth, c = prediction.double().cpu(), truth.double().cpu(), c.double().cpu()
+    scalars, arrays = pointwise_errors(prediction, truth), {}
+    if isinstance(target, Projected):
+        scalars["subspace_alignment"] = subspace_alignment(prediction, target.basis).mean(1)
+        scalars["explained_variance"] = explained_variance(prediction, target.rank).mean(1)
+        scalars["off_subspace"] = off_share(prediction, target.projector).nanmean((1, 2))
+    elif isinstance(target, Piecewise):
+        arrays["interval_matrix"] = interval_matrix(prediction, c, target)
+        arrays["boundary_profile"] = boundary_profile(prediction, c, target)
+        scalars["off_subspace"] = arrays["interval_matrix"].diagonal(dim1=1, dim2=2).mean(-1)
+        scalars["boundary"] = arrays["boundary_profile"].mean(-1)
+    elif isinstance(target, Rotation):
+        cosine, across = rotation_profile(prediction, c, target)
+        arrays["rotation_cosine"], arrays["rotation_perpendicular"] = cosine, across
+        scalars["cosine"], scalars["cosine_min"] = cosine.mean(-1), cosine.min(-1).values
+        scalars["perpendicular"], scalars["perpendicular_max"] = across.mean(-1), across.max(-1).values
+    return scalars, arrays

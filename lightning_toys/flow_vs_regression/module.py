@@ -1,0 +1,263 @@
+"""FlowVsRegression: one network, one protocol, five objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_toys.errors import require
+from lightning_toys.flow_vs_regression import figures
+from lightning_toys.flow_vs_regression.data import InterpolationData
+from lightning_toys.flow_vs_regression.metrics import score
+from lightning_toys.flow_vs_regression.objectives import Mode, Readout, X0Law, make_objective
+from lightning_toys.flows import Solver, check_nfe
+from lightning_toys.nets import ConditionalNet, Network
+from lightning_toys.training.loader import Batch
+from lightning_toys.training.module import ToyModule
+from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
+from lightning_toys.training.results import Report
+
+CHUNK = 2**21  # activations of one layer evaluated at a time: 8 MiB, which stays in a CPU's cache
+
+
+@dataclass
+class Evaluation:
+    """How predictions are read out. ``l1`` and ``l2`` are those of ``solver``, ``nfe``, ``x0``; `test` scores all.
+
+    Args:
+        solver: ODE solver of flow.
+        nfe: network evaluations of flow and straight_flow.
+        x0: where a prediction starts: zeros, or ``draws`` Gaussian draws (the same for every mode and metric).
+        draws: Gaussian draws to a point; validation within `fit` takes at most 8.
+        weights: ``raw``, ``ema`` (needs ``ema_decay``), or ``best`` on held-out training points (needs
+            ``data.holdout``).
+        test_solvers: solvers that `test` scores.
+        test_nfe: numbers of evaluations that `test` scores.
+        test_x0: starts that `test` scores.
+    """
+
+    solver: Solver = "euler"
+    nfe: int = 1
+    x0: X0Law = "zeros"
+    draws: int = 16
+    weights: Literal["raw", "ema", "best"] = "raw"
+    test_solvers: list[Solver] = field(default_factory=lambda: ["euler", "midpoint", "rk4", "dopri5"])
+    test_nfe: list[int] = field(default_factory=lambda: [1, 2, 4, 9])
+    test_x0: list[X0Law] = field(default_factory=lambda: ["zeros", "gaussian"])
+
+    def __post_init__(self) -> None:
+        check_nfe(self.solver, self.nfe)
+        require(self.draws >= 1, f"--model.evaluation.draws: {self.draws} is not allowed; give an integer >= 1")
+        for n in self.test_nfe:
+            check_nfe("euler", n, "--model.evaluation.test_nfe")
+
+
+class FlowVsRegression(ToyModule):
+    """Learns c -> f(c) from a few points, by regression or by flow-like models, R replicas at once.
+
+    Args:
+        mode: what is regressed on what; see docs/flow_vs_regression.md for the equations.
+        seeds: one seed a replica; replica r of many is the solo run with that seed.
+        loss: ``l2`` trains on squared errors, ``l1`` on absolute ones.
+        network: the network.
+        x0: law of x0 in training; by default zeros for regression and gaussian for the rest.
+        lr: Adam's learning rate.
+        weight_decay: decoupled weight decay.
+        clip_grad_norm: bound on each replica's gradient norm.
+        ema_decay: decay of a moving average of the weights.
+        t_star: time of mip's second step.
+        mip_form: ``published`` or ``paper``; they differ in what x0 feeds.
+        evaluation: how predictions are read out.
+    """
+
+    def __init__(
+        self,
+        mode: Mode = "regression",
+        seeds: Sequence[int] = (0,),
+        loss: Literal["l1", "l2"] = "l2",
+        network: Network | None = None,
+        x0: X0Law | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        clip_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        t_star: float = 0.9,
+        mip_form: Literal["published", "paper"] = "published",
+        evaluation: Evaluation | None = None,
+    ) -> None:
+        super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay)
+        self.mode, self.loss = mode, loss
+        # a checkpoint's hyper-parameters are plain values: load_from_checkpoint hands dicts over
+        self.network = Network(**network) if isinstance(network, dict) else network or Network()
+        self.evaluation = Evaluation(**evaluation) if isinstance(evaluation, dict) else evaluation or Evaluation()
+        self.objective = make_objective(mode, t_star, mip_form)
+        self.x0_law: X0Law = x0 if x0 is not None else self.objective.x0_law
+        require(
+            self.evaluation.weights != "ema" or ema_decay is not None,
+            "--model.evaluation.weights: 'ema' needs --model.ema_decay",
+        )
+        self.save_hyperparameters(logger=False)
+        self.hparams.update({"network": asdict(self.network), "evaluation": asdict(self.evaluation)})
+        self.hparams["seeds"] = self.seeds
+        self.shown: figures.Shown | None = None
+
+    @property
+    def data(self) -> InterpolationData:
+        """The data module that the Trainer runs with."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, InterpolationData)
+        return data
+
+    @property
+    def label(self) -> str:
+        """See :attr:`ToyModule.label`."""
+        return f"{self.mode} {self.network.kind}"
+
+    def measure(self, data: LightningDataModule | None) -> dict[str, int]:
+        """See :meth:`ToyModule.measure`."""
+        name = type(data).__name__ if data is not None else "none"
+        require(isinstance(data, InterpolationData), f"--data: {name} is not allowed; give InterpolationData")
+        assert isinstance(data, InterpolationData)
+        require(
+            self.evaluation.weights != "best" or data.held > 0,
+            "--model.evaluation.weights: 'best' needs --data.holdout > 0",
+        )
+        return {"dim": data.target.dim, "batch_size": data.batch_size, "held": data.held}
+
+    @property
+    def keeps_best(self) -> bool:
+        """See :attr:`ToyModule.keeps_best`."""
+        return self.sizes["held"] > 0
+
+    def build(self) -> ConditionalNet:
+        """Build the network for the data's dimensions."""
+        dim, batch = self.sizes["dim"], self.sizes["batch_size"]
+        self.x0_noise = NoiseStream(self.seeds, "x0", (batch, dim))
+        self.t_noise = NoiseStream(self.seeds, "t", (batch, 1), uniform)
+        return self.network.build(self.seeds, dim, 1, self.objective.with_time)
+
+    # training
+
+    def replica_losses(self, batch: Batch, step: int) -> Tensor:
+        """See :meth:`ToyModule.replica_losses`."""
+        c, x1 = batch.columns
+        rows = slice(batch.first, batch.first + x1.shape[1])
+        x0 = self.x0_noise.at(step, x1)[:, rows] if self.x0_law == "gaussian" else torch.zeros_like(x1)
+        t = self.t_noise.at(step, x1)[:, rows]
+        assert isinstance(self.net, ConditionalNet)
+        norm = torch.square if self.loss == "l2" else torch.abs
+        terms = [norm(r).sum((1, 2)) for r in self.objective.residuals(self.net, c, x1, x0, t)]
+        return sum(terms[1:], terms[0]) / (batch.total * x1.shape[2])
+
+    # evaluation
+
+    @property
+    def scored_net(self) -> ConditionalNet:
+        """The weights that are evaluated."""
+        net = {"raw": self.net, "ema": self.ema_net, "best": self.best_net}[self.evaluation.weights]
+        assert isinstance(net, ConditionalNet)
+        return net
+
+    def start(self, law: X0Law, draws: int, points: int, dim: int) -> Tensor:
+        """Return x0 (R, K, M, D); K = 1 for zeros."""
+        if law == "zeros":
+            return torch.zeros(len(self.seeds), 1, points, dim)
+        shape = (draws, points, dim)
+        rows = [keyed_generator(s, 0, "evaluation/x0").standard_normal(shape, np.float32) for s in self.seeds]
+        return torch.from_numpy(np.stack(rows))
+
+    @torch.no_grad()
+    def predictions(self, readout: Readout, c: Tensor, x0: Tensor) -> Tensor:
+        """Return predictions (R, K, M, D) at c (R, M, 1) from x0 (R, K, M, D), evaluated in chunks of rows."""
+        net, like = self.scored_net, next(self.net.parameters())
+        R, K, M, D = x0.shape
+        c_rows = c.to(like).unsqueeze(1).expand(R, K, M, 1).reshape(R, K * M, 1)
+        x_rows = x0.to(like).reshape(R, K * M, D)
+        size = max(1, CHUNK // (R * self.network.hidden))
+        out = [
+            readout.sample(net, a, b)
+            for a, b in zip(torch.split(c_rows, size, dim=1), torch.split(x_rows, size, dim=1), strict=True)
+        ]
+        return torch.cat(out, dim=1).reshape(R, K, M, D).cpu().double()
+
+    def predict_grid(self, readout: Readout, law: X0Law, draws: int, c: Tensor) -> Tensor:
+        """Return predictions (R, K, M, D) at the same points c (M, 1) for every replica."""
+        x0 = self.start(law, draws, c.shape[0], self.data.target.dim)
+        return self.predictions(readout, c.expand(len(self.seeds), -1, -1), x0)
+
+    def evaluate(self, c: Tensor, everything: bool) -> Report:
+        """Score the configured readout on the grid c (M, 1), and with ``everything`` every other one too."""
+        e, target = self.evaluation, self.data.target
+        truth = target(c)
+        main = self.objective.primary(e.solver, e.nfe)
+        draws = e.draws if everything else min(e.draws, 8)
+        prediction = self.predict_grid(main, e.x0, draws, c)
+        scalars, arrays = score(prediction, truth, c, target)
+        metrics = {name: v.tolist() for name, v in scalars.items()}
+        if everything:
+            for law in e.test_x0:
+                for readout in self.objective.readouts(e.test_solvers, e.test_nfe):
+                    at = f"@{law}/{readout.name}"
+                    p = self.predict_grid(readout, law, draws, c)
+                    found, _ = score(p, truth, c, target)
+                    metrics.update({k + at: v.tolist() for k, v in found.items() if "_dim" not in k})
+                    if p.shape[1] > 1:
+                        metrics["spread" + at] = p.var(1).mean((1, 2)).sqrt().tolist()
+        references: dict[str, dict[str, float]] = {}
+        rows = self.data.references(self.seeds, c)
+        for name in rows[0]:
+            scored = [score(row[name], truth, c, target)[0] for row in rows]
+            references[name] = {k: float(np.mean([s[k].item() for s in scored])) for k in scored[0]}
+        points = self.data.points(self.seeds)
+        self.shown = figures.Shown(c, truth, prediction, points.c[0], points.x1[0], rows[0], target, arrays)
+        means = {k: v.mean(0).tolist() for k, v in arrays.items()}
+        return Report(self.seeds, metrics, references, means)
+
+    def validation_step(self, grid: Tensor, batch_idx: int) -> None:
+        """Score the configured readout on (at most 1000 points of) the grid, and the held-out points."""
+        if self.keeps_best:
+            self.score_held_out()
+        report = self.evaluate(self.data.grid(1000), everything=False)
+        self.last_report = report
+        if not self.trainer.sanity_checking:
+            self.write_scalars({f"eval/{k}": torch.tensor(v) for k, v in report.metrics.items() if "_dim" not in k})
+
+    def score_held_out(self) -> None:
+        """Score each replica on its own held-out points; what its best weights are chosen by."""
+        e, points = self.evaluation, self.data.points(self.seeds)
+        main = self.objective.primary(e.solver, e.nfe)
+        H, D = points.held_x1.shape[1:]
+        weights, e.weights = e.weights, "raw"
+        p = self.predictions(main, points.held_c, self.start(e.x0, min(e.draws, 8), H, D))
+        e.weights = weights
+        scores = (p - points.held_x1.unsqueeze(1)).square().mean((1, 2, 3)).sqrt()
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.keep_best(scores.to(self.device))
+            self.write_scalars({"holdout/l2": scores})
+        self.log("holdout_l2", scores.mean().float(), logger=False, batch_size=1)
+
+    def test_step(self, grid: Tensor, batch_idx: int) -> None:
+        """Score every readout on the whole grid."""
+        report = self.evaluate(self.data.grid(), everything=True)
+        self.last_report = report
+        self.write_scalars({f"test/{k}": torch.tensor(report.metrics[k]) for k in ("l1", "l2")}, self.loaded_step)
+
+    def predict_step(self, grid: Tensor, batch_idx: int) -> dict[str, Tensor]:
+        """Return c (M, 1), truth (M, D) and the configured readout's predictions (R, K, M, D)."""
+        e, c = self.evaluation, self.data.grid()
+        main = self.objective.primary(e.solver, e.nfe)
+        return {"c": c, "truth": self.data.target(c), "prediction": self.predict_grid(main, e.x0, e.draws, c)}
+
+    def figures(self, folder: Path) -> dict[str, Figure]:
+        """See :meth:`ToyModule.figures`."""
+        if self.shown is None or self.last_report is None:
+            return {}
+        return figures.draw_all(self.shown, self.last_report, folder / "metrics.csv", self.label)

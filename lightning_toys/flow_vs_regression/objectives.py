@@ -1,0 +1,185 @@
+"""The training modes: what is regressed on what, and how a prediction is read out.
+
+Symbols: c the condition, x1 = f(c) the target, x0 the start, t ~ U(0, 1), x_t = (1 - t) x0 + t x1.
+An objective returns residuals; the module turns them into L1 or L2 losses. A readout turns (c, x0) into a prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_toys.errors import require
+from lightning_toys.flows import EVALUATIONS_PER_STEP, Solver, integrate, interpolate, straight_step
+from lightning_toys.nets import ConditionalNet
+
+X0Law = Literal["zeros", "gaussian"]
+Mode = Literal["regression", "flow", "straight_flow", "mip", "mip_one_step"]
+
+
+@dataclass(frozen=True)
+class Readout:
+    """One way to predict from a trained network; ``sample(net, c, x0)`` maps to the prediction of x1."""
+
+    name: str
+    sample: Callable[[ConditionalNet, Tensor, Tensor], Tensor]
+
+
+def full_time(x: Tensor, t: Tensor | float) -> Tensor:
+    """Return t as a column (R, B, 1) beside x (R, B, D)."""
+    return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(*x.shape[:-1], 1)
+
+
+class Objective:
+    """A training mode."""
+
+    with_time: bool
+    x0_law: X0Law = "gaussian"
+
+    def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
+        """Return the terms of the loss, each prediction - target of shape (R, B, D); the loss is the sum of norms."""
+        raise NotImplementedError
+
+    def primary(self, solver: Solver, nfe: int) -> Readout:
+        """Return the readout that ``l1`` and ``l2`` are reported for."""
+        raise NotImplementedError
+
+    def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
+        """Return every readout of one checkpoint."""
+        raise NotImplementedError
+
+
+class Regression(Objective):
+    """l(f(0, c), x1); x0 Gaussian in training is an option of the module."""
+
+    with_time = False
+    x0_law: X0Law = "zeros"
+
+    def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
+        """See :meth:`Objective.residuals`."""
+        return [net(x0, c) - x1]
+
+    def primary(self, solver: Solver, nfe: int) -> Readout:
+        """See :meth:`Objective.primary`."""
+        return Readout("direct", lambda net, c, x0: net(x0, c))
+
+    def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
+        """See :meth:`Objective.readouts`."""
+        return [self.primary("euler", 1)]
+
+
+class Flow(Objective):
+    """Flow matching, l(v(x_t, c, t), x1 - x0) (Lipman et al. 2022), read out by integrating dx/dt = v."""
+
+    with_time = True
+
+    def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
+        """See :meth:`Objective.residuals`."""
+        return [net(interpolate(x0, x1, t), c, t) - (x1 - x0)]
+
+    def primary(self, solver: Solver, nfe: int) -> Readout:
+        """See :meth:`Objective.primary`."""
+
+        def sample(net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
+            return integrate(lambda t, x: net(x, c, full_time(x, t)), x0, solver, nfe)
+
+        return Readout("dopri5" if solver == "dopri5" else f"{solver}-{nfe}", sample)
+
+    def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
+        """See :meth:`Objective.readouts`; an nfe that a solver cannot spend exactly is left out for it."""
+        pairs: list[tuple[Solver, int]] = [
+            (s, n) for s in solvers if s != "dopri5" for n in nfes if n % EVALUATIONS_PER_STEP[s] == 0
+        ]
+        if "dopri5" in solvers:
+            pairs.append(("dopri5", 1))
+        return [self.primary(s, n) for s, n in pairs]
+
+
+class StraightFlow(Objective):
+    """l(f(x_t, c), x1): the end point of the path, without time; read out by the affine step of ``straight_step``."""
+
+    with_time = False
+
+    def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
+        """See :meth:`Objective.residuals`."""
+        return [net(interpolate(x0, x1, t), c) - x1]
+
+    def primary(self, solver: Solver, nfe: int) -> Readout:
+        """See :meth:`Objective.primary`; ``nfe`` affine steps, the ODE solver is not used."""
+
+        def sample(net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
+            x = x0
+            for i in range(nfe):
+                x = straight_step(x, net(x, c), i / nfe, (i + 1) / nfe)
+            return x
+
+        return Readout(f"affine-{nfe}", sample)
+
+    def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
+        """See :meth:`Objective.readouts`."""
+        return [self.primary("euler", n) for n in nfes]
+
+
+class MIP(Objective):
+    """Minimal iterative policy (Pan et al. 2025): l(f(x0, c, 0), x1) + l(f(x_t*, c, t*), x1), read out in two steps.
+
+    Args:
+        t_star: t*, the second step's time.
+        form: ``published`` starts both terms from x0 and feeds (1 - t*) x0 + t* a0 to the second step; ``paper``
+            starts the first from zeros and feeds t* a0.
+        one_step: report the first step's prediction as the primary one.
+    """
+
+    with_time = True
+
+    def __init__(self, t_star: float = 0.9, form: Literal["published", "paper"] = "published", one_step: bool = False):
+        require(0 < t_star < 1, f"--model.t_star: {t_star} is not allowed; give a number between 0 and 1")
+        self.t_star, self.form, self.one_step = t_star, form, one_step
+
+    def start(self, x0: Tensor) -> Tensor:
+        """Return what the first step is fed."""
+        return torch.zeros_like(x0) if self.form == "paper" else x0
+
+    def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
+        """See :meth:`Objective.residuals`."""
+        star = full_time(x1, self.t_star)
+        first = net(self.start(x0), c, torch.zeros_like(star))
+        return [first - x1, net(interpolate(x0, x1, star), c, star) - x1]
+
+    def first_step(self, net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
+        """Return a0 = f(x0, c, 0)."""
+        start = self.start(x0)
+        out: Tensor = net(start, c, full_time(start, 0.0))
+        return out
+
+    def second_step(self, net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
+        """Return f(x_t*, c, t*) with x_t* on the line from the start to a0."""
+        star = full_time(x0, self.t_star)
+        a0 = self.first_step(net, c, x0).to(x0)  # autocast hands half precision back
+        out: Tensor = net(interpolate(self.start(x0), a0, star), c, star)
+        return out
+
+    def primary(self, solver: Solver, nfe: int) -> Readout:
+        """See :meth:`Objective.primary`."""
+        return self.readouts([], [])[0]
+
+    def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
+        """See :meth:`Objective.readouts`."""
+        both = [Readout("two-step", self.second_step), Readout("one-step", self.first_step)]
+        return both[::-1] if self.one_step else both
+
+
+def make_objective(mode: Mode, t_star: float, mip_form: Literal["published", "paper"]) -> Objective:
+    """Return the objective of that name."""
+    makers: dict[str, Callable[[], Objective]] = {
+        "regression": Regression,
+        "flow": Flow,
+        "straight_flow": StraightFlow,
+        "mip": lambda: MIP(t_star, mip_form),
+        "mip_one_step": lambda: MIP(t_star, mip_form, one_step=True),
+    }
+    return makers[mode]()

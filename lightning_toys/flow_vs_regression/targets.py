@@ -1,0 +1,266 @@
+"""Target functions f: [0, 1] -> R^D, exact in float64.
+
+Trigonometric sums, the same projected on one subspace or on one subspace an interval, and curves of a rotation group.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_toys.errors import require
+from lightning_toys.training.noise import keyed_generator
+
+# half of 49 pi, the highest frequency that 50 points on a grid resolve: four points to the fastest period
+DEFAULT_MAX_FREQUENCY = 77.0
+
+
+def primes(n: int) -> list[int]:
+    """Return the first n primes, 2, 3, 5, ..."""
+    found: list[int] = []
+    candidate = 2
+    while len(found) < n:
+        if all(candidate % p for p in found if p * p <= candidate):
+            found.append(candidate)
+        candidate += 1
+    return found
+
+
+def check_seed(name: str, seed: int | None) -> None:
+    """Refuse a negative seed."""
+    require(seed is None or seed >= 0, f"--data.target.{name}: {seed} is not allowed; give an integer >= 0")
+
+
+class Target:
+    """A function of c on [0, 1] with values in R^dim."""
+
+    dim: int
+
+    def __call__(self, c: Tensor) -> Tensor:
+        """Map c (M, 1) to f(c) (M, dim), both float64."""
+        raise NotImplementedError
+
+    @property
+    def highest_frequency(self) -> float:
+        """The largest angular frequency in f; N grid points resolve up to pi (N - 1)."""
+        raise NotImplementedError
+
+
+class Trigonometric(Target):
+    """f_d(c) = sum_j w_dj trig_j(omega_dj c + phi_dj), with sin for even j and cos for odd j.
+
+    With m = d K + j and primes p_0 = 2, p_1 = 3, ...: omega = p_{2m}, phi = p_{2m+1} / 10 and w = 1 or 1 / omega.
+    The default is sin(2c + .3) + cos(5c + .7) + sin(11c + 1.3).
+
+    Args:
+        dim: D, number of outputs.
+        components: K, number of terms in each output.
+        weights: ``uniform`` (w = 1) or ``inverse_freq`` (w = 1 / omega).
+        frequency_rule: ``published`` keeps the primes; ``nyquist`` divides them all by one number, where it must, so
+            that the largest is ``max_frequency``.
+        max_frequency: bound of the ``nyquist`` rule, radians; the default leaves four of 50 points to a period.
+        frequency_seed: draw a random subset of the first 2 D K primes instead of every second one.
+        phase_seed: draw the phases from U(0, 2 pi) instead.
+        weight_seed: multiply each weight by a draw from U(-1, 1).
+    """
+
+    def __init__(
+        self,
+        dim: int = 1,
+        components: int = 3,
+        weights: Literal["uniform", "inverse_freq"] = "uniform",
+        frequency_rule: Literal["nyquist", "published"] = "nyquist",
+        max_frequency: float = DEFAULT_MAX_FREQUENCY,
+        frequency_seed: int | None = None,
+        phase_seed: int | None = None,
+        weight_seed: int | None = None,
+    ) -> None:
+        require(dim >= 1, f"--data.target.dim: {dim} is not allowed; give an integer >= 1")
+        require(components >= 1, f"--data.target.components: {components} is not allowed; give an integer >= 1")
+        require(max_frequency > 0, f"--data.target.max_frequency: {max_frequency} is not allowed; give a number > 0")
+        check_seed("frequency_seed", frequency_seed)
+        check_seed("phase_seed", phase_seed)
+        check_seed("weight_seed", weight_seed)
+        self.dim, self.components = dim, components
+        n = dim * components
+        p = primes(2 * n)
+        omega = np.array(p[0::2], dtype=np.float64)
+        if frequency_seed is not None:
+            omega = keyed_generator(frequency_seed, 0, "target/frequency").choice(p, n, replace=False).astype(float)
+        phi = np.array(p[1::2], dtype=np.float64) / 10
+        if phase_seed is not None:
+            phi = keyed_generator(phase_seed, 0, "target/phase").uniform(0, 2 * math.pi, n)
+        if frequency_rule == "nyquist":
+            omega = omega * min(1.0, max_frequency / omega.max())
+        w = np.ones(n) if weights == "uniform" else 1 / omega
+        if weight_seed is not None:
+            w = w * keyed_generator(weight_seed, 0, "target/weight").uniform(-1, 1, n)
+        shape = (dim, components)
+        self.omega, self.phi, self.w = (torch.from_numpy(a.reshape(shape).copy()) for a in (omega, phi, w))
+
+    @property
+    def highest_frequency(self) -> float:
+        """See :attr:`Target.highest_frequency`."""
+        return float(self.omega.max())
+
+    def sums(self, c: Tensor) -> Tensor:
+        """Evaluate the trigonometric sums, (M, 1) to (M, dim)."""
+        angle = c.double().unsqueeze(-1) * self.omega + self.phi
+        even = torch.arange(self.components) % 2 == 0
+        return (torch.where(even, angle.sin(), angle.cos()) * self.w).sum(-1)
+
+    def __call__(self, c: Tensor) -> Tensor:
+        """See :meth:`Target.__call__`."""
+        return self.sums(c)
+
+
+def random_projector(dim: int, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return P = A (A'A)^-1 A' for a Gaussian A (dim x rank) of that seed, and an orthonormal basis of its range.
+
+    Shapes (dim, dim) and (dim, rank), float64.
+    """
+    a = torch.from_numpy(keyed_generator(seed, 0, "target/projector").standard_normal((dim, rank)))
+    basis = torch.linalg.qr(a).Q
+    return basis @ basis.T, basis
+
+
+class Projected(Trigonometric):
+    """g(c) = P f(c): a trigonometric f in R^D, seen on a subspace of dimension ``rank``.
+
+    Args:
+        rank: r, dimension of the subspace; at most ``dim``.
+        projection_seed: seed of the Gaussian matrix that spans the subspace.
+        dim: D.
+        components: K.
+        kwargs: as for :class:`Trigonometric`.
+    """
+
+    def __init__(
+        self, rank: int = 2, projection_seed: int = 0, dim: int = 8, components: int = 3, **kwargs: Any
+    ) -> None:
+        super().__init__(dim=dim, components=components, **kwargs)
+        require(1 <= rank <= dim, f"--data.target.rank: {rank} is not allowed; give an integer from 1 to dim = {dim}")
+        check_seed("projection_seed", projection_seed)
+        self.rank = rank
+        self.projector, self.basis = random_projector(dim, rank, projection_seed)
+
+    def __call__(self, c: Tensor) -> Tensor:
+        """See :meth:`Target.__call__`."""
+        return self.sums(c) @ self.projector
+
+
+class Piecewise(Trigonometric):
+    """g(c) = P_i f(c) on the i-th of equal intervals, each with a subspace of its own (seed ``projection_seed`` + i).
+
+    Args:
+        intervals: number of intervals of [0, 1].
+        rank: dimension of each subspace; at most ``dim``.
+        projection_seed: seed of the first interval's subspace.
+        boundary_width: how near to an interior boundary a point counts as at it.
+        dim: D.
+        components: K.
+        kwargs: as for :class:`Trigonometric`.
+    """
+
+    def __init__(
+        self,
+        intervals: int = 10,
+        rank: int = 3,
+        projection_seed: int = 0,
+        boundary_width: float = 0.03,
+        dim: int = 8,
+        components: int = 8,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dim=dim, components=components, **kwargs)
+        require(1 <= rank <= dim, f"--data.target.rank: {rank} is not allowed; give an integer from 1 to dim = {dim}")
+        require(intervals >= 2, f"--data.target.intervals: {intervals} is not allowed; give an integer >= 2")
+        require(
+            0 < boundary_width <= 0.5 / intervals,
+            f"--data.target.boundary_width: {boundary_width} is not allowed; give a number in (0, {0.5 / intervals}]",
+        )
+        check_seed("projection_seed", projection_seed)
+        self.intervals, self.rank, self.boundary_width = intervals, rank, boundary_width
+        pairs = [random_projector(dim, rank, projection_seed + i) for i in range(intervals)]
+        self.projectors = torch.stack([p for p, _ in pairs])
+        self.bases = [b for _, b in pairs]
+
+    def interval(self, c: Tensor) -> Tensor:
+        """Return the interval's index of each c, (M, 1) to (M,); c = 1 belongs to the last."""
+        return (c.double().squeeze(-1) * self.intervals).floor().long().clamp(0, self.intervals - 1)
+
+    def __call__(self, c: Tensor) -> Tensor:
+        """See :meth:`Target.__call__`."""
+        return torch.einsum("md,mde->me", self.sums(c), self.projectors[self.interval(c)])
+
+    def boundary_projectors(self) -> Tensor:
+        """Return the projectors on span[P_{i-1}, P_i] at the interior boundaries i, (intervals - 1, D, D)."""
+        spans = []
+        for left, right in zip(self.bases[:-1], self.bases[1:], strict=True):
+            u, s, _ = torch.linalg.svd(torch.cat([left, right], dim=1), full_matrices=False)
+            u = u[:, s > 1e-10]
+            spans.append(u @ u.T)
+        return torch.stack(spans)
+
+
+class Rotation(Target):
+    """f(c) = concat_k w_k(c) exp(alpha_k c A) e_1 in R^{K n}, alpha = linspace(0, 6.28, K).
+
+    Args:
+        size: n, 2 or 3. A is the generator of the plane's rotations, or of those about a random axis.
+        components: K.
+        amplitude: ``constant`` (w_k from U(-1, 1)) or ``trigonometric`` (w_k(c) a sum of ``terms`` waves).
+        terms: waves in each trigonometric amplitude.
+        seed: seed of the axis and the constant amplitudes.
+        frequency_rule: as for :class:`Trigonometric`, for the trigonometric amplitudes.
+        max_frequency: likewise.
+    """
+
+    def __init__(
+        self,
+        size: int = 2,
+        components: int = 8,
+        amplitude: Literal["constant", "trigonometric"] = "constant",
+        terms: int = 1,
+        seed: int = 0,
+        frequency_rule: Literal["nyquist", "published"] = "nyquist",
+        max_frequency: float = DEFAULT_MAX_FREQUENCY,
+    ) -> None:
+        require(size in (2, 3), f"--data.target.size: {size} is not allowed; give 2 or 3")
+        require(components >= 1, f"--data.target.components: {components} is not allowed; give an integer >= 1")
+        require(terms >= 1, f"--data.target.terms: {terms} is not allowed; give an integer >= 1")
+        check_seed("seed", seed)
+        self.size, self.components, self.dim = size, components, components * size
+        self.alpha = torch.linspace(0, 6.28, components, dtype=torch.float64)
+        if size == 2:
+            self.generator = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+        else:
+            axis = keyed_generator(seed, 0, "target/axis").standard_normal(3)
+            x, y, z = axis / np.linalg.norm(axis)
+            self.generator = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64)
+        self.constant = torch.from_numpy(keyed_generator(seed, 0, "target/amplitude").uniform(-1, 1, components))
+        self.waves = None
+        if amplitude == "trigonometric":
+            self.waves = Trigonometric(
+                dim=components, components=terms, frequency_rule=frequency_rule, max_frequency=max_frequency
+            )
+
+    @property
+    def highest_frequency(self) -> float:
+        """See :attr:`Target.highest_frequency`; a product's frequencies add."""
+        return float(self.alpha.max()) + (self.waves.highest_frequency if self.waves else 0.0)
+
+    def directions(self, c: Tensor) -> Tensor:
+        """Return the unit vectors v_k(c) = exp(alpha_k c A) e_1, (M, 1) to (M, K, n)."""
+        angle = c.double().view(-1, 1, 1, 1) * self.alpha.view(1, -1, 1, 1)
+        rotation: Tensor = torch.linalg.matrix_exp(angle * self.generator)
+        return rotation[..., 0]
+
+    def __call__(self, c: Tensor) -> Tensor:
+        """See :meth:`Target.__call__`."""
+        w = self.waves.sums(c) if self.waves else self.constant.expand(c.shape[0], -1)
+        return (w.unsqueeze(-1) * self.directions(c)).flatten(1)
