@@ -84,7 +84,8 @@ def test_steps_per_pass_and_exact_fits() -> None:
 def test_blocks_start_and_stop_at_multiples_and_at_max_steps() -> None:
     assert [(b.start, b.stop) for b in loader(max_steps=17, block=7)] == [(0, 7), (7, 14), (14, 17)]
     assert [(b.start, b.stop) for b in loader(max_steps=14, block=7)] == [(0, 7), (7, 14)]
-    assert list(loader(max_steps=0)) == []
+    with pytest.raises(RuntimeError, match="the loader is at step 0 of 0, and more steps are asked for"):
+        list(loader(max_steps=0))
     assert set(steps(loader(max_steps=17))) == set(range(17))
 
 
@@ -118,7 +119,8 @@ def test_state_dict_round_trip() -> None:
     second.load_state_dict(state)
     assert_same(done | steps(second), steps(loader(max_steps=100)))
     assert second.state_dict() == {"next_step": 100}
-    assert list(second) == []
+    with pytest.raises(RuntimeError, match="100 of 100"):
+        list(second)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])

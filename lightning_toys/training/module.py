@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
@@ -43,8 +43,8 @@ class ToyModule(LightningModule):
     """Base of the replica experiments.
 
     A subclass builds ``self.net`` in :meth:`build` (every parameter with a leading replica axis), gives each replica's
-    loss in :meth:`replica_losses` and a :class:`Report` in :meth:`report`. Optimisation is manual for two reasons:
-    many steps fit in one Trainer batch, and clipping is per replica.
+    loss in :meth:`replica_losses` and leaves a :class:`Report` in ``last_report``. Optimisation is manual for two
+    reasons: many steps fit in one Trainer batch, and clipping is per replica.
 
     Args:
         seeds: one seed a replica.
@@ -225,8 +225,7 @@ class ToyModule(LightningModule):
         if not torch.isfinite(losses).all():
             bad = ~torch.isfinite(losses)
             first = int(bad.any(1).nonzero()[0])
-            who = [s for s, b in zip(self.seeds, bad[first].tolist(), strict=True) if b]
-            raise NonFiniteError(f"the loss is not finite at step {block.start + first} in the replicas of seeds {who}")
+            self.refuse_non_finite("loss is", bad[first], block.start + first)
         self.last_losses = losses[-1]
         # what `self.log` and Lightning's own callbacks take for the x-axis: optimiser steps, not blocks
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = block.stop
@@ -241,10 +240,12 @@ class ToyModule(LightningModule):
         for p in self.net.parameters():
             bad |= ~torch.isfinite(p.detach()).flatten(1).all(1)
         if bad.any():
-            who = [s for s, b in zip(self.seeds, bad.tolist(), strict=True) if b]
-            raise NonFiniteError(
-                f"the weights are not finite at step {self.global_step} in the replicas of seeds {who}"
-            )
+            self.refuse_non_finite("weights are", bad, self.global_step)
+
+    def refuse_non_finite(self, what: str, bad: Tensor, step: int) -> NoReturn:
+        """Stop the run, naming the replicas where ``bad`` (R,) is true."""
+        who = [s for s, b in zip(self.seeds, bad.tolist(), strict=True) if b]
+        raise NonFiniteError(f"the {what} not finite at step {step} in the replicas of seeds {who}")
 
     # logging
 
