@@ -22,7 +22,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-import lightning_toys.flow_vs_regression  # noqa: F401  registers its classes for short names
+# the experiments register their classes for short names
+import lightning_toys.flow_vs_regression
+import lightning_toys.generative_policy  # noqa: F401
 from lightning_toys.arguments import Refused, ToyParser, check_configs, explain, flags, split_configs
 from lightning_toys.errors import NonFiniteError, ToyError, did_you_mean, note, process_rank
 from lightning_toys.training.allocator import keep_freed_memory
@@ -174,6 +176,7 @@ class ToysCLI(LightningCLI):
         results.settings = settings_shown
         results.hparams = {k: short(v) for k, v in settings_shown.items() if v != "None" and ".test_" not in k}
         self.model.config = {k: plain[k] for k in ("model", "data")}
+        self.model.run_folder = self.run.path
         given = trainer.callbacks or []
         given = given if isinstance(given, list) else [given]
         # figures read metrics.csv, and results note the speed: both come after what they look at

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -78,6 +78,11 @@ class FlowVsRegression(ToyModule):
         evaluation: how predictions are read out.
     """
 
+    metric_labels: Mapping[str, str] = {
+        "l2": "RMSE on the evaluation grid (l2)",
+        "l1": "mean absolute error on the evaluation grid (l1)",
+    }
+
     def __init__(
         self,
         mode: Mode = "regression",
@@ -121,7 +126,7 @@ class FlowVsRegression(ToyModule):
         """See :attr:`ToyModule.label`."""
         return f"{self.mode} {self.network.kind}"
 
-    def measure(self, data: LightningDataModule | None) -> dict[str, int]:
+    def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
         name = type(data).__name__ if data is not None else "none"
         require(isinstance(data, InterpolationData), f"--data: {name} is not allowed; give InterpolationData")
@@ -135,7 +140,7 @@ class FlowVsRegression(ToyModule):
     @property
     def keeps_best(self) -> bool:
         """See :attr:`ToyModule.keeps_best`."""
-        return self.sizes["held"] > 0
+        return int(self.sizes["held"]) > 0
 
     def build(self) -> ConditionalNet:
         """Build the network for the data's dimensions."""

@@ -334,6 +334,8 @@ class ResultsWriter(Callback):
             "stage": stage,
             "label": pl_module.label,
             "settings": self.settings,
+            "headline": list(pl_module.headline),
+            "metric_labels": dict(pl_module.metric_labels),
             "step": step,
             "seconds_per_step": progress.seconds_per_step if progress else None,
         }
@@ -345,7 +347,7 @@ class ResultsWriter(Callback):
         write_results(path, report, self.run.experiment, self.run.variant, device, extra)
         if stage == "validate":
             return
-        scores = {f"{stage}/{k}": sum(v) / len(v) for k, v in report.metrics.items() if k in ("l1", "l2")}
+        scores = {f"{stage}/{k}": sum(v) / len(v) for k, v in report.metrics.items() if k in pl_module.headline}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and stage == "fit":
                 logger.log_hyperparams(self.hparams, scores, step=step)

@@ -39,6 +39,10 @@ class ToyDataModule(LightningDataModule):
         """Return the training tensors, each (R, N, ...)."""
         raise NotImplementedError
 
+    def loader(self, seeds: Sequence[int]) -> BlockLoader:
+        """Return the loader, its length and share still to be set."""
+        return BlockLoader(self.train_columns(seeds), seeds, self.batch_size, 1, 1)
+
     def replica_seeds(self) -> list[int]:
         """Return the seeds of the module that is being trained."""
         assert self.trainer is not None
@@ -51,9 +55,15 @@ class ToyDataModule(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         seeds = self.replica_seeds()
-        loader = BlockLoader(self.train_columns(seeds), seeds, self.batch_size, 1, 1)
+        loader = self.loader(seeds)
         epochs, steps = trainer.max_epochs, trainer.max_steps
-        if epochs is not None and epochs > 0:
+        if loader.steps_per_pass is None:
+            require(
+                steps >= 0,
+                "--trainer.max_steps: -1 is not allowed; the data are drawn anew at every step: give a number of steps",
+            )
+            trainer.fit_loop.max_epochs = -1
+        elif epochs is not None and epochs > 0:
             wanted = epochs * loader.steps_per_pass
             steps = wanted if steps < 0 else min(steps, wanted)
             trainer.fit_loop.max_epochs = -1

@@ -7,7 +7,7 @@ block boundaries, ranks and resumes change nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,8 +88,8 @@ class BlockLoader:
         self.next_step = 0
 
     @property
-    def steps_per_pass(self) -> int:
-        """Optimiser steps that it takes to see every row once."""
+    def steps_per_pass(self) -> int | None:
+        """Optimiser steps that it takes to see every row once; None where rows are drawn anew at every step."""
         return -(-self.columns[0].shape[1] // self.batch_size)
 
     def __len__(self) -> int:
@@ -111,16 +111,18 @@ class BlockLoader:
             out.append(np.concatenate(rows)[skip : skip + passes])
         return np.stack(out)
 
-    def block(self, start: int, stop: int) -> Block:
+    def block(self, start: int, stop: int) -> Block | DrawnBlock:
         """Gather the rows of steps ``start`` to ``stop - 1``."""
-        first = start // self.steps_per_pass
-        passes = (stop - 1) // self.steps_per_pass - first + 1
+        per_pass = self.steps_per_pass
+        assert per_pass is not None
+        first = start // per_pass
+        passes = (stop - 1) // per_pass - first + 1
         order = torch.from_numpy(self.permutations(first, passes))
         replica = torch.arange(order.shape[0])[:, None, None]
         columns = tuple(x[replica, order] for x in self.columns)
         return Block(start, stop, first, self.batch_size, self.rank, self.world, columns)
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[Block | DrawnBlock]:
         if self.next_step >= self.max_steps:
             # a Trainer that still wants steps has lost count, and would ask for ever
             raise RuntimeError(
@@ -140,6 +142,45 @@ class BlockLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved position."""
         self.next_step = int(state["next_step"])
+
+
+class DrawnBlock(NamedTuple):
+    """Steps ``start`` to ``stop - 1`` of data that are drawn anew at every step."""
+
+    start: int
+    stop: int
+    batch_size: int
+    rank: int
+    world: int
+    columns: tuple[Tensor, ...]  # each (R, steps, batch_size, ...)
+
+    def batch(self, step: int) -> Batch:
+        """Return this rank's contiguous share of one step's rows."""
+        n, k = self.batch_size, step - self.start
+        first, last = n * self.rank // self.world, n * (self.rank + 1) // self.world
+        return Batch(tuple(x[:, k, first:last] for x in self.columns), n, first)
+
+
+class DrawnLoader(BlockLoader):
+    """A :class:`BlockLoader` whose rows come from ``draw(start, stop)``, a pure function of the steps.
+
+    Args:
+        draw: returns each column (R, steps, batch_size, ...), every rank's rows.
+        batch_size: rows a step.
+    """
+
+    def __init__(self, draw: Callable[[int, int], tuple[Tensor, ...]], batch_size: int) -> None:
+        super().__init__((), (), batch_size, 1, 1)
+        self.draw = draw
+
+    @property
+    def steps_per_pass(self) -> None:
+        """See :attr:`BlockLoader.steps_per_pass`."""
+        return
+
+    def block(self, start: int, stop: int) -> DrawnBlock:
+        """Draw the rows of steps ``start`` to ``stop - 1``."""
+        return DrawnBlock(start, stop, self.batch_size, self.rank, self.world, self.draw(start, stop))
 
 
 class OneBatch:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_toys.errors import NonFiniteError, require
 from lightning_toys.stats import mean_ci
-from lightning_toys.training.loader import Batch, Block
+from lightning_toys.training.loader import Batch, Block, DrawnBlock
 from lightning_toys.training.results import Report
 
 
@@ -52,10 +53,14 @@ class ToyModule(LightningModule):
         weight_decay: AdamW's decoupled weight decay; 0 makes it Adam.
         clip_grad_norm: bound on each replica's gradient norm.
         ema_decay: decay of an exponential moving average of the weights.
+        lr_decay: ``cosine`` takes every learning rate from its value to 0 over the run's steps.
     """
 
     net: nn.Module
     best_score: Tensor
+    headline: Sequence[str] = ("l2", "l1")  # the metrics that TensorBoard's HParams page and `compare` show first
+    metric_labels: Mapping[str, str] = {}  # axis labels, with units
+    reads_data: bool = True  # False: the loss needs no sample of the data module
 
     def __init__(
         self,
@@ -64,11 +69,12 @@ class ToyModule(LightningModule):
         weight_decay: float = 0.0,
         clip_grad_norm: float | None = None,
         ema_decay: float | None = None,
+        lr_decay: Literal["constant", "cosine"] = "constant",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.seeds = check_seeds(seeds)
-        require(lr > 0, f"--model.lr: {lr} is not allowed; give a number > 0")
+        require(0 < lr < math.inf, f"--model.lr: {lr} is not allowed; give a number > 0")
         require(weight_decay >= 0, f"--model.weight_decay: {weight_decay} is not allowed; give a number >= 0")
         require(
             clip_grad_norm is None or clip_grad_norm > 0,
@@ -79,19 +85,21 @@ class ToyModule(LightningModule):
             f"--model.ema_decay: {ema_decay} is not allowed; give a number between 0 and 1 or null",
         )
         self.lr, self.weight_decay, self.clip_grad_norm, self.ema_decay = lr, weight_decay, clip_grad_norm, ema_decay
+        self.lr_decay = lr_decay
         self.ema_net: nn.Module | None = None
         self.best_net: nn.Module | None = None
         self.register_buffer("best_score", torch.full((len(self.seeds),), torch.inf))
         self.last_report: Report | None = None
         self.last_losses = torch.zeros(len(self.seeds))
         self.loaded_step = 0
-        self.sizes: dict[str, int] = {}
+        self.sizes: dict[str, Any] = {}
+        self.run_folder = Path()  # where the command line puts this run
         self.config: dict[str, Any] = {}  # the command line's model and data sections, kept in checkpoints
 
     # what an experiment gives
 
-    def measure(self, data: LightningDataModule | None) -> dict[str, int]:
-        """Return what :meth:`build` has to know of the data; kept in checkpoints.
+    def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
+        """Return what :meth:`build` has to know of the data, plain values; kept in checkpoints.
 
         Raises:
             ToyError: the data module does not fit this module.
@@ -154,8 +162,19 @@ class ToyModule(LightningModule):
     def on_train_start(self) -> None:
         """Let the learning rate and weight decay given now win over those in a resumed optimiser's state."""
         for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                group.update(lr=self.lr, weight_decay=self.weight_decay)
+            for group, lr in zip(optimizer.param_groups, self.learning_rates, strict=True):
+                group.update(lr=lr, weight_decay=self.weight_decay)
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """The learning rate of each of the optimiser's parameter groups, before any decay."""
+        return [self.lr]
+
+    def decay_rates(self, optimizer: Any, step: int) -> None:
+        """Set the learning rates of optimiser step ``step``: (1 + cos(pi step / steps)) / 2 of their values."""
+        factor = 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.trainer.max_steps)))
+        for group, lr in zip(optimizer.param_groups, self.learning_rates, strict=True):
+            group["lr"] = lr * factor
 
     @property
     def steps_directly(self) -> bool:
@@ -182,7 +201,7 @@ class ToyModule(LightningModule):
         fused = self.device.type in ("cpu", "cuda")
         return torch.optim.AdamW(self.net.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
 
-    def training_step(self, block: Block, batch_idx: int) -> None:
+    def training_step(self, block: Block | DrawnBlock, batch_idx: int) -> None:
         """Take every optimiser step of the block.
 
         Raises:
@@ -195,6 +214,8 @@ class ToyModule(LightningModule):
         parameters = list(self.net.parameters())
         losses: list[Tensor] = []
         for step in range(block.start, block.stop):
+            if self.lr_decay == "cosine":
+                self.decay_rates(optimizer, step)
             loss = self.replica_losses(block.batch(step), step)
             losses.append(loss.detach())
             optimizer.zero_grad()
@@ -218,7 +239,7 @@ class ToyModule(LightningModule):
                     torch._foreach_lerp_(averages, list[Tensor](parameters), 1 - self.ema_decay)
         self.finish_block(block, torch.stack(losses))
 
-    def finish_block(self, block: Block, losses: Tensor) -> None:
+    def finish_block(self, block: Block | DrawnBlock, losses: Tensor) -> None:
         """Check the block's losses (steps, R) and log those at multiples of ``log_every_n_steps``."""
         if block.world > 1:
             losses = self.trainer.strategy.reduce(losses, reduce_op="sum")

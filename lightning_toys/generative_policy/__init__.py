@@ -1,0 +1,21 @@
+"""Which policies can act in many ways at once, and in one step?"""
+
+from lightning_toys.generative_policy.couplings import Independent, OptimalTransport
+from lightning_toys.generative_policy.data import MixtureData
+from lightning_toys.generative_policy.gaussian_policy import GaussianPolicy
+from lightning_toys.generative_policy.meanflow_policy import FlowPolicy, MeanFlowPolicy
+from lightning_toys.generative_policy.mixture import Checkerboard, EightGaussians, Mixture, ThreeModes, TwoMoons
+
+__all__ = [
+    "Checkerboard",
+    "EightGaussians",
+    "FlowPolicy",
+    "GaussianPolicy",
+    "Independent",
+    "MeanFlowPolicy",
+    "Mixture",
+    "MixtureData",
+    "OptimalTransport",
+    "ThreeModes",
+    "TwoMoons",
+]

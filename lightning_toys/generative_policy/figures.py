@@ -1,0 +1,247 @@
+"""Samples over the target's contours, one mode drawn large, and the measures over training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from torch import Tensor
+
+from lightning_toys.generative_policy.mixture import Mixture, Target
+from lightning_toys.plotting import COLOURS, GREY, band, new_figure
+from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.results import Report, set_aside
+
+Array = NDArray[np.float64]
+BLUE, RED = COLOURS[0], "#B40426"
+SNAPSHOTS = "samples"  # folder of a run that keeps samples by training step
+
+
+@dataclass
+class Shown:
+    """Samples of an evaluation: readout to (R, n, 2)."""
+
+    target: Target
+    samples: dict[str, Tensor]
+    seeds: Sequence[int]
+
+
+def keep_snapshot(folder: Path, step: int, shown: Shown) -> None:
+    """Keep the main readout's samples of the first replica, for pictures by training step, resumes included."""
+    path = folder / SNAPSHOTS / f"step_{step:08d}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first = next(iter(shown.samples.values()))[0].float().numpy()
+    if path.exists() and np.array_equal(np.load(path), first):
+        return
+    set_aside(path)
+    partial = path.with_suffix(".tmp")
+    with partial.open("wb") as f:
+        np.save(f, first)
+    partial.replace(path)
+
+
+def read_snapshots(folder: Path) -> dict[int, Array]:
+    """Return samples (n, 2) by training step."""
+    out = {}
+    for path in sorted((folder / SNAPSHOTS).glob("step_*.npy")):
+        word = path.stem.removeprefix("step_")
+        if word.isdigit():  # not those set aside
+            out[int(word)] = np.load(path)
+    return out
+
+
+def contours(ax: Axes, target: Target, half: float = 1.0, centre: Sequence[float] = (0.0, 0.0)) -> None:
+    """Draw the target's density in red."""
+    n = 400
+    x = np.linspace(centre[0] - half, centre[0] + half, n)
+    y = np.linspace(centre[1] - half, centre[1] + half, n)
+    grid = torch.from_numpy(np.stack(np.meshgrid(x, y), -1))
+    density = target.log_prob(grid)
+    top = float(density.max())
+    if isinstance(target, Mixture):
+        # the levels 1, 2 and 3 standard deviations from a lone peak
+        ax.contour(x, y, density - top, levels=[-4.5, -2.0, -0.5], colors=RED, linewidths=0.8, linestyles="solid")
+    else:
+        ax.contourf(x, y, density.isfinite(), levels=[0.5, 1.5], cmap=ListedColormap([RED]), alpha=0.25)
+    ax.set_xlim(centre[0] - half, centre[0] + half)
+    ax.set_ylim(centre[1] - half, centre[1] + half)
+    ax.set_aspect("equal")
+
+
+def scatter(ax: Axes, target: Target, x: Array, title: str) -> None:
+    """Draw samples in blue over the target's contours."""
+    ax.plot(x[:, 0], x[:, 1], ".", color=BLUE, markersize=1.6, alpha=0.5, rasterized=True)
+    contours(ax, target, half=1.05)
+    ax.set_title(title, fontsize=9)
+    ax.set_xlabel("action 1")
+
+
+def mode_large(ax: Axes, target: Mixture, x: Array, mode: int, title: str) -> None:
+    """Draw the samples around one component, with circles at 1, 2 and 3 standard deviations."""
+    centre, std = target.means[mode].numpy(), float(target.stds[mode])
+    half = 4.5 * std
+    near = x[np.abs(x - centre).max(1) < half]
+    ax.plot(near[:, 0], near[:, 1], ".", color=BLUE, markersize=2.2, alpha=0.6, rasterized=True)
+    for k in (1, 2, 3):
+        ax.add_patch(Circle((float(centre[0]), float(centre[1])), k * std, fill=False, edgecolor=RED, linewidth=0.9))
+    ax.set_xlim(centre[0] - half, centre[0] + half)
+    ax.set_ylim(centre[1] - half, centre[1] + half)
+    ax.set_aspect("equal")
+    ax.locator_params(nbins=4)
+    ax.set_title(title, fontsize=9)
+    ax.set_xlabel("action 1")
+
+
+def named(readout: str) -> str:
+    """Name a readout in words."""
+    if readout.isdigit():
+        return "one step" if readout == "1" else f"{readout} steps"
+    kind, _, n = readout.partition("-")
+    return f"{n} Euler step{'' if n == '1' else 's'}" if kind == "euler" else readout
+
+
+def draw_samples(shown: Shown, report: Report, label: str) -> Figure:
+    """Draw each readout's samples (the first four), and one mode of each large."""
+    names = list(shown.samples)[:4]
+    # a policy with one readout shows some seeds in place of readouts
+    columns = [(n, 0) for n in names] if len(names) > 1 else [(names[0], r) for r in range(min(4, len(shown.seeds)))]
+    zoom = isinstance(shown.target, Mixture)
+    figure, axes = new_figure(1 + zoom, len(columns), size=(3.1 * len(columns) + 0.4, 3.2 * (1 + zoom) + 0.3))
+    for j, (name, r) in enumerate(columns):
+        x = shown.samples[name][r].numpy()
+        at = f"@{name}" if len(names) > 1 else ""
+        tv, off = report.metrics[f"tv{at}"][r], report.metrics[f"off3{at}"][r]
+        what = named(name) if len(names) > 1 else f"seed {shown.seeds[r]}"
+        scatter(axes[0, j], shown.target, x, f"{what}: TV {tv:.3f}, off 3 sd {off:.3f}")
+        if isinstance(shown.target, Mixture):
+            mode = int(torch.bincount(shown.target.nearest(torch.from_numpy(x))[0]).argmax())
+            mode = int((shown.target.modes == mode).nonzero()[0])
+            inside = float(shown.target.nearest(torch.from_numpy(x))[1].le(1).float().mean())
+            title = f"one mode; {inside:.2f} within 1 sd (target {1 - math.exp(-0.5):.2f})"
+            mode_large(axes[1, j], shown.target, x, mode, title)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("action 2")
+    who = f", seed {shown.seeds[0]}" if len(names) > 1 else ""
+    figure.suptitle(f"{label}{who}: target (red: 1, 2, 3 sd) and samples (blue)", fontsize=10)
+    return figure
+
+
+def draw_by_step(target: Target, snapshots: dict[int, Array], label: str) -> Figure:
+    """Draw the main readout's samples at up to six training steps."""
+    steps = sorted(snapshots)
+    chosen = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(6, len(steps)))]
+    figure, axes = new_figure(1, len(chosen), size=(2.6 * len(chosen) + 0.4, 3.1), sharey=True)
+    for ax, step in zip(axes[0], chosen, strict=True):
+        scatter(ax, target, snapshots[step], f"step {step:,}".replace(",", " "))
+    axes[0, 0].set_ylabel("action 2")
+    figure.suptitle(f"{label}: target (red) and samples (blue) by training step", fontsize=10)
+    return figure
+
+
+def series(rows: list[dict[str, str]], name: str, seeds: Sequence[int]) -> tuple[Array, Array]:
+    """Return steps (n,) and values (R, n) of a metric in metrics.csv."""
+    columns = [f"replicas/{name}/seed_{s}" for s in seeds] if len(seeds) > 1 else [name]
+    found = [r for r in rows if all(r.get(c) for c in columns)]
+    steps = np.array([float(r["step"]) for r in found])
+    return steps, np.array([[float(r[c]) for r in found] for c in columns]).reshape(len(columns), len(found))
+
+
+def draw_training(shown: Shown, folder: Path, label: str) -> Figure | None:
+    """Mode weights, off-mode shares, energy distance and entropy over training, mean and interval over seeds."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return None
+    rows, names = read_csv(path), list(shown.samples)[:4]
+    panels = ["tv", "off3", "off5", "energy_distance", "sliced_w2", "entropy_knn"]
+    titles = [
+        "total variation of mode weights",
+        "share beyond 3 sd",
+        "share beyond 5 sd",
+        "energy distance",
+        "sliced 2-Wasserstein distance",
+        "entropy, k-NN (nats)",
+    ]
+    figure, axes = new_figure(2, 3, size=(10.5, 5.6), sharex=True)
+    drawn = False
+    for ax, metric, title in zip(axes.flat, panels, titles, strict=True):
+        for i, name in enumerate(names):
+            at = f"@{name}" if len(shown.samples) > 1 else ""
+            steps, values = series(rows, f"eval/{metric}{at}", shown.seeds)
+            if len(steps) == 0:
+                continue
+            drawn = True
+            band(ax, steps, values, COLOURS[i], named(name))
+            if len(steps) == 1:
+                ax.plot(steps, values.mean(0), "o", color=COLOURS[i])
+        ax.set_title(title, fontsize=9)
+        if metric.startswith("off"):
+            level = shown.target.threshold_shares[int(metric[3:])]
+            if level > 0:
+                ax.axhline(level, color=GREY, linestyle="--", linewidth=1, label="target")
+        if metric == "entropy_knn":
+            ax.axhline(shown.target.entropy(), color=GREY, linestyle="--", linewidth=1, label="target")
+        elif metric != "tv":
+            ax.set_yscale("log", nonpositive="mask")
+    if not drawn:
+        return None
+    for ax in axes[1]:
+        ax.set_xlabel("optimiser step")
+    axes[1, 2].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{label}: mean and 95 % interval over {len(shown.seeds)} seeds", fontsize=10)
+    return figure
+
+
+def draw_modes_chosen(shown: Shown, report: Report, label: str) -> Figure | None:
+    """Draw the share of seeds that settled on each mode, and the divergence each ended at."""
+    if "kl" not in report.metrics:
+        return None
+    figure, axes = new_figure(1, 2, size=(8.6, 3.6))
+    weights = shown.target.mode_weights.numpy()
+    m, n = len(weights), len(shown.seeds)
+    chose = np.array([report.metrics[f"chose_mode{i}"] for i in range(m)])
+    for i in range(m):
+        k = int(chose[i].sum())
+        interval = binomtest(k, n).proportion_ci(method="wilson")
+        share = k / n
+        axes[0, 0].bar(i, share, color=COLOURS[i], width=0.6)
+        axes[0, 0].errorbar(i, share, yerr=[[share - interval.low], [interval.high - share]], color="black", capsize=4)
+        axes[0, 0].plot([i - 0.38, i + 0.38], [weights[i]] * 2, color=GREY, linestyle="--", linewidth=1.2)
+        mine = np.array(report.metrics["kl"])[chose[i] == 1]
+        spread = np.linspace(-0.2, 0.2, len(mine)) if len(mine) > 1 else np.zeros(len(mine))
+        axes[0, 1].plot(i + spread, mine, "o", color=COLOURS[i], markersize=3.5, alpha=0.7)
+        axes[0, 1].plot([i - 0.38, i + 0.38], [-math.log(weights[i])] * 2, color=GREY, linestyle="--", linewidth=1.2)
+    ticks = [f"mode {i}\nw = {weights[i]:.3f}" for i in range(m)]
+    for ax in axes[0]:
+        ax.set_xticks(range(m), ticks)
+    axes[0, 0].set_ylabel(f"share of {n} seeds (95 % Wilson)")
+    axes[0, 1].set_ylabel("reverse KL at the end (nats)")
+    axes[0, 0].plot([], [], color=GREY, linestyle="--", label="weight of the mode")
+    axes[0, 1].plot([], [], color=GREY, linestyle="--", label=r"$-\log w$ of the mode")
+    for ax in axes[0]:
+        ax.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{label}: the mode that each seed settles on", fontsize=10)
+    return figure
+
+
+def draw_all(shown: Shown, report: Report, folder: Path, label: str) -> dict[str, Figure]:
+    """Return every figure by file name."""
+    out = {"samples": draw_samples(shown, report, label)}
+    if snapshots := read_snapshots(folder):
+        out["by_step"] = draw_by_step(shown.target, snapshots, label)
+    for name, figure in (
+        ("training", draw_training(shown, folder, label)),
+        ("modes_chosen", draw_modes_chosen(shown, report, label)),
+    ):
+        if figure is not None:
+            out[name] = figure
+    return out

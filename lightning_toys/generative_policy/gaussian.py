@@ -1,0 +1,51 @@
+"""The Gaussian policy of Soft Actor-Critic (Haarnoja et al. 2018, arXiv 1812.05905): a = tanh(mu + sigma xi)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Bound = Literal["tanh", "clip"]
+
+
+def bounded_log_sigma(raw: Tensor, bound: Bound) -> Tensor:
+    """Return log sigma: ``tanh`` squashes into (-5, 2), ``clip`` cuts at [-20, 2]; both are in common use."""
+    if bound == "tanh":
+        return -1.5 + 3.5 * torch.tanh(raw)
+    return raw.clamp(-20.0, 2.0)
+
+
+def tanh_log_slope(y: Tensor) -> Tensor:
+    """Return log d tanh(y)/dy = 2 (log 2 - y - softplus(-2 y)), which does not underflow."""
+    return 2 * (math.log(2) - y - F.softplus(-2 * y))
+
+
+def squash(mu: Tensor, log_sigma: Tensor, xi: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the action a = tanh(mu + sigma xi) and log pi(a), summed over the last axis."""
+    y = torch.addcmul(mu, log_sigma.exp(), xi)
+    log_prob = -0.5 * xi.square() - log_sigma - 0.5 * math.log(2 * math.pi) - tanh_log_slope(y)
+    return torch.tanh(y), log_prob.sum(-1)
+
+
+def log_prob_of(a: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
+    """Return log pi(a) of given actions in (-1, 1), summed over the last axis."""
+    y = torch.atanh(a)
+    xi = (y - mu) * torch.exp(-log_sigma)
+    log_prob = -0.5 * xi.square() - log_sigma - 0.5 * math.log(2 * math.pi) - tanh_log_slope(y)
+    return log_prob.sum(-1)
+
+
+def hermite_grid(nodes: int = 32) -> tuple[Tensor, Tensor]:
+    """Return xi (nodes^2, 2) and weights (nodes^2,) with sum_k w_k f(xi_k) = E f(xi) for xi ~ N(0, I_2), float64.
+
+    Exact for polynomials of degree below 2 ``nodes`` in each coordinate.
+    """
+    z, w = np.polynomial.hermite_e.hermegauss(nodes)
+    w = w / w.sum()
+    xi = np.stack(np.meshgrid(z, z, indexing="ij"), -1).reshape(-1, 2)
+    return torch.from_numpy(xi), torch.from_numpy(np.outer(w, w).reshape(-1))

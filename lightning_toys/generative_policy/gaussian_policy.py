@@ -1,0 +1,166 @@
+"""GaussianPolicy: SAC's policy, trained on the exact reverse KL to the target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+
+from lightning_toys.errors import require
+from lightning_toys.generative_policy.gaussian import Bound, bounded_log_sigma, hermite_grid, squash
+from lightning_toys.generative_policy.mixture import Target
+from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
+from lightning_toys.nets import Network, keyed_uniform
+from lightning_toys.training.loader import Batch
+from lightning_toys.training.noise import NoiseStream
+
+
+class FreeParameters(nn.Module):
+    """mu and the raw log sigma themselves, (R, 1, 4), drawn as a linear layer's bias with one input would be."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        super().__init__()
+        self.value = keyed_uniform(seeds, "free.value", (1, 4), 1.0)
+
+    def forward(self) -> Tensor:
+        """Return the parameters."""
+        return self.value
+
+
+class StatelessNet(nn.Module):
+    """A network whose only input is a state of zeros, as in a bandit without contexts."""
+
+    def __init__(self, spec: Network, seeds: Sequence[int]) -> None:
+        super().__init__()
+        self.net = spec.build(seeds, 1, 1, False, 4)
+        self.replicas = len(seeds)
+
+    def forward(self) -> Tensor:
+        """Return (R, 1, 4)."""
+        state = torch.zeros(self.replicas, 1, 1).to(next(self.net.parameters()))
+        out: Tensor = self.net(state, state)
+        return out
+
+
+class GaussianPolicy(GenerativePolicy):
+    """a = tanh(mu + sigma xi), trained on E[log pi(a) - log p(a)] with p known.
+
+    ``kl`` is that divergence by Gauss-Hermite quadrature; a policy that settles on mode i ends at -log w_i.
+
+    Args:
+        seeds: one seed a replica.
+        parameters: ``network`` fed a state of zeros, or ``free`` parameters.
+        network: the network.
+        bound: log sigma as -1.5 + 3.5 tanh, or clipped to [-20, 2].
+        lr: Adam's learning rate.
+        weight_decay: decoupled weight decay.
+        clip_grad_norm: bound on each replica's gradient norm.
+        ema_decay: decay of a moving average of the weights.
+        lr_decay: ``cosine`` ends at a learning rate of 0.
+        evaluation: how samples are drawn and judged.
+    """
+
+    reads_data = False
+    headline = ("kl", "tv", "entropy_exact")
+
+    def __init__(
+        self,
+        seeds: Sequence[int] = (0,),
+        parameters: Literal["network", "free"] = "network",
+        network: Network | None = None,
+        bound: Bound = "tanh",
+        lr: float = 3e-4,
+        weight_decay: float = 0.0,
+        clip_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        lr_decay: Literal["constant", "cosine"] = "constant",
+        evaluation: Evaluation | None = None,
+    ) -> None:
+        super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay)
+        self.network = Network(**network) if isinstance(network, dict) else network or Network(hidden=64, layers=2)
+        self.evaluation = Evaluation(**evaluation) if isinstance(evaluation, dict) else evaluation or Evaluation()
+        self.parameters_from, self.bound = parameters, bound
+        self.save_hyperparameters(logger=False)
+        self.hparams.update({"network": asdict(self.network), "evaluation": asdict(self.evaluation)})
+        self.hparams["seeds"] = self.seeds
+
+    @property
+    def label(self) -> str:
+        """See :attr:`ToyModule.label`."""
+        return "SAC Gaussian"
+
+    def build(self) -> nn.Module:
+        """See :meth:`ToyModule.build`."""
+        self.noise = NoiseStream(self.seeds, "xi", (self.sizes["batch_size"], 2))
+        if self.parameters_from == "free":
+            return FreeParameters(self.seeds)
+        return StatelessNet(self.network, self.seeds)
+
+    def measure(self, data: LightningDataModule | None) -> dict[str, object]:
+        """See :meth:`ToyModule.measure`."""
+        sizes = super().measure(data)
+        require(
+            not (self.parameters_from == "free" and self.weight_decay > 0),
+            f"--model.weight_decay: {self.weight_decay} is not allowed with free parameters; give 0",
+        )
+        return sizes
+
+    def law(self, net: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return mu and log sigma, each (R, 1, 2)."""
+        mu, raw = net().chunk(2, dim=-1)
+        return mu, bounded_log_sigma(raw, self.bound)
+
+    @property
+    def scored_net(self) -> nn.Module:
+        """The weights that are evaluated."""
+        net = self.ema_net if self.evaluation.weights == "ema" else self.net
+        assert net is not None
+        return net
+
+    def replica_losses(self, batch: Batch, step: int) -> Tensor:
+        """See :meth:`ToyModule.replica_losses`."""
+        mu, log_sigma = self.law(self.net)
+        n = batch.total
+        # this rank's share of the batch, without any row of data
+        world = self.trainer.world_size
+        last = n * (self.trainer.global_rank + 1) // world
+        xi = self.noise.at(step, mu)[:, batch.first : last]
+        a, log_pi = squash(mu, log_sigma, xi)
+        return (log_pi - self.data.target.log_prob(a)).sum(1) / n
+
+    # judging
+
+    def readouts(self, numbers: list[int], everything: bool) -> list[str]:
+        """See :meth:`GenerativePolicy.readouts`: there is one."""
+        return ["direct"]
+
+    def actions(self, readout: str, e: Tensor, xi: Tensor) -> Tensor:
+        """See :meth:`GenerativePolicy.actions`."""
+        mu, log_sigma = self.law(self.scored_net)
+        return squash(mu, log_sigma, e)[0]
+
+    def own_metrics(self, readout: str, e: Tensor, main: bool, everything: bool) -> dict[str, Tensor]:
+        """Return reverse KL and entropy by quadrature, and which mode the policy chose."""
+        mu, log_sigma = (p.detach().double().cpu() for p in self.law(self.scored_net))
+        return exact_metrics(mu, log_sigma, self.data.target)
+
+
+def exact_metrics(mu: Tensor, log_sigma: Tensor, target: Target) -> dict[str, Tensor]:
+    """Return what quadrature says of tanh-Gaussians with mu and log sigma (R, 1, 2), each value (R,).
+
+    ``kl`` is the reverse KL, ``entropy_exact`` the entropy, ``kl_gap`` what ``kl`` exceeds -log w_i by, i being the
+    mode nearest to tanh(mu), and ``chose_mode`` i is 1 for that mode and 0 for the others: its mean is the mode's share
+    of the seeds.
+    """
+    xi, weight = hermite_grid(48)
+    a, log_pi = squash(mu, log_sigma, xi.expand(len(mu), -1, -1))
+    kl = (log_pi - target.log_prob(a)) @ weight
+    which = target.nearest(torch.tanh(mu[:, 0]))[0]
+    out = {"kl": kl, "entropy_exact": -(log_pi @ weight), "kl_gap": kl + target.mode_weights[which].log()}
+    for i in range(len(target.mode_weights)):
+        out[f"chose_mode{i}"] = (which == i).double()
+    return out

@@ -1,0 +1,260 @@
+"""MeanFlow: the average velocity of a flow, its identity, and one-step sampling (Geng et al. 2025, arXiv 2505.13447).
+
+Noise is at t = 1 and data at t = 0: z_t = (1 - t) x + b(t) e with b(t) = t + s (1 - t) and s = ``sigma_min``, so that
+z_0 = x + s e. Its velocity is v = (1 - s) e - x. The average velocity from t back to r,
+
+    u(z_t, r, t) = 1 / (t - r) int_r^t v(z_q, q) dq,
+
+obeys u = v - (t - r) du/dt, where d/dt = v . grad_z + d/dt at fixed r. One step samples: a = e - u(e, 0, 1).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_toys.errors import require
+from lightning_toys.nets import ConditionalNet, Tangent
+
+# path
+
+
+def path(x: Tensor, e: Tensor, t: Tensor, sigma_min: float = 0.0) -> Tensor:
+    """Return z_t = (1 - t) x + (t + s (1 - t)) e."""
+    return (1 - t) * x + (t + sigma_min * (1 - t)) * e
+
+
+def path_velocity(x: Tensor, e: Tensor, sigma_min: float = 0.0) -> Tensor:
+    """Return v = dz_t/dt = (1 - s) e - x."""
+    return (1 - sigma_min) * e - x
+
+
+# laws of (r, t)
+
+
+@dataclass
+class TimeLaw:
+    """Law of the pair r <= t.
+
+    Args:
+        kind: ``uniform`` on [0, 1], or ``logit_normal``: the sigmoid of N(mean, std^2).
+        mean: mean of the logit.
+        std: standard deviation of the logit.
+        share: share of a batch's rows with r < t; the rest has r = t, where u is the velocity itself.
+    """
+
+    kind: Literal["uniform", "logit_normal"] = "uniform"
+    mean: float = -0.4
+    std: float = 1.0
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(self.std > 0, f"--model.time.std: {self.std} is not allowed; give a number > 0")
+        require(0 <= self.share <= 1, f"--model.time.share: {self.share} is not allowed; give a share in [0, 1]")
+
+    def rows(self, batch_size: int) -> int:
+        """Return how many rows, the first of a batch, have r < t."""
+        return round(self.share * batch_size)
+
+    def draw(self, uniform: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """Turn uniforms (..., B, 2) into r and t (..., B, 1); r = t from row ``rows`` on."""
+        both = uniform
+        if self.kind == "logit_normal":
+            # float32 uniforms reach 0, whose quantile is -inf
+            both = torch.sigmoid(self.mean + self.std * torch.special.ndtri(uniform.clamp(1e-7, 1 - 1e-7)))
+        low, high = both.amin(-1, keepdim=True), both.amax(-1, keepdim=True)
+        one = both[..., :1]
+        spread = torch.arange(both.shape[-2], device=both.device).unsqueeze(-1) < rows
+        return torch.where(spread, low, one), torch.where(spread, high, one)
+
+
+# networks as average velocities
+
+
+class Coefficients(NamedTuple):
+    """u = skip z + out F(in z), and the derivatives of the three in t at fixed r; each (..., 1)."""
+
+    skip: Tensor
+    out: Tensor
+    inner: Tensor
+    skip_t: Tensor
+    out_t: Tensor
+    inner_t: Tensor
+
+
+class Plain:
+    """u = F(z, t - r, t)."""
+
+    def coefficients(self, r: Tensor, t: Tensor) -> Coefficients:
+        """Return the coefficients of u and their derivatives in t."""
+        one, zero = torch.ones_like(t), torch.zeros_like(t)
+        return Coefficients(zero, one, one, zero, zero, zero)
+
+    def clock(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the time that F is given, and its derivative: t itself."""
+        return t, torch.ones_like(t)
+
+
+class Preconditioned:
+    """u = k(r, t) z + (d / s_t) F(z / s_t, t - r, t), s_t the path's RMS for data of RMS d.
+
+    Karras et al. 2022 (arXiv 2206.00364) carried over to average velocities: k is the exact average velocity of
+    Gaussian data N(0, d^2 I), whose flow scales z by s_r / s_t, that is k = (1 - s_r / s_t) / (t - r). Since
+    s_t^2 - s_r^2 has the factor t - r, it is written without a division by t - r. At r = t the rest is what is left to
+    predict: v given z has the variance (d / s_t)^2 there for s = 0.
+
+    Args:
+        scale: d.
+        sigma_min: s.
+        tick: the least time that F's clock tells apart.
+    """
+
+    def __init__(self, scale: float, sigma_min: float = 0.0, tick: float = 0.005) -> None:
+        self.scale, self.sigma_min, self.tick = scale, sigma_min, tick
+
+    def coefficients(self, r: Tensor, t: Tensor) -> Coefficients:
+        """Return the coefficients of u and their derivatives in t."""
+        d2, s = self.scale**2, self.sigma_min
+        b_r, b_t = r + s * (1 - r), t + s * (1 - t)
+        rms_r, rms_t = ((1 - r).square() * d2 + b_r.square()).sqrt(), ((1 - t).square() * d2 + b_t.square()).sqrt()
+        rms_t_slope = ((1 - s) * b_t - (1 - t) * d2) / rms_t
+        top = (t + r - 2) * d2 + (1 - s) * (b_t + b_r)  # (s_t^2 - s_r^2) / (t - r)
+        bottom = rms_t * (rms_t + rms_r)
+        skip = top / bottom
+        skip_t = (d2 + (1 - s) ** 2 - skip * rms_t_slope * (2 * rms_t + rms_r)) / bottom
+        inner = 1 / rms_t
+        inner_t = -rms_t_slope / rms_t.square()
+        return Coefficients(skip, self.scale * inner, inner, skip_t, self.scale * inner_t, inner_t)
+
+    def clock(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the time that F is given, and its derivative: log(t + tick), from -1 at t = 0 to 1 at t = 1.
+
+        The velocity inside a mode of width s turns within t ~ s, which a network that is fed t alone can hardly follow.
+        """
+        span = math.log1p(1 / self.tick) / 2
+        return torch.log((t + self.tick) / self.tick) / span - 1, 1 / ((t + self.tick) * span)
+
+
+class AverageVelocity(nn.Module):
+    """u(z, r, t) of a network F(x, c, t) with c = [state, t - r], and log sigma beside it where the policy has a head.
+
+    Args:
+        net: the network; its output's first two components are F.
+        form: how u is made of F.
+        head: whether the third component is log sigma.
+    """
+
+    def __init__(self, net: ConditionalNet, form: Plain | Preconditioned, head: bool = False) -> None:
+        super().__init__()
+        self.net, self.form, self.head = net, form, head
+
+    def condition(self, r: Tensor, t: Tensor, state: Tensor | None) -> Tensor:
+        """Return c."""
+        return torch.cat([t - r, t] if state is None else [state, t - r, t], dim=-1)
+
+    def finish(self, z: Tensor, k: Coefficients, f: Tensor) -> Tensor:
+        """Return u from the network's output."""
+        return k.skip * z + k.out * f[..., : z.shape[-1]]
+
+    def forward(self, z: Tensor, r: Tensor, t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return u (R, B, 2), and log sigma (R, B, 1) where there is a head; r and t are (R, B, 1)."""
+        k = self.form.coefficients(r, t)
+        f = self.net(k.inner * z, self.condition(r, t, state), self.form.clock(t)[0])
+        return self.finish(z, k, f), self.log_sigma(f)
+
+    def log_sigma(self, f: Tensor) -> Tensor | None:
+        """Return the head's output, kept within [-12, 2]."""
+        return 5 * torch.tanh(f[..., 2:]) * 1.4 - 5 if self.head else None
+
+    def dual(
+        self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor, state: Tensor | None = None, dt: float = 1.0
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return u and log sigma (see :meth:`forward`), and du/dt along (dz, dr = 0, dt) for the first K rows of dz.
+
+        The derivative carries no graph.
+        """
+        k = self.form.coefficients(r, t)
+        n = dz.shape[1]
+        with torch.no_grad():
+            head = Coefficients(*(x[:, :n] for x in k))
+            inner = head.inner * dz + dt * head.inner_t * z[:, :n]
+            times = torch.full_like(t[:, :n], dt)
+            tick, rate = self.form.clock(t)
+            still = [] if state is None else [torch.zeros_like(state[:, :n])]
+            c_slope = torch.cat([*still, times, times], dim=-1)
+        along = Tangent(inner, c_slope, rate[:, :n] * times)
+        f, df = self.net.dual(k.inner * z, self.condition(r, t, state), tick, along)
+        with torch.no_grad():
+            D = z.shape[-1]
+            du = dt * (head.skip_t * z[:, :n] + head.out_t * f[:, :n, :D]) + head.skip * dz + head.out * df[..., :D]
+        return self.finish(z, k, f), self.log_sigma(f), du
+
+    def velocity(self, z: Tensor, t: Tensor, state: Tensor | None = None) -> Tensor:
+        """Return u(z, t, t), the velocity of the flow."""
+        u: Tensor = self(z, t, t, state)[0]
+        return u
+
+
+# training
+
+
+def residual(u: Tensor, du: Tensor, gap: Tensor, v: Tensor) -> Tensor:
+    """Return V - v with V = u + (t - r) sg(du/dt); zero where the MeanFlow identity holds.
+
+    Args:
+        u: average velocity (R, B, 2), with its graph.
+        du: its derivative du/dt (R, K, 2) in the first K rows; r = t in the others.
+        gap: t - r of the first K rows (R, K, 1).
+        v: what V is regressed on (R, B, 2).
+    """
+    out = u - v
+    if du.shape[1] == 0:
+        return out
+    first = out[:, : du.shape[1]] + gap * du.detach()
+    return first if du.shape[1] == u.shape[1] else torch.cat([first, out[:, du.shape[1] :]], dim=1)
+
+
+def adaptive_loss(error: Tensor, power: float, floor: float) -> Tensor:
+    """Return |error|^2 / sg(|error|^2 + floor)^power for each row (R, B) of errors (R, B, 2)."""
+    square = error.square().sum(-1)
+    if power == 0:
+        return square
+    return square * (square.detach() + floor).pow(-power)
+
+
+# sampling
+
+
+def sample(u: AverageVelocity, e: Tensor, nfe: int, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Return z after ``nfe`` equal steps z <- z - (t - r) u(z, r, t) from e at t = 1, and the last step's log sigma."""
+    z, log_sigma = e, None
+    for k in range(nfe, 0, -1):
+        t = torch.full_like(e[..., :1], k / nfe)
+        r = torch.full_like(t, (k - 1) / nfe)
+        velocity, log_sigma = u(z, r, t, state)
+        z = z - velocity / nfe
+    return z, log_sigma
+
+
+def log_det(u: AverageVelocity, e: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return log|det| and its sign, each (R, B), of the Jacobian I - du/dz of the one-step map e - u(e, 0, 1)."""
+    t = torch.ones_like(e[..., :1])
+    r = torch.zeros_like(t)
+    columns = []
+    with torch.no_grad():
+        for i in range(2):
+            along = torch.zeros_like(e)
+            along[..., i] = 1.0
+            columns.append(along - u.dual(e, r, t, along, state, dt=0.0)[2])
+    (a, c), (b, d) = columns[0].unbind(-1), columns[1].unbind(-1)
+    det = a * d - b * c
+    return det.abs().clamp_min(torch.finfo(det.dtype).tiny).log(), det.sign()
+
+
+def base_entropy(std: float = 1.0, dim: int = 2) -> float:
+    """Return the entropy of N(0, std^2 I) in nats; -inf for std = 0."""
+    return dim * (0.5 * math.log(2 * math.pi * math.e) + math.log(std)) if std > 0 else -math.inf

@@ -1,0 +1,353 @@
+"""MeanFlowPolicy: a stochastic policy that acts by one step of an average velocity; FlowPolicy: by integration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from lightning_toys.errors import require
+from lightning_toys.generative_policy.couplings import Independent
+from lightning_toys.generative_policy.data import MixtureData
+from lightning_toys.generative_policy.meanflow import (
+    AverageVelocity,
+    Plain,
+    Preconditioned,
+    TimeLaw,
+    adaptive_loss,
+    base_entropy,
+    log_det,
+    path,
+    path_velocity,
+    residual,
+    sample,
+)
+from lightning_toys.generative_policy.mixture import Mixture
+from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
+from lightning_toys.generative_policy.reference_flow import flow_log_prob, flow_sample
+from lightning_toys.nets import Network
+from lightning_toys.training.loader import Batch
+from lightning_toys.training.muon import ReplicaMuon
+from lightning_toys.training.noise import NoiseStream, uniform
+
+JUDGED = 2000  # points at which the average velocity is held against the exact one, and likelihoods are taken
+
+
+class MeanFlowPolicy(GenerativePolicy):
+    """Stochastic MeanFlow Policy: a = e - u(e, 0, 1), e ~ N(0, I); with a head, a = e - u + sigma xi.
+
+    Trained to make u + (t - r) sg(du/dt) - v vanish; see docs/generative_policy.md for the equations.
+
+    Args:
+        seeds: one seed a replica.
+        network: the network (concat or film).
+        form: ``edm`` preconditions the network by the path's scale, ``plain`` does not.
+        tangent: the velocity along which du/dt is taken: ``network`` is u(z, t, t) (Geng et al. 2025, improved form),
+            ``conditional`` is e - x (MeanFlow as first published), ``oracle`` the exact marginal velocity, which is
+            then the regression's target too.
+        time: the law of r and t.
+        loss_power: p of the adaptive weight (|error|^2 + floor)^-p; 0 is the plain square.
+        loss_floor: its floor.
+        target_std: standard deviation s of the law at the data end, N(x, s^2 I) in place of a point; 0 is "without
+            entropy".
+        target_std_as: ``head``: a learned log sigma beside u, trained towards log s at every query; ``sigma_min``: the
+            path itself ends at x + s e.
+        optimizer: ``adamw``, or ``muon`` on the hidden matrices and AdamW on the rest.
+        muon_lr: Muon's learning rate.
+        lr: AdamW's learning rate.
+        lr_decay: ``cosine`` takes the learning rates to 0 over the run.
+        weight_decay: decoupled weight decay.
+        clip_grad_norm: bound on each replica's gradient norm.
+        ema_decay: decay of a moving average of the weights.
+        evaluation: how samples are drawn and judged.
+    """
+
+    integrates = False  # FlowPolicy: readouts integrate u(z, t, t)
+
+    def __init__(
+        self,
+        seeds: Sequence[int] = (0,),
+        network: Network | None = None,
+        form: Literal["edm", "plain"] = "edm",
+        tangent: Literal["network", "conditional", "oracle"] = "network",
+        time: TimeLaw | None = None,
+        loss_power: float = 0.25,
+        loss_floor: float = 1e-3,
+        target_std: float = 0.0,
+        target_std_as: Literal["head", "sigma_min"] = "head",
+        optimizer: Literal["adamw", "muon"] = "adamw",
+        muon_lr: float = 0.02,
+        lr: float = 1e-3,
+        lr_decay: Literal["constant", "cosine"] = "constant",
+        weight_decay: float = 0.0,
+        clip_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        evaluation: Evaluation | None = None,
+    ) -> None:
+        super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay)
+        default = Network(activation="silu")
+        self.network = Network(**network) if isinstance(network, dict) else network or default
+        self.evaluation = Evaluation(**evaluation) if isinstance(evaluation, dict) else evaluation or Evaluation()
+        self.time = TimeLaw(**time) if isinstance(time, dict) else time or TimeLaw()
+        require(
+            self.network.kind != "transformer",
+            "--model.network.kind: 'transformer' is not allowed here, it has no tangent; give concat or film",
+        )
+        require(loss_power >= 0, f"--model.loss_power: {loss_power} is not allowed; give a number >= 0")
+        require(loss_floor > 0, f"--model.loss_floor: {loss_floor} is not allowed; give a number > 0")
+        require(0 <= target_std < 1, f"--model.target_std: {target_std} is not allowed; give a number in [0, 1)")
+        require(0 < muon_lr < math.inf, f"--model.muon_lr: {muon_lr} is not allowed; give a number > 0")
+        self.form, self.tangent = form, tangent
+        self.loss_power, self.loss_floor = loss_power, loss_floor
+        self.target_std, self.target_std_as = target_std, target_std_as
+        self.optimizer_kind, self.muon_lr = optimizer, muon_lr
+        self.head = target_std > 0 and target_std_as == "head"
+        self.sigma_min = target_std if target_std_as == "sigma_min" else 0.0
+        self.save_hyperparameters(logger=False)
+        self.hparams.update(
+            {"network": asdict(self.network), "evaluation": asdict(self.evaluation), "time": asdict(self.time)}
+        )
+        self.hparams["seeds"] = self.seeds
+
+    @property
+    def label(self) -> str:
+        """See :attr:`ToyModule.label`."""
+        return f"SMFP target_std {self.target_std:g}"
+
+    def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
+        """See :meth:`ToyModule.measure`."""
+        sizes = super().measure(data)
+        assert isinstance(data, MixtureData)
+        if self.tangent == "oracle":
+            name = type(data.target).__name__
+            require(
+                isinstance(data.target, Mixture),
+                f"--model.tangent: 'oracle' is not allowed with {name}; give a mixture of Gaussians",
+            )
+            require(
+                isinstance(data.coupling, Independent),
+                "--model.tangent: 'oracle' is the velocity of independent pairs; give --data.coupling Independent",
+            )
+        return sizes
+
+    def build(self) -> AverageVelocity:
+        """See :meth:`ToyModule.build`."""
+        self.t_noise = NoiseStream(self.seeds, "t", (self.sizes["batch_size"], 2), uniform)
+        net = self.network.build(self.seeds, 2, 2, True, 3 if self.head else 2)
+        form = Plain() if self.form == "plain" else Preconditioned(self.sizes["scale"], self.sigma_min)
+        return AverageVelocity(net, form, self.head)
+
+    # training
+
+    def matrices(self) -> list[Tensor]:
+        """Return the weights between hidden layers, which Muon moves."""
+        return [p for name, p in self.net.named_parameters() if ".hidden." in name and name.endswith(".weight")]
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """See :attr:`ToyModule.learning_rates`."""
+        return [self.muon_lr, self.lr] if self.optimizer_kind == "muon" else [self.lr]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW, or Muon on the hidden matrices with AdamW on the rest."""
+        if self.optimizer_kind == "adamw":
+            return super().configure_optimizers()
+        matrices = self.matrices()
+        chosen = {id(p) for p in matrices}
+        others = [p for p in self.net.parameters() if id(p) not in chosen]
+        return ReplicaMuon(matrices, others, self.muon_lr, self.lr, weight_decay=self.weight_decay)
+
+    def replica_losses(self, batch: Batch, step: int) -> Tensor:
+        """See :meth:`ToyModule.replica_losses`."""
+        x, e = batch.columns
+        n = x.shape[1]
+        rows = self.time.rows(batch.total)
+        r, t = self.time.draw(self.t_noise.at(step, x), rows)
+        r, t = r[:, batch.first : batch.first + n], t[:, batch.first : batch.first + n]
+        k = min(max(rows - batch.first, 0), n)  # the local rows with r < t come first
+        z, v = path(x, e, t, self.sigma_min), path_velocity(x, e, self.sigma_min)
+        net = self.net
+        assert isinstance(net, AverageVelocity)
+        if self.tangent == "oracle":
+            v = self.exact_velocity(z, t)
+        u, log_sigma, du = net.dual(z, r, t, self.direction(z[:, :k], t[:, :k], v[:, :k]))
+        error = residual(u, du, (t - r)[:, :k], v)
+        loss = adaptive_loss(error, self.loss_power, self.loss_floor)
+        if log_sigma is not None:
+            loss = loss + (log_sigma[..., 0] - math.log(self.target_std)).square()
+        return loss.sum(1) / batch.total
+
+    def exact_velocity(self, z: Tensor, t: Tensor) -> Tensor:
+        """Return the marginal velocity of the target."""
+        target = self.data.target
+        assert isinstance(target, Mixture)
+        return target.marginal_velocity(z, t, self.sigma_min)
+
+    @torch.no_grad()
+    def direction(self, z: Tensor, t: Tensor, v: Tensor) -> Tensor:
+        """Return dz/dt along which u is differentiated; ``v`` is e - x, or the exact velocity."""
+        assert isinstance(self.net, AverageVelocity)
+        if self.tangent == "network" and z.shape[1] > 0:
+            return self.net.velocity(z, t).to(z)
+        return v
+
+    # judging
+
+    @property
+    def scored_net(self) -> AverageVelocity:
+        """The weights that are evaluated."""
+        net = self.ema_net if self.evaluation.weights == "ema" else self.net
+        assert isinstance(net, AverageVelocity)
+        return net
+
+    def readouts(self, numbers: list[int], everything: bool) -> list[str]:
+        """See :meth:`GenerativePolicy.readouts`: numbers of steps."""
+        return [f"{n}" for n in numbers]
+
+    def actions(self, readout: str, e: Tensor, xi: Tensor) -> Tensor:
+        """See :meth:`GenerativePolicy.actions`."""
+        z, log_sigma = sample(self.scored_net, e, int(readout))
+        return z if log_sigma is None else torch.addcmul(z, log_sigma.exp(), xi)
+
+    def own_metrics(self, readout: str, e: Tensor, main: bool, everything: bool) -> dict[str, Tensor]:
+        """Return the entropies of the one-step policy, and in `test` its distance from the exact flow map."""
+        out: dict[str, Tensor] = {}
+        if not main:
+            return out
+        net = self.scored_net
+        if self.sigma_min > 0:  # x + s e given x
+            out["entropy_surrogate"] = torch.full((len(self.seeds),), base_entropy(self.sigma_min))
+        if readout != "1":
+            return out
+        if self.head:
+            log_sigma = sample(net, e, 1)[1]
+            assert log_sigma is not None
+            out["entropy_surrogate"] = base_entropy() + 2 * log_sigma.double().mean((1, 2))
+            out["sigma"] = log_sigma.double().exp().mean((1, 2))
+        else:
+            size, sign = log_det(net, e)
+            # an upper bound where the map folds, that is, where the determinant changes its sign
+            out["entropy_exact"] = base_entropy() + size.double().mean(1)
+            out["folded"] = (sign < 0).double().mean(1)
+        target = self.data.target
+        if everything and isinstance(target, Mixture) and isinstance(self.data.coupling, Independent):
+            few = e[:, :JUDGED]
+            exact = flow_sample(
+                lambda z, t: target.marginal_velocity(z, t, self.sigma_min), few.double(), "dopri5", 1, 1e-6
+            )
+            one = sample(net, few, 1)[0].double()
+            out["flow_map_error"] = (one - exact).square().sum(-1).mean(1).sqrt()
+        return out
+
+
+class FlowPolicy(MeanFlowPolicy):
+    """Flow matching on the same network: u(z, t, t) regressed on e - x, and integrated by torchdiffeq.
+
+    The metrics' plain names are those of the first entry of ``evaluation.nfe``; `test` adds dopri5, the exact entropy
+    of its law and the forward KL to it from the target, by the trace of the Jacobian.
+
+    Args:
+        seeds: one seed a replica.
+        network: the network (concat or film).
+        form: ``edm`` preconditions the network by the path's scale, ``plain`` does not.
+        tangent: ``oracle`` regresses on the exact marginal velocity; else on e - x.
+        time: the law of t; ``share`` has no use here.
+        loss_power: p of the adaptive weight (|error|^2 + floor)^-p; 0 is the plain square.
+        loss_floor: its floor.
+        target_std: standard deviation left at the data end by the path.
+        optimizer: ``adamw``, or ``muon`` on the hidden matrices and AdamW on the rest.
+        muon_lr: Muon's learning rate.
+        lr: AdamW's learning rate.
+        lr_decay: ``cosine`` takes the learning rates to 0 over the run.
+        weight_decay: decoupled weight decay.
+        clip_grad_norm: bound on each replica's gradient norm.
+        ema_decay: decay of a moving average of the weights.
+        evaluation: how samples are drawn and judged.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int] = (0,),
+        network: Network | None = None,
+        form: Literal["edm", "plain"] = "edm",
+        tangent: Literal["conditional", "oracle"] = "conditional",
+        time: TimeLaw | None = None,
+        loss_power: float = 0.0,
+        loss_floor: float = 1e-3,
+        target_std: float = 0.0,
+        optimizer: Literal["adamw", "muon"] = "adamw",
+        muon_lr: float = 0.02,
+        lr: float = 1e-3,
+        lr_decay: Literal["constant", "cosine"] = "constant",
+        weight_decay: float = 0.0,
+        clip_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        evaluation: Evaluation | None = None,
+    ) -> None:
+        time = TimeLaw(**time) if isinstance(time, dict) else time or TimeLaw()
+        time.share = 0.0
+        super().__init__(
+            seeds,
+            network,
+            form,
+            tangent,
+            time,
+            loss_power,
+            loss_floor,
+            target_std,
+            "sigma_min",
+            optimizer,
+            muon_lr,
+            lr,
+            lr_decay,
+            weight_decay,
+            clip_grad_norm,
+            ema_decay,
+            evaluation,
+        )
+
+    @property
+    def label(self) -> str:
+        """See :attr:`ToyModule.label`."""
+        return "flow matching"
+
+    def readouts(self, numbers: list[int], everything: bool) -> list[str]:
+        """See :meth:`GenerativePolicy.readouts`: Euler steps, and in `test` dopri5."""
+        return [f"euler-{n}" for n in numbers] + (["dopri5"] if everything else [])
+
+    def actions(self, readout: str, e: Tensor, xi: Tensor) -> Tensor:
+        """See :meth:`GenerativePolicy.actions`."""
+        solver, _, nfe = readout.partition("-")
+        velocity = self.scored_net.velocity
+        if solver == "dopri5":
+            return flow_sample(velocity, e, "dopri5", 1)
+        return flow_sample(velocity, e, "euler", int(nfe))
+
+    def own_metrics(self, readout: str, e: Tensor, main: bool, everything: bool) -> dict[str, Tensor]:
+        """Return, in `test`, the exact entropy of dopri5's law and the forward KL from the target to it."""
+        if readout != "dopri5":
+            return {}
+        x = self.actions(readout, e[:, :JUDGED], e[:, :JUDGED])
+        truth = torch.stack([self.data.sample(s, JUDGED, "evaluation/target") for s in self.seeds])
+        own, crossed = (flow_log_prob(self.with_divergence, a.to(x)).double() for a in (x, truth))
+        target = self.data.target
+        return {
+            "entropy_exact": -own.mean(1),
+            "kl_forward": target.log_prob(truth).mean(1) - crossed.mean(1).to(truth),
+        }
+
+    def with_divergence(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the velocity and its divergence."""
+        net, divergence, velocity = self.scored_net, torch.zeros_like(t), z
+        for i in range(2):
+            along = torch.zeros_like(z)
+            along[..., i] = 1.0
+            velocity, _, slope = net.dual(z, t, t, along, dt=0.0)
+            divergence = divergence + slope[..., i : i + 1]
+        return velocity, divergence

@@ -1,0 +1,270 @@
+"""Target laws of actions on [-1, 1]^2: mixtures of isotropic Gaussians, where everything is closed form, and others.
+
+A target turns base noise into samples by a fixed map, so that the noise's key is all that a draw depends on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import i0e, i1e
+from torch import Tensor
+
+from lightning_toys.errors import require
+
+Array = NDArray[np.float64]
+
+
+class Target:
+    """A law on the plane with modes.
+
+    Attributes:
+        mode_weights: probability of each mode (M,).
+        scale: root mean square of a coordinate's deviation from its mean; preconditioning uses it.
+        threshold_shares: share of the law beyond 3, 5 and 10 standard deviations of its modes.
+    """
+
+    dim = 2
+    mode_weights: Tensor
+    scale: float
+    threshold_shares: dict[int, float]
+
+    def sample(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        """Turn uniform (..., ) and normal (..., 2) noise into samples (..., 2)."""
+        raise NotImplementedError
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(x) in nats for x (..., 2); -inf outside of the support."""
+        raise NotImplementedError
+
+    def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the nearest mode of x (..., 2) and the distance from it in that mode's standard deviations."""
+        raise NotImplementedError
+
+    def entropy(self) -> float:
+        """Return the differential entropy in nats."""
+        raise NotImplementedError
+
+
+class Mixture(Target):
+    """sum_i w_i N(mu_i, s_i^2 I).
+
+    Args:
+        means: centres (M, 2).
+        stds: one standard deviation for all components, or one each.
+        weights: relative weights; equal ones if left out.
+        modes: index of the mode that each component belongs to; each is its own if left out.
+    """
+
+    def __init__(
+        self,
+        means: Sequence[Sequence[float]],
+        stds: float | Sequence[float] = 0.02,
+        weights: Sequence[float] | None = None,
+        modes: Sequence[int] | None = None,
+    ) -> None:
+        n = len(means)
+        flag = "--data.target"
+        require(n >= 1, f"{flag}.means: [] is not allowed; give at least one centre [x, y]")
+        require(
+            all(len(m) == self.dim for m in means), f"{flag}.means: {list(means)} is not allowed; a centre is [x, y]"
+        )
+        each = [float(stds)] * n if isinstance(stds, int | float) else [float(s) for s in stds]
+        require(len(each) == n, f"{flag}.stds: {len(each)} numbers do not fit {n} means")
+        require(min(each) > 0, f"{flag}.stds: {min(each)} is not allowed; give numbers > 0")
+        given = [1.0] * n if weights is None else [float(w) for w in weights]
+        require(len(given) == n, f"{flag}.weights: {len(given)} numbers do not fit {n} means")
+        require(min(given) > 0, f"{flag}.weights: {min(given)} is not allowed; give numbers > 0")
+        groups = list(range(n)) if modes is None else list(modes)
+        require(
+            len(groups) == n and set(groups) == set(range(max(groups) + 1)),
+            f"{flag}.modes: {groups} is not allowed; give {n} integers that leave none out from 0 on",
+        )
+        self.means = torch.tensor([list(m) for m in means], dtype=torch.float64)
+        self.stds = torch.tensor(each, dtype=torch.float64)
+        self.weights = torch.tensor(given, dtype=torch.float64)
+        self.weights = self.weights / self.weights.sum()
+        self.modes = torch.tensor(groups)
+        self.mode_weights = torch.zeros(max(groups) + 1, dtype=torch.float64).index_add(0, self.modes, self.weights)
+        centre = self.weights @ self.means
+        spread = (self.means - centre).square().sum(1) / self.dim + self.stds.square()
+        self.scale = math.sqrt(float(self.weights @ spread))
+        # beyond k standard deviations of its own centre: exp(-k^2 / 2) in two dimensions, if the modes are apart
+        self.threshold_shares = {k: math.exp(-(k**2) / 2) for k in (3, 5, 10)}
+
+    def like(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return means, stds and weights on x's device and in its dtype."""
+        return self.means.to(x), self.stds.to(x), self.weights.to(x)
+
+    def sample(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        """See :meth:`Target.sample`: the uniform chooses the component, the normal the place in it."""
+        means, stds, weights = self.like(normal)
+        edges = weights.cumsum(0)[:-1].contiguous()
+        which = torch.searchsorted(edges, uniform.to(normal).contiguous(), right=True)
+        return torch.addcmul(means[which], stds[which].unsqueeze(-1), normal)
+
+    def component_log_prob(self, x: Tensor) -> Tensor:
+        """Return log w_i + log N(x; mu_i, s_i^2 I), (..., M)."""
+        means, stds, weights = self.like(x)
+        # |x - mu|^2 from differences: expanding the square would lose all digits at s = .02
+        square = (x.unsqueeze(-2) - means).square().sum(-1)
+        return weights.log() - self.dim * (stds.log() + 0.5 * math.log(2 * math.pi)) - 0.5 * square / stds.square()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """See :meth:`Target.log_prob`."""
+        return self.component_log_prob(x).logsumexp(-1)
+
+    def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Target.nearest`."""
+        means, stds, _ = self.like(x)
+        distance = (x.unsqueeze(-2) - means).square().sum(-1).sqrt() / stds
+        least, which = distance.min(-1)
+        return self.modes.to(which.device)[which], least
+
+    def entropy(self, nodes: int = 24) -> float:
+        """Return the entropy by Gauss-Hermite quadrature around each component (exact where they are apart)."""
+        z, w = np.polynomial.hermite_e.hermegauss(nodes)
+        w = w / w.sum()
+        grid = torch.tensor(np.stack(np.meshgrid(z, z, indexing="ij"), -1).reshape(-1, 2))
+        weight = torch.tensor(np.outer(w, w).reshape(-1))
+        x = self.means[:, None] + self.stds[:, None, None] * grid
+        return -float(self.weights @ (self.log_prob(x) @ weight))
+
+    def marginal_velocity(self, z: Tensor, t: Tensor, sigma_min: float = 0.0) -> Tensor:
+        """Return E[dz_t/dt | z_t = z] for z_t = (1 - t) x + (t + sigma_min (1 - t)) e, x and e independent.
+
+        Within component i, (v, z) is Gaussian: E[v | z] = -mu_i + ((1 - s) b - (1 - t) s_i^2) / c_i (z - (1 - t) mu_i)
+        with b = t + s (1 - t) and c_i = (1 - t)^2 s_i^2 + b^2, s = sigma_min (Lipman et al. 2022 for one component).
+        Mixing them by their responsibilities gives the answer.
+
+        Args:
+            z: places (..., 2).
+            t: times, broadcast against z's leading axes with a last axis of 1.
+            sigma_min: standard deviation left at t = 0.
+        """
+        means, stds, weights = self.like(z)
+        keep, noise = 1 - t, t + sigma_min * (1 - t)
+        variance = (keep * stds).square() + noise.square()  # (..., M)
+        away = z.unsqueeze(-2) - keep.unsqueeze(-1) * means  # (..., M, 2)
+        log_weight = weights.log() - variance.log() * (self.dim / 2) - 0.5 * away.square().sum(-1) / variance
+        share = log_weight.softmax(-1)
+        gain = ((1 - sigma_min) * noise - keep * stds.square()) / variance
+        return (share.unsqueeze(-1) * (gain.unsqueeze(-1) * away - means)).sum(-2)
+
+    def mean_distance(self, x: Array) -> Array:
+        """Return E|x - Y| for Y from the mixture and x (n, 2): the mean of a Rice law for each component."""
+        out = np.zeros(len(x))
+        for w, mu, s in zip(self.weights.numpy(), self.means.numpy(), self.stds.numpy(), strict=True):
+            out += w * rice_mean(np.sqrt(np.square(x - mu).sum(-1)), s)
+        return out
+
+    def mean_self_distance(self) -> float:
+        """Return E|Y - Y'| for two independent draws."""
+        mu, s, w = self.means.numpy(), self.stds.numpy(), self.weights.numpy()
+        gap = np.sqrt(np.square(mu[:, None] - mu[None]).sum(-1))
+        std = np.sqrt(s[:, None] ** 2 + s[None] ** 2)
+        return float((w[:, None] * w[None] * rice_mean(gap, std)).sum())
+
+
+def rice_mean(offset: Any, std: Any) -> Array:
+    """Return E|offset + std N(0, I_2)| in the plane.
+
+    std sqrt(pi/2) e^{-q} ((1 + 2 q) I0(q) + 2 q I1(q)) with q = offset^2 / (4 std^2): the mean of Rice's law.
+    """
+    q = np.square(offset) / (4 * np.square(std))
+    out: Array = std * math.sqrt(math.pi / 2) * ((1 + 2 * q) * i0e(q) + 2 * q * i1e(q))
+    return out
+
+
+class ThreeModes(Mixture):
+    """The three peaks of the toy of Stochastic MeanFlow Policies (arXiv 2605.21282).
+
+    Args:
+        std: standard deviation of each peak.
+    """
+
+    def __init__(self, std: float = 0.02) -> None:
+        super().__init__([[0.0, 0.5], [-0.5, -0.5], [0.5, -0.5]], std, [1.4, 1.2, 1.0])
+
+
+class EightGaussians(Mixture):
+    """Eight equal peaks on a circle.
+
+    Args:
+        radius: the circle's radius.
+        std: standard deviation of each peak.
+    """
+
+    def __init__(self, radius: float = 0.7, std: float = 0.02) -> None:
+        angles = [2 * math.pi * k / 8 for k in range(8)]
+        super().__init__([[radius * math.cos(a), radius * math.sin(a)] for a in angles], std)
+
+
+class TwoMoons(Mixture):
+    """Two interleaved half circles, blurred: 128 equal Gaussians on each, two modes in all.
+
+    Args:
+        std: standard deviation across a moon.
+    """
+
+    def __init__(self, std: float = 0.03) -> None:
+        n = 128
+        angles = [math.pi * (k + 0.5) / n for k in range(n)]
+        upper = [[0.5 * math.cos(a) - 0.25, 0.5 * math.sin(a) - 0.125] for a in angles]
+        lower = [[0.25 - 0.5 * math.cos(a), 0.125 - 0.5 * math.sin(a)] for a in angles]
+        super().__init__(upper + lower, std, modes=[0] * n + [1] * n)
+
+
+class Checkerboard(Target):
+    """Uniform on the dark squares of a board over [-1, 1]^2; "standard deviations" count the way out of a square.
+
+    Args:
+        cells: squares along an edge, an even number.
+    """
+
+    def __init__(self, cells: int = 4) -> None:
+        require(
+            cells >= 2 and cells % 2 == 0,
+            f"--data.target.cells: {cells} is not allowed; give an even integer >= 2",
+        )
+        self.cells, self.side = cells, 2.0 / cells
+        places = [(i, j) for i in range(cells) for j in range(cells) if (i + j) % 2 == 0]
+        self.corners = torch.tensor(places, dtype=torch.float64) * self.side - 1.0
+        m = len(places)
+        self.mode_weights = torch.full((m,), 1.0 / m, dtype=torch.float64)
+        middle = self.corners + self.side / 2
+        self.scale = math.sqrt(float(middle.square().mean()) + self.side**2 / 12)
+        self.threshold_shares = dict.fromkeys((3, 5, 10), 0.0)
+
+    def sample(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        """See :meth:`Target.sample`."""
+        m = len(self.corners)
+        which = (uniform * m).long().clamp(max=m - 1)
+        place: Tensor = self.corners.to(normal)[which] + self.side * torch.special.ndtr(normal)
+        return place
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Whether x (..., 2) lies on a dark square."""
+        cell = ((x + 1) / self.side).floor()
+        return (cell >= 0).all(-1) & (cell < self.cells).all(-1) & (cell.sum(-1) % 2 == 0)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """See :meth:`Target.log_prob`."""
+        return torch.where(self.inside(x), -self.entropy(), -torch.inf).to(x)
+
+    def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Target.nearest`; a standard deviation is .02, as of the peaks."""
+        low = self.corners.to(x)
+        y = x.unsqueeze(-2)
+        out = (torch.relu(low - y) + torch.relu(y - low - self.side)).square().sum(-1).sqrt() / 0.02
+        least, which = out.min(-1)
+        return which, least
+
+    def entropy(self) -> float:
+        """See :meth:`Target.entropy`: the logarithm of the dark area."""
+        return math.log(len(self.corners) * self.side**2)
