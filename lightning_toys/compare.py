@@ -20,8 +20,10 @@ from rich.table import Table
 from lightning_toys.errors import ToyError, note
 from lightning_toys.plotting import COLOURS, GREY, new_figure
 from lightning_toys.stats import Estimate, holm, mean_ci, paired_difference
-from lightning_toys.training.results import set_aside, write_atomic
+from lightning_toys.training.results import is_main, set_aside, write_atomic
 
+MAX_KEYS = 4  # settings that a run's name spells out
+MAX_COLUMNS = 6  # metrics in one table
 KEYS = {"experiment", "variant", "seeds", "metrics", "references"}
 
 
@@ -42,13 +44,21 @@ class Run:
 
     @property
     def main_metrics(self) -> list[str]:
-        """The configured readout's metrics, per-output ones left out."""
-        return [m for m in self.content["metrics"] if "@" not in m and "_dim" not in m]
+        """The configured readout's metrics, those of single outputs and modes left out."""
+        return [m for m in self.content["metrics"] if is_main(m)]
 
     @property
-    def readouts(self) -> list[str]:
-        """Names like ``zeros/euler-9``."""
-        return [m.removeprefix("l2@") for m in self.content["metrics"] if m.startswith("l2@")]
+    def headline(self) -> list[str]:
+        """The metrics whose every readout is worth a table."""
+        return list(self.content.get("headline", ["l2"]))
+
+    def label_of(self, metric: str) -> str:
+        """Return a metric's name for an axis."""
+        return str(self.content.get("metric_labels", {}).get(metric, metric))
+
+    def readouts(self, metric: str) -> list[str]:
+        """Return the readouts that a metric is known of, names like ``zeros/euler-9``."""
+        return [m.removeprefix(f"{metric}@") for m in self.content["metrics"] if m.startswith(f"{metric}@")]
 
 
 def find_results(paths: Sequence[Path]) -> list[Path]:
@@ -110,7 +120,9 @@ def load_runs(files: Sequence[Path]) -> list[Run]:
     labels = []
     for file, content, s in zip(files, contents, flat, strict=True):
         words = [str(s[k]) if k.endswith((".mode", ".kind")) else f"{k.split('.')[-1]}={s[k]}" for k in keys if k in s]
-        labels.append(" ".join(words) if words else content.get("label", file.parent.name))
+        # of runs that differ in much, such as in their model, the settings would be no name
+        named = bool(words) and len(keys) <= MAX_KEYS
+        labels.append(" ".join(words) if named else content.get("label", file.parent.name))
     if len(set(labels)) < len(labels):
         labels = [f"{name} ({f.parent.parent.name}/{f.parent.name})" for name, f in zip(labels, files, strict=True)]
     return [Run(f.parent, name, c) for f, name, c in zip(files, labels, contents, strict=True)]
@@ -167,9 +179,14 @@ class Sheet:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
-def metrics_sheet(runs: Sequence[Run]) -> Sheet:
-    """Return the configured readouts' metrics, and the reference rows."""
+def metrics_sheets(runs: Sequence[Run]) -> list[Sheet]:
+    """Return the configured readouts' metrics, and the reference rows, in tables that are not too wide."""
     metrics = list(dict.fromkeys(m for r in runs for m in r.main_metrics))
+    return [metrics_sheet(runs, metrics[i : i + MAX_COLUMNS]) for i in range(0, len(metrics), MAX_COLUMNS)]
+
+
+def metrics_sheet(runs: Sequence[Run], metrics: Sequence[str]) -> Sheet:
+    """Return some of the configured readouts' metrics, and the reference rows."""
     rows = []
     for r in runs:
         cells = [written(mean_ci(list(v.values()))) if (v := r.values(m)) else "-" for m in metrics]
@@ -178,30 +195,34 @@ def metrics_sheet(runs: Sequence[Run]) -> Sheet:
     for r in runs[:1] if same else runs:
         for name, found in r.content["references"].items():
             cells = [f"{found[m]:.4g}" if found.get(m) is not None else "-" for m in metrics]
+            if set(cells) == {"-"}:
+                continue
             rows.append([f"reference: {name}" if same else f"reference: {name} ({r.label})", "", *cells])
     return Sheet("mean ± half of the 95 % interval over seeds", ["run", "seeds", *metrics], rows)
 
 
-def readout_sheets(runs: Sequence[Run]) -> list[Sheet]:
-    """Return the RMSE of every readout of every run: a table for each set of readouts (and law, where it is wide)."""
+def readout_sheets(runs: Sequence[Run], metric: str) -> list[Sheet]:
+    """Return a metric of every readout of every run: a table for each set of readouts (and law, where it is wide)."""
     groups: dict[tuple[str, ...], list[Run]] = {}
     for r in runs:
         laws: dict[str, list[str]] = {}
-        for name in r.readouts:
-            laws.setdefault(name.split("/")[0], []).append(name)
-        narrow = len(r.readouts) <= 4
-        for columns in [r.readouts] if narrow else laws.values():
+        known = r.readouts(metric)
+        for name in known:
+            laws.setdefault(name.split("/")[0] if "/" in name else "", []).append(name)
+        for columns in [known] if len(known) <= 4 else laws.values():
             if columns:
                 groups.setdefault(tuple(columns), []).append(r)
     sheets = []
     for names, members in groups.items():
         rows = []
         for r in members:
-            found = [r.values(f"l2@{n}") for n in names]
+            found = [r.values(f"{metric}@{n}") for n in names]
             rows.append([r.label, *(written(mean_ci(list(v.values()))) if v else "-" for v in found)])
         law = names[0].split("/")[0]
         one_law = all(n.startswith(f"{law}/") for n in names)
-        title = "l2 by readout of the same checkpoint, x0 " + (law if one_law else "zeros or Gaussian")
+        title = f"{metric} by readout of the same checkpoint"
+        if "/" in names[0]:
+            title += ", x0 " + (law if one_law else "zeros or Gaussian")
         heads = [n.split("/")[1] if one_law else n.replace("/", " ") for n in names]
         sheets.append(Sheet(title, ["run", *heads], rows))
     return sheets
@@ -257,11 +278,12 @@ def draw(runs: Sequence[Run], metric: str) -> Any:
     figure, axes = new_figure(size=(7.6, 0.42 * len(shown) + 2.0))
     ax = axes[0, 0]
     low = np.inf
+    positive = all(min(r.values(metric).values()) > 0 for r in shown)
     for i, r in enumerate(shown):
         values = np.array(list(r.values(metric).values()))
         e = mean_ci(values)
         half = 0.0 if math.isnan(e.half_width) else e.half_width
-        left = min(half, e.mean * 0.999)  # the axis is logarithmic
+        left = min(half, e.mean * 0.999) if positive else half  # a logarithmic axis has no 0
         ax.plot(values, np.full(values.size, i), "o", color=COLOURS[0], alpha=0.3, markersize=4, label="_seeds")
         ax.errorbar(e.mean, i, xerr=[[left], [half]], fmt="D", color=COLOURS[1], capsize=4, markersize=6, zorder=3)
         low = min(low, values.min(), e.mean)
@@ -269,15 +291,16 @@ def draw(runs: Sequence[Run], metric: str) -> Any:
     references = shown[0].content["references"] if shown else {}
     for (name, found), style in zip(references.items(), styles, strict=False):
         value = found.get(metric)
-        if value and value > low / 30:  # a spline may be orders below: it would squeeze everything else
+        # a spline may be orders below: it would squeeze everything else
+        if value is not None and (not positive or value > low / 30):
             ax.axvline(value, color=GREY, linestyle=style, linewidth=1.1, label=f"{name.replace('_', ' ')} {value:.3g}")
     ax.plot([], [], "o", color=COLOURS[0], alpha=0.4, label="each seed")
     ax.errorbar([], [], xerr=[], fmt="D", color=COLOURS[1], capsize=4, label="mean and 95 % CI")
-    ax.set_xscale("log")
+    if positive:
+        ax.set_xscale("log")
     ax.set_yticks(range(len(shown)), [r.label for r in shown])
     ax.set_ylim(len(shown) - 0.4, -0.6)
-    names = {"l2": "RMSE on the evaluation grid (l2)", "l1": "mean absolute error on the evaluation grid (l1)"}
-    ax.set_xlabel(names.get(metric, metric))
+    ax.set_xlabel(shown[0].label_of(metric) if shown else metric)
     ax.legend(
         frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.4, 1.0 + 0.9 / (len(shown) + 1))
     )
@@ -286,10 +309,11 @@ def draw(runs: Sequence[Run], metric: str) -> Any:
 
 def compare_runs(runs: Sequence[Run], out: Path, baseline: Run | None = None) -> None:
     """Print the comparison and write it as Markdown, CSV, LaTeX and pictures into ``out``."""
-    sheets = [metrics_sheet(runs)]
+    sheets = metrics_sheets(runs)
     if paired := paired_sheet(runs, baseline or runs[0]):
         sheets.append(paired)
-    sheets += readout_sheets(runs)
+    for metric in dict.fromkeys(m for r in runs for m in r.headline):
+        sheets += readout_sheets(runs, metric)
     console = Console(width=None if Console().is_terminal else 150)
     for sheet in sheets:
         console.print(sheet.rich())
@@ -304,7 +328,7 @@ def compare_runs(runs: Sequence[Run], out: Path, baseline: Run | None = None) ->
         write_atomic(out / name, text)
     pictures = []
     for metric in dict.fromkeys(m for r in runs for m in r.main_metrics):
-        if any((v := r.values(metric)) and min(v.values()) > 0 for r in runs):
+        if any(any(r.values(metric).values()) for r in runs):
             path = out / f"{metric}.png"
             set_aside(path)
             draw(runs, metric).savefig(path, dpi=150)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from lightning_toys.errors import note, require
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.module import ToyModule
-from lightning_toys.training.results import set_aside, write_results
+from lightning_toys.training.results import is_main, set_aside, write_results
 from lightning_toys.training.run_folder import RunFolder
 
 
@@ -347,7 +347,7 @@ class ResultsWriter(Callback):
         write_results(path, report, self.run.experiment, self.run.variant, device, extra)
         if stage == "validate":
             return
-        scores = {f"{stage}/{k}": sum(v) / len(v) for k, v in report.metrics.items() if k in pl_module.headline}
+        scores = {f"{stage}/{k}": sum(v) / len(v) for k, v in report.metrics.items() if is_main(k)}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and stage == "fit":
                 logger.log_hyperparams(self.hparams, scores, step=step)

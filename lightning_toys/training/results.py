@@ -28,7 +28,8 @@ class Report:
 
     Attributes:
         seeds: the replicas' seeds.
-        metrics: name to one value a replica. ``l2`` is the configured readout's, ``l2@zeros/euler-9`` another's.
+        metrics: name to one value a replica. ``l2`` is the configured readout's, ``l2@zeros/euler-9`` another's;
+            ``l2_dim0`` is an output's, ``std_mode0`` a mode's.
         references: reference row to its metrics; a value is the mean over replicas where their data differ.
         arrays: per-interval or per-component profiles, means over replicas, nested lists.
     """
@@ -37,6 +38,11 @@ class Report:
     metrics: dict[str, list[float]]
     references: dict[str, dict[str, float]] = field(default_factory=dict)
     arrays: dict[str, Any] = field(default_factory=dict)
+
+
+def is_main(metric: str) -> bool:
+    """Whether a metric is the configured readout's, and not that of a single output or mode."""
+    return "@" not in metric and "_dim" not in metric and "_mode" not in metric
 
 
 def plain(value: Any) -> Any:
