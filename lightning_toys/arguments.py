@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -59,22 +60,18 @@ def check_configs(configs: Sequence[str]) -> None:
             raise ToyError(f"-c: {name} is not a configuration: a mapping with model, data, trainer is wanted")
 
 
-def subclass_names(base: type) -> set[str]:
-    """Return the names of all imported subclasses of ``base``."""
-    names: set[str] = set()
+def all_subclasses(base: type) -> list[type]:
+    """Return every imported subclass of ``base``, of subclasses too."""
     children: list[type] = base.__subclasses__()
-    for sub in children:
-        names |= {sub.__name__, *subclass_names(sub)}
-    return names
+    return [c for child in children for c in (child, *all_subclasses(child))]
 
 
 def class_names() -> set[str]:
-    """Return the names of the classes that a flag can name by its short name."""
-    from lightning_toys.flow_vs_regression.targets import Target
-
-    names: set[str] = set()
-    for base in (LightningModule, LightningDataModule, Target):
-        names |= subclass_names(base)
+    """Return the names of the classes that a flag can name by its short name: what the experiments export."""
+    names = {c.__name__ for base in (LightningModule, LightningDataModule) for c in all_subclasses(base)}
+    for name, module in list(sys.modules.items()):
+        if name.startswith("lightning_toys.") and name.count(".") == 1:
+            names |= set(getattr(module, "__all__", ()))
     return {n for n in names if not n.startswith("_")}
 
 
@@ -87,7 +84,7 @@ def option_names(parser: LightningArgumentParser) -> set[str]:
 
     names = {s for action in parser._actions for s in action.option_strings if s.startswith("--")}
     for prefix, base in (("--model", ToyModule), ("--data", ToyDataModule)):
-        for cls in base.__subclasses__():
+        for cls in all_subclasses(base):
             for name, parameter in inspect.signature(cls).parameters.items():
                 names.add(f"{prefix}.{name}")
                 names |= {f"{prefix}.{name}.{inner}" for inner in inner_options(parameter.annotation, cls)}
@@ -98,7 +95,6 @@ def inner_options(annotation: Any, cls: type) -> set[str]:
     """Return the fields of the dataclasses, and the parameters of the classes, that an annotation names."""
     import dataclasses
     import inspect
-    import sys
 
     found: set[str] = set()
     for word in re.findall(r"\w+", str(annotation)):
@@ -106,7 +102,7 @@ def inner_options(annotation: Any, cls: type) -> set[str]:
         if isinstance(inner, type) and inner.__module__.startswith("lightning_toys"):
             if dataclasses.is_dataclass(inner):
                 found |= {f.name for f in dataclasses.fields(inner)}
-            for sub in [inner, *inner.__subclasses__()]:
+            for sub in [inner, *all_subclasses(inner)]:
                 found |= {p for p in inspect.signature(sub).parameters if p not in ("args", "kwargs")}
     return found
 

@@ -34,12 +34,18 @@ def _from_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 class Runner:
     """Runs command lines against a private root."""
 
-    def __init__(self, root: Path, capture: pytest.CaptureFixture[str]) -> None:
-        self.root, self.capture = root, capture
+    def __init__(
+        self,
+        root: Path,
+        capture: pytest.CaptureFixture[str],
+        experiment: str = "flow_vs_regression",
+        small: tuple[str, ...] = SMALL,
+    ) -> None:
+        self.root, self.capture, self.experiment, self.small = root, capture, experiment, small
 
     def words(self, verb: str, variant: str, *flags: str) -> list[str]:
-        config = f"configs/flow_vs_regression/{variant}.yaml"
-        return [verb, "-c", config, "--run.root", str(self.root), *SMALL, *flags]
+        config = f"configs/{self.experiment}/{variant}.yaml"
+        return [verb, "-c", config, "--run.root", str(self.root), *self.small, *flags]
 
     def ok(self, verb: str, variant: str, *flags: str) -> str:
         code, err = self.code(verb, variant, *flags)
@@ -55,7 +61,7 @@ class Runner:
         return code, self.capture.readouterr().err
 
     def folder(self, variant: str, name: str = "version_0") -> Path:
-        return self.root / "flow_vs_regression" / variant / name
+        return self.root / self.experiment / variant / name
 
     def checkpoint(self, variant: str, name: str = "version_0", which: str = "last") -> dict[str, Any]:
         path = self.folder(variant, name) / "checkpoints" / f"{which}.ckpt"
@@ -90,6 +96,17 @@ def assert_bitwise_equal(a: Any, b: Any, where: str = "") -> None:
             assert_bitwise_equal(x, y, f"{where}/{i}")
     else:
         assert a == b, where
+
+
+SMALL_POLICY = (
+    *("--model.network.hidden", "16", "--figures.enabled", "false"),
+    *("--model.evaluation.samples", "200", "--model.evaluation.pairs", "50"),
+)
+
+
+@pytest.fixture
+def policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Runner:
+    return Runner(tmp_path / "logs", capsys, "generative_policy", SMALL_POLICY)
 
 
 @pytest.fixture

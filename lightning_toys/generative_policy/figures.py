@@ -185,7 +185,7 @@ def draw_training(shown: Shown, folder: Path, label: str) -> Figure | None:
                 ax.plot(steps, values.mean(0), "o", color=COLOURS[i])
         ax.set_title(title, fontsize=9)
         if metric.startswith("off"):
-            level = shown.target.threshold_shares[int(metric[3:])]
+            level = shown.target.threshold_shares.get(int(metric[3:]), 0.0)
             if level > 0:
                 ax.axhline(level, color=GREY, linestyle="--", linewidth=1, label="target")
         if metric == "entropy_knn":

@@ -33,11 +33,11 @@ def squash(mu: Tensor, log_sigma: Tensor, xi: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_prob_of(a: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
-    """Return log pi(a) of given actions in (-1, 1), summed over the last axis."""
+    """Return log pi(a) of given actions in (-1, 1), summed over the last axis; -inf at the ends."""
     y = torch.atanh(a)
     xi = (y - mu) * torch.exp(-log_sigma)
     log_prob = -0.5 * xi.square() - log_sigma - 0.5 * math.log(2 * math.pi) - tanh_log_slope(y)
-    return log_prob.sum(-1)
+    return log_prob.sum(-1).masked_fill((a.abs() >= 1).any(-1), -torch.inf)
 
 
 def hermite_grid(nodes: int = 32) -> tuple[Tensor, Tensor]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 from lightning_toys.errors import require
+from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.gaussian import Bound, bounded_log_sigma, hermite_grid, squash
-from lightning_toys.generative_policy.mixture import Target
+from lightning_toys.generative_policy.mixture import Mixture, Target
 from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
 from lightning_toys.nets import Network, keyed_uniform
 from lightning_toys.training.loader import Batch
@@ -100,9 +101,15 @@ class GaussianPolicy(GenerativePolicy):
             return FreeParameters(self.seeds)
         return StatelessNet(self.network, self.seeds)
 
-    def measure(self, data: LightningDataModule | None) -> dict[str, object]:
+    def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
         sizes = super().measure(data)
+        assert isinstance(data, MixtureData)
+        name = type(data.target).__name__
+        require(
+            isinstance(data.target, Mixture),
+            f"--data.target: {name} is not allowed, the reverse KL needs a density everywhere; give a Gaussian mixture",
+        )
         require(
             not (self.parameters_from == "free" and self.weight_decay > 0),
             f"--model.weight_decay: {self.weight_decay} is not allowed with free parameters; give 0",

@@ -100,12 +100,12 @@ class Plain:
 
 
 class Preconditioned:
-    """u = k(r, t) z + (d / s_t) F(z / s_t, t - r, t), s_t the path's RMS for data of RMS d.
+    """u = k(r, t) z + (d / s_t) F(z / s_t, ...), s_t the path's RMS for data of RMS d; :meth:`clock` times F.
 
     Karras et al. 2022 (arXiv 2206.00364) carried over to average velocities: k is the exact average velocity of
     Gaussian data N(0, d^2 I), whose flow scales z by s_r / s_t, that is k = (1 - s_r / s_t) / (t - r). Since
     s_t^2 - s_r^2 has the factor t - r, it is written without a division by t - r. At r = t the rest is what is left to
-    predict: v given z has the variance (d / s_t)^2 there for s = 0.
+    predict: v given z has the variance (d / s_t)^2 there.
 
     Args:
         scale: d.
@@ -140,7 +140,7 @@ class Preconditioned:
 
 
 class AverageVelocity(nn.Module):
-    """u(z, r, t) of a network F(x, c, t) with c = [state, t - r], and log sigma beside it where the policy has a head.
+    """u(z, r, t) of a network F(x, c, clock(t)), c = [state, t - r, t], and log sigma where the policy has a head.
 
     Args:
         net: the network; its output's first two components are F.

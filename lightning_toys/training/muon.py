@@ -13,13 +13,16 @@ ITERATIONS = 5
 
 
 def orthogonalise(g: Tensor) -> Tensor:
-    """Return about U V' of each matrix g = U S V', for g (R, m, n): singular values end between .7 and 1.2.
+    """Return about U V' of each matrix g = U S V', for g (R, m, n): singular values end between .68 and 1.2.
 
-    Five steps of X <- a X + (b A + c A A) X with A = X X', from X = g / |g|.
+    Those below .002 of |g| come out smaller, as with any fixed number of steps. Here five of
+    X <- a X + (b A + c A A) X with A = X X', from X = g / |g|.
     """
     a, b, c = COEFFICIENTS
     x = g.mT if g.shape[-2] > g.shape[-1] else g
-    x = (x / x.flatten(1).norm(dim=1).clamp_min(1e-7).view(-1, 1, 1)).bfloat16()
+    x = x / x.flatten(1).norm(dim=1).clamp_min(1e-7).view(-1, 1, 1)
+    if g.dtype == torch.float32:
+        x = x.bfloat16()  # twice as fast, and as torch.optim.Muon does
     for _ in range(ITERATIONS):
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -34,7 +37,7 @@ class ReplicaMuon(torch.optim.Optimizer):
     Args:
         matrices: parameters (R, m, n) for Muon.
         others: parameters of any shape for AdamW.
-        muon_lr: Muon's learning rate; the update's RMS is matched to its scale sqrt(max(1, m / n)).
+        muon_lr: Muon's learning rate; its update has the scale sqrt(max(1, n / m)).
         lr: AdamW's learning rate.
         momentum: Muon's Nesterov momentum.
         weight_decay: decoupled weight decay of both.
