@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import io
 import json
 import math
@@ -333,8 +334,23 @@ def compare_runs(runs: Sequence[Run], out: Path, baseline: Run | None = None) ->
             set_aside(path)
             draw(runs, metric).savefig(path, dpi=150)
             pictures.append(path)
+    for name, figure in own_figures(runs).items():
+        path = out / f"{name}.png"
+        set_aside(path)
+        figure.savefig(path, dpi=150)
+        pictures.append(path)
     note(f"tables: {out}/comparison.md, .csv, .tex")
     note(f"pictures: {', '.join(map(str, pictures))}")
+
+
+def own_figures(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the figures that an experiment of ours adds to a comparison of its runs."""
+    name = str(runs[0].content.get("module", ""))
+    place, _, kind = name.rpartition(".")
+    if not place.startswith("lightning_toys."):
+        return {}
+    found = getattr(importlib.import_module(place), kind).compare_figures({r.label: r.folder for r in runs})
+    return dict(found)
 
 
 def compare_folder(folder: Path, runs: Sequence[Path]) -> None:

@@ -1,5 +1,7 @@
 """Which policies can act in many ways at once, and in one step?"""
 
+from lightning_toys.generative_policy.bandit_data import BanditData
+from lightning_toys.generative_policy.bandit_policy import BanditPolicy
 from lightning_toys.generative_policy.couplings import Independent, OptimalTransport
 from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.gaussian_policy import GaussianPolicy
@@ -7,6 +9,8 @@ from lightning_toys.generative_policy.meanflow_policy import FlowPolicy, MeanFlo
 from lightning_toys.generative_policy.mixture import Checkerboard, EightGaussians, Mixture, ThreeModes, TwoMoons
 
 __all__ = [
+    "BanditData",
+    "BanditPolicy",
     "Checkerboard",
     "EightGaussians",
     "FlowPolicy",

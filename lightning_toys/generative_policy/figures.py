@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
-from lightning_toys.generative_policy.mixture import Mixture, Target
+from lightning_toys.generative_policy.mixture import Mixture, Target, ThreeModes
 from lightning_toys.plotting import COLOURS, GREY, band, new_figure
 from lightning_toys.training.metrics_csv import read_csv
 from lightning_toys.training.results import Report, set_aside
@@ -245,3 +246,39 @@ def draw_all(shown: Shown, report: Report, folder: Path, label: str) -> dict[str
         if figure is not None:
             out[name] = figure
     return out
+
+
+def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
+    """Return figures that put runs (label to folder) side by side: the last samples, and one mode of each large."""
+    last = {}
+    for label, folder in runs.items():
+        if snapshots := read_snapshots(folder):
+            last[label] = snapshots[max(snapshots)]
+    targets = {label: target_of(runs[label]) for label in last}
+    if not last:
+        return {}
+    names = list(last)[:6]
+    figure, axes = new_figure(2, len(names), size=(2.9 * len(names) + 0.4, 6.2))
+    for j, name in enumerate(names):
+        target, x = targets[name], last[name]
+        scatter(axes[0, j], target, x, name)
+        if isinstance(target, Mixture):
+            which = int(torch.bincount(target.nearest(torch.from_numpy(x))[0]).argmax())
+            mode_large(axes[1, j], target, x, int((target.modes == which).nonzero()[0]), "the fullest mode")
+        else:
+            axes[1, j].set_visible(False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("action 2")
+    figure.suptitle("target (red: 1, 2, 3 sd) and samples (blue) after training, one seed of each", fontsize=10)
+    return {"samples_side_by_side": figure}
+
+
+def target_of(folder: Path) -> Target:
+    """Return the target that a run's config.yaml names."""
+    import lightning_toys.generative_policy as package
+
+    node = yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"].get("target")
+    if node is None:
+        return ThreeModes()
+    target: Target = getattr(package, node["class_path"].split(".")[-1])(**node.get("init_args", {}))
+    return target

@@ -33,7 +33,7 @@ from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
 from lightning_toys.generative_policy.reference_flow import flow_log_prob, flow_sample
 from lightning_toys.nets import Network
 from lightning_toys.training.loader import Batch
-from lightning_toys.training.muon import ReplicaMuon
+from lightning_toys.training.muon import ReplicaMuon, split_hidden
 from lightning_toys.training.noise import NoiseStream, uniform
 
 JUDGED = 2000  # points at which the average velocity is held against the exact one, and likelihoods are taken
@@ -145,10 +145,6 @@ class MeanFlowPolicy(GenerativePolicy):
 
     # training
 
-    def matrices(self) -> list[Tensor]:
-        """Return the weights between hidden layers, which Muon moves."""
-        return [p for name, p in self.net.named_parameters() if ".hidden." in name and name.endswith(".weight")]
-
     @property
     def learning_rates(self) -> list[float]:
         """See :attr:`ToyModule.learning_rates`."""
@@ -158,9 +154,7 @@ class MeanFlowPolicy(GenerativePolicy):
         """Return AdamW, or Muon on the hidden matrices with AdamW on the rest."""
         if self.optimizer_kind == "adamw":
             return super().configure_optimizers()
-        matrices = self.matrices()
-        chosen = {id(p) for p in matrices}
-        others = [p for p in self.net.parameters() if id(p) not in chosen]
+        matrices, others = split_hidden(self.net)
         return ReplicaMuon(matrices, others, self.muon_lr, self.lr, weight_decay=self.weight_decay)
 
     def replica_losses(self, batch: Batch, step: int) -> Tensor:

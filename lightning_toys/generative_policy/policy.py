@@ -201,6 +201,11 @@ class GenerativePolicy(ToyModule):
         truth = torch.stack([self.data.sample(s, ev.samples, "evaluation/target") for s in self.seeds])
         return {"samples": x, "target": truth, "log_prob": self.data.target.log_prob(x)}
 
+    @staticmethod
+    def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
+        """See :meth:`ToyModule.compare_figures`."""
+        return figures.compare_figures(runs)
+
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""
         if self.shown is None or self.last_report is None:

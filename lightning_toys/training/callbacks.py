@@ -334,6 +334,7 @@ class ResultsWriter(Callback):
             "stage": stage,
             "label": pl_module.label,
             "settings": self.settings,
+            "module": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
             "headline": list(pl_module.headline),
             "metric_labels": dict(pl_module.metric_labels),
             "step": step,

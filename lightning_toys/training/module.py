@@ -123,6 +123,15 @@ class ToyModule(LightningModule):
         """Return the figures of the last report, by file name; ``folder`` holds the run's metrics.csv."""
         return {}
 
+    @staticmethod
+    def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
+        """Return figures that put runs side by side, beyond those that `compare` draws of any metric.
+
+        Args:
+            runs: label to run folder.
+        """
+        return {}
+
     # building and shadow copies
 
     def configure_model(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024; the same as torch.optim.Muon's
 ITERATIONS = 5
@@ -27,6 +27,13 @@ def orthogonalise(g: Tensor) -> Tensor:
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if g.shape[-2] > g.shape[-1] else x).to(g)
+
+
+def split_hidden(net: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the trained weights between hidden layers, which Muon is for, and all other trained parameters."""
+    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    chosen = {name for name, p in named if ".hidden." in name and name.endswith(".weight")}
+    return [p for name, p in named if name in chosen], [p for name, p in named if name not in chosen]
 
 
 class ReplicaMuon(torch.optim.Optimizer):

@@ -1,0 +1,52 @@
+"""States of the contextual bandit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_toys.errors import require
+from lightning_toys.generative_policy.bandit import RotatingModes, angles_to_states
+from lightning_toys.training.data import ToyDataModule
+from lightning_toys.training.loader import DrawnLoader, OneBatch
+from lightning_toys.training.noise import NoiseStream, uniform
+
+
+class BanditData(ToyDataModule):
+    """Fresh states on a circle at every step; three hills of reward turn with them.
+
+    Args:
+        width: width of the hills.
+        reward_noise: standard deviation of the noise on an observed reward.
+        batch_size: states of one optimiser step.
+    """
+
+    def __init__(self, width: float = 0.15, reward_noise: float = 0.1, batch_size: int = 64) -> None:
+        super().__init__(batch_size)
+        require(0 < width < 1, f"--data.width: {width} is not allowed; give a number between 0 and 1")
+        require(reward_noise >= 0, f"--data.reward_noise: {reward_noise} is not allowed; give a number >= 0")
+        self.bandit, self.reward_noise = RotatingModes(width), reward_noise
+
+    def loader(self, seeds: Sequence[int]) -> DrawnLoader:
+        """See :meth:`ToyDataModule.loader`."""
+        turns, like = NoiseStream(seeds, "data/turns", (self.batch_size,), uniform), torch.zeros(1)
+
+        def draw(start: int, stop: int) -> tuple[Tensor, ...]:
+            drawn = torch.stack([turns.at(step, like) for step in range(start, stop)], dim=1)
+            return (angles_to_states(drawn),)
+
+        return DrawnLoader(draw, self.batch_size)
+
+    def val_dataloader(self) -> OneBatch:
+        """Return one batch, which nobody reads: the states judged are evenly spaced."""
+        return OneBatch(torch.zeros(1))
+
+    def test_dataloader(self) -> OneBatch:
+        """See :meth:`val_dataloader`."""
+        return OneBatch(torch.zeros(1))
+
+    def predict_dataloader(self) -> OneBatch:
+        """See :meth:`val_dataloader`."""
+        return OneBatch(torch.zeros(1))

@@ -1,0 +1,96 @@
+"""The bandit's figures: actions at some states, and regret over training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_toys.generative_policy.bandit import RotatingModes
+from lightning_toys.generative_policy.figures import BLUE, series
+from lightning_toys.plotting import COLOURS, GREY, band, new_figure
+from lightning_toys.training.metrics_csv import read_csv
+
+
+@dataclass
+class Shown:
+    """States (S, n, 2) and actions (R, S, n, 2)."""
+
+    bandit: RotatingModes
+    states: Tensor
+    actions: Tensor
+
+
+def draw_actions(shown: Shown, label: str) -> Figure:
+    """Draw the first replica's actions at four states over the reward's contours."""
+    chosen = [round(i * len(shown.states) / 4) for i in range(4)]
+    figure, axes = new_figure(1, 4, size=(12.4, 3.4), sharey=True)
+    line = torch.linspace(-1, 1, 200, dtype=torch.float64)
+    grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
+    for ax, i in zip(axes[0], chosen, strict=True):
+        state = shown.states[i, 0]
+        reward = shown.bandit.reward(state.expand_as(grid), grid)
+        levels = [0.2, 0.4, 0.6, 0.75, 0.85, 0.95]
+        lines = ax.contour(line, line, reward, levels=levels, colors="#B40426", linewidths=0.8)
+        ax.clabel(lines, levels[::2], fontsize=7)
+        a = shown.actions[0, i].clamp(-1, 1)
+        ax.plot(a[:, 0], a[:, 1], ".", color=BLUE, markersize=3, alpha=0.5)
+        angle = float(torch.atan2(state[1], state[0])) * 180 / np.pi % 360
+        ax.set_title(f"state at {angle:.0f}°", fontsize=9)
+        ax.set_aspect("equal")
+        ax.set_xlabel("action 1")
+    axes[0, 0].set_ylabel("action 2")
+    figure.suptitle(f"{label}: expected reward (red) and actions (blue) of one seed", fontsize=10)
+    return figure
+
+
+def regret_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], tops: Sequence[float], best: float) -> Figure:
+    """Draw regret over training, mean and interval over seeds, a curve a policy; lines at the lower hills' tops."""
+    figure, axes = new_figure(1, 2, size=(10.0, 3.9))
+    for i, (name, (steps, values)) in enumerate(curves.items()):
+        band(axes[0, 0], steps, values, COLOURS[i], f"{name}, {len(values)} seeds")
+        widths = np.diff(steps, prepend=0.0)
+        band(axes[0, 1], steps, np.cumsum(values * widths, axis=1), COLOURS[i], name)
+    for top in sorted(tops)[:-1]:
+        axes[0, 0].axhline(best - top, color=GREY, linestyle="--", linewidth=1)
+    axes[0, 0].plot([], [], color=GREY, linestyle="--", label="top of a lower hill")
+    axes[0, 0].set_yscale("log")
+    axes[0, 0].set_ylabel("expected regret of an action")
+    axes[0, 1].set_ylabel("regret summed over steps")
+    for ax in axes[0]:
+        ax.set_xlabel("optimiser step")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.suptitle("regret: mean and 95 % interval over seeds", fontsize=10)
+    return figure
+
+
+def draw_all(shown: Shown, seeds: Sequence[int], folder: Path, label: str) -> dict[str, Figure]:
+    """Return every figure by file name."""
+    out = {"actions": draw_actions(shown, label)}
+    path = folder / "metrics.csv"
+    if path.exists():
+        steps, values = series(read_csv(path), "eval/regret", seeds)
+        if len(steps):
+            out["regret"] = regret_curves({label: (steps, values)}, shown.bandit.tops, shown.bandit.best)
+    return out
+
+
+def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
+    """Return the regret curves of runs (label to folder) in one figure."""
+    curves = {}
+    for label, folder in runs.items():
+        results, table = folder / "results.json", folder / "metrics.csv"
+        if not (results.exists() and table.exists()):
+            continue
+        found = json.loads(results.read_text())
+        steps, values = series(read_csv(table), "eval/regret", found["seeds"])
+        if len(steps):
+            curves[label] = (steps, values)
+    bandit = RotatingModes()
+    return {"regret_curves": regret_curves(curves, bandit.tops, bandit.best)} if curves else {}

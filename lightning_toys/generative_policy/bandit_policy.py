@@ -1,0 +1,298 @@
+"""BanditPolicy: a policy improved by mirror descent on a contextual bandit, judged by its regret."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from lightning_toys.errors import require
+from lightning_toys.generative_policy import bandit_figures
+from lightning_toys.generative_policy.actors import Actor, FlowActor, GaussianActor, MeanFlowActor
+from lightning_toys.generative_policy.bandit import angles_to_states, choose
+from lightning_toys.generative_policy.bandit_data import BanditData
+from lightning_toys.generative_policy.meanflow import TimeLaw
+from lightning_toys.nets import ConditionalNet, Network
+from lightning_toys.training.loader import Batch
+from lightning_toys.training.module import ToyModule
+from lightning_toys.training.muon import ReplicaMuon, split_hidden
+from lightning_toys.training.noise import NoiseStream, keyed_generator, normal, uniform
+from lightning_toys.training.results import Report
+
+STATES = 64  # evenly spaced states that a policy is judged at
+
+
+class BanditPolicy(ToyModule):
+    """Learns pi(a | s) from rewards.
+
+    ``gaussian`` follows SAC's gradient of E[Q - entropy log pi]. ``meanflow`` and ``flow`` take mirror descent steps
+    (arXiv 2605.21282): pi_old is held for ``inner_steps`` steps, ``candidates`` of its actions are weighed by
+    exp(Q / temperature), and the policy learns to draw what is drawn from them.
+
+    Args:
+        policy: the policy.
+        seeds: one seed a replica.
+        network: the policy's network, and the critic's.
+        critic: ``known``: Q is the expected reward; ``learned``: a network, from noisy rewards of the policy's actions.
+        temperature: lambda of the mirror descent step.
+        inner_steps: optimiser steps between two mirror descent steps.
+        candidates: actions of pi_old that one is drawn from.
+        entropy: SAC's weight of the entropy.
+        target_std: standard deviation s of MeanFlow's boundary N(x, s^2 I), its entropy term; 0 is without.
+        nfe: Euler steps to an action of ``flow``.
+        time: the law of r and t.
+        optimizer: ``adamw``, or ``muon`` on the hidden matrices and AdamW on the rest.
+        muon_lr: Muon's learning rate.
+        lr: AdamW's learning rate.
+        lr_decay: ``cosine`` takes the learning rate to 0 over the run.
+        weight_decay: decoupled weight decay.
+        clip_grad_norm: bound on each replica's gradient norm.
+        draws: actions judged at each of 64 states.
+    """
+
+    headline = ("regret",)
+    metric_labels: Mapping[str, str] = {
+        "regret": "expected regret of an action",
+        "off": "share of actions beyond 3 widths of every hill",
+        "critic_error": "RMS error of the critic on the policy's actions",
+    }
+
+    def __init__(
+        self,
+        policy: Literal["gaussian", "meanflow", "flow"] = "meanflow",
+        seeds: Sequence[int] = (0,),
+        network: Network | None = None,
+        critic: Literal["known", "learned"] = "learned",
+        temperature: float = 0.3,
+        inner_steps: int = 100,
+        candidates: int = 16,
+        entropy: float = 0.05,
+        target_std: float = 0.03,
+        nfe: int = 8,
+        time: TimeLaw | None = None,
+        optimizer: Literal["adamw", "muon"] = "adamw",
+        muon_lr: float = 0.02,
+        lr: float = 1e-3,
+        lr_decay: Literal["constant", "cosine"] = "constant",
+        weight_decay: float = 0.0,
+        clip_grad_norm: float | None = None,
+        draws: int = 256,
+    ) -> None:
+        super().__init__(seeds, lr, weight_decay, clip_grad_norm, None, lr_decay)
+        default = Network(hidden=64, layers=3, activation="silu")
+        self.network = Network(**network) if isinstance(network, dict) else network or default
+        self.time = TimeLaw(**time) if isinstance(time, dict) else time or TimeLaw()
+        require(
+            self.network.kind != "transformer",
+            "--model.network.kind: 'transformer' is not allowed here, it has no tangent; give concat or film",
+        )
+        require(temperature > 0, f"--model.temperature: {temperature} is not allowed; give a number > 0")
+        require(inner_steps >= 1, f"--model.inner_steps: {inner_steps} is not allowed; give an integer >= 1")
+        require(candidates >= 2, f"--model.candidates: {candidates} is not allowed; give an integer >= 2")
+        require(entropy >= 0, f"--model.entropy: {entropy} is not allowed; give a number >= 0")
+        require(0 <= target_std < 1, f"--model.target_std: {target_std} is not allowed; give a number in [0, 1)")
+        require(nfe >= 1, f"--model.nfe: {nfe} is not allowed; give an integer >= 1")
+        require(0 < muon_lr < math.inf, f"--model.muon_lr: {muon_lr} is not allowed; give a number > 0")
+        require(draws >= 2, f"--model.draws: {draws} is not allowed; give an integer >= 2")
+        self.policy, self.critic_kind, self.temperature, self.inner_steps = policy, critic, temperature, inner_steps
+        self.candidates, self.entropy, self.target_std, self.nfe = candidates, entropy, target_std, nfe
+        self.draws, self.optimizer_kind, self.muon_lr = draws, optimizer, muon_lr
+        self.save_hyperparameters(logger=False)
+        self.hparams.update({"network": asdict(self.network), "time": asdict(self.time)})
+        self.hparams["seeds"] = self.seeds
+        self.shown: bandit_figures.Shown | None = None
+
+    @property
+    def data(self) -> BanditData:
+        """The data module that the Trainer runs with."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, BanditData)
+        return data
+
+    @property
+    def label(self) -> str:
+        """See :attr:`ToyModule.label`."""
+        return {"gaussian": "SAC Gaussian", "meanflow": "SMFP", "flow": f"flow, {self.nfe} steps"}[self.policy]
+
+    def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
+        """See :meth:`ToyModule.measure`."""
+        name = type(data).__name__ if data is not None else "none"
+        require(isinstance(data, BanditData), f"--data: {name} is not allowed; give BanditData")
+        assert isinstance(data, BanditData)
+        return {"batch_size": data.batch_size}
+
+    # networks
+
+    def actor(self) -> Actor:
+        """Return a new policy."""
+        if self.policy == "gaussian":
+            return GaussianActor(self.network.build(self.seeds, 2, 0, False, 4))
+        head = self.policy == "meanflow" and self.target_std > 0
+        net = self.network.build(self.seeds, 2, 4, True, 3 if head else 2)
+        return MeanFlowActor(net, self.target_std) if self.policy == "meanflow" else FlowActor(net, self.nfe)
+
+    def build(self) -> nn.ModuleDict:
+        """See :meth:`ToyModule.build`."""
+        b, m = self.sizes["batch_size"], self.candidates
+        seeds = self.seeds
+        self.noise = {k: NoiseStream(seeds, k, (b, 2), normal) for k in ("e", "xi", "act/e", "act/xi")}
+        self.noise["reward"] = NoiseStream(seeds, "reward", (b,), normal)
+        self.noise["time"] = NoiseStream(seeds, "t", (b, 2), uniform)
+        self.noise["choice"] = NoiseStream(seeds, "choice", (b,), uniform)
+        # a block of steps of candidates would be large
+        self.noise |= {k: NoiseStream(seeds, k, (b, m, 2), normal, block=4) for k in ("old/e", "old/xi")}
+        parts: dict[str, nn.Module] = {"actor": self.actor()}
+        if self.policy != "gaussian":
+            parts["old"] = self.actor().requires_grad_(False)
+        if self.critic_kind == "learned":
+            parts["critic"] = Network(hidden=self.network.hidden, activation="silu").build(seeds, 2, 2, False, 1)
+        return nn.ModuleDict(parts)
+
+    # training
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """See :attr:`ToyModule.learning_rates`."""
+        return [self.muon_lr, self.lr] if self.optimizer_kind == "muon" else [self.lr]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW, or Muon on the hidden matrices with AdamW on the rest."""
+        if self.optimizer_kind == "adamw":
+            return super().configure_optimizers()
+        matrices, others = split_hidden(self.net)
+        return ReplicaMuon(matrices, others, self.muon_lr, self.lr, weight_decay=self.weight_decay)
+
+    def replica_losses(self, batch: Batch, step: int) -> Tensor:
+        """See :meth:`ToyModule.replica_losses`."""
+        (state,) = batch.columns
+        nets = self.net
+        assert isinstance(nets, nn.ModuleDict)
+        n = state.shape[1]
+        rows = slice(batch.first, batch.first + n)
+        noise = {k: v.at(step, state)[:, rows] for k, v in self.noise.items() if k != "time"}
+        loss = torch.zeros(state.shape[:2]).to(state)
+        if self.critic_kind == "learned":
+            with torch.no_grad():
+                action = self.part("actor").act(state, noise["act/e"], noise["act/xi"])
+                reward = self.data.bandit.reward(state, action) + self.data.reward_noise * noise["reward"]
+            loss = loss + (self.critic(state, action) - reward).square()
+        actor = self.part("actor")
+        if isinstance(actor, GaussianActor):
+            loss = loss + actor.losses(state, noise["e"], self.frozen_value, self.entropy)
+        else:
+            assert isinstance(actor, MeanFlowActor)
+            if step % self.inner_steps == 0:
+                self.part("old").load_state_dict(actor.state_dict())
+            x = self.improved(state, noise)
+            spread = 0 if self.policy == "flow" else self.time.rows(batch.total)
+            r, t = self.time.draw(self.noise["time"].at(step, state), spread)
+            k = min(max(spread - batch.first, 0), n)
+            loss = loss + actor.losses(state, x, noise["e"], r[:, rows], t[:, rows], k)
+        return loss.sum(1) / batch.total
+
+    def part(self, name: str) -> Actor:
+        """Return ``actor`` or ``old``."""
+        assert isinstance(self.net, nn.ModuleDict)
+        found = self.net[name]
+        assert isinstance(found, Actor)
+        return found
+
+    def critic(self, state: Tensor, action: Tensor) -> Tensor:
+        """Return the learned Q (...) at states and actions (R, B, 2)."""
+        assert isinstance(self.net, nn.ModuleDict)
+        net = self.net["critic"]
+        assert isinstance(net, ConditionalNet)
+        # tripled: the hills are narrow beside [-1, 1]
+        q: Tensor = net(3 * action, state)[..., 0]
+        return q
+
+    def frozen_value(self, state: Tensor, action: Tensor) -> Tensor:
+        """Return Q with a gradient to the action alone."""
+        if self.critic_kind == "known":
+            return self.data.bandit.reward(state, action)
+        assert isinstance(self.net, nn.ModuleDict)
+        net = self.net["critic"].requires_grad_(False)
+        try:
+            return self.critic(state, action)
+        finally:
+            net.requires_grad_(True)
+
+    @torch.no_grad()
+    def improved(self, state: Tensor, noise: dict[str, Tensor]) -> Tensor:
+        """Return actions (R, B, 2) of the mirror descent step from pi_old."""
+        R, B, M = state.shape[0], state.shape[1], self.candidates
+        many = state.unsqueeze(2).expand(R, B, M, 2).reshape(R, B * M, 2)
+        a = self.part("old").act(many, noise["old/e"].reshape(R, B * M, 2), noise["old/xi"].reshape(R, B * M, 2))
+        q = self.frozen_value(many, a).reshape(R, B, M)
+        chosen = choose(q, self.temperature, noise["choice"])
+        a = a.reshape(R, B, M, 2).clamp(-1.0, 1.0)
+        return a.gather(2, chosen[..., None, None].expand(R, B, 1, 2))[:, :, 0].to(state)
+
+    # judging
+
+    @torch.no_grad()
+    def evaluate(self) -> Report:
+        """Judge actions at evenly spaced states."""
+        like, n, bandit = next(self.net.parameters()), STATES * self.draws, self.data.bandit
+        turns = (torch.arange(STATES, dtype=torch.float64) / STATES).repeat_interleave(self.draws)
+        state = angles_to_states(turns).expand(len(self.seeds), n, 2)
+        e, xi = (
+            torch.from_numpy(
+                np.stack([keyed_generator(s, 0, f"evaluation/{k}").standard_normal((n, 2)) for s in self.seeds])
+            )
+            for k in ("e", "xi")
+        )
+        action = self.part("actor").act(state.to(like), e.to(like), xi.to(like))
+        a = action.cpu().double()
+        reward = bandit.reward(state, a)
+        which, distance = bandit.nearest(state, a)
+        metrics = {"regret": bandit.best - reward.mean(1), "off": (distance > 3).double().mean(1)}
+        metrics |= {f"share_mode{i}": (which == i).double().mean(1) for i in range(3)}
+        if self.critic_kind == "learned":
+            q = self.critic(state.to(like), action).cpu().double()
+            metrics["critic_error"] = (q - reward).square().mean(1).sqrt()
+        self.shown = bandit_figures.Shown(bandit, state[0].reshape(STATES, -1, 2), a.reshape(len(a), STATES, -1, 2))
+        uniformly = torch.from_numpy(keyed_generator(0, 0, "evaluation/uniform").uniform(-1, 1, (n, 2)))
+        references = {"uniform": {"regret": bandit.best - float(bandit.reward(state[0], uniformly).mean())}}
+        references |= {f"top_of_hill_{i}": {"regret": bandit.best - top} for i, top in enumerate(bandit.tops)}
+        return Report(self.seeds, {k: v.tolist() for k, v in metrics.items()}, references)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Judge the policy."""
+        report = self.evaluate()
+        self.last_report = report
+        if not self.trainer.sanity_checking:
+            self.write_scalars({f"eval/{k}": torch.tensor(v) for k, v in report.metrics.items()})
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Judge the policy."""
+        self.last_report = self.evaluate()
+        self.write_scalars({"test/regret": torch.tensor(self.last_report.metrics["regret"])}, self.loaded_step)
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
+        """Return the states judged (S, draws, 2), the actions (R, S, draws, 2), and their expected rewards."""
+        self.evaluate()
+        assert self.shown is not None
+        state, action = self.shown.states, self.shown.actions
+        reward = self.data.bandit.reward(state.expand_as(action), action)
+        return {"state": state, "action": action, "reward": reward}
+
+    @staticmethod
+    def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
+        """See :meth:`ToyModule.compare_figures`."""
+        return bandit_figures.compare_figures(runs)
+
+    def figures(self, folder: Path) -> dict[str, Figure]:
+        """See :meth:`ToyModule.figures`."""
+        if self.shown is None:
+            return {}
+        return bandit_figures.draw_all(self.shown, self.seeds, folder, self.label)
