@@ -23,63 +23,36 @@ GPU a third gives wall time of `fit` on either device.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
-import datetime
-import io
 import itertools
 import os
-import platform
 import signal
 import statistics
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
+import measuring
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
+from measuring import WARM, StepClock, gpu_wall_clock, machine, spread, write_section
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_toys.cli import main as toys
 from lightning_toys.flow_vs_regression.data import InterpolationData
 from lightning_toys.training.allocator import keep_freed_memory
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 MODES = ("regression", "flow")
-BATCH, PER_EPOCH, WARM = 32, 2, 50
+BATCH, PER_EPOCH = 32, 2
 TARGETS = {1: ("bare loop", {64: 1.25, 256: 1.25}), 16: ("eager script", {64: 0.15, 256: 0.40})}
 
 
-class StepClock(Callback):
-    """Notes (step, clock) at the end of every Trainer batch, before the package's own callbacks have their turn."""
-
-    marks: list[tuple[int, float]] = []  # noqa: RUF012  read after the run, whose Trainer is not handed out
-    clock: Callable[[], float] = time.process_time
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        StepClock.marks.append((trainer.global_step, StepClock.clock()))
-
-
 def fit(mode: str, width: int, replicas: int, steps: int, accelerator: str = "cpu") -> float:
-    """Return seconds per step of `fit` over ``steps`` steps, the first ``WARM`` apart."""
-    StepClock.marks.clear()
-    words = io.StringIO()
-    with tempfile.TemporaryDirectory() as root, contextlib.redirect_stderr(words):
-        args = ["fit", "-c", str(REPOSITORY / f"configs/flow_vs_regression/{mode}.yaml"), f"--run.root={root}"]
-        args += [f"--model.seeds={list(range(replicas))}", f"--model.network.hidden={width}"]
-        args += [f"--trainer.max_steps={WARM + steps}", "--trainer.limit_val_batches=0"]
-        args += [f"--trainer.accelerator={accelerator}", "--trainer.devices=1"]
-        args += [f"--trainer.callbacks={__name__}.StepClock"]
-        if toys(args) != 0:
-            raise SystemExit(f"fit failed:\n{words.getvalue()}")
-    at = dict(StepClock.marks)
-    return (at[WARM + steps] - at[WARM]) / steps
+    """Return seconds per step of `fit`."""
+    config = f"flow_vs_regression/{mode}.yaml"
+    return measuring.fit(config, [f"--model.network.hidden={width}"], replicas, steps, accelerator)
 
 
 def points() -> tuple[Tensor, Tensor]:
@@ -156,10 +129,6 @@ ROWS: dict[str, Callable[[str, int, int], float]] = {
     "fit, 1 replica": lambda mode, width, steps: fit(mode, width, 1, steps),
     "fit, 16 replicas": lambda mode, width, steps: fit(mode, width, 16, steps),
 }
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def speed_table(widths: tuple[int, ...], rounds: int, steps: int) -> Iterator[str]:
@@ -242,12 +211,7 @@ def profile_table(width: int, steps: int) -> Iterator[str]:
 
 def gpu_table(width: int, steps: int) -> Iterator[str]:
     """Yield wall time of `fit` on either device."""
-
-    def clock() -> float:
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    StepClock.clock = clock
+    StepClock.clock = gpu_wall_clock
     yield f"| `fit` regression, width {width} | CPU, 1 thread: ms per step | GPU: ms per step | CPU to GPU |"
     yield "|---|---|---|---|"
     for replicas in (1, 16, 256):
@@ -259,30 +223,10 @@ def gpu_table(width: int, steps: int) -> Iterator[str]:
     StepClock.clock = time.process_time
 
 
-def machine() -> str:
-    """Name the processor, memory, versions and threads."""
-
-    def field(path: str, key: str, default: str) -> str:
-        with contextlib.suppress(OSError):
-            for line in Path(path).read_text().splitlines():
-                if line.startswith(key):
-                    return line.split(":", 1)[1].strip()
-        return default
-
-    memory = field("/proc/meminfo", "MemTotal", "").split()
-    gib = f"{int(memory[0]) / 2**20:.0f} GiB" if memory else "unknown memory"
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    cpu = field("/proc/cpuinfo", "model name", platform.processor() or platform.machine())
-    return (
-        f"{datetime.date.today()}: {cpu}, {os.cpu_count()} cores, {gib}, {gpu}; Python {platform.python_version()}, "
-        f"torch {torch.__version__}, {torch.get_num_threads()} thread."
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds; its numbers mean nothing")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md too")
+    parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -295,7 +239,7 @@ def main() -> None:
     print(text)
     if options.write:
         head = "# Training speed\n\nWritten by `benchmarks/training_speed.py --write`, which explains each row.\n\n"
-        (REPOSITORY / "benchmarks/RESULTS.md").write_text(head + text)
+        write_section("training_speed.py", head + text)
 
 
 if __name__ == "__main__":

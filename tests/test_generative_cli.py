@@ -76,7 +76,7 @@ def test_stopping_and_going_on(policies: Runner, bitwise: Callable[..., None], v
         ("meanflow", ("--model.optimizer", "adamw", "--model.target_std", "0.1", "--model.target_std_as", "sigma_min")),
         ("meanflow", ("--model.optimizer", "adamw", "--model.tangent", "conditional", "--model.network.kind", "film")),
         ("meanflow", ("--trainer.precision", "64-true")),
-        ("flow", ()),
+        ("flow", ("--model.optimizer", "adamw")),
     ],
 )
 def test_replica_of_many_is_the_solo_run(policies: Runner, variant: str, flags: tuple[str, ...]) -> None:
@@ -94,9 +94,18 @@ def test_ddp_is_one_process(policies: Runner, variant: str) -> None:
     """Two gloo processes share every batch; the rows with r < t lie on the first and a part of the second."""
     flags = ("--model.seeds", "[3,5]", "--trainer.max_steps", "50", "--trainer.accelerator", "cpu")
     if variant == "meanflow":
-        flags += ("--model.optimizer", "adamw", "--model.time.share", "0.7")
+        flags += ("--model.time.share", "0.7")
     if variant != "gaussian":
-        flags += ("--data.batch_size", "65", "--data.coupling", "OptimalTransport", "--data.coupling.size", "5")
+        flags += (
+            "--model.optimizer",
+            "adamw",
+            "--data.batch_size",
+            "65",
+            "--data.coupling",
+            "OptimalTransport",
+            "--data.coupling.size",
+            "5",
+        )
     policies.ok("fit", variant, *flags, "--run.name", "one")
     ddp = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
     process = policies.start("fit", variant, *flags, *ddp, "--run.name", "two")
@@ -112,8 +121,8 @@ def test_precisions_train(policies: Runner, variant: str, precision: str) -> Non
     flags = ("--trainer.precision", precision, "--model.seeds", "[0,1]", "--trainer.val_check_interval", "50")
     policies.ok("fit", variant, *flags, "--trainer.max_steps", "300", "--model.lr", "0.01")
     rows = [r for r in read_csv(policies.folder(variant) / "metrics.csv") if r["eval/tv"]]
-    first, last = (float(r["eval/energy_distance"]) for r in (rows[0], rows[-1]))
-    assert last < (first if variant == "gaussian" else 0.8 * first)
+    first, last = (float(r["eval/energy_distance"]) for r in (rows[0], rows[-1]))  # flow: by 8 Euler steps
+    assert last < (first if variant == "gaussian" else 0.9 * first)
 
 
 def test_predict_and_figures(policies: Runner) -> None:
@@ -132,8 +141,8 @@ def test_predict_and_figures(policies: Runner) -> None:
 
 def test_gaussian_settles_on_one_mode(policies: Runner) -> None:
     """Theory: the reverse KL ends at -log w of the mode that the seed falls into."""
-    flags = ("--model.seeds", "[0,1,2,3,4,5,6,7]", "--trainer.max_steps", "6000", "--model.lr_decay", "cosine")
-    policies.ok("fit", "gaussian", *flags, "--trainer.val_check_interval", "6000", "--model.parameters", "free")
+    flags = ("--model.seeds", "[0,1,2,3,4,5,6,7]", "--trainer.max_steps", "4000", "--model.lr_decay", "cosine")
+    policies.ok("fit", "gaussian", *flags, "--trainer.val_check_interval", "4000", "--model.lr", "0.01")
     metrics = json.loads((policies.folder("gaussian") / "results.json").read_text())["metrics"]
     assert max(metrics["kl_gap"]["values"]) < 0.02
     assert min(metrics["kl_gap"]["values"]) > -1e-3

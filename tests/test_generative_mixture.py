@@ -260,7 +260,7 @@ def test_two_moons() -> None:
     # radii of 1/2 around their centres, the upper one's above
     for k, centre, side in ((0, [-0.25, -0.125], 1), (1, [0.25, 0.125], -1)):
         away = m.means[m.modes == k] - f64(centre)
-        close(away.norm(dim=1), torch.full((128,), 0.5, dtype=torch.float64))
+        close(away.norm(dim=1), torch.full((64,), 0.5, dtype=torch.float64))
         assert (side * away[:, 1] > 0).all()
     assert m.means.abs().max() < 0.76
 

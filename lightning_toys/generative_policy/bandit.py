@@ -44,7 +44,8 @@ class RotatingModes:
         Newton steps from the hills' centres: the hills overlap a little, and the tops lie beside the centres.
         """
         state = torch.tensor([1.0, 0.0], dtype=torch.float64)
-        curvature = torch.func.hessian(self.reward, argnums=1)
+        # reverse mode twice: forward mode loads torch.jit, which is deprecated and slow
+        curvature = torch.func.jacrev(torch.func.jacrev(self.reward, argnums=1), argnums=1)
         tops = []
         for place in self.places.double():
             a = place.clone()

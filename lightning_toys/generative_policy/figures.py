@@ -63,7 +63,7 @@ def read_snapshots(folder: Path) -> dict[int, Array]:
 
 def contours(ax: Axes, target: Target, half: float = 1.0, centre: Sequence[float] = (0.0, 0.0)) -> None:
     """Draw the target's density in red."""
-    n = 400
+    n = 400 if not isinstance(target, Mixture) or len(target.means) <= 16 else 120
     x = np.linspace(centre[0] - half, centre[0] + half, n)
     y = np.linspace(centre[1] - half, centre[1] + half, n)
     grid = torch.from_numpy(np.stack(np.meshgrid(x, y), -1))
@@ -191,8 +191,14 @@ def draw_training(shown: Shown, folder: Path, label: str) -> Figure | None:
                 ax.axhline(level, color=GREY, linestyle="--", linewidth=1, label="target")
         if metric == "entropy_knn":
             ax.axhline(shown.target.entropy(), color=GREY, linestyle="--", linewidth=1, label="target")
-        elif metric != "tv":
-            ax.set_yscale("log", nonpositive="mask")
+        elif metric == "energy_distance":
+            ax.set_yscale("symlog", linthresh=1e-4)  # the estimate has no bias, and may fall below 0
+        elif metric == "tv":
+            ax.set_ylim(bottom=0)
+        else:
+            ax.set_yscale("log", nonpositive="clip")
+            lowest = min((v for line in ax.lines for v in np.ravel(line.get_ydata()) if v > 0), default=1e-5)
+            ax.set_ylim(bottom=lowest / 2)
     if not drawn:
         return None
     for ax in axes[1]:
