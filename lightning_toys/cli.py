@@ -234,6 +234,11 @@ class ToysCLI(LightningCLI):
             )
         if trainer.accumulate_grad_batches != 1:
             raise ToyError("--trainer.accumulate_grad_batches: only 1 is allowed; give a larger --data.batch_size")
+        drawn = getattr(self.datamodule, "drawn", False)
+        if self.subcommand == "fit" and drawn and trainer.max_steps < 0 and not trainer.fast_dev_run:
+            raise ToyError(
+                "--trainer.max_steps: -1 is not allowed, the data are drawn anew at every step; give a number"
+            )
         claimed = self.claim(bool(trainer.fast_dev_run))
         try:
             self.trainer = self.instantiate_trainer()

@@ -23,6 +23,8 @@ class BanditData(ToyDataModule):
         batch_size: states of one optimiser step.
     """
 
+    drawn = True
+
     def __init__(self, width: float = 0.15, reward_noise: float = 0.1, batch_size: int = 64) -> None:
         super().__init__(batch_size)
         require(0 < width < 1, f"--data.width: {width} is not allowed; give a number between 0 and 1")

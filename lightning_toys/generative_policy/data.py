@@ -25,6 +25,8 @@ class MixtureData(ToyDataModule):
         batch_size: pairs of one optimiser step.
     """
 
+    drawn = True
+
     def __init__(self, target: Target | None = None, coupling: Coupling | None = None, batch_size: int = 256) -> None:
         super().__init__(batch_size)
         self.target = target if target is not None else ThreeModes()

@@ -17,7 +17,8 @@ def flow_sample(velocity: Velocity, e: Tensor, solver: Solver, nfe: int, toleran
     """Integrate dz/dt = velocity(z, t) from e at t = 1 down to t = 0 and return z_0."""
 
     def backwards(q: Tensor, z: Tensor) -> Tensor:
-        return -velocity(z, (1 - q).expand(z[..., :1].shape))
+        # dopri5 looks past the end and interpolates back; there is no velocity there
+        return -velocity(z, (1 - q).clamp(0.0, 1.0).expand(z[..., :1].shape))
 
     return integrate(backwards, e, solver, nfe, rtol=tolerance, atol=tolerance)
 
@@ -37,7 +38,7 @@ def flow_log_prob(
 
     def joint(t: Tensor, state: Tensor) -> Tensor:
         z = state[..., :2]
-        return torch.cat(velocity_and_divergence(z, t.expand(z[..., :1].shape)), dim=-1)
+        return torch.cat(velocity_and_divergence(z, t.clamp(0.0, 1.0).expand(z[..., :1].shape)), dim=-1)
 
     start = torch.cat([x, torch.zeros_like(x[..., :1])], dim=-1)
     end = integrate(joint, start, "dopri5", rtol=tolerance, atol=tolerance)

@@ -29,6 +29,8 @@ class ToyDataModule(LightningDataModule):
         batch_size: rows of one optimiser step, over all ranks together.
     """
 
+    drawn = False  # whether rows are drawn anew at every step, so that there is no epoch
+
     def __init__(self, batch_size: int) -> None:
         super().__init__()
         require(batch_size >= 1, f"--data.batch_size: {batch_size} is not allowed; give an integer >= 1")
@@ -58,10 +60,6 @@ class ToyDataModule(LightningDataModule):
         loader = self.loader(seeds)
         epochs, steps = trainer.max_epochs, trainer.max_steps
         if loader.steps_per_pass is None:
-            require(
-                steps >= 0,
-                "--trainer.max_steps: -1 is not allowed; the data are drawn anew at every step: give a number of steps",
-            )
             trainer.fit_loop.max_epochs = -1
         elif epochs is not None and epochs > 0:
             wanted = epochs * loader.steps_per_pass
