@@ -48,7 +48,7 @@ def test_likelihood_is_the_mixtures() -> None:
     """The exact flow's log-likelihood is the target's; a divergence of the wrong sign is far off."""
     m, x = wide(), 0.6 * noise("x", 60)
     true = m.log_prob(x)
-    assert (flow_log_prob(exact(m), x, 1e-8) - true).abs().max() < 1e-5
+    assert (flow_log_prob(exact(m), x, 1e-8) - true).abs().max() < 1e-4
     assert (flow_log_prob(exact(m, -1.0), x, 1e-8) - true).abs().mean() > 0.5
 
 
