@@ -230,7 +230,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    widths, rounds, steps = ((64,), 1, 100) if options.quick else ((64, 256), 5, 1000)
+    widths, rounds, steps = ((64,), 1, 100) if options.quick else ((64, 256), 9, 1000)
     lines = [*speed_table(widths, rounds, steps), "", *profile_table(widths[-1], 2 * steps)]
     if torch.cuda.is_available():
         lines += ["", *gpu_table(widths[-1], steps)]

@@ -156,7 +156,7 @@ class FlowVsRegression(ToyModule):
         c, x1 = batch.columns
         rows = slice(batch.first, batch.first + x1.shape[1])
         x0 = self.x0_noise.at(step, x1)[:, rows] if self.x0_law == "gaussian" else torch.zeros_like(x1)
-        t = self.t_noise.at(step, x1)[:, rows]
+        t = self.t_noise.at(step, x1)[:, rows] if self.objective.draws_time else torch.zeros(())
         assert isinstance(self.net, ConditionalNet)
         norm = torch.square if self.loss == "l2" else torch.abs
         terms = [norm(r).sum((1, 2)) for r in self.objective.residuals(self.net, c, x1, x0, t)]

@@ -38,6 +38,7 @@ class Objective:
     """A training mode."""
 
     with_time: bool
+    draws_time = False  # whether residuals look at t
     x0_law: X0Law = "gaussian"
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
@@ -76,6 +77,7 @@ class Flow(Objective):
     """Flow matching, l(v(x_t, c, t), x1 - x0) (Lipman et al. 2022), read out by integrating dx/dt = v."""
 
     with_time = True
+    draws_time = True
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
         """See :meth:`Objective.residuals`."""
@@ -103,6 +105,7 @@ class StraightFlow(Objective):
     """l(f(x_t, c), x1): the end point of the path, without time; read out by the affine step of ``straight_step``."""
 
     with_time = False
+    draws_time = True
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
         """See :meth:`Objective.residuals`."""

@@ -227,10 +227,12 @@ class ToyModule(LightningModule):
                 self.decay_rates(optimizer, step)
             loss = self.replica_losses(block.batch(step), step)
             losses.append(loss.detach())
-            optimizer.zero_grad()
             if direct:
-                loss.sum().backward()  # type: ignore[no-untyped-call]
+                for p in parameters:
+                    p.grad = None
+                loss.backward(torch.ones_like(loss))  # type: ignore[no-untyped-call]
             else:  # DDP averages gradients over ranks; the losses are shares of one sum
+                optimizer.zero_grad()
                 self.manual_backward(loss.sum() * block.world)
             if self.clip_grad_norm is not None:
                 if (scaler := getattr(self.trainer.precision_plugin, "scaler", None)) is not None:
