@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -50,6 +51,19 @@ def test_tops_are_the_greatest_rewards() -> None:
         top = float(world.reward(state.expand_as(grid), grid).max())
         assert top <= world.best < top + 1e-4
     assert RotatingModes(0.3).best > 1.0
+
+
+@pytest.mark.parametrize("width", [0.15, 0.4])
+def test_regret_of_uniform_actions(width: float) -> None:
+    """Against a grid of actions at other states than it is averaged over; the hills reach over the edge."""
+    world = RotatingModes(width)
+    line = (torch.arange(200, dtype=torch.float64) + 0.5) / 100 - 1
+    grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
+    states = angles_to_states((torch.arange(50, dtype=torch.float64) + 0.3) / 50)
+    mean = float(torch.stack([world.reward(s.expand_as(grid), grid).mean() for s in states]).mean())
+    assert world.references["uniform"]["regret"] == pytest.approx(world.best - mean, abs=1e-5)
+    everywhere = 2 * math.pi * width**2 * 2.7 / 4
+    assert abs(mean - everywhere) > 5e-4  # as if no hill reached over it
 
 
 def test_choose_draws_the_mirror_descent_step() -> None:

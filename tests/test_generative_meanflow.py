@@ -156,8 +156,8 @@ def worst_correlation(model: AverageVelocity, field: Mixture, s_path: float, sig
     n = 40_000
     e, uniform = draw("minimiser e", 1, n, 2), torch.from_numpy(keyed_generator(2, 0, "test/minimiser").random((n, 2)))
     x = field.sample(uniform[:, 0], draw("minimiser x", n, 2)).unsqueeze(0)
-    rows = 3 * n // 4
-    r, t = TimeLaw().draw(uniform.unsqueeze(0).roll(1, 1), rows)
+    r, t, rows = TimeLaw(share=0.75).draw(uniform.unsqueeze(0).roll(1, 1), slice(0, n))
+    assert rows == 3 * n // 4
     z, v = path(x, e, t, s_path), path_velocity(x, e, s_path)
     u, _, du = model.dual(z, r, t, v[:, :rows])
     error = residual(u, sign * du, (t - r)[:, :rows], v)
@@ -210,20 +210,26 @@ def uniforms(*shape: int) -> Tensor:
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
 def test_only_the_first_rows_have_r_below_t(kind: str, share: float) -> None:
     law = TimeLaw(kind, share=share)  # type: ignore[arg-type]
-    rows = law.rows(48)
+    r, t, rows = law.draw(uniforms(3, 48, 2), slice(0, 48))
     assert rows == 48 * share
-    r, t = law.draw(uniforms(3, 48, 2), rows)
     assert r.shape == t.shape == (3, 48, 1)
     assert (r[:, :rows] < t[:, :rows]).all()
     assert torch.equal(r[:, rows:], t[:, rows:])
     assert r.min() >= 0
     assert t.max() <= 1
+    # a rank's rows are those of the whole batch
+    parts = [law.draw(uniforms(3, 48, 2), slice(*ends)) for ends in ((0, 20), (20, 48))]
+    assert torch.equal(torch.cat([p[0] for p in parts], 1), r)
+    assert torch.equal(torch.cat([p[1] for p in parts], 1), t)
+    assert [p[2] for p in parts] == [min(rows, 20), max(rows - 20, 0)]
 
 
 def test_uniform_law() -> None:
     """r and t are the lesser and greater of two uniforms: means 1/3 and 2/3, variances 1/18, covariance 1/36."""
     n = 40_000
-    r, t = TimeLaw().draw(uniforms(n, 2), n // 2)
+    r, t, k = TimeLaw().draw(uniforms(1, n, 2), slice(0, n))
+    assert k == n // 2
+    r, t = r[0], t[0]
     first, rest = slice(0, n // 2), slice(n // 2, n)
     moments = [(r[first], 1 / 3), (t[first], 2 / 3), (r[first] ** 2, 1 / 6), (t[first] ** 2, 1 / 2),
                (r[first] * t[first], 1 / 4), (t[rest], 1 / 2), (t[rest] ** 2, 1 / 3)]  # fmt: skip
@@ -233,14 +239,15 @@ def test_uniform_law() -> None:
 
 def test_logit_normal_law_has_scipys_quantiles() -> None:
     u = torch.linspace(0.001, 0.999, 37, dtype=torch.float64)
-    law = TimeLaw("logit_normal", mean=-0.4, std=1.3)
-    _, t = law.draw(torch.stack([u, u.flip(0)], dim=-1), 0)
+    law, alone = (TimeLaw("logit_normal", mean=-0.4, std=1.3, share=share) for share in (1.0, 0.0))
+    both = torch.stack([u, u.flip(0)], dim=-1).unsqueeze(0)
+    _, t, _ = alone.draw(both, slice(0, 37))
     wanted = expit(stats.norm.ppf(u.numpy(), loc=-0.4, scale=1.3))
-    close(t[:, 0], torch.from_numpy(wanted))
-    low, high = law.draw(torch.stack([u, u.flip(0)], dim=-1), 37)
-    close(low[:, 0], torch.from_numpy(np.minimum(wanted, wanted[::-1])))
-    close(high[:, 0], torch.from_numpy(np.maximum(wanted, wanted[::-1])))
-    r, t = law.draw(torch.tensor([[0.0, 1 - 2**-24]]), 1)  # the ends of float32 uniforms
+    close(t[0, :, 0], torch.from_numpy(wanted))
+    low, high, _ = law.draw(both, slice(0, 37))
+    close(low[0, :, 0], torch.from_numpy(np.minimum(wanted, wanted[::-1]).copy()))
+    close(high[0, :, 0], torch.from_numpy(np.maximum(wanted, wanted[::-1]).copy()))
+    r, t, _ = law.draw(torch.tensor([[[0.0, 1 - 2**-24]]]), slice(0, 1))  # the ends of float32 uniforms
     assert 0 < r.item() < 0.01
     assert 0.99 < t.item() < 1
 

@@ -21,7 +21,7 @@ from lightning_toys.flow_vs_regression.objectives import Mode, Readout, X0Law, m
 from lightning_toys.flows import Solver, check_nfe
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.loader import Batch
-from lightning_toys.training.module import ToyModule
+from lightning_toys.training.module import ToyModule, fitting
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 from lightning_toys.training.results import Report
 
@@ -117,9 +117,7 @@ class FlowVsRegression(ToyModule):
     @property
     def data(self) -> InterpolationData:
         """The data module that the Trainer runs with."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, InterpolationData)
-        return data
+        return fitting(self.trainer.datamodule, InterpolationData)  # type: ignore[attr-defined]
 
     @property
     def label(self) -> str:
@@ -128,9 +126,7 @@ class FlowVsRegression(ToyModule):
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
-        name = type(data).__name__ if data is not None else "none"
-        require(isinstance(data, InterpolationData), f"--data: {name} is not allowed; give InterpolationData")
-        assert isinstance(data, InterpolationData)
+        data = fitting(data, InterpolationData)
         require(
             self.evaluation.weights != "best" or data.held > 0,
             "--model.evaluation.weights: 'best' needs --data.holdout > 0",

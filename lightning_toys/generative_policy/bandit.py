@@ -25,6 +25,8 @@ class RotatingModes:
         self.width = width
         self.places, self.heights = torch.tensor(PLACES), torch.tensor(HEIGHTS)
         self.best, self.tops = self.find_tops()
+        self.references = {"uniform": {"regret": self.best - self.mean_reward()}}
+        self.references |= {f"top_of_hill_{i}": {"regret": self.best - top} for i, top in enumerate(self.tops)}
 
     def centres(self, state: Tensor) -> Tensor:
         """Return the hills' places (..., 3, 2) at states (..., 2)."""
@@ -37,6 +39,13 @@ class RotatingModes:
         a = action.clamp(-1.0, 1.0)
         square = (a.unsqueeze(-2) - self.centres(state)).square().sum(-1)
         return (self.heights.to(a) * torch.exp(-0.5 * square / self.width**2)).sum(-1)
+
+    def mean_reward(self) -> float:
+        """Return the expected reward of uniform actions, over evenly spaced states: each hill's mass in [-1, 1]^2."""
+        centres = self.centres(angles_to_states(torch.arange(720, dtype=torch.float64) / 720))
+        inside = torch.special.ndtr((1 - centres) / self.width) - torch.special.ndtr((-1 - centres) / self.width)
+        mass = 2 * math.pi * self.width**2 * inside.prod(-1)  # (states, hills)
+        return float((mass @ self.heights.double()).mean()) / 4
 
     def find_tops(self) -> tuple[float, list[float]]:
         """Return the greatest expected reward, the same at every state, and that at each hill's top.

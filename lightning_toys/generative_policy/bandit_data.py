@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_toys.errors import require
 from lightning_toys.generative_policy.bandit import RotatingModes, angles_to_states
 from lightning_toys.training.data import ToyDataModule
-from lightning_toys.training.loader import DrawnLoader, OneBatch
+from lightning_toys.training.loader import DrawnLoader
 from lightning_toys.training.noise import NoiseStream, uniform
 
 
@@ -40,15 +40,3 @@ class BanditData(ToyDataModule):
             return (angles_to_states(drawn),)
 
         return DrawnLoader(draw, self.batch_size)
-
-    def val_dataloader(self) -> OneBatch:
-        """Return one batch, which nobody reads: the states judged are evenly spaced."""
-        return OneBatch(torch.zeros(1))
-
-    def test_dataloader(self) -> OneBatch:
-        """See :meth:`val_dataloader`."""
-        return OneBatch(torch.zeros(1))
-
-    def predict_dataloader(self) -> OneBatch:
-        """See :meth:`val_dataloader`."""
-        return OneBatch(torch.zeros(1))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -23,9 +21,8 @@ from lightning_toys.generative_policy.bandit_data import BanditData
 from lightning_toys.generative_policy.meanflow import TimeLaw
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.loader import Batch
-from lightning_toys.training.module import ToyModule
-from lightning_toys.training.muon import ReplicaMuon, split_hidden
-from lightning_toys.training.noise import NoiseStream, keyed_generator, normal, uniform
+from lightning_toys.training.module import ToyModule, fitting
+from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 from lightning_toys.training.results import Report
 
 STATES = 64  # evenly spaced states that a policy is judged at
@@ -87,7 +84,7 @@ class BanditPolicy(ToyModule):
         clip_grad_norm: float | None = None,
         draws: int = 256,
     ) -> None:
-        super().__init__(seeds, lr, weight_decay, clip_grad_norm, None, lr_decay)
+        super().__init__(seeds, lr, weight_decay, clip_grad_norm, None, lr_decay, optimizer, muon_lr)
         default = Network(hidden=64, layers=3, activation="silu")
         self.network = Network(**network) if isinstance(network, dict) else network or default
         self.time = TimeLaw(**time) if isinstance(time, dict) else time or TimeLaw()
@@ -101,11 +98,10 @@ class BanditPolicy(ToyModule):
         require(entropy >= 0, f"--model.entropy: {entropy} is not allowed; give a number >= 0")
         require(0 <= target_std < 1, f"--model.target_std: {target_std} is not allowed; give a number in [0, 1)")
         require(nfe >= 1, f"--model.nfe: {nfe} is not allowed; give an integer >= 1")
-        require(0 < muon_lr < math.inf, f"--model.muon_lr: {muon_lr} is not allowed; give a number > 0")
         require(draws >= 2, f"--model.draws: {draws} is not allowed; give an integer >= 2")
         self.policy, self.critic_kind, self.temperature, self.inner_steps = policy, critic, temperature, inner_steps
         self.candidates, self.entropy, self.target_std, self.nfe = candidates, entropy, target_std, nfe
-        self.draws, self.optimizer_kind, self.muon_lr = draws, optimizer, muon_lr
+        self.draws = draws
         self.save_hyperparameters(logger=False)
         self.hparams.update({"network": asdict(self.network), "time": asdict(self.time)})
         self.hparams["seeds"] = self.seeds
@@ -114,9 +110,7 @@ class BanditPolicy(ToyModule):
     @property
     def data(self) -> BanditData:
         """The data module that the Trainer runs with."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, BanditData)
-        return data
+        return fitting(self.trainer.datamodule, BanditData)  # type: ignore[attr-defined]
 
     @property
     def label(self) -> str:
@@ -125,9 +119,7 @@ class BanditPolicy(ToyModule):
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
-        name = type(data).__name__ if data is not None else "none"
-        require(isinstance(data, BanditData), f"--data: {name} is not allowed; give BanditData")
-        assert isinstance(data, BanditData)
+        data = fitting(data, BanditData)
         return {"batch_size": data.batch_size}
 
     # networks
@@ -144,32 +136,21 @@ class BanditPolicy(ToyModule):
         """See :meth:`ToyModule.build`."""
         b, m = self.sizes["batch_size"], self.candidates
         seeds = self.seeds
-        self.noise = {k: NoiseStream(seeds, k, (b, 2), normal) for k in ("e", "xi", "act/e", "act/xi")}
-        self.noise["reward"] = NoiseStream(seeds, "reward", (b,), normal)
-        self.noise["time"] = NoiseStream(seeds, "t", (b, 2), uniform)
-        self.noise["choice"] = NoiseStream(seeds, "choice", (b,), uniform)
-        # a block of steps of candidates would be large
-        self.noise |= {k: NoiseStream(seeds, k, (b, m, 2), normal, block=4) for k in ("old/e", "old/xi")}
+        self.noise = {"e": NoiseStream(seeds, "e", (b, 2))}
         parts: dict[str, nn.Module] = {"actor": self.actor()}
         if self.policy != "gaussian":
             parts["old"] = self.actor().requires_grad_(False)
+            self.noise["time"] = NoiseStream(seeds, "t", (b, 2), uniform)
+            self.noise["choice"] = NoiseStream(seeds, "choice", (b,), uniform)
+            # a block of steps of candidates would be large
+            self.noise |= {k: NoiseStream(seeds, k, (b, m, 2), block=4) for k in ("old/e", "old/xi")}
         if self.critic_kind == "learned":
+            self.noise |= {k: NoiseStream(seeds, k, (b, 2)) for k in ("act/e", "act/xi")}
+            self.noise["reward"] = NoiseStream(seeds, "reward", (b,))
             parts["critic"] = Network(hidden=self.network.hidden, activation="silu").build(seeds, 2, 2, False, 1)
         return nn.ModuleDict(parts)
 
     # training
-
-    @property
-    def learning_rates(self) -> list[float]:
-        """See :attr:`ToyModule.learning_rates`."""
-        return [self.muon_lr, self.lr] if self.optimizer_kind == "muon" else [self.lr]
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW, or Muon on the hidden matrices with AdamW on the rest."""
-        if self.optimizer_kind == "adamw":
-            return super().configure_optimizers()
-        matrices, others = split_hidden(self.net)
-        return ReplicaMuon(matrices, others, self.muon_lr, self.lr, weight_decay=self.weight_decay)
 
     def replica_losses(self, batch: Batch, step: int) -> Tensor:
         """See :meth:`ToyModule.replica_losses`."""
@@ -193,10 +174,8 @@ class BanditPolicy(ToyModule):
             if step % self.inner_steps == 0:
                 self.part("old").load_state_dict(actor.state_dict())
             x = self.improved(state, noise)
-            spread = 0 if self.policy == "flow" else self.time.rows(batch.total)
-            r, t = self.time.draw(self.noise["time"].at(step, state), spread)
-            k = min(max(spread - batch.first, 0), n)
-            loss = loss + actor.losses(state, x, noise["e"], r[:, rows], t[:, rows], k)
+            law = replace(self.time, share=0.0) if self.policy == "flow" else self.time
+            loss = loss + actor.losses(state, x, noise["e"], *law.draw(self.noise["time"].at(step, state), rows))
         return loss.sum(1) / batch.total
 
     def part(self, name: str) -> Actor:
@@ -261,10 +240,7 @@ class BanditPolicy(ToyModule):
             q = self.critic(state.to(like), action).cpu().double()
             metrics["critic_error"] = (q - reward).square().mean(1).sqrt()
         self.shown = bandit_figures.Shown(bandit, state[0].reshape(STATES, -1, 2), a.reshape(len(a), STATES, -1, 2))
-        uniformly = torch.from_numpy(keyed_generator(0, 0, "evaluation/uniform").uniform(-1, 1, (n, 2)))
-        references = {"uniform": {"regret": bandit.best - float(bandit.reward(state[0], uniformly).mean())}}
-        references |= {f"top_of_hill_{i}": {"regret": bandit.best - top} for i, top in enumerate(bandit.tops)}
-        return Report(self.seeds, {k: v.tolist() for k, v in metrics.items()}, references)
+        return Report(self.seeds, {k: v.tolist() for k, v in metrics.items()}, bandit.references)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Judge the policy."""

@@ -12,7 +12,7 @@ from lightning_toys.errors import require
 from lightning_toys.generative_policy.couplings import Coupling, Independent
 from lightning_toys.generative_policy.mixture import Target, ThreeModes
 from lightning_toys.training.data import ToyDataModule
-from lightning_toys.training.loader import DrawnLoader, OneBatch
+from lightning_toys.training.loader import DrawnLoader
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 
 
@@ -65,15 +65,3 @@ class MixtureData(ToyDataModule):
         generator = keyed_generator(seed, 0, stream)
         u, z = generator.random(n), generator.standard_normal((n, 2))
         return self.target.sample(torch.from_numpy(u), torch.from_numpy(z))
-
-    def val_dataloader(self) -> OneBatch:
-        """Return one batch, which nobody reads: samples are drawn by key."""
-        return OneBatch(torch.zeros(1))
-
-    def test_dataloader(self) -> OneBatch:
-        """See :meth:`val_dataloader`."""
-        return OneBatch(torch.zeros(1))
-
-    def predict_dataloader(self) -> OneBatch:
-        """See :meth:`val_dataloader`."""
-        return OneBatch(torch.zeros(1))

@@ -121,13 +121,6 @@ class GaussianPolicy(GenerativePolicy):
         mu, raw = net().chunk(2, dim=-1)
         return mu, bounded_log_sigma(raw, self.bound)
 
-    @property
-    def scored_net(self) -> nn.Module:
-        """The weights that are evaluated."""
-        net = self.ema_net if self.evaluation.weights == "ema" else self.net
-        assert net is not None
-        return net
-
     def replica_losses(self, batch: Batch, step: int) -> Tensor:
         """See :meth:`ToyModule.replica_losses`."""
         mu, log_sigma = self.law(self.net)

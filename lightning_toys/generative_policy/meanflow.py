@@ -56,20 +56,21 @@ class TimeLaw:
         require(self.std > 0, f"--model.time.std: {self.std} is not allowed; give a number > 0")
         require(0 <= self.share <= 1, f"--model.time.share: {self.share} is not allowed; give a share in [0, 1]")
 
-    def rows(self, batch_size: int) -> int:
-        """Return how many rows, the first of a batch, have r < t."""
-        return round(self.share * batch_size)
+    def draw(self, uniform: Tensor, local: slice) -> tuple[Tensor, Tensor, int]:
+        """Turn a batch's uniforms (R, B, 2) into r and t (R, b, 1) of the local rows, r < t in the first k of them.
 
-    def draw(self, uniform: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """Turn uniforms (..., B, 2) into r and t (..., B, 1); r = t from row ``rows`` on."""
-        both = uniform
+        Returns:
+            r, t, k.
+        """
+        rows = round(self.share * uniform.shape[-2])  # of the whole batch: its first
+        both = uniform[:, local]
         if self.kind == "logit_normal":
             # float32 uniforms reach 0, whose quantile is -inf
-            both = torch.sigmoid(self.mean + self.std * torch.special.ndtri(uniform.clamp(1e-7, 1 - 1e-7)))
+            both = torch.sigmoid(self.mean + self.std * torch.special.ndtri(both.clamp(1e-7, 1 - 1e-7)))
         low, high = both.amin(-1, keepdim=True), both.amax(-1, keepdim=True)
         one = both[..., :1]
-        spread = torch.arange(both.shape[-2], device=both.device).unsqueeze(-1) < rows
-        return torch.where(spread, low, one), torch.where(spread, high, one)
+        k = min(max(rows - local.start, 0), both.shape[-2])
+        return torch.cat([low[:, :k], one[:, k:]], dim=1), torch.cat([high[:, :k], one[:, k:]], dim=1), k
 
 
 # networks as average velocities

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lightning_toys.errors import require
@@ -33,7 +32,6 @@ from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
 from lightning_toys.generative_policy.reference_flow import flow_log_prob, flow_sample
 from lightning_toys.nets import Network
 from lightning_toys.training.loader import Batch
-from lightning_toys.training.muon import ReplicaMuon, split_hidden
 from lightning_toys.training.noise import NoiseStream, uniform
 
 JUDGED = 2000  # points at which the average velocity is held against the exact one, and likelihoods are taken
@@ -68,8 +66,6 @@ class MeanFlowPolicy(GenerativePolicy):
         evaluation: how samples are drawn and judged.
     """
 
-    integrates = False  # FlowPolicy: readouts integrate u(z, t, t)
-
     def __init__(
         self,
         seeds: Sequence[int] = (0,),
@@ -90,7 +86,7 @@ class MeanFlowPolicy(GenerativePolicy):
         ema_decay: float | None = None,
         evaluation: Evaluation | None = None,
     ) -> None:
-        super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay)
+        super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, optimizer, muon_lr)
         default = Network(activation="silu")
         self.network = Network(**network) if isinstance(network, dict) else network or default
         self.evaluation = Evaluation(**evaluation) if isinstance(evaluation, dict) else evaluation or Evaluation()
@@ -102,11 +98,9 @@ class MeanFlowPolicy(GenerativePolicy):
         require(loss_power >= 0, f"--model.loss_power: {loss_power} is not allowed; give a number >= 0")
         require(loss_floor > 0, f"--model.loss_floor: {loss_floor} is not allowed; give a number > 0")
         require(0 <= target_std < 1, f"--model.target_std: {target_std} is not allowed; give a number in [0, 1)")
-        require(0 < muon_lr < math.inf, f"--model.muon_lr: {muon_lr} is not allowed; give a number > 0")
         self.form, self.tangent = form, tangent
         self.loss_power, self.loss_floor = loss_power, loss_floor
         self.target_std, self.target_std_as = target_std, target_std_as
-        self.optimizer_kind, self.muon_lr = optimizer, muon_lr
         self.head = target_std > 0 and target_std_as == "head"
         self.sigma_min = target_std if target_std_as == "sigma_min" else 0.0
         self.save_hyperparameters(logger=False)
@@ -145,26 +139,11 @@ class MeanFlowPolicy(GenerativePolicy):
 
     # training
 
-    @property
-    def learning_rates(self) -> list[float]:
-        """See :attr:`ToyModule.learning_rates`."""
-        return [self.muon_lr, self.lr] if self.optimizer_kind == "muon" else [self.lr]
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW, or Muon on the hidden matrices with AdamW on the rest."""
-        if self.optimizer_kind == "adamw":
-            return super().configure_optimizers()
-        matrices, others = split_hidden(self.net)
-        return ReplicaMuon(matrices, others, self.muon_lr, self.lr, weight_decay=self.weight_decay)
-
     def replica_losses(self, batch: Batch, step: int) -> Tensor:
         """See :meth:`ToyModule.replica_losses`."""
         x, e = batch.columns
-        n = x.shape[1]
-        rows = self.time.rows(batch.total)
-        r, t = self.time.draw(self.t_noise.at(step, x), rows)
-        r, t = r[:, batch.first : batch.first + n], t[:, batch.first : batch.first + n]
-        k = min(max(rows - batch.first, 0), n)  # the local rows with r < t come first
+        local = slice(batch.first, batch.first + x.shape[1])
+        r, t, k = self.time.draw(self.t_noise.at(step, x), local)
         z, v = path(x, e, t, self.sigma_min), path_velocity(x, e, self.sigma_min)
         net = self.net
         assert isinstance(net, AverageVelocity)
@@ -196,7 +175,7 @@ class MeanFlowPolicy(GenerativePolicy):
     @property
     def scored_net(self) -> AverageVelocity:
         """The weights that are evaluated."""
-        net = self.ema_net if self.evaluation.weights == "ema" else self.net
+        net = super().scored_net
         assert isinstance(net, AverageVelocity)
         return net
 
@@ -284,26 +263,25 @@ class FlowPolicy(MeanFlowPolicy):
         ema_decay: float | None = None,
         evaluation: Evaluation | None = None,
     ) -> None:
-        time = TimeLaw(**time) if isinstance(time, dict) else time or TimeLaw()
-        time.share = 0.0
+        law = TimeLaw(**time) if isinstance(time, dict) else time or TimeLaw()
         super().__init__(
-            seeds,
-            network,
-            form,
-            tangent,
-            time,
-            loss_power,
-            loss_floor,
-            target_std,
-            "sigma_min",
-            optimizer,
-            muon_lr,
-            lr,
-            lr_decay,
-            weight_decay,
-            clip_grad_norm,
-            ema_decay,
-            evaluation,
+            seeds=seeds,
+            network=network,
+            form=form,
+            tangent=tangent,
+            time=replace(law, share=0.0),
+            loss_power=loss_power,
+            loss_floor=loss_floor,
+            target_std=target_std,
+            target_std_as="sigma_min",
+            optimizer=optimizer,
+            muon_lr=muon_lr,
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            clip_grad_norm=clip_grad_norm,
+            ema_decay=ema_decay,
+            evaluation=evaluation,
         )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_toys.errors import require
 from lightning_toys.generative_policy import figures
@@ -19,7 +19,7 @@ from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.metrics import score
 from lightning_toys.generative_policy.mixture import Mixture
 from lightning_toys.generative_policy.reference_flow import flow_sample
-from lightning_toys.training.module import ToyModule
+from lightning_toys.training.module import ToyModule, fitting
 from lightning_toys.training.noise import keyed_generator
 from lightning_toys.training.results import Report
 
@@ -78,27 +78,32 @@ class GenerativePolicy(ToyModule):
     }
     shown: figures.Shown | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # neither changes with training
+        self.truth: list[Tensor] = []
+        self.scored_references: dict[bool, dict[str, dict[str, float]]] = {}
+
     @property
     def data(self) -> MixtureData:
         """The data module that the Trainer runs with."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, MixtureData)
-        return data
+        return fitting(self.trainer.datamodule, MixtureData)  # type: ignore[attr-defined]
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
-        name = type(data).__name__ if data is not None else "none"
-        require(isinstance(data, MixtureData), f"--data: {name} is not allowed; give MixtureData")
-        assert isinstance(data, MixtureData)
+        data = fitting(data, MixtureData)
         require(
             self.evaluation.weights != "ema" or self.ema_decay is not None,
             "--model.evaluation.weights: 'ema' needs --model.ema_decay",
         )
         return {"batch_size": data.batch_size, "scale": data.target.scale}
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.scored_references: dict[bool, dict[str, dict[str, float]]] = {}  # they do not change with training
+    @property
+    def scored_net(self) -> nn.Module:
+        """The weights that are evaluated."""
+        net = self.ema_net if self.evaluation.weights == "ema" else self.net
+        assert net is not None
+        return net
 
     # what a policy gives
 
@@ -129,6 +134,13 @@ class GenerativePolicy(ToyModule):
         rows = zip(torch.split(e, ROWS, dim=1), torch.split(xi, ROWS, dim=1), strict=True)
         return torch.cat([self.actions(readout, a, b) for a, b in rows], dim=1).cpu().double()
 
+    def scores(self, drawn: Iterable[Tensor]) -> list[dict[str, float]]:
+        """Return the metrics of each replica's samples (n, 2), beside as many of the target."""
+        ev, target = self.evaluation, self.data.target
+        if not self.truth:
+            self.truth = [self.data.sample(s, ev.samples, "evaluation/target") for s in self.seeds]
+        return [score(x, target, y, ev.pairs, ev.neighbours) for x, y in zip(drawn, self.truth, strict=True)]
+
     def evaluate(self, everything: bool) -> Report:
         """Draw samples by every readout and score them."""
         ev, target = self.evaluation, self.data.target
@@ -140,10 +152,7 @@ class GenerativePolicy(ToyModule):
         for i, name in enumerate(names):
             x = self.draw(name, ev.samples)
             samples[name] = x[:, :SHOWN]
-            rows = [
-                score(a, target, self.data.sample(s, ev.samples, "evaluation/target"), ev.pairs, ev.neighbours)
-                for a, s in zip(x, self.seeds, strict=True)
-            ]
+            rows = self.scores(x)
             found = {k: [row.get(k, float("nan")) for row in rows] for k in dict.fromkeys(k for r in rows for k in r)}
             found |= {k: v.double().tolist() for k, v in self.own_metrics(name, e, i == 0, everything).items()}
             if i == 0:
@@ -158,17 +167,16 @@ class GenerativePolicy(ToyModule):
         if everything in self.scored_references:
             return self.scored_references[everything]
         ev, target = self.evaluation, self.data.target
-        rows = {"target": [self.data.sample(s, ev.samples, "evaluation/another") for s in self.seeds]}
+        noise = self.evaluation_noise("e", ev.samples).double()
+        rows: dict[str, Iterable[Tensor]] = {
+            "target": [self.data.sample(s, ev.samples, "evaluation/another") for s in self.seeds]
+        }
         if everything and isinstance(target, Mixture):
             for name, nfe in (("exact_flow_1", 1), ("exact_flow_8", 8), ("exact_flow_64", 64)):
-                noise = self.evaluation_noise("e", ev.samples).double()
-                rows[name] = list(flow_sample(target.marginal_velocity, noise, "euler", nfe))
+                rows[name] = flow_sample(target.marginal_velocity, noise, "euler", nfe)
         out: dict[str, dict[str, float]] = {}
         for name, drawn in rows.items():
-            found = [
-                score(x, target, self.data.sample(s, ev.samples, "evaluation/target"), ev.pairs, ev.neighbours)
-                for x, s in zip(drawn, self.seeds, strict=True)
-            ]
+            found = self.scores(drawn)
             out[name] = {k: float(np.mean([f[k] for f in found if k in f])) for k in found[0] if "_mode" not in k}
         out["target"]["entropy_exact"] = target.entropy()
         self.scored_references[everything] = out

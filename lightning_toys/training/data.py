@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from lightning_toys.errors import require
-from lightning_toys.training.loader import BlockLoader
+from lightning_toys.training.loader import BlockLoader, OneBatch
 from lightning_toys.training.module import ToyModule
 
 MAX_BLOCK = 50  # optimiser steps to a Trainer batch; the Trainer's share of a step is 2 % there, and 30 % at 1
@@ -74,3 +75,15 @@ class ToyDataModule(LightningDataModule):
         loader.max_steps, loader.block_steps = steps, block_steps(*intervals)
         loader.rank, loader.world = trainer.global_rank, trainer.world_size
         return loader
+
+    def val_dataloader(self) -> OneBatch:
+        """Return one batch, for data modules whose evaluation draws what it wants by key."""
+        return OneBatch(torch.zeros(1))
+
+    def test_dataloader(self) -> OneBatch:
+        """See :meth:`val_dataloader`."""
+        return OneBatch(torch.zeros(1))
+
+    def predict_dataloader(self) -> OneBatch:
+        """See :meth:`val_dataloader`."""
+        return OneBatch(torch.zeros(1))

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lightning_toys.errors import NonFiniteError, require
 from lightning_toys.stats import mean_ci
 from lightning_toys.training.loader import Batch, Block, DrawnBlock
+from lightning_toys.training.muon import ReplicaMuon, split_hidden
 from lightning_toys.training.results import Report
 
 
@@ -40,6 +41,17 @@ def clip_per_replica(parameters: Sequence[nn.Parameter], max_norm: float) -> Non
         g.mul_(scale.view(-1, *[1] * (g.dim() - 1)))
 
 
+Data = TypeVar("Data", bound=LightningDataModule)
+
+
+def fitting(data: LightningDataModule | None, kind: type[Data]) -> Data:
+    """Return ``data`` if it is what the experiment learns from, and refuse it otherwise."""
+    name = type(data).__name__ if data is not None else "none"
+    require(isinstance(data, kind), f"--data: {name} is not allowed; give {kind.__name__}")
+    assert isinstance(data, kind)
+    return data
+
+
 class ToyModule(LightningModule):
     """Base of the replica experiments.
 
@@ -54,6 +66,8 @@ class ToyModule(LightningModule):
         clip_grad_norm: bound on each replica's gradient norm.
         ema_decay: decay of an exponential moving average of the weights.
         lr_decay: ``cosine`` takes every learning rate from its value to 0 over the run's steps.
+        optimizer: ``adamw``, or ``muon`` on the hidden matrices and AdamW on the rest.
+        muon_lr: Muon's learning rate.
     """
 
     net: nn.Module
@@ -70,11 +84,14 @@ class ToyModule(LightningModule):
         clip_grad_norm: float | None = None,
         ema_decay: float | None = None,
         lr_decay: Literal["constant", "cosine"] = "constant",
+        optimizer: Literal["adamw", "muon"] = "adamw",
+        muon_lr: float = 0.02,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.seeds = check_seeds(seeds)
         require(0 < lr < math.inf, f"--model.lr: {lr} is not allowed; give a number > 0")
+        require(0 < muon_lr < math.inf, f"--model.muon_lr: {muon_lr} is not allowed; give a number > 0")
         require(weight_decay >= 0, f"--model.weight_decay: {weight_decay} is not allowed; give a number >= 0")
         require(
             clip_grad_norm is None or clip_grad_norm > 0,
@@ -85,7 +102,7 @@ class ToyModule(LightningModule):
             f"--model.ema_decay: {ema_decay} is not allowed; give a number between 0 and 1 or null",
         )
         self.lr, self.weight_decay, self.clip_grad_norm, self.ema_decay = lr, weight_decay, clip_grad_norm, ema_decay
-        self.lr_decay = lr_decay
+        self.lr_decay, self.optimizer_kind, self.muon_lr = lr_decay, optimizer, muon_lr
         self.ema_net: nn.Module | None = None
         self.best_net: nn.Module | None = None
         self.register_buffer("best_score", torch.full((len(self.seeds),), torch.inf))
@@ -177,7 +194,7 @@ class ToyModule(LightningModule):
     @property
     def learning_rates(self) -> list[float]:
         """The learning rate of each of the optimiser's parameter groups, before any decay."""
-        return [self.lr]
+        return [self.muon_lr, self.lr] if self.optimizer_kind == "muon" else [self.lr]
 
     def decay_rates(self, optimizer: Any, step: int) -> None:
         """Set the learning rates of optimiser step ``step``: (1 + cos(pi step / steps)) / 2 of their values."""
@@ -206,7 +223,10 @@ class ToyModule(LightningModule):
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return fused AdamW over the trained parameters."""
+        """Return fused AdamW, or Muon on the hidden matrices with AdamW on the rest."""
+        if self.optimizer_kind == "muon":
+            matrices, others = split_hidden(self.net)
+            return ReplicaMuon(matrices, others, self.muon_lr, self.lr, weight_decay=self.weight_decay)
         fused = self.device.type in ("cpu", "cuda")
         return torch.optim.AdamW(self.net.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
 
