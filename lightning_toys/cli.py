@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
@@ -24,7 +25,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 # the experiments register their classes for short names
 import lightning_toys.flow_vs_regression
-import lightning_toys.generative_policy  # noqa: F401
+import lightning_toys.generative_policy
+import lightning_toys.mirror_descent  # noqa: F401
 from lightning_toys.arguments import Refused, ToyParser, check_configs, explain, flags, split_configs
 from lightning_toys.errors import NonFiniteError, ToyError, did_you_mean, note, process_rank
 from lightning_toys.training.allocator import keep_freed_memory
@@ -130,7 +132,11 @@ class ToysCLI(LightningCLI):
         variant = settings.run.variant or (Path(configs[0]).stem if configs else "unnamed")
         where = (Path(settings.run.root), experiment, variant, settings.run.name)
         word = settings.get("ckpt_path")
-        if word is None and verb != "fit":
+        trains = trains_anything(settings.model.class_path)
+        if verb == "fit" and not trains:
+            name = settings.model.class_path.rpartition(".")[2]
+            raise ToyError(f"fit: {name} has nothing to train; give the verb test")
+        if word is None and verb != "fit" and trains:
             word = "last"
         if word is None:
             self.run = new_run(*where)
@@ -314,6 +320,13 @@ def settle_length(rest: list[str]) -> list[str]:
     if epochs and not steps:
         return [*rest, "--trainer.max_steps=-1"]
     return rest
+
+
+def trains_anything(class_path: str) -> bool:
+    """Whether a module has weights; one that has none is tested without a checkpoint."""
+    module, _, name = class_path.rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    return not (isinstance(kind, type) and issubclass(kind, ToyModule)) or kind.trains
 
 
 def experiment_of(class_path: str) -> str:

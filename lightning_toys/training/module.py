@@ -74,6 +74,7 @@ class ToyModule(LightningModule):
     best_score: Tensor
     headline: Sequence[str] = ("l2",)  # the metrics of which `compare` shows every readout
     metric_labels: Mapping[str, str] = {}  # axis labels, with units
+    trains: bool = True  # False: there are no weights, and `test` needs no checkpoint
     reads_data: bool = True  # False: the loss needs no sample of the data module
 
     def __init__(

@@ -1,0 +1,28 @@
+"""Which samplers and guidance rules reach an exactly known tilted law?"""
+
+from lightning_toys.mirror_descent.data import LinearGaussian
+from lightning_toys.mirror_descent.module import TiltedSampling
+from lightning_toys.mirror_descent.schedules import (
+    Constant,
+    LateConstant,
+    LateRamp,
+    Linear,
+    SigmaPower,
+    TFGPlusFinalMALA,
+)
+from lightning_toys.mirror_descent.tilt import ActionValue, StateReward
+from lightning_toys.mirror_descent.world import Settings
+
+__all__ = [
+    "ActionValue",
+    "Constant",
+    "LateConstant",
+    "LateRamp",
+    "Linear",
+    "LinearGaussian",
+    "Settings",
+    "SigmaPower",
+    "StateReward",
+    "TFGPlusFinalMALA",
+    "TiltedSampling",
+]

@@ -1,0 +1,192 @@
+"""Corrector samplers over noise levels, noisy to clean: pc_ula, pc_mala, pc_joint_mala."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_toys.mirror_descent import affine
+from lightning_toys.mirror_descent.affine import Law
+from lightning_toys.mirror_descent.kernels import (
+    Noise,
+    State,
+    gaussian,
+    mala,
+    mala_matrix,
+    start,
+    ula,
+    with_standard_normal,
+)
+from lightning_toys.mirror_descent.samplers import Draws, Sampler, Watch, from_prior, langevin, refresh
+from lightning_toys.mirror_descent.tilt import Tilted
+from lightning_toys.mirror_descent.world import Cost
+
+
+class Annealed(Sampler):
+    """At each level ``refresh_L`` rounds: s' | a drawn exactly, then action steps on q_k(a) exp(beta_k Q_k(a)).
+
+    Nothing is rescaled from one level to the next. A schedule may ask for MALA steps on the clean target at the end.
+    """
+
+    @property
+    def rounds(self) -> list[Tilted]:
+        """The law of each round, level by level."""
+        return [law for law in self.world.levels for _ in range(max(1, self.world.settings.refresh_L))]
+
+    def correct(self, noise: Noise, a: Tensor, watch: Watch) -> Tensor:
+        """Take the schedule's final steps."""
+        target, n = self.world.target, self.world.schedule.final_steps
+        if n == 0:
+            return a
+        law, eta = gaussian(target.mu, target.tau), self.world.settings.mala_step / target.tau
+        state = start(a.unsqueeze(0), law)
+        for _ in range(n):
+            before = state
+            state, info = mala(noise, state, law, eta)
+            watch.note(before.x[0], state.x[0], info.accepted)
+        return state.x[0]
+
+    def cost_of(self, score: int, value: int, refreshes: int) -> Cost:
+        """Return the cost of each round's evaluations, with the final steps and the final refresh."""
+        n, steps = len(self.rounds), self.world.schedule.final_steps
+        more = steps + 1 if steps else 0
+        return Cost(n * score + more, n * value + more, n * refreshes + 1)
+
+
+class PCULA(Annealed):
+    """ULA steps of fixed size; with a state reward the gradient comes from the mean of M particles of s'.
+
+    The particles enter through their mean only, and s'bar ~ N(rho a + c, v / M) has its law at 1 / M of the cost.
+    """
+
+    name = "pc_ula"
+
+    def noise_variance(self, law: Tilted) -> float:
+        """Return the variance that the particles give the gradient."""
+        w, _ = self.world.reward.state_pull(law.level)
+        return (law.beta * w * law.level.rho) ** 2 * law.level.v / self.world.settings.particles
+
+    def draw(self, noise: Noise) -> Draws:
+        """See :meth:`Sampler.draw`."""
+        s, watch = self.world.settings, Watch()
+        a = from_prior(noise, self.world.levels[0].level)
+        for law in self.rounds:
+            spread = math.sqrt(self.noise_variance(law))
+            for _ in range(s.action_steps_per_level):
+                before = a
+                gradient = (law.mu - a) * law.tau
+                if spread > 0:
+                    gradient.add_(noise.normal()[0], alpha=spread)
+                a = ula(noise, a.unsqueeze(0), gradient.unsqueeze(0), s.ula_step)[0]
+                watch.note(before, a)
+        a = self.correct(noise, a, watch)
+        return watch.draws(a, refresh(noise, self.world.joint.clean, a))
+
+    def cost(self) -> Cost:
+        """See :meth:`Sampler.cost`: the M particles count."""
+        s = self.world.settings
+        particles = s.particles if self.world.reward.state_pull(self.world.joint.clean)[0] > 0 else 1
+        n = s.action_steps_per_level
+        return self.cost_of(n, n, max(n * particles, s.refresh_L))
+
+    def law(self) -> Law | None:
+        """See :meth:`Sampler.law`."""
+        if self.world.schedule.final_steps:
+            return None
+        first = self.world.levels[0].level
+        law = Law(first.m, first.C)
+        for at in self.rounds:
+            step = langevin(at.mu, at.tau, self.world.settings.ula_step, self.noise_variance(at))
+            for _ in range(self.world.settings.action_steps_per_level):
+                law = law.after(step)
+        return law.after(affine.refresh(self.world.joint.clean))
+
+
+class PCMALA(Annealed):
+    """MALA steps of size ``mala_step`` / tau_k."""
+
+    name = "pc_mala"
+
+    def draw(self, noise: Noise) -> Draws:
+        """See :meth:`Sampler.draw`."""
+        s, watch = self.world.settings, Watch()
+        x = from_prior(noise, self.world.levels[0].level).unsqueeze(0)
+        for at in self.rounds:
+            law = gaussian(at.mu, at.tau)
+            state: State = start(x, law)
+            for _ in range(s.action_steps_per_level):
+                before = state
+                state, info = mala(noise, state, law, s.mala_step / at.tau)
+                watch.note(before.x[0], state.x[0], info.accepted)
+            x = state.x
+        a = self.correct(noise, x[0], watch)
+        return watch.draws(a, refresh(noise, self.world.joint.clean, a))
+
+    def cost(self) -> Cost:
+        """See :meth:`Sampler.cost`."""
+        s = self.world.settings
+        n = s.action_steps_per_level + 1
+        return self.cost_of(n, n, s.refresh_L)
+
+    def density(self, points: int = 1201, half_width: float = 7.0) -> tuple[np.ndarray, np.ndarray]:
+        """Return a grid and the exact density of the final action on it, by carrying MALA's matrix through the levels.
+
+        Accurate to the grid's quadrature; several seconds a call at the default settings.
+        """
+        s, target = self.world.settings, self.world.target
+        first = self.world.levels[0].level
+        widest = math.sqrt(float(first.C[0, 0]))
+        low = min(float(first.m[0]) - half_width * widest, target.mu - half_width / math.sqrt(target.tau))
+        high = max(float(first.m[0]) + half_width * widest, target.mu + half_width / math.sqrt(target.tau))
+        grid = np.linspace(low, high, points)
+        p = np.exp(-0.5 * np.square(grid - first.m[0]) / first.C[0, 0])
+        p /= p.sum()
+        for at in [*self.rounds, *[target] * self.world.schedule.final_steps]:
+            final = at is target
+            gradient = (at.mu - grid) * at.tau
+            P = mala_matrix(grid, 0.5 * (grid - at.mu) * gradient, gradient, s.mala_step / at.tau)
+            for _ in range(1 if final else s.action_steps_per_level):
+                p = p @ P
+        return grid, p / (p.sum() * (grid[1] - grid[0]))
+
+
+class PCJointMALA(Annealed):
+    """MALA steps on (a, u) at once, u = (s' - rho a - c) / sqrt(v), whose tilted law is that of a times N(0, 1)."""
+
+    name = "pc_joint_mala"
+
+    def draw(self, noise: Noise) -> Draws:
+        """See :meth:`Sampler.draw`."""
+        s, watch, first = self.world.settings, Watch(), self.world.levels[0].level
+        a = from_prior(noise, first)
+        state_next = refresh(noise, first, a)
+        for at in self.rounds:
+            level = at.level
+            if s.refresh_L > 0:
+                state_next = refresh(noise, level, a)
+            u = (state_next - level.rho * a - level.c) / math.sqrt(level.v)
+            law = with_standard_normal(gaussian(at.mu, at.tau))
+            state = start(torch.stack([a, u]), law)
+            # u has precision 1, whatever a's is
+            eta = s.mala_step / max(at.tau, 1.0)
+            for _ in range(s.action_steps_per_level):
+                before = state
+                state, info = mala(noise, state, law, eta)
+                watch.note(before.x[0], state.x[0], info.accepted)
+            a, u = state.x
+            state_next = u * math.sqrt(level.v) + level.rho * a + level.c
+        if self.world.schedule.final_steps:
+            a = self.correct(noise, a, watch)
+        if s.final_refresh:
+            state_next = refresh(noise, self.world.joint.clean, a)
+        return watch.draws(a, state_next)
+
+    def cost(self) -> Cost:
+        """See :meth:`Sampler.cost`."""
+        s = self.world.settings
+        n = s.action_steps_per_level + 1
+        cost = self.cost_of(n, n, s.refresh_L)
+        return cost if s.final_refresh else cost._replace(refresh=cost.refresh - 1)

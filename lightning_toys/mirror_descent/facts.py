@@ -1,0 +1,91 @@
+"""Closed forms that a run is held against, row by row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lightning_toys.mirror_descent.affine import Law
+from lightning_toys.mirror_descent.annealed import PCMALA, PCULA
+from lightning_toys.mirror_descent.diagnostics import Fact, Sample, lag_one, mean_fact, moment_facts
+from lightning_toys.mirror_descent.joint import gaussian_kl
+from lightning_toys.mirror_descent.kernels import BLOCK
+from lightning_toys.mirror_descent.reverse import TwistedSMC
+from lightning_toys.mirror_descent.samplers import Gibbs, Importance, Sampler, exact_law
+from lightning_toys.mirror_descent.world import World
+
+
+def law_numbers(law: Law, sigma: float) -> dict[str, float]:
+    """Return the numbers of a Gaussian law that draws are held against."""
+    return {
+        "mean": float(law.m[0]),
+        "var": float(law.C[0, 0]),
+        "slope": law.slope,
+        "cond_ratio": law.conditional_variance / sigma**2,
+    }
+
+
+def density_moments(sampler: PCMALA) -> tuple[float, float]:
+    """Return mean and variance of the action's exact density."""
+    grid, p = sampler.density()
+    h = float(grid[1] - grid[0])
+    mean = float((grid * p).sum() * h)
+    return mean, float((np.square(grid - mean) * p).sum() * h)
+
+
+def facts_of(sampler: Sampler, samples: list[Sample]) -> list[Fact]:
+    """Return a sampler's closed forms beside what was measured."""
+    world, sigma = sampler.world, sampler.world.joint.sigma_sprime
+    law = sampler.law()
+    source = "law"
+    if law is not None:
+        exact = law_numbers(law, sigma)
+    else:
+        exact, source = law_numbers(exact_law(world), sigma), "target"
+        if isinstance(sampler, PCMALA):
+            (exact["mean"], exact["var"]), source = density_moments(sampler), "law"
+    dependent = BLOCK if isinstance(sampler, Importance | TwistedSMC) else 0
+    if dependent and sum(len(x.a) // BLOCK for x in samples) < 2:
+        return []  # no error without a second block
+    out = moment_facts(sampler.name, samples, exact, source, sigma, dependent)
+    if isinstance(sampler, Importance):
+        extra = [x.extra or {} for x in samples]
+        shares = [v for e in extra for v in e["ess_fraction"]]
+        out.append(mean_fact(sampler.name, "ess_fraction", world.target.importance_efficiency, shares))
+    if isinstance(sampler, Importance | TwistedSMC):
+        z = [math.exp(v - world.target.log_z) for x in samples for v in (x.extra or {})["log_z"]]
+        out.append(mean_fact(sampler.name, "Z / exact Z", 1.0, z))
+    if isinstance(sampler, Gibbs):
+        pull = world.joint.alpha**2 / world.joint.sigma_sprime**2
+        found = [v for x in samples if x.path is not None for v in lag_one(x.path)]
+        out.append(mean_fact(sampler.name, "lag-1 autocorrelation", pull / (world.target.tau + pull), found))
+    return out
+
+
+def fact_table(facts: Sequence[Fact]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    lines = ["| sampler | quantity | closed form | of | measured | error | z |", "|---|---|---:|---|---:|---:|---:|"]
+    for f in facts:
+        lines.append(
+            f"| {f.sampler} | {f.name} | {f.exact:.5f} | {f.source} | {f.measured:.5f} | {f.error:.5f} | {f.z:+.1f} |"
+        )
+    return lines
+
+
+def law_reached(world: World) -> str:
+    """Say which law a schedule ends at that does not end at the target."""
+    target = world.target
+    words = []
+    for sampler in (PCULA(world), PCMALA(world)):
+        law = sampler.law()
+        mean, var = (float(law.m[0]), float(law.C[0, 0])) if law is not None else (math.nan, math.nan)
+        if isinstance(sampler, PCMALA):
+            mean, var = density_moments(sampler)
+        if math.isfinite(mean):
+            kl = gaussian_kl(mean, var, target.mu, 1 / target.tau)
+            words.append(f"{sampler.name} ends at mean {mean:.3f}, variance {var:.3f}, action KL {kl:.2g}")
+    name = type(world.schedule).__name__
+    wanted = f"N({target.mu:.3f}, {1 / target.tau:.3f})"
+    return f"warning: schedule {name} does not end at the target {wanted}: {'; '.join(words)}"

@@ -1,0 +1,123 @@
+"""Densities of what samplers drew, error against cost, error against refreshes, ranks of chains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats as scipy_stats
+
+from lightning_toys.mirror_descent.diagnostics import Array, Sample
+from lightning_toys.mirror_descent.world import World
+from lightning_toys.plotting import COLOURS, GREY, MARKERS, new_figure
+from lightning_toys.stats import mean_ci
+
+FAMILIES = (
+    ("plain", ("importance", "independence_mh", "ula", "mala", "gibbs")),
+    ("annealed", ("pc_",)),
+    ("reverse SDE", ("sde_",)),
+    ("reverse ODE", ("ode_",)),
+    ("twisted SMC", ("smc_",)),
+)
+
+
+def family(name: str) -> int:
+    """Return which family a sampler is of."""
+    return next(i for i, (_, marks) in enumerate(FAMILIES) if any(name.startswith(m) for m in marks))
+
+
+def density(ax: Axes, x: Array, mean: float, std: float, prior: tuple[float, float], label: str, bins: int) -> None:
+    """Draw a histogram with the exact tilted density and the untilted one."""
+    low = min(mean - 4.5 * std, prior[0] - 3.5 * prior[1])
+    high = max(mean + 4.5 * std, prior[0] + 3.5 * prior[1])
+    ax.hist(x, bins=bins, range=(low, high), density=True, color=COLOURS[0], alpha=0.35, label=label)
+    line = np.linspace(low, high, 400)
+    ax.plot(line, scipy_stats.norm.pdf(line, mean, std), color=COLOURS[1], label="tilted law, exact")
+    ax.plot(line, scipy_stats.norm.pdf(line, *prior), color=GREY, linestyle="--", linewidth=1, label="untilted law")
+    ax.set_ylabel("density")
+
+
+def draw_match(world: World, name: str, sample: Sample, truth: Sample, bins: int) -> Figure:
+    """Draw one sampler's actions and next states against the exact laws, and exact draws (the ground truth) beside."""
+    target, clean = world.tilted_joint, world.joint.clean
+    figure, axes = new_figure(2, 2, size=(9.4, 6.0), sharex="row")
+    for row, (what, i) in enumerate((("action", 0), ("next state", 1))):
+        prior = (float(clean.m[i]), math.sqrt(float(clean.C[i, i])))
+        law = (float(target.m[i]), math.sqrt(float(target.C[i, i])), prior)
+        for ax, drawn, label in ((axes[row, 0], sample, name), (axes[row, 1], truth, "exact draws")):
+            density(ax, drawn.a if i == 0 else drawn.s, *law, label=label, bins=bins)
+            ax.set_xlabel(what)
+            ax.set_title(f"{what}: {label}", fontsize=9)
+            ax.legend(frameon=False, fontsize=7)
+    figure.suptitle(f"{name}: {len(sample.a)} draws of one seed", fontsize=10)
+    return figure
+
+
+def draw_frontier(metrics: Mapping[str, list[float]], costs: Mapping[str, int], exact: Mapping[str, float]) -> Figure:
+    """Draw error of the law against evaluations, all samplers on one page."""
+    figure, axes = new_figure(1, 2, size=(12.5, 5.4), sharex=True)
+    for ax, metric, title in (
+        (axes[0, 0], "joint_kl", "KL of (a, s') to the tilted law, by moments (nats)"),
+        (axes[0, 1], "action_kl", "KL of a alone (nats)"),
+    ):
+        for i, (name, cost) in enumerate(costs.items()):
+            kind = family(name)
+            values = np.maximum(np.array(metrics[f"{metric}@{name}"]), 1e-12)
+            e = mean_ci(values)
+            half = 0.0 if math.isnan(e.half_width) else e.half_width
+            low = min(half, e.mean * 0.9)
+            ax.errorbar(
+                cost, e.mean, yerr=[[low], [half]], color=COLOURS[kind], marker=MARKERS[kind], capsize=2, markersize=6
+            )
+            ax.annotate(name, (cost, e.mean), xytext=(6, 3 if i % 2 else -8), textcoords="offset points", fontsize=7)
+        ax.axhline(exact[metric], color=GREY, linestyle=":", linewidth=1)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlabel("evaluations of score, Q and refresh to a sample")
+        ax.set_title(title, fontsize=9)
+        ax.margins(x=0.18)
+    for kind, (label, _) in enumerate(FAMILIES):
+        axes[0, 0].plot([], [], color=COLOURS[kind], marker=MARKERS[kind], linestyle="none", label=label)
+    axes[0, 0].plot([], [], color=GREY, linestyle=":", label="what exact draws would show")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.suptitle("error of the law against cost: mean and 95 % interval over seeds", fontsize=10)
+    return figure
+
+
+def draw_refreshes(curves: Mapping[str, Mapping[str, Array]], steps: Sequence[int], floor: float) -> Figure:
+    """Draw KL of action and state against the rounds of refresh at each level; curves: sampler to metric to (R, L)."""
+    figure, axes = new_figure(1, 2, size=(9.4, 3.8), sharex=True)
+    for ax, metric, title in ((axes[0, 0], "action_kl", "action"), (axes[0, 1], "state_kl", "next state")):
+        for i, (name, found) in enumerate(curves.items()):
+            rows = np.maximum(found[metric], 1e-9)
+            estimates = [mean_ci(column) for column in rows.T]
+            half = np.array([0.0 if math.isnan(e.half_width) else e.half_width for e in estimates])
+            mean = np.array([e.mean for e in estimates])
+            low = np.minimum(half, 0.9 * mean)
+            ax.errorbar(steps, mean, yerr=[low, half], color=COLOURS[i], marker=MARKERS[i], capsize=3, label=name)
+        ax.axhline(floor, color=GREY, linestyle=":", linewidth=1, label="exact draws")
+        ax.set_yscale("log")
+        ax.set_xlabel("refresh_L: rounds at each level (0: one, without refresh)")
+        ax.set_ylabel("KL to the tilted law (nats)")
+        ax.set_title(title, fontsize=9)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_ranks(paths: Mapping[str, Array], chains: int = 4, bins: int = 20) -> Figure:
+    """Draw rank histograms (Vehtari et al. 2021) of a few chains of each plain sampler: flat if they mix."""
+    figure, axes = new_figure(1, len(paths), size=(3.0 * len(paths) + 0.4, 3.0), sharey=True)
+    for ax, (name, path) in zip(axes[0], paths.items(), strict=True):
+        late = path[len(path) // 2 :, :chains].T
+        ranks = array_stats.compute_ranks(late, relative=True)
+        for i, row in enumerate(ranks):
+            ax.hist(row, bins=bins, range=(0, 1), histtype="step", color=COLOURS[i], linewidth=1.2)
+        ax.axhline(late.shape[1] / bins, color=GREY, linestyle="--", linewidth=1)
+        ax.set_title(name, fontsize=9)
+        ax.set_xlabel("rank among all chains")
+    axes[0, 0].set_ylabel(f"draws of a chain ({chains} chains)")
+    return figure

@@ -1,0 +1,110 @@
+"""The linear-Gaussian joint law of action a and next state s', and its noised levels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lightning_toys.errors import require
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Level:
+    """The joint law at one noise level, N(m, C) of x = (a, s'), with m = sqrt(abar) mu_0, C = abar C_0 + (1 - abar) I.
+
+    Attributes:
+        abar: share of signal, in [0, 1]; 1 is clean.
+        m: mean (2,).
+        C: covariance (2, 2).
+    """
+
+    abar: float
+    m: Array
+    C: Array
+
+    @property
+    def rho(self) -> float:
+        """Slope of E[s' | a]."""
+        return float(self.C[0, 1] / self.C[0, 0])
+
+    @property
+    def c(self) -> float:
+        """Intercept of E[s' | a] = rho a + c."""
+        return float(self.m[1] - self.rho * self.m[0])
+
+    @property
+    def v(self) -> float:
+        """Var(s' | a)."""
+        return float(self.C[1, 1] - self.C[0, 1] ** 2 / self.C[0, 0])
+
+    @cached_property
+    def precision(self) -> Array:
+        """C^-1; the score is -C^-1 (x - m)."""
+        P: Array = np.linalg.inv(self.C).astype(np.float64)
+        return P
+
+
+@dataclass(frozen=True)
+class Joint:
+    """a ~ N(mu_a, sigma_a^2), s' | a ~ N(alpha a + d s + mu_eps, sigma_sprime^2), at a fixed state s."""
+
+    mu_a: float = 0.0
+    sigma_a: float = 1.0
+    alpha: float = 1.0
+    sigma_sprime: float = 0.5
+    d: float = 0.0
+    s: float = 0.0
+    mu_eps: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("sigma_a", "sigma_sprime"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"--data.{name}: {value} is not allowed; give a number > 0")
+        for name in ("mu_a", "alpha", "d", "s", "mu_eps"):
+            value = getattr(self, name)
+            require(math.isfinite(value), f"--data.{name}: {value} is not allowed; give a finite number")
+
+    @property
+    def shift(self) -> float:
+        """E[s' | a] - alpha a."""
+        return self.d * self.s + self.mu_eps
+
+    def with_action(self, mean: float, variance: float) -> Level:
+        """Return the clean joint law with N(mean, variance) in the place of the action's law."""
+        m = np.array([mean, self.alpha * mean + self.shift])
+        C = np.array(
+            [
+                [variance, self.alpha * variance],
+                [self.alpha * variance, self.alpha**2 * variance + self.sigma_sprime**2],
+            ]
+        )
+        return Level(1.0, m, C)
+
+    @cached_property
+    def clean(self) -> Level:
+        """The joint law itself."""
+        return self.with_action(self.mu_a, self.sigma_a**2)
+
+    def level(self, abar: float) -> Level:
+        """Return the law of sqrt(abar) x_0 + sqrt(1 - abar) eps."""
+        return noised(self.clean, abar)
+
+
+def noised(clean: Level, abar: float) -> Level:
+    """Return the law of sqrt(abar) x + sqrt(1 - abar) eps for x from a clean law."""
+    return Level(abar, math.sqrt(abar) * clean.m, abar * clean.C + (1 - abar) * np.eye(2))
+
+
+def gaussian_kl(m: ArrayLike, C: ArrayLike, target_m: ArrayLike, target_C: ArrayLike) -> float:
+    """Return KL(N(m, C) || N(target_m, target_C)) in nats."""
+    away: Array = np.atleast_1d(np.asarray(m, np.float64) - np.asarray(target_m, np.float64))
+    C, target_C = (np.atleast_2d(np.asarray(x, np.float64)) for x in (C, target_C))
+    P = np.linalg.inv(target_C)
+    log_ratio = np.linalg.slogdet(target_C)[1] - np.linalg.slogdet(C)[1]
+    return float(0.5 * (np.trace(P @ C) - len(away) + away @ P @ away + log_ratio))

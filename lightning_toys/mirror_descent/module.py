@@ -1,0 +1,262 @@
+"""TiltedSampling: every sampler against the exact tilted law, without any training."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from lightning_toys.errors import note, require
+from lightning_toys.mirror_descent import bench, figures
+from lightning_toys.mirror_descent.data import LinearGaussian
+from lightning_toys.mirror_descent.diagnostics import Fact, Sample, law_metrics, mixing_metrics
+from lightning_toys.mirror_descent.facts import fact_table, facts_of, law_reached
+from lightning_toys.mirror_descent.joint import gaussian_kl
+from lightning_toys.mirror_descent.kernels import BLOCK
+from lightning_toys.mirror_descent.registry import SAMPLERS, check_samplers
+from lightning_toys.mirror_descent.samplers import Sampler
+from lightning_toys.mirror_descent.schedules import Linear, Schedule
+from lightning_toys.mirror_descent.tilt import Reward, StateReward
+from lightning_toys.mirror_descent.world import Settings, World
+from lightning_toys.stats import holm
+from lightning_toys.training.loader import Batch
+from lightning_toys.training.module import ToyModule, fitting
+from lightning_toys.training.noise import keyed_generator
+from lightning_toys.training.results import Report, set_aside, write_atomic
+from lightning_toys.training.ticker import Ticker
+
+KS = ("action_ks_p", "state_ks_p", "residual_ks_p")
+SWEPT = ("pc_ula", "pc_mala", "pc_joint_mala")  # whose refreshes are swept
+
+
+class TiltedSampling(ToyModule):
+    """Draws (a, s') from q(a, s') exp(lambda Q(a)) by many samplers, and holds each against the closed form.
+
+    ``test`` needs no checkpoint: there is nothing to train. The plain metrics are those of the first sampler, and
+    ``action_kl@gibbs``, ... those of each.
+
+    Args:
+        samplers: which, by name; all if left out.
+        reward: what is tilted towards.
+        schedule: how the tilt grows over the noise levels.
+        lambda_scale: lambda, the tilt's strength at the clean end.
+        seeds: one seed a replica.
+        chains: chains of each sampler and seed.
+        settings: how much work the samplers do.
+        bins: equally likely bins of the histogram KL, and bars of the figures.
+        sweep_max_refresh: largest refresh_L of the figure of KL against refreshes; 0 leaves it out.
+        sweep_chains: chains of each seed there.
+        gif: make anim_<sampler>.gif of the annealed samplers.
+    """
+
+    trains = False
+    headline = ("joint_kl", "action_kl", "cond_ratio")
+    metric_labels: Mapping[str, str] = {
+        "joint_kl": "KL of (a, s') to the tilted law, by moments (nats)",
+        "action_kl": "KL of the action to the tilted law, by moments (nats)",
+        "cond_ratio": "Var(s' | a) over what it was",
+        "evaluations": "evaluations to a sample",
+    }
+
+    def __init__(
+        self,
+        samplers: Sequence[str] | None = None,
+        reward: Reward | None = None,
+        schedule: Schedule | None = None,
+        lambda_scale: float = 1.5,
+        seeds: Sequence[int] = (0,),
+        chains: int = 2**15,
+        settings: Settings | None = None,
+        bins: int = 60,
+        sweep_max_refresh: int = 4,
+        sweep_chains: int = 2**14,
+        gif: bool = False,
+    ) -> None:
+        super().__init__(seeds)
+        self.names = check_samplers(samplers if samplers is not None else list(SAMPLERS))
+        require(
+            0 <= lambda_scale < math.inf, f"--model.lambda_scale: {lambda_scale} is not allowed; give a number >= 0"
+        )
+        for name, value in (("chains", chains), ("sweep_chains", sweep_chains)):
+            require(value >= 100, f"--model.{name}: {value} is not allowed; give an integer >= 100")
+        require(bins >= 2, f"--model.bins: {bins} is not allowed; give an integer >= 2")
+        require(
+            sweep_max_refresh >= 0,
+            f"--model.sweep_max_refresh: {sweep_max_refresh} is not allowed; give an integer >= 0",
+        )
+        self.reward, self.schedule = reward or StateReward(), schedule or Linear()
+        self.strength, self.chains, self.settings = lambda_scale, chains, settings or Settings()
+        self.bins, self.sweep_max_refresh, self.sweep_chains, self.gif = bins, sweep_max_refresh, sweep_chains, gif
+        self.drawn: dict[str, list[Sample]] = {}
+        self.curves: dict[str, dict[str, np.ndarray]] = {}
+        self.costs: dict[str, int] = {}
+        self.facts: list[Fact] = []
+
+    # what the house asks
+
+    def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
+        """See :meth:`ToyModule.measure`."""
+        data = fitting(data, LinearGaussian)
+        return {"batch_size": data.batch_size}
+
+    def build(self) -> nn.Module:
+        """See :meth:`ToyModule.build`: nothing."""
+        return nn.Module()
+
+    def replica_losses(self, batch: Batch, step: int) -> Tensor:
+        """See :meth:`ToyModule.replica_losses`: there is no loss."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """See :attr:`ToyModule.label`."""
+        return f"{type(self.reward).__name__} {type(self.schedule).__name__}"
+
+    @property
+    def world(self) -> World:
+        """The question asked."""
+        joint = fitting(self.trainer.datamodule, LinearGaussian).joint  # type: ignore[attr-defined]
+        return World(joint, self.reward, self.schedule, self.strength, self.settings)
+
+    # drawing
+
+    def sample(self, sampler: Sampler, chains: int, ticker: Ticker) -> list[Sample]:
+        """Return each seed's draws."""
+        like = torch.zeros((), device=self.device, dtype=torch.get_default_dtype())
+        trainer = self.trainer
+        return bench.run(
+            sampler,
+            self.seeds,
+            chains,
+            like,
+            trainer.global_rank,
+            trainer.world_size,
+            lambda: ticker.tick(sampler.name),
+        )
+
+    def ticks(self, chains: int) -> int:
+        """Return how many blocks this rank draws of a sampler."""
+        trainer = self.trainer
+        blocks = len(self.seeds) * -(-chains // BLOCK)
+        return len(range(trainer.global_rank, blocks, trainer.world_size))
+
+    def evaluate(self) -> Report:
+        """Run every sampler, and hold it against the closed form."""
+        world = self.world
+        if not self.schedule.reaches_target:
+            note(law_reached(world))
+        swept = [n for n in SWEPT if n in self.names] if self.sweep_max_refresh else []
+        work = len(self.names) * self.ticks(self.chains)
+        work += len(swept) * (self.sweep_max_refresh + 1) * self.ticks(self.sweep_chains)
+        metrics: dict[str, list[float]] = {}
+        self.drawn, self.costs, self.facts = {}, {}, []
+        with Ticker(work, "drawing", self.trainer.is_global_zero) as ticker:
+            for name in self.names:
+                sampler = SAMPLERS[name](world)
+                samples = self.sample(sampler, self.chains, ticker)
+                self.drawn[name], self.costs[name] = samples, sampler.cost().total
+                rows = [law_metrics(world, x, self.bins) | mixing_metrics(x, sampler.stationary) for x in samples]
+                for row in rows:
+                    row |= {k: float(v) for k, v in sampler.cost()._asdict().items()}
+                    row["evaluations"] = float(sampler.cost().total)
+                for row, x in zip(rows, samples, strict=True):
+                    row |= {k: float(np.mean(v)) for k, v in (x.extra or {}).items()}
+                found = {k: [row[k] for row in rows] for k in rows[0]}
+                metrics |= {f"{k}@{name}": v for k, v in found.items()}
+                self.facts += facts_of(sampler, samples)
+            self.curves = {name: self.sweep(name, world, ticker) for name in swept}
+        self.adjust(metrics)
+        first = {k.partition("@")[0]: v for k, v in metrics.items() if k.endswith(f"@{self.names[0]}")}
+        return Report(self.seeds, first | metrics, self.references(world))
+
+    def adjust(self, metrics: dict[str, list[float]]) -> None:
+        """Add the p-values of each seed's Kolmogorov-Smirnov tests adjusted over the whole family (Holm 1979)."""
+        names = [f"{k}@{name}" for name in self.names for k in KS]
+        for r in range(len(self.seeds)):
+            for name, p in zip(names, holm([metrics[n][r] for n in names]), strict=True):
+                metrics.setdefault(name.replace("_p@", "_p_holm@"), []).append(float(p))
+
+    def sweep(self, name: str, world: World, ticker: Ticker) -> dict[str, np.ndarray]:
+        """Return KLs (R, L + 1) for refresh_L from 0 to L."""
+        found: dict[str, list[list[float]]] = {"action_kl": [], "state_kl": []}
+        for count in range(self.sweep_max_refresh + 1):
+            settings = dataclasses.replace(self.settings, refresh_L=count, final_refresh=False)
+            sampler = SAMPLERS[name](dataclasses.replace(world, settings=settings))
+            rows = [law_metrics(world, x, self.bins) for x in self.sample(sampler, self.sweep_chains, ticker)]
+            for k, columns in found.items():
+                columns.append([row[k] for row in rows])
+        return {k: np.array(v).T for k, v in found.items()}
+
+    def references(self, world: World) -> dict[str, dict[str, float]]:
+        """Return what exact draws of the tilted law show, and the untilted law."""
+        exact = [law_metrics(world, x, self.bins) for x in self.truth(world)]
+        keys = ("joint_kl", "action_kl", "state_kl", "action_kl_hist", "action_w1", "cond_ratio")
+        out = {"exact_draws": {k: float(np.mean([row[k] for row in exact])) for k in keys}}
+        out["exact_draws"]["action_kl_hist_floor"] = (self.bins - 1) / (2 * self.chains)
+        clean, target = world.joint.clean, world.tilted_joint
+        out["untilted"] = {
+            "joint_kl": gaussian_kl(clean.m, clean.C, target.m, target.C),
+            "action_kl": gaussian_kl(clean.m[0], clean.C[0, 0], target.m[0], target.C[0, 0]),
+        }
+        return out
+
+    def truth(self, world: World) -> list[Sample]:
+        """Return exact draws of the tilted law, as many of each seed as the samplers make."""
+        out = []
+        for seed in self.seeds:
+            z = keyed_generator(seed, 0, "truth").standard_normal((2, self.chains))
+            a = world.target.mu + z[0] / math.sqrt(world.target.tau)
+            s = world.joint.alpha * a + world.joint.shift + world.joint.sigma_sprime * z[1]
+            out.append(Sample(a, s))
+        return out
+
+    # Lightning
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Run every sampler."""
+        self.last_report = self.evaluate()
+        keep = {
+            f"test/{k}": torch.tensor(v) for k, v in self.last_report.metrics.items() if k.startswith(self.headline)
+        }
+        self.write_scalars(keep, self.loaded_step)
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+            path = self.run_folder / "facts.md"
+            set_aside(path)
+            write_atomic(path, "\n".join(fact_table(self.facts)) + "\n")
+            note("\n".join(fact_table(self.facts)))
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
+        """Return each sampler's draws (R, chains, 2), by name."""
+        world, out = self.world, {}
+        with Ticker(len(self.names) * self.ticks(self.chains), "drawing", self.trainer.is_global_zero) as ticker:
+            for name in self.names:
+                samples = self.sample(SAMPLERS[name](world), self.chains, ticker)
+                out[name] = torch.from_numpy(np.stack([np.stack([x.a, x.s], -1) for x in samples]))
+        return out
+
+    def figures(self, folder: Path) -> dict[str, Figure]:
+        """See :meth:`ToyModule.figures`."""
+        if not self.drawn or self.last_report is None:
+            return {}
+        world, report = self.world, self.last_report
+        truth = self.truth(world)[0]
+        out = {
+            f"match_{name}": figures.draw_match(world, name, x[0], truth, self.bins) for name, x in self.drawn.items()
+        }
+        floor = report.references["exact_draws"]["action_kl"]
+        out["frontier"] = figures.draw_frontier(report.metrics, self.costs, report.references["exact_draws"])
+        if self.curves:
+            out["kl_vs_refresh"] = figures.draw_refreshes(self.curves, range(self.sweep_max_refresh + 1), floor)
+        paths = {n: x[0].path for n, x in self.drawn.items() if SAMPLERS[n].stationary and x[0].path is not None}
+        if paths:
+            out["ranks"] = figures.draw_ranks(paths)
+        return out

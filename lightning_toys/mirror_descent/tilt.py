@@ -1,0 +1,124 @@
+"""Rewards, and the law that exp(beta Q) tilts the action's law to. Everything is Gaussian, so everything is exact."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lightning_toys.errors import require
+from lightning_toys.mirror_descent.joint import Level
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """q(x) = const + b x - A x^2 / 2."""
+
+    A: float
+    b: float
+    const: float
+
+    def __call__(self, x: float) -> float:
+        """Return q(x)."""
+        return self.const + self.b * x - 0.5 * self.A * x * x
+
+
+class Reward:
+    """What actions are tilted towards."""
+
+    def action_value(self, level: Level) -> Quadratic:
+        """Return Q(a) at a noise level."""
+        raise NotImplementedError
+
+    def state_pull(self, level: Level) -> tuple[float, float]:
+        """Return (w, r): Q's gradient at a, by one s' in the place of its mean, has the noise -w rho (s' - E s')."""
+        return 0.0, 0.0
+
+
+class ActionValue(Reward):
+    """Q(a) = -q_a / 2 (a - mu_q)^2, at every level.
+
+    Args:
+        q_a: curvature.
+        mu_q: optimum.
+    """
+
+    def __init__(self, q_a: float = 1.0, mu_q: float = 1.5) -> None:
+        require(0 < q_a < math.inf, f"--model.reward.q_a: {q_a} is not allowed; give a number > 0")
+        require(math.isfinite(mu_q), f"--model.reward.mu_q: {mu_q} is not allowed; give a finite number")
+        self.q_a, self.mu_q = q_a, mu_q
+
+    def action_value(self, level: Level) -> Quadratic:
+        """See :meth:`Reward.action_value`."""
+        return Quadratic(self.q_a, self.q_a * self.mu_q, -0.5 * self.q_a * self.mu_q**2)
+
+
+class StateReward(Reward):
+    """R(a, s') = -(r_wa (a - r_a)^2 + r_ws (s' - r_s)^2) / 2, and Q(a) = E[R(a, s') | a].
+
+    Args:
+        r_wa: weight of the action's term.
+        r_a: its optimum.
+        r_ws: weight of the next state's term.
+        r_s: its optimum.
+    """
+
+    def __init__(self, r_wa: float = 1.0, r_a: float = 1.5, r_ws: float = 1.0, r_s: float = 1.0) -> None:
+        for name, value in (("r_wa", r_wa), ("r_ws", r_ws)):
+            require(0 <= value < math.inf, f"--model.reward.{name}: {value} is not allowed; give a number >= 0")
+        require(r_wa + r_ws > 0, "--model.reward.r_wa, --model.reward.r_ws: both are 0; give one of them a weight > 0")
+        self.r_wa, self.r_a, self.r_ws, self.r_s = r_wa, r_a, r_ws, r_s
+
+    def action_value(self, level: Level) -> Quadratic:
+        """See :meth:`Reward.action_value`: the mean over s' ~ N(rho a + c, v)."""
+        rho, c, v = level.rho, level.c, level.v
+        A = self.r_wa + self.r_ws * rho**2
+        b = self.r_wa * self.r_a + self.r_ws * rho * (self.r_s - c)
+        const = -0.5 * (self.r_wa * self.r_a**2 + self.r_ws * ((c - self.r_s) ** 2 + v))
+        return Quadratic(A, b, const)
+
+    def state_pull(self, level: Level) -> tuple[float, float]:
+        """See :meth:`Reward.state_pull`: dR/da through s' = rho a + c + noise is -r_ws rho (s' - r_s) more."""
+        return self.r_ws, self.r_s
+
+
+@dataclass(frozen=True)
+class Tilted:
+    """pi(a) proportional to q(a) exp(beta Q(a)) at one level: N(mu, 1 / tau).
+
+    Attributes:
+        level: the joint law that is tilted; s' | a stays what it is.
+        beta: strength.
+        Q: the quadratic.
+    """
+
+    level: Level
+    beta: float
+    Q: Quadratic
+
+    @property
+    def tau(self) -> float:
+        """Precision of the tilted action."""
+        return float(1 / self.level.C[0, 0] + self.beta * self.Q.A)
+
+    @property
+    def mu(self) -> float:
+        """Mean of the tilted action."""
+        return float((self.level.m[0] / self.level.C[0, 0] + self.beta * self.Q.b) / self.tau)
+
+    @property
+    def log_z(self) -> float:
+        """log E_q exp(beta Q(a))."""
+        tau_q = float(1 / self.level.C[0, 0])
+        gain = 0.5 * (self.tau * self.mu**2 - tau_q * float(self.level.m[0]) ** 2)
+        return 0.5 * math.log(tau_q / self.tau) + gain + self.beta * self.Q.const
+
+    @property
+    def importance_efficiency(self) -> float:
+        """Effective share of samples of q that carry weights exp(beta Q): (E w)^2 / E w^2."""
+        twice = Tilted(self.level, 2 * self.beta, self.Q)
+        return math.exp(2 * self.log_z - twice.log_z)
+
+
+def tilt(level: Level, reward: Reward, beta: float) -> Tilted:
+    """Return the tilted law of the action at a level."""
+    return Tilted(level, beta, reward.action_value(level))

@@ -1,0 +1,128 @@
+"""What every sampler is given: the law, the reward, the schedule, and how much work it may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from lightning_toys.errors import require
+from lightning_toys.mirror_descent.joint import Joint, Level
+from lightning_toys.mirror_descent.schedules import Schedule
+from lightning_toys.mirror_descent.tilt import Reward, Tilted, tilt
+
+
+class Cost(NamedTuple):
+    """Evaluations to one sample: of the model's score or density, of Q (its gradient too), and draws of s' | a."""
+
+    score: int = 0
+    value: int = 0
+    refresh: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.score + self.value + self.refresh
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much work the samplers do.
+
+    Args:
+        K: noise levels of the annealed samplers, abar even from ``abar_min`` to 1.
+        abar_min: the noisiest level's share of signal.
+        refresh_L: rounds a level, each an exact refresh of s' | a and then the action steps; 0: one round, no refresh.
+        action_steps_per_level: action steps of a round.
+        particles: draws of s' that pc_ula's gradient takes the mean of.
+        ula_step: step size eta of ULA and pc_ula.
+        mala_step: step size of the corrected samplers, times tau.
+        final_refresh: pc_joint_mala refreshes s' | a once more at the end.
+        mcmc_steps: steps of the plain samplers.
+        predictor_K: levels of the reverse processes, even in log-SNR.
+        smc_K: levels of twisted SMC, even in log-SNR.
+        smc_particles: particles of one run of twisted SMC; 16384 must be a multiple.
+        ess_threshold: share of the particles below which SMC resamples.
+    """
+
+    K: int = 40
+    abar_min: float = 0.05
+    refresh_L: int = 1
+    action_steps_per_level: int = 1
+    particles: int = 20
+    ula_step: float = 0.08
+    mala_step: float = 0.7
+    final_refresh: bool = True
+    mcmc_steps: int = 100
+    predictor_K: int = 200
+    smc_K: int = 40
+    smc_particles: int = 2**12
+    ess_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("K", "action_steps_per_level", "particles", "mcmc_steps"):
+            value = getattr(self, name)
+            require(value >= 1, f"--model.settings.{name}: {value} is not allowed; give an integer >= 1")
+        for name in ("predictor_K", "smc_K"):
+            value = getattr(self, name)
+            require(value >= 2, f"--model.settings.{name}: {value} is not allowed; give an integer >= 2")
+        require(
+            self.refresh_L >= 0, f"--model.settings.refresh_L: {self.refresh_L} is not allowed; give an integer >= 0"
+        )
+        for name in ("ula_step", "mala_step"):
+            value = getattr(self, name)
+            require(value > 0, f"--model.settings.{name}: {value} is not allowed; give a number > 0")
+        require(
+            0 < self.abar_min < 1, f"--model.settings.abar_min: {self.abar_min} is not allowed; give a share in (0, 1)"
+        )
+        require(
+            0 <= self.ess_threshold <= 1,
+            f"--model.settings.ess_threshold: {self.ess_threshold} is not allowed; give a share in [0, 1]",
+        )
+        n = self.smc_particles
+        require(
+            n >= 2 and 2**14 % n == 0,
+            f"--model.settings.smc_particles: {n} is not allowed; give a power of 2 up to 16384",
+        )
+
+
+@dataclass(frozen=True)
+class World:
+    """The question: reach the law of a tilted by exp(strength Q), with s' | a as it is.
+
+    Attributes:
+        joint: the clean law.
+        reward: gives Q.
+        schedule: how the tilt grows over the levels.
+        strength: lambda, the tilt at the clean end.
+        settings: the work.
+    """
+
+    joint: Joint
+    reward: Reward
+    schedule: Schedule
+    strength: float
+    settings: Settings = field(default_factory=Settings)
+
+    @cached_property
+    def target(self) -> Tilted:
+        """The tilted law of the clean action."""
+        return tilt(self.joint.clean, self.reward, self.strength)
+
+    @cached_property
+    def tilted_joint(self) -> Level:
+        """The tilted law of (a, s')."""
+        return self.joint.with_action(self.target.mu, 1 / self.target.tau)
+
+    @cached_property
+    def levels(self) -> list[Tilted]:
+        """The tilted law at each of the K levels, noisy to clean."""
+        s = self.settings
+        abars = np.linspace(s.abar_min, 1.0, s.K) if s.K > 1 else np.ones(1)
+        return [tilt(self.joint.level(float(x)), self.reward, self.beta(float(x))) for x in abars]
+
+    def beta(self, abar: float) -> float:
+        """Return the schedule's strength at a level."""
+        return self.strength * self.schedule.share(abar, self.settings.abar_min)
