@@ -149,7 +149,12 @@ def explain(message: str, command: Sequence[str], parser: LightningArgumentParse
         name = flag_for(key, None, given)
         known = option_names(parser)
         hint = suggest(name, known) if name.startswith("--") else did_you_mean(key, {n.split(".")[-1] for n in known})
+        if f"did you mean {name}?" in hint:  # right for the class that another flag has to choose
+            owner = name.rpartition(".")[0]
+            return f"{name}: needs its class first; give {owner} NAME before it"
         return f"{name}: no such option{hint}"
+    if m := re.search(r"pytorch\.loggers\.(?:\w+\.)?(\w+Logger)'", message):
+        return f"--trainer.logger: {m[1]} cannot be used: {reason_of(m[1])}"
     key_match = re.search(r'(?:Parser key|key) "([^"]+)"', message)
     key = key_match[1] if key_match else ""
     if m := re.search(r"Expected a dot import path string: (\S+)", message):
@@ -167,6 +172,19 @@ def explain(message: str, command: Sequence[str], parser: LightningArgumentParse
         kinds = " or ".join(dict.fromkeys(re.sub(r"<class '(.*?)'>", r"\1", w).split(". Got")[0] for w in wanted))
         return f"{flag_for(key, m[1].strip(), given)}: {m[1].strip()!r} is not allowed; give {kinds or 'another value'}"
     return " ".join(message.split())
+
+
+def reason_of(logger: str) -> str:
+    """Say why a logger of Lightning's cannot be made: usually its package is not installed."""
+    import lightning.pytorch.loggers as known
+
+    try:
+        getattr(known, logger)()
+    except ModuleNotFoundError as error:
+        return " ".join(str(error).split())
+    except Exception as error:
+        return f"{' '.join(str(error).split())}; give it as --trainer.logger {logger} with --trainer.logger.* settings"
+    return "give --trainer.logger.* settings that it takes"
 
 
 def article(kind: str) -> str:

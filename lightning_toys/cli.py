@@ -29,11 +29,12 @@ import lightning_toys.generative_policy
 import lightning_toys.mirror_descent  # noqa: F401
 from lightning_toys.arguments import Refused, ToyParser, check_configs, explain, flags, split_configs
 from lightning_toys.errors import NonFiniteError, ToyError, did_you_mean, note, process_rank
+from lightning_toys.stats import mean_ci, written
 from lightning_toys.training.allocator import keep_freed_memory
 from lightning_toys.training.callbacks import FigureWriter, Progress, RescueCheckpoint, ResultsWriter, ValidationClock
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.module import ToyModule
-from lightning_toys.training.results import set_aside, write_atomic
+from lightning_toys.training.results import Report, set_aside, write_atomic
 from lightning_toys.training.run_folder import (
     RUN_VARIABLE,
     RunFolder,
@@ -132,6 +133,7 @@ class ToysCLI(LightningCLI):
         variant = settings.run.variant or (Path(configs[0]).stem if configs else "unnamed")
         where = (Path(settings.run.root), experiment, variant, settings.run.name)
         word = settings.get("ckpt_path")
+        check_root(Path(settings.run.root))
         trains = trains_anything(settings.model.class_path)
         if verb == "fit" and not trains:
             name = settings.model.class_path.rpartition(".")[2]
@@ -156,6 +158,8 @@ class ToysCLI(LightningCLI):
         if seeds is not None and list(seeds) != kept:
             raise ToyError(f"--model.seeds: {list(seeds)} is not allowed; {path} holds the replicas of seeds {kept}")
         for key, now, was in differences(before, self.dump(verb)):
+            if key == "--model.seeds":  # that is what the checkpoint's replicas are
+                continue
             note(f"{key} is {now!r} as in the checkpoint, not {was!r} as in the configuration; a flag would win")
         self.config[verb].ckpt_path = str(path)
 
@@ -224,7 +228,9 @@ class ToysCLI(LightningCLI):
             raise ToyError(f"--model: {type(self.model).__name__} is not an experiment of lightning_toys")
         self.model.sizes = self.model.measure(self.datamodule)
         if self.checkpoint is not None and (why := self.model.misfit(self.checkpoint)):
-            raise ToyError(f"--ckpt_path: {self.checkpoint_path} does not fit the network: {why}")
+            asked = [w.split("=")[0] for w in ToyParser.command if w.startswith(("--model", "--data"))]
+            blame = f"; asked for by {', '.join(asked)}" if asked else ""
+            raise ToyError(f"--ckpt_path: {self.checkpoint_path} does not fit the network: {why}{blame}")
         trainer = self.config_init[self.subcommand].trainer
         if trainer.gradient_clip_val is not None:
             raise ToyError("--trainer.gradient_clip_val: would clip replicas together; give --model.clip_grad_norm")
@@ -264,6 +270,8 @@ class ToysCLI(LightningCLI):
                 return True
             except FileExistsError:
                 self.run = new_run(self.run.root, self.run.experiment, self.run.variant, None)
+            except OSError as error:
+                raise ToyError(f"--run.root: {self.run.path} cannot be made ({error.strerror})") from None
 
     def keep_config(self) -> None:
         """Write config.yaml (on a resume with other settings: config-1.yaml, ...), and never over another."""
@@ -288,6 +296,18 @@ class ToysCLI(LightningCLI):
         """Keep the configuration once everything has been built without complaint."""
         if process_rank() == 0 and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.keep_config()
+
+    def before_test(self) -> None:
+        """Keep the configuration of a run that is not trained."""
+        if not self.model.trains and process_rank() == 0 and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.keep_config()
+
+    def after_fit(self) -> None:
+        """Say so where a resumed run had nothing left to do."""
+        if self.checkpoint is not None and self.trainer.global_step <= self.checkpoint["global_step"]:
+            note(
+                f"nothing was trained: the checkpoint is at step {self.trainer.global_step}, and no more are asked for"
+            )
 
     def predict(self, **kwargs: Any) -> None:
         """Write predictions.npz (c, truth, prediction by replica and draw) into the run folder."""
@@ -315,11 +335,22 @@ def settle_length(rest: list[str]) -> list[str]:
     """Let a length given as a flag stand alone: max_steps on the line frees max_epochs of a file, and vice versa."""
     given = flags(rest)
     steps, epochs = "--trainer.max_steps" in given, "--trainer.max_epochs" in given
+    if given.get("--trainer.max_epochs") == "0":
+        raise ToyError("--trainer.max_epochs: 0 is not allowed; give an integer >= 1, or -1 for no bound")
     if steps and not epochs:
         return [*rest, "--trainer.max_epochs=-1"]
     if epochs and not steps:
         return [*rest, "--trainer.max_steps=-1"]
     return rest
+
+
+def check_root(root: Path) -> None:
+    """Refuse a folder that runs cannot be written to."""
+    there = next(p for p in (root, *root.absolute().parents) if p.exists())
+    if not str(root).strip("./ ") and not root.exists():
+        raise ToyError("--run.root: '' is not allowed; give a folder")
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ToyError(f"--run.root: {root} is not allowed; {there} is no folder that can be written to")
 
 
 def trains_anything(class_path: str) -> bool:
@@ -361,6 +392,13 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any
     return [(f"--{k}", b[k], a.get(k)) for k in b if k in a and a[k] != b[k]]
 
 
+def summary(report: Report, names: Sequence[str]) -> str:
+    """Return the headline metrics in one line."""
+    words = [f"{n} {written(mean_ci(report.metrics[n]))}" for n in names if n in report.metrics]
+    seeds = len(report.seeds)
+    return f"{', '.join(words)} ({seeds} seed{'s' if seeds > 1 else ''}{'; ± half of the 95 % interval' * (seeds > 1)})"
+
+
 def run_trainer(args: Sequence[str]) -> ToysCLI:
     """Run one of the Trainer's verbs; raises ToyError for input that is the user's to mend."""
     if process_rank() == 0:  # the others got it from the first
@@ -373,6 +411,8 @@ def run_trainer(args: Sequence[str]) -> ToysCLI:
         if process_rank() == 0:
             os.environ.pop(RUN_VARIABLE, None)
     if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if report := cli.model.last_report:
+            note(summary(report, cli.model.headline))
         note(f"run folder: {cli.run.path}")
     return cli
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from lightning_toys.errors import ToyError, note
 from lightning_toys.plotting import COLOURS, GREY, new_figure
-from lightning_toys.stats import Estimate, holm, mean_ci, paired_difference
+from lightning_toys.stats import holm, mean_ci, paired_difference, written
 from lightning_toys.training.results import is_main, set_aside, write_atomic
 
 MAX_KEYS = 4  # settings that a run's name spells out
@@ -124,21 +124,11 @@ def load_runs(files: Sequence[Path]) -> list[Run]:
         # of runs that differ in much, such as in their model, the settings would be no name
         named = bool(words) and len(keys) <= MAX_KEYS
         labels.append(" ".join(words) if named else content.get("label", file.parent.name))
+    if differing := [k for k in keys if k.startswith("data.target")]:
+        note(f"note: the runs differ in {', '.join(differing)}: their errors are answers to different questions")
     if len(set(labels)) < len(labels):
         labels = [f"{name} ({f.parent.parent.name}/{f.parent.name})" for name, f in zip(labels, files, strict=True)]
     return [Run(f.parent, name, c) for f, name, c in zip(files, labels, contents, strict=True)]
-
-
-def written(estimate: Estimate, plus_minus: str = " ± ") -> str:
-    """Write mean ± half-width, both to the half-width's second digit."""
-    if math.isnan(estimate.half_width):
-        return f"{estimate.mean:.4g}"
-    half = estimate.half_width
-    digits = 1 - math.floor(math.log10(half)) if half > 0 else 4
-    if digits > 6 or digits < -2:
-        return f"{estimate.mean:.4g}{plus_minus}{half:.2g}"
-    digits = max(digits, 0)
-    return f"{estimate.mean:.{digits}f}{plus_minus}{half:.{digits}f}"
 
 
 @dataclass
@@ -153,7 +143,10 @@ class Sheet:
         """Return it for the terminal."""
         table = Table(title=self.title, title_justify="left", header_style="bold")
         for i, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
+            if i == 0:
+                table.add_column(column, min_width=12)
+            else:
+                table.add_column(column, justify="right", no_wrap=True)
         for row in self.rows:
             table.add_row(*row)
         return table
@@ -211,8 +204,8 @@ def readout_sheets(runs: Sequence[Run], metric: str) -> list[Sheet]:
         for name in known:
             laws.setdefault(name.split("/")[0] if "/" in name else "", []).append(name)
         for columns in [known] if len(known) <= 4 else laws.values():
-            if columns:
-                groups.setdefault(tuple(columns), []).append(r)
+            for i in range(0, len(columns), MAX_COLUMNS):
+                groups.setdefault(tuple(columns[i : i + MAX_COLUMNS]), []).append(r)
     sheets = []
     for names, members in groups.items():
         rows = []
@@ -278,33 +271,35 @@ def draw(runs: Sequence[Run], metric: str) -> Any:
     shown = [r for r in runs if r.values(metric)]
     figure, axes = new_figure(size=(7.6, 0.42 * len(shown) + 2.0))
     ax = axes[0, 0]
-    low = np.inf
-    positive = all(min(r.values(metric).values()) > 0 for r in shown)
-    for i, r in enumerate(shown):
-        values = np.array(list(r.values(metric).values()))
+    found = [np.array(list(r.values(metric).values())) for r in shown]
+    everything = np.concatenate(found) if found else np.ones(1)
+    # over less than a decade a logarithmic axis has no readable ticks
+    positive = everything.min() > 0 and everything.max() > 5 * everything.min()
+    low = everything.min()
+    for i, values in enumerate(found):
         e = mean_ci(values)
         half = 0.0 if math.isnan(e.half_width) else e.half_width
-        left = min(half, e.mean * 0.999) if positive else half  # a logarithmic axis has no 0
-        ax.plot(values, np.full(values.size, i), "o", color=COLOURS[0], alpha=0.3, markersize=4, label="_seeds")
+        left = min(half, e.mean - low / 4) if positive else half  # a logarithmic axis has no 0: the bar leaves it
+        ax.plot(
+            values, np.full(values.size, i), "o", color=COLOURS[0], alpha=0.6, markersize=4, label="_seeds", zorder=4
+        )
         ax.errorbar(e.mean, i, xerr=[[left], [half]], fmt="D", color=COLOURS[1], capsize=4, markersize=6, zorder=3)
-        low = min(low, values.min(), e.mean)
     styles = (":", "--", "-.", (0, (1, 1)), (0, (5, 1)))
     references = shown[0].content["references"] if shown else {}
-    for (name, found), style in zip(references.items(), styles, strict=False):
-        value = found.get(metric)
+    for (name, row), style in zip(references.items(), styles, strict=False):
+        value = row.get(metric)
         # a spline may be orders below: it would squeeze everything else
-        if value is not None and (not positive or value > low / 30):
+        if value is not None and (value > low / 30 if positive else value > -np.abs(everything).max() * 20):
             ax.axvline(value, color=GREY, linestyle=style, linewidth=1.1, label=f"{name.replace('_', ' ')} {value:.3g}")
     ax.plot([], [], "o", color=COLOURS[0], alpha=0.4, label="each seed")
     ax.errorbar([], [], xerr=[], fmt="D", color=COLOURS[1], capsize=4, label="mean and 95 % CI")
     if positive:
         ax.set_xscale("log")
+        ax.set_xlim(left=low / 2)
     ax.set_yticks(range(len(shown)), [r.label for r in shown])
     ax.set_ylim(len(shown) - 0.4, -0.6)
     ax.set_xlabel(shown[0].label_of(metric) if shown else metric)
-    ax.legend(
-        frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.4, 1.0 + 0.9 / (len(shown) + 1))
-    )
+    figure.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=4, loc="outside upper center")
     return figure
 
 
@@ -374,6 +369,11 @@ def compare_command(args: Sequence[str]) -> None:
     parser.add_argument("--baseline", help="label (or part of one) that differences are taken from; default: the first")
     parser.add_argument("--out", type=Path, help="folder for the files; default: comparison/ beside the runs")
     given = parser.parse_args(list(args))
+    if given.out is not None:
+        try:
+            given.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ToyError(f"--out: {given.out} is no folder that can be made ({error.strerror})") from None
     runs = load_runs(find_results(given.runs))
     baseline = None
     if given.baseline is not None:

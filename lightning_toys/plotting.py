@@ -35,6 +35,9 @@ def new_figure(
 def band(ax: Axes, x: np.ndarray, rows: np.ndarray, colour: str, label: str, linestyle: str = "-") -> None:
     """Draw the mean of ``rows`` (R, len(x)) and its 95 % interval over replicas."""
     mean, n = rows.mean(0), rows.shape[0]
+    if len(x) == 1:  # a lone point has no line
+        bars(ax, [float(x[0])], rows, colour, label)
+        return
     ax.plot(x, mean, color=colour, label=label, linestyle=linestyle, linewidth=1.6)
     if n > 1:
         half = t_distribution.ppf(0.975, n - 1) * rows.std(0, ddof=1) / np.sqrt(n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,3 +73,15 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     adjusted = np.empty_like(p)
     adjusted[order] = np.maximum.accumulate(scaled)
     return adjusted
+
+
+def written(estimate: Estimate, plus_minus: str = " ± ") -> str:
+    """Write mean ± half-width, both to the half-width's second digit."""
+    if math.isnan(estimate.half_width):
+        return f"{estimate.mean:.4g}"
+    half = estimate.half_width
+    digits = 1 - math.floor(math.log10(half)) if half > 0 else 4
+    if digits > 6 or digits < -2:
+        return f"{estimate.mean:.4g}{plus_minus}{half:.2g}"
+    digits = max(digits, 0)
+    return f"{estimate.mean:.{digits}f}{plus_minus}{half:.{digits}f}"

@@ -95,13 +95,20 @@ def sweep_command(args: Sequence[str]) -> None:
     check_configs(configs)
     if not configs:
         raise ToyError("-c: give a configuration file")
-    if not grid:
+    if not grid and not any(w.startswith("--gr") for w in rest):
         raise ToyError("--grid: give at least one flag to vary, such as --grid.model.mode '[regression,flow]'")
     taken = {"run.name", "ckpt_path"}
     if taken & set(grid) or any(w.split("=")[0].removeprefix("--") in taken for w in rest):
         raise ToyError("--run.name, --ckpt_path: a sweep names and resumes its cells itself; use --run.variant")
     if not any(w.split("=")[0] == "--run.variant" for w in rest):
         rest += ["--run.variant", f"{Path(configs[0]).stem}-sweep"]
+    if stray := [w for w in rest if w.split("=")[0].rpartition(".")[0].startswith("--gr")]:
+        raise ToyError(f"{stray[0]}: no such flag; a grid is --grid.FLAG, such as --grid.model.mode")
+    if inner := [k for k in grid if k.startswith("run.")]:
+        raise ToyError(f"--grid.{inner[0]}: is no setting to vary; give flags of --model, --data or --trainer")
+    given = {w.split("=")[0].removeprefix("--") for w in rest}
+    if both := sorted(given & set(grid)):
+        raise ToyError(f"--{both[0]}: given beside --grid.{both[0]}; give one of them")
     base = [w for c in configs for w in ("-c", c)] + rest
     plan = cells(grid)
     if len({c.name for c in plan}) < len(plan):
@@ -160,6 +167,7 @@ def run_cell(run: Any, folder: Path, base: Sequence[str], cell: Cell) -> None:
     last = folder / "checkpoints" / "last.ckpt"
     resume: list[str] = []
     if last.exists():
+        note("the cell goes on from its last checkpoint")
         resume = ["--ckpt_path", "last"]
     elif holds_run(folder):  # cut off before its first checkpoint: keep what is there, out of the way
         k = 1

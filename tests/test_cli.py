@@ -26,12 +26,18 @@ TINY = {
         *("--model.network.hidden", "16", "--model.seeds", "[0,1]"),
         *("--model.evaluation.samples", "200", "--model.evaluation.pairs", "50"),
     ),
+    "mirror_descent": (
+        *("--model.seeds", "[0,1]", "--model.chains", "200", "--model.sweep_max_refresh", "1"),
+        *("--model.sweep_chains", "200", "--model.settings.mcmc_steps", "10"),
+    ),
     "bandit": ("--model.network.hidden", "16", "--model.seeds", "[0,1]", "--model.draws", "8"),
 }
+UNTRAINED = {"TiltedSampling"}
 REFERENCES = {
     "flow_vs_regression": {"zero", "nearest", "linear", "cubic_spline", "gaussian_process"},
     "generative_policy": {"target"},
     "bandit": {"uniform"},
+    "mirror_descent": {"exact_draws", "untilted"},
 }
 
 
@@ -44,12 +50,17 @@ def test_every_config_takes_two_steps(config: Path, tmp_path: Path, capsys: pyte
     words = ["-c", str(config.relative_to(REPO)), "--run.root", str(tmp_path), "--trainer.accelerator", "cpu"]
     kind = config.stem if config.stem in TINY else config.parent.name
     small = ["--figures.dpi", "20", *TINY[kind]]
-    assert main(["fit", *words, *small, "--trainer.max_steps", "2"]) == 0, capsys.readouterr().err
-    assert main(["test", *words, *small, "--ckpt_path", "last"]) == 0, capsys.readouterr().err
+    trains = yaml.safe_load(config.read_text())["model"]["class_path"] not in UNTRAINED
+    if trains:
+        assert main(["fit", *words, *small, "--trainer.max_steps", "2"]) == 0, capsys.readouterr().err
+        assert main(["test", *words, *small, "--ckpt_path", "last"]) == 0, capsys.readouterr().err
+    else:
+        assert main(["test", *words, *small]) == 0, capsys.readouterr().err
+        assert main(["fit", *words, *small]) == 2
+        assert "has nothing to train" in capsys.readouterr().err
     (folder,) = (tmp_path / config.parent.name / config.stem).iterdir()
-    assert {"config.yaml", "metrics.csv", "results.json", "checkpoints", "figures"} <= {
-        p.name for p in folder.iterdir()
-    }
+    wanted = {"config.yaml", "metrics.csv", "results.json", "figures"} | ({"checkpoints"} if trains else set())
+    assert wanted <= {p.name for p in folder.iterdir()}
     assert list(folder.glob("events.out.tfevents.*"))
     results = json.loads((folder / "results.json").read_text())
     assert results["experiment"] == config.parent.name
@@ -62,7 +73,8 @@ def test_every_config_takes_two_steps(config: Path, tmp_path: Path, capsys: pyte
     assert results["environment"]["threads"] >= 1
     assert results["environment"]["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     # config.yaml is the whole configuration: it runs by itself
-    assert main(["fit", "-c", str(folder / "config.yaml"), "--run.root", str(tmp_path / "again"), *small]) == 0
+    verb = "fit" if trains else "test"
+    assert main([verb, "-c", str(folder / "config.yaml"), "--run.root", str(tmp_path / "again"), *small]) == 0
 
 
 BAD = [
@@ -73,6 +85,13 @@ BAD = [
     ),
     (("--model.seeds", "[]"), "--model.seeds: [] is not allowed", "at least one seed"),
     (("--model.seeds", "[1,1]"), "--model.seeds: [1, 1]", "twice"),
+    (("--model.seeds", "[99999999999999999999]"), "--model.seeds: [99999999999999999999]", "[0, 2^63)"),
+    (("--data.seed", "99999999999999999999"), "--data.seed: 99999999999999999999", "[0, 2^63)"),
+    (("--data.target.components", "5"), "--data.target.components: needs its class first", "--data.target NAME"),
+    (("--trainer.max_epochs", "0"), "--trainer.max_epochs: 0 is not allowed", ">= 1"),
+    (("--run.root", "README.md"), "--run.root: README.md is not allowed", "no folder"),
+    (("--run.root", "/proc/nowhere"), "--run.root: /proc/nowhere", "cannot be made"),
+    (("--trainer.logger", "WandbLogger"), "--trainer.logger: WandbLogger cannot be used", "wandb"),
     (("--model.seeds", "[0,x]"), "--model.seeds: 'x' is not allowed", "integer"),
     (("--data.num_train", "1"), "--data.num_train: 1 is not allowed", ">= 2"),
     (("--model.evaluation.nfe", "0"), "--model.evaluation.nfe: 0 is not allowed", ">= 1"),
@@ -129,6 +148,12 @@ def test_bad_input_is_one_line(runner: Runner, flags: tuple[str, ...], start: st
         (["compare", "nowhere"], "no file or folder 'nowhere'"),
         (["sweep", "-c", "configs/flow_vs_regression/flow.yaml"], "give at least one flag to vary"),
         (["sweep", "-c", "configs/flow_vs_regression/flow.yaml", "--grid.model.mode", "flow"], "give a list"),
+        (["sweep", "-c", "configs/flow_vs_regression/flow.yaml", "--grd.model.mode", "[flow]"], "--grd.model.mode: no"),
+        (["sweep", "-c", "configs/flow_vs_regression/flow.yaml", "--grid.run.variant", "[a]"], "no setting to vary"),
+        (
+            ["sweep", "-c", "configs/flow_vs_regression/flow.yaml", "--grid.model.mode", "[mip]", "--model.mode=flow"],
+            "--model.mode: given beside --grid.model.mode",
+        ),
         (
             ["sweep", "-c", "configs/flow_vs_regression/flow.yaml", "--grid.model.mode", "[flow,flwo]"],
             "(in the cell mode=flwo)",
@@ -267,6 +292,12 @@ def test_loggers_and_callbacks_of_the_user(runner: Runner) -> None:
     stop = ("--trainer.callbacks.monitor", "holdout_l2", "--trainer.callbacks.patience", "0")
     runner.ok("fit", "flow", *flags, *stop, "--data.holdout", "0.2", "--model.lr", "1e-12", "--run.name", "early")
     assert runner.checkpoint("flow", "early")["global_step"] < 40
+    # what validation scores can be monitored too
+    mean = ("--trainer.callbacks.monitor", "eval/l2", "--trainer.callbacks.patience", "0")
+    runner.ok("fit", "flow", *flags, *mean, "--model.lr", "1e-12", "--run.name", "mean")
+    assert runner.checkpoint("flow", "mean")["global_step"] < 40
+    assert "nothing was trained" in runner.ok("fit", "flow", "--ckpt_path", "last", "--run.name", "mean", *(
+        "--trainer.max_steps", "10"))  # fmt: skip
     runner.ok("fit", "flow", "--trainer.max_steps", "4", "--trainer.logger", "false", "--run.name", "silent")
     assert not list(runner.folder("flow", "silent").glob("events*"))
     assert (runner.folder("flow", "silent") / "results.json").is_file()

@@ -139,6 +139,18 @@ def test_predict_and_figures(policies: Runner) -> None:
     assert found["log_prob"].shape == (2, 200)
 
 
+def test_plain_metrics_are_those_of_the_first_nfe(policies: Runner) -> None:
+    flags = ("--model.seeds", "[0,1]", "--model.evaluation.nfe", "[2,1]", "--model.evaluation.test_nfe", "[1,2,4]")
+    policies.ok("fit", "flow", *flags, "--trainer.max_steps", "2")
+    for verb in ("fit", "test"):
+        if verb == "test":
+            policies.ok("test", "flow", *flags, "--ckpt_path", "last")
+        metrics = json.loads((policies.folder("flow") / "results.json").read_text())["metrics"]
+        assert metrics["tv"]["values"] == metrics["tv@euler-2"]["values"]
+        assert metrics["off3"]["values"] != metrics["off3@euler-1"]["values"] or verb == "fit"
+    assert {"tv@euler-4", "tv@dopri5"} <= metrics.keys()
+
+
 def test_gaussian_settles_on_one_mode(policies: Runner) -> None:
     """Theory: the reverse KL ends at -log w of the mode that the seed falls into."""
     flags = ("--model.seeds", "[0,1,2,3,4,5,6,7]", "--trainer.max_steps", "4000", "--model.lr_decay", "cosine")

@@ -57,6 +57,10 @@ class InterpolationData(ToyDataModule):
     ) -> None:
         super().__init__(batch_size)
         self.target = target if target is not None else Trigonometric()
+        require(
+            seed is None or 0 <= seed < 2**63,
+            f"--data.seed: {seed} is not allowed; give an integer in [0, 2^63) or null",
+        )
         require(num_train >= 2, f"--data.num_train: {num_train} is not allowed; give an integer >= 2")
         require(num_eval >= 2, f"--data.num_eval: {num_eval} is not allowed; give an integer >= 2")
         require(noise >= 0, f"--data.noise: {noise} is not allowed; give a number >= 0")

@@ -229,8 +229,7 @@ class FlowVsRegression(ToyModule):
             self.score_held_out()
         report = self.evaluate(self.data.grid(1000), everything=False)
         self.last_report = report
-        if not self.trainer.sanity_checking:
-            self.write_scalars({f"eval/{k}": torch.tensor(v) for k, v in report.metrics.items() if "_dim" not in k})
+        self.write_evaluation(report)
 
     def score_held_out(self) -> None:
         """Score each replica on its own held-out points; what its best weights are chosen by."""

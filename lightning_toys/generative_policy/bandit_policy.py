@@ -246,8 +246,7 @@ class BanditPolicy(ToyModule):
         """Judge the policy."""
         report = self.evaluate()
         self.last_report = report
-        if not self.trainer.sanity_checking:
-            self.write_scalars({f"eval/{k}": torch.tensor(v) for k, v in report.metrics.items()})
+        self.write_evaluation(report)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         """Judge the policy."""

@@ -141,7 +141,7 @@ def draw_by_step(target: Target, snapshots: dict[int, Array], label: str) -> Fig
     """Draw the main readout's samples at up to six training steps."""
     steps = sorted(snapshots)
     chosen = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(6, len(steps)))]
-    figure, axes = new_figure(1, len(chosen), size=(2.6 * len(chosen) + 0.4, 3.1), sharey=True)
+    figure, axes = new_figure(1, len(chosen), size=(max(6.0, 2.6 * len(chosen) + 0.4), 3.3), sharey=True)
     for ax, step in zip(axes[0], chosen, strict=True):
         scatter(ax, target, snapshots[step], f"step {step:,}".replace(",", " "))
     axes[0, 0].set_ylabel("action 2")
@@ -182,8 +182,6 @@ def draw_training(shown: Shown, folder: Path, label: str) -> Figure | None:
                 continue
             drawn = True
             band(ax, steps, values, COLOURS[i], named(name))
-            if len(steps) == 1:
-                ax.plot(steps, values.mean(0), "o", color=COLOURS[i])
         ax.set_title(title, fontsize=9)
         if metric.startswith("off"):
             level = shown.target.threshold_shares.get(int(metric[3:]), 0.0)

@@ -146,7 +146,9 @@ class GenerativePolicy(ToyModule):
         ev, target = self.evaluation, self.data.target
         like = next(self.net.parameters())
         metrics: dict[str, list[float]] = {}
-        names = self.readouts(ev.test_nfe if everything else ev.nfe, everything)
+        first = ev.nfe[:1]
+        numbers = [*first, *(n for n in ev.test_nfe if n not in first)] if everything else ev.nfe
+        names = self.readouts(numbers, everything)
         samples: dict[str, Tensor] = {}
         e = self.evaluation_noise("e", min(ev.samples, ROWS)).to(like)
         for i, name in enumerate(names):
@@ -188,9 +190,9 @@ class GenerativePolicy(ToyModule):
         """Score every readout of training's evaluations."""
         report = self.evaluate(everything=False)
         self.last_report = report
+        self.write_evaluation(report)
         if self.trainer.sanity_checking:
             return
-        self.write_scalars({f"eval/{k}": torch.tensor(v) for k, v in report.metrics.items()})
         if self.trainer.state.fn == "fit" and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             assert self.shown is not None
             figures.keep_snapshot(self.run_folder, self.global_step, self.shown)

@@ -28,6 +28,7 @@ from lightning_toys.mirror_descent.world import Cost
 class Annealed(Sampler):
     """At each level ``refresh_L`` rounds: s' | a drawn exactly, then action steps on q_k(a) exp(beta_k Q_k(a)).
 
+    A refresh that nothing reads is neither made nor counted: MALA on the action knows Q in closed form.
     Nothing is rescaled from one level to the next. A schedule may ask for MALA steps on the clean target at the end.
     """
 
@@ -88,9 +89,9 @@ class PCULA(Annealed):
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`: the M particles count."""
         s = self.world.settings
-        particles = s.particles if self.world.reward.state_pull(self.world.joint.clean)[0] > 0 else 1
+        particles = s.particles if self.world.reward.state_pull(self.world.joint.clean)[0] > 0 else 0
         n = s.action_steps_per_level
-        return self.cost_of(n, n, max(n * particles, s.refresh_L))
+        return self.cost_of(n, n, n * particles)
 
     def law(self) -> Law | None:
         """See :meth:`Sampler.law`."""
@@ -127,9 +128,8 @@ class PCMALA(Annealed):
 
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
-        s = self.world.settings
-        n = s.action_steps_per_level + 1
-        return self.cost_of(n, n, s.refresh_L)
+        n = self.world.settings.action_steps_per_level + 1
+        return self.cost_of(n, n, 0)
 
     def density(self, points: int = 1201, half_width: float = 7.0) -> tuple[np.ndarray, np.ndarray]:
         """Return a grid and the exact density of the final action on it, by carrying MALA's matrix through the levels.
@@ -188,5 +188,5 @@ class PCJointMALA(Annealed):
         """See :meth:`Sampler.cost`."""
         s = self.world.settings
         n = s.action_steps_per_level + 1
-        cost = self.cost_of(n, n, s.refresh_L)
+        cost = self.cost_of(n, n, min(s.refresh_L, 1))
         return cost if s.final_refresh else cost._replace(refresh=cost.refresh - 1)

@@ -64,7 +64,8 @@ def draw_frontier(metrics: Mapping[str, list[float]], costs: Mapping[str, int], 
         (axes[0, 0], "joint_kl", "KL of (a, s') to the tilted law, by moments (nats)"),
         (axes[0, 1], "action_kl", "KL of a alone (nats)"),
     ):
-        for i, (name, cost) in enumerate(costs.items()):
+        places: list[tuple[float, float, str]] = []
+        for name, cost in costs.items():
             kind = family(name)
             values = np.maximum(np.array(metrics[f"{metric}@{name}"]), 1e-12)
             e = mean_ci(values)
@@ -73,19 +74,41 @@ def draw_frontier(metrics: Mapping[str, list[float]], costs: Mapping[str, int], 
             ax.errorbar(
                 cost, e.mean, yerr=[[low], [half]], color=COLOURS[kind], marker=MARKERS[kind], capsize=2, markersize=6
             )
-            ax.annotate(name, (cost, e.mean), xytext=(6, 3 if i % 2 else -8), textcoords="offset points", fontsize=7)
+            places.append((float(cost), e.mean, name))
         ax.axhline(exact[metric], color=GREY, linestyle=":", linewidth=1)
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_xlabel("evaluations of score, Q and refresh to a sample")
         ax.set_title(title, fontsize=9)
-        ax.margins(x=0.18)
+        ax.set_xlim(min(costs.values()) / 2, max(costs.values()) * 8)
+        label_apart(ax, places)
     for kind, (label, _) in enumerate(FAMILIES):
         axes[0, 0].plot([], [], color=COLOURS[kind], marker=MARKERS[kind], linestyle="none", label=label)
     axes[0, 0].plot([], [], color=GREY, linestyle=":", label="what exact draws would show")
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.suptitle("error of the law against cost: mean and 95 % interval over seeds", fontsize=10)
     return figure
+
+
+def label_apart(ax: Axes, places: Sequence[tuple[float, float, str]], gap: float = 0.032) -> None:
+    """Write names beside points (x, y) on logarithmic axes, moved up or down until no two overlap."""
+    low, high = np.log10(ax.get_ylim())
+    left, right = np.log10(ax.get_xlim())
+    put: list[tuple[float, float]] = []
+    for x, y, name in sorted(places, key=lambda p: p[1]):
+        across, up = (math.log10(x) - left) / (right - left), (math.log10(y) - low) / (high - low)
+        while any(abs(up - v) < gap and abs(across - u) < 0.25 for u, v in put):
+            up += gap / 4
+        put.append((across, up))
+        ax.annotate(
+            name,
+            (x, y),
+            xytext=(across + 0.025, up),
+            textcoords="axes fraction",
+            fontsize=7,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2},
+        )
 
 
 def draw_refreshes(curves: Mapping[str, Mapping[str, Array]], steps: Sequence[int], floor: float) -> Figure:
@@ -101,6 +124,7 @@ def draw_refreshes(curves: Mapping[str, Mapping[str, Array]], steps: Sequence[in
             ax.errorbar(steps, mean, yerr=[low, half], color=COLOURS[i], marker=MARKERS[i], capsize=3, label=name)
         ax.axhline(floor, color=GREY, linestyle=":", linewidth=1, label="exact draws")
         ax.set_yscale("log")
+        ax.set_xticks(steps)
         ax.set_xlabel("refresh_L: rounds at each level (0: one, without refresh)")
         ax.set_ylabel("KL to the tilted law (nats)")
         ax.set_title(title, fontsize=9)
@@ -108,16 +132,16 @@ def draw_refreshes(curves: Mapping[str, Mapping[str, Array]], steps: Sequence[in
     return figure
 
 
-def draw_ranks(paths: Mapping[str, Array], chains: int = 4, bins: int = 20) -> Figure:
-    """Draw rank histograms (Vehtari et al. 2021) of a few chains of each plain sampler: flat if they mix."""
+def draw_ranks(paths: Mapping[str, Array], groups: int = 4, bins: int = 20) -> Figure:
+    """Draw rank histograms (Vehtari et al. 2021) of groups of chains of each plain sampler: flat if they mix."""
     figure, axes = new_figure(1, len(paths), size=(3.0 * len(paths) + 0.4, 3.0), sharey=True)
     for ax, (name, path) in zip(axes[0], paths.items(), strict=True):
-        late = path[len(path) // 2 :, :chains].T
-        ranks = array_stats.compute_ranks(late, relative=True)
-        for i, row in enumerate(ranks):
-            ax.hist(row, bins=bins, range=(0, 1), histtype="step", color=COLOURS[i], linewidth=1.2)
-        ax.axhline(late.shape[1] / bins, color=GREY, linestyle="--", linewidth=1)
+        late = path[len(path) // 2 :].T
+        ranks = array_stats.compute_ranks(late.ravel(), relative=True).reshape(late.shape)
+        for i, part in enumerate(np.array_split(ranks, groups)):
+            ax.hist(part.ravel(), bins=bins, range=(0, 1), histtype="step", color=COLOURS[i], linewidth=1.2)
+        ax.axhline(late.size / groups / bins, color=GREY, linestyle="--", linewidth=1)
         ax.set_title(name, fontsize=9)
         ax.set_xlabel("rank among all chains")
-    axes[0, 0].set_ylabel(f"draws of a chain ({chains} chains)")
+    axes[0, 0].set_ylabel(f"draws, {groups} groups of chains")
     return figure

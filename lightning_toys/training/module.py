@@ -21,13 +21,15 @@ from lightning_toys.errors import NonFiniteError, require
 from lightning_toys.stats import mean_ci
 from lightning_toys.training.loader import Batch, Block, DrawnBlock
 from lightning_toys.training.muon import ReplicaMuon, split_hidden
-from lightning_toys.training.results import Report
+from lightning_toys.training.results import Report, is_main
 
 
 def check_seeds(seeds: Sequence[int]) -> list[int]:
     """Refuse an empty, repeated or negative list of replica seeds."""
     require(len(seeds) > 0, "--model.seeds: [] is not allowed; give at least one seed, such as [0]")
-    require(min(seeds) >= 0, f"--model.seeds: {list(seeds)} is not allowed; seeds are integers >= 0")
+    require(
+        min(seeds) >= 0 and max(seeds) < 2**63, f"--model.seeds: {list(seeds)} is not allowed; seeds are in [0, 2^63)"
+    )
     require(len(set(seeds)) == len(seeds), f"--model.seeds: {list(seeds)} is not allowed; a seed appears twice")
     return list(seeds)
 
@@ -321,6 +323,15 @@ class ToyModule(LightningModule):
                 row.update({f"replicas/{name}/seed_{s}": x for s, x in zip(self.seeds, v, strict=True)})
         for logger in self.trainer.loggers:
             logger.log_metrics(row, step=step or self.global_step or self.loaded_step)
+
+    def write_evaluation(self, report: Report) -> None:
+        """Write a validation's metrics as ``eval/...``; means under these names are what callbacks can monitor."""
+        for name, values in report.metrics.items():
+            if is_main(name):
+                mean = sum(values) / len(values)
+                self.log(f"eval/{name}", mean, logger=False, batch_size=1, sync_dist=self.trainer.world_size > 1)
+        if not self.trainer.sanity_checking:
+            self.write_scalars({f"eval/{k}": torch.tensor(v) for k, v in report.metrics.items() if "_dim" not in k})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the configuration in the checkpoint, plain values only."""
