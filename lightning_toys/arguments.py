@@ -132,7 +132,7 @@ def flag_for(key: str, value: str | None, given: dict[str, str | None]) -> str:
 
 def explain(message: str, command: Sequence[str], parser: LightningArgumentParser) -> str:
     """Say in one line what is wrong with the command line."""
-    if m := re.search(r"^\s*-?\s*(--[\w.]+: .*)$", message, re.MULTILINE):
+    if m := re.search(r"^\s*-?\s*(--[\w.]+(?:, --[\w.]+)*: .*)$", message, re.MULTILINE):
         return m[1]  # a check of ours, reported through jsonargparse
     if re.search(r"required: \w+\.model$", message):
         return "-c: no experiment chosen; give -c configs/EXPERIMENT/VARIANT.yaml (or --model CLASS)"

@@ -296,8 +296,6 @@ def test_loggers_and_callbacks_of_the_user(runner: Runner) -> None:
     mean = ("--trainer.callbacks.monitor", "eval/l2", "--trainer.callbacks.patience", "0")
     runner.ok("fit", "flow", *flags, *mean, "--model.lr", "1e-12", "--run.name", "mean")
     assert runner.checkpoint("flow", "mean")["global_step"] < 40
-    assert "nothing was trained" in runner.ok("fit", "flow", "--ckpt_path", "last", "--run.name", "mean", *(
-        "--trainer.max_steps", "10"))  # fmt: skip
     runner.ok("fit", "flow", "--trainer.max_steps", "4", "--trainer.logger", "false", "--run.name", "silent")
     assert not list(runner.folder("flow", "silent").glob("events*"))
     assert (runner.folder("flow", "silent") / "results.json").is_file()
@@ -306,6 +304,12 @@ def test_loggers_and_callbacks_of_the_user(runner: Runner) -> None:
     assert list((runner.root / "board").rglob("events*"))
     runner.ok("fit", "flow", "--trainer.fast_dev_run", "true", "--run.name", "dev")
     assert not runner.folder("flow", "dev").exists()
+
+
+def test_a_resume_with_nothing_left_says_so(runner: Runner) -> None:
+    runner.ok("fit", "flow", "--trainer.max_steps", "20")
+    assert "nothing was trained" in runner.ok("fit", "flow", "--trainer.max_steps", "10", "--ckpt_path", "last")
+    assert "nothing was trained" not in runner.ok("fit", "flow", "--trainer.max_steps", "22", "--ckpt_path", "last")
 
 
 def test_best_weights_are_each_replicas_own(runner: Runner) -> None:

@@ -48,7 +48,7 @@ def test_noise_is_normal_and_uniform() -> None:
     z, u = noise.normal(4).ravel().numpy(), noise.uniform(4).ravel().numpy()
     assert scipy_stats.kstest(z, "norm").pvalue > 1e-3
     assert scipy_stats.kstest(u, "uniform").pvalue > 1e-3
-    assert u.min() > 0
+    assert u.min() >= 0
     # no memory between the halves of Box and Muller's pairs, nor between rows
     a = Noise(1, 0, "test", LIKE).normal(2)
     pairs = [(a[0, : BLOCK // 2], a[0, BLOCK // 2 :]), (a[0], a[1])]
@@ -204,15 +204,14 @@ def test_draws_follow_their_law(name: str, world: World) -> None:
     """|z| < 4.5 for every closed form: 8 in 10^6 false alarms each."""
     small = having(world, predictor_K=40, mcmc_steps=60, smc_particles=2**10, smc_K=10)
     sampler = SAMPLERS[name](small)
-    samples = bench.run(sampler, [0, 1], 2 * BLOCK, LIKE)
+    samples = bench.run(sampler, [0, 1], BLOCK, LIKE)
     facts = facts_of(sampler, samples)
     assert len(facts) >= 4
-    dependent = name in ("importance", "smc_twisted")  # errors from four blocks: Student's t
     for fact in facts:
         if name == "pc_joint_mala" and fact.name in ("mean", "var"):
             assert abs(fact.measured - fact.exact) < 0.02  # one step a level is not the target exactly
         else:
-            assert abs(fact.z) < (25 if dependent and fact.name != "lag-1 autocorrelation" else 4.5), fact
+            assert abs(fact.z) < 4.5, fact
 
 
 def test_gibbs_autocorrelation() -> None:
@@ -228,11 +227,13 @@ def test_smc_is_unbiased_in_z(particles: int) -> None:
     """Over independent runs, at few particles too; a twist that is left out of the weights is not."""
     sampler = SAMPLERS["smc_twisted"](having(smc_K=8, smc_particles=particles))
     truth = WORLD.target.log_z
-    z = np.array([math.exp(sampler.draw(Noise(s, 0, "test/z", LIKE)).extra["log_z"] - truth) for s in range(24)])  # type: ignore[index]
+    drawn = [sampler.draw(Noise(s, 0, "test/z", LIKE)).extra for s in range(12)]
+    z = np.exp(np.concatenate([x["log_z"] for x in drawn]) - truth)  # type: ignore[index]
+    assert len(z) == 12 * BLOCK // particles
     assert abs(z.mean() - 1) < 4 * z.std(ddof=1) / math.sqrt(len(z))
     sampler.constant = lambda k: 0.0  # type: ignore[attr-defined]
-    wrong = math.exp(sampler.draw(Noise(0, 0, "test/z", LIKE)).extra["log_z"] - truth)  # type: ignore[index]
-    assert abs(wrong - 1) > 0.5
+    wrong = np.exp(np.array(sampler.draw(Noise(0, 0, "test/z", LIKE)).extra["log_z"]) - truth)  # type: ignore[index]
+    assert abs(wrong.mean() - 1) > 0.5
 
 
 # negative controls

@@ -72,7 +72,7 @@ class PCULA(Annealed):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        s, watch = self.world.settings, Watch()
+        s, watch = self.world.settings, Watch(self.watched)
         a = from_prior(noise, self.world.levels[0].level)
         for law in self.rounds:
             spread = math.sqrt(self.noise_variance(law))
@@ -113,7 +113,7 @@ class PCMALA(Annealed):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        s, watch = self.world.settings, Watch()
+        s, watch = self.world.settings, Watch(self.watched)
         x = from_prior(noise, self.world.levels[0].level).unsqueeze(0)
         for at in self.rounds:
             law = gaussian(at.mu, at.tau)
@@ -160,7 +160,7 @@ class PCJointMALA(Annealed):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        s, watch, first = self.world.settings, Watch(), self.world.levels[0].level
+        s, watch, first = self.world.settings, Watch(self.watched), self.world.levels[0].level
         a = from_prior(noise, first)
         state_next = refresh(noise, first, a)
         for at in self.rounds:

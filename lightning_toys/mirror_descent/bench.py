@@ -29,7 +29,7 @@ def one_block(sampler: Sampler, seed: int, block: int, like: Tensor) -> dict[str
 def join(blocks: Sequence[dict[str, Any]], chains: int) -> Sample:
     """Put the blocks of one seed together."""
     first = blocks[0]
-    extra = {k: [b["extra"][k] for b in blocks] for k in first["extra"]} if first["extra"] else None
+    extra = {k: [v for b in blocks for v in b["extra"][k]] for k in first["extra"]} if first["extra"] else None
 
     def mean(name: str) -> float | None:
         return None if first[name] is None else float(np.mean([b[name] for b in blocks]))

@@ -27,7 +27,7 @@ class Sample:
         accepted: mean acceptance, or none.
         path: actions of some chains at every step (T, W), or none.
         jump: mean squared jump of the action in one step, or none.
-        extra: other numbers by name, one a block.
+        extra: other numbers by name, one of each independent group of draws.
     """
 
     a: Array

@@ -11,9 +11,8 @@ from lightning_toys.mirror_descent.affine import Law
 from lightning_toys.mirror_descent.annealed import PCMALA, PCULA
 from lightning_toys.mirror_descent.diagnostics import Fact, Sample, lag_one, mean_fact, moment_facts
 from lightning_toys.mirror_descent.joint import gaussian_kl
-from lightning_toys.mirror_descent.kernels import BLOCK
 from lightning_toys.mirror_descent.reverse import TwistedSMC
-from lightning_toys.mirror_descent.samplers import Gibbs, Importance, Sampler, exact_law
+from lightning_toys.mirror_descent.samplers import GROUP, Gibbs, Importance, Sampler, exact_law
 from lightning_toys.mirror_descent.world import World
 
 
@@ -46,9 +45,10 @@ def facts_of(sampler: Sampler, samples: list[Sample]) -> list[Fact]:
         exact, source = law_numbers(exact_law(world), sigma), "target"
         if isinstance(sampler, PCMALA):
             (exact["mean"], exact["var"]), source = density_moments(sampler), "law"
-    dependent = BLOCK if isinstance(sampler, Importance | TwistedSMC) else 0
-    if dependent and sum(len(x.a) // BLOCK for x in samples) < 2:
-        return []  # no error without a second block
+    # draws that were weighed against each other
+    dependent = {Importance: GROUP, TwistedSMC: world.settings.smc_particles}.get(type(sampler), 0)
+    if dependent and sum(len(x.a) // dependent for x in samples) < 2:
+        return []  # no error without a second group
     out = moment_facts(sampler.name, samples, exact, source, sigma, dependent)
     if isinstance(sampler, Importance):
         extra = [x.extra or {} for x in samples]

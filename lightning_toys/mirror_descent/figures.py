@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats as scipy_stats
@@ -88,6 +90,43 @@ def draw_frontier(metrics: Mapping[str, list[float]], costs: Mapping[str, int], 
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.suptitle("error of the law against cost: mean and 95 % interval over seeds", fontsize=10)
     return figure
+
+
+def animate(path: Path, world: World, name: str, steps: Array, bins: int, dpi: int = 80) -> None:
+    """Write a GIF of an annealed sampler's actions: a frame a step, beside the tilted law of the level it is at.
+
+    Args:
+        path: the file.
+        world: the question.
+        name: the sampler's.
+        steps: actions (T, n) after each step.
+        bins: bars.
+    """
+    target, clean = world.tilted_joint, world.joint.clean
+    low = float(min(clean.m[0] - 3.5 * math.sqrt(clean.C[0, 0]), steps.min()))
+    high = float(max(target.m[0] + 4.5 * math.sqrt(target.C[0, 0]), steps.max()))
+    line = np.linspace(low, high, 300)
+    levels = world.levels
+    figure, axes = new_figure(size=(5.6, 3.6))
+    ax = axes[0, 0]
+    writer = PillowWriter(fps=10)
+    with writer.saving(figure, str(path), dpi):
+        for t, a in enumerate(steps):
+            at = levels[min(len(levels) - 1, t * len(levels) // len(steps))]
+            ax.clear()
+            ax.hist(a, bins=bins, range=(low, high), density=True, color=COLOURS[0], alpha=0.35, label=name)
+            here = scipy_stats.norm.pdf(line, at.mu, 1 / math.sqrt(at.tau))
+            ax.plot(line, here, color=COLOURS[2], linewidth=1.2, label="tilted law of this level")
+            end = scipy_stats.norm.pdf(line, target.m[0], math.sqrt(target.C[0, 0]))
+            ax.plot(line, end, color=COLOURS[1], label="tilted law, clean")
+            ax.set_ylim(0, 1.35 * end.max())
+            ax.set_xlabel("action")
+            ax.set_ylabel("density")
+            ax.set_title(
+                f"{name}: step {t + 1} of {len(steps)}, abar {at.level.abar:.2f}, beta {at.beta:.2f}", fontsize=9
+            )
+            ax.legend(frameon=False, fontsize=7, loc="upper left")
+            writer.grab_frame()
 
 
 def label_apart(ax: Axes, places: Sequence[tuple[float, float, str]], gap: float = 0.032) -> None:

@@ -233,6 +233,21 @@ class TiltedSampling(ToyModule):
             set_aside(path)
             write_atomic(path, "\n".join(fact_table(self.facts)) + "\n")
             note("\n".join(fact_table(self.facts)))
+            if self.gif:
+                self.film()
+
+    def film(self) -> None:
+        """Write anim_<sampler>.gif of each annealed sampler."""
+        for name in (n for n in self.names if n in SWEPT):
+            sampler = SAMPLERS[name](self.world)
+            sampler.watched = 4000
+            path = self.run_folder / "figures" / f"anim_{name}.gif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            set_aside(path)
+            steps = bench.run(sampler, self.seeds[:1], 100, torch.zeros(()))[0].path
+            assert steps is not None
+            figures.animate(path, self.world, name, steps, self.bins)
+            note(f"animation: {path}")
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Return each sampler's draws (R, chains, 2), by name."""

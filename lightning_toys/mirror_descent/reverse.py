@@ -134,15 +134,14 @@ class TwistedSMC(Sampler):
         x = linear(root(first.C), normal(), first.m)
         log_w = (self.log_twist(0, x) + self.constant(0)).double()
         log_z = torch.zeros(runs, dtype=torch.float64, device=like.device)
-        shares, resampled = [], 0
+        resampled = torch.zeros(runs)
         for k, move in enumerate(self.moves):
             weight = torch.softmax(log_w, -1)
             share = 1 / (weight.square().sum(-1) * n)
-            shares.append(share.mean())
             uniform = noise.uniform()[0, :runs]
             low = share < s.ess_threshold
             if bool(low.any()):
-                resampled += int(low.sum())
+                resampled += low.cpu()
                 kept = torch.stack([systematic(w, float(u)) for w, u in zip(weight, uniform, strict=True)])
                 kept = torch.where(low[:, None], kept, torch.arange(n, device=kept.device))
                 x = x.gather(2, kept.expand(2, runs, n))
@@ -165,9 +164,9 @@ class TwistedSMC(Sampler):
         kept = torch.stack([systematic(w, float(u)) for w, u in zip(weight, noise.uniform()[0], strict=False)])
         x = x.gather(2, kept.expand(2, runs, n)).reshape(2, BLOCK)
         extra = {
-            "log_z": float(torch.logsumexp(log_z, 0)) - math.log(runs),  # of the mean of unbiased Z
-            "ess_fraction": float(1 / (weight.square().sum(-1) * n).mean()),
-            "resampled": resampled / runs,
+            "log_z": log_z.tolist(),
+            "ess_fraction": (1 / (weight.square().sum(-1) * n)).tolist(),
+            "resampled": resampled.tolist(),
         }
         return Draws(x[0], x[1], extra=extra)
 

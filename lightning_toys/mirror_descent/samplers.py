@@ -12,10 +12,12 @@ from torch import Tensor
 from lightning_toys.mirror_descent import affine
 from lightning_toys.mirror_descent.affine import Affine, Law
 from lightning_toys.mirror_descent.joint import Level
-from lightning_toys.mirror_descent.kernels import BLOCK, Noise, State, gaussian, independence, mala, start, ula
+from lightning_toys.mirror_descent.kernels import Noise, State, gaussian, independence, mala, start, ula
 from lightning_toys.mirror_descent.world import Cost, World
 
 WATCHED = 64  # chains of a block whose path is kept
+GROUP = 2**12  # draws that importance weighs against each other
+COUNTED = 1024  # chains of a block that acceptance and jumps are averaged over
 
 
 @dataclass
@@ -28,7 +30,7 @@ class Draws:
         accepted: mean acceptance of each step (T,), or none.
         path: actions of the watched chains at every step (T, W), or none.
         jumps: mean squared jump of the action in each step (T,), or none.
-        extra: other numbers, by name.
+        extra: other numbers, by name: one of each independent group of chains.
     """
 
     a: Tensor
@@ -36,7 +38,7 @@ class Draws:
     accepted: Tensor | None = None
     path: Tensor | None = None
     jumps: Tensor | None = None
-    extra: dict[str, float] | None = None
+    extra: dict[str, list[float]] | None = None
 
 
 class Sampler:
@@ -47,6 +49,7 @@ class Sampler:
     """
 
     name: str
+    watched = WATCHED
     stationary = False  # whether its path is that of one kernel, which R-hat and ESS are about
 
     def __init__(self, world: World) -> None:
@@ -81,19 +84,24 @@ def from_prior(noise: Noise, level: Level) -> Tensor:
 
 
 class Watch:
-    """Notes what the chains of a block do."""
+    """Notes what the chains of a block do.
 
-    def __init__(self) -> None:
+    Args:
+        watched: chains whose path is kept.
+    """
+
+    def __init__(self, watched: int) -> None:
+        self.watched = watched
         self.accepted: list[Tensor] = []
         self.path: list[Tensor] = []
         self.jumps: list[Tensor] = []
 
     def note(self, before: Tensor, after: Tensor, accepted: Tensor | None = None) -> None:
         """Note one step of the actions (B,)."""
-        self.path.append(after[:WATCHED].clone())
-        self.jumps.append((after - before).square().mean())
+        self.path.append(after[: self.watched].clone())
+        self.jumps.append((after[:COUNTED] - before[:COUNTED]).square().mean())
         if accepted is not None:
-            self.accepted.append(accepted.to(after).mean())
+            self.accepted.append(accepted[:COUNTED].to(after).mean())
 
     def draws(self, a: Tensor, s: Tensor) -> Draws:
         """Return the block's draws with what was noted."""
@@ -102,7 +110,7 @@ class Watch:
 
 
 class Importance(Sampler):
-    """Draws from q, weighted by exp(beta Q) and resampled systematically within a block."""
+    """Draws from q, weighted by exp(beta Q) and resampled systematically, in groups of 4096."""
 
     name = "importance"
 
@@ -113,15 +121,13 @@ class Importance(Sampler):
         a = from_prior(noise, clean)
         s = refresh(noise, clean, a)
         log_w = beta * (Q.b * a - 0.5 * Q.A * a * a)
-        weight = torch.softmax(log_w.double(), 0)
-        kept = systematic(weight, float(noise.uniform()[0, 0]))
-        mean = float(weight @ a.double())
-        residual = a.double() - mean
+        log_w = log_w.double().view(-1, GROUP)
+        weight = torch.softmax(log_w, -1)
+        kept = torch.stack([systematic(w, float(u)) for w, u in zip(weight, noise.uniform()[0], strict=False)])
+        kept = (kept + GROUP * torch.arange(len(kept), device=kept.device)[:, None]).ravel()
         extra = {
-            "ess_fraction": float(1 / (weight.square().sum() * BLOCK)),
-            "log_z": float(torch.logsumexp(log_w.double(), 0)) - math.log(BLOCK) + beta * Q.const,
-            "weighted_mean": mean,
-            "weighted_var": float(weight @ residual.square()),
+            "ess_fraction": (1 / (weight.square().sum(-1) * GROUP)).tolist(),
+            "log_z": (torch.logsumexp(log_w, -1) - math.log(GROUP) + beta * Q.const).tolist(),
         }
         return Draws(a[kept], s[kept], extra=extra)
 
@@ -149,7 +155,7 @@ class IndependenceMH(Sampler):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        world, watch = self.world, Watch()
+        world, watch = self.world, Watch(self.watched)
         clean, Q, beta = world.joint.clean, world.target.Q, world.strength
 
         def value(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,7 +182,7 @@ class ULA(Sampler):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        world, watch = self.world, Watch()
+        world, watch = self.world, Watch(self.watched)
         eta, target = world.settings.ula_step, world.target
         a = from_prior(noise, world.joint.clean)
         for _ in range(world.settings.mcmc_steps):
@@ -214,7 +220,7 @@ class MALA(Sampler):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        world, watch = self.world, Watch()
+        world, watch = self.world, Watch(self.watched)
         law = gaussian(world.target.mu, world.target.tau)
         eta = world.settings.mala_step / world.target.tau
         state: State = start(from_prior(noise, world.joint.clean).unsqueeze(0), law)
@@ -244,7 +250,7 @@ class Gibbs(Sampler):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        world, watch, joint, target = self.world, Watch(), self.world.joint, self.world.target
+        world, watch, joint, target = self.world, Watch(self.watched), self.world.joint, self.world.target
         tau = self.posterior_precision
         a = from_prior(noise, joint.clean)
         for _ in range(world.settings.mcmc_steps):

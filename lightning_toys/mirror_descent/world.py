@@ -43,7 +43,7 @@ class Settings:
         mcmc_steps: steps of the plain samplers.
         predictor_K: levels of the reverse processes, even in log-SNR.
         smc_K: levels of twisted SMC, even in log-SNR.
-        smc_particles: particles of one run of twisted SMC; 16384 must be a multiple.
+        smc_particles: particles of one run of twisted SMC, a power of 2.
         ess_threshold: share of the particles below which SMC resamples.
     """
 
@@ -83,8 +83,8 @@ class Settings:
         )
         n = self.smc_particles
         require(
-            n >= 2 and 2**14 % n == 0,
-            f"--model.settings.smc_particles: {n} is not allowed; give a power of 2 up to 16384",
+            n >= 2 and 2**15 % n == 0,
+            f"--model.settings.smc_particles: {n} is not allowed; give a power of 2 up to 32768",
         )
 
 
