@@ -13,9 +13,12 @@ from lightning_toys.mirror_descent.affine import Law
 from lightning_toys.mirror_descent.kernels import (
     Noise,
     State,
+    choose,
     gaussian,
+    langevin_proposal,
     mala,
     mala_matrix,
+    select,
     start,
     ula,
     with_standard_normal,
@@ -31,6 +34,8 @@ class Annealed(Sampler):
     A refresh that nothing reads is neither made nor counted: MALA on the action knows Q in closed form.
     Nothing is rescaled from one level to the next. A schedule may ask for MALA steps on the clean target at the end.
     """
+
+    watched = 0
 
     @property
     def rounds(self) -> list[Tilted]:
@@ -118,11 +123,13 @@ class PCMALA(Annealed):
         for at in self.rounds:
             law = gaussian(at.mu, at.tau)
             state: State = start(x, law)
-            for _ in range(s.action_steps_per_level):
-                before = state
-                state, info = mala(noise, state, law, s.mala_step / at.tau)
-                watch.note(before.x[0], state.x[0], info.accepted)
-            x = state.x
+            for more in reversed(range(s.action_steps_per_level)):
+                new, info = langevin_proposal(noise, state, law, s.mala_step / at.tau)
+                # after a level's last step nothing but the place is wanted
+                x = select(info.accepted, new.x, state.x)
+                watch.note(state.x[0], x[0], info.accepted)
+                if more:
+                    state = choose(info.accepted, new, state)
         a = self.correct(noise, x[0], watch)
         return watch.draws(a, refresh(noise, self.world.joint.clean, a))
 

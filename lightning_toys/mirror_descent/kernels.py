@@ -84,14 +84,19 @@ def mala(noise: Noise, state: State, target: Target, eta: float) -> tuple[State,
 
     x' = x + eta grad log p(x) + sqrt(2 eta) xi, taken with probability min(1, p(x') q(x | x') / (p(x) q(x' | x))).
     """
+    new, info = langevin_proposal(noise, state, target, eta)
+    return choose(info.accepted, new, state), info
+
+
+def langevin_proposal(noise: Noise, state: State, target: Target, eta: float) -> tuple[State, Info]:
+    """Return MALA's proposal, and whether it is taken."""
     xi = noise.normal(state.x.shape[0])
     proposal = torch.add(state.x, state.grad, alpha=eta).add_(xi, alpha=math.sqrt(2 * eta))
     new = State(proposal, *target(proposal))
     back = torch.add(state.x - proposal, new.grad, alpha=-eta)
     log_ratio = new.log_p - state.log_p
     log_ratio.add_(squares(xi), alpha=0.5).sub_(squares(back), alpha=1 / (4 * eta))
-    taken = noise.uniform()[0].log_() < log_ratio
-    return choose(taken, new, state), Info(taken)
+    return new, Info(noise.uniform()[0].log_() < log_ratio)
 
 
 def independence(noise: Noise, state: State, proposal: State, log_weight: Tensor) -> tuple[State, Info]:
@@ -108,8 +113,12 @@ def squares(x: Tensor) -> Tensor:
 def choose(taken: Tensor, new: State, old: State) -> State:
     """Return the new state where it is taken; values must be finite."""
     share = taken.to(new.x.dtype)
-    # lerp is exact at 0 and 1, and six times faster than where
     return State(*(torch.lerp(b, a, share) for a, b in zip(new, old, strict=True)))
+
+
+def select(taken: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Return new values where they are taken; lerp is exact at 0 and 1, and six times faster than where."""
+    return torch.lerp(old, new, taken.to(new.dtype))
 
 
 def gaussian(mean: float, precision: float) -> Target:

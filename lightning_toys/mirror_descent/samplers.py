@@ -98,15 +98,18 @@ class Watch:
 
     def note(self, before: Tensor, after: Tensor, accepted: Tensor | None = None) -> None:
         """Note one step of the actions (B,)."""
-        self.path.append(after[: self.watched].clone())
-        self.jumps.append((after[:COUNTED] - before[:COUNTED]).square().mean())
+        if self.watched:
+            self.path.append(after[: self.watched].clone())
+        self.jumps.append(torch.dist(after[:COUNTED], before[:COUNTED]))
         if accepted is not None:
-            self.accepted.append(accepted[:COUNTED].to(after).mean())
+            self.accepted.append(accepted[:COUNTED].sum())
 
     def draws(self, a: Tensor, s: Tensor) -> Draws:
         """Return the block's draws with what was noted."""
-        accepted = torch.stack(self.accepted) if self.accepted else None
-        return Draws(a, s, accepted, torch.stack(self.path), torch.stack(self.jumps))
+        counted = min(COUNTED, len(a))
+        accepted = torch.stack(self.accepted).to(a) / counted if self.accepted else None
+        path = torch.stack(self.path) if self.path else None
+        return Draws(a, s, accepted, path, torch.stack(self.jumps).square() / counted)
 
 
 class Importance(Sampler):
