@@ -47,6 +47,9 @@ def test_outputs(mirror: Runner) -> None:
     table = (folder / "facts.md").read_text()
     assert table in err + "\n"
     assert "| gibbs | lag-1 autocorrelation | 0.50000 |" in table
+    assert "| target | 0.9375 | 0.2500 | 1.0000 | 1.0000 | 0 | - |" in table
+    assert "\n| sde_poe | 0." in table
+    assert "\n| gibbs | 0.9375 | 0.2500" not in table.partition("| target |")[2]  # right, and so left out
     found = json.loads((folder / "results.json").read_text())
     assert {"joint_kl", "joint_kl@gibbs", "acceptance@pc_mala", "rhat@gibbs", "ess_per_step@gibbs"} <= found[
         "metrics"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from lightning_toys.mirror_descent.joint import gaussian_kl
 from lightning_toys.mirror_descent.reverse import TwistedSMC
 from lightning_toys.mirror_descent.samplers import GROUP, Gibbs, Importance, Sampler, exact_law
 from lightning_toys.mirror_descent.world import World
+from lightning_toys.stats import mean_ci, written
 
 
 def law_numbers(law: Law, sigma: float) -> dict[str, float]:
@@ -71,6 +72,29 @@ def fact_table(facts: Sequence[Fact]) -> list[str]:
         lines.append(
             f"| {f.sampler} | {f.name} | {f.exact:.5f} | {f.source} | {f.measured:.5f} | {f.error:.5f} | {f.z:+.1f} |"
         )
+    return lines
+
+
+def law_table(world: World, laws: Mapping[str, Law], measured: Mapping[str, Sequence[float]]) -> list[str]:
+    """Return a Markdown table of samplers' exact laws, correct ones left out, and how far each is from the target.
+
+    Args:
+        world: the question.
+        laws: exact law of each sampler.
+        measured: KL of (a, s') by moments of each sampler's draws, one a seed.
+    """
+    sigma, target = world.joint.sigma_sprime, exact_law(world)
+    lines = [
+        "| sampler | mean | variance | slope of s' | Var(s' given a), ratio | joint KL, exact | joint KL, measured |"
+    ]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|")
+    for name, law in {"target": target, **laws}.items():
+        kl = gaussian_kl(law.m, law.C, target.m, target.C)
+        if name != "target" and kl < 1e-9:
+            continue
+        words = [f"{x:.4f}" for x in law_numbers(law, sigma).values()]
+        found = written(mean_ci(list(measured[name]))) if name in measured else "-"
+        lines.append(f"| {name} | {' | '.join(words)} | {kl:.3g} | {found} |")
     return lines
 
 

@@ -18,7 +18,7 @@ from lightning_toys.errors import note, require
 from lightning_toys.mirror_descent import bench, figures
 from lightning_toys.mirror_descent.data import LinearGaussian
 from lightning_toys.mirror_descent.diagnostics import Fact, Sample, law_metrics, mixing_metrics
-from lightning_toys.mirror_descent.facts import fact_table, facts_of, law_reached
+from lightning_toys.mirror_descent.facts import fact_table, facts_of, law_reached, law_table
 from lightning_toys.mirror_descent.joint import gaussian_kl
 from lightning_toys.mirror_descent.kernels import BLOCK
 from lightning_toys.mirror_descent.registry import SAMPLERS, check_samplers
@@ -231,8 +231,11 @@ class TiltedSampling(ToyModule):
             self.run_folder.mkdir(parents=True, exist_ok=True)
             path = self.run_folder / "facts.md"
             set_aside(path)
-            write_atomic(path, "\n".join(fact_table(self.facts)) + "\n")
-            note("\n".join(fact_table(self.facts)))
+            laws = {n: law for n in self.names if (law := SAMPLERS[n](self.world).law()) is not None}
+            measured = {n: self.last_report.metrics[f"joint_kl@{n}"] for n in self.names}
+            text = "\n".join([*fact_table(self.facts), "", *law_table(self.world, laws, measured)])
+            write_atomic(path, text + "\n")
+            note(text)
             if self.gif:
                 self.film()
 
