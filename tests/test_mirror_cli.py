@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +182,14 @@ def test_two_processes_are_one(mirror: Runner) -> None:
     assert process.returncode == 0, err
     two = json.loads((mirror.folder("analytic", "two") / "results.json").read_text())
     assert one["metrics"] == two["metrics"]
+
+
+def test_sigterm_ends_a_test(mirror: Runner) -> None:
+    process = mirror.start("test", "analytic", "--model.chains", "100000000", "--model.samplers", "[pc_mala]")
+    started = mirror.root.parent  # nothing is written before the end: the warm-up is waited out by time alone
+    assert started.exists()
+    time.sleep(12)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "Traceback" not in err

@@ -104,6 +104,23 @@ class RescueCheckpoint(Callback):
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.old_handlers[number] = signal.signal(number, self.on_signal)
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let SIGTERM end a test at once: Lightning would only note it."""
+        self.end_at_once()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See :meth:`on_test_start`."""
+        self.end_at_once()
+
+    def end_at_once(self) -> None:
+        """Raise where SIGTERM comes."""
+
+        def stop(number: int, frame: Any) -> None:
+            raise Stopped(128 + number)
+
+        if threading.current_thread() is threading.main_thread():
+            self.old_handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
+
     def on_signal(self, number: int, frame: Any) -> None:
         """Ask for a stop; a second SIGINT stops at once."""
         if self.stop_signal and number == signal.SIGINT:
