@@ -28,7 +28,7 @@ TINY = {
     ),
     "mirror_descent": (
         *("--model.seeds", "[0,1]", "--model.chains", "200", "--model.sweep_max_refresh", "1"),
-        *("--model.sweep_chains", "200", "--model.settings.mcmc_steps", "10"),
+        *("--model.sweep_chains", "200", "--model.settings.mcmc_steps", "10", "--model.settings.smc_particles", "64"),
     ),
     "bandit": ("--model.network.hidden", "16", "--model.seeds", "[0,1]", "--model.draws", "8"),
 }

@@ -24,6 +24,7 @@ SMALL = (
         "false",
     ),
     *("--model.settings.mcmc_steps", "12", "--model.settings.predictor_K", "10", "--model.settings.smc_K", "5"),
+    *("--model.settings.smc_particles", "128"),
 )
 
 
@@ -77,17 +78,17 @@ MOVES = [
     ("--data.sigma_sprime", "0.9", "pc_mala", "state_var"),
     ("--data.mu_eps", "0.5", "pc_mala", "state_mean"),
     ("--model.lambda_scale", "0.5", "pc_mala", "action_mean"),
-    ("--model.settings.K", "3", "pc_mala", "evaluations"),
+    ("--model.settings.K", "3", "pc_mala", "action_mean"),
     ("--model.settings.abar_min", "0.5", "pc_mala", "action_mean"),
-    ("--model.settings.refresh_L", "3", "pc_mala", "evaluations"),
-    ("--model.settings.action_steps_per_level", "3", "pc_mala", "evaluations"),
+    ("--model.settings.refresh_L", "3", "pc_mala", "action_mean"),
+    ("--model.settings.action_steps_per_level", "3", "pc_mala", "action_mean"),
     ("--model.settings.mala_step", "0.1", "pc_mala", "acceptance"),
     ("--model.settings.ula_step", "0.2", "pc_ula", "action_var"),
-    ("--model.settings.particles", "1", "pc_ula", "evaluations"),
-    ("--model.settings.final_refresh", "false", "pc_joint_mala", "evaluations"),
-    ("--model.settings.mcmc_steps", "4", "mala", "evaluations"),
-    ("--model.settings.predictor_K", "20", "sde_poe", "evaluations"),
-    ("--model.settings.smc_K", "9", "smc_twisted", "evaluations"),
+    ("--model.settings.particles", "1", "pc_ula", "action_mean"),
+    ("--model.settings.final_refresh", "false", "pc_joint_mala", "state_mean"),
+    ("--model.settings.mcmc_steps", "4", "mala", "action_mean"),
+    ("--model.settings.predictor_K", "20", "sde_poe", "action_mean"),
+    ("--model.settings.smc_K", "9", "smc_twisted", "action_mean"),
     ("--model.settings.smc_particles", "64", "smc_twisted", "log_z"),
     ("--model.settings.ess_threshold", "1.0", "smc_twisted", "resampled"),
     ("--model.bins", "20", "pc_mala", "action_kl_hist"),
@@ -95,13 +96,13 @@ MOVES = [
     ("--model.schedule", "LateRamp", "pc_mala", "action_mean"),
     ("--model.schedule", "LateConstant", "pc_mala", "action_mean"),
     ("--model.schedule", "SigmaPower", "pc_mala", "action_mean"),
-    ("--model.schedule", "TFGPlusFinalMALA", "pc_mala", "evaluations"),
+    ("--model.schedule", "TFGPlusFinalMALA", "pc_mala", "action_mean"),
 ]
 
 
 @pytest.mark.parametrize(("flag", "value", "sampler", "metric"), MOVES, ids=lambda x: x)
 def test_every_flag_moves_a_metric(mirror: Runner, flag: str, value: str, sampler: str, metric: str) -> None:
-    flags = ("--model.samplers", f"[{sampler}]", "--model.settings.smc_particles", "512")
+    flags = ("--model.samplers", f"[{sampler}]")
     before = results(mirror, *flags, name="before")["metrics"][metric]["values"]
     after = results(mirror, *flags, flag, value, name="after")["metrics"][metric]["values"]
     assert np.abs(np.array(before) - np.array(after)).min() > 1e-6
@@ -138,6 +139,12 @@ BAD = [
     (("--data.sigma_a", "0"), "--data.sigma_a: 0.0 is not allowed", "> 0"),
     (("--data.sigma_sprime", "-1"), "--data.sigma_sprime: -1.0 is not allowed", "> 0"),
     (("--model.settings.K", "0"), "--model.settings.K: 0 is not allowed", ">= 1"),
+    (
+        ("--model.settings.ula_step", "0.6"),
+        "--model.settings.ula_step: 0.6 is not allowed here, ula and pc_ula",
+        "= 0.5",
+    ),
+    (("--model.settings.smc_particles", "4096"), "--model.chains: 400 is not allowed with smc_twisted", "4096"),
     (("--model.settings.abar_min", "1.0"), "--model.settings.abar_min: 1.0", "(0, 1)"),
     (("--model.settings.smc_particles", "1000"), "--model.settings.smc_particles: 1000", "power of 2"),
     (

@@ -177,12 +177,12 @@ def test_schedules() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "reaches"),
+    ("schedule", "full"),
     [(Linear(), True), (Constant(), True), (LateConstant(), True), (LateConstant(0.2, 0.9), False), (LateRamp(), True),
-     (TFGPlusFinalMALA(), True), (TFGPlusFinalMALA(final_steps=1), False), (SigmaPower(), False)],
+     (TFGPlusFinalMALA(), False), (SigmaPower(), False)],
 )  # fmt: skip
-def test_which_schedules_reach_the_target(schedule: Schedule, reaches: bool) -> None:
-    assert schedule.reaches_target == reaches
+def test_which_schedules_are_full_at_the_end(schedule: Schedule, full: bool) -> None:
+    assert schedule.full_at_the_end == full
 
 
 def test_refusals() -> None:
@@ -235,6 +235,10 @@ def test_rules_are_gradients(i: int) -> None:
     for rule, energy in energies.items():
         wanted = torch.stack([torch.func.jacrev(energy)(y) for y in x])
         torch.testing.assert_close(added(rule, joint, reward, level, beta, x), wanted, rtol=1e-8, atol=1e-8)
+        # where the schedule says less than lambda, a share of it
+        G, g = RULES[rule](joint, reward, beta).added(level, 0.3 * beta)
+        less = x @ torch.from_numpy(G).T + torch.from_numpy(g)
+        torch.testing.assert_close(less, 0.3 * wanted, rtol=1e-8, atol=1e-8)
 
 
 def test_h_transform_is_the_score_of_the_noised_target() -> None:

@@ -59,7 +59,7 @@ class Annealed(Sampler):
         """Return the cost of each round's evaluations, with the final steps and the final refresh."""
         n, steps = len(self.rounds), self.world.schedule.final_steps
         more = steps + 1 if steps else 0
-        return Cost(n * score + more, n * value + more, n * refreshes + 1)
+        return Cost(1, n * score + more, n * value + more, n * refreshes + 1)
 
 
 class PCULA(Annealed):
@@ -72,7 +72,7 @@ class PCULA(Annealed):
 
     def noise_variance(self, law: Tilted) -> float:
         """Return the variance that the particles give the gradient."""
-        w, _ = self.world.reward.state_pull(law.level)
+        w = self.world.reward.state_weight
         return (law.beta * w * law.level.rho) ** 2 * law.level.v / self.world.settings.particles
 
     def draw(self, noise: Noise) -> Draws:
@@ -94,7 +94,7 @@ class PCULA(Annealed):
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`: the M particles count."""
         s = self.world.settings
-        particles = s.particles if self.world.reward.state_pull(self.world.joint.clean)[0] > 0 else 0
+        particles = s.particles if self.world.reward.state_weight > 0 else 0
         n = s.action_steps_per_level
         return self.cost_of(n, n, n * particles)
 
@@ -138,24 +138,31 @@ class PCMALA(Annealed):
         n = self.world.settings.action_steps_per_level + 1
         return self.cost_of(n, n, 0)
 
-    def density(self, points: int = 1201, half_width: float = 7.0) -> tuple[np.ndarray, np.ndarray]:
+    def density(self, fineness: float = 40.0, half_width: float = 7.0) -> tuple[np.ndarray, np.ndarray]:
         """Return a grid and the exact density of the final action on it, by carrying MALA's matrix through the levels.
 
-        Accurate to the grid's quadrature; several seconds a call at the default settings.
+        Accurate to the grid's quadrature; some seconds a call at the default settings.
+
+        Args:
+            fineness: points to a standard deviation of the narrowest law.
+            half_width: standard deviations of every law that the grid covers.
         """
         s, target = self.world.settings, self.world.target
         first = self.world.levels[0].level
-        widest = math.sqrt(float(first.C[0, 0]))
-        low = min(float(first.m[0]) - half_width * widest, target.mu - half_width / math.sqrt(target.tau))
-        high = max(float(first.m[0]) + half_width * widest, target.mu + half_width / math.sqrt(target.tau))
+        laws = [(float(first.m[0]), math.sqrt(float(first.C[0, 0])))]
+        laws += [(at.mu, 1 / math.sqrt(at.tau)) for at in [*self.world.levels, target]]
+        low, high = (pick(m + k * half_width * std for m, std in laws) for pick, k in ((min, -1), (max, 1)))
+        points = min(4001, max(801, 1 + round((high - low) / min(std for _, std in laws) * fineness)))
         grid = np.linspace(low, high, points)
         p = np.exp(-0.5 * np.square(grid - first.m[0]) / first.C[0, 0])
         p /= p.sum()
-        for at in [*self.rounds, *[target] * self.world.schedule.final_steps]:
-            final = at is target
+        plan = [(at, s.action_steps_per_level * max(1, s.refresh_L)) for at in self.world.levels]
+        for at, steps in [*plan, (target, self.world.schedule.final_steps)]:
+            if steps == 0:
+                continue
             gradient = (at.mu - grid) * at.tau
             P = mala_matrix(grid, 0.5 * (grid - at.mu) * gradient, gradient, s.mala_step / at.tau)
-            for _ in range(1 if final else s.action_steps_per_level):
+            for _ in range(steps):
                 p = p @ P
         return grid, p / (p.sum() * (grid[1] - grid[0]))
 
@@ -187,7 +194,7 @@ class PCJointMALA(Annealed):
             state_next = u * math.sqrt(level.v) + level.rho * a + level.c
         if self.world.schedule.final_steps:
             a = self.correct(noise, a, watch)
-        if s.final_refresh:
+        if s.final_refresh or self.world.schedule.final_steps:  # which moved a away from s'
             state_next = refresh(noise, self.world.joint.clean, a)
         return watch.draws(a, state_next)
 
@@ -196,4 +203,5 @@ class PCJointMALA(Annealed):
         s = self.world.settings
         n = s.action_steps_per_level + 1
         cost = self.cost_of(n, n, min(s.refresh_L, 1))
-        return cost if s.final_refresh else cost._replace(refresh=cost.refresh - 1)
+        last = s.final_refresh or self.world.schedule.final_steps > 0
+        return cost if last else cost._replace(refresh=cost.refresh - 1)

@@ -16,7 +16,7 @@ from lightning_toys.mirror_descent.samplers import Draws, Sampler
 
 
 def one_block(sampler: Sampler, seed: int, block: int, like: Tensor) -> dict[str, Any]:
-    """Return what a sampler draws in one block of chains, as float32 arrays; a function of (seed, block) alone."""
+    """Return what a sampler draws in one block of chains, as float64 arrays; a function of (seed, block) alone."""
     found: Draws = sampler.draw(Noise(seed, block, f"sampler/{sampler.name}", like))
 
     def kept(x: Tensor | None) -> Any:

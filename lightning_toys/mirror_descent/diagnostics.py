@@ -62,8 +62,11 @@ def wasserstein(x: Array, mean: float, std: float) -> float:
     return float(np.abs(np.sort(x) - scipy_stats.norm.ppf((np.arange(n) + 0.5) / n, mean, std)).mean())
 
 
-def law_metrics(world: World, sample: Sample, bins: int) -> dict[str, float]:
-    """Return how far one seed's draws are from the tilted law."""
+def law_metrics(world: World, sample: Sample, bins: int, independent: bool = True) -> dict[str, float]:
+    """Return how far one seed's draws are from the tilted law.
+
+    Kolmogorov-Smirnov p-values are for draws that are independent of each other.
+    """
     target = world.tilted_joint
     a, s, r = sample.a, sample.s, residual(world, sample)
     m, C = np.array([a.mean(), s.mean()]), np.cov(a, s)
@@ -73,10 +76,12 @@ def law_metrics(world: World, sample: Sample, bins: int) -> dict[str, float]:
         out[f"{name}_kl"] = gaussian_kl(m[i], C[i, i], mean, variance)
         out[f"{name}_kl_hist"] = histogram_kl(x, mean, math.sqrt(variance), bins)
         out[f"{name}_w1"] = wasserstein(x, mean, math.sqrt(variance))
-        out[f"{name}_ks_p"] = float(scipy_stats.kstest(x, "norm", (mean, math.sqrt(variance))).pvalue)
+        if independent:
+            out[f"{name}_ks_p"] = float(scipy_stats.kstest(x, "norm", (mean, math.sqrt(variance))).pvalue)
         out[f"{name}_mean"], out[f"{name}_var"] = float(m[i]), float(C[i, i])
     out["joint_kl"] = gaussian_kl(m, C, target.m, target.C)
-    out["residual_ks_p"] = float(scipy_stats.kstest(r, "norm").pvalue)
+    if independent:
+        out["residual_ks_p"] = float(scipy_stats.kstest(r, "norm").pvalue)
     out["residual_var"] = float(r.var(ddof=1))
     out["residual_corr"] = float(np.corrcoef(r, a)[0, 1])
     out["slope"] = float(C[0, 1] / C[0, 0])
@@ -112,7 +117,7 @@ class Fact:
         sampler: whose it is.
         name: the quantity.
         exact: the closed form.
-        source: where it comes from: ``law``, exactly what this sampler ends at, or ``target``.
+        source: of what: ``law``, exactly what this sampler ends at, or ``target``.
         measured: the estimate over all seeds.
         error: its standard error.
     """
@@ -181,8 +186,12 @@ def mean_fact(name: str, quantity: str, exact: float, values: list[float]) -> Fa
 
 
 def lag_one(path: Array) -> list[float]:
-    """Return the lag-1 autocorrelation in the late half of each chain's path (T, W), its mean taken over chains."""
+    """Return one number a chain of the late half of a path (T, W): their mean is the lag-1 autocorrelation.
+
+    Their spread is that of the ratio of means (its linearisation): chains with large squares have large products.
+    """
     late = path[len(path) // 2 :]
     late = late - late.mean()
-    top, bottom = (late[1:] * late[:-1]).mean(0), np.square(late).mean()
-    return [float(x) for x in top / bottom]
+    top, bottom = (late[1:] * late[:-1]).mean(0), np.square(late).mean(0)
+    ratio = top.mean() / bottom.mean()
+    return [float(x) for x in ratio + (top - ratio * bottom) / bottom.mean()]

@@ -106,13 +106,14 @@ def animate(path: Path, world: World, name: str, steps: Array, bins: int, dpi: i
     low = float(min(clean.m[0] - 3.5 * math.sqrt(clean.C[0, 0]), steps.min()))
     high = float(max(target.m[0] + 4.5 * math.sqrt(target.C[0, 0]), steps.max()))
     line = np.linspace(low, high, 300)
-    levels = world.levels
+    s = world.settings
+    each = s.action_steps_per_level * max(1, s.refresh_L)
+    at_step = [law for law in world.levels for _ in range(each)] + [world.target] * world.schedule.final_steps
     figure, axes = new_figure(size=(5.6, 3.6))
     ax = axes[0, 0]
     writer = PillowWriter(fps=10)
     with writer.saving(figure, str(path), dpi):
-        for t, a in enumerate(steps):
-            at = levels[min(len(levels) - 1, t * len(levels) // len(steps))]
+        for t, (a, at) in enumerate(zip(steps, at_step, strict=True)):
             ax.clear()
             ax.hist(a, bins=bins, range=(low, high), density=True, color=COLOURS[0], alpha=0.35, label=name)
             here = scipy_stats.norm.pdf(line, at.mu, 1 / math.sqrt(at.tau))
@@ -151,7 +152,7 @@ def label_apart(ax: Axes, places: Sequence[tuple[float, float, str]], gap: float
 
 
 def draw_refreshes(curves: Mapping[str, Mapping[str, Array]], steps: Sequence[int], floor: float) -> Figure:
-    """Draw KL of action and state against the rounds of refresh at each level; curves: sampler to metric to (R, L)."""
+    """Draw KL of action and state against the rounds at each level; curves: sampler to metric to (R, L)."""
     figure, axes = new_figure(1, 2, size=(9.4, 3.8), sharex=True)
     for ax, metric, title in ((axes[0, 0], "action_kl", "action"), (axes[0, 1], "state_kl", "next state")):
         for i, (name, found) in enumerate(curves.items()):
@@ -161,7 +162,7 @@ def draw_refreshes(curves: Mapping[str, Mapping[str, Array]], steps: Sequence[in
             mean = np.array([e.mean for e in estimates])
             low = np.minimum(half, 0.9 * mean)
             ax.errorbar(steps, mean, yerr=[low, half], color=COLOURS[i], marker=MARKERS[i], capsize=3, label=name)
-        ax.axhline(floor, color=GREY, linestyle=":", linewidth=1, label="exact draws")
+        ax.axhline(floor, color=GREY, linestyle=":", linewidth=1, label="exact draws, on average")
         ax.set_yscale("log")
         ax.set_xticks(steps)
         ax.set_xlabel("refresh_L: rounds at each level (0: one, without refresh)")

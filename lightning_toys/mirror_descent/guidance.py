@@ -75,19 +75,18 @@ class PosteriorSampling(Rule):
 
 
 class TrainingFree(Rule):
-    """TFG's smoothed guidance (Ye et al. 2024): the gradient of log E exp(beta Q(a_0 + s z)), a_0 = E[a_0 | x].
+    """TFG's variance guidance (Ye et al. 2024): beta / lambda times grad log E exp(lambda Q(a_0 + s z)).
 
-    z is standard normal and s^2 = gamma (1 - abar): the smoothing that TFG estimates by samples is closed form here.
-    One step of variance guidance a level, no recurrence.
+    Here a_0 = E[a_0 | x], z is standard normal and s^2 = 1 - abar: the smoothing that TFG estimates by samples is in
+    closed form. Its mean guidance and its recurrence are left out, and the gradient is added to the score.
     """
 
     name = "tfg"
-    gamma = 1.0
 
     def added(self, level: Level, beta: float) -> tuple[Array, Array]:
         """See :meth:`Rule.added`."""
         Q = self.reward.action_value(self.joint.clean)
-        less = 1 + beta * Q.A * self.gamma * (1 - level.abar)
+        less = 1 + self.strength * Q.A * (1 - level.abar)
         return through_tweedie(level, beta * Q.A / less, beta * Q.b / less)
 
 

@@ -1,4 +1,4 @@
-"""Markov kernels, pure: (noise, state, target) to (state, info). Chains are along the last axis, coordinates before.
+"""Markov kernels: (noise, state, target) to (state, info). Chains are along the last axis, coordinates before.
 
 Info says whether each chain's proposal was taken. What a step costs is counted by the samplers, alike for all.
 """
@@ -151,7 +151,9 @@ def mala_matrix(grid: Array, log_p: Array, grad: Array, eta: float) -> Array:
     Proposals are the Langevin density at the points, times the spacing; what is refused, and what the grid misses,
     stays. In detailed balance with exp(log_p) on the grid exactly, whatever the spacing.
     """
-    h = grid[1] - grid[0]
+    h, std = grid[1] - grid[0], math.sqrt(2 * eta)
+    if h > std:
+        raise ValueError(f"a grid of spacing {h:.3g} is too coarse for proposals of deviation {std:.3g}")
     mean = grid + eta * grad
     log_q = -np.square(grid[None, :] - mean[:, None]) / (4 * eta) + math.log(h / math.sqrt(4 * math.pi * eta))
     log_ratio = log_p[None, :] - log_p[:, None] + log_q.T - log_q

@@ -105,6 +105,21 @@ class TiltedSampling(ToyModule):
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
         data = fitting(data, LinearGaussian)
+        world = World(data.joint, self.reward, self.schedule, self.strength, self.settings)
+        if unstable := [n for n in self.names if n in ("ula", "pc_ula")]:
+            laws = [world.target, *(world.levels if "pc_ula" in unstable else [])]
+            step, bound = self.settings.ula_step, 2 / max(law.tau for law in laws)
+            require(
+                step < bound,
+                f"--model.settings.ula_step: {step} is not allowed here, {' and '.join(unstable)} would run away; "
+                f"give a number below 2 / tau = {bound:.3g}",
+            )
+        particles = self.settings.smc_particles
+        require(
+            "smc_twisted" not in self.names or self.chains >= particles,
+            f"--model.chains: {self.chains} is not allowed with smc_twisted; give at least "
+            f"--model.settings.smc_particles, {particles}",
+        )
         return {"batch_size": data.batch_size}
 
     def build(self) -> nn.Module:
@@ -151,8 +166,8 @@ class TiltedSampling(ToyModule):
     def evaluate(self) -> Report:
         """Run every sampler, and hold it against the closed form."""
         world = self.world
-        if not self.schedule.reaches_target:
-            note(law_reached(world))
+        if not self.schedule.full_at_the_end and (warning := law_reached(world)):
+            note(warning)
         swept = [n for n in SWEPT if n in self.names] if self.sweep_max_refresh else []
         work = len(self.names) * self.ticks(self.chains)
         work += len(swept) * (self.sweep_max_refresh + 1) * self.ticks(self.sweep_chains)
@@ -163,7 +178,10 @@ class TiltedSampling(ToyModule):
                 sampler = SAMPLERS[name](world)
                 samples = self.sample(sampler, self.chains, ticker)
                 self.drawn[name], self.costs[name] = samples, sampler.cost().total
-                rows = [law_metrics(world, x, self.bins) | mixing_metrics(x, sampler.stationary) for x in samples]
+                rows = [
+                    law_metrics(world, x, self.bins, sampler.independent) | mixing_metrics(x, sampler.stationary)
+                    for x in samples
+                ]
                 for row in rows:
                     row |= {k: float(v) for k, v in sampler.cost()._asdict().items()}
                     row["evaluations"] = float(sampler.cost().total)
@@ -179,7 +197,7 @@ class TiltedSampling(ToyModule):
 
     def adjust(self, metrics: dict[str, list[float]]) -> None:
         """Add the p-values of each seed's Kolmogorov-Smirnov tests adjusted over the whole family (Holm 1979)."""
-        names = [f"{k}@{name}" for name in self.names for k in KS]
+        names = [f"{k}@{name}" for name in self.names for k in KS if f"{k}@{name}" in metrics]
         for r in range(len(self.seeds)):
             for name, p in zip(names, holm([metrics[n][r] for n in names]), strict=True):
                 metrics.setdefault(name.replace("_p@", "_p_holm@"), []).append(float(p))
@@ -270,10 +288,11 @@ class TiltedSampling(ToyModule):
         out = {
             f"match_{name}": figures.draw_match(world, name, x[0], truth, self.bins) for name, x in self.drawn.items()
         }
-        floor = report.references["exact_draws"]["action_kl"]
         out["frontier"] = figures.draw_frontier(report.metrics, self.costs, report.references["exact_draws"])
         if self.curves:
-            out["kl_vs_refresh"] = figures.draw_refreshes(self.curves, range(self.sweep_max_refresh + 1), floor)
+            out["kl_vs_refresh"] = figures.draw_refreshes(
+                self.curves, range(self.sweep_max_refresh + 1), 1 / self.sweep_chains
+            )
         paths = {n: x[0].path for n, x in self.drawn.items() if SAMPLERS[n].stationary and x[0].path is not None}
         if paths:
             out["ranks"] = figures.draw_ranks(paths)

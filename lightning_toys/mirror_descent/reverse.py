@@ -15,7 +15,7 @@ from lightning_toys.mirror_descent.joint import Level
 from lightning_toys.mirror_descent.kernels import BLOCK, Noise
 from lightning_toys.mirror_descent.predictors import STEPS, log_snr_levels, plan
 from lightning_toys.mirror_descent.predictors import start as starting_law
-from lightning_toys.mirror_descent.samplers import Draws, Sampler, exact_law, systematic
+from lightning_toys.mirror_descent.samplers import Draws, Sampler, systematic
 from lightning_toys.mirror_descent.world import Cost, World
 
 
@@ -66,7 +66,7 @@ class Predictor(Sampler):
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
         n = len(self.steps)
-        return Cost(score=n, value=0 if self.rule == "none" else n, refresh=0)
+        return Cost(prior=1, score=n, value=0 if self.rule == "none" else n, refresh=0)
 
     def law(self) -> Law:
         """See :meth:`Sampler.law`."""
@@ -101,6 +101,7 @@ class TwistedSMC(Sampler):
     """
 
     name = "smc_twisted"
+    independent = False
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -173,11 +174,7 @@ class TwistedSMC(Sampler):
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
         n = len(self.moves)
-        return Cost(score=n + 1, value=n + 1, refresh=0)
-
-    def law(self) -> Law:
-        """See :meth:`Sampler.law`: exact as the particles grow."""
-        return exact_law(self.world)
+        return Cost(prior=1, score=n + 1, value=n + 1, refresh=0)
 
 
 PREDICTORS = [predictor(process, rule) for process in STEPS for rule in RULES]

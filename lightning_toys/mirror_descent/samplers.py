@@ -50,6 +50,7 @@ class Sampler:
 
     name: str
     watched = WATCHED
+    independent = True  # whether draws are independent of each other
     stationary = False  # whether its path is that of one kernel, which R-hat and ESS are about
 
     def __init__(self, world: World) -> None:
@@ -113,9 +114,10 @@ class Watch:
 
 
 class Importance(Sampler):
-    """Draws from q, weighted by exp(beta Q) and resampled systematically, in groups of 4096."""
+    """Draws from q, weighted by exp(beta Q) and resampled systematically, in groups of 4096; exact as a group grows."""
 
     name = "importance"
+    independent = False
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
@@ -136,11 +138,7 @@ class Importance(Sampler):
 
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
-        return Cost(score=0, value=1, refresh=1)
-
-    def law(self) -> Law:
-        """See :meth:`Sampler.law`: exact as the block grows."""
-        return exact_law(self.world)
+        return Cost(prior=1, value=1, refresh=1)
 
 
 def systematic(weight: Tensor, uniform: float) -> Tensor:
@@ -174,7 +172,8 @@ class IndependenceMH(Sampler):
 
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
-        return Cost(score=0, value=self.world.settings.mcmc_steps + 1, refresh=1)
+        n = self.world.settings.mcmc_steps + 1
+        return Cost(prior=n, value=n, refresh=1)
 
 
 class ULA(Sampler):
@@ -197,7 +196,7 @@ class ULA(Sampler):
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
         n = self.world.settings.mcmc_steps
-        return Cost(score=n, value=n, refresh=1)
+        return Cost(prior=1, score=n, value=n, refresh=1)
 
     def law(self) -> Law:
         """See :meth:`Sampler.law`."""
@@ -236,7 +235,7 @@ class MALA(Sampler):
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
         n = self.world.settings.mcmc_steps + 1
-        return Cost(score=n, value=n, refresh=1)
+        return Cost(prior=1, score=n, value=n, refresh=1)
 
 
 class Gibbs(Sampler):
@@ -267,7 +266,7 @@ class Gibbs(Sampler):
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
         n = self.world.settings.mcmc_steps
-        return Cost(score=n, value=n, refresh=n + 1)
+        return Cost(prior=1, score=n, value=n, refresh=n + 1)
 
     def law(self) -> Law:
         """See :meth:`Sampler.law`."""

@@ -29,9 +29,10 @@ class Reward:
         """Return Q(a) at a noise level."""
         raise NotImplementedError
 
-    def state_pull(self, level: Level) -> tuple[float, float]:
-        """Return (w, r): Q's gradient at a, by one s' in the place of its mean, has the noise -w rho (s' - E s')."""
-        return 0.0, 0.0
+    @property
+    def state_weight(self) -> float:
+        """w: Q's gradient at a, with one s' in the place of its mean, has the noise -w rho (s' - E[s' | a])."""
+        return 0.0
 
 
 class ActionValue(Reward):
@@ -76,9 +77,10 @@ class StateReward(Reward):
         const = -0.5 * (self.r_wa * self.r_a**2 + self.r_ws * ((c - self.r_s) ** 2 + v))
         return Quadratic(A, b, const)
 
-    def state_pull(self, level: Level) -> tuple[float, float]:
-        """See :meth:`Reward.state_pull`: dR/da through s' = rho a + c + noise is -r_ws rho (s' - r_s) more."""
-        return self.r_ws, self.r_s
+    @property
+    def state_weight(self) -> float:
+        """See :attr:`Reward.state_weight`: dR/da through s' = rho a + c + noise has -r_ws rho (s' - r_s) in it."""
+        return self.r_ws
 
 
 @dataclass(frozen=True)

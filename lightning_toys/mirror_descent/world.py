@@ -15,8 +15,9 @@ from lightning_toys.mirror_descent.tilt import Reward, Tilted, tilt
 
 
 class Cost(NamedTuple):
-    """Evaluations to one sample: of the model's score or density, of Q (its gradient too), and draws of s' | a."""
+    """Evaluations to one sample: draws of q(a), the model's score or density, Q (its gradient too), draws of s' | a."""
 
+    prior: int = 0
     score: int = 0
     value: int = 0
     refresh: int = 0
@@ -24,7 +25,7 @@ class Cost(NamedTuple):
     @property
     def total(self) -> int:
         """All of them."""
-        return self.score + self.value + self.refresh
+        return self.prior + self.score + self.value + self.refresh
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Settings:
         action_steps_per_level: action steps of a round.
         particles: draws of s' that pc_ula's gradient takes the mean of.
         ula_step: step size eta of ULA and pc_ula.
-        mala_step: step size of the corrected samplers, times tau.
+        mala_step: step size of the corrected samplers, times tau (pc_joint_mala: times the greater of tau and 1).
         final_refresh: pc_joint_mala refreshes s' | a once more at the end.
         mcmc_steps: steps of the plain samplers.
         predictor_K: levels of the reverse processes, even in log-SNR.
