@@ -50,7 +50,7 @@ HELP = """\
 usage: python cli.py VERB -c configs/EXPERIMENT/VARIANT.yaml [--flag value ...]
 
   fit       train; goes on where a run stopped with --ckpt_path last
-  validate  score a checkpoint as training does
+  validate  score a checkpoint as training does (validation.json)
   test      score a checkpoint under every sampler
   predict   write a checkpoint's predictions to the run folder
   compare   put runs side by side: compare RUN_OR_FOLDER ... [--baseline LABEL] [--out FOLDER]

@@ -351,6 +351,11 @@ def test_validate_and_test_leave_the_curves_alone(runner: Runner) -> None:
     before = {r["step"] for r in read_csv(runner.folder("flow", "a") / "metrics.csv")}
     runner.ok("test", "flow", "--run.name", "a", "--ckpt_path", "best")
     runner.ok("validate", "flow", "--run.name", "a")
+    stages = {
+        n: json.loads((runner.folder("flow", "a") / f"{n}.json").read_text())["stage"]
+        for n in ("results", "validation")
+    }
+    assert stages == {"results": "test", "validation": "validate"}
     assert {r["step"] for r in read_csv(runner.folder("flow", "a") / "metrics.csv")} == before
     assert not (runner.folder("flow", "a") / "metrics-1.csv").exists()
 

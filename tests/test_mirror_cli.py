@@ -61,6 +61,8 @@ def test_outputs(mirror: Runner) -> None:
     for kind in ("action", "state", "residual"):
         raw, adjusted = (found["metrics"][f"{kind}_ks_{p}@gibbs"]["values"] for p in ("p", "p_holm"))
         assert all(b >= a for a, b in zip(raw, adjusted, strict=True))
+    mirror.ok("validate", "analytic", "--model.samplers", "[mala]", "--run.name", "judged")
+    assert json.loads((mirror.folder("analytic", "judged") / "validation.json").read_text())["metrics"]["action_kl"]
     mirror.ok("predict", "analytic", "--model.samplers", "[mala]", "--run.name", "drawn")
     drawn_pairs = np.load(mirror.folder("analytic", "drawn") / "predictions.npz")["mala"]
     assert drawn_pairs.shape == (2, 400, 2)

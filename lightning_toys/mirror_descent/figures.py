@@ -168,7 +168,9 @@ def draw_refreshes(curves: Mapping[str, Mapping[str, Array]], steps: Sequence[in
         ax.set_xlabel("refresh_L: rounds at each level (0: one, without refresh)")
         ax.set_ylabel("KL to the tilted law (nats)")
         ax.set_title(title, fontsize=9)
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=4, loc="outside upper center"
+    )
     return figure
 
 

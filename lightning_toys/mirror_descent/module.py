@@ -238,6 +238,11 @@ class TiltedSampling(ToyModule):
 
     # Lightning
 
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Run every sampler; `test` also writes the closed forms beside."""
+        self.last_report = self.evaluate()
+        self.write_evaluation(self.last_report)
+
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         """Run every sampler."""
         self.last_report = self.evaluate()

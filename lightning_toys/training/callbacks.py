@@ -317,7 +317,7 @@ class FigureWriter(Callback):
 
 
 class ResultsWriter(Callback):
-    """Writes results.json after `fit`, `validate` and `test`, and the run's row of TensorBoard's HParams page."""
+    """Writes results.json after `fit` and `test`, validation.json after `validate`, and TensorBoard's HParams row."""
 
     run: RunFolder
     hparams: dict[str, Any]
@@ -361,7 +361,8 @@ class ResultsWriter(Callback):
         if pl_module.device.type == "cuda":
             device = torch.cuda.get_device_name(pl_module.device)
         self.run.path.mkdir(parents=True, exist_ok=True)
-        path: Path = self.run.path / "results.json"
+        # a test's readouts stay where `compare` looks for them
+        path: Path = self.run.path / ("validation.json" if stage == "validate" else "results.json")
         write_results(path, report, self.run.experiment, self.run.variant, device, extra)
         if stage == "validate":
             return

@@ -331,7 +331,9 @@ class ToyModule(LightningModule):
                 mean = sum(values) / len(values)
                 self.log(f"eval/{name}", mean, logger=False, batch_size=1, sync_dist=self.trainer.world_size > 1)
         if not self.trainer.sanity_checking:
-            self.write_scalars({f"eval/{k}": torch.tensor(v) for k, v in report.metrics.items() if "_dim" not in k})
+            shown = {k: torch.tensor(v) for k, v in report.metrics.items() if "_dim" not in k}
+            # a group of their own: TensorBoard's first cards are those of the whole law
+            self.write_scalars({f"{'modes' if '_mode' in k else 'eval'}/{k}": v for k, v in shown.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the configuration in the checkpoint, plain values only."""
