@@ -101,6 +101,8 @@ def load_runs(files: Sequence[Path]) -> list[Run]:
     Raises:
         ToyError: a file is no results.json of this project, or the runs are of different experiments.
     """
+    from lightning_toys.cli import short
+
     contents = []
     for file in files:
         try:
@@ -120,7 +122,8 @@ def load_runs(files: Sequence[Path]) -> list[Run]:
     keys = [k for k in keys if not k.startswith("model.evaluation.test_") and k != "model.seeds"]
     labels = []
     for file, content, s in zip(files, contents, flat, strict=True):
-        words = [str(s[k]) if k.endswith((".mode", ".kind")) else f"{k.split('.')[-1]}={s[k]}" for k in keys if k in s]
+        found = {k: short(s[k]) for k in keys if k in s}
+        words = [str(v) if k.endswith((".mode", ".kind")) else f"{k.split('.')[-1]}={v}" for k, v in found.items()]
         # of runs that differ in much, such as in their model, the settings would be no name
         named = bool(words) and len(keys) <= MAX_KEYS
         labels.append(" ".join(words) if named else content.get("label", file.parent.name))
