@@ -28,7 +28,7 @@ import lightning_toys.flow_vs_regression
 import lightning_toys.generative_policy
 import lightning_toys.mirror_descent  # noqa: F401
 from lightning_toys.arguments import Refused, ToyParser, check_configs, explain, flags, split_configs
-from lightning_toys.errors import NonFiniteError, ToyError, did_you_mean, note, process_rank
+from lightning_toys.errors import NonFiniteError, NothingToTrainError, ToyError, did_you_mean, note, process_rank
 from lightning_toys.stats import mean_ci, written
 from lightning_toys.training.allocator import keep_freed_memory
 from lightning_toys.training.callbacks import FigureWriter, Progress, RescueCheckpoint, ResultsWriter, ValidationClock
@@ -137,7 +137,7 @@ class ToysCLI(LightningCLI):
         trains = trains_anything(settings.model.class_path)
         if verb == "fit" and not trains:
             name = settings.model.class_path.rpartition(".")[2]
-            raise ToyError(f"fit: {name} has nothing to train; give the verb test")
+            raise NothingToTrainError(f"fit: {name} has nothing to train; give the verb test")
         if word is None and verb != "fit" and trains:
             word = "last"
         if word is None:

@@ -12,6 +12,10 @@ class ToyError(Exception):
     """Bad input. The message names the flag, the value and what is allowed, in one line."""
 
 
+class NothingToTrainError(ToyError):
+    """`fit` was asked of an experiment without weights."""
+
+
 class NonFiniteError(Exception):
     """A loss or a parameter stopped being finite; names the optimiser step and the replica's seed."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from lightning_toys.arguments import check_configs, split_configs
-from lightning_toys.errors import NonFiniteError, ToyError, note
+from lightning_toys.errors import NonFiniteError, NothingToTrainError, ToyError, note
 from lightning_toys.training.results import write_atomic
 from lightning_toys.training.run_folder import SWEEP_MARK, holds_run
 
@@ -114,9 +114,13 @@ def sweep_command(args: Sequence[str]) -> None:
     if len({c.name for c in plan}) < len(plan):
         raise ToyError("--grid: two cells are the same; give each value once")
     folders: list[Path] = []
+    trains = True
     for cell in plan:
         try:
-            checked = ToysCLI(["fit", *base, *cell.flags], dry=True)
+            try:
+                checked = ToysCLI(["fit", *base, *cell.flags], dry=True)
+            except NothingToTrainError:
+                trains, checked = False, ToysCLI(["test", *base, *cell.flags], dry=True)
         except ToyError as error:
             raise ToyError(f"{error} (in the cell {cell.name})") from None
         if checked.trainer.world_size > 1:
@@ -130,7 +134,7 @@ def sweep_command(args: Sequence[str]) -> None:
         eta = f", about {(time.monotonic() - started) / k * (len(waiting) - k) / 60:.1f} min left" if k else ""
         note(f"cell {k + 1} of {len(waiting)}: {plan[i].name}{eta}")
         try:
-            run_cell(run_trainer, folders[i], base, plan[i])
+            run_cell(run_trainer, folders[i], base, plan[i], trains)
         except NonFiniteError as error:
             note(f"error: {error} (in the cell {plan[i].name})")
             failed.append(plan[i].name)
@@ -161,7 +165,7 @@ def fingerprint(base: Sequence[str], cell: Cell) -> list[str]:
     return [*(Path(c).read_text() for c in configs), *rest, *cell.flags]
 
 
-def run_cell(run: Any, folder: Path, base: Sequence[str], cell: Cell) -> None:
+def run_cell(run: Any, folder: Path, base: Sequence[str], cell: Cell, trains: bool = True) -> None:
     """Fit a cell, from its last checkpoint where there is one, and test it."""
     words = [*base, *cell.flags, "--run.name", cell.name]
     last = folder / "checkpoints" / "last.ckpt"
@@ -177,6 +181,7 @@ def run_cell(run: Any, folder: Path, base: Sequence[str], cell: Cell) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     mark = {"flags": fingerprint(base, cell), "done": False}
     write_atomic(folder / SWEEP_MARK, json.dumps(mark, indent=1))
-    run(["fit", *words, *resume])
-    run(["test", *words, "--ckpt_path", "last"])
+    if trains:
+        run(["fit", *words, *resume])
+    run(["test", *words, *(("--ckpt_path", "last") if trains else ())])
     write_atomic(folder / SWEEP_MARK, json.dumps({**mark, "done": True}, indent=1))

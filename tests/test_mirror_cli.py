@@ -110,6 +110,16 @@ def test_every_flag_moves_a_metric(mirror: Runner, flag: str, value: str, sample
     assert np.abs(np.array(before) - np.array(after)).min() > 1e-6
 
 
+def test_sweep_without_training(mirror: Runner) -> None:
+    flags = ("--model.samplers", "[mala,ula]", "--grid.model.lambda_scale", "[0.5,1.5]")
+    mirror.ok("sweep", "analytic", *flags)
+    folder = mirror.folder("analytic-sweep", "comparison")
+    text = (folder / "comparison.md").read_text()
+    assert "| lambda_scale=0.5 | 2 |" in text
+    assert "joint_kl by readout" in text
+    assert "2 of 2 cells are done already" in mirror.ok("sweep", "analytic", *flags)
+
+
 def test_state_enters_by_d_and_s(mirror: Runner) -> None:
     flags = ("--model.samplers", "[pc_mala]", "--data.mu_eps", "0.0")
     still = results(mirror, *flags, "--data.d", "0.5", name="still")["metrics"]["state_mean"]["mean"]
