@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_toys.errors import note, require
 from lightning_toys.mirror_descent import bench, figures
 from lightning_toys.mirror_descent.data import LinearGaussian
-from lightning_toys.mirror_descent.diagnostics import Fact, Sample, law_metrics, mixing_metrics
+from lightning_toys.mirror_descent.diagnostics import Sample, law_metrics, mixing_metrics
 from lightning_toys.mirror_descent.facts import fact_table, facts_of, law_reached, law_table
 from lightning_toys.mirror_descent.joint import gaussian_kl
 from lightning_toys.mirror_descent.kernels import BLOCK
@@ -98,7 +98,6 @@ class TiltedSampling(ToyModule):
         self.drawn: dict[str, list[Sample]] = {}
         self.curves: dict[str, dict[str, np.ndarray]] = {}
         self.costs: dict[str, int] = {}
-        self.facts: list[Fact] = []
 
     # what the house asks
 
@@ -172,7 +171,7 @@ class TiltedSampling(ToyModule):
         work = len(self.names) * self.ticks(self.chains)
         work += len(swept) * (self.sweep_max_refresh + 1) * self.ticks(self.sweep_chains)
         metrics: dict[str, list[float]] = {}
-        self.drawn, self.costs, self.facts = {}, {}, []
+        self.drawn, self.costs = {}, {}
         with Ticker(work, "drawing", self.trainer.is_global_zero) as ticker:
             for name in self.names:
                 sampler = SAMPLERS[name](world)
@@ -189,7 +188,6 @@ class TiltedSampling(ToyModule):
                     row |= {k: float(np.mean(v)) for k, v in (x.extra or {}).items()}
                 found = {k: [row[k] for row in rows] for k in rows[0]}
                 metrics |= {f"{k}@{name}": v for k, v in found.items()}
-                self.facts += facts_of(sampler, samples)
             self.curves = {name: self.sweep(name, world, ticker) for name in swept}
         self.adjust(metrics)
         first = {k.partition("@")[0]: v for k, v in metrics.items() if k.endswith(f"@{self.names[0]}")}
@@ -254,9 +252,10 @@ class TiltedSampling(ToyModule):
             self.run_folder.mkdir(parents=True, exist_ok=True)
             path = self.run_folder / "facts.md"
             set_aside(path)
+            facts = [f for n, x in self.drawn.items() for f in facts_of(SAMPLERS[n](self.world), x)]
             laws = {n: law for n in self.names if (law := SAMPLERS[n](self.world).law()) is not None}
             measured = {n: self.last_report.metrics[f"joint_kl@{n}"] for n in self.names}
-            text = "\n".join([*fact_table(self.facts), "", *law_table(self.world, laws, measured)])
+            text = "\n".join([*fact_table(facts), "", *law_table(self.world, laws, measured)])
             write_atomic(path, text + "\n")
             note(text)
             if self.gif:
