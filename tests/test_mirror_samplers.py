@@ -127,7 +127,7 @@ def test_mala_kernel_is_its_matrix(sign: float) -> None:
         piece = type(state)(*(v[..., k * BLOCK : (k + 1) * BLOCK] for v in state))
         parts.append(mala(noise, piece, torch_skewed, eta))
     x = torch.cat([p[0].x[0] for p in parts]).numpy()
-    taken = torch.cat([p[1].accepted for p in parts]).numpy()
+    taken = torch.cat([p[1].accepted for p in parts]).numpy().astype(bool)
     assert np.array_equal(x != x0, taken)
     moved = P[at].copy()
     moved[at] = (moved[at - 1] + moved[at + 1]) / 2  # the diagonal holds what is refused too
