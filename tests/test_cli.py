@@ -30,6 +30,11 @@ TINY = {
         *("--model.seeds", "[0,1]", "--model.chains", "200", "--model.sweep_max_refresh", "1"),
         *("--model.sweep_chains", "200", "--model.settings.mcmc_steps", "10", "--model.settings.smc_particles", "64"),
     ),
+    "learned": (
+        *("--model.seeds", "[0,1]", "--model.chains", "200", "--model.network.hidden", "8", "--data.batch_size", "64"),
+        *("--model.settings.mcmc_steps", "2", "--model.settings.predictor_K", "3", "--model.settings.smc_K", "3"),
+        *("--model.settings.K", "2", "--model.settings.smc_particles", "64"),
+    ),
     "bandit": ("--model.network.hidden", "16", "--model.seeds", "[0,1]", "--model.draws", "8"),
 }
 UNTRAINED = {"TiltedSampling"}
@@ -37,6 +42,7 @@ REFERENCES = {
     "flow_vs_regression": {"zero", "nearest", "linear", "cubic_spline", "gaussian_process"},
     "generative_policy": {"target"},
     "bandit": {"uniform"},
+    "learned": {"exact_draws", "untilted"},
     "mirror_descent": {"exact_draws", "untilted"},
 }
 

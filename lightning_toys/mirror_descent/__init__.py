@@ -1,6 +1,7 @@
 """Which samplers and guidance rules reach an exactly known tilted law?"""
 
 from lightning_toys.mirror_descent.data import LinearGaussian
+from lightning_toys.mirror_descent.learned import LearnedSampling
 from lightning_toys.mirror_descent.module import TiltedSampling
 from lightning_toys.mirror_descent.schedules import (
     Constant,
@@ -18,6 +19,7 @@ __all__ = [
     "Constant",
     "LateConstant",
     "LateRamp",
+    "LearnedSampling",
     "Linear",
     "LinearGaussian",
     "Settings",

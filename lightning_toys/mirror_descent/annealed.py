@@ -14,14 +14,12 @@ from lightning_toys.mirror_descent.kernels import (
     Noise,
     State,
     choose,
-    gaussian,
     langevin_proposal,
     mala,
     mala_matrix,
     select,
     start,
     ula,
-    with_standard_normal,
 )
 from lightning_toys.mirror_descent.samplers import Draws, Sampler, Watch, from_prior, langevin, refresh
 from lightning_toys.mirror_descent.tilt import Tilted
@@ -47,7 +45,7 @@ class Annealed(Sampler):
         target, n = self.world.target, self.world.schedule.final_steps
         if n == 0:
             return a
-        law, eta = gaussian(target.mu, target.tau), self.world.settings.mala_step / target.tau
+        law, eta = self.world.model.action(target), self.world.settings.mala_step / target.tau
         state = start(a.unsqueeze(0), law)
         for _ in range(n):
             before = state
@@ -78,17 +76,16 @@ class PCULA(Annealed):
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
         s, watch = self.world.settings, Watch(self.watched)
-        a = from_prior(noise, self.world.levels[0].level)
+        x = from_prior(noise, self.world.levels[0].level).unsqueeze(0)
         for law in self.rounds:
-            spread = math.sqrt(self.noise_variance(law))
+            spread, pull = math.sqrt(self.noise_variance(law)), self.world.model.pull(law)
             for _ in range(s.action_steps_per_level):
-                before = a
-                gradient = (law.mu - a) * law.tau
+                before, gradient = x, pull(x)
                 if spread > 0:
-                    gradient.add_(noise.normal()[0], alpha=spread)
-                a = ula(noise, a.unsqueeze(0), gradient.unsqueeze(0), s.ula_step)[0]
-                watch.note(before, a)
-        a = self.correct(noise, a, watch)
+                    gradient.add_(noise.normal(), alpha=spread)
+                x = ula(noise, x, gradient, s.ula_step)
+                watch.note(before[0], x[0])
+        a = self.correct(noise, x[0], watch)
         return watch.draws(a, refresh(noise, self.world.joint.clean, a))
 
     def cost(self) -> Cost:
@@ -121,7 +118,7 @@ class PCMALA(Annealed):
         s, watch = self.world.settings, Watch(self.watched)
         x = from_prior(noise, self.world.levels[0].level).unsqueeze(0)
         for at in self.rounds:
-            law = gaussian(at.mu, at.tau)
+            law = self.world.model.action(at)
             state: State = start(x, law)
             for more in reversed(range(s.action_steps_per_level)):
                 new, info = langevin_proposal(noise, state, law, s.mala_step / at.tau)
@@ -182,7 +179,7 @@ class PCJointMALA(Annealed):
             if s.refresh_L > 0:
                 state_next = refresh(noise, level, a)
             u = (state_next - level.rho * a - level.c) / math.sqrt(level.v)
-            law = with_standard_normal(gaussian(at.mu, at.tau))
+            law = self.world.model.joint(at)
             state = start(torch.stack([a, u]), law)
             # u has precision 1, whatever a's is
             eta = s.mala_step / max(at.tau, 1.0)

@@ -41,7 +41,7 @@ def join(blocks: Sequence[dict[str, Any]], chains: int) -> Sample:
 
 @torch.no_grad()
 def run(
-    sampler: Sampler,
+    samplers: Sampler | Sequence[Sampler],
     seeds: Sequence[int],
     chains: int,
     like: Tensor,
@@ -52,7 +52,7 @@ def run(
     """Return each seed's draws, the same on every rank and however many there are.
 
     Args:
-        sampler: the sampler.
+        samplers: the sampler, or one of each seed.
         seeds: one a replica.
         chains: of each seed; whole blocks are drawn.
         like: gives dtype and device.
@@ -60,11 +60,12 @@ def run(
         world: number of processes; block i is the rank's own if i % world == rank.
         tick: called after each block.
     """
+    each = dict(zip(seeds, samplers, strict=True)) if isinstance(samplers, Sequence) else dict.fromkeys(seeds, samplers)
     count = -(-chains // BLOCK)
     wanted = [(seed, block) for seed in seeds for block in range(count)]
     mine = {}
     for key in wanted[rank::world]:
-        mine[key] = one_block(sampler, *key, like)
+        mine[key] = one_block(each[key[0]], *key, like)
         tick()
     found = mine
     if world > 1:

@@ -46,11 +46,14 @@ class LinearGaussian(ToyDataModule):
     def loader(self, seeds: Sequence[int]) -> DrawnLoader:
         """See :meth:`ToyDataModule.loader`."""
         noise, like = NoiseStream(seeds, "data/pair", (self.batch_size, 2)), torch.zeros(1)
-        joint = self.joint
 
         def draw(start: int, stop: int) -> tuple[Tensor, ...]:
-            z = torch.stack([noise.at(step, like) for step in range(start, stop)], dim=1)
-            a = joint.mu_a + joint.sigma_a * z[..., :1]
-            return (torch.cat([a, joint.alpha * a + joint.shift + joint.sigma_sprime * z[..., 1:]], dim=-1),)
+            return (self.pairs(torch.stack([noise.at(step, like) for step in range(start, stop)], dim=1)),)
 
         return DrawnLoader(draw, self.batch_size)
+
+    def pairs(self, z: Tensor) -> Tensor:
+        """Turn standard normals (..., 2) into pairs (a, s')."""
+        joint = self.joint
+        a = joint.mu_a + joint.sigma_a * z[..., :1]
+        return torch.cat([a, joint.alpha * a + joint.shift + joint.sigma_sprime * z[..., 1:]], dim=-1)

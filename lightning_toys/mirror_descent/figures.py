@@ -174,6 +174,57 @@ def draw_refreshes(curves: Mapping[str, Mapping[str, Array]], steps: Sequence[in
     return figure
 
 
+def draw_score_error(metrics: Mapping[str, list[float]], levels: Sequence[float], seeds: Sequence[int]) -> Figure:
+    """Draw the relative error of a learned score against the noise left, a line a seed."""
+    figure, axes = new_figure(size=(5.8, 3.8))
+    ax = axes[0, 0]
+    left = [1 - abar for abar in levels]
+    rows = np.array([metrics[f"score_error@{abar:g}"] for abar in levels])
+    for seed, row in zip(seeds, rows.T, strict=True):
+        ax.plot(left, row, color=COLOURS[0], marker=MARKERS[0], markersize=4, alpha=0.6, linewidth=1)
+        ax.annotate(f"{seed}", (left[-1], row[-1]), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center")
+    ax.axhline(5e-3, color=GREY, linestyle=":", linewidth=1, label=".005")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.invert_xaxis()
+    ax.set_xlabel("1 - abar, the share of noise (clean to the right)")
+    ax.set_ylabel("relative error of the score")
+    ax.set_title("a line a seed", fontsize=9)
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_pairs(metrics: Mapping[str, list[float]], names: Sequence[str], mark: str) -> Figure:
+    """Draw each sampler's joint KL with the learned energy beside that with the exact law, every seed a point.
+
+    Args:
+        metrics: ``joint_kl@NAME`` and ``joint_kl@NAME`` + mark.
+        names: the samplers.
+        mark: what the exact law's readouts end in.
+    """
+    figure, axes = new_figure(size=(7.0, 0.9 + 0.32 * len(names)))
+    ax = axes[0, 0]
+    for i, (ending, label) in enumerate(((mark, "exact law"), ("", "learned energy"))):
+        for y, name in enumerate(names):
+            values = np.maximum(metrics[f"joint_kl@{name}{ending}"], 1e-7)
+            ax.plot(
+                values,
+                [y + 0.16 * (1 - 2 * i)] * len(values),
+                color=COLOURS[i],
+                marker=MARKERS[i],
+                markersize=5,
+                linestyle="none",
+                label=label if y == 0 else None,
+            )
+    ax.set_xscale("log")
+    ax.set_yticks(range(len(names)), names, fontsize=8)
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("KL of (a, s') to the tilted law, by moments (nats); every seed")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def draw_ranks(paths: Mapping[str, Array], groups: int = 4, bins: int = 20) -> Figure:
     """Draw rank histograms (Vehtari et al. 2021) of groups of chains of each plain sampler: flat if they mix."""
     figure, axes = new_figure(1, len(paths), size=(3.0 * len(paths) + 0.4, 3.0), sharey=True)

@@ -6,9 +6,12 @@ Each is affine in x = (a, s') here: G x + g.
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from lightning_toys.mirror_descent.affine import Array
 from lightning_toys.mirror_descent.joint import Joint, Level, noised
+from lightning_toys.mirror_descent.model import Model, linear
 from lightning_toys.mirror_descent.tilt import Reward, tilt
 
 
@@ -29,6 +32,11 @@ class Rule:
     def added(self, level: Level, beta: float) -> tuple[Array, Array]:
         """Return G (2, 2) and g (2,): the rule adds G x + g to the score at a level where the schedule says beta."""
         raise NotImplementedError
+
+    def guided(self, model: Model, level: Level, beta: float, x: Tensor) -> Tensor:
+        """Return the guided score of a model, exact or learned, at x (2, B)."""
+        G, g = self.added(level, beta)
+        return model.score(level, x) + linear(G, x, g)
 
 
 def on_action(A: float, b: float) -> tuple[Array, Array]:
@@ -63,18 +71,48 @@ class ProductOfExperts(Rule):
         return on_action(beta * Q.A, beta * Q.b)
 
 
-class PosteriorSampling(Rule):
+class ThroughTweedie(Rule):
+    """A rule that adds grad_x (b a_0 - A a_0^2 / 2) at a_0 = E[a_0 | x]."""
+
+    def coefficients(self, level: Level, beta: float) -> tuple[float, float]:
+        """Return A and b."""
+        raise NotImplementedError
+
+    def added(self, level: Level, beta: float) -> tuple[Array, Array]:
+        """See :meth:`Rule.added`."""
+        A, b = self.coefficients(level, beta)
+        J, j = tweedie(level)
+        row = J[:1]  # d a_0 / d x
+        return -A * row.T @ row, row[0] * (b - A * j[0])
+
+    def guided(self, model: Model, level: Level, beta: float, x: Tensor) -> Tensor:
+        """See :meth:`Rule.guided`: with the model's own estimate of a_0."""
+        S, a0, row = tweedie_of(model, level, x)[:3]
+        A, b = self.coefficients(level, beta)
+        return S + row * (b - A * a0)
+
+
+def tweedie_of(model: Model, level: Level, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return a model's score S (2, B), a_0 = E[a_0 | x] (B,), its gradient in x (2, B), and S's derivatives."""
+    S, H = model.score_and_slopes(level, x)
+    left, scale = 1 - level.abar, level.abar**0.5
+    row = left * H[0]
+    row = torch.stack([1 + row[0], row[1]]) / scale
+    return S, (x[0] + left * S[0]) / scale, row, H
+
+
+class PosteriorSampling(ThroughTweedie):
     """DPS (Chung et al. 2022): beta grad_x Q(E[a_0 | x]), Q at the clean level."""
 
     name = "dps"
 
-    def added(self, level: Level, beta: float) -> tuple[Array, Array]:
-        """See :meth:`Rule.added`."""
+    def coefficients(self, level: Level, beta: float) -> tuple[float, float]:
+        """See :meth:`ThroughTweedie.coefficients`."""
         Q = self.reward.action_value(self.joint.clean)
-        return through_tweedie(level, beta * Q.A, beta * Q.b)
+        return beta * Q.A, beta * Q.b
 
 
-class TrainingFree(Rule):
+class TrainingFree(ThroughTweedie):
     """TFG's variance guidance (Ye et al. 2024): beta / lambda times grad log E exp(lambda Q(a_0 + s z)).
 
     Here a_0 = E[a_0 | x], z is standard normal and s^2 = 1 - abar: the smoothing that TFG estimates by samples is in
@@ -83,11 +121,11 @@ class TrainingFree(Rule):
 
     name = "tfg"
 
-    def added(self, level: Level, beta: float) -> tuple[Array, Array]:
-        """See :meth:`Rule.added`."""
+    def coefficients(self, level: Level, beta: float) -> tuple[float, float]:
+        """See :meth:`ThroughTweedie.coefficients`."""
         Q = self.reward.action_value(self.joint.clean)
         less = 1 + self.strength * Q.A * (1 - level.abar)
-        return through_tweedie(level, beta * Q.A / less, beta * Q.b / less)
+        return beta * Q.A / less, beta * Q.b / less
 
 
 class HTransform(Rule):
@@ -100,13 +138,6 @@ class HTransform(Rule):
         wanted = tilt(self.joint.clean, self.reward, self.strength)
         target = noised(self.joint.with_action(wanted.mu, 1 / wanted.tau), level.abar)
         return level.precision - target.precision, target.precision @ target.m - level.precision @ level.m
-
-
-def through_tweedie(level: Level, A: float, b: float) -> tuple[Array, Array]:
-    """Return the gradient in x of b a_0 - A a_0^2 / 2 at a_0 = E[a_0 | x]."""
-    J, j = tweedie(level)
-    row = J[:1]  # d a_0 / d x
-    return -A * row.T @ row, row[0] * (b - A * j[0])
 
 
 RULES: dict[str, type[Rule]] = {

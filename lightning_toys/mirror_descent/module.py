@@ -44,21 +44,13 @@ class TiltedSampling(ToyModule):
     ``action_kl@gibbs``, ... those of each.
 
     Args:
-        samplers: which, by name; all if left out.
-        reward: what is tilted towards.
-        schedule: how the tilt grows over the noise levels.
-        lambda_scale: lambda, the tilt's strength at the clean end.
         seeds: one seed a replica.
-        chains: chains of each sampler and seed.
-        settings: how much work the samplers do.
-        bins: equally likely bins of the histogram KL, and bars of the figures.
-        sweep_max_refresh: largest refresh_L of the figure of KL against refreshes; 0 leaves it out.
-        sweep_chains: chains of each seed there.
-        gif: make anim_<sampler>.gif of the annealed samplers.
+        asked: see :meth:`ask`.
     """
 
     trains = False
-    headline = ("joint_kl", "action_kl", "cond_ratio")
+    known: Sequence[str] = list(SAMPLERS)
+    headline: Sequence[str] = ("joint_kl", "action_kl", "cond_ratio")
     metric_labels: Mapping[str, str] = {
         "joint_kl": "KL of (a, s') to the tilted law, by moments (nats)",
         "action_kl": "KL of the action to the tilted law, by moments (nats)",
@@ -66,13 +58,16 @@ class TiltedSampling(ToyModule):
         "evaluations": "evaluations to a sample",
     }
 
-    def __init__(
+    def __init__(self, seeds: Sequence[int] = (0,), **asked: Any) -> None:
+        super().__init__(seeds)
+        self.ask(**asked)
+
+    def ask(
         self,
         samplers: Sequence[str] | None = None,
         reward: Reward | None = None,
         schedule: Schedule | None = None,
         lambda_scale: float = 1.5,
-        seeds: Sequence[int] = (0,),
         chains: int = 2**15,
         settings: Settings | None = None,
         bins: int = 60,
@@ -80,8 +75,21 @@ class TiltedSampling(ToyModule):
         sweep_chains: int = 2**14,
         gif: bool = False,
     ) -> None:
-        super().__init__(seeds)
-        self.names = check_samplers(samplers if samplers is not None else list(SAMPLERS))
+        """Keep what is asked of the samplers.
+
+        Args:
+            samplers: which, by name; all if left out.
+            reward: what is tilted towards.
+            schedule: how the tilt grows over the noise levels.
+            lambda_scale: lambda, the tilt's strength at the clean end.
+            chains: chains of each sampler and seed.
+            settings: how much work the samplers do.
+            bins: equally likely bins of the histogram KL, and bars of the figures.
+            sweep_max_refresh: largest refresh_L of the figure of KL against refreshes; 0 leaves it out.
+            sweep_chains: chains of each seed there.
+            gif: make anim_<sampler>.gif of the annealed samplers.
+        """
+        self.names = check_samplers(samplers if samplers is not None else list(self.known), self.known)
         require(
             0 <= lambda_scale < math.inf, f"--model.lambda_scale: {lambda_scale} is not allowed; give a number >= 0"
         )
@@ -142,18 +150,22 @@ class TiltedSampling(ToyModule):
 
     # drawing
 
-    def sample(self, sampler: Sampler, chains: int, ticker: Ticker) -> list[Sample]:
+    def readouts(self, world: World) -> dict[str, list[Sampler]]:
+        """Return what is drawn from: label to one sampler a seed. The first is the one whose metrics are the plain."""
+        return {name: [SAMPLERS[name](world)] * len(self.seeds) for name in self.names}
+
+    def sample(self, samplers: Sequence[Sampler], chains: int, ticker: Ticker) -> list[Sample]:
         """Return each seed's draws."""
         like = torch.zeros((), device=self.device, dtype=torch.get_default_dtype())
         trainer = self.trainer
         return bench.run(
-            sampler,
+            samplers,
             self.seeds,
             chains,
             like,
             trainer.global_rank,
             trainer.world_size,
-            lambda: ticker.tick(sampler.name),
+            lambda: ticker.tick(samplers[0].name),
         )
 
     def ticks(self, chains: int) -> int:
@@ -167,15 +179,16 @@ class TiltedSampling(ToyModule):
         world = self.world
         if not self.schedule.full_at_the_end and (warning := law_reached(world)):
             note(warning)
+        readouts = self.readouts(world)
         swept = [n for n in SWEPT if n in self.names] if self.sweep_max_refresh else []
-        work = len(self.names) * self.ticks(self.chains)
+        work = len(readouts) * self.ticks(self.chains)
         work += len(swept) * (self.sweep_max_refresh + 1) * self.ticks(self.sweep_chains)
         metrics: dict[str, list[float]] = {}
         self.drawn, self.costs = {}, {}
         with Ticker(work, "drawing", self.trainer.is_global_zero) as ticker:
-            for name in self.names:
-                sampler = SAMPLERS[name](world)
-                samples = self.sample(sampler, self.chains, ticker)
+            for name, samplers in readouts.items():
+                sampler = samplers[0]
+                samples = self.sample(samplers, self.chains, ticker)
                 self.drawn[name], self.costs[name] = samples, sampler.cost().total
                 rows = [
                     law_metrics(world, x, self.bins, sampler.independent) | mixing_metrics(x, sampler.stationary)
@@ -189,13 +202,13 @@ class TiltedSampling(ToyModule):
                 found = {k: [row[k] for row in rows] for k in rows[0]}
                 metrics |= {f"{k}@{name}": v for k, v in found.items()}
             self.curves = {name: self.sweep(name, world, ticker) for name in swept}
-        self.adjust(metrics)
-        first = {k.partition("@")[0]: v for k, v in metrics.items() if k.endswith(f"@{self.names[0]}")}
+        self.adjust(metrics, list(readouts))
+        first = {k.partition("@")[0]: v for k, v in metrics.items() if k.endswith(f"@{next(iter(readouts))}")}
         return Report(self.seeds, first | metrics, self.references(world))
 
-    def adjust(self, metrics: dict[str, list[float]]) -> None:
+    def adjust(self, metrics: dict[str, list[float]], readouts: Sequence[str]) -> None:
         """Add the p-values of each seed's Kolmogorov-Smirnov tests adjusted over the whole family (Holm 1979)."""
-        names = [f"{k}@{name}" for name in self.names for k in KS if f"{k}@{name}" in metrics]
+        names = [f"{k}@{name}" for name in readouts for k in KS if f"{k}@{name}" in metrics]
         for r in range(len(self.seeds)):
             for name, p in zip(names, holm([metrics[n][r] for n in names]), strict=True):
                 metrics.setdefault(name.replace("_p@", "_p_holm@"), []).append(float(p))
@@ -205,8 +218,8 @@ class TiltedSampling(ToyModule):
         found: dict[str, list[list[float]]] = {"action_kl": [], "state_kl": []}
         for count in range(self.sweep_max_refresh + 1):
             settings = dataclasses.replace(self.settings, refresh_L=count, final_refresh=False)
-            sampler = SAMPLERS[name](dataclasses.replace(world, settings=settings))
-            rows = [law_metrics(world, x, self.bins) for x in self.sample(sampler, self.sweep_chains, ticker)]
+            samplers = self.readouts(dataclasses.replace(world, settings=settings))[name]
+            rows = [law_metrics(world, x, self.bins) for x in self.sample(samplers, self.sweep_chains, ticker)]
             for k, columns in found.items():
                 columns.append([row[k] for row in rows])
         return {k: np.array(v).T for k, v in found.items()}
@@ -245,26 +258,30 @@ class TiltedSampling(ToyModule):
         """Run every sampler."""
         self.last_report = self.evaluate()
         keep = {
-            f"test/{k}": torch.tensor(v) for k, v in self.last_report.metrics.items() if k.startswith(self.headline)
+            f"test/{k}": torch.tensor(v) for k, v in self.last_report.metrics.items() if k.startswith(tuple(self.headline))
         }
         self.write_scalars(keep, self.loaded_step)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.run_folder.mkdir(parents=True, exist_ok=True)
             path = self.run_folder / "facts.md"
             set_aside(path)
-            facts = [f for n, x in self.drawn.items() for f in facts_of(SAMPLERS[n](self.world), x)]
-            laws = {n: law for n in self.names if (law := SAMPLERS[n](self.world).law()) is not None}
-            measured = {n: self.last_report.metrics[f"joint_kl@{n}"] for n in self.names}
-            text = "\n".join([*fact_table(facts), "", *law_table(self.world, laws, measured)])
+            text = "\n".join(self.tables(self.world, self.last_report))
             write_atomic(path, text + "\n")
             note(text)
             if self.gif:
                 self.film()
 
+    def tables(self, world: World, report: Report) -> list[str]:
+        """Return the lines of facts.md."""
+        facts = [f for n, x in self.drawn.items() for f in facts_of(SAMPLERS[n](world), x)]
+        laws = {n: law for n in self.names if (law := SAMPLERS[n](world).law()) is not None}
+        measured = {n: report.metrics[f"joint_kl@{n}"] for n in self.names}
+        return [*fact_table(facts), "", *law_table(world, laws, measured)]
+
     def film(self) -> None:
         """Write anim_<sampler>.gif of each annealed sampler."""
         for name in (n for n in self.names if n in SWEPT):
-            sampler = SAMPLERS[name](self.world)
+            sampler = self.readouts(self.world)[name][0]
             sampler.watched = 4000
             path = self.run_folder / "figures" / f"anim_{name}.gif"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -276,10 +293,10 @@ class TiltedSampling(ToyModule):
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Return each sampler's draws (R, chains, 2), by name."""
-        world, out = self.world, {}
-        with Ticker(len(self.names) * self.ticks(self.chains), "drawing", self.trainer.is_global_zero) as ticker:
-            for name in self.names:
-                samples = self.sample(SAMPLERS[name](world), self.chains, ticker)
+        out, readouts = {}, self.readouts(self.world)
+        with Ticker(len(readouts) * self.ticks(self.chains), "drawing", self.trainer.is_global_zero) as ticker:
+            for name, samplers in readouts.items():
+                samples = self.sample(samplers, self.chains, ticker)
                 out[name] = torch.from_numpy(np.stack([np.stack([x.a, x.s], -1) for x in samples]))
         return out
 
@@ -297,7 +314,8 @@ class TiltedSampling(ToyModule):
             out["kl_vs_refresh"] = figures.draw_refreshes(
                 self.curves, range(self.sweep_max_refresh + 1), 1 / self.sweep_chains
             )
-        paths = {n: x[0].path for n, x in self.drawn.items() if SAMPLERS[n].stationary and x[0].path is not None}
+        drawn = {n: self.drawn[n][0].path for n in self.names if SAMPLERS[n].stationary}
+        paths = {n: path for n, path in drawn.items() if path is not None}
         if paths:
             out["ranks"] = figures.draw_ranks(paths)
         return out

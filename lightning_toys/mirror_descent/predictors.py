@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,22 +26,32 @@ def log_snr_levels(K: int) -> Array:
     return np.append(levels, 1.0)
 
 
-def sde_step(S: Array, s: Array, abar: float, to: float) -> Affine:
-    """Return the reverse SDE's step from abar to ``to``: the score S x + s held, the linear drift solved exactly."""
+class Move(NamedTuple):
+    """A step x <- keep x + pull S(x) + N(0, variance I), S the (guided) score."""
+
+    keep: float
+    pull: float
+    variance: float
+
+    def affine(self, G: Array, g: Array) -> Affine:
+        """Return the step where S(x) = G x + g."""
+        return Affine(self.keep * np.eye(2) + self.pull * G, self.pull * g, self.variance * np.eye(2))
+
+
+def sde_step(abar: float, to: float) -> Move:
+    """Return the reverse SDE's step from abar to ``to``: the score held, the linear drift solved exactly."""
     h = math.log(to / abar)
-    grown, weight = math.exp(h / 2), 2 * math.expm1(h / 2)
-    return Affine(grown * np.eye(2) + weight * S, weight * s, math.expm1(h) * np.eye(2))
+    return Move(math.exp(h / 2), 2 * math.expm1(h / 2), math.expm1(h))
 
 
-def ode_step(S: Array, s: Array, abar: float, to: float) -> Affine:
+def ode_step(abar: float, to: float) -> Move:
     """Return DDIM's step (Song et al. 2021): x_0 and eps implied by the score are held, and noised anew."""
     left = 1 - abar
-    to_clean, to_noise = math.sqrt(to / abar), math.sqrt(max(0.0, 1 - to) * left)
-    gain = to_clean * left - to_noise
-    return Affine(to_clean * np.eye(2) + gain * S, gain * s, np.zeros((2, 2)))
+    to_clean = math.sqrt(to / abar)
+    return Move(to_clean, to_clean * left - math.sqrt(max(0.0, 1 - to) * left), 0.0)
 
 
-Step = Callable[[Array, Array, float, float], Affine]
+Step = Callable[[float, float], Move]
 STEPS: dict[str, Step] = {"sde": sde_step, "ode": ode_step}
 
 
@@ -51,7 +62,7 @@ def plan(joint: Joint, rule: Rule, beta: Callable[[float], float], abars: Sequen
         level = joint.level(abar)
         G, g = rule.added(level, beta(abar))
         P = level.precision
-        out.append(step(G - P, P @ level.m + g, abar, to))
+        out.append(step(abar, to).affine(G - P, P @ level.m + g))
     return out
 
 

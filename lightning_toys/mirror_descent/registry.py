@@ -12,16 +12,18 @@ from lightning_toys.mirror_descent.samplers import MALA, ULA, Gibbs, Importance,
 KINDS: list[type[Sampler]] = [Importance, IndependenceMH, ULA, MALA, Gibbs, PCULA, PCMALA, PCJointMALA]
 KINDS += [*PREDICTORS, TwistedSMC]
 SAMPLERS = {kind.name: kind for kind in KINDS}
+BY_SCORE = [name for name in SAMPLERS if name not in ("importance", "independence_mh", "gibbs")]
 
 
-def check_samplers(names: Sequence[str]) -> list[str]:
-    """Refuse names that no sampler has."""
+def check_samplers(names: Sequence[str], allowed: Sequence[str]) -> list[str]:
+    """Refuse names that no sampler has, or none of those that are allowed here."""
     require(len(names) > 0, "--model.samplers: [] is not allowed; give at least one, such as [pc_mala]")
     for name in names:
-        if name not in SAMPLERS:
-            known = ", ".join(SAMPLERS)
+        if name not in allowed:
+            known = ", ".join(allowed)
+            why = " here, it reads no score" if name in SAMPLERS else ""
             raise ToyError(
-                f"--model.samplers: {name!r} is not allowed; give names of {known}{did_you_mean(name, SAMPLERS)}"
+                f"--model.samplers: {name!r} is not allowed{why}; give names of {known}{did_you_mean(name, allowed)}"
             )
     require(len(set(names)) == len(names), f"--model.samplers: {list(names)} is not allowed; a sampler appears twice")
     return list(names)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_toys.mirror_descent.affine import Affine, Array, Law
-from lightning_toys.mirror_descent.guidance import RULES, PosteriorSampling
+from lightning_toys.mirror_descent.guidance import RULES, PosteriorSampling, tweedie_of
 from lightning_toys.mirror_descent.joint import Level
 from lightning_toys.mirror_descent.kernels import BLOCK, Noise
+from lightning_toys.mirror_descent.model import linear
 from lightning_toys.mirror_descent.predictors import STEPS, log_snr_levels, plan
 from lightning_toys.mirror_descent.predictors import start as starting_law
 from lightning_toys.mirror_descent.samplers import Draws, Sampler, systematic
@@ -23,14 +25,6 @@ def root(C: Array) -> Array:
     """Return a square root of a covariance that may have zeros on its diagonal."""
     half: Array = (np.linalg.cholesky(C) if np.all(np.diag(C) > 0) else np.sqrt(np.diag(np.diag(C)))).astype(np.float64)
     return half
-
-
-def linear(A: Array, x: Tensor, b: Array | None = None) -> Tensor:
-    """Return A x + b for x (2, B) and an A (2, 2) of numbers."""
-    rows = [x[0] * float(row[0]) + x[1] * float(row[1]) for row in A]
-    if b is not None:
-        rows = [row + float(c) for row, c in zip(rows, b, strict=True)]
-    return torch.stack(rows)
 
 
 class Predictor(Sampler):
@@ -44,28 +38,42 @@ class Predictor(Sampler):
         self.abars = log_snr_levels(world.settings.predictor_K)
         self.first = starting_law(world.joint, float(self.abars[0]))
 
+        self.guide = RULES[self.rule](world.joint, world.reward, world.strength)
+
+    def beta(self, abar: float) -> float:
+        """Return the schedule's strength: its r runs over the process's own levels."""
+        return self.world.strength * self.world.schedule.share(abar, float(self.abars[0]))
+
     @cached_property
     def steps(self) -> list[Affine]:
-        """Every step."""
-        world = self.world
-        rule = RULES[self.rule](world.joint, world.reward, world.strength)
-        # the schedule's r runs over the process's own levels
-        beta = [world.strength * world.schedule.share(float(x), float(self.abars[0])) for x in self.abars]
-        at = dict(zip(self.abars.tolist(), beta, strict=True))
-        return plan(world.joint, rule, at.__getitem__, self.abars.tolist(), STEPS[self.process])
+        """Every step with the exact score."""
+        return plan(self.world.joint, self.guide, self.beta, self.abars.tolist(), STEPS[self.process])
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
         x = linear(root(self.first.C), noise.normal(2), self.first.m)
-        for step in self.steps:
-            x = linear(step.A, x, step.b)
-            if step.D[0, 0] > 0:
-                x.add_(noise.normal(2), alpha=math.sqrt(step.D[0, 0]))
+        exact = self.world.model.exact
+        for k in range(len(self.abars) - 1):
+            x, variance = self.affine(k, x) if exact else self.learned(k, x)
+            if variance > 0:
+                x.add_(noise.normal(2), alpha=math.sqrt(variance))
         return Draws(x[0], x[1])
+
+    def affine(self, k: int, x: Tensor) -> tuple[Tensor, float]:
+        """Return a step's mean with the exact score, and the variance of its noise."""
+        step = self.steps[k]
+        return linear(step.A, x, step.b), float(step.D[0, 0])
+
+    def learned(self, k: int, x: Tensor) -> tuple[Tensor, float]:
+        """Return the same with the model's score, whatever it is."""
+        abar, to = float(self.abars[k]), float(self.abars[k + 1])
+        move = STEPS[self.process](abar, to)
+        S = self.guide.guided(self.world.model, self.world.joint.level(abar), self.beta(abar), x)
+        return torch.add(move.keep * x, S, alpha=move.pull), move.variance
 
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
-        n = len(self.steps)
+        n = len(self.abars) - 1
         return Cost(prior=1, score=n, value=0 if self.rule == "none" else n, refresh=0)
 
     def law(self) -> Law:
@@ -90,6 +98,26 @@ def posterior(low: Level, high: Level) -> Affine:
     g = math.sqrt(low.abar / high.abar)
     gain = g * high.C @ low.precision
     return Affine(gain, high.m - gain @ low.m, high.C - g * gain @ high.C)
+
+
+class Look(NamedTuple):
+    """What particles see at a level: log psi (runs, n), its gradient (2, runs, n), and where the untilted law's reverse
+    kernel takes them: its mean (2, runs, n) and the lower triangular root of its covariance, of numbers or of tensors.
+    """
+
+    log_twist: Tensor
+    pull: Tensor
+    mean: Tensor
+    half: Array | Tensor
+
+
+def cholesky(H: Tensor, weight: float, scale: float) -> Tensor:
+    """Return the lower triangular root of scale (I + weight H) for H (2, 2, ...); what errors make negative is 0."""
+    C = scale * weight * H
+    first = (scale + C[0, 0]).clamp_min(1e-12).sqrt()
+    low = C[1, 0] / first
+    second = (scale + C[1, 1] - low.square()).clamp_min(0.0).sqrt()
+    return torch.stack([torch.stack([first, torch.zeros_like(first)]), torch.stack([low, second])])
 
 
 class TwistedSMC(Sampler):
@@ -123,6 +151,26 @@ class TwistedSMC(Sampler):
         at_zero = (1 - level.abar) * (level.precision @ level.m)[0] / math.sqrt(level.abar)
         return self.world.strength * self.world.target.Q(float(at_zero))
 
+    def look(self, k: int, x: Tensor) -> Look:
+        """Return what the particles x (2, runs, n) see at level k."""
+        if self.world.model.exact:
+            pull = linear(self.pulls[k][0], x, self.pulls[k][1])
+            if k == len(self.moves):
+                return Look(self.log_twist(k, x) + self.constant(k), pull, x, np.zeros((2, 2)))
+            move = self.moves[k]
+            return Look(self.log_twist(k, x) + self.constant(k), pull, linear(move.A, x, move.b), root(move.D))
+        level, Q, strength = self.levels[k], self.world.target.Q, self.world.strength
+        S, a0, row, H = (
+            v.reshape(*v.shape[:-1], *x.shape[1:]) for v in tweedie_of(self.world.model, level, x.flatten(1))
+        )
+        twist, pull = strength * (Q.const + Q.b * a0 - 0.5 * Q.A * a0.square()), strength * row * (Q.b - Q.A * a0)
+        if k == len(self.moves):
+            return Look(twist, pull, x, np.zeros((2, 2)))
+        # x_low = g x_high + N(0, 1 - g^2): mean and covariance of x_high by Tweedie's formulas of both orders
+        g2 = level.abar / self.levels[k + 1].abar
+        mean = (x + (1 - g2) * S) / math.sqrt(g2)
+        return Look(twist, pull, mean, cholesky(H, 1 - g2, (1 - g2) / g2))
+
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`: a block holds BLOCK / smc_particles independent runs."""
         s, like = self.world.settings, noise.like
@@ -133,10 +181,11 @@ class TwistedSMC(Sampler):
 
         first = starting_law(self.world.joint, float(self.abars[0]))
         x = linear(root(first.C), normal(), first.m)
-        log_w = (self.log_twist(0, x) + self.constant(0)).double()
+        seen = self.look(0, x)
+        log_w = seen.log_twist.double()
         log_z = torch.zeros(runs, dtype=torch.float64, device=like.device)
         resampled = torch.zeros(runs)
-        for k, move in enumerate(self.moves):
+        for k in range(len(self.moves)):
             weight = torch.softmax(log_w, -1)
             share = 1 / (weight.square().sum(-1) * n)
             uniform = noise.uniform()[0, :runs]
@@ -146,20 +195,20 @@ class TwistedSMC(Sampler):
                 kept = torch.stack([systematic(w, float(u)) for w, u in zip(weight, uniform, strict=True)])
                 kept = torch.where(low[:, None], kept, torch.arange(n, device=kept.device))
                 x = x.gather(2, kept.expand(2, runs, n))
+                seen = self.look(k, x)
                 average = torch.logsumexp(log_w, -1) - math.log(n)
                 log_z = torch.where(low, log_z + average, log_z)
                 log_w = torch.where(low[:, None], torch.zeros_like(log_w), log_w)
-            before = self.log_twist(k, x) + self.constant(k)
-            G, g = self.pulls[k]
-            half = root(move.D)
-            drift = linear(half.T, linear(G, x, g))
+            half = seen.half
+            drift = torch.stack([half[0, 0] * seen.pull[0] + half[1, 0] * seen.pull[1], half[1, 1] * seen.pull[1]])
             xi = normal()
             # x' = mean + D grad + root xi = mean + root (root' grad + xi)
-            x = linear(move.A, x, move.b) + linear(half, drift + xi)
-            after = self.log_twist(k + 1, x) + self.constant(k + 1)
+            v = drift + xi
+            x = seen.mean + torch.stack([half[0, 0] * v[0], half[1, 0] * v[0] + half[1, 1] * v[1]])
+            before, seen = seen.log_twist, self.look(k + 1, x)
             # log p - log proposal, both Gaussian with covariance D: |xi|^2 / 2 - |xi + root' grad|^2 / 2
             log_ratio = -(drift * (xi + 0.5 * drift)).sum(0)
-            log_w = log_w + (log_ratio + after - before).double()
+            log_w = log_w + (log_ratio + seen.log_twist - before).double()
         log_z = log_z + torch.logsumexp(log_w, -1) - math.log(n)
         weight = torch.softmax(log_w, -1)
         kept = torch.stack([systematic(w, float(u)) for w, u in zip(weight, noise.uniform()[0], strict=False)])

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_toys.mirror_descent import affine
 from lightning_toys.mirror_descent.affine import Affine, Law
 from lightning_toys.mirror_descent.joint import Level
-from lightning_toys.mirror_descent.kernels import Noise, State, gaussian, independence, mala, start, ula
+from lightning_toys.mirror_descent.kernels import Noise, State, independence, mala, start, ula
 from lightning_toys.mirror_descent.world import Cost, World
 
 WATCHED = 64  # chains of a block whose path is kept
@@ -185,13 +185,13 @@ class ULA(Sampler):
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
         world, watch = self.world, Watch(self.watched)
-        eta, target = world.settings.ula_step, world.target
-        a = from_prior(noise, world.joint.clean)
+        eta = world.settings.ula_step
+        x, pull = from_prior(noise, world.joint.clean).unsqueeze(0), world.model.pull(world.target)
         for _ in range(world.settings.mcmc_steps):
-            before = a
-            a = ula(noise, a.unsqueeze(0), (target.mu - a).unsqueeze(0) * target.tau, eta)[0]
-            watch.note(before, a)
-        return watch.draws(a, refresh(noise, world.joint.clean, a))
+            before = x
+            x = ula(noise, x, pull(x), eta)
+            watch.note(before[0], x[0])
+        return watch.draws(x[0], refresh(noise, world.joint.clean, x[0]))
 
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
@@ -223,7 +223,7 @@ class MALA(Sampler):
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
         world, watch = self.world, Watch(self.watched)
-        law = gaussian(world.target.mu, world.target.tau)
+        law = world.model.action(world.target)
         eta = world.settings.mala_step / world.target.tau
         state: State = start(from_prior(noise, world.joint.clean).unsqueeze(0), law)
         for _ in range(world.settings.mcmc_steps):

@@ -10,6 +10,7 @@ import numpy as np
 
 from lightning_toys.errors import require
 from lightning_toys.mirror_descent.joint import Joint, Level
+from lightning_toys.mirror_descent.model import ExactModel, Model
 from lightning_toys.mirror_descent.schedules import Schedule
 from lightning_toys.mirror_descent.tilt import Reward, Tilted, tilt
 
@@ -99,6 +100,7 @@ class World:
         schedule: how the tilt grows over the levels.
         strength: lambda, the tilt at the clean end.
         settings: the work.
+        model: what samplers know of the untilted law.
     """
 
     joint: Joint
@@ -106,6 +108,7 @@ class World:
     schedule: Schedule
     strength: float
     settings: Settings = field(default_factory=Settings)
+    model: Model = field(default_factory=ExactModel)
 
     @cached_property
     def target(self) -> Tilted:

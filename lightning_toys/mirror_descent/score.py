@@ -1,0 +1,119 @@
+"""A learned energy of the noised joint law, its score, and how it is trained.
+
+The network gives log q(x; abar) up to a constant of each level, so that Metropolis and Hastings' ratio comes with it:
+
+    log q = -|z|^2 / 2 - abar z . f(z, abar) / 2,    z = (x - sqrt(abar) mean) / sqrt(abar std^2 + 1 - abar),
+
+with mean and std those of the training data, one coordinate at a time. At abar = 0 it is right as it stands; what has
+to be learned is how the coordinates depend on each other. The product z . f is an energy head as in Du et al. (2023,
+arXiv 2302.11552): a linear f is a Gaussian.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_toys.mirror_descent.joint import Joint
+from lightning_toys.nets import ConditionalNet
+
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)  # at which the score is judged
+SPAN = 4.0  # decades of 1 - abar that half of the training's levels cover
+
+
+def stretched(abar: Tensor) -> Tensor:
+    """Return a coordinate of the noise level that resolves the clean end: log(1 - abar + .001) / 2 + 3 / 2."""
+    return torch.log(1 - abar + 1e-3).mul(0.5).add(1.5)
+
+
+class EnergyScore(nn.Module):
+    """See the head of this file; R replicas.
+
+    Args:
+        net: f of (z, stretched level, sqrt(1 - abar)).
+        mean: of the training data (2,).
+        std: of the training data (2,).
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, net: ConditionalNet, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("variance", torch.tensor(std).square(), persistent=False)
+
+    def log_density(self, x: Tensor, abar: Tensor) -> Tensor:
+        """Return log q (R, B) up to a constant of each level; x (R, B, 2), abar (R, B, 1)."""
+        z = (x - abar.sqrt() * self.mean.to(x)) / (abar * self.variance.to(x) + 1 - abar).sqrt()
+        f: Tensor = self.net(z, stretched(abar), (1 - abar).sqrt())
+        return -0.5 * (z * (z + abar * f)).sum(-1)
+
+    def score(self, x: Tensor, abar: Tensor, graph: bool = False) -> Tensor:
+        """Return the gradient of log q in x (R, B, 2), with its graph if asked for."""
+        # differences between eps and -eps are small ones of large numbers: never in half precision
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            x = x.detach().requires_grad_(True)
+            total = self.log_density(x, abar).sum()
+            (out,) = torch.autograd.grad(total, x, create_graph=graph)
+        return out
+
+
+def one_replica(net: EnergyScore, r: int) -> EnergyScore:
+    """Return a frozen copy of replica r alone."""
+    out = copy.deepcopy(net).requires_grad_(False)
+    for p in out.parameters():
+        p.data = p.data[r : r + 1].clone()
+    return out
+
+
+def training_levels(offset: Tensor, batch_size: int) -> Tensor:
+    """Return levels abar (R, B, 1), even rows uniform in abar, odd ones in log(1 - abar) over four decades.
+
+    Args:
+        offset: uniforms (R, 1, 1) that shift the evenly spaced places.
+        batch_size: B.
+    """
+    row = torch.arange(batch_size, device=offset.device, dtype=offset.dtype).view(1, -1, 1)
+    place = (row + offset) / batch_size
+    return torch.where(row % 2 == 0, place, 1 - 10 ** (-SPAN * place))
+
+
+def denoising_losses(net: EnergyScore, x0: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
+    """Return denoising score matching's loss of each row (R, B), less what no weight changes.
+
+    |S(x) + eps / sigma|^2 / 2 - |eps|^2 / (2 sigma^2) at x = sqrt(abar) x_0 + sigma eps (Vincent 2011), averaged over
+    eps and -eps: the target's variance 1 / sigma^2 cancels between the two, and as sigma -> 0 what is left is implicit
+    score matching with Hutchinson's trace. At best it is -E|S|^2 / 2.
+    """
+    sigma = (1 - abar).sqrt()
+    e = torch.cat([eps, -eps], 1)
+    x = torch.cat([abar.sqrt() * x0] * 2, 1) + torch.cat([sigma, sigma], 1) * e
+    S = net.score(x, torch.cat([abar, abar], 1), graph=True)
+    losses = (S * (0.5 * S + e / torch.cat([sigma, sigma], 1))).sum(-1)
+    return losses.view(len(losses), 2, -1).mean(1)
+
+
+@torch.no_grad()
+def relative_error(net: EnergyScore, joint: Joint, abar: float, z: Tensor) -> Tensor:
+    """Return sqrt(E|S - score|^2 / E|score|^2) of each replica (R,) at a level.
+
+    Args:
+        net: the energy.
+        joint: gives the exact score.
+        abar: the level.
+        z: standard normals (n, 2), from which the level's draws are made.
+    """
+    level = joint.level(abar)
+    m, C, P = (torch.from_numpy(v).to(z) for v in (level.m, level.C, level.precision))
+    x = m + z @ torch.linalg.cholesky(C).T
+    exact = (m - x) @ P
+    replicas = next(net.parameters()).shape[0]
+    rows = x.expand(replicas, -1, -1)
+    found = net.score(rows, torch.full_like(rows[..., :1], abar))
+    error: Tensor = ((found - exact).square().sum((1, 2)) / exact.square().sum()).sqrt()
+    return error
