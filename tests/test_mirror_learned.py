@@ -307,4 +307,7 @@ def test_half_precision_keeps_the_score_whole(mirror: Runner) -> None:
     ids=lambda x: x[-1] if isinstance(x, tuple) else "",
 )
 def test_bad_input(mirror: Runner, flags: tuple[str, ...], words: str) -> None:
-    assert words in mirror.refused("fit", "learned", *flags)
+    code, err = mirror.code("fit", "learned", *flags)
+    assert code == 2
+    assert words in err
+    assert len(err.strip().splitlines()) == 1

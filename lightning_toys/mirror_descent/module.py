@@ -258,7 +258,9 @@ class TiltedSampling(ToyModule):
         """Run every sampler."""
         self.last_report = self.evaluate()
         keep = {
-            f"test/{k}": torch.tensor(v) for k, v in self.last_report.metrics.items() if k.startswith(tuple(self.headline))
+            f"test/{k}": torch.tensor(v)
+            for k, v in self.last_report.metrics.items()
+            if k.startswith(tuple(self.headline))
         }
         self.write_scalars(keep, self.loaded_step)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]

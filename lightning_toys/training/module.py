@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -250,28 +251,38 @@ class ToyModule(LightningModule):
                 self.decay_rates(optimizer, step)
             loss = self.replica_losses(block.batch(step), step)
             losses.append(loss.detach())
-            if direct:
-                for p in parameters:
-                    p.grad = None
-                loss.backward(torch.ones_like(loss))  # type: ignore[no-untyped-call]
-            else:  # DDP averages gradients over ranks; the losses are shares of one sum
-                optimizer.zero_grad()
-                self.manual_backward(loss.sum() * block.world)
-            if self.clip_grad_norm is not None:
-                if (scaler := getattr(self.trainer.precision_plugin, "scaler", None)) is not None:
-                    scaler.unscale_(self.trainer.optimizers[0])  # else the norm is that of scaled gradients
-                clip_per_replica(parameters, self.clip_grad_norm)
-            if direct:  # what Lightning's wrapper counts; `global_step` reads it
-                progress.increment_ready()
-                optimizer.step()
-                progress.increment_completed()
-            else:
-                optimizer.step()
+            with self.without_autocast():
+                if direct:
+                    for p in parameters:
+                        p.grad = None
+                    loss.backward(torch.ones_like(loss))  # type: ignore[no-untyped-call]
+                else:  # DDP averages gradients over ranks; the losses are shares of one sum
+                    optimizer.zero_grad()
+                    self.manual_backward(loss.sum() * block.world)
+                if self.clip_grad_norm is not None:
+                    if (scaler := getattr(self.trainer.precision_plugin, "scaler", None)) is not None:
+                        scaler.unscale_(self.trainer.optimizers[0])  # else the norm is that of scaled gradients
+                    clip_per_replica(parameters, self.clip_grad_norm)
+                if direct:  # what Lightning's wrapper counts; `global_step` reads it
+                    progress.increment_ready()
+                    optimizer.step()
+                    progress.increment_completed()
+                else:
+                    optimizer.step()
             if self.ema_net is not None and self.ema_decay is not None:
                 with torch.no_grad():
                     averages: list[Tensor] = list(self.ema_net.parameters())
                     torch._foreach_lerp_(averages, list[Tensor](parameters), 1 - self.ema_decay)
         self.finish_block(block, torch.stack(losses))
+
+    def without_autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of backward and optimiser step, without the autocast that Lightning keeps on.
+
+        Autocast is for the forward pass. Under it the second derivatives of a loss with gradients in it, and Muon's
+        products, would be cast too.
+        """
+        kind = self.device.type
+        return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
     def finish_block(self, block: Block | DrawnBlock, losses: Tensor) -> None:
         """Check the block's losses (steps, R) and log those at multiples of ``log_every_n_steps``."""
