@@ -85,7 +85,11 @@ def option_names(parser: LightningArgumentParser) -> set[str]:
     names = {s for action in parser._actions for s in action.option_strings if s.startswith("--")}
     for prefix, base in (("--model", ToyModule), ("--data", ToyDataModule)):
         for cls in all_subclasses(base):
-            for name, parameter in inspect.signature(cls).parameters.items():
+            # `ask` is where an experiment's __init__ passes its keyword arguments on to
+            signatures = [inspect.signature(f) for f in (cls, getattr(cls, "ask", None)) if f is not None]
+            for name, parameter in [item for s in signatures for item in s.parameters.items()]:
+                if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name == "self":
+                    continue
                 names.add(f"{prefix}.{name}")
                 names |= {f"{prefix}.{name}.{inner}" for inner in inner_options(parameter.annotation, cls)}
     return names
@@ -98,7 +102,7 @@ def inner_options(annotation: Any, cls: type) -> set[str]:
 
     found: set[str] = set()
     for word in re.findall(r"\w+", str(annotation)):
-        inner = getattr(sys.modules[cls.__module__], word, None)
+        inner = next((x for c in cls.__mro__ if (x := getattr(sys.modules[c.__module__], word, None))), None)
         if isinstance(inner, type) and inner.__module__.startswith("lightning_toys"):
             if dataclasses.is_dataclass(inner):
                 found |= {f.name for f in dataclasses.fields(inner)}
@@ -139,6 +143,10 @@ def explain(message: str, command: Sequence[str], parser: LightningArgumentParse
     given = flags(command)
     if m := re.search(r"[uU]nrecognized arguments: (\S+)", message):
         name = m[1].split("=")[0]
+        # jsonargparse takes the head off flags of a chosen class
+        name = next((f"--{head}.{name[2:]}" for head in ("model", "data") if f"--{head}.{name[2:]}" in given), name)
+        if name in option_names(parser):
+            return f"{name}: the class chosen by {name.partition('.')[0]} does not take it"
         return f"{name}: no such flag{suggest(name, option_names(parser))}"
     unknown = (
         r"[Oo]ption '(.+?)' is not accepted|accept option '(.+?)'|Key '(.+?)' is not expected",
@@ -151,6 +159,8 @@ def explain(message: str, command: Sequence[str], parser: LightningArgumentParse
         hint = suggest(name, known) if name.startswith("--") else did_you_mean(key, {n.split(".")[-1] for n in known})
         if f"did you mean {name}?" in hint:  # right for the class that another flag has to choose
             owner = name.rpartition(".")[0]
+            if owner in ("--model", "--data") or owner in given:
+                return f"{name}: the class chosen by {owner} does not take it"
             return f"{name}: needs its class first; give {owner} NAME before it"
         return f"{name}: no such option{hint}"
     if m := re.search(r"pytorch\.loggers\.(?:\w+\.)?(\w+Logger)'", message):

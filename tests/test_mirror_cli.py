@@ -166,6 +166,15 @@ BAD = [
     ),
     (("--model.schedule", "Lineer"), "--model.schedule: no class 'Lineer'", "did you mean 'Linear'?"),
     (("--model.reward.q_a", "1.0"), "--model.reward.q_a", ""),
+    (("--model.lamda_scale", "2"), "--model.lamda_scale: no such option", "did you mean --model.lambda_scale?"),
+    (("--model.setings.K", "2"), "--model.setings.K: no such flag", "did you mean '--model.settings.K'?"),
+    (("--model.lr", "2"), "--model.lr: the class chosen by --model does not take it", ""),
+    (("--model.network.hidden", "2"), "--model.network.hidden: the class chosen by --model does not take it", ""),
+    (
+        ("--model.reward", "ActionValue", "--model.reward.r_wa", "2"),
+        "--model.reward.r_wa: the class chosen by --model.reward does not take it",
+        "",
+    ),
     (("--model.lambda_scale", "-1"), "--model.lambda_scale: -1.0 is not allowed", ">= 0"),
     (("--model.chains", "5"), "--model.chains: 5 is not allowed", ">= 100"),
 ]

@@ -281,7 +281,7 @@ def test_guidance_table(row: tuple[object, ...]) -> None:
     rule, step, kind, *wanted = row
     beta = (lambda abar: 1.5 * abar) if kind == "linear" else (lambda abar: 1.5)
     law = final(str(rule), 4000, step, beta)
-    found = [law.m[0], law.C[0, 0], law.slope, law.conditional_variance / 0.25, kl_to_target(law)]
+    found = [law.m[0], law.C[0, 0], law.rho, law.v / 0.25, kl_to_target(law)]
     np.testing.assert_allclose(found, wanted, atol=5.1e-3, rtol=0)
     assert kl_to_target(law) > 0.1  # none of them reaches the target
 

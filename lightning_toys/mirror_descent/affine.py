@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_toys.mirror_descent.joint import Level
+from lightning_toys.mirror_descent.joint import Gaussian, Level
 
 Array = NDArray[np.float64]
 
@@ -22,30 +22,12 @@ class Affine:
 
 
 @dataclass(frozen=True)
-class Law:
-    """A Gaussian law of (a, s').
-
-    Attributes:
-        m: mean (2,).
-        C: covariance (2, 2).
-    """
-
-    m: Array
-    C: Array
+class Law(Gaussian):
+    """A Gaussian law that steps are taken from."""
 
     def after(self, step: Affine) -> Law:
         """Return the law one step later."""
         return Law(step.A @ self.m + step.b, step.A @ self.C @ step.A.T + step.D)
-
-    @property
-    def slope(self) -> float:
-        """Slope of E[s' | a]."""
-        return float(self.C[0, 1] / self.C[0, 0])
-
-    @property
-    def conditional_variance(self) -> float:
-        """Var(s' | a)."""
-        return float(self.C[1, 1] - self.C[0, 1] ** 2 / self.C[0, 0])
 
 
 def refresh(level: Level) -> Affine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from scipy import stats as scipy_stats
 
 from lightning_toys.mirror_descent.joint import gaussian_kl
 from lightning_toys.mirror_descent.world import World
+from lightning_toys.training.noise import keyed_generator
 
 Array = NDArray[np.float64]
 
@@ -36,6 +37,17 @@ class Sample:
     path: Array | None = None
     jump: float | None = None
     extra: Mapping[str, list[float]] | None = None
+
+
+def exact_draws(world: World, seeds: Sequence[int], n: int) -> list[Sample]:
+    """Return n exact draws of the tilted law of each seed."""
+    out = []
+    for seed in seeds:
+        z = keyed_generator(seed, 0, "truth").standard_normal((2, n))
+        a = world.target.mu + z[0] / math.sqrt(world.target.tau)
+        s = world.joint.alpha * a + world.joint.shift + world.joint.sigma_sprime * z[1]
+        out.append(Sample(a, s))
+    return out
 
 
 def residual(world: World, sample: Sample) -> Array:
@@ -70,6 +82,7 @@ def law_metrics(world: World, sample: Sample, bins: int, independent: bool = Tru
     target = world.tilted_joint
     a, s, r = sample.a, sample.s, residual(world, sample)
     m, C = np.array([a.mean(), s.mean()]), np.cov(a, s)
+    found = moments(a, s, world.joint.sigma_sprime)
     out: dict[str, float] = {}
     for name, x, i in (("action", a, 0), ("state", s, 1)):
         mean, variance = float(target.m[i]), float(target.C[i, i])
@@ -84,9 +97,7 @@ def law_metrics(world: World, sample: Sample, bins: int, independent: bool = Tru
         out["residual_ks_p"] = float(scipy_stats.kstest(r, "norm").pvalue)
     out["residual_var"] = float(r.var(ddof=1))
     out["residual_corr"] = float(np.corrcoef(r, a)[0, 1])
-    out["slope"] = float(C[0, 1] / C[0, 0])
-    out["cond_ratio"] = float((C[1, 1] - C[0, 1] ** 2 / C[0, 0]) / world.joint.sigma_sprime**2)
-    return out
+    return out | {k: found[k] for k in ("slope", "cond_ratio")}
 
 
 def mixing_metrics(sample: Sample, stationary: bool) -> dict[str, float]:

@@ -24,8 +24,8 @@ def law_numbers(law: Law, sigma: float) -> dict[str, float]:
     return {
         "mean": float(law.m[0]),
         "var": float(law.C[0, 0]),
-        "slope": law.slope,
-        "cond_ratio": law.conditional_variance / sigma**2,
+        "slope": law.rho,
+        "cond_ratio": law.v / sigma**2,
     }
 
 

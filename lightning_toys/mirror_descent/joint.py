@@ -15,16 +15,14 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Level:
-    """The joint law at one noise level, N(m, C) of x = (a, s'), with m = sqrt(abar) mu_0, C = abar C_0 + (1 - abar) I.
+class Gaussian:
+    """N(m, C) of x = (a, s').
 
     Attributes:
-        abar: share of signal, in [0, 1]; 1 is clean.
         m: mean (2,).
         C: covariance (2, 2).
     """
 
-    abar: float
     m: Array
     C: Array
 
@@ -48,6 +46,17 @@ class Level:
         """C^-1; the score is -C^-1 (x - m)."""
         P: Array = np.linalg.inv(self.C).astype(np.float64)
         return P
+
+
+@dataclass(frozen=True)
+class Level(Gaussian):
+    """The joint law at one noise level: m = sqrt(abar) mu_0, C = abar C_0 + (1 - abar) I.
+
+    Attributes:
+        abar: share of signal, in [0, 1]; 1 is clean.
+    """
+
+    abar: float
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ class Joint:
                 [self.alpha * variance, self.alpha**2 * variance + self.sigma_sprime**2],
             ]
         )
-        return Level(1.0, m, C)
+        return Level(m, C, 1.0)
 
     @cached_property
     def clean(self) -> Level:
@@ -98,7 +107,7 @@ class Joint:
 
 def noised(clean: Level, abar: float) -> Level:
     """Return the law of sqrt(abar) x + sqrt(1 - abar) eps for x from a clean law."""
-    return Level(abar, math.sqrt(abar) * clean.m, abar * clean.C + (1 - abar) * np.eye(2))
+    return Level(math.sqrt(abar) * clean.m, abar * clean.C + (1 - abar) * np.eye(2), abar)
 
 
 def gaussian_kl(m: ArrayLike, C: ArrayLike, target_m: ArrayLike, target_C: ArrayLike) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_toys.errors import note, require
 from lightning_toys.mirror_descent import bench, figures
 from lightning_toys.mirror_descent.data import LinearGaussian
-from lightning_toys.mirror_descent.diagnostics import Sample, law_metrics, mixing_metrics
+from lightning_toys.mirror_descent.diagnostics import Sample, exact_draws, law_metrics, mixing_metrics
 from lightning_toys.mirror_descent.facts import fact_table, facts_of, law_reached, law_table
 from lightning_toys.mirror_descent.joint import gaussian_kl
 from lightning_toys.mirror_descent.kernels import BLOCK
@@ -29,7 +29,6 @@ from lightning_toys.mirror_descent.world import Settings, World
 from lightning_toys.stats import holm
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule, fitting
-from lightning_toys.training.noise import keyed_generator
 from lightning_toys.training.results import Report, set_aside, write_atomic
 from lightning_toys.training.ticker import Ticker
 
@@ -104,6 +103,7 @@ class TiltedSampling(ToyModule):
         self.strength, self.chains, self.settings = lambda_scale, chains, settings or Settings()
         self.bins, self.sweep_max_refresh, self.sweep_chains, self.gif = bins, sweep_max_refresh, sweep_chains, gif
         self.drawn: dict[str, list[Sample]] = {}
+        self.truth: list[Sample] = []
         self.curves: dict[str, dict[str, np.ndarray]] = {}
         self.costs: dict[str, int] = {}
 
@@ -226,7 +226,8 @@ class TiltedSampling(ToyModule):
 
     def references(self, world: World) -> dict[str, dict[str, float]]:
         """Return what exact draws of the tilted law show, and the untilted law."""
-        exact = [law_metrics(world, x, self.bins) for x in self.truth(world)]
+        self.truth = exact_draws(world, self.seeds, self.chains)
+        exact = [law_metrics(world, x, self.bins) for x in self.truth]
         keys = ("joint_kl", "action_kl", "state_kl", "action_kl_hist", "action_w1", "cond_ratio")
         out = {"exact_draws": {k: float(np.mean([row[k] for row in exact])) for k in keys}}
         out["exact_draws"]["action_kl_hist_floor"] = (self.bins - 1) / (2 * self.chains)
@@ -235,16 +236,6 @@ class TiltedSampling(ToyModule):
             "joint_kl": gaussian_kl(clean.m, clean.C, target.m, target.C),
             "action_kl": gaussian_kl(clean.m[0], clean.C[0, 0], target.m[0], target.C[0, 0]),
         }
-        return out
-
-    def truth(self, world: World) -> list[Sample]:
-        """Return exact draws of the tilted law, as many of each seed as the samplers make."""
-        out = []
-        for seed in self.seeds:
-            z = keyed_generator(seed, 0, "truth").standard_normal((2, self.chains))
-            a = world.target.mu + z[0] / math.sqrt(world.target.tau)
-            s = world.joint.alpha * a + world.joint.shift + world.joint.sigma_sprime * z[1]
-            out.append(Sample(a, s))
         return out
 
     # Lightning
@@ -307,9 +298,9 @@ class TiltedSampling(ToyModule):
         if not self.drawn or self.last_report is None:
             return {}
         world, report = self.world, self.last_report
-        truth = self.truth(world)[0]
         out = {
-            f"match_{name}": figures.draw_match(world, name, x[0], truth, self.bins) for name, x in self.drawn.items()
+            f"match_{name}": figures.draw_match(world, name, x[0], self.truth[0], self.bins)
+            for name, x in self.drawn.items()
         }
         out["frontier"] = figures.draw_frontier(report.metrics, self.costs, report.references["exact_draws"])
         if self.curves:
