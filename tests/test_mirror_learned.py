@@ -311,3 +311,31 @@ def test_bad_input(mirror: Runner, flags: tuple[str, ...], words: str) -> None:
     assert code == 2
     assert words in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_two_processes_are_one(mirror: Runner) -> None:
+    """Batches, levels and chains are shared out over gloo ranks; an odd batch, of which one rank has a row more."""
+    flags = (*STEADY, "--trainer.max_steps", "50", "--data.batch_size", "65", "--trainer.accelerator", "cpu")
+    ddp = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
+    mirror.ok("fit", "learned", *flags, "--run.name", "one")
+    process = mirror.start("fit", "learned", *flags, *ddp, "--run.name", "two")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    one, two = weights(mirror, "one"), weights(mirror, "two")
+    assert max(float((one[k] - two[k]).abs().max()) for k in one if k.startswith("net.")) < 2e-6
+
+    drawn = ("--model.samplers", "[pc_mala,sde_tfg]", "--model.chains", "40000", "--run.name", "one")
+    mirror.ok("test", "learned", *drawn)
+    results = mirror.folder("learned", "one") / "results.json"
+    alone = json.loads(results.read_text())
+    process = mirror.start("test", "learned", *drawn, *ddp, "--trainer.accelerator", "cpu")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert json.loads(results.read_text())["metrics"] == alone["metrics"]
+
+
+def test_double_precision(mirror: Runner) -> None:
+    flags = ("--trainer.precision", "64-true", "--figures.enabled", "false", "--trainer.max_steps", "5")
+    mirror.ok("fit", "learned", *flags)
+    assert weights(mirror, "version_0")["net.net.first.weight"].dtype == torch.float64
+    mirror.ok("test", "learned", *flags[:4], "--model.samplers", "[pc_joint_mala,smc_twisted,sde_dps]")
