@@ -25,8 +25,8 @@ SPAN = 4.0  # decades of 1 - abar that half of the training's levels cover
 
 
 def stretched(abar: Tensor) -> Tensor:
-    """Return a coordinate of the noise level that resolves the clean end: log(1 - abar + .001) / 2 + 3 / 2."""
-    return torch.log(1 - abar + 1e-3).mul(0.5).add(1.5)
+    """Return a coordinate of the noise level that resolves the clean end: log(1 - abar + .01) / 2 + 1."""
+    return torch.log(1 - abar + 1e-2).mul(0.5).add(1.0)
 
 
 class EnergyScore(nn.Module):
