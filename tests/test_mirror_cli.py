@@ -92,6 +92,7 @@ MOVES = [
     ("--model.settings.predictor_K", "20", "sde_poe", "action_mean"),
     ("--model.settings.smc_K", "9", "smc_twisted", "action_mean"),
     ("--model.settings.smc_particles", "64", "smc_twisted", "log_z"),
+    ("--model.settings.smc_twist", "dps", "smc_twisted", "action_mean"),
     ("--model.settings.ess_threshold", "1.0", "smc_twisted", "resampled"),
     ("--model.bins", "20", "pc_mala", "action_kl_hist"),
     ("--model.seeds", "[4,5]", "pc_mala", "action_mean"),

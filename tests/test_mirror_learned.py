@@ -180,6 +180,7 @@ def test_the_target_s_variance_cancels() -> None:
 def test_a_right_energy_draws_what_the_exact_law_draws(name: str, world: World) -> None:
     """Chain by chain, through every code path of the learned samplers; a wrong energy does not."""
     world = having(world, mcmc_steps=3, K=4, predictor_K=6, smc_K=5, smc_particles=2**10, refresh_L=2)
+    world = having(world, smc_twist="dps" if world.joint is SKEW.joint else "tfg", ess_threshold=0.9)
     assert isinstance(world.model, ExactModel)
     exact, learned, wrong = (
         bench.run(SAMPLERS[name](dataclasses.replace(world, model=model)), [3], 2000, LIKE)[0]

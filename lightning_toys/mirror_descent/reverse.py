@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_toys.mirror_descent.affine import Affine, Array, Law
-from lightning_toys.mirror_descent.guidance import RULES, PosteriorSampling, tweedie_of
+from lightning_toys.mirror_descent.guidance import RULES, ThroughTweedie, tweedie_of
 from lightning_toys.mirror_descent.joint import Level
 from lightning_toys.mirror_descent.kernels import BLOCK, Noise
 from lightning_toys.mirror_descent.model import linear
@@ -124,8 +124,9 @@ class TwistedSMC(Sampler):
     """Twisted sequential Monte Carlo (Wu et al. 2023): exact as the number of particles grows, and unbiased in Z.
 
     Particles follow the untilted law's exact reverse kernel p, drawn towards the reward by the gradient of the twist
-    psi_k(x) = exp(lambda Q(E[a_0 | x])) (DPS's), and weighed by p psi' / (psi proposal). Weights are carried, and the
-    particles are resampled systematically when their effective share falls below ``ess_threshold``.
+    psi_k, and weighed by p psi' / (psi proposal). Weights are carried, and the particles are resampled systematically
+    when their effective share falls below ``ess_threshold``. With a_0 = E[a_0 | x] the twist ``dps`` is
+    exp(lambda Q(a_0)), as published; ``tfg`` smooths it as that rule does, which tames the weights' tails.
     """
 
     name = "smc_twisted"
@@ -136,8 +137,8 @@ class TwistedSMC(Sampler):
         s = world.settings
         self.abars = log_snr_levels(s.smc_K)
         self.levels = [world.joint.level(float(x)) for x in self.abars]
-        rule = PosteriorSampling(world.joint, world.reward, world.strength)
-        self.pulls = [rule.added(level, world.strength) for level in self.levels]
+        self.guide = RULES[s.smc_twist](world.joint, world.reward, world.strength)
+        self.pulls = [self.guide.added(level, world.strength) for level in self.levels]
         self.moves = [posterior(a, b) for a, b in zip(self.levels[:-1], self.levels[1:], strict=True)]
 
     def log_twist(self, k: int, x: Tensor) -> Tensor:
@@ -148,8 +149,14 @@ class TwistedSMC(Sampler):
     def constant(self, k: int) -> float:
         """Return log psi_k(0)."""
         level = self.levels[k]
-        at_zero = (1 - level.abar) * (level.precision @ level.m)[0] / math.sqrt(level.abar)
-        return self.world.strength * self.world.target.Q(float(at_zero))
+        at_zero = float((1 - level.abar) * (level.precision @ level.m)[0] / math.sqrt(level.abar))
+        A, b = self.coefficients(k)
+        return self.world.strength * self.world.target.Q.const + b * at_zero - 0.5 * A * at_zero**2
+
+    def coefficients(self, k: int) -> tuple[float, float]:
+        """Return A and b of log psi_k = const + b a_0 - A a_0^2 / 2."""
+        assert isinstance(self.guide, ThroughTweedie)
+        return self.guide.coefficients(self.levels[k], self.world.strength)
 
     def look(self, k: int, x: Tensor) -> Look:
         """Return what the particles x (2, runs, n) see at level k."""
@@ -159,11 +166,12 @@ class TwistedSMC(Sampler):
                 return Look(self.log_twist(k, x) + self.constant(k), pull, x, np.zeros((2, 2)))
             move = self.moves[k]
             return Look(self.log_twist(k, x) + self.constant(k), pull, linear(move.A, x, move.b), root(move.D))
-        level, Q, strength = self.levels[k], self.world.target.Q, self.world.strength
+        level, (A, b) = self.levels[k], self.coefficients(k)
         S, a0, row, H = (
             v.reshape(*v.shape[:-1], *x.shape[1:]) for v in tweedie_of(self.world.model, level, x.flatten(1))
         )
-        twist, pull = strength * (Q.const + Q.b * a0 - 0.5 * Q.A * a0.square()), strength * row * (Q.b - Q.A * a0)
+        const = self.world.strength * self.world.target.Q.const
+        twist, pull = const + b * a0 - 0.5 * A * a0.square(), row * (b - A * a0)
         if k == len(self.moves):
             return Look(twist, pull, x, np.zeros((2, 2)))
         # x_low = g x_high + N(0, 1 - g^2): mean and covariance of x_high by Tweedie's formulas of both orders

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,7 @@ class Settings:
         smc_K: levels of twisted SMC, even in log-SNR.
         smc_particles: particles of one run of twisted SMC, a power of 2.
         ess_threshold: share of the particles below which SMC resamples.
+        smc_twist: ``dps``, Q at the Tweedie mean, as published, or ``tfg``, the same smoothed.
     """
 
     K: int = 40
@@ -62,6 +63,7 @@ class Settings:
     smc_K: int = 40
     smc_particles: int = 2**12
     ess_threshold: float = 0.5
+    smc_twist: Literal["dps", "tfg"] = "tfg"
 
     def __post_init__(self) -> None:
         for name in ("K", "action_steps_per_level", "particles", "mcmc_steps"):
