@@ -369,7 +369,7 @@ def compare_command(args: Sequence[str]) -> None:
     """Run `compare RUN_OR_FOLDER ... [--baseline LABEL] [--out FOLDER]`."""
     parser = OneLineParser(prog="cli.py compare", description="Put runs side by side.")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders above them")
-    parser.add_argument("--baseline", help="label (or part of one) that differences are taken from; default: the first")
+    parser.add_argument("--baseline", help="label (or part of one), or folder, that differences are taken from; default: the first")
     parser.add_argument("--out", type=Path, help="folder for the files; default: comparison/ beside the runs")
     given = parser.parse_args(list(args))
     if given.out is not None:
@@ -380,7 +380,7 @@ def compare_command(args: Sequence[str]) -> None:
     runs = load_runs(find_results(given.runs))
     baseline = None
     if given.baseline is not None:
-        exact = [r for r in runs if r.label == given.baseline]
+        exact = [r for r in runs if given.baseline in (r.label, r.folder.name)]
         hits = exact or [r for r in runs if given.baseline in r.label]
         if len(hits) != 1:
             labels = ", ".join(repr(r.label) for r in runs)

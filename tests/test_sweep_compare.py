@@ -163,10 +163,12 @@ def test_compare_against_scipy(runner: Runner, tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert "a_1" in printed
     assert "reference: zero" in printed
-    # turned round, the difference changes sign
-    assert cli.main(["compare", str(tmp_path / "runs"), "--baseline", "b_2", "--out", str(tmp_path / "o")]) == 0
-    line = next(x for x in (tmp_path / "o/comparison.md").read_text().splitlines() if x.startswith("| a_1 | l2"))
-    assert [float(x) for x in re.findall(r"\[(\S+), (\S+)\]", line)[0]] == pytest.approx([-hi, -lo], rel=1e-3)
+    # turned round, the difference changes sign; a run answers to its label and to its folder
+    for name in ("b_2", "b"):
+        out = tmp_path / f"out-{name}"
+        assert cli.main(["compare", str(tmp_path / "runs"), "--baseline", name, "--out", str(out)]) == 0
+        line = next(x for x in (out / "comparison.md").read_text().splitlines() if x.startswith("| a_1 | l2"))
+        assert [float(x) for x in re.findall(r"\[(\S+), (\S+)\]", line)[0]] == pytest.approx([-hi, -lo], rel=1e-3)
 
 
 def test_compare_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
