@@ -111,6 +111,9 @@ def inner_options(annotation: Any, cls: type) -> set[str]:
     return found
 
 
+TYPES = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null", "str": "a string"}
+
+
 class Refused(SystemExit):
     """A parser's error. No Exception: jsonargparse takes those for one branch of a Union that did not fit."""
 
@@ -161,7 +164,7 @@ def explain(message: str, command: Sequence[str], parser: LightningArgumentParse
             owner = name.rpartition(".")[0]
             if owner in ("--model", "--data") or owner in given:
                 return f"{name}: the class chosen by {owner} does not take it"
-            return f"{name}: needs its class first; give {owner} NAME before it"
+            return f"{name}: the class chosen does not take it; give {owner} NAME before it"
         return f"{name}: no such option{hint}"
     if m := re.search(r"pytorch\.loggers\.(?:\w+\.)?(\w+Logger)'", message):
         return f"--trainer.logger: {m[1]} cannot be used: {reason_of(m[1])}"
@@ -179,7 +182,8 @@ def explain(message: str, command: Sequence[str], parser: LightningArgumentParse
         return f"{flag_for(key, m[2].strip(), given)}: {m[2].strip()!r} is not allowed; give {article(kind)}"
     if m := re.search(r"Given value: (.*)", message):
         wanted = re.findall(r"Expected an? (.*)", message)
-        kinds = " or ".join(dict.fromkeys(re.sub(r"<class '(.*?)'>", r"\1", w).split(". Got")[0] for w in wanted))
+        names = [re.sub(r"<class '(.*?)'>", r"\1", w).split(". Got")[0] for w in wanted]
+        kinds = " or ".join(dict.fromkeys(article(k) if k in TYPES or "Sequence" in k else k for k in names))
         return f"{flag_for(key, m[1].strip(), given)}: {m[1].strip()!r} is not allowed; give {kinds or 'another value'}"
     return " ".join(message.split())
 
@@ -201,8 +205,7 @@ def article(kind: str) -> str:
     """Name a Python type in words."""
     if "Sequence" in kind or "List" in kind or "list" in kind:
         return "a list such as '[0, 1]'"
-    words = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null", "str": "a string"}
-    return words.get(kind, f"a value of type {kind}")
+    return TYPES.get(kind, f"a value of type {kind}")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -369,7 +369,9 @@ def compare_command(args: Sequence[str]) -> None:
     """Run `compare RUN_OR_FOLDER ... [--baseline LABEL] [--out FOLDER]`."""
     parser = OneLineParser(prog="cli.py compare", description="Put runs side by side.")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders above them")
-    parser.add_argument("--baseline", help="label (or part of one), or folder, that differences are taken from; default: the first")
+    parser.add_argument(
+        "--baseline", help="label (or part of one) or folder name that differences are taken from; default: the first"
+    )
     parser.add_argument("--out", type=Path, help="folder for the files; default: comparison/ beside the runs")
     given = parser.parse_args(list(args))
     if given.out is not None:

@@ -93,7 +93,11 @@ BAD = [
     (("--model.seeds", "[1,1]"), "--model.seeds: [1, 1]", "twice"),
     (("--model.seeds", "[99999999999999999999]"), "--model.seeds: [99999999999999999999]", "[0, 2^63)"),
     (("--data.seed", "99999999999999999999"), "--data.seed: 99999999999999999999", "[0, 2^63)"),
-    (("--data.target.components", "5"), "--data.target.components: needs its class first", "--data.target NAME"),
+    (
+        ("--data.target.components", "5"),
+        "--data.target.components: the class chosen does not take it",
+        "--data.target NAME",
+    ),
     (("--trainer.max_epochs", "0"), "--trainer.max_epochs: 0 is not allowed", ">= 1"),
     (("--run.root", "README.md"), "--run.root: README.md is not allowed", "no folder"),
     (("--run.root", "/proc/nowhere"), "--run.root: /proc/nowhere", "cannot be made"),

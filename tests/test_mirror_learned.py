@@ -20,6 +20,7 @@ from lightning_toys.mirror_descent.guidance import RULES
 from lightning_toys.mirror_descent.joint import Joint
 from lightning_toys.mirror_descent.model import ExactModel, LearnedModel
 from lightning_toys.mirror_descent.registry import BY_SCORE, SAMPLERS
+from lightning_toys.mirror_descent.reverse import cholesky
 from lightning_toys.mirror_descent.score import (
     LEVELS,
     EnergyScore,
@@ -94,7 +95,7 @@ def test_a_right_energy_is_the_law(world: World) -> None:
     assert found == pytest.approx(wanted, rel=0.01)
 
 
-def test_no_noise_left_is_right_untrained() -> None:
+def test_noise_alone_is_right_untrained() -> None:
     net, x = small_net(), normals((2, 20, 2), "x")
     assert torch.allclose(net.score(x, torch.zeros(2, 20, 1, dtype=torch.float64)), -x)
 
@@ -113,16 +114,19 @@ def test_a_replica_alone() -> None:
 
 
 def test_levels() -> None:
-    """Half of the rows even in abar, half in log(1 - abar); whatever the offset they stay in (0, 1)."""
-    for offset in (0.0, 0.37, 1 - 1e-7):
+    """Half of the rows even in abar, half in log(1 - abar); every place is reached, and none without noise."""
+    for offset in (0.0, 0.37, 1 - 2**-24):
+        for n in (512, 65, 1023):
+            assert training_levels(torch.full((2, 1, 1), offset), n).max() < 1 - 0.9e-4  # in single precision
         abar = training_levels(torch.full((2, 1, 1), offset, dtype=torch.float64), 512)
         assert abar.shape == (2, 512, 1)
         assert abar.min() >= 0
-        assert abar.max() < 1
         flat = np.sort(abar[0, ::2, 0].numpy())
         steep = np.sort(-np.log10(1 - abar[0, 1::2, 0].numpy())) / 4
         for x in (flat, steep):
-            assert np.allclose(np.diff(x), 1 / 256)
+            assert np.allclose(np.diff(x)[:-1], 1 / 256)
+            assert 256 * x[0] == pytest.approx(offset, abs=1e-6)
+    assert training_levels(torch.full((1, 1, 1), 0.5), 1).item() == 0.5
 
 
 def test_the_loss_is_denoising_score_matching() -> None:
@@ -140,16 +144,14 @@ def test_the_loss_is_denoising_score_matching() -> None:
 
 @pytest.mark.parametrize("value", [0.3, 0.9, 0.999])
 def test_the_right_energy_is_where_the_loss_is_least(value: float) -> None:
-    """The slope in a factor on f is 0 at 1, within its error, and not at .9; a wrong sign of eps would not find it."""
+    """The slope in a factor on f is 0 at 1, within its error, and not at .9."""
     n = 100_000
     x0 = normals((1, n, 2), "x0") @ torch.from_numpy(np.linalg.cholesky(WORLD.joint.clean.C)).T
     eps, abar = normals((1, n, 2), "eps"), torch.full((1, n, 1), value, dtype=torch.float64)
 
-    def slope(factor: float, sign: float = 1.0) -> tuple[float, float]:
+    def slope(factor: float) -> tuple[float, float]:
         step = 1e-4
-        losses = [
-            denoising_losses(right(WORLD, f), x0, sign * eps, abar).detach()[0] for f in (factor - step, factor + step)
-        ]
+        losses = [denoising_losses(right(WORLD, f), x0, eps, abar).detach()[0] for f in (factor - step, factor + step)]
         each = (losses[1] - losses[0]) / (2 * step)
         return float(each.mean()), float(each.std()) / math.sqrt(n)
 
@@ -170,6 +172,16 @@ def test_the_target_s_variance_cancels() -> None:
     plain = [(right(WORLD, f).score(x, abar) + eps / sigma).square().sum(-1)[0] / 2 for f in (1 - step, 1 + step)]
     spread = [float(((b - a) / (2 * step)).std()) for a, b in (ours, plain)]
     assert spread[1] > 50 * spread[0]
+
+
+def test_roots_of_what_is_no_covariance() -> None:
+    """A right one is the root; a pivot that is negative is 0, and takes its column with it."""
+    H = torch.tensor([[[-0.3], [0.1]], [[0.1], [-0.5]]], dtype=torch.float64)
+    L = cholesky(H, 0.5, 2.0)[..., 0]
+    assert torch.allclose(L @ L.T, 2 * (torch.eye(2).double() + 0.5 * H[..., 0]))
+    bad = cholesky(torch.tensor([[[-1.2], [0.3]], [[0.3], [-0.5]]]), 1.0, 1.0)
+    assert bad.isfinite().all()
+    assert bad.abs().max() < 1
 
 
 # samplers
@@ -273,7 +285,7 @@ def test_replica_is_the_solo_run(mirror: Runner) -> None:
         mirror.ok("fit", "learned", *STEADY, "--trainer.max_steps", "100", "--model.seeds", seeds, "--run.name", name)
     both, solo = weights(mirror, "both"), weights(mirror, "solo")
     for name, p in solo.items():
-        if name.startswith("net."):
+        if name.startswith("net.net."):
             assert torch.allclose(both[name][1], p[0], atol=1e-5), name
 
 
@@ -295,6 +307,21 @@ def test_half_precision_keeps_the_score_whole(mirror: Runner) -> None:
     full, mixed = weights(mirror, "full"), weights(mirror, "mixed")
     for name in full:
         assert torch.equal(full[name], mixed[name]), name
+    # and so do the samplers
+    drawn = ("--model.samplers", "[pc_mala,sde_dps]", "--figures.enabled", "false", "--run.name", "full")
+    mirror.ok("test", "learned", *drawn)
+    path = mirror.folder("learned", "full") / "results.json"
+    plain = json.loads(path.read_text())["metrics"]
+    mirror.ok("test", "learned", *drawn, "--trainer.precision", "bf16-mixed")
+    assert json.loads(path.read_text())["metrics"] == plain
+
+
+def test_the_scales_are_those_it_was_trained_with(mirror: Runner) -> None:
+    """Another law in `test` is another law: the energy is held against it as it was learned."""
+    mirror.ok("fit", "learned", "--trainer.max_steps", "5", "--figures.enabled", "false")
+    mirror.ok("test", "learned", "--model.samplers", "[pc_mala]", "--data.mu_a", "5", "--figures.enabled", "false")
+    found = json.loads((mirror.folder("learned") / "results.json").read_text())["metrics"]
+    assert min(found["score_error@0.999"]["values"]) > 2
 
 
 @pytest.mark.parametrize(
@@ -303,6 +330,9 @@ def test_half_precision_keeps_the_score_whole(mirror: Runner) -> None:
         (("--model.samplers", "[gibbs]"), "'gibbs' is not allowed here, it reads no score"),
         (("--model.samplers", "[pc_malla]"), "did you mean 'pc_mala'"),
         (("--model.network.kind", "transformer"), "'transformer' is not allowed here"),
+        (("--model.network.activation", "relu"), "'relu' is not allowed here"),
+        (("--trainer.precision", "bf16-true"), "--trainer.precision: a half precision throughout"),
+        (("--model.samplers", "mala"), "give a list such as '[0, 1]' or null"),
         (("--model.chains", "3"), "--model.chains: 3 is not allowed"),
     ],
     ids=lambda x: x[-1] if isinstance(x, tuple) else "",
@@ -340,3 +370,8 @@ def test_double_precision(mirror: Runner) -> None:
     mirror.ok("fit", "learned", *flags)
     assert weights(mirror, "version_0")["net.net.first.weight"].dtype == torch.float64
     mirror.ok("test", "learned", *flags[:4], "--model.samplers", "[pc_joint_mala,smc_twisted,sde_dps]")
+    found = json.loads((mirror.folder("learned") / "results.json").read_text())["metrics"]
+    for name in ("pc_joint_mala", "smc_twisted", "sde_dps"):
+        assert (
+            found[f"joint_kl@{name}"]["mean"] > 5 * found[f"joint_kl@{name}_exact"]["mean"]
+        )  # it has learned nothing yet

@@ -24,7 +24,7 @@ class Noise:
     """Random numbers of one block of chains: a function of (seed, block, stream), and of the order of the calls.
 
     Raw words of SFC64, turned into normals by Box and Muller's transform in torch, which vectorises: a third of the
-    time of ``Generator.standard_normal``. Made on the CPU in any case, so that the device changes no chain. In float32
+    time of ``Generator.standard_normal``. Made on the CPU in any case: every device sees the same numbers. In float32
     they end at 5.8 standard deviations (1e-8 of them would lie beyond).
 
     Args:
@@ -59,16 +59,19 @@ class Noise:
     def draw_uniform(self, rows: int) -> Tensor:
         """Draw uniforms (rows, BLOCK)."""
         drawn, grain = self.grains(rows)
-        return drawn.mul_(grain).add_(0.5)
+        return torch.add(drawn.new_tensor(0.5), drawn, alpha=grain)
 
     def draw_normal(self, rows: int) -> Tensor:
         """Draw standard normals (rows, BLOCK)."""
         drawn, grain = self.grains(rows)
         first, angle = drawn.view(rows, 2, BLOCK // 2).unbind(1)
         # the logarithm of (0, 1]; an angle in [-pi, pi)
-        radius = torch.mul(first, grain).add_(0.5 + grain).log_().mul_(-2.0).sqrt_()
-        angle = angle.mul_(2 * math.pi * grain)
-        return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
+        radius = torch.add(drawn.new_tensor(0.5 + grain), first, alpha=grain).log_().mul_(-2.0).sqrt_()
+        angle = angle * (2 * math.pi * grain)
+        out = torch.empty_like(drawn).view(rows, 2, BLOCK // 2)
+        torch.mul(radius, angle.cos(), out=out[:, 0])
+        torch.mul(radius, angle.sin(), out=out[:, 1])
+        return out.view(rows, BLOCK)
 
     def grains(self, rows: int) -> tuple[Tensor, float]:
         """Return whole numbers (rows, BLOCK) as floats, all alike, and the factor that takes them to [-1/2, 1/2)."""
@@ -161,7 +164,7 @@ def gaussian(mean: float, precision: float) -> Target:
     def target(x: Tensor) -> tuple[Tensor, Tensor]:
         away = x - mean
         gradient = away * -precision
-        return torch.addcmul(nought.to(x), away[0], gradient[0], value=0.5), gradient
+        return torch.addcmul(nought.to(x), away, gradient, value=0.5)[0], gradient
 
     return target
 

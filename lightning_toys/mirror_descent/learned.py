@@ -92,6 +92,10 @@ class LearnedSampling(TiltedSampling):
             self.network.kind != "transformer",
             "--model.network.kind: 'transformer' is not allowed here; give concat or film",
         )
+        require(
+            self.network.activation != "relu",
+            "--model.network.activation: 'relu' is not allowed here, its slope jumps; give gelu, silu or tanh",
+        )
         self.hparams.update({"network": asdict(self.network), "lr": lr, "optimizer": optimizer, "seeds": self.seeds})
 
     @property
@@ -112,6 +116,11 @@ class LearnedSampling(TiltedSampling):
         """See :meth:`ToyModule.build`."""
         self.eps_noise = NoiseStream(self.seeds, "score/eps", (self.sizes["batch_size"], 2))
         self.level_noise = NoiseStream(self.seeds, "score/level", (1, 1), uniform)
+        require(
+            torch.get_default_dtype() in (torch.float32, torch.float64),
+            "--trainer.precision: a half precision throughout is not allowed here, scores are differences; "
+            "give 32-true, 64-true or bf16-mixed",
+        )
         net = self.network.build(self.seeds, 2, 1, True, 2)
         return EnergyScore(net, self.sizes["mean"], self.sizes["std"])
 
@@ -140,13 +149,17 @@ class LearnedSampling(TiltedSampling):
         learned = {name: [SAMPLERS[name](w) for w in worlds] for name in self.names}
         return learned | {f"{name}{EXACT}": [SAMPLERS[name](world)] * len(self.seeds) for name in self.names}
 
+    def families(self, readouts: list[str]) -> list[list[str]]:
+        """See :meth:`TiltedSampling.families`: the learned ones, and those with the exact law."""
+        return [[n for n in readouts if n.endswith(EXACT) == exact] for exact in (False, True)]
+
     def score_errors(self) -> dict[str, list[float]]:
         """Return the score's relative error at each level, and the greatest of them."""
         like = next(self.net.parameters())
         z = keyed_generator(0, 0, "evaluation/score").standard_normal((JUDGED, 2), np.float32)
         joint = self.world.joint
         errors = [relative_error(self.scored_net, joint, abar, torch.from_numpy(z).to(like)) for abar in LEVELS]
-        found = torch.stack(errors).double().cpu()
+        found = torch.stack(errors).cpu().double()
         out = {"score_error": found.amax(0).tolist()}
         return out | {f"score_error@{abar:g}": e.tolist() for abar, e in zip(LEVELS, found, strict=True)}
 

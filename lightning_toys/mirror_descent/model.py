@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_toys.mirror_descent.joint import Level
 from lightning_toys.mirror_descent.kernels import Target, gaussian, with_standard_normal
-from lightning_toys.mirror_descent.score import EnergyScore
+from lightning_toys.mirror_descent.score import EnergyScore, whole_gradients
 from lightning_toys.mirror_descent.tilt import Tilted
 
 Array = NDArray[np.float64]
@@ -105,7 +105,7 @@ class LearnedModel(Model):
         A, b = at.beta * at.Q.A, at.beta * at.Q.b
 
         def target(x: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad():
+            with whole_gradients(x.device.type):
                 x = x.detach().requires_grad_(True)
                 log_p = self.log_density(at.level, pair(x)) + b * x[0] - 0.5 * A * x[0].square()
                 (gradient,) = torch.autograd.grad(log_p.sum(), x)
@@ -130,7 +130,7 @@ class LearnedModel(Model):
 
     def score_and_slopes(self, level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Model.score_and_slopes`."""
-        with torch.enable_grad():
+        with whole_gradients(x.device.type):
             x = x.detach().requires_grad_(True)
             (S,) = torch.autograd.grad(self.log_density(level, x).sum(), x, create_graph=True)
             rows = [torch.autograd.grad(S[i].sum(), x, retain_graph=i == 0)[0] for i in range(2)]

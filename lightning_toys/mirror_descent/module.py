@@ -154,15 +154,19 @@ class TiltedSampling(ToyModule):
         """Return what is drawn from: label to one sampler a seed. The first is the one whose metrics are the plain."""
         return {name: [SAMPLERS[name](world)] * len(self.seeds) for name in self.names}
 
+    @property
+    def like(self) -> Tensor:
+        """A number with the device and dtype of the chains."""
+        return torch.zeros((), device=self.device, dtype=torch.get_default_dtype())
+
     def sample(self, samplers: Sequence[Sampler], chains: int, ticker: Ticker) -> list[Sample]:
         """Return each seed's draws."""
-        like = torch.zeros((), device=self.device, dtype=torch.get_default_dtype())
         trainer = self.trainer
         return bench.run(
             samplers,
             self.seeds,
             chains,
-            like,
+            self.like,
             trainer.global_rank,
             trainer.world_size,
             lambda: ticker.tick(samplers[0].name),
@@ -202,9 +206,14 @@ class TiltedSampling(ToyModule):
                 found = {k: [row[k] for row in rows] for k in rows[0]}
                 metrics |= {f"{k}@{name}": v for k, v in found.items()}
             self.curves = {name: self.sweep(name, world, ticker) for name in swept}
-        self.adjust(metrics, list(readouts))
+        for family in self.families(list(readouts)):
+            self.adjust(metrics, family)
         first = {k.partition("@")[0]: v for k, v in metrics.items() if k.endswith(f"@{next(iter(readouts))}")}
         return Report(self.seeds, first | metrics, self.references(world))
+
+    def families(self, readouts: list[str]) -> list[list[str]]:
+        """Return the groups of readouts within which p-values are adjusted."""
+        return [readouts]
 
     def adjust(self, metrics: dict[str, list[float]], readouts: Sequence[str]) -> None:
         """Add the p-values of each seed's Kolmogorov-Smirnov tests adjusted over the whole family (Holm 1979)."""
@@ -279,7 +288,7 @@ class TiltedSampling(ToyModule):
             path = self.run_folder / "figures" / f"anim_{name}.gif"
             path.parent.mkdir(parents=True, exist_ok=True)
             set_aside(path)
-            steps = bench.run(sampler, self.seeds[:1], 100, torch.zeros(()))[0].path
+            steps = bench.run(sampler, self.seeds[:1], 100, self.like)[0].path
             assert steps is not None
             figures.animate(path, self.world, name, steps, self.bins)
             note(f"animation: {path}")

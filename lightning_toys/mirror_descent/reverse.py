@@ -112,10 +112,11 @@ class Look(NamedTuple):
 
 
 def cholesky(H: Tensor, weight: float, scale: float) -> Tensor:
-    """Return the lower triangular root of scale (I + weight H) for H (2, 2, ...); what errors make negative is 0."""
+    """Return the lower triangular root of scale (I + weight H) for H (2, 2, ...); negative pivots, of errors, are 0."""
     C = scale * weight * H
-    first = (scale + C[0, 0]).clamp_min(1e-12).sqrt()
-    low = C[1, 0] / first
+    pivot = (scale + C[0, 0]).clamp_min(0.0)
+    first = pivot.sqrt()
+    low = torch.where(pivot > 0, C[1, 0] / first, torch.zeros_like(first))
     second = (scale + C[1, 1] - low.square()).clamp_min(0.0).sqrt()
     return torch.stack([torch.stack([first, torch.zeros_like(first)]), torch.stack([low, second])])
 

@@ -92,25 +92,24 @@ class Watch:
     """
 
     def __init__(self, watched: int) -> None:
-        self.watched = watched
+        self.kept, self.watched = max(watched, COUNTED), watched
         self.accepted: list[Tensor] = []
         self.path: list[Tensor] = []
-        self.jumps: list[Tensor] = []
 
     def note(self, before: Tensor, after: Tensor, accepted: Tensor | None = None) -> None:
         """Note one step of the actions (B,)."""
-        if self.watched:
-            self.path.append(after[: self.watched].clone())
-        self.jumps.append(torch.dist(after[:COUNTED], before[:COUNTED]))
+        if not self.path:
+            self.path.append(before[: self.kept].clone())
+        self.path.append(after[: self.kept].clone())
         if accepted is not None:
-            self.accepted.append(accepted[:COUNTED].sum())
+            self.accepted.append(accepted[:COUNTED].clone())
 
     def draws(self, a: Tensor, s: Tensor) -> Draws:
         """Return the block's draws with what was noted."""
-        counted = min(COUNTED, len(a))
-        accepted = torch.stack(self.accepted).to(a) / counted if self.accepted else None
-        path = torch.stack(self.path) if self.path else None
-        return Draws(a, s, accepted, path, torch.stack(self.jumps).square() / counted)
+        accepted = torch.stack(self.accepted).mean(1) if self.accepted else None
+        path = torch.stack(self.path)
+        jumps = path[:, :COUNTED].diff(dim=0).square().mean(1)
+        return Draws(a, s, accepted, path[1:, : self.watched] if self.watched else None, jumps)
 
 
 class Importance(Sampler):

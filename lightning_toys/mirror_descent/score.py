@@ -12,7 +12,8 @@ arXiv 2302.11552): a linear f is a Gaussian.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,17 @@ SPAN = 4.0  # decades of 1 - abar that half of the training's levels cover
 def stretched(abar: Tensor) -> Tensor:
     """Return a coordinate of the noise level that resolves the clean end: log(1 - abar + .01) / 2 + 1."""
     return torch.log(1 - abar + 1e-2).mul(0.5).add(1.0)
+
+
+@contextmanager
+def whole_gradients(kind: str) -> Iterator[None]:
+    """Keep gradients, and no autocast: what is made of energies and scores are small differences of large numbers.
+
+    Args:
+        kind: the device's type.
+    """
+    with torch.enable_grad(), torch.autocast(kind, enabled=False):
+        yield
 
 
 class EnergyScore(nn.Module):
@@ -44,8 +56,8 @@ class EnergyScore(nn.Module):
     def __init__(self, net: ConditionalNet, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.net = net
-        self.register_buffer("mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("variance", torch.tensor(std).square(), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("variance", torch.tensor(std).square())
 
     def log_density(self, x: Tensor, abar: Tensor) -> Tensor:
         """Return log q (R, B) up to a constant of each level; x (R, B, 2), abar (R, B, 1)."""
@@ -55,8 +67,7 @@ class EnergyScore(nn.Module):
 
     def score(self, x: Tensor, abar: Tensor, graph: bool = False) -> Tensor:
         """Return the gradient of log q in x (R, B, 2), with its graph if asked for."""
-        # differences between eps and -eps are small ones of large numbers: never in half precision
-        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        with whole_gradients(x.device.type):
             x = x.detach().requires_grad_(True)
             total = self.log_density(x, abar).sum()
             (out,) = torch.autograd.grad(total, x, create_graph=graph)
@@ -78,9 +89,11 @@ def training_levels(offset: Tensor, batch_size: int) -> Tensor:
         offset: uniforms (R, 1, 1) that shift the evenly spaced places.
         batch_size: B.
     """
-    row = torch.arange(batch_size, device=offset.device, dtype=offset.dtype).view(1, -1, 1)
-    place = (row + offset) / batch_size
-    return torch.where(row % 2 == 0, place, 1 - 10 ** (-SPAN * place))
+    row = torch.arange(batch_size, device=offset.device).view(1, -1, 1)
+    flat = row % 2 == 0
+    place = (row // 2 + offset) / torch.where(flat, (batch_size + 1) // 2, max(1, batch_size // 2))
+    # in single precision a place can round to 1, where there is no noise to match
+    return torch.where(flat, place, 1 - 10 ** (-SPAN * place)).clamp_max(1 - 10**-SPAN)
 
 
 def denoising_losses(net: EnergyScore, x0: Tensor, eps: Tensor, abar: Tensor) -> Tensor:

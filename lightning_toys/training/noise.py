@@ -33,7 +33,7 @@ def keyed_generator(seed: int, index: int, stream: str) -> np.random.Generator:
 def keyed_bits(seed: int, index: int, stream: str) -> np.random.SFC64:
     """Return a source of raw 64-bit words of ``(seed, index, stream)``: half of Philox's time a word.
 
-    Its 256-bit state is hashed from the key by :class:`numpy.random.SeedSequence`: that two streams meet is out of
+    Its state is hashed from the key by :class:`numpy.random.SeedSequence` (128 bits): that two streams meet is out of
     reach.
     """
     return np.random.SFC64(np.random.SeedSequence([seed, index, tag_of(stream)]))
