@@ -121,12 +121,13 @@ def relative_error(net: EnergyScore, joint: Joint, abar: float, z: Tensor) -> Te
         abar: the level.
         z: standard normals (n, 2), from which the level's draws are made.
     """
-    level = joint.level(abar)
-    m, C, P = (torch.from_numpy(v).to(z) for v in (level.m, level.C, level.precision))
-    x = m + z @ torch.linalg.cholesky(C).T
-    exact = (m - x) @ P
-    replicas = next(net.parameters()).shape[0]
-    rows = x.expand(replicas, -1, -1)
-    found = net.score(rows, torch.full_like(rows[..., :1], abar))
-    error: Tensor = ((found - exact).square().sum((1, 2)) / exact.square().sum()).sqrt()
-    return error
+    with torch.autocast(z.device.type, enabled=False):
+        level = joint.level(abar)
+        m, C, P = (torch.from_numpy(v).to(z) for v in (level.m, level.C, level.precision))
+        x = m + z @ torch.linalg.cholesky(C).T
+        exact = (m - x) @ P
+        replicas = next(net.parameters()).shape[0]
+        rows = x.expand(replicas, -1, -1)
+        found = net.score(rows, torch.full_like(rows[..., :1], abar))
+        error: Tensor = ((found - exact).square().sum((1, 2)) / exact.square().sum()).sqrt()
+        return error
