@@ -131,14 +131,16 @@ def animate(path: Path, world: World, name: str, steps: Array, bins: int, dpi: i
 
 
 def label_apart(ax: Axes, places: Sequence[tuple[float, float, str]], gap: float = 0.032) -> None:
-    """Write names beside points (x, y) on logarithmic axes, moved up or down until no two overlap."""
+    """Write names beside points (x, y) on logarithmic axes, each at the nearest height where it overlaps no other."""
     low, high = np.log10(ax.get_ylim())
     left, right = np.log10(ax.get_xlim())
     put: list[tuple[float, float]] = []
     for x, y, name in sorted(places, key=lambda p: p[1]):
         across, up = (math.log10(x) - left) / (right - left), (math.log10(y) - low) / (high - low)
-        while any(abs(up - v) < gap and abs(across - u) < 0.25 for u, v in put):
-            up += gap / 4
+        steps = [k * s * gap / 4 for k in range(200) for s in (1, -1)]
+        heights = [up + d for d in steps if 0.01 < up + d < 1.02]
+        near = [v for u, v in put if abs(across - u) < 0.25]
+        up = next((v for v in heights if all(abs(v - w) >= gap for w in near)), up)
         put.append((across, up))
         ax.annotate(
             name,

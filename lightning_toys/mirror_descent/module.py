@@ -308,10 +308,11 @@ class TiltedSampling(ToyModule):
             return {}
         world, report = self.world, self.last_report
         out = {
-            f"match_{name}": figures.draw_match(world, name, x[0], self.truth[0], self.bins)
-            for name, x in self.drawn.items()
+            f"match_{name}": figures.draw_match(world, name, self.drawn[name][0], self.truth[0], self.bins)
+            for name in self.names
         }
-        out["frontier"] = figures.draw_frontier(report.metrics, self.costs, report.references["exact_draws"])
+        costs = {name: self.costs[name] for name in self.names}
+        out["frontier"] = figures.draw_frontier(report.metrics, costs, report.references["exact_draws"])
         if self.curves:
             out["kl_vs_refresh"] = figures.draw_refreshes(
                 self.curves, range(self.sweep_max_refresh + 1), 1 / self.sweep_chains
