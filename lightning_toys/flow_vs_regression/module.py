@@ -21,7 +21,7 @@ from lightning_toys.flow_vs_regression.objectives import Mode, Readout, X0Law, m
 from lightning_toys.flows import Solver, check_nfe
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.loader import Batch
-from lightning_toys.training.module import ToyModule, fitting
+from lightning_toys.training.module import ToyModule, fitting, made
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 from lightning_toys.training.results import Report
 
@@ -101,8 +101,8 @@ class FlowVsRegression(ToyModule):
         super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay)
         self.mode, self.loss = mode, loss
         # a checkpoint's hyper-parameters are plain values: load_from_checkpoint hands dicts over
-        self.network = Network(**network) if isinstance(network, dict) else network or Network()
-        self.evaluation = Evaluation(**evaluation) if isinstance(evaluation, dict) else evaluation or Evaluation()
+        self.network = made(Network, network)
+        self.evaluation = made(Evaluation, evaluation)
         self.objective = make_objective(mode, t_star, mip_form)
         self.x0_law: X0Law = x0 if x0 is not None else self.objective.x0_law
         require(

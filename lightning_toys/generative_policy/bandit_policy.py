@@ -21,7 +21,7 @@ from lightning_toys.generative_policy.bandit_data import BanditData
 from lightning_toys.generative_policy.meanflow import TimeLaw
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.loader import Batch
-from lightning_toys.training.module import ToyModule, fitting
+from lightning_toys.training.module import ToyModule, fitting, made
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 from lightning_toys.training.results import Report
 
@@ -86,8 +86,8 @@ class BanditPolicy(ToyModule):
     ) -> None:
         super().__init__(seeds, lr, weight_decay, clip_grad_norm, None, lr_decay, optimizer, muon_lr)
         default = Network(hidden=64, layers=3, activation="silu")
-        self.network = Network(**network) if isinstance(network, dict) else network or default
-        self.time = TimeLaw(**time) if isinstance(time, dict) else time or TimeLaw()
+        self.network = made(Network, network, default)
+        self.time = made(TimeLaw, time)
         require(
             self.network.kind != "transformer",
             "--model.network.kind: 'transformer' is not allowed here, it has no tangent; give concat or film",

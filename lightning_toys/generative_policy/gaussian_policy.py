@@ -17,6 +17,7 @@ from lightning_toys.generative_policy.mixture import Mixture, Target
 from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
 from lightning_toys.nets import Network, keyed_uniform
 from lightning_toys.training.loader import Batch
+from lightning_toys.training.module import made
 from lightning_toys.training.noise import NoiseStream
 
 
@@ -82,8 +83,8 @@ class GaussianPolicy(GenerativePolicy):
         evaluation: Evaluation | None = None,
     ) -> None:
         super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay)
-        self.network = Network(**network) if isinstance(network, dict) else network or Network(hidden=64, layers=2)
-        self.evaluation = Evaluation(**evaluation) if isinstance(evaluation, dict) else evaluation or Evaluation()
+        self.network = made(Network, network, Network(hidden=64, layers=2))
+        self.evaluation = made(Evaluation, evaluation)
         self.parameters_from, self.bound = parameters, bound
         self.save_hyperparameters(logger=False)
         self.hparams.update({"network": asdict(self.network), "evaluation": asdict(self.evaluation)})

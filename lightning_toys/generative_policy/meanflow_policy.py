@@ -32,6 +32,7 @@ from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
 from lightning_toys.generative_policy.reference_flow import flow_log_prob, flow_sample
 from lightning_toys.nets import Network
 from lightning_toys.training.loader import Batch
+from lightning_toys.training.module import made
 from lightning_toys.training.noise import NoiseStream, uniform
 
 JUDGED = 2000  # points at which the average velocity is held against the exact one, and likelihoods are taken
@@ -88,9 +89,9 @@ class MeanFlowPolicy(GenerativePolicy):
     ) -> None:
         super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, optimizer, muon_lr)
         default = Network(activation="silu")
-        self.network = Network(**network) if isinstance(network, dict) else network or default
-        self.evaluation = Evaluation(**evaluation) if isinstance(evaluation, dict) else evaluation or Evaluation()
-        self.time = TimeLaw(**time) if isinstance(time, dict) else time or TimeLaw()
+        self.network = made(Network, network, default)
+        self.evaluation = made(Evaluation, evaluation)
+        self.time = made(TimeLaw, time)
         require(
             self.network.kind != "transformer",
             "--model.network.kind: 'transformer' is not allowed here, it has no tangent; give concat or film",
@@ -263,7 +264,7 @@ class FlowPolicy(MeanFlowPolicy):
         ema_decay: float | None = None,
         evaluation: Evaluation | None = None,
     ) -> None:
-        law = TimeLaw(**time) if isinstance(time, dict) else time or TimeLaw()
+        law = made(TimeLaw, time)
         super().__init__(
             seeds=seeds,
             network=network,

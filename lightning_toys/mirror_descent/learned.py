@@ -33,7 +33,7 @@ from lightning_toys.mirror_descent.world import World
 from lightning_toys.nets import Network
 from lightning_toys.stats import mean_ci, paired_difference, written
 from lightning_toys.training.loader import Batch
-from lightning_toys.training.module import fitting
+from lightning_toys.training.module import fitting, made
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 from lightning_toys.training.results import Report
 
@@ -87,7 +87,7 @@ class LearnedSampling(TiltedSampling):
         )
         self.ask(**asked)
         default = Network("film", hidden=32, activation="silu", residual=True)
-        self.network = Network(**network) if isinstance(network, dict) else network or default
+        self.network = made(Network, network, default)
         require(
             self.network.kind != "transformer",
             "--model.network.kind: 'transformer' is not allowed here; give concat or film",

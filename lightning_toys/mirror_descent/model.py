@@ -95,10 +95,15 @@ class LearnedModel(Model):
     def __init__(self, net: EnergyScore) -> None:
         self.net = net
 
+    @staticmethod
+    def rows(level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the energy takes for x (2, B): places (1, B, 2) and their level (1, B, 1)."""
+        rows = x.T.unsqueeze(0)
+        return rows, torch.full_like(rows[..., :1], level.abar)
+
     def log_density(self, level: Level, x: Tensor) -> Tensor:
         """Return log q (B,) up to a constant, with its graph, at x (2, B)."""
-        rows = x.T.unsqueeze(0)
-        return self.net.log_density(rows, torch.full_like(rows[..., :1], level.abar))[0]
+        return self.net.log_density(*self.rows(level, x))[0]
 
     def differentiated(self, at: Tilted, pair: Callable[[Tensor], Tensor]) -> Target:
         """Return the target log q(pair(x)) + beta Q(x_0)."""
@@ -125,8 +130,7 @@ class LearnedModel(Model):
 
     def score(self, level: Level, x: Tensor) -> Tensor:
         """See :meth:`Model.score`."""
-        rows = x.T.unsqueeze(0)
-        return self.net.score(rows, torch.full_like(rows[..., :1], level.abar))[0].T
+        return self.net.score(*self.rows(level, x))[0].T
 
     def score_and_slopes(self, level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Model.score_and_slopes`."""

@@ -37,7 +37,6 @@ class Predictor(Sampler):
         super().__init__(world)
         self.abars = log_snr_levels(world.settings.predictor_K)
         self.first = starting_law(world.joint, float(self.abars[0]))
-
         self.guide = RULES[self.rule](world.joint, world.reward, world.strength)
 
     def beta(self, abar: float) -> float:

@@ -55,6 +55,16 @@ def fitting(data: LightningDataModule | None, kind: type[Data]) -> Data:
     return data
 
 
+Options = TypeVar("Options")
+
+
+def made(kind: type[Options], given: Options | dict[str, Any] | None, default: Options | None = None) -> Options:
+    """Return a dataclass of options as it was given, from a checkpoint's plain values, or its default."""
+    if isinstance(given, dict):
+        return kind(**given)
+    return given or default or kind()
+
+
 class ToyModule(LightningModule):
     """Base of the replica experiments.
 
