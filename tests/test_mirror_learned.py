@@ -256,8 +256,8 @@ def test_outputs(mirror: Runner) -> None:
     other = json.loads((mirror.folder("analytic") / "results.json").read_text())["metrics"]
     assert other["joint_kl@pc_mala"]["values"] == found["joint_kl@pc_mala_exact"]["values"]
     mirror.ok("predict", "learned", "--model.samplers", "[mala]")
-    drawn = np.load(folder / "predictions.npz")
-    assert drawn["mala"].shape == drawn["mala_exact"].shape == (2, 300, 2)
+    with np.load(folder / "predictions.npz") as drawn:
+        assert drawn["mala"].shape == drawn["mala_exact"].shape == (2, 300, 2)
 
 
 def test_learns(mirror: Runner) -> None:
