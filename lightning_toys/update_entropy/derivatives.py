@@ -1,0 +1,161 @@
+"""Derivatives of a policy's log-probabilities and entropies in its parameters: reverse, forward, and twice forward.
+
+Forward mode needs attention that is written out (``attn_implementation="eager"``): fused kernels have no such rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import jvp
+
+from lightning_toys.update_entropy.adamw import Tensors
+from lightning_toys.update_entropy.estimators import Kind, Scores, coefficients, terms
+from lightning_toys.update_entropy.sequences import Sequences, chunks, evaluate, in_eval, pack, policy_scores
+
+Pair = tuple[Tensor, Tensor]  # of l_k and of H_k, each (N, T)
+
+
+def trainable(model: nn.Module) -> Tensors:
+    """Return the parameters that an optimiser would step, detached, by name."""
+    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def moved(parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor], eta: float) -> Tensors:
+    """Return theta + eta v for the names of ``direction``."""
+    return {n: parameters[n] + eta * v for n, v in direction.items()}
+
+
+def gathered(parts: list[tuple[list[int], tuple[Tensor, ...]]], n: int, width: int) -> tuple[Tensor, ...]:
+    """Put chunks of rows (n_c, T_c) back in order: tensors (n, width)."""
+    out = tuple(torch.zeros(n, width, dtype=x.dtype, device=x.device) for x in parts[0][1])
+    for rows, found in parts:
+        for whole, x in zip(out, found, strict=True):
+            whole[torch.tensor(rows, device=x.device), : x.shape[1]] = x
+    return out
+
+
+def tangents(
+    model: nn.Module, sequences: Sequences, direction: Mapping[str, Tensor], temperature: float = 1.0, chunk: int = 64
+) -> Pair:
+    """Return the derivatives of l_k and H_k (N, T) along a direction.
+
+    Args:
+        model: the policy.
+        sequences: N of them.
+        direction: by the parameters' names.
+        temperature: of the law the tokens are drawn from.
+        chunk: sequences in one pass.
+    """
+    theta = {n: dict(model.named_parameters())[n].detach() for n in direction}
+    device = next(model.parameters()).device
+    parts: list[tuple[list[int], tuple[Tensor, ...]]] = []
+    with in_eval(model), torch.no_grad():
+        for rows in chunks(sequences, chunk):
+            packed = pack(sequences.take(rows), device)
+
+            def f(p: Tensors) -> Pair:
+                return policy_scores(model, packed, temperature, p)  # noqa: B023
+
+            _, found = jvp(f, (theta,), (dict(direction),))
+            parts.append((rows, found))
+    first, second = gathered(parts, len(sequences), max(1, *sequences.lengths))
+    return first, second
+
+
+def curvatures(
+    model: nn.Module, sequences: Sequences, direction: Mapping[str, Tensor], temperature: float = 1.0, chunk: int = 64
+) -> tuple[Pair, Pair]:
+    """Return first and second derivatives of l_k and H_k (N, T) along a direction; arguments as :func:`tangents`."""
+    theta = {n: dict(model.named_parameters())[n].detach() for n in direction}
+    device = next(model.parameters()).device
+    parts: list[tuple[list[int], tuple[Tensor, ...]]] = []
+    v = dict(direction)
+    with in_eval(model), torch.no_grad():
+        for rows in chunks(sequences, chunk):
+            packed = pack(sequences.take(rows), device)
+
+            def f(p: Tensors) -> Pair:
+                return policy_scores(model, packed, temperature, p)  # noqa: B023
+
+            def slope(p: Tensors) -> Any:
+                return jvp(f, (p,), (v,))[1]  # noqa: B023
+
+            first, second = jvp(slope, (theta,), (v,))
+            parts.append((rows, (*first, *second)))
+    a, b, c, d = gathered(parts, len(sequences), max(1, *sequences.lengths))
+    return (a, b), (c, d)
+
+
+def weighted_gradient(
+    model: nn.Module,
+    sequences: Sequences,
+    on_logp: Tensor,
+    on_entropy: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk: int = 64,
+) -> Tensors:
+    """Return the gradient of sum_ik (a_ik l_ik + b_ik H_ik) in the trainable parameters, in eval mode.
+
+    Args:
+        model: the policy.
+        sequences: N of them.
+        on_logp: a (N, T).
+        on_entropy: b (N, T), if not 0.
+        temperature: of the law the tokens are drawn from.
+        chunk: sequences in one pass.
+    """
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    device = next(model.parameters()).device
+    total: list[Tensor] | None = None
+    with in_eval(model), torch.enable_grad():
+        for rows in chunks(sequences, chunk):
+            packed = pack(sequences.take(rows), device)
+            logp, h = policy_scores(model, packed, temperature)
+            index, width = torch.tensor(rows), logp.shape[1]
+            value = (on_logp[index, :width].to(logp) * logp).sum()
+            if on_entropy is not None:
+                value = value + (on_entropy[index, :width].to(h) * h).sum()
+            found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+            grads = [torch.zeros_like(p) if g is None else g for p, g in zip(named.values(), found, strict=True)]
+            total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
+    assert total is not None
+    return dict(zip(named, total, strict=True))
+
+
+def entropy_gradient(
+    model: nn.Module,
+    sequences: Sequences,
+    kind: Kind = "token",
+    temperature: float = 1.0,
+    chunk: int = 64,
+    scores: Scores | None = None,
+) -> tuple[Scores, Tensors]:
+    """Return the scores of sequences that the model drew, and the gradient of its entropy, by one reverse pass.
+
+    Args:
+        model: the policy.
+        sequences: drawn from it.
+        kind: which entropy.
+        temperature: they were drawn at.
+        chunk: sequences in one pass.
+        scores: of these sequences, if they are known already.
+    """
+    found = scores or evaluate(model, sequences, temperature, chunk=chunk)
+    on_h, on_l = coefficients(found, kind)
+    b = terms(found, kind)[1].sum()
+    return found, weighted_gradient(model, sequences, on_l / b, on_h / b, temperature, chunk)
+
+
+def rows_of_gradient(
+    model: nn.Module, sequences: Sequences, on_logp: Tensor, on_entropy: Tensor | None = None, temperature: float = 1.0
+) -> list[Tensors]:
+    """Return the part of each sequence in :func:`weighted_gradient`, one reverse pass each."""
+    out = []
+    for i in range(len(sequences)):
+        b = None if on_entropy is None else on_entropy[i : i + 1]
+        out.append(weighted_gradient(model, sequences.take([i]), on_logp[i : i + 1], b, temperature))
+    return out
