@@ -35,7 +35,10 @@ def an_optimizer(net: nn.Module, kind: str, groups: bool = False, **settings: An
     p = list(net.parameters())
     given: Any = p
     if groups:
-        given = [{"params": p[:2], "lr": 3e-3, "weight_decay": 0.1}, {"params": p[2:], "lr": 1e-3, "betas": (0.7, 0.95)}]
+        given = [
+            {"params": p[:2], "lr": 3e-3, "weight_decay": 0.1},
+            {"params": p[2:], "lr": 1e-3, "betas": (0.7, 0.95)},
+        ]
     return torch.optim.AdamW(given, **{"lr": 2e-3, "weight_decay": 0.01, **settings, **KINDS[kind]})
 
 

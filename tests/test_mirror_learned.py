@@ -24,6 +24,7 @@ from lightning_toys.mirror_descent.reverse import cholesky
 from lightning_toys.mirror_descent.score import (
     LEVELS,
     EnergyScore,
+    LevelMatrix,
     denoising_losses,
     one_replica,
     relative_error,
@@ -55,14 +56,17 @@ class Right(ConditionalNet):
 
 def right(world: World, factor: float = 1.0) -> EnergyScore:
     clean = world.joint.clean
-    net = EnergyScore(Right(world.joint, factor), [0.0, 0.0], [1.0, 1.0])
+    matrix = LevelMatrix((0,)).double()
+    for p in matrix.last.parameters():  # the law is in f alone
+        p.data.zero_()
+    net = EnergyScore(Right(world.joint, factor), matrix, [0.0, 0.0], [1.0, 1.0])
     net.mean, net.variance = torch.from_numpy(clean.m), torch.from_numpy(np.diag(clean.C).copy())
     return net
 
 
 def small_net(seeds: tuple[int, ...] = (0, 1)) -> EnergyScore:
     net = Network("film", hidden=8, activation="silu", residual=True).build(seeds, 2, 1, True, 2)
-    return EnergyScore(net, [0.1, -0.2], [1.0, 1.1]).double()
+    return EnergyScore(net, LevelMatrix(seeds), [0.1, -0.2], [1.0, 1.1]).double()
 
 
 def normals(shape: tuple[int, ...], stream: str) -> Tensor:
@@ -321,7 +325,7 @@ def test_the_scales_are_those_it_was_trained_with(mirror: Runner) -> None:
     mirror.ok("fit", "learned", "--trainer.max_steps", "5", "--figures.enabled", "false")
     mirror.ok("test", "learned", "--model.samplers", "[pc_mala]", "--data.mu_a", "5", "--figures.enabled", "false")
     found = json.loads((mirror.folder("learned") / "results.json").read_text())["metrics"]
-    assert min(found["score_error@0.999"]["values"]) > 2
+    assert min(found["score_error@0.999"]["values"]) > 1.5
 
 
 @pytest.mark.parametrize(

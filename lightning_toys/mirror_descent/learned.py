@@ -24,6 +24,7 @@ from lightning_toys.mirror_descent.samplers import Sampler
 from lightning_toys.mirror_descent.score import (
     LEVELS,
     EnergyScore,
+    LevelMatrix,
     denoising_losses,
     one_replica,
     relative_error,
@@ -122,7 +123,7 @@ class LearnedSampling(TiltedSampling):
             "give 32-true, 64-true or bf16-mixed",
         )
         net = self.network.build(self.seeds, 2, 1, True, 2)
-        return EnergyScore(net, self.sizes["mean"], self.sizes["std"])
+        return EnergyScore(net, LevelMatrix(self.seeds), self.sizes["mean"], self.sizes["std"])
 
     def replica_losses(self, batch: Batch, step: int) -> Tensor:
         """See :meth:`ToyModule.replica_losses`."""

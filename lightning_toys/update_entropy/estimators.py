@@ -150,7 +150,9 @@ def prefix_weighted(base: Scores, moved: Scores, kind: Kind = "token", limit: fl
     share = torch.ones_like(share0) if kind == "sequence" else c.sum(1)
     change = difference((weight * what).sum(1), share, before.sum(1), share0, base.prompt)
     h = float((weight * what).sum() / share.sum())
-    return Weighted(change, h, effective(d.sum(1).clamp(-limit, limit).exp()), float((log_c.abs() > limit)[live].double().mean()))
+    return Weighted(
+        change, h, effective(d.sum(1).clamp(-limit, limit).exp()), float((log_c.abs() > limit)[live].double().mean())
+    )
 
 
 def effective(weights: Tensor) -> float:
@@ -216,7 +218,9 @@ def surrogate(logp: Tensor, entropies: Tensor, scores: Scores, kind: Kind = "tok
     return ((on_h * entropies).sum() + (on_l * logp).sum()) / share.sum()
 
 
-def first_order(scores: Scores, dlogp: Tensor, dentropy: Tensor, kind: Kind = "token", baseline: bool = True) -> Estimate:
+def first_order(
+    scores: Scores, dlogp: Tensor, dentropy: Tensor, kind: Kind = "token", baseline: bool = True
+) -> Estimate:
     """Return the derivative of the entropy along a direction.
 
     Args:
