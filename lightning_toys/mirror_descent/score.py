@@ -62,7 +62,7 @@ class LevelMatrix(nn.Module):
     def forward(self, level: Tensor) -> Tensor:
         """Map (R, B, 2) to (R, B, 2, 2)."""
         out: Tensor = self.last(F.silu(self.hidden(F.silu(self.first(level)))))
-        return out.unflatten(-1, (2, 2))
+        return out.view(*out.shape[:-1], 2, 2)
 
 
 class EnergyScore(nn.Module):

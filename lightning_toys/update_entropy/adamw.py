@@ -125,9 +125,9 @@ def check_kind(optimizer: torch.optim.Optimizer) -> None:
 def hyper_of(group: Mapping[str, Any]) -> Hyper:
     """Return the settings of a parameter group."""
     b1, b2 = group["betas"]
-    numbers = {k: float(group[k]) for k in ("lr", "eps", "weight_decay")}
-    flags = {k: bool(group.get(k, False)) for k in ("amsgrad", "maximize")}
-    return Hyper(betas=(float(b1), float(b2)), **numbers, **flags)
+    lr, eps, decay = (float(group[k]) for k in ("lr", "eps", "weight_decay"))
+    amsgrad, maximize = (bool(group.get(k, False)) for k in ("amsgrad", "maximize"))
+    return Hyper(lr, (float(b1), float(b2)), eps, decay, amsgrad, maximize)
 
 
 def moments_of(state: Mapping[str, Any]) -> Moments:

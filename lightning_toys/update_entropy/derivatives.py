@@ -1,22 +1,59 @@
 """Derivatives of a policy's log-probabilities and entropies in its parameters: reverse, forward, and twice forward.
 
 Forward mode needs attention that is written out (``attn_implementation="eager"``): fused kernels have no such rule.
+Twice forward needs more: torch 2.13's layer_norm gives a wrong second derivative there without a word, and silu none
+at all (tests/test_entropy_derivatives.py holds both against finite differences). :class:`WrittenOut` replaces them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import jvp
+from torch.overrides import TorchFunctionMode
 
 from lightning_toys.update_entropy.adamw import Tensors
 from lightning_toys.update_entropy.estimators import Kind, Scores, coefficients, terms
 from lightning_toys.update_entropy.sequences import Sequences, chunks, evaluate, in_eval, pack, policy_scores
 
 Pair = tuple[Tensor, Tensor]  # of l_k and of H_k, each (N, T)
+
+
+class WrittenOut(TorchFunctionMode):
+    """Puts elementary operations in the place of layer_norm, rms_norm and silu while it is entered."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func``, or what it is made of."""
+        written = {F.layer_norm: layer_norm, F.rms_norm: rms_norm, F.silu: silu}.get(func, func)
+        return written(*args, **(kwargs or {}))
+
+
+def layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Return (x - mean) / sqrt(var + eps) * weight + bias over the last axes."""
+    axes = tuple(range(-len(shape), 0))
+    centred = x - x.mean(axes, keepdim=True)
+    out = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
+
+
+def rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """Return x / sqrt(mean x^2 + eps) * weight over the last axes."""
+    axes = tuple(range(-len(shape), 0))
+    floor = torch.finfo(x.dtype).eps if eps is None else eps
+    out = x * (x.square().mean(axes, keepdim=True) + floor).rsqrt()
+    return out if weight is None else out * weight
+
+
+def silu(x: Tensor, inplace: bool = False) -> Tensor:
+    """Return x sigmoid(x)."""
+    return x * torch.sigmoid(x)
 
 
 def trainable(model: nn.Module) -> Tensors:
@@ -60,7 +97,7 @@ def tangents(
             def f(p: Tensors) -> Pair:
                 return policy_scores(model, packed, temperature, p)  # noqa: B023
 
-            _, found = jvp(f, (theta,), (dict(direction),))
+            found: Any = jvp(f, (theta,), (dict(direction),))[1]
             parts.append((rows, found))
     first, second = gathered(parts, len(sequences), max(1, *sequences.lengths))
     return first, second
@@ -84,8 +121,9 @@ def curvatures(
             def slope(p: Tensors) -> Any:
                 return jvp(f, (p,), (v,))[1]  # noqa: B023
 
-            first, second = jvp(slope, (theta,), (v,))
-            parts.append((rows, (*first, *second)))
+            with WrittenOut():
+                both: Any = jvp(slope, (theta,), (v,))
+            parts.append((rows, (*both[0], *both[1])))
     a, b, c, d = gathered(parts, len(sequences), max(1, *sequences.lengths))
     return (a, b), (c, d)
 

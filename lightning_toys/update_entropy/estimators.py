@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
 Kind = Literal["token", "sequence", "surprisal"]
@@ -51,14 +52,27 @@ class Estimate:
     Attributes:
         value: the estimate.
         se: its standard error, clustered by prompt; NaN with fewer than two prompts.
+        prompts: number of clusters.
         rows: contributions (N,), which sum to the value.
         moves: by how much each sequence moves the estimate (N,), of sum 0: what the error is made of.
     """
 
     value: float
     se: float
+    prompts: int
     rows: Tensor
     moves: Tensor
+
+    @classmethod
+    def of(cls, value: Tensor, rows: Tensor, moves: Tensor, prompt: Tensor) -> Estimate:
+        """Return the estimate with the standard error of its moves, those of a prompt being one draw."""
+        se, prompts = clustered(moves, prompt)
+        return cls(float(value), se, prompts, rows, moves)
+
+    @property
+    def half_width(self) -> float:
+        """Half of the 95 % interval, by Student's t with a degree of freedom less than there are prompts."""
+        return float(self.se * student.ppf(0.975, self.prompts - 1)) if self.prompts > 1 else float("nan")
 
 
 @dataclass(frozen=True)
@@ -78,14 +92,14 @@ class Weighted:
     clipped: float
 
 
-def clustered(moves: Tensor, prompt: Tensor) -> float:
-    """Return the standard error of a sum of ``moves`` (N,), those of a prompt being one draw: sqrt(G/(G-1) sum_g m_g^2)."""
+def clustered(moves: Tensor, prompt: Tensor) -> tuple[float, int]:
+    """Return the standard error of a sum of ``moves`` (N,), sqrt(G/(G-1) sum_g m_g^2), and the number G of prompts."""
     _, index = torch.unique(prompt, return_inverse=True)
     sums = torch.zeros(int(index.max()) + 1, dtype=moves.dtype, device=moves.device).index_add_(0, index, moves)
     g = len(sums)
     if g < 2:
-        return float("nan")
-    return float((sums.square().sum() * g / (g - 1)).sqrt())
+        return float("nan"), g
+    return float((sums.square().sum() * g / (g - 1)).sqrt()), g
 
 
 def terms(scores: Scores, kind: Kind) -> tuple[Tensor, Tensor]:
@@ -99,7 +113,7 @@ def ratio(a: Tensor, b: Tensor, prompt: Tensor) -> Estimate:
     """Return sum a / sum b, a and b (N,)."""
     value = a.sum() / b.sum()
     moves = (a - value * b) / b.sum()
-    return Estimate(float(value), clustered(moves, prompt), a / b.sum(), moves)
+    return Estimate.of(value, a / b.sum(), moves, prompt)
 
 
 def entropy(scores: Scores, kind: Kind = "token") -> Estimate:
@@ -111,8 +125,8 @@ def entropy(scores: Scores, kind: Kind = "token") -> Estimate:
 def difference(a: Tensor, b: Tensor, a0: Tensor, b0: Tensor, prompt: Tensor) -> Estimate:
     """Return sum a / sum b - sum a0 / sum b0 of the same sequences."""
     new, old = ratio(a, b, prompt), ratio(a0, b0, prompt)
-    moves = new.moves - old.moves
-    return Estimate(new.value - old.value, clustered(moves, prompt), new.rows - old.rows, moves)
+    value = a.sum() / b.sum() - a0.sum() / b0.sum()
+    return Estimate.of(value, new.rows - old.rows, new.moves - old.moves, prompt)
 
 
 def sequence_weighted(base: Scores, moved: Scores, kind: Kind = "token", limit: float = MAX_LOG_WEIGHT) -> Weighted:
@@ -242,7 +256,7 @@ def first_order(
     slope = (count * dlogp).sum() / b
     h = what.sum() / b
     moves = (rows - value * share - slope * (what.sum(1) - h * share)) / b
-    return Estimate(float(value), clustered(moves, scores.prompt), rows / b, moves)
+    return Estimate.of(value, rows / b, moves, scores.prompt)
 
 
 def second_order(
@@ -283,4 +297,4 @@ def second_order(
     move0 = (n0 - R * b0) / B
     move1 = (n1 - R * b1 - b1.sum() * move0 - R1 * b0) / B
     moves = (rows - R2 * b0 - b2.sum() * move0 - 2 * b1.sum() * move1) / B
-    return Estimate(float(R2), clustered(moves, scores.prompt), rows / B, moves)
+    return Estimate.of(R2, rows / B, moves, scores.prompt)

@@ -1,4 +1,4 @@
-"""Dr. GRPO: group-relative policy gradients without the biases of length and spread (Liu et al. 2025, arXiv 2503.20783).
+"""Dr. GRPO: group-relative policy gradients without biases of length and spread (Liu et al. 2025, arXiv 2503.20783).
 
 B prompts with G responses each; A_bg = r_bg - mean_g r_bg, not divided by a deviation. The loss is
 

@@ -1,0 +1,134 @@
+"""What a policy is asked: additions with worked steps, whose answers a program can check.
+
+``37+45=`` is answered by ``7+5=12,3+4+1=08;082``: the digits from the right, each sum with the carry in two digits, then
+the result. Solutions to learn from contain slips that a pupil would make, so that a policy trained on them is unsure at
+just the places where one can go wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from lightning_toys.errors import require
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prompt and the answer that earns the reward."""
+
+    prompt: str
+    answer: str
+
+
+class Task(Protocol):
+    """Problems, solutions to imitate, and a reward that a program gives."""
+
+    def problems(self, generator: np.random.Generator, count: int) -> list[Problem]:
+        """Draw problems."""
+
+    def solution(self, problem: Problem, generator: np.random.Generator) -> str:
+        """Return a response to imitate, slips included."""
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """Return what a response earns."""
+
+
+class Tokens(Protocol):
+    """Text to token ids and back."""
+
+    end: int
+    size: int
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without beginning or end tokens."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of ids, without special tokens."""
+
+
+class Characters:
+    """A token for each of a few characters, after padding (0), beginning (1) and end (2)."""
+
+    SPECIAL = ("<pad>", "<bos>", "<end>")
+
+    def __init__(self, symbols: str) -> None:
+        self.symbols = symbols
+        self.index = {c: i + len(self.SPECIAL) for i, c in enumerate(symbols)}
+        self.end, self.size = 2, len(symbols) + len(self.SPECIAL)
+
+    def encode(self, text: str) -> list[int]:
+        """See :meth:`Tokens.encode`."""
+        return [self.index[c] for c in text]
+
+    def decode(self, ids: list[int]) -> str:
+        """See :meth:`Tokens.decode`."""
+        first = len(self.SPECIAL)
+        return "".join(self.symbols[i - first] for i in ids if i >= first)
+
+
+class Addition:
+    """Sums of two numbers.
+
+    Args:
+        digits: of each number.
+        slips: share of the solutions that contain a slip: a carry forgotten, or a sum that is off by one.
+    """
+
+    symbols = "0123456789+=,;"
+
+    def __init__(self, digits: int = 2, slips: float = 0.2) -> None:
+        require(1 <= digits <= 9, f"--data.digits: {digits} is not allowed; give an integer from 1 to 9")
+        require(0 <= slips <= 1, f"--data.slips: {slips} is not allowed; give a number from 0 to 1")
+        self.digits, self.slips = digits, slips
+
+    @property
+    def longest(self) -> int:
+        """Characters of a solution, its end token counted too."""
+        return len("7+5=12") + (self.digits - 1) * len(",3+4+1=08") + 1 + self.digits + 1 + 1
+
+    def problems(self, generator: np.random.Generator, count: int) -> list[Problem]:
+        """See :meth:`Task.problems`."""
+        drawn = generator.integers(0, 10**self.digits, (count, 2))
+        return [self.problem(int(a), int(b)) for a, b in drawn]
+
+    def problem(self, a: int, b: int) -> Problem:
+        """Return the problem a + b."""
+        n = self.digits
+        return Problem(f"{a:0{n}d}+{b:0{n}d}=", f"{a + b:0{n + 1}d}")
+
+    def solution(self, problem: Problem, generator: np.random.Generator) -> str:
+        """See :meth:`Task.solution`."""
+        slips, where, kind, sign = generator.random(4)
+        at = int(where * self.digits) if slips < self.slips else -1
+        return self.worked(problem, at, "carry" if kind < 0.5 else "sum", 1 if sign < 0.5 else -1)
+
+    def worked(self, problem: Problem, slip_at: int = -1, kind: str = "sum", by: int = 1) -> str:
+        """Return the worked solution, every later line following from the slip if there is one.
+
+        Args:
+            problem: a + b.
+            slip_at: column of the slip, from the right; -1 for none.
+            kind: ``carry``, which is taken for 0 where it was 1 (and the other way round), or ``sum``.
+            by: how much a sum is off.
+        """
+        a, b = problem.prompt.rstrip("=").split("+")
+        carry, lines, result = 0, [], ""
+        for k in range(self.digits):
+            x, y = int(a[-1 - k]), int(b[-1 - k])
+            if k == slip_at and kind == "carry" and k > 0:
+                carry = 1 - carry
+            total = x + y + carry
+            if k == slip_at and (kind == "sum" or k == 0):
+                total = min(max(total + by, 0), 19)
+            lines.append(f"{x}+{y}{f'+{carry}' if k else ''}={total:02d}")
+            carry, digit = divmod(total, 10)
+            result = f"{digit}{result}"
+        return f"{','.join(lines)};{carry}{result}"
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """Return 1 for the right result after the one semicolon, whatever the lines before it say, and 0 otherwise."""
+        lines, mark, result = response.partition(";")
+        return float(bool(mark) and bool(lines) and result == problem.answer)
