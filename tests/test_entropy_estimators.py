@@ -401,7 +401,7 @@ def mixed() -> Sequences:
     """Prompts and responses of many lengths."""
     g = np.random.default_rng(0)
     prompts = [g.integers(1, 6, n).tolist() for n in (1, 4, 2, 7, 3, 3, 5)]
-    responses = [g.integers(1, 6, n).tolist() + [END] for n in (3, 0, 5, 2, 7, 1, 4)]
+    responses = [[*g.integers(1, 6, n).tolist(), END] for n in (3, 0, 5, 2, 7, 1, 4)]
     return Sequences(prompts, responses, [0, 0, 1, 1, 2, 2, 3])
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_toys.mirror_descent import affine
 from lightning_toys.mirror_descent.affine import Law
+from lightning_toys.mirror_descent.fused import fused, gaussian_mala
 from lightning_toys.mirror_descent.kernels import (
     Noise,
     State,
@@ -117,6 +118,9 @@ class PCMALA(Annealed):
         """See :meth:`Sampler.draw`."""
         s, watch = self.world.settings, Watch(self.watched)
         x = from_prior(noise, self.world.levels[0].level).unsqueeze(0)
+        if noise.compiled and self.world.model.exact:
+            a = self.correct(noise, self.leap(noise, x[0], watch), watch)
+            return watch.draws(a, refresh(noise, self.world.joint.clean, a))
         for at in self.rounds:
             law = self.world.model.action(at)
             state: State = start(x, law)
@@ -129,6 +133,17 @@ class PCMALA(Annealed):
                     state = choose(info.accepted, new, state)
         a = self.correct(noise, x[0], watch)
         return watch.draws(a, refresh(noise, self.world.joint.clean, a))
+
+    def leap(self, noise: Noise, a: Tensor, watch: Watch) -> Tensor:
+        """Take the same steps by compiled code, for the exact law."""
+        s, step = self.world.settings, fused(gaussian_mala)
+        rows = [(at.mu, at.tau, math.sqrt(s.mala_step / at.tau / 2)) for at in self.rounds]
+        for numbers in torch.tensor(rows, dtype=a.dtype, device=a.device):
+            for _ in range(s.action_steps_per_level):
+                before = a
+                a, accepted = step(a, noise.normal()[0], noise.uniform()[0], numbers)
+                watch.note(before, a, accepted)
+        return a
 
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""

@@ -17,7 +17,7 @@ from lightning_toys.mirror_descent.samplers import Draws, Sampler
 
 def one_block(sampler: Sampler, seed: int, block: int, like: Tensor) -> dict[str, Any]:
     """Return what a sampler draws in one block of chains, as float64 arrays; a function of (seed, block) alone."""
-    found: Draws = sampler.draw(Noise(seed, block, f"sampler/{sampler.name}", like))
+    found: Draws = sampler.draw(Noise(seed, block, f"sampler/{sampler.name}", like, sampler.world.settings.compile))
 
     def kept(x: Tensor | None) -> Any:
         return None if x is None else x.detach().cpu().double().numpy()

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_toys.mirror_descent.fused import fused, normals_of, uniforms_of
 from lightning_toys.training.noise import keyed_bits
 
 Array = NDArray[np.float64]
@@ -32,12 +33,14 @@ class Noise:
         block: index of the block of chains.
         stream: name of the use.
         like: gives dtype and device.
+        compiled: whether float32 numbers are made by compiled code, which rounds a little differently.
     """
 
     ahead = 4  # rows drawn at once: a row's arithmetic costs little more than Python's calls
 
-    def __init__(self, seed: int, block: int, stream: str, like: Tensor) -> None:
+    def __init__(self, seed: int, block: int, stream: str, like: Tensor, compiled: bool = False) -> None:
         self.bits, self.like = keyed_bits(seed, block, stream), like
+        self.compiled = compiled and like.dtype == torch.float32
         self.stock: dict[str, tuple[Tensor, int]] = {}
 
     def uniform(self, rows: int = 1) -> Tensor:
@@ -58,11 +61,15 @@ class Noise:
 
     def draw_uniform(self, rows: int) -> Tensor:
         """Draw uniforms (rows, BLOCK)."""
+        if self.compiled:
+            return fused(uniforms_of)(self.words(rows))
         drawn, grain = self.grains(rows)
         return torch.add(drawn.new_tensor(0.5), drawn, alpha=grain)
 
     def draw_normal(self, rows: int) -> Tensor:
         """Draw standard normals (rows, BLOCK)."""
+        if self.compiled:
+            return fused(normals_of)(self.words(rows))
         drawn, grain = self.grains(rows)
         first, angle = drawn.view(rows, 2, BLOCK // 2).unbind(1)
         # the logarithm of (0, 1]; an angle in [-pi, pi)
@@ -78,8 +85,11 @@ class Noise:
         if self.like.dtype == torch.float64:
             words = torch.from_numpy(self.bits.random_raw(rows * BLOCK)).view(torch.int64)
             return (words >> 11).double().view(rows, BLOCK), 2.0**-53
-        words = torch.from_numpy(self.bits.random_raw(rows * BLOCK // 2)).view(torch.int32)
-        return (words >> 8).float().view(rows, BLOCK), 2.0**-24
+        return (self.words(rows) >> 8).float(), 2.0**-24
+
+    def words(self, rows: int) -> Tensor:
+        """Return raw words of 32 bits (rows, BLOCK)."""
+        return torch.from_numpy(self.bits.random_raw(rows * BLOCK // 2)).view(torch.int32).view(rows, BLOCK)
 
 
 # a target: x (D, B) to (log density up to a constant (B,), gradient (D, B))

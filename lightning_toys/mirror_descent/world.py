@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lightning_toys.errors import require
+from lightning_toys.mirror_descent.fused import check_compiler
 from lightning_toys.mirror_descent.joint import Joint, Level
 from lightning_toys.mirror_descent.model import ExactModel, Model
 from lightning_toys.mirror_descent.schedules import Schedule
@@ -48,6 +49,7 @@ class Settings:
         smc_particles: particles of one run of twisted SMC, a power of 2.
         ess_threshold: share of the particles below which SMC resamples.
         smc_twist: ``dps``, Q at the Tweedie mean, as published, or ``tfg``, the same smoothed.
+        compile: make noise and pc_mala's steps by compiled code; needs a C++ compiler and, once, half a minute.
     """
 
     K: int = 40
@@ -64,6 +66,7 @@ class Settings:
     smc_particles: int = 2**12
     ess_threshold: float = 0.5
     smc_twist: Literal["dps", "tfg"] = "tfg"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("K", "action_steps_per_level", "particles", "mcmc_steps"):
@@ -85,6 +88,8 @@ class Settings:
             0 <= self.ess_threshold <= 1,
             f"--model.settings.ess_threshold: {self.ess_threshold} is not allowed; give a share in [0, 1]",
         )
+        if self.compile:
+            check_compiler()
         n = self.smc_particles
         require(
             n >= 2 and 2**15 % n == 0,

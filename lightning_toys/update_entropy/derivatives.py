@@ -119,7 +119,7 @@ def curvatures(
                 return policy_scores(model, packed, temperature, p)  # noqa: B023
 
             def slope(p: Tensors) -> Any:
-                return jvp(f, (p,), (v,))[1]  # noqa: B023
+                return jvp(f, (p,), (v,))[1]
 
             with WrittenOut():
                 both: Any = jvp(slope, (theta,), (v,))

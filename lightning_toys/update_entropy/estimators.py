@@ -175,7 +175,7 @@ def effective(weights: Tensor) -> float:
 
 
 def others_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return at each live position the mean of ``values`` over the other sequences that are live there; 0 if none is."""
+    """Return at each live position the mean of ``values`` over the other sequences live there; 0 if none is."""
     n = mask.sum(0, keepdim=True)
     rest = (values * mask).sum(0, keepdim=True) - values * mask
     return rest / (n - 1).clamp(min=1) * mask
