@@ -15,7 +15,7 @@ from lightning_toys.update_entropy.derivatives import (
     curvatures,
     entropy_gradient,
     moved,
-    rows_of_gradient,
+    sequence_gradients,
     tangents,
     trainable,
     weighted_gradient,
@@ -390,7 +390,8 @@ def test_rows_of_the_gradient_are_the_rows_of_the_slope(small: World) -> None:
     scores = evaluate(small.model, chosen)
     on_h, on_l = coefficients(scores)
     b = scores.lengths.sum()
-    parts = rows_of_gradient(small.model, chosen, on_l / b, on_h / b)
+    found = sequence_gradients(small.model, chosen, on_l / b, on_h / b, chunk=3)
+    parts = [{n: g[i] for n, g in found.items()} for i in range(8)]
     slope = first_order(scores, *tangents(small.model, chosen, small.v))
     assert [dot(small.v, g) for g in parts] == pytest.approx(slope.rows.tolist(), rel=1e-9)
     whole = weighted_gradient(small.model, chosen, on_l / b, on_h / b)

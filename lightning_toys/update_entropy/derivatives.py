@@ -13,12 +13,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import jvp
+from torch.func import grad, jvp, vmap
 from torch.overrides import TorchFunctionMode
 
 from lightning_toys.update_entropy.adamw import Tensors
 from lightning_toys.update_entropy.estimators import Kind, Scores, coefficients, terms
-from lightning_toys.update_entropy.sequences import Sequences, chunks, evaluate, in_eval, pack, policy_scores
+from lightning_toys.update_entropy.sequences import Packed, Sequences, chunks, evaluate, in_eval, pack, policy_scores
 
 Pair = tuple[Tensor, Tensor]  # of l_k and of H_k, each (N, T)
 
@@ -188,12 +188,34 @@ def entropy_gradient(
     return found, weighted_gradient(model, sequences, on_l / b, on_h / b, temperature, chunk)
 
 
-def rows_of_gradient(
-    model: nn.Module, sequences: Sequences, on_logp: Tensor, on_entropy: Tensor | None = None, temperature: float = 1.0
-) -> list[Tensors]:
-    """Return the part of each sequence in :func:`weighted_gradient`, one reverse pass each."""
-    out = []
-    for i in range(len(sequences)):
-        b = None if on_entropy is None else on_entropy[i : i + 1]
-        out.append(weighted_gradient(model, sequences.take([i]), on_logp[i : i + 1], b, temperature))
+def sequence_gradients(
+    model: nn.Module,
+    sequences: Sequences,
+    on_logp: Tensor,
+    on_entropy: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk: int = 32,
+) -> Tensors:
+    """Return each sequence's part of :func:`weighted_gradient`, (N, *shape) by name: batched reverse passes.
+
+    Arguments as :func:`weighted_gradient`; memory grows with N times the number of trainable parameters.
+    """
+    theta = trainable(model)
+    device = next(model.parameters()).device
+    out = {n: torch.empty(len(sequences), *p.shape, dtype=p.dtype, device=p.device) for n, p in theta.items()}
+    weights = [on_logp.to(device), (torch.zeros_like(on_logp) if on_entropy is None else on_entropy).to(device)]
+    with in_eval(model):
+        for rows in chunks(sequences, chunk):
+            packed = pack(sequences.take(rows), device)
+            index, width = torch.tensor(rows, device=device), packed.mask.shape[1]
+
+            def value(p: Tensors, a: Tensor, b: Tensor, *row: Tensor) -> Tensor:
+                one = Packed(*(x.unsqueeze(0) for x in row), packed.first)  # noqa: B023
+                logp, h = policy_scores(model, one, temperature, p)
+                return (a * logp + b * h).sum()
+
+            columns = [*(w[index, :width] for w in weights), *packed[:-1]]
+            found = vmap(grad(value), in_dims=(None, *[0] * len(columns)))(theta, *columns)
+            for name, g in found.items():
+                out[name][index] = g
     return out

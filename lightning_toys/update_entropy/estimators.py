@@ -250,10 +250,7 @@ def first_order(
     b = share.sum()
     value = rows.sum() / b
     # H inside of A is estimated from the same sequences
-    _, count = returns(scores, kind)
-    if baseline:
-        count = (count - others_mean(count, scores.mask)) * scores.mask
-    slope = (count * dlogp).sum() / b
+    slope = (length_weights(scores, kind, baseline) * dlogp).sum()
     h = what.sum() / b
     moves = (rows - value * share - slope * (what.sum(1) - h * share)) / b
     return Estimate.of(value, rows / b, moves, scores.prompt)
@@ -298,3 +295,32 @@ def second_order(
     move1 = (n1 - R * b1 - b1.sum() * move0 - R1 * b0) / B
     moves = (rows - R2 * b0 - b2.sum() * move0 - 2 * b1.sum() * move1) / B
     return Estimate.of(R2, rows / B, moves, scores.prompt)
+
+
+def first_orders(scores: Scores, rows: Tensor, slopes: Tensor, kind: Kind = "token") -> tuple[Tensor, Tensor]:
+    """Return derivatives along many directions at once and their standard errors, (D,) each.
+
+    Args:
+        scores: at the policy that drew the sequences.
+        rows: contribution of each sequence to each derivative (N, D).
+        slopes: derivative of the log-probabilities weighted by :func:`length_weights`, along each direction (D,).
+        kind: which entropy.
+    """
+    what, share = terms(scores, kind)
+    b = share.sum()
+    h = what.sum() / b
+    values = rows.sum(0)
+    moves = rows - torch.outer(share, values) / b - torch.outer(what.sum(1) - h * share, slopes) / b
+    _, index = torch.unique(scores.prompt, return_inverse=True)
+    g = int(index.max()) + 1
+    sums = torch.zeros(g, rows.shape[1], dtype=rows.dtype, device=rows.device).index_add_(0, index, moves)
+    scale = g / (g - 1) if g > 1 else float("nan")
+    return values, (sums.square().sum(0) * scale).sqrt()
+
+
+def length_weights(scores: Scores, kind: Kind = "token", baseline: bool = True) -> Tensor:
+    """Return the weights (N, T) of dl_k in the derivative of the denominator, over sum b: what H stands beside in A."""
+    _, count = returns(scores, kind)
+    if baseline:
+        count = (count - others_mean(count, scores.mask)) * scores.mask
+    return count / terms(scores, kind)[1].sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -102,7 +103,10 @@ def add_adapter(model: nn.Module, rank: int, alpha: float, dropout: float) -> nn
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", fan_in_fan_out=conv,
         task_type="CAUSAL_LM",
     )  # fmt: skip
-    adapted: nn.Module = peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # peft asks transformers' models by a name that version 6 drops
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        adapted: nn.Module = peft.get_peft_model(model, config)
     return adapted
 
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +53,7 @@ class Sequences:
         return [len(r) for r in self.responses]
 
 
-@dataclass(frozen=True)
-class Packed:
+class Packed(NamedTuple):
     """Sequences as a batch of a causal language model.
 
     Attributes:
@@ -64,6 +63,7 @@ class Packed:
         column: column whose logits predict response token k (N, T).
         target: response tokens (N, T).
         mask: 1 where a response has a token (N, T), double precision.
+        first: least of the columns.
     """
 
     tokens: Tensor
@@ -72,6 +72,7 @@ class Packed:
     column: Tensor
     target: Tensor
     mask: Tensor
+    first: int
 
 
 def pack(sequences: Sequences, device: torch.device | str = "cpu", side: Side = "left") -> Packed:
@@ -96,7 +97,8 @@ def pack(sequences: Sequences, device: torch.device | str = "cpu", side: Side = 
         target[i, : len(response)] = torch.tensor(response, dtype=torch.long)
         mask[i, : len(response)] = 1
     position = (attention.cumsum(1) - 1).clamp(min=0)
-    return Packed(*(x.to(device) for x in (tokens, attention, position, column, target, mask)))
+    first = int(column.min())
+    return Packed(*(x.to(device) for x in (tokens, attention, position, column, target, mask)), first)
 
 
 @contextmanager
@@ -125,14 +127,13 @@ def token_logits(model: nn.Module, packed: Packed, parameters: Mapping[str, Tens
         packed: the sequences.
         parameters: values in the place of the model's own, by name.
     """
-    first = int(packed.column.min())
     asked = {"input_ids": packed.tokens, "attention_mask": packed.attention}
     if takes(model, "position_ids"):
         asked["position_ids"] = packed.position
     options: dict[str, object] = {"use_cache": False} if takes(model, "use_cache") else {}
     kept = packed.tokens.shape[1]
     if takes(model, "logits_to_keep"):  # no logits where no response token is predicted
-        kept -= first
+        kept -= packed.first
         options["logits_to_keep"] = kept
     out = functional_call(model, dict(parameters or {}), (), asked | options)
     logits: Tensor = out.logits
