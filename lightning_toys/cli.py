@@ -26,7 +26,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 # the experiments register their classes for short names
 import lightning_toys.flow_vs_regression
 import lightning_toys.generative_policy
-import lightning_toys.mirror_descent  # noqa: F401
+import lightning_toys.mirror_descent
+import lightning_toys.update_entropy  # noqa: F401
 from lightning_toys.arguments import Refused, ToyParser, check_configs, explain, flags, split_configs
 from lightning_toys.errors import NonFiniteError, NothingToTrainError, ToyError, did_you_mean, note, process_rank
 from lightning_toys.stats import mean_ci, written

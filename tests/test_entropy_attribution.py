@@ -235,10 +235,10 @@ def test_covariance_and_what_is_done_with_it() -> None:
     logp = torch.tensor([[-1.0, -2, -3], [-4, -5, 0]], dtype=torch.float64)
     A = torch.tensor([1.0, -1.0], dtype=torch.float64)
     cov = covariances(logp, A, mask)
-    l, a = np.array([-1.0, -2, -3, -4, -5]), np.array([1.0, 1, 1, -1, -1])
-    by_hand = (l - l.mean()) * (a - a.mean())
+    lp, a = np.array([-1.0, -2, -3, -4, -5]), np.array([1.0, 1, 1, -1, -1])
+    by_hand = (lp - lp.mean()) * (a - a.mean())
     assert cov[mask.bool()].tolist() == pytest.approx(by_hand.tolist())
-    assert float(cov.sum()) / 5 == pytest.approx(np.cov(l, a, bias=True)[0, 1])
+    assert float(cov.sum()) / 5 == pytest.approx(np.cov(lp, a, bias=True)[0, 1])
     assert kl_cov(cov, mask, 0.4).tolist() == [[1, 0, 0], [0, 1, 0]]  # by_hand: 1.6, .8, 0, 1.2, 2.4
     u = torch.tensor([[0.9, 0.1, 0.5], [0.2, 0.3, 0.0]])
     # within (.5, 2): the tokens of 1.6, .8 and 1.2; two of them go, those of the least uniforms

@@ -62,6 +62,11 @@ class Moments:
         zero = torch.zeros_like(parameter)
         return cls(0, zero, zero, zero)
 
+    def to(self, device: torch.device) -> Moments:
+        """Return the moments on a device."""
+        most = None if self.max_exp_avg_sq is None else self.max_exp_avg_sq.to(device)
+        return Moments(self.step, self.exp_avg.to(device), self.exp_avg_sq.to(device), most)
+
 
 @dataclass(frozen=True)
 class AdamWState:

@@ -12,7 +12,7 @@ which is the derivative of l_ik along the direction d * h: one forward-mode pass
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -146,8 +146,48 @@ def slopes(
     """Return every first-order share, from one reverse pass over E and one forward-mode pass over U."""
     _, h = entropy_gradient(model, evaluation, kind, temperature, chunk, scores)
     tokens = token_slopes(model, update, h, temperature, chunk)
-    parts = [dot(h, d) for d in (update.step.direction, update.step.momentum, update.step.decay)]
-    return Slopes(*parts, tokens.sum(1), tokens)
+    full, momentum, decay = (dot(h, d) for d in (update.step.direction, update.step.momentum, update.step.decay))
+    return Slopes(full, momentum, decay, tokens.sum(1), tokens)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of N evaluation sequences this process looks at, and how the processes' parts come together."""
+
+    rank: int = 0
+    world: int = 1
+
+    def share(self, n: int) -> list[int]:
+        """Return this process's rows of n."""
+        return list(range(self.rank, n, self.world))
+
+    def add_up(self, part: Tensor) -> Tensor:
+        """Return the sum over processes."""
+        if self.world > 1:
+            torch.distributed.all_reduce(part)
+        return part
+
+    def scores(
+        self,
+        model: nn.Module,
+        sequences: Sequences,
+        temperature: float,
+        parameters: Mapping[str, Tensor] | None = None,
+        chunk: int = 64,
+    ) -> Scores:
+        """Return :func:`evaluate`'s scores of all sequences, each process evaluating its own."""
+        if self.world == 1:
+            return evaluate(model, sequences, temperature, parameters, chunk)
+        rows = self.share(len(sequences))
+        shape = (len(sequences), max(1, *sequences.lengths))
+        device = next(model.parameters()).device
+        whole = [torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(3)]
+        if rows:
+            found = evaluate(model, sequences.take(rows), temperature, parameters, chunk)
+            for out, part in zip(whole, (found.logp, found.entropy, found.mask), strict=True):
+                out[rows, : part.shape[1]] = part
+        logp, h, mask = (self.add_up(x) for x in whole)
+        return Scores(logp, h, mask, torch.tensor(sequences.prompt, device=device))
 
 
 @dataclass(frozen=True)
@@ -157,28 +197,34 @@ class EntropyRows:
     Attributes:
         scores: l_k and H_k.
         kind: which entropy.
-        rows: gradient of each sequence's share in the entropy (N_E, *shape), by name.
-        length: gradient that the error of the mean entropy goes with, see :func:`length_weights`.
+        mine: the sequences whose gradients this process has.
+        rows: gradient of each one's share in the entropy (len(mine), *shape), by name.
+        length: gradient that the error of the mean entropy goes with, see :func:`length_weights`; of ``mine`` alone.
+        ranks: the processes.
     """
 
     scores: Scores
     kind: Kind
+    mine: list[int]
     rows: Tensors
     length: Tensors
+    ranks: Ranks
 
     @property
     def gradient(self) -> Tensors:
         """h, that of the entropy."""
-        return {n: r.sum(0) for n, r in self.rows.items()}
+        return {n: self.ranks.add_up(r.sum(0)) for n, r in self.rows.items()}
 
     def along(self, directions: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
         """Return contributions (N_E, D), derivatives (D,) and their standard errors (D,) along directions."""
-        columns = [
-            sum(torch.tensordot(r.flatten(1).double(), d[n].flatten().double(), 1) for n, r in self.rows.items())
-            for d in directions
-        ]
-        rows = torch.stack([c for c in columns if isinstance(c, Tensor)], 1)
-        lengths = torch.tensor([dot(self.length, d) for d in directions], dtype=rows.dtype, device=rows.device)
+        like = self.scores.mask
+        rows = torch.zeros(len(like), len(directions), dtype=like.dtype, device=like.device)
+        lengths = torch.zeros(len(directions), dtype=like.dtype, device=like.device)
+        for j, d in enumerate(directions):
+            for name, r in self.rows.items():
+                rows[self.mine, j] += r.flatten(1).double() @ d[name].flatten().double()
+            lengths[j] = dot(self.length, d)
+        rows, lengths = self.ranks.add_up(rows), self.ranks.add_up(lengths)
         return rows, *first_orders(self.scores, rows, lengths, self.kind)
 
 
@@ -189,6 +235,7 @@ def entropy_rows(
     temperature: float = 1.0,
     chunk: int = 32,
     scores: Scores | None = None,
+    ranks: Ranks | None = None,
 ) -> EntropyRows:
     """Return the gradients of every sequence's share in the entropy, by batched reverse passes.
 
@@ -199,18 +246,18 @@ def entropy_rows(
         temperature: they were drawn at.
         chunk: sequences in one pass.
         scores: of E, if they are known.
+        ranks: processes among which E is divided.
     """
-    found = scores or evaluate(model, evaluation, temperature, chunk=chunk)
+    ranks = ranks or Ranks()
+    found = scores or ranks.scores(model, evaluation, temperature, None, chunk)
     on_h, on_l = coefficients(found, kind)
+    on_length = length_weights(found, kind)
     b = terms(found, kind)[1].sum()
-    rows = sequence_gradients(model, evaluation, on_l / b, on_h / b, temperature, chunk)
-    length = weighted_gradient(model, evaluation, length_weights(found, kind), None, temperature, chunk)
-    return EntropyRows(found, kind, rows, length)
-
-
-def rescaled(sequences: Sequences, rewards: Sequence[float]) -> Sequences:
-    """Return the sequences with other rewards."""
-    return replace(sequences, rewards=list(rewards))
+    mine = ranks.share(len(evaluation))
+    part = evaluation.take(mine)
+    rows = sequence_gradients(model, part, on_l[mine] / b, on_h[mine] / b, temperature, chunk)
+    length = weighted_gradient(model, part, on_length[mine], None, temperature, chunk)
+    return EntropyRows(found, kind, mine, rows, length, ranks)
 
 
 # tokens that a method would treat otherwise

@@ -1,8 +1,8 @@
 """What a policy is asked: additions with worked steps, whose answers a program can check.
 
 ``37+45=`` is answered by ``7+5=12,3+4+1=08;082``: the digits from the right, each sum with its carry in two digits,
-then the result. Solutions to learn from contain slips that a pupil would make, so that a policy trained on them is unsure at
-just the places where one can go wrong.
+then the result. Solutions to learn from contain slips that a pupil would make, so that a policy trained on them is
+unsure at just the places where one can go wrong.
 """
 
 from __future__ import annotations

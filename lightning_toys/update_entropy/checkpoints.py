@@ -1,0 +1,516 @@
+"""Language models out of local files: a backbone, its adapter and AdamW's state, which fit each other or are refused.
+
+Nothing is fetched, no code that lies beside a model is run, and no pickled object is built. A library that would draw a
+missing weight at random and warn is asked what it did, and its answer refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, pairwise, zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_toys.errors import ToyError, note
+from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments, check_kind, hyper_of, moments_of
+from lightning_toys.update_entropy.policy import need
+from lightning_toys.update_entropy.task import Tokens
+
+BACKBONE, ADAPTER, OPTIMIZER = "--model.backbone", "--model.adapter", "--model.optimizer_state"
+Names = list[list[str]]  # of the parameters of each group
+
+# what a group of AdamW never has, and what it has not switched off
+FOREIGN = ("momentum", "momentum_decay", "nesterov", "alpha", "rho", "lambd", "lr_decay", "etas", "ns_steps")
+ALWAYS = ("bias_correction", "correct_bias", "adam_w_mode")
+
+
+def refusal(flag: str, text: str) -> ToyError:
+    """Return the error of one line that names a flag, whatever lines the text came in."""
+    return ToyError(f"{flag}: {' '.join(text.split())}")
+
+
+def listed(items: Sequence[str], limit: int = 8) -> str:
+    """Return items in one line, the first few of them written out."""
+    rest = [f"and {len(items) - limit} more"] if len(items) > limit else []
+    return "; ".join([*items[:limit], *rest])
+
+
+def said(error: Exception) -> str:
+    """Return what a library's error says, in one line and not too long a one."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def locate(path: str | Path) -> tuple[Path, str | None]:
+    """Return the directory of a backbone, and the name of its GGUF file if it is one.
+
+    Where a directory holds both forms, safetensors are taken: the GGUF file can be named, they cannot.
+    """
+    here = Path(path).expanduser()
+    wanted = "give a directory with config.json and *.safetensors, or a GGUF file"
+    if not here.exists():
+        raise refusal(BACKBONE, f"{path} is not there; {wanted}")
+    if here.is_file():
+        if here.suffix.lower() != ".gguf":
+            raise refusal(BACKBONE, f"{path} is no GGUF file; {wanted}")
+        return here.parent, here.name
+    if (here / "adapter_config.json").is_file():
+        raise refusal(BACKBONE, f"{path} holds an adapter; give it as {ADAPTER}, and here what it was trained on")
+    if any(here.glob("*.safetensors")):
+        if not (here / "config.json").is_file():
+            raise refusal(BACKBONE, f"{path} has no config.json; {wanted}")
+        return here, None
+    found = sorted(file.name for file in here.glob("*.gguf"))
+    if len(found) > 1:
+        raise refusal(BACKBONE, f"{path} holds {len(found)} GGUF files; give one of them: {listed(found)}")
+    if found:
+        return here, found[0]
+    if any(here.glob("*.bin")) or any(here.glob("*.pt*")):
+        raise refusal(BACKBONE, f"{path} holds pickled weights, which are not read; save them as *.safetensors")
+    raise refusal(BACKBONE, f"{path} holds no weights; {wanted}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' tables of what did not fit, which are read here and refused in one line."""
+    log = need("transformers").utils.logging
+    level, bar = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bar:
+            log.enable_progress_bar()
+
+
+def load_backbone(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
+    """Return a causal language model in eval mode, attention written out (forward mode needs that).
+
+    Args:
+        path: directory with config.json and safetensors, directory with one GGUF file, or a GGUF file.
+        dtype: of the weights; as they are stored if None, and of a quantised GGUF single precision.
+
+    Raises:
+        ToyError: there is no such model, or its weights are not those that its configuration asks for.
+    """
+    transformers = need("transformers")
+    folder, gguf = locate(path)
+    options: dict[str, Any] = {
+        "local_files_only": True, "trust_remote_code": False, "use_safetensors": True, "dtype": dtype or "auto",
+        "attn_implementation": "eager", "output_loading_info": True, "ignore_mismatched_sizes": True,
+    }  # fmt: skip
+    if gguf:
+        need("gguf")
+        options["gguf_file"] = gguf
+        if hasattr(transformers, "GgufConfig"):  # blocks left packed have no derivative, and want a kernel of the hub
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        with quiet():
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(str(folder), **options)
+        how, stretched = gguf_facts(folder / gguf) if gguf else (config_facts(folder), False)
+    except Exception as error:  # whatever a broken file makes of the readers of three formats
+        raise refusal(BACKBONE, f"{path} cannot be read: {said(error)}") from error
+    wrong = [f"no weight for {name}" for name in sorted(info["missing_keys"])]
+    wrong += [f"shape {tuple(a)} for {name} where {tuple(b)} is wanted" for name, a, b in info["mismatched_keys"]]
+    if wrong:
+        raise refusal(BACKBONE, f"{path} does not fit its configuration: {listed(wrong)}")
+    if stretched and rope_type(model) == "default":
+        raise refusal(BACKBONE, f"{path} scales its rotary embedding, which is not read from GGUF; give safetensors")
+    if unused := sorted(info["unexpected_keys"]):
+        note(f"{BACKBONE}: {path} holds weights that the model does not use: {listed(unused)}")
+    if how:
+        note(f"{BACKBONE}: {path} was quantised ({how}); directions are exact only for the dequantised weights")
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def config_facts(folder: Path) -> str:
+    """Return how the weights of a directory were quantised, empty if they were not."""
+    config = json.loads((folder / "config.json").read_text())
+    for part in (config, config.get("text_config") or {}):
+        if found := part.get("quantization_config"):
+            return str(found.get("quant_method", "unknown"))
+    return ""
+
+
+def gguf_facts(file: Path) -> tuple[str, bool]:
+    """Return how the weights of a GGUF file were quantised, and whether its rotary frequencies are scaled."""
+    reader = need("gguf").GGUFReader(str(file))
+    kinds = sorted({t.tensor_type.name for t in reader.tensors} - {"F64", "F32", "F16", "BF16"})
+    # Llama 3.1 and later keep their scaling as a tensor of divisors, others as a key
+    scaled = any(t.name.startswith("rope_f") and (t.data != 1).any() for t in reader.tensors)
+    named = [f.contents() for key, f in reader.fields.items() if key.endswith(".rope.scaling.type")]
+    return ", ".join(kinds), scaled or any(name != "none" for name in named)
+
+
+def rope_type(model: Any) -> str:
+    """Return the law of a model's rotary frequencies."""
+    rope = getattr(model.config, "rope_parameters", None) or getattr(model.config, "rope_scaling", None) or {}
+    return str(rope.get("rope_type", "default"))
+
+
+class PretrainedTokens:
+    """The tokens of a model on disk; see :class:`~lightning_toys.update_entropy.task.Tokens`."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.end, self.size = int(tokenizer.eos_token_id), len(tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """See :meth:`Tokens.encode`."""
+        return [int(i) for i in self.tokenizer.encode(text, add_special_tokens=False)]
+
+    def decode(self, ids: list[int]) -> str:
+        """See :meth:`Tokens.decode`."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def load_tokens(path: str | Path) -> Tokens:
+    """Return the tokens of a backbone.
+
+    Args:
+        path: as :func:`load_backbone` takes it.
+
+    Raises:
+        ToyError: there are none, or none that ends a text.
+    """
+    transformers = need("transformers")
+    folder, gguf = locate(path)
+    options = {"gguf_file": gguf} if gguf else {}
+    try:
+        with quiet():
+            found = transformers.AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, **options
+            )
+    except Exception as error:
+        raise refusal(BACKBONE, f"{path} has no tokenizer that can be read: {said(error)}") from error
+    # where its files are missing, transformers builds one out of special tokens alone, which turns any text into none
+    if len(found) <= len(set(found.all_special_ids)):
+        raise refusal(BACKBONE, f"{path} has no tokenizer; give a directory that holds tokenizer.json too")
+    if found.eos_token_id is None:
+        raise refusal(BACKBONE, f"{path} has a tokenizer without a token that ends a text (eos_token)")
+    return PretrainedTokens(found)
+
+
+def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
+    """Return the model with a trainable adapter in it, in eval mode; the model itself is changed, refused or not.
+
+    Args:
+        model: the backbone.
+        path: directory with adapter_config.json and adapter_model.safetensors.
+
+    Raises:
+        ToyError: there is no such adapter, or it does not fit the model weight by weight.
+    """
+    peft, folder = need("peft"), Path(path).expanduser()
+    weights = folder / "adapter_model.safetensors"
+    for file in (folder / "adapter_config.json", weights):
+        if not file.is_file():
+            pickled = " (adapter_model.bin is pickled and not read)" if (folder / "adapter_model.bin").exists() else ""
+            raise refusal(ADAPTER, f"{path} has no {file.name}{pickled}; give an adapter's directory as peft saves it")
+    try:
+        # peft warns of what is missing and says nothing of what is not used; both are asked for below
+        with warnings.catch_warnings(), quiet():
+            warnings.simplefilter("ignore")
+            adapted = peft.PeftModel.from_pretrained(
+                model, str(folder), is_trainable=True, torch_device="cpu", local_files_only=True,
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
+            stored: dict[str, Tensor] = need("safetensors.torch").load_file(str(weights))
+            result = peft.set_peft_model_state_dict(adapted, stored, ignore_mismatched_sizes=True)
+            own = peft.get_peft_model_state_dict(adapted, adapted.state_dict(), save_embedding_layers=False)
+    except Exception as error:
+        raise refusal(ADAPTER, f"{path} cannot be put into the model: {said(error)}") from error
+    known = {**adapted.state_dict(), **own}
+    wrong = [
+        f"shape {tuple(t.shape)} for {name} where {tuple(known[name].shape)} is wanted"
+        for name, t in stored.items()
+        if name in known and known[name].shape != t.shape
+    ]
+    misshapen = {canonical(name) for name, t in stored.items() if name in known and known[name].shape != t.shape}
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    absent = [n for n in result.missing_keys if n in trained and canonical(n) not in misshapen]
+    wrong = [f"no weight for {name}" for name in absent] + wrong
+    wrong += [f"nothing takes {name}" for name in result.unexpected_keys]
+    if wrong:
+        raise refusal(ADAPTER, f"{path} does not fit the model: {listed(wrong)}")
+    loaded: nn.Module = adapted.eval()
+    return loaded
+
+
+def canonical(name: str) -> str:
+    """Return a parameter's name without what wrappers put into it: DDP, torch.compile, peft and its adapter's name."""
+    bare = re.sub(r"(^|\.)base_model\.model\.", r"\1", name)
+    return ".".join(part for part in bare.split(".") if part not in ("module", "_orig_mod", "default"))
+
+
+def by_canonical(names: Iterable[str]) -> dict[str, str]:
+    """Return names by their canonical form, leaving out those that share one."""
+    names = list(names)
+    counts = Counter(map(canonical, names))
+    return {canonical(n): n for n in names if counts[canonical(n)] == 1}
+
+
+def matched(names: Sequence[str], wanted: Iterable[str]) -> list[str]:
+    """Return the model's names for those of a file, which stay as they are where the model has none.
+
+    Args:
+        names: of the file.
+        wanted: of the model.
+    """
+    left = [w for w in wanted if w not in set(names)]
+    theirs, ours = by_canonical(n for n in names if n not in set(wanted)), by_canonical(left)
+    found = {name: ours[form] for form, name in theirs.items() if form in ours}
+    return [found.get(name, name) for name in names]
+
+
+def prefixes(names: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """Return what most of the wanted names stand behind in a file's (canonical) names; several, if it is a draw."""
+    forms, counts = by_canonical(wanted), Counter[str]()
+    for name in names:
+        parts = name.split(".")
+        counts.update(".".join([*parts[:i], ""]) for i in range(len(parts)) if ".".join(parts[i:]) in forms)
+    return [p for p, count in counts.items() if count == max(counts.values())]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read a file: an optimiser's state_dict, and the names of each group's parameters."""
+
+    where: str
+    optimizer: Mapping[str, Any]
+    names: Names
+
+
+def load_optimizer_state(path: str | Path, model: nn.Module) -> AdamWState:
+    """Return AdamW's state of the parameters that a model trains (those that require a gradient).
+
+    Where a file has no names (the Trainers of transformers and Lightning write none), order tells parameters apart, and
+    shapes are the only check of it: two parameters of one shape that changed places go unseen.
+
+    Args:
+        path: what :func:`save_optimizer_state` writes; ``optimizer.state_dict()``, named or of transformers' Trainer
+            (``optimizer.pt`` or the directory around it); or a Lightning checkpoint.
+        model: with the adapter that the state belongs to.
+
+    Raises:
+        ToyError: it is no such file, or it does not hold just what the model trains.
+    """
+    file = Path(path).expanduser()
+    file = file / "optimizer.pt" if file.is_dir() else file
+    if not file.is_file():
+        raise refusal(OPTIMIZER, f"{file} is not there; give an optimiser's state_dict, optimizer.pt or a .ckpt")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it holds a pickled {found[1]}, which could run code" if found else said(error)
+        raise refusal(OPTIMIZER, f"{path} cannot be read: {why}") from error
+    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not wanted:
+        raise refusal(OPTIMIZER, f"{path} fits no model that trains nothing; give the adapter as {ADAPTER}")
+    fitting: list[tuple[str, AdamWState]] = []
+    least: dict[str, list[str]] = {}  # what is wrong with the best reading of each optimiser
+    for reading in readings(content, path, model, wanted):
+        state, wrong = compare(reading, wanted)
+        if not wrong:
+            fitting.append((reading.where, state))
+        least[reading.where] = min(wrong, least.get(reading.where, wrong), key=len)
+    if len(fitting) > 1:
+        raise refusal(OPTIMIZER, f"{path} fits the model in several ways: {listed([where for where, _ in fitting])}")
+    if not fitting:
+        wrong = [f"{where}: {w}" if len(least) > 1 else w for where, items in least.items() for w in items]
+        raise refusal(OPTIMIZER, f"{path} does not fit the model: {listed(wrong)}")
+    return fitting[0][1]
+
+
+def readings(content: Any, path: str | Path, model: nn.Module, wanted: Mapping[str, Tensor]) -> Iterator[Reading]:
+    """Return the ways to read a file: one for each optimiser, more where its order may be this or that."""
+    held = content if isinstance(content, dict) else {}
+    orders, stored = [list(wanted)], None
+    if lightning := isinstance(held.get("optimizer_states"), list):
+        keys, forms = [canonical(str(k)) for k in held.get("state_dict") or {}], by_canonical(wanted)
+        tails = [[k.removeprefix(p) for k in keys if k.startswith(p)] for p in prefixes(keys, wanted)]
+        orders = [[forms[k] for k in tail if k in forms] for tail in tails]
+        found = held["optimizer_states"]
+    else:
+        found, stored = [held.get("optimizer", held)], held.get("names")
+    for i, optimizer in enumerate(found):
+        if not is_state_dict(optimizer):
+            kinds = "optimizer.state_dict(), Trainer's optimizer.pt or a Lightning checkpoint"
+            raise refusal(OPTIMIZER, f"{path} holds no state of an optimiser; give {kinds}")
+        where, groups = f"optimiser {i}", optimizer["param_groups"]
+        sizes = [len(g["params"]) for g in groups]
+        if given := stored or [g["param_names"] for g in groups if "param_names" in g]:
+            names = [str(n) for part in given for n in (part if isinstance(part, list) else [part])]
+            if len(names) != sum(sizes):
+                raise refusal(OPTIMIZER, f"{path} holds {len(names)} names of {sum(sizes)} parameters")
+            if lightning:  # whose module keeps the model under a name of its own
+                names = [canonical(n) for n in names]
+                names = [n.removeprefix(next(iter(prefixes(names, wanted)), "")) for n in names]
+            yield Reading(where, optimizer, split(matched(names, wanted), sizes))
+            continue
+        ways = [split(order, sizes) for order in orders or [[]]]
+        if len(groups) == 2:  # a bare optimizer.pt is Trainer's; elsewhere its way of grouping is one of two
+            ways = [*(ways if lightning or "optimizer" in held else []), trainer_order(model)]
+        yield from (Reading(where, optimizer, way) for j, way in enumerate(ways) if way not in ways[:j])
+
+
+def is_state_dict(value: Any) -> bool:
+    """Whether this is what an optimiser's ``state_dict()`` returns."""
+    groups = value.get("param_groups") if isinstance(value, dict) else None
+    return (
+        isinstance(groups, list)
+        and bool(groups)
+        and all(isinstance(g, dict) and isinstance(g.get("params"), list) for g in groups)
+        and all(isinstance(number, int) for g in groups for number in g["params"])
+        and isinstance(value.get("state"), dict)
+        and all(isinstance(entry, dict) for entry in value["state"].values())
+    )
+
+
+def split(names: Sequence[str], sizes: Sequence[int]) -> Names:
+    """Return names by group, the last group taking what is left."""
+    ends = [*accumulate(sizes[:-1]), len(names)]
+    return [list(names[start:end]) for start, end in pairwise([0, *ends])]
+
+
+def trainer_order(model: nn.Module) -> Names:
+    """Return the two groups that transformers' Trainer makes: what decays, and biases and norms, which do not."""
+    decays = set(need("transformers").Trainer.get_decay_parameter_names(None, model))
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    return [[n for n in names if n in decays], [n for n in names if n not in decays]]
+
+
+def compare(reading: Reading, wanted: Mapping[str, Tensor]) -> tuple[AdamWState, list[str]]:
+    """Return the state that a reading gives, and what in it does not fit the model."""
+    groups, states = reading.optimizer["param_groups"], reading.optimizer["state"]
+    hyper: dict[str, Hyper] = {}
+    moments: dict[str, Moments] = {}
+    wrong = [f"group {i} is not AdamW's: {why}" for i, group in enumerate(groups) if (why := foreign(group))]
+    if wrong:
+        return AdamWState({}, {}), wrong
+    seen: set[str] = set()
+    for group, names in zip(groups, reading.names, strict=True):
+        steps: dict[int, str] = {}
+        for number, name in zip_longest(group["params"], names, fillvalue=""):
+            entry = states.get(number)
+            if not entry:
+                continue
+            if name not in wanted or name in seen:
+                wrong.append(f"nothing takes the state of {name or f'number {number}'} {shape(entry.get('exp_avg'))}")
+                continue
+            seen.add(name)
+            if why := misfit(entry, name, wanted[name], bool(group.get("amsgrad"))):
+                wrong.append(why)
+                continue
+            device = wanted[name].device
+            hyper[name] = hyper_of(group)
+            moments[name] = moments_of({k: v if k == "step" else v.to(device) for k, v in entry.items()})
+            steps.setdefault(moments[name].step, name)
+        if len(steps) > 1:
+            wrong.append("step " + ", ".join(f"{step} for {name}" for step, name in sorted(steps.items())))
+    absent = [f"no state for {name} {shape(p)}" for name, p in wanted.items() if name not in seen]
+    loose = set(states) - {number for group in groups for number in group["params"]}
+    wrong += [f"the state of number {number} is in no group" for number in loose]
+    order = [name for name in wanted if name in moments]
+    return AdamWState({n: hyper[n] for n in order}, {n: moments[n] for n in order}), absent + wrong
+
+
+def foreign(group: Mapping[str, Any]) -> str:
+    """Return what tells that a group is not AdamW's, empty if nothing does."""
+    if found := [k for k in FOREIGN if k in group]:
+        return f"it has {', '.join(found)}"
+    if absent := [k for k in ("lr", "betas", "eps", "weight_decay") if k not in group]:
+        return f"it has no {', '.join(absent)}"
+    if "amsgrad" not in group and "maximize" in group:  # RAdam and Adamax have all of the above
+        return "it has no amsgrad"
+    if off := [k for k in ALWAYS if not group.get(k, True)]:
+        return f"{off[0]} is off"
+    try:
+        h = hyper_of(group)
+    except (TypeError, ValueError):
+        return "its settings are no numbers"
+    if not (all(0 <= x < math.inf for x in (h.lr, h.eps, h.weight_decay)) and all(0 <= b < 1 for b in h.betas)):
+        return f"lr {h.lr}, betas {h.betas}, eps {h.eps}, weight_decay {h.weight_decay}"
+    if group.get("decoupled_weight_decay") is False and h.weight_decay:
+        return "its weight decay is part of the gradient, as Adam's is"
+    return ""
+
+
+def misfit(entry: Mapping[str, Any], name: str, parameter: Tensor, amsgrad: bool) -> str:
+    """Return why the state of a parameter cannot be AdamW's, empty if it can."""
+    keys = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * (amsgrad or "max_exp_avg_sq" in entry)
+    if absent := [k for k in ("step", *keys) if k not in entry]:
+        return f"no {', '.join(absent)} for {name}"
+    if extra := [str(k) for k in entry if k not in ("step", *keys)]:
+        return f"{', '.join(extra)} for {name}, which AdamW does not keep"
+    for key in keys:
+        value = entry[key]
+        if shape(value) != shape(parameter):
+            return f"shape {shape(value)} for {name} where {shape(parameter)} is wanted"
+        if not bool(value.isfinite().all()):
+            return f"{key} of {name} is not finite"
+        if key != "exp_avg" and bool((value < 0).any()):
+            return f"{key} of {name} is below 0"
+    try:
+        step = float(entry["step"])
+    except (TypeError, ValueError, RuntimeError):
+        return f"step of {name} is no number"
+    return "" if step >= 0 and step.is_integer() else f"step {step:g} for {name}"
+
+
+def shape(value: Any) -> str:
+    """Return a tensor's shape, for a message."""
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else "(no tensor)"
+
+
+def save_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, path: str | Path) -> None:
+    """Write an AdamW's state with the names of its parameters, as :func:`load_optimizer_state` reads it.
+
+    Args:
+        optimizer: an AdamW.
+        model: whose parameters it steps.
+        path: of a file that is not there yet.
+
+    Raises:
+        ToyError: the file is there already or cannot be made, the optimiser is no AdamW or holds a parameter that is
+            not the model's.
+    """
+    check_kind(optimizer)
+    names = {id(p): name for name, p in model.named_parameters()}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    if strangers := [str(tuple(p.shape)) for p in held if id(p) not in names]:
+        raise refusal("optimizer state", f"the model does not name what the optimiser holds: {listed(strangers)}")
+    try:
+        with Path(path).expanduser().open("xb") as file:
+            torch.save({"optimizer": optimizer.state_dict(), "names": [names[id(p)] for p in held]}, file)
+    except FileExistsError:
+        raise refusal("optimizer state", f"{path} is there already; give a path that is free") from None
+    except OSError as error:
+        raise refusal("optimizer state", f"{path} cannot be written: {said(error)}") from error
+
+
+def check_temperature(stored: float | None, wanted: float) -> None:
+    """Say so where sequences were drawn at another temperature in training than the probe draws at.
+
+    Args:
+        stored: of training, None where nothing tells.
+        wanted: the probe's.
+    """
+    if stored is not None and stored != wanted:
+        note(
+            f"training drew its sequences at temperature {stored:g}, the probe draws them at {wanted:g}: "
+            "it looks at the updates of another law than the one that was trained"
+        )

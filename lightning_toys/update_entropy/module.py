@@ -1,0 +1,336 @@
+"""UpdateEntropy: a policy trained for real, and the probe of the step that its AdamW takes next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from lightning_toys.errors import note, require
+from lightning_toys.training.loader import Block, DrawnBlock
+from lightning_toys.training.module import ToyModule, fitting, made
+from lightning_toys.training.results import Report
+from lightning_toys.update_entropy import figures
+from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments, hyper_of, moments_of
+from lightning_toys.update_entropy.attribution import Ranks
+from lightning_toys.update_entropy.data import FREE, TextData
+from lightning_toys.update_entropy.estimators import entropy
+from lightning_toys.update_entropy.grpo import Clipping
+from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
+from lightning_toys.update_entropy.probe import Findings, Plan, draw_update, probe
+from lightning_toys.update_entropy.report import label_of, report_of, summary_lines, write_findings
+from lightning_toys.update_entropy.sequences import Sequences, evaluate
+from lightning_toys.update_entropy.training import (
+    PolicyBatch,
+    Rollouts,
+    clip_gradients,
+    policy_loss,
+    sample,
+    supervised_loss,
+)
+
+WARM_UP = 50  # supervised steps over which the learning rate rises
+
+
+class UpdateEntropy(ToyModule):
+    """Trains a tiny language model by imitation, then by Dr. GRPO; `test` probes the next AdamW step.
+
+    Args:
+        seeds: one seed a replica; each is a policy of its own, trained one after the other within a step.
+        policy: the language model and its adapter.
+        rollouts: how responses are drawn.
+        warm_steps: supervised steps before the policy gradient's.
+        warm_lr: their learning rate, which rises for 50 steps and falls to 0 at the last.
+        lr: AdamW's learning rate of the policy gradient.
+        betas: decay of AdamW's two moments there.
+        weight_decay: decoupled weight decay.
+        clip_grad_norm: bound on each replica's gradient norm.
+        clip_low: the ratio of new to old probability is clipped below at 1 - clip_low.
+        clip_high: and above at 1 + clip_high.
+        eval_prompts: prompts of a validation, one response each.
+        plan: what the probe does.
+    """
+
+    headline = ("reward", "entropy", "slope", "slope_momentum", "slope_decay", "slope_batch")
+    metric_labels: Mapping[str, str] = {
+        "reward": "mean reward",
+        "entropy": "entropy, nats a token",
+        "length": "length of a response, tokens",
+        "slope": "dH / d eta of the whole step",
+        "slope_momentum": "dH / d eta of momentum",
+        "slope_decay": "dH / d eta of weight decay",
+        "slope_batch": "dH / d eta of the batch",
+        "change": "change of entropy at eta = lr, nats a token",
+    }
+
+    def __init__(
+        self,
+        seeds: Sequence[int] = (0,),
+        policy: TinyPolicy | None = None,
+        rollouts: Rollouts | None = None,
+        warm_steps: int = 400,
+        warm_lr: float = 3e-3,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.01,
+        clip_grad_norm: float | None = 1.0,
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        eval_prompts: int = 256,
+        plan: Plan | None = None,
+    ) -> None:
+        super().__init__(seeds, lr, weight_decay, clip_grad_norm)
+        self.policy, self.rollouts, self.plan = made(TinyPolicy, policy), made(Rollouts, rollouts), made(Plan, plan)
+        require(warm_steps >= 0, f"--model.warm_steps: {warm_steps} is not allowed; give an integer >= 0")
+        require(0 < warm_lr < math.inf, f"--model.warm_lr: {warm_lr} is not allowed; give a number > 0")
+        require(
+            len(betas) == 2 and all(0 <= b < 1 for b in betas),
+            f"--model.betas: {list(betas)} is not allowed; give two numbers from 0 to below 1",
+        )
+        for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
+            require(value > 0, f"--model.{name}: {value} is not allowed; give a number > 0")
+        require(clip_low < 1, f"--model.clip_low: {clip_low} is not allowed; give a number below 1")
+        require(eval_prompts >= 2, f"--model.eval_prompts: {eval_prompts} is not allowed; give an integer >= 2")
+        self.warm_steps, self.warm_lr, self.betas = warm_steps, warm_lr, (float(betas[0]), float(betas[1]))
+        self.clipping, self.eval_prompts = Clipping(clip_low, clip_high), eval_prompts
+        self.batches: list[PolicyBatch] = []
+        self.loaded_optimizers: list[dict[str, Any]] = []
+        self.findings: list[Findings] = []
+
+    @property
+    def label(self) -> str:
+        """See :attr:`ToyModule.label`."""
+        return label_of(self.policy.family, self.policy.lora_rank, self.lr)
+
+    # building
+
+    def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
+        """See :meth:`ToyModule.measure`."""
+        text = fitting(data, TextData)
+        positions = text.longest_prompt + text.longest_response + FREE
+        return {"vocabulary": text.tokens.size, "positions": positions}
+
+    def build(self) -> nn.Module:
+        """See :meth:`ToyModule.build`: one policy a replica."""
+        sizes = self.sizes
+        return nn.ModuleList(self.policy.build(s, sizes["vocabulary"], sizes["positions"]) for s in self.seeds)
+
+    @property
+    def policies(self) -> list[nn.Module]:
+        """The replicas' policies."""
+        assert isinstance(self.net, nn.ModuleList)
+        return list(self.net)
+
+    @property
+    def text(self) -> TextData:
+        """The data module."""
+        return fitting(self.trainer.datamodule, TextData)  # type: ignore[attr-defined]
+
+    def parameters_of(self, model: nn.Module, supervised: bool) -> list[tuple[str, nn.Parameter]]:
+        """Return what a phase trains: everything but the adapter, then the adapter alone (if there is one)."""
+        adapts = self.policy.lora_rank > 0
+        return [(n, p) for n, p in model.named_parameters() if not adapts or is_adapter(n) != supervised]
+
+    def enter(self, supervised: bool) -> None:
+        """Let gradients flow to what the phase trains, and to nothing else."""
+        for model in self.policies:
+            trained = {n for n, _ in self.parameters_of(model, supervised)}
+            for n, p in model.named_parameters():
+                p.requires_grad_(n in trained)
+
+    # training
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW of the supervised phase, and AdamW of the policy gradient."""
+
+        def adamw(supervised: bool, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+            chosen = [p for m in self.policies for _, p in self.parameters_of(m, supervised)]
+            return torch.optim.AdamW(chosen, lr=lr, betas=betas, weight_decay=self.weight_decay)
+
+        return adamw(True, self.warm_lr, (0.9, 0.999)), adamw(False, self.lr, self.betas)
+
+    def on_train_start(self) -> None:
+        """See :meth:`ToyModule.on_train_start`; the supervised rate is set at every step."""
+        require(
+            str(self.trainer.precision) != "16-mixed",
+            "--trainer.precision: '16-mixed' is not allowed here; give bf16-mixed, 32-true or 64-true",
+        )
+        for group in self.trainer.optimizers[1].param_groups:
+            group.update(lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
+
+    def supervised_rate(self, step: int) -> float:
+        """Return the learning rate of supervised step ``step``."""
+        return self.warm_lr * min(1.0, (step + 1) / WARM_UP) * (1 - step / self.warm_steps)
+
+    def training_step(self, block: Block | DrawnBlock, batch_idx: int) -> None:
+        """Take every optimiser step of the block."""
+        optimizers = self.optimizers()
+        assert isinstance(optimizers, list)
+        losses: list[Tensor] = []
+        self.net.train()
+        for step in range(block.start, block.stop):
+            supervised = step < self.warm_steps
+            self.enter(supervised)
+            optimizer = optimizers[0 if supervised else 1]
+            if supervised:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.supervised_rate(step)
+                batch = block.batch(step)
+                tokens, response = batch.columns
+                found = [supervised_loss(m, tokens[r], response[r], batch.total) for r, m in enumerate(self.policies)]
+                loss = torch.stack(found)
+            else:
+                loss = self.policy_losses(step)
+            losses.append(loss.detach())
+            chosen = [[p for _, p in self.parameters_of(m, supervised)] for m in self.policies]
+            flat = [p for ps in chosen for p in ps]
+            with self.without_autocast():
+                # not backward(): a strategy's hooks would wait for the parameters of the other phase
+                gradients = list(torch.autograd.grad(loss.sum(), flat))
+                self.sum_over_ranks(gradients)
+                for ps in chosen:
+                    clip_gradients(ps, [gradients.pop(0) for _ in ps], self.clip_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+        self.finish_block(block, torch.stack(losses))
+
+    def sum_over_ranks(self, gradients: list[Tensor]) -> None:
+        """Add the ranks' shares of gradients up, in place, in one message."""
+        if self.trainer.world_size == 1:
+            return
+        flat = torch.cat([g.flatten() for g in gradients])
+        torch.distributed.all_reduce(flat)
+        for g, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            g.copy_(part.view_as(g))
+
+    def policy_losses(self, step: int) -> Tensor:
+        """Return each replica's share of Dr. GRPO's loss (R,), responses drawn where they are used up."""
+        spec, k = self.rollouts, step - self.warm_steps
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        require(spec.prompts >= world, f"--model.rollouts.prompts: {spec.prompts} is not allowed on {world} ranks")
+        if k % spec.inner_steps == 0 or not self.batches:
+            mine = range(spec.prompts * rank // world, spec.prompts * (rank + 1) // world)
+            first = step - k % spec.inner_steps
+            self.batches = [
+                PolicyBatch(sample(m, self.text, s, first, "train", mine, spec.group, spec.temperature, spec.prompts))
+                for m, s in zip(self.policies, self.seeds, strict=True)
+            ]
+            self.net.train()
+        losses, looks = [], []
+        for model, batch in zip(self.policies, self.batches, strict=True):
+            loss, look = policy_loss(model, batch, spec.temperature, self.clipping, spec.prompts)
+            losses.append(loss)
+            looks.append(look)
+        seen = {f"train/{name}": [getattr(x, name) for x in looks] for name in vars(looks[0])}
+        values = torch.tensor(list(seen.values()), dtype=torch.float64)
+        if world > 1:
+            values = self.trainer.strategy.reduce(values, reduce_op="mean")
+        self.write_scalars(dict(zip(seen, values, strict=True)), step + 1)
+        return torch.stack(losses)
+
+    def check_finite_weights(self) -> None:
+        """See :meth:`ToyModule.check_finite_weights`; a replica here is a module."""
+        bad = torch.tensor([any(not torch.isfinite(p).all() for p in m.parameters()) for m in self.policies])
+        if bad.any():
+            self.refuse_non_finite("weights are", bad, self.global_step)
+
+    # checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`ToyModule.on_save_checkpoint`; responses in use go along, plain lists and tensors."""
+        super().on_save_checkpoint(checkpoint)
+        k = self.global_step - self.warm_steps
+        if k > 0 and k % self.rollouts.inner_steps:
+            checkpoint["toy"]["responses"] = [{**vars(b.sequences), "old": b.old} for b in self.batches]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`ToyModule.on_load_checkpoint`; a probe needs the optimisers' state, which `test` does not load."""
+        super().on_load_checkpoint(checkpoint)
+        self.loaded_optimizers = checkpoint["optimizer_states"]
+        self.batches = []
+        for found in checkpoint["toy"].get("responses", []):
+            old = found.pop("old")
+            self.batches.append(PolicyBatch(Sequences(**found), old))
+
+    def adamw_state(self, r: int) -> AdamWState:
+        """Return the state of the policy gradient's AdamW for a replica: the live one, or the checkpoint's."""
+        names = [[n for n, _ in self.parameters_of(m, False)] for m in self.policies]
+        first = sum(len(x) for x in names[:r])
+        if self._trainer is not None and self.trainer.optimizers:
+            stored: dict[str, Any] = self.trainer.optimizers[1].state_dict()
+        elif self.loaded_optimizers:
+            stored = self.loaded_optimizers[1]
+        else:
+            stored = {"state": {}, "param_groups": [{}]}
+        group = stored["param_groups"][0]
+        hyper = hyper_of(group) if group else Hyper(self.lr, self.betas, weight_decay=self.weight_decay)
+        theta = dict(self.parameters_of(self.policies[r], False))
+        moments = {}
+        for k, name in enumerate(names[r]):
+            entry = stored["state"].get(first + k)
+            moments[name] = moments_of(entry) if entry else Moments.fresh(theta[name].detach())
+        on_device = {n: m.to(theta[n].device) for n, m in moments.items()}
+        return AdamWState(dict.fromkeys(names[r], hyper), on_device)
+
+    # judging
+
+    def evaluation(self) -> Report:
+        """Draw responses to the validation's prompts, the same at every step, and score them."""
+        metrics: dict[str, list[float]] = {"reward": [], "entropy": [], "length": []}
+        spec, n = self.rollouts, self.eval_prompts
+        for model, seed in zip(self.policies, self.seeds, strict=True):
+            drawn = sample(model, self.text, seed, 0, "validation", range(n), 1, spec.temperature, n)
+            metrics["reward"].append(sum(drawn.rewards) / n)
+            metrics["entropy"].append(entropy(evaluate(model, drawn, spec.temperature), self.plan.kind).value)
+            metrics["length"].append(sum(drawn.lengths) / n)
+        return Report(self.seeds, metrics)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Score the policies on prompts of their own."""
+        self.last_report = self.evaluation()
+        self.write_evaluation(self.last_report)
+
+    # a probe takes derivatives: not in inference mode, whose tensors have none
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Probe the step that AdamW takes next."""
+        self.enter(supervised=False)
+        ranks = Ranks(self.trainer.global_rank, self.trainer.world_size)
+        if self.loaded_step <= self.warm_steps:
+            note("the policy gradient has not begun in this checkpoint: AdamW's state is that of its first step")
+        self.findings = []
+        for r, (model, seed) in enumerate(zip(self.policies, self.seeds, strict=True)):
+            self.findings.append(self.probe_one(model, seed, self.adamw_state(r), ranks))
+        self.last_report = report_of(self.seeds, self.evaluation(), self.findings)
+        if self.trainer.is_global_zero:
+            folder = self.run_folder / "probe"
+            write_findings(folder, self.seeds, self.findings, self.text.tokens, self.plan, self.loaded_step)
+            note("\n".join(summary_lines(self.seeds, self.findings, folder)))
+
+    def probe_one(self, model: nn.Module, seed: int, state: AdamWState, ranks: Ranks) -> Findings:
+        """Draw U and E from a policy, and probe the step."""
+        plan, spec, text, step = self.plan, self.rollouts, self.text, self.loaded_step
+
+        def draws(stream: str, attempt: int, prompts: int, group: int) -> Sequences:
+            number = (step << 8) + attempt
+            return sample(model, text, seed, number, stream, range(prompts), group, spec.temperature, prompts)
+
+        update, attempts = draw_update(lambda k: draws("update", k, plan.prompts, plan.group), plan)
+        batches = [draws("evaluation", k, plan.eval_prompts, plan.eval_group) for k in range(plan.eval_batches)]
+        return probe(model, update, batches, state, plan, self.clip_grad_norm, spec.temperature, ranks, attempts)
+
+    def figures(self, folder: Path) -> dict[str, Figure]:
+        """See :meth:`ToyModule.figures`."""
+        out = figures.draw_training(folder, self.seeds, self.warm_steps)
+        if self.findings:
+            out |= figures.draw_findings(self.seeds, self.findings, self.text.tokens)
+        return out
