@@ -26,6 +26,7 @@ from lightning_toys.mirror_descent.score import (
     EnergyScore,
     LevelMatrix,
     denoising_losses,
+    level_weights,
     one_replica,
     relative_error,
     training_levels,
@@ -132,7 +133,7 @@ class LearnedSampling(TiltedSampling):
         eps = self.eps_noise.at(step, x0)[:, local]
         abar = training_levels(self.level_noise.at(step, x0), batch.total)[:, local]
         assert isinstance(self.net, EnergyScore)
-        return denoising_losses(self.net, x0, eps, abar).sum(1) / batch.total
+        return (level_weights(abar) * denoising_losses(self.net, x0, eps, abar)).sum(1) / batch.total
 
     # judging
 

@@ -124,6 +124,15 @@ def training_levels(offset: Tensor, batch_size: int) -> Tensor:
     return torch.where(flat, place, 1 - 10 ** (-SPAN * place)).clamp_max(1 - 10**-SPAN)
 
 
+def level_weights(abar: Tensor) -> Tensor:
+    """Return the weight (R, B) of each row's loss, 1 / (abar + .1)^2; abar (R, B, 1).
+
+    An error of M and f moves the score by abar times as much, so that without weights they are hardly learned at the
+    noisy levels, where the score would then be the worst. Any weight that is a function of the level keeps the optimum.
+    """
+    return (abar[..., 0] + 0.1).pow(-2)
+
+
 def denoising_losses(net: EnergyScore, x0: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
     """Return denoising score matching's loss of each row (R, B), less what no weight changes.
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate, pairwise, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from lightning_toys.update_entropy.policy import need
 from lightning_toys.update_entropy.task import Tokens
 
 BACKBONE, ADAPTER, OPTIMIZER = "--model.backbone", "--model.adapter", "--model.optimizer_state"
-Names = list[list[str]]  # of the parameters of each group
 
 # what a group of AdamW never has, and what it has not switched off
 FOREIGN = ("momentum", "momentum_decay", "nesterov", "alpha", "rho", "lambd", "lr_decay", "etas", "ns_steps")
@@ -150,8 +149,8 @@ def gguf_facts(file: Path) -> tuple[str, bool]:
     kinds = sorted({t.tensor_type.name for t in reader.tensors} - {"F64", "F32", "F16", "BF16"})
     # Llama 3.1 and later keep their scaling as a tensor of divisors, others as a key
     scaled = any(t.name.startswith("rope_f") and (t.data != 1).any() for t in reader.tensors)
-    named = [f.contents() for key, f in reader.fields.items() if key.endswith(".rope.scaling.type")]
-    return ", ".join(kinds), scaled or any(name != "none" for name in named)
+    laws = [bytes(f.parts[f.data[0]]) for key, f in reader.fields.items() if key.endswith(".rope.scaling.type")]
+    return ", ".join(kinds), scaled or any(law != b"none" for law in laws)
 
 
 def rope_type(model: Any) -> str:
@@ -276,21 +275,19 @@ def matched(names: Sequence[str], wanted: Iterable[str]) -> list[str]:
 
 
 def prefixes(names: Iterable[str], wanted: Iterable[str]) -> list[str]:
-    """Return what most of the wanted names stand behind in a file's (canonical) names; several, if it is a draw."""
-    forms, counts = by_canonical(wanted), Counter[str]()
-    for name in names:
-        parts = name.split(".")
-        counts.update(".".join([*parts[:i], ""]) for i in range(len(parts)) if ".".join(parts[i:]) in forms)
-    return [p for p, count in counts.items() if count == max(counts.values())]
+    """Return what a file's (canonical) names have before some wanted one: a module keeps a model under its own name."""
+    forms = by_canonical(wanted)
+    splits = ((n[:i], n[i:]) for n in names for i in (0, *(m.end() for m in re.finditer(r"\.", n))))
+    return list(dict.fromkeys(prefix for prefix, rest in splits if rest in forms))
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read a file: an optimiser's state_dict, and the names of each group's parameters."""
+    """One way to read a file: an optimiser's state_dict, and the name of each number in it that has a state."""
 
     where: str
     optimizer: Mapping[str, Any]
-    names: Names
+    names: dict[int, str]
 
 
 def load_optimizer_state(path: str | Path, model: nn.Module) -> AdamWState:
@@ -342,29 +339,33 @@ def readings(content: Any, path: str | Path, model: nn.Module, wanted: Mapping[s
     if lightning := isinstance(held.get("optimizer_states"), list):
         keys, forms = [canonical(str(k)) for k in held.get("state_dict") or {}], by_canonical(wanted)
         tails = [[k.removeprefix(p) for k in keys if k.startswith(p)] for p in prefixes(keys, wanted)]
-        orders = [[forms[k] for k in tail if k in forms] for tail in tails]
+        orders = [[forms[k] for k in tail if k in forms] for tail in tails] or [[]]
         found = held["optimizer_states"]
     else:
         found, stored = [held.get("optimizer", held)], held.get("names")
-    for i, optimizer in enumerate(found):
+        stored = stored if isinstance(stored, list) else None
+    for i, optimizer in enumerate(found or [None]):
         if not is_state_dict(optimizer):
             kinds = "optimizer.state_dict(), Trainer's optimizer.pt or a Lightning checkpoint"
             raise refusal(OPTIMIZER, f"{path} holds no state of an optimiser; give {kinds}")
-        where, groups = f"optimiser {i}", optimizer["param_groups"]
-        sizes = [len(g["params"]) for g in groups]
+        groups, states = optimizer["param_groups"], optimizer["state"]
+        every = [g["params"] for g in groups]
+        # an optimiser of all parameters has numbers for the frozen ones too, which get no state
+        stepped = [[number for number in numbers if states.get(number)] for numbers in every]
         if given := stored or [g["param_names"] for g in groups if "param_names" in g]:
             names = [str(n) for part in given for n in (part if isinstance(part, list) else [part])]
-            if len(names) != sum(sizes):
-                raise refusal(OPTIMIZER, f"{path} holds {len(names)} names of {sum(sizes)} parameters")
-            if lightning:  # whose module keeps the model under a name of its own
-                names = [canonical(n) for n in names]
-                names = [n.removeprefix(next(iter(prefixes(names, wanted)), "")) for n in names]
-            yield Reading(where, optimizer, split(matched(names, wanted), sizes))
-            continue
-        ways = [split(order, sizes) for order in orders or [[]]]
-        if len(groups) == 2:  # a bare optimizer.pt is Trainer's; elsewhere its way of grouping is one of two
-            ways = [*(ways if lightning or "optimizer" in held else []), trainer_order(model)]
-        yield from (Reading(where, optimizer, way) for j, way in enumerate(ways) if way not in ways[:j])
+            if len(names) != sum(map(len, every)):
+                raise refusal(OPTIMIZER, f"{path} holds {len(names)} names of {sum(map(len, every))} parameters")
+            names = [canonical(n) for n in names] if lightning else names
+            named = [[n.removeprefix(p) for n in names] for p in prefixes(names, wanted)] if lightning else [names]
+            ways = [dict(zip(chain(*every), matched(way, wanted), strict=True)) for way in named or [names]]
+        else:
+            ways = [dict(zip(chain(*numbers), order)) for order in orders for numbers in (every, stepped)]  # noqa: B905
+            if len(groups) == 2:  # as transformers' Trainer makes them, or as somebody liked them
+                order = trainer_order(model)
+                ways += [dict([*zip(x, order[0]), *zip(y, order[1])]) for x, y in (every, stepped)]  # noqa: B905
+        ways = [{n: name for n, name in way.items() if states.get(n)} for way in ways]
+        yield from (Reading(f"optimiser {i}", optimizer, way) for j, way in enumerate(ways) if way not in ways[:j])
 
 
 def is_state_dict(value: Any) -> bool:
@@ -380,13 +381,7 @@ def is_state_dict(value: Any) -> bool:
     )
 
 
-def split(names: Sequence[str], sizes: Sequence[int]) -> Names:
-    """Return names by group, the last group taking what is left."""
-    ends = [*accumulate(sizes[:-1]), len(names)]
-    return [list(names[start:end]) for start, end in pairwise([0, *ends])]
-
-
-def trainer_order(model: nn.Module) -> Names:
+def trainer_order(model: nn.Module) -> list[list[str]]:
     """Return the two groups that transformers' Trainer makes: what decays, and biases and norms, which do not."""
     decays = set(need("transformers").Trainer.get_decay_parameter_names(None, model))
     names = [n for n, p in model.named_parameters() if p.requires_grad]
@@ -402,10 +397,10 @@ def compare(reading: Reading, wanted: Mapping[str, Tensor]) -> tuple[AdamWState,
     if wrong:
         return AdamWState({}, {}), wrong
     seen: set[str] = set()
-    for group, names in zip(groups, reading.names, strict=True):
+    for group in groups:
         steps: dict[int, str] = {}
-        for number, name in zip_longest(group["params"], names, fillvalue=""):
-            entry = states.get(number)
+        for number in group["params"]:
+            entry, name = states.get(number), reading.names.get(number, "")
             if not entry:
                 continue
             if name not in wanted or name in seen:

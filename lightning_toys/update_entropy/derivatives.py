@@ -210,7 +210,8 @@ def sequence_gradients(
             index, width = torch.tensor(rows, device=device), packed.mask.shape[1]
 
             def value(p: Tensors, a: Tensor, b: Tensor, *row: Tensor) -> Tensor:
-                one = Packed(*(x.unsqueeze(0) for x in row), packed.first)  # noqa: B023
+                tokens, attention, position, column, target, mask = (x.unsqueeze(0) for x in row)
+                one = Packed(tokens, attention, position, column, target, mask, packed.first)  # noqa: B023
                 logp, h = policy_scores(model, one, temperature, p)
                 return (a * logp + b * h).sum()
 

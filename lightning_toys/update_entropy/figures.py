@@ -54,6 +54,41 @@ def draw_training(folder: Path, seeds: Sequence[int], warm_steps: int, window: i
     return {"training": figure}
 
 
+def draw_predictions(folder: Path, seeds: Sequence[int], first_step: int = 0) -> dict[str, Figure]:
+    """Draw what UpdateEntropyCallback predicted and measured, step by step, the first replica's."""
+    path = folder / "metrics.csv"
+    rows = read_csv(path) if path.exists() else []
+    steps, predicted = column(rows, "entropy_step/predicted", seeds)
+    if len(steps) < 2 or not any("entropy_step/measured" in r for r in rows):
+        return {}
+    found = {k: column(rows, f"entropy_step/{k}", seeds)[1] for k in ("predicted_se", "measured", "measured_se")}
+    parts = {k: column(rows, f"entropy_step/{k}", seeds)[1][0] for k in ("momentum", "decay", "batch")}
+    error = np.sqrt(found["predicted_se"] ** 2 + found["measured_se"] ** 2)
+    off = np.abs(found["measured"] - predicted)
+    inside, alone = np.mean(off < 1.96 * error), np.mean(off < 1.96 * found["predicted_se"])
+    figure, axes = new_figure(1, 2, size=(11.0, 3.8))
+    ax, x = axes[0, 0], steps - first_step
+    half = 1.96 * found["predicted_se"][0]
+    ax.fill_between(x, predicted[0] - half, predicted[0] + half, color=COLOURS[0], alpha=0.22, linewidth=0)
+    ax.plot(x, predicted[0], color=COLOURS[0], label="predicted, 95 %")
+    ax.errorbar(x, found["measured"][0], yerr=1.96 * found["measured_se"][0], fmt="s", color=COLOURS[1], markersize=4,
+                capsize=2, linewidth=0.8, label="measured, 95 %")  # fmt: skip
+    ax.set_title(
+        f"measured within the predicted interval at {alone:.0%} of the steps, within both errors at {inside:.0%}",
+        fontsize=9,
+    )
+    ax.set_ylabel("change of entropy by the step, nats a token")
+    for (name, values), colour in zip(parts.items(), (COLOURS[1], COLOURS[2], COLOURS[3]), strict=True):
+        axes[0, 1].plot(x, values, color=colour, label=name)
+    axes[0, 1].plot(x, predicted[0], color="black", linewidth=1, linestyle="--", label="their sum")
+    axes[0, 1].set_title(f"seed {seeds[0]}: whose share it is", fontsize=9)
+    for a in axes[0]:
+        a.axhline(0, color="black", linewidth=0.6)
+        a.set_xlabel("policy-gradient step" if first_step else "optimiser step")
+        a.legend(frameon=False, fontsize=8)
+    return {"predictions": figure}
+
+
 def draw_changes(ax: Axes, f: Findings, title: str) -> None:
     """Draw dH against eta, with the line through 0 and its curvature."""
     e = f.evaluations[0]
@@ -84,13 +119,11 @@ def draw_split(ax: Axes, f: Findings) -> None:
     """Draw the shares of momentum, decay and batch in dH / d eta."""
     e = f.evaluations[0]
     names = {"whole step": "full", "momentum": "momentum", "weight decay": "decay", "batch": "grad"}
-    for i, (label, key) in enumerate(names.items()):
+    for i, key in enumerate(names.values()):
         value, se = e.slopes[key]
         ax.bar(i, value, color=COLOURS[i], width=0.65, yerr=1.96 * se, capsize=4)
-        ax.annotate(label, (i, 0), xytext=(0, -4 if value > 0 else 4), textcoords="offset points", ha="center",
-                    va="top" if value > 0 else "bottom", fontsize=8)  # fmt: skip
     ax.axhline(0, color="black", linewidth=0.6)
-    ax.set_xticks([])
+    ax.set_xticks(range(len(names)), list(names))
     ax.set_ylabel("dH / d eta, nats a token")
     ax.set_title("whose share it is (bars: 95 %)", fontsize=9)
 
@@ -153,6 +186,7 @@ def draw_tokens(f: Findings, tokens: Tokens, rows: int = 8) -> Figure:
             f"{asked}  A {float(f.update.strengths[j] > 0) * 2 - 1:+.0f}" if f.update.strengths[j] else f"{asked}  A 0"
         )
     ax.set_yticks(range(len(order)), labels, fontsize=8)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("token of the response")
     figure.colorbar(image, ax=ax, label="share in dH / d eta", pad=0.01)
     ax.set_title("the sequences with the greatest shares (A: sign of the advantage; ■: end)", fontsize=9)

@@ -22,11 +22,11 @@ from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments, hype
 from lightning_toys.update_entropy.attribution import Ranks
 from lightning_toys.update_entropy.data import FREE, TextData
 from lightning_toys.update_entropy.estimators import entropy
-from lightning_toys.update_entropy.grpo import Clipping
+from lightning_toys.update_entropy.grpo import Clipping, advantages
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
 from lightning_toys.update_entropy.probe import Findings, Plan, draw_update, probe
 from lightning_toys.update_entropy.report import label_of, report_of, summary_lines, write_findings
-from lightning_toys.update_entropy.sequences import Sequences, evaluate
+from lightning_toys.update_entropy.sequences import Sequences, evaluate, pack
 from lightning_toys.update_entropy.training import (
     PolicyBatch,
     Rollouts,
@@ -144,6 +144,40 @@ class UpdateEntropy(ToyModule):
             trained = {n for n, _ in self.parameters_of(model, supervised)}
             for n, p in model.named_parameters():
                 p.requires_grad_(n in trained)
+
+    # what UpdateEntropyCallback asks for
+
+    @property
+    def entropy_ends(self) -> list[int]:
+        """Tokens that end a response."""
+        return [self.text.tokens.end]
+
+    @property
+    def entropy_length(self) -> int:
+        """Tokens of a response at most."""
+        return self.text.longest_response + FREE
+
+    @property
+    def entropy_temperature(self) -> float:
+        """That responses are drawn at."""
+        return self.rollouts.temperature
+
+    def entropy_policies(self) -> list[tuple[int, nn.Module]]:
+        """Return the seed and the policy of each replica."""
+        return list(zip(self.seeds, self.policies, strict=True))
+
+    def entropy_prompts(self, seed: int, step: int, stream: str, count: int) -> list[list[int]]:
+        """Return the token ids of prompts."""
+        return [self.text.prompt(p) for p in self.text.problems(seed, step, stream, count)]
+
+    def entropy_batches(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return l_k (N, T), mask (N, T) and advantage (N,) of the responses that each replica learns from."""
+        out = []
+        for batch in self.batches if self.global_step >= self.warm_steps else []:
+            assert batch.old is not None
+            mask = pack(batch.sequences, batch.old.device).mask
+            out.append((batch.old, mask, advantages(batch.sequences).to(batch.old)))
+        return out
 
     # training
 
@@ -331,6 +365,7 @@ class UpdateEntropy(ToyModule):
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""
         out = figures.draw_training(folder, self.seeds, self.warm_steps)
+        out |= figures.draw_predictions(folder, self.seeds, self.warm_steps)
         if self.findings:
             out |= figures.draw_findings(self.seeds, self.findings, self.text.tokens)
         return out

@@ -98,7 +98,10 @@ def pack(sequences: Sequences, device: torch.device | str = "cpu", side: Side = 
         mask[i, : len(response)] = 1
     position = (attention.cumsum(1) - 1).clamp(min=0)
     first = int(column.min())
-    return Packed(*(x.to(device) for x in (tokens, attention, position, column, target, mask)), first)
+    tokens, attention, position, column, target, mask = (
+        x.to(device) for x in (tokens, attention, position, column, target, mask)
+    )
+    return Packed(tokens, attention, position, column, target, mask, first)
 
 
 @contextmanager
