@@ -509,7 +509,10 @@ def test_one_group_without_names_goes_by_order(tmp_path: Path) -> None:
     torch.save({"optimizer": optimizer.state_dict()}, file)
     same(load_optimizer_state(file, model), live)
     content = optimizer.state_dict()
-    content["state"][0], content["state"][1] = content["state"][1], content["state"][0]
+    second = content["state"].pop(1)
+    torch.save(content, file)
+    assert refused_state(file, model, "no state for model.layers.0.self_attn.q_proj.weight (16, 16)").count(";") == 0
+    content["state"][0], content["state"][1] = second, content["state"][0]
     torch.save(content, file)
     refused_state(file, model, "shape (16, 16) for model.embed_tokens.weight where (32, 16) is wanted")
 
@@ -640,6 +643,11 @@ WRONG: dict[str, tuple[Callable[[Any], Any], tuple[str, ...]]] = {
     "Adam": (group("decoupled_weight_decay", False), ("as Adam's is",)),
     "no correction": (group("bias_correction", False), ("bias_correction is off",)),
     "format": (lambda c: c.pop("optimizer"), ("holds no state of an optimiser",)),
+    "alike, and one the same": (
+        put("names", 1, value=f"module.{A}"),
+        (f"model: no state for {B} (16, 4); nothing takes the state of module.{A} (16, 4)",),
+    ),
+    "no list of names": (put("names", value=4), ("0 names of 4 parameters",)),
     "names that are none": (put("names", value=[["a"], 3]), ("2 names of 4 parameters",)),
     "no groups": (put("optimizer", "param_groups", value=[]), ("holds no state of an optimiser",)),
 }

@@ -122,7 +122,8 @@ class UpdateEntropyCallback(Callback):
         if step <= self.first_step or step % self.every_n_steps or not self.steps_any(policies, optimizer):
             return
         begin = time.perf_counter()
-        self.predict(trainer, pl_module, optimizer, step)
+        with torch.autocast(pl_module.device.type, enabled=False):
+            self.predict(trainer, pl_module, optimizer, step)
         self.looks += 1
         self.seconds += time.perf_counter() - begin
 

@@ -232,15 +232,14 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
     except Exception as error:
         raise refusal(ADAPTER, f"{path} cannot be put into the model: {said(error)}") from error
     known = {**adapted.state_dict(), **own}
-    wrong = [
-        f"shape {tuple(t.shape)} for {name} where {tuple(known[name].shape)} is wanted"
+    misshapen = {
+        canonical(name): f"shape {shape(t)} for {name} where {shape(known[name])} is wanted"
         for name, t in stored.items()
-        if name in known and known[name].shape != t.shape
-    ]
-    misshapen = {canonical(name) for name, t in stored.items() if name in known and known[name].shape != t.shape}
+        if name in known and shape(known[name]) != shape(t)
+    }
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
     absent = [n for n in result.missing_keys if n in trained and canonical(n) not in misshapen]
-    wrong = [f"no weight for {name}" for name in absent] + wrong
+    wrong = [*(f"no weight for {n}" for n in absent), *misshapen.values()]
     wrong += [f"nothing takes {name}" for name in result.unexpected_keys]
     if wrong:
         raise refusal(ADAPTER, f"{path} does not fit the model: {listed(wrong)}")
@@ -268,8 +267,7 @@ def matched(names: Sequence[str], wanted: Iterable[str]) -> list[str]:
         names: of the file.
         wanted: of the model.
     """
-    left = [w for w in wanted if w not in set(names)]
-    theirs, ours = by_canonical(n for n in names if n not in set(wanted)), by_canonical(left)
+    theirs, ours = by_canonical(names), by_canonical(wanted)
     found = {name: ours[form] for form, name in theirs.items() if form in ours}
     return [found.get(name, name) for name in names]
 
@@ -343,7 +341,6 @@ def readings(content: Any, path: str | Path, model: nn.Module, wanted: Mapping[s
         found = held["optimizer_states"]
     else:
         found, stored = [held.get("optimizer", held)], held.get("names")
-        stored = stored if isinstance(stored, list) else None
     for i, optimizer in enumerate(found or [None]):
         if not is_state_dict(optimizer):
             kinds = "optimizer.state_dict(), Trainer's optimizer.pt or a Lightning checkpoint"
@@ -353,6 +350,7 @@ def readings(content: Any, path: str | Path, model: nn.Module, wanted: Mapping[s
         # an optimiser of all parameters has numbers for the frozen ones too, which get no state
         stepped = [[number for number in numbers if states.get(number)] for numbers in every]
         if given := stored or [g["param_names"] for g in groups if "param_names" in g]:
+            given = given if isinstance(given, list) else []
             names = [str(n) for part in given for n in (part if isinstance(part, list) else [part])]
             if len(names) != sum(map(len, every)):
                 raise refusal(OPTIMIZER, f"{path} holds {len(names)} names of {sum(map(len, every))} parameters")

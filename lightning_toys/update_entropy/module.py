@@ -342,8 +342,9 @@ class UpdateEntropy(ToyModule):
         if self.loaded_step <= self.warm_steps:
             note("the policy gradient has not begun in this checkpoint: AdamW's state is that of its first step")
         self.findings = []
-        for r, (model, seed) in enumerate(zip(self.policies, self.seeds, strict=True)):
-            self.findings.append(self.probe_one(model, seed, self.adamw_state(r), ranks))
+        with self.without_autocast():  # small differences: half a precision would be the whole of them
+            for r, (model, seed) in enumerate(zip(self.policies, self.seeds, strict=True)):
+                self.findings.append(self.probe_one(model, seed, self.adamw_state(r), ranks))
         self.last_report = report_of(self.seeds, self.evaluation(), self.findings)
         if self.trainer.is_global_zero:
             folder = self.run_folder / "probe"
