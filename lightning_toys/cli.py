@@ -136,10 +136,11 @@ class ToysCLI(LightningCLI):
         word = settings.get("ckpt_path")
         check_root(Path(settings.run.root))
         trains = trains_anything(settings.model.class_path)
+        alone = stands_alone(settings.model.class_path, settings.model.init_args)
         if verb == "fit" and not trains:
             name = settings.model.class_path.rpartition(".")[2]
             raise NothingToTrainError(f"fit: {name} has nothing to train; give the verb test")
-        if word is None and verb != "fit" and trains:
+        if word is None and verb != "fit" and not alone:
             word = "last"
         if word is None:
             self.run = new_run(*where)
@@ -300,7 +301,7 @@ class ToysCLI(LightningCLI):
 
     def before_test(self) -> None:
         """Keep the configuration of a run that is not trained."""
-        if not self.model.trains and process_rank() == 0 and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.checkpoint is None and process_rank() == 0 and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.keep_config()
 
     def after_fit(self) -> None:
@@ -359,6 +360,13 @@ def trains_anything(class_path: str) -> bool:
     module, _, name = class_path.rpartition(".")
     kind = getattr(importlib.import_module(module), name)
     return not (isinstance(kind, type) and issubclass(kind, ToyModule)) or kind.trains
+
+
+def stands_alone(class_path: str, settings: Namespace) -> bool:
+    """Whether `test` with these settings needs no checkpoint of ours."""
+    module, _, name = class_path.rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    return isinstance(kind, type) and issubclass(kind, ToyModule) and kind.stands_alone(settings.as_dict())
 
 
 def experiment_of(class_path: str) -> str:

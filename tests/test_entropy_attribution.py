@@ -16,8 +16,9 @@ from lightning_toys.update_entropy.attribution import (
     kl_cov,
     make_update,
     slopes,
+    token_slopes,
 )
-from lightning_toys.update_entropy.derivatives import entropy_gradient, tangents, trainable, weighted_gradient
+from lightning_toys.update_entropy.derivatives import entropy_gradient, moved, tangents, trainable, weighted_gradient
 from lightning_toys.update_entropy.estimators import Kind, first_order
 from lightning_toys.update_entropy.grpo import Clipping, advantages, drop, informative, loss, shares, token_weights
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
@@ -112,15 +113,31 @@ def test_the_step_is_the_optimisers_own(case: Case) -> None:
     model.train()
 
 
+def test_the_adapter_may_be_folded_into_the_matrices(case: Case) -> None:
+    """Passes without derivatives do so; with derivatives the adapter runs beside them."""
+    model, update, evaluation, tolerance = case
+    for parameters in (None, moved(trainable(model), update.step.direction, 0.01)):
+        folded = evaluate(model, evaluation, parameters=parameters)
+        model.eval()
+        with torch.no_grad():
+            packed = pack(evaluation)
+            logp, h = policy_scores(model, packed, parameters=parameters)
+        model.train()
+        assert torch.allclose(folded.logp, logp, atol=10 * tolerance)
+        assert torch.allclose(folded.entropy, h, atol=10 * tolerance)
+    assert not torch.equal(evaluate(model, evaluation).logp, folded.logp)
+
+
 def test_parts_close(case: Case) -> None:
     _, update, _, tolerance = case
     assert update.residual() < max(1e-6 if tolerance > 1e-6 else 1e-12, 0)
 
 
+@pytest.mark.parametrize("chunk", [7, 64])
 @pytest.mark.parametrize("kind", ["token", "sequence", "surprisal"])
-def test_one_backward_gives_the_share_of_every_sequence_and_token(case: Case, kind: Kind) -> None:
+def test_one_backward_gives_the_share_of_every_sequence_and_token(case: Case, kind: Kind, chunk: int) -> None:
     model, update, evaluation, tolerance = case
-    found = slopes(model, update, evaluation, kind, chunk=7)
+    found = slopes(model, update, evaluation, kind, chunk=chunk)
     scores = evaluate(model, evaluation)
     alone = [first_order(scores, *tangents(model, evaluation, v), kind).value for v in update.directions()]
     size = max(abs(a) for a in alone)
@@ -132,19 +149,21 @@ def test_one_backward_gives_the_share_of_every_sequence_and_token(case: Case, ki
         )
     whole = found.momentum + found.decay + float(found.sequences.sum())
     assert whole == pytest.approx(found.total, rel=1e3 * tolerance, abs=10 * tolerance * size)
-    assert torch.allclose(found.tokens.sum(1), found.sequences)
+    _, h = entropy_gradient(model, evaluation, kind)
+    tokens = token_slopes(model, update, h).sum(1)
+    assert tokens.tolist() == pytest.approx(found.sequences.tolist(), rel=tolerance, abs=tolerance * size)
 
 
 def test_a_tokens_share_is_that_of_its_own_gradient(case: Case) -> None:
     model, update, evaluation, tolerance = case
-    found = slopes(model, update, evaluation)
     _, h = entropy_gradient(model, evaluation)
-    size = float(found.tokens.abs().max())
+    tokens = token_slopes(model, update, h)
+    size = float(tokens.abs().max())
     for i, k in ((0, 0), (3, 2), (9, 1)):
         only = torch.zeros_like(update.weights)
         only[i, k] = update.weights[i, k]
         v = update.step.part(weighted_gradient(model, update.sequences, -only))
-        assert float(found.tokens[i, k]) == pytest.approx(dot(h, v), rel=10 * tolerance, abs=tolerance * size)
+        assert float(tokens[i, k]) == pytest.approx(dot(h, v), rel=10 * tolerance, abs=tolerance * size)
 
 
 def test_kept_rows_give_every_direction_with_its_error(case: Case) -> None:

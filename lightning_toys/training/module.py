@@ -163,6 +163,11 @@ class ToyModule(LightningModule):
         """
         return {}
 
+    @classmethod
+    def stands_alone(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether `test` needs no run of ours, given these settings."""
+        return not cls.trains
+
     # building and shadow copies
 
     def configure_model(self) -> None:

@@ -117,14 +117,12 @@ class Slopes:
         momentum: its share.
         decay: its share.
         sequences: of each sequence of the batch (N_U,).
-        tokens: of each token (N_U, T).
     """
 
     total: float
     momentum: float
     decay: float
     sequences: Tensor
-    tokens: Tensor
 
 
 def token_slopes(model: nn.Module, update: Update, h: Tensors, temperature: float = 1.0, chunk: int = 64) -> Tensor:
@@ -141,13 +139,15 @@ def slopes(
     kind: Kind = "token",
     temperature: float = 1.0,
     chunk: int = 64,
-    scores: Scores | None = None,
 ) -> Slopes:
-    """Return every first-order share, from one reverse pass over E and one forward-mode pass over U."""
-    _, h = entropy_gradient(model, evaluation, kind, temperature, chunk, scores)
-    tokens = token_slopes(model, update, h, temperature, chunk)
-    full, momentum, decay = (dot(h, d) for d in (update.step.direction, update.step.momentum, update.step.decay))
-    return Slopes(full, momentum, decay, tokens.sum(1), tokens)
+    """Return every first-order share from one reverse pass over E: <h, v_i> = -w_i <d * h, grad sum_k l_ik>."""
+    _, h = entropy_gradient(model, evaluation, kind, temperature, chunk)
+    step = update.step
+    each = torch.zeros(len(update.sequences), dtype=torch.float64)
+    for name, s in update.scores.items():
+        each += (s.flatten(1) @ (step.gain[name] * h[name]).flatten()).double().cpu()
+    whole = [dot(h, d) for d in (step.direction, step.momentum, step.decay)]
+    return Slopes(whole[0], whole[1], whole[2], -update.strengths * each)
 
 
 @dataclass(frozen=True)

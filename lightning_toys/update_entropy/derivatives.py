@@ -17,7 +17,7 @@ from torch.func import grad, jvp, vmap
 from torch.overrides import TorchFunctionMode
 
 from lightning_toys.update_entropy.adamw import Tensors
-from lightning_toys.update_entropy.estimators import Kind, Scores, coefficients, terms
+from lightning_toys.update_entropy.estimators import Kind, Scores, coefficients, surrogate, terms
 from lightning_toys.update_entropy.sequences import Packed, Sequences, chunks, evaluate, in_eval, pack, policy_scores
 
 Pair = tuple[Tensor, Tensor]  # of l_k and of H_k, each (N, T)
@@ -182,10 +182,24 @@ def entropy_gradient(
         chunk: sequences in one pass.
         scores: of these sequences, if they are known already.
     """
+    if scores is None and len(sequences) <= chunk:  # one forward pass for both
+        return whole_gradient(model, sequences, kind, temperature)
     found = scores or evaluate(model, sequences, temperature, chunk=chunk)
     on_h, on_l = coefficients(found, kind)
     b = terms(found, kind)[1].sum()
     return found, weighted_gradient(model, sequences, on_l / b, on_h / b, temperature, chunk)
+
+
+def whole_gradient(model: nn.Module, sequences: Sequences, kind: Kind, temperature: float) -> tuple[Scores, Tensors]:
+    """Return :func:`entropy_gradient` of sequences that fit into one pass."""
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    device = next(model.parameters()).device
+    with in_eval(model), torch.enable_grad():
+        packed = pack(sequences, device)
+        logp, h = policy_scores(model, packed, temperature)
+        scores = Scores(logp.detach(), h.detach(), packed.mask, torch.tensor(sequences.prompt, device=device))
+        found = torch.autograd.grad(surrogate(logp, h, scores, kind), list(named.values()))
+    return scores, dict(zip(named, found, strict=True))
 
 
 def sequence_gradients(

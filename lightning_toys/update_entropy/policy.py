@@ -60,10 +60,16 @@ class TinyPolicy:
             positions: tokens of prompt and response together, at most.
         """
         model = self.decoder(vocabulary, positions)
-        if self.lora_rank:
-            model = add_adapter(model, self.lora_rank, self.lora_alpha, self.lora_dropout)
         initialise(model, seed)
-        return model.to(torch.get_default_dtype())
+        return self.adapted(model, seed).to(torch.get_default_dtype())
+
+    def adapted(self, model: nn.Module, seed: int) -> nn.Module:
+        """Return a model with an adapter drawn from the seed, if one is wanted."""
+        if not self.lora_rank:
+            return model
+        model = add_adapter(model, self.lora_rank, self.lora_alpha, self.lora_dropout)
+        initialise(model, seed, adapter_only=True)
+        return model
 
     def decoder(self, vocabulary: int, positions: int) -> nn.Module:
         """Return the plain decoder, attention written out (forward mode needs that)."""
@@ -116,7 +122,7 @@ def is_adapter(name: str) -> bool:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int, spread: float = 0.02) -> None:
+def initialise(model: nn.Module, seed: int, spread: float = 0.02, adapter_only: bool = False) -> None:
     """Draw every matrix anew from the seed and the parameter's own name.
 
     Matrices are N(0, spread^2), those that end a residual branch divided by sqrt(2 layers) as in GPT-2; an adapter
@@ -124,7 +130,7 @@ def initialise(model: nn.Module, seed: int, spread: float = 0.02) -> None:
     """
     blocks = getattr(getattr(model, "config", None), "num_hidden_layers", 1)
     for name, p in model.named_parameters():
-        if p.dim() < 2:
+        if p.dim() < 2 or (adapter_only and not is_adapter(name)):
             continue
         generator = keyed_generator(seed, 0, f"init/{name}")
         if ".lora_B" in name:
