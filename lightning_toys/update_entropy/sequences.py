@@ -191,9 +191,10 @@ def folded(model: nn.Module, parameters: Mapping[str, Tensor] | None) -> Iterato
                 f"{name}.base_layer.weight",
             )
         )
-        delta = float(layer.scaling[adapter]) * (B @ A)  # type: ignore[index]
+        delta = float(layer.scaling[adapter]) * (B @ A)
         given[f"{name}.base_layer.weight"] = W + (delta.T if layer.fan_in_fan_out else delta)
-    with model.disable_adapter():
+    adapted: Any = model
+    with adapted.disable_adapter():
         yield given
 
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from lightning_toys.errors import require
-from lightning_toys.update_entropy.checkpoints import PACKAGE, load_tokens, resolve_backbone
-from lightning_toys.update_entropy.data import TextData
-from lightning_toys.update_entropy.task import Problem, Task, Tokens
+from lightning_toys.update_entropy.task import Problem
 
 INSTRUCTION = "Think briefly, then end with the number."
 NAMES = ("Tom", "Anna", "Ben", "Maria", "Sam", "Lucy", "Omar", "Nina", "Jack", "Emma", "Leo", "Ida")

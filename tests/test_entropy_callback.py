@@ -1,0 +1,143 @@
+"""UpdateEntropyCallback on somebody else's LightningModule, with automatic optimisation and the Trainer's clipping."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_toys.errors import ToyError
+from lightning_toys.update_entropy import callback as under_test
+from lightning_toys.update_entropy.adamw import AdamWStep
+from lightning_toys.update_entropy.callback import UpdateEntropyCallback
+from lightning_toys.update_entropy.policy import TinyPolicy
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers.*",
+    # an interval of logging beyond the run's few steps
+    "ignore:The number of training batches.*",
+)
+
+
+class Imitation(LightningModule):
+    """Somebody's training of a small language model: a learned scale beside the policy, two groups, AdamW."""
+
+    entropy_ends = (2,)
+    entropy_length = 6
+
+    def __init__(self, optimizer: str = "adamw") -> None:
+        super().__init__()
+        self.lm = TinyPolicy("gpt2", hidden=16, layers=1, heads=2, lora_rank=0).build(0, 9, 16)
+        g = torch.Generator().manual_seed(0)
+        for p in self.lm.parameters():
+            p.data += 0.2 * torch.randn(p.shape, generator=g)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.kind = optimizer
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss: Tensor = self.lm(input_ids=batch, labels=batch).loss
+        return loss * self.scale.square()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.kind == "sgd":
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+        groups = [{"params": self.lm.parameters(), "lr": 3e-3}, {"params": [self.scale], "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        rows = torch.from_numpy(np.random.default_rng(0).integers(3, 9, (24, 8)))
+        return DataLoader(rows, batch_size=4)  # type: ignore[arg-type]
+
+    def entropy_policies(self) -> list[tuple[int, nn.Module]]:
+        return [(0, self.lm)]
+
+    def entropy_prompts(self, seed: int, step: int, stream: str, count: int) -> list[list[int]]:
+        return [[3 + i % 5] for i in range(count)]
+
+
+def fit(folder: Path, module: LightningModule, watch: UpdateEntropyCallback, **options: Any) -> Path:
+    logger = CSVLogger(folder, name="", version="run")
+    trainer = Trainer(
+        max_steps=6, logger=logger, callbacks=[watch], enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, accelerator="cpu", **options,
+    )  # fmt: skip
+    trainer.fit(module)
+    return Path(logger.log_dir) / "metrics.csv"
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_the_predicted_step_is_the_step_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float | None
+) -> None:
+    module, steps, places = Imitation(), [], []
+    real = under_test.step_within
+
+    def noted(model: nn.Module, *rest: Any) -> AdamWStep:
+        step = real(model, *rest)
+        steps.append(step)
+        places.append({n: p.detach().clone() for n, p in model.named_parameters()})
+        return step
+
+    monkeypatch.setattr(under_test, "step_within", noted)
+    watch = UpdateEntropyCallback(prompts=6, measure_prompts=0)
+    fit(tmp_path, module, watch, gradient_clip_val=clip)
+    assert len(steps) == 6
+    assert watch.looks == 6
+    assert watch.seconds > 0
+    if clip is not None:
+        assert min(s.clip_scale for s in steps) < 1
+    after = [*places[1:], {n: p.detach() for n, p in module.lm.named_parameters()}]
+    for step, before, then in zip(steps, places, after, strict=True):
+        for name, v in step.direction.items():
+            assert torch.allclose(then[name] - before[name], step.eta * v, atol=3e-7, rtol=1e-4), name
+
+
+def test_prediction_and_measurement_agree(tmp_path: Path) -> None:
+    """Entropy falls as the policy learns to imitate: both say so, within their errors."""
+    path = fit(tmp_path, Imitation(), UpdateEntropyCallback(prompts=200, measure_prompts=200))
+    table = np.genfromtxt(path, delimiter=",", names=True, deletechars="")
+    rows = {
+        k: table[f"entropy_step/{k}"]
+        for k in ("predicted", "predicted_se", "measured", "measured_se", "momentum", "decay", "batch")
+    }
+    assert len(rows["predicted"]) == 6
+    z = (rows["predicted"] - rows["measured"]) / np.hypot(rows["predicted_se"], rows["measured_se"])
+    assert np.abs(z).max() < 4
+    assert np.abs(rows["measured"] / rows["measured_se"]).max() > 3  # there is something to predict
+    assert rows["momentum"] + rows["decay"] + rows["batch"] == pytest.approx(rows["predicted"], rel=1e-4)
+    assert rows["momentum"][0] == 0  # nothing is remembered before the first step
+    assert np.all(table["step"] == np.arange(1, 7))
+
+
+def test_every_n_steps_from_the_first_on(tmp_path: Path) -> None:
+    path = fit(
+        tmp_path, Imitation(), UpdateEntropyCallback(every_n_steps=2, first_step=2, prompts=4, measure_prompts=4)
+    )
+    table = np.genfromtxt(path, delimiter=",", names=True, deletechars="")
+    assert table["step"].tolist() == [4, 6]
+
+
+def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ToyError, match="SGD; its step is not AdamW's"):
+        fit(tmp_path / "a", Imitation("sgd"), UpdateEntropyCallback(prompts=4))
+    with pytest.raises(ToyError, match="LightningModule offers no entropy_policies"):
+        UpdateEntropyCallback().source(LightningModule())
+    with pytest.raises(ToyError, match="gradient_clip_algorithm 'value' is not allowed"):
+        fit(
+            tmp_path / "b",
+            Imitation(),
+            UpdateEntropyCallback(prompts=4),
+            gradient_clip_val=1.0,
+            gradient_clip_algorithm="value",
+        )
+    with pytest.raises(ToyError, match="every_n_steps: 0 is not allowed"):
+        UpdateEntropyCallback(every_n_steps=0)
+    with pytest.raises(ToyError, match="prompts: 1 is not allowed"):
+        UpdateEntropyCallback(prompts=1)
