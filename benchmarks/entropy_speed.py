@@ -123,7 +123,8 @@ def main() -> None:
     rounds = 1 if options.quick else 5
     setting.influences()
     setting.one_pass()
-    work = (setting.whole_plan, setting.influences, setting.by_token, setting.with_errors, setting.one_pass)
+    s = setting
+    work = (s.whole_plan, s.influences, s.by_token, s.with_errors, s.one_pass)
     taken = [[seconds(f) for f in work] for _ in range(rounds)]
     middle = [statistics.median(t[i] for t in taken) for i in range(len(work))]
     goals = (WHOLE, INFLUENCES, None, None, None)
@@ -135,7 +136,7 @@ def main() -> None:
         ratio = spread([t[i] / t[-1] for t in taken], 1) if i < 4 else "1"
         published = f"{PUBLISHED[i]}{' a direction' if i else ''}" if i < 2 else ""
         lines.append(f"| {name} | {middle[i]:.3g} | {ratio} | {published} | {aim} |")
-    lines += ["", "| N_U | N_E | tokens | vocabulary | influences with errors, CPU-s | one pass over E, CPU-s | peak, MiB |",
+    lines += ["", "| N_U | N_E | tokens | vocabulary | influences with errors | one pass over E | peak, MiB |",
               "|---:|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
     sizes = [(16, 32, 64, 17), (64, 32, 64, 17), (16, 128, 64, 17), (16, 32, 256, 17), (16, 32, 64, 4096)]
     for size in sizes[:1] if options.quick else sizes:

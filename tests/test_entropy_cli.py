@@ -11,13 +11,14 @@ import pytest
 import torch
 from conftest import Runner
 
+import lightning_toys.update_entropy.probe as probing
 from lightning_toys.training.metrics_csv import read_csv
 
 SMALL = (
     "--model.policy.hidden", "16", "--model.policy.layers", "1", "--model.policy.heads", "2",
     "--model.policy.lora_rank", "4", "--model.warm_steps", "6", "--trainer.max_steps", "10",
     "--model.rollouts.prompts", "3", "--model.rollouts.group", "4", "--model.eval_prompts", "8",
-    "--model.plan.eval_prompts", "6", "--model.plan.prompts", "2", "--data", "toy_text.OddData", "--data.digits", "1",
+    "--model.plan.eval_prompts", "6", "--model.plan.eval_group", "2", "--model.plan.prompts", "2", "--data", "toy_text.OddData", "--data.digits", "1",
     "--model.plan.etas", "[0.001,0.01]", "--model.plan.filter_zero_advantage", "false",
     "--data.batch_size", "8", "--trainer.val_check_interval", "5", "--checkpoint.every_n_steps", "5",
 )  # fmt: skip
@@ -278,3 +279,27 @@ def test_steps_that_are_watched(entropy: Runner, tmp_path: Path) -> None:
         assert float(r["entropy_step/measured_se"]) > 0
         assert r["entropy_step/covariance"]
     assert (folder / "figures" / "predictions.png").exists()
+
+
+def test_a_probe_that_was_cut_off_goes_on(entropy: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    entropy.ok("fit", "arithmetic", *QUIET)
+    entropy.ok("test", "arithmetic", *QUIET)
+    whole = metrics(entropy)
+    real, passes = probing.prefix_weighted, []
+
+    def cut(*rest: Any) -> Any:
+        passes.append(1)
+        if len(passes) == 9:
+            raise KeyboardInterrupt
+        return real(*rest)
+
+    monkeypatch.setattr(probing, "prefix_weighted", cut)
+    code, _ = entropy.code("test", "arithmetic", *QUIET)
+    assert code != 0
+    partial = entropy.folder("arithmetic") / "probe-partial"
+    assert len(list(partial.iterdir())) == 9
+    monkeypatch.setattr(probing, "prefix_weighted", real)
+    said = entropy.ok("test", "arithmetic", *QUIET)
+    assert "9 passes were those of a probe that had been cut off" in said
+    assert metrics(entropy) == whole
+    assert not partial.exists()

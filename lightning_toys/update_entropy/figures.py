@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, band, new_figure
 from lightning_toys.training.metrics_csv import read_csv
 from lightning_toys.update_entropy.probe import Findings
-from lightning_toys.update_entropy.report import array
+from lightning_toys.update_entropy.report import array, correlation
 from lightning_toys.update_entropy.task import Tokens
 
 
@@ -154,7 +154,7 @@ def draw_linearity(ax: Axes, f: Findings) -> None:
     ax.errorbar(x, y, yerr=half, fmt="o", color=COLOURS[2], markersize=4, capsize=2, linewidth=0.8)
     ends = np.array([min(x.min(), y.min()), max(x.max(), y.max())])
     ax.plot(ends, ends, color=GREY, linestyle="--", linewidth=1)
-    r = np.corrcoef(x, y)[0, 1] if len(x) > 2 and x.std() > 0 and y.std() > 0 else float("nan")
+    r = correlation(e.influences[0], [w.change.value for w in at])
     ax.set_xlabel("eta times first-order share")
     ax.set_ylabel("measured change")
     ax.set_title(f"sequences at eta {f.reference_eta:g}, correlation {r:.3f}", fontsize=9)

@@ -29,6 +29,7 @@ from lightning_toys.update_entropy.checkpoints import (
 from lightning_toys.update_entropy.data import FREE, TextData
 from lightning_toys.update_entropy.estimators import entropy
 from lightning_toys.update_entropy.grpo import Clipping, advantages
+from lightning_toys.update_entropy.memo import Memo
 from lightning_toys.update_entropy.optimizer_files import load_optimizer_state
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
 from lightning_toys.update_entropy.probe import Findings, Plan, draw_update, probe
@@ -361,7 +362,7 @@ class UpdateEntropy(ToyModule):
             self.batches.append(PolicyBatch(Sequences(**found), old))
 
     def adamw_state(self, r: int) -> AdamWState:
-        """Return the state of the policy gradient's AdamW for a replica: the file's, the live one, or the checkpoint's."""
+        """Return the policy gradient's AdamW state of a replica: the file's, the live one, or the checkpoint's."""
         if self.optimizer_state is not None:
             return load_optimizer_state(self.optimizer_state, self.policies[r])
         names = [[n for n, _ in self.parameters_of(m, False)] for m in self.policies]
@@ -411,16 +412,20 @@ class UpdateEntropy(ToyModule):
         if self.loaded_step <= self.warm_steps and self.optimizer_state is None:
             note("the policy gradient has not begun in this checkpoint: AdamW's state is that of its first step")
         self.findings = []
+        memo = Memo(self.run_folder / "probe-partial", self.trainer.is_global_zero)
         with self.without_autocast():  # small differences: half a precision would be the whole of them
             for r, (model, seed) in enumerate(zip(self.policies, self.seeds, strict=True)):
-                self.findings.append(self.probe_one(model, seed, self.adamw_state(r), ranks))
+                self.findings.append(self.probe_one(model, seed, self.adamw_state(r), ranks, memo))
         self.last_report = report_of(self.seeds, self.evaluation(), self.findings)
         if self.trainer.is_global_zero:
             folder = self.run_folder / "probe"
             write_findings(folder, self.seeds, self.findings, self.text.tokens, self.plan, self.loaded_step)
+            memo.forget()
+            if memo.found:
+                note(f"{memo.found} passes were those of a probe that had been cut off")
             note("\n".join(summary_lines(self.seeds, self.findings, folder)))
 
-    def probe_one(self, model: nn.Module, seed: int, state: AdamWState, ranks: Ranks) -> Findings:
+    def probe_one(self, model: nn.Module, seed: int, state: AdamWState, ranks: Ranks, memo: Memo) -> Findings:
         """Draw U and E from a policy, and probe the step."""
         plan, spec, text, step = self.plan, self.rollouts, self.text, self.loaded_step
 
@@ -430,7 +435,8 @@ class UpdateEntropy(ToyModule):
 
         update, attempts = draw_update(lambda k: draws("update", k, plan.prompts, plan.group), plan)
         batches = [draws("evaluation", k, plan.eval_prompts, plan.eval_group) for k in range(plan.eval_batches)]
-        return probe(model, update, batches, state, plan, self.clip_grad_norm, spec.temperature, ranks, attempts)
+        heat = spec.temperature
+        return probe(model, update, batches, state, plan, self.clip_grad_norm, heat, ranks, attempts, memo)
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""

@@ -37,6 +37,7 @@ from lightning_toys.update_entropy.estimators import (
     sequence_weighted,
 )
 from lightning_toys.update_entropy.grpo import advantages, groups, informative
+from lightning_toys.update_entropy.memo import Memo
 from lightning_toys.update_entropy.sequences import Sequences, evaluate
 
 FLAVOURS = ("full", "baseline", "grad", "baseline_plus_grad")
@@ -248,6 +249,7 @@ def probe(
     temperature: float = 1.0,
     ranks: Ranks | None = None,
     attempts: int = 1,
+    memo: Memo | None = None,
 ) -> Findings:
     """Probe the step that AdamW would take with a batch.
 
@@ -261,8 +263,9 @@ def probe(
         temperature: all sequences were drawn at.
         ranks: processes among which evaluation sequences are divided.
         attempts: draws that U took.
+        memo: keeps passes on disk.
     """
-    ranks, clock = ranks or Ranks(), Clock()
+    ranks, clock, memo = ranks or Ranks(), Clock(), memo or Memo()
     with clock.time("update"):
         update = make_update(model, sequences, state, max_norm, temperature, plan.grad_chunk_size)
         at_batch = evaluate(model, sequences, temperature, chunk=plan.tf_batch_size)
@@ -275,7 +278,7 @@ def probe(
     eta = plan.reference_eta or step.eta
     found, tokens = [], torch.zeros_like(update.weights)
     for number, evaluation in enumerate(evaluations):
-        look = Look(model, evaluation, update, directions, plan, temperature, ranks, clock)
+        look = Look(model, evaluation, update, directions, plan, temperature, ranks, clock, memo)
         found.append(look.findings(eta, cov, at_batch))
         if number == 0:
             with clock.time("tokens"):
@@ -299,9 +302,12 @@ class Look:
         temperature: float,
         ranks: Ranks,
         clock: Clock,
+        memo: Memo,
     ) -> None:
         self.model, self.evaluation, self.update, self.directions = model, evaluation, update, directions
         self.plan, self.temperature, self.ranks, self.clock = plan, temperature, ranks, clock
+        self.memo = memo
+        self.question = [evaluation.prompts, evaluation.responses, temperature, norm(directions["full"])]
         self.theta = trainable(model)
         with clock.time("baseline"):
             self.base = ranks.scores(model, evaluation, temperature, None, plan.tf_batch_size)
@@ -314,8 +320,12 @@ class Look:
         """Return the change at a finite step by the plan's estimator and by the other, and whether it is lost."""
         plan = self.plan
         with self.clock.time("finite steps"):
-            there = self.ranks.scores(
-                self.model, self.evaluation, self.temperature, moved(self.theta, direction, eta), plan.tf_batch_size
+            there = self.memo.scores(
+                [self.question, norm(direction), eta],
+                self.base,
+                lambda: self.ranks.scores(
+                    self.model, self.evaluation, self.temperature, moved(self.theta, direction, eta), plan.tf_batch_size
+                ),
             )
         both = [f(self.base, there, plan.kind) for f in (prefix_weighted, sequence_weighted)]
         if plan.estimator == "sequence":

@@ -49,6 +49,8 @@ def report_of(seeds: Sequence[int], before: Report, findings: Sequence[Findings]
                 put(f"change{suffix}_se@eta_{eta:g}", w.change.se)
                 if flavour == "full":
                     put(f"ess@eta_{eta:g}", w.ess)
+        for eta, singles in e.singles.items():
+            put(f"linearity@eta_{eta:g}", correlation(e.influences[0], [w.change.value for w in singles]))
         if e.curvature is not None:
             put("curvature", e.curvature.value)
             put("curvature_se", e.curvature.se)
@@ -60,6 +62,14 @@ def report_of(seeds: Sequence[int], before: Report, findings: Sequence[Findings]
         put("clip_scale", f.update.step.clip_scale)
         put("gradient_norm", f.update.step.grad_norm)
     return Report(seeds, metrics)
+
+
+def correlation(shares: Tensor, changes: Sequence[float]) -> float:
+    """Return the correlation of first-order shares and measured changes over U; NaN if one of them is flat."""
+    x, y = array(shares), np.array(changes)
+    if len(x) < 3 or x.std() == 0 or y.std() == 0:
+        return float("nan")
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def numbers(estimate: Estimate) -> dict[str, float]:
@@ -83,6 +93,9 @@ def evaluation_summary(e: EvaluationFindings) -> dict[str, Any]:
         "changes": {n: {f"{eta:g}": weighted_numbers(w) for eta, w in x.items()} for n, x in e.changes.items()},
         "other_estimator": {f"{eta:g}": weighted_numbers(w) for eta, w in e.weighting.items()},
         "within_rounding": e.lost,
+        "linearity": {
+            f"{eta:g}": correlation(e.influences[0], [w.change.value for w in x]) for eta, x in e.singles.items()
+        },
         "counterfactual_slopes": {n: {"value": v, "se": s} for n, (v, s) in e.counterfactuals.items()},
     }
     if e.curvature is not None:

