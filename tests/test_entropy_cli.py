@@ -18,7 +18,8 @@ SMALL = (
     "--model.policy.hidden", "16", "--model.policy.layers", "1", "--model.policy.heads", "2",
     "--model.policy.lora_rank", "4", "--model.warm_steps", "6", "--trainer.max_steps", "10",
     "--model.rollouts.prompts", "3", "--model.rollouts.group", "4", "--model.eval_prompts", "8",
-    "--model.plan.eval_prompts", "6", "--model.plan.eval_group", "2", "--model.plan.prompts", "2", "--data", "toy_text.OddData", "--data.digits", "1",
+    "--model.plan.eval_prompts", "6", "--model.plan.eval_group", "2", "--model.plan.prompts", "2",
+    "--data", "toy_text.OddData", "--data.digits", "1",
     "--model.plan.etas", "[0.001,0.01]", "--model.plan.filter_zero_advantage", "false",
     "--data.batch_size", "8", "--trainer.val_check_interval", "5", "--checkpoint.every_n_steps", "5",
 )  # fmt: skip
@@ -139,6 +140,21 @@ def test_resume_is_bitwise(entropy: Runner, inner: str) -> None:
     assert len(late[0]) >= 4
     keys = {k for k in late[1][0] if k.startswith(("train/", "eval/"))}
     assert [{k: r[k] for k in keys} for r in late[0]] == [{k: r[k] for k in keys} for r in late[1]]
+
+
+def test_parts_of_a_batch_are_the_batch(entropy: Runner) -> None:
+    flags = ("--trainer.precision", "64-true", "--model.rollouts.inner_steps", "2", *QUIET)
+    entropy.ok("fit", "arithmetic", *flags, "--run.name", "whole")
+    entropy.ok("fit", "arithmetic", *flags, "--model.rollouts.micro_batch", "5", "--run.name", "parts")
+    whole, parts = (weights(entropy, n)["state_dict"] for n in ("whole", "parts"))
+    for name, w in whole.items():
+        if name.startswith("net."):
+            assert torch.allclose(w, parts[name], atol=1e-9), name
+    tables = [read_csv(entropy.folder("arithmetic", n) / "metrics.csv") for n in ("whole", "parts")]
+    for name in ("train/entropy", "train/reward", "train/clip_fraction", "train/ess"):
+        a, b = ([float(r[name]) for r in t if r.get(name)] for t in tables)
+        assert a == pytest.approx(b, rel=1e-6)
+        assert len(a) == 4
 
 
 def test_a_replica_is_the_solo_run(entropy: Runner) -> None:

@@ -293,11 +293,3 @@ def check_temperature(stored: float | None, wanted: float) -> None:
             f"training drew its sequences at temperature {stored:g}, the probe draws them at {wanted:g}: "
             "it looks at the updates of another law than the one that was trained"
         )
-
-
-def __getattr__(name: str) -> Any:  # TEMPORARY: until module.py imports these from optimizer_files
-    if name in ("load_optimizer_state", "save_optimizer_state"):
-        from lightning_toys.update_entropy import optimizer_files
-
-        return getattr(optimizer_files, name)
-    raise AttributeError(name)

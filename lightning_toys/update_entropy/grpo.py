@@ -68,24 +68,24 @@ def token_weights(sequences: Sequences, width: int) -> Tensor:
 
 
 def loss(
-    logp: Tensor, old: Tensor, sequences: Sequences, mask: Tensor, clipping: Clipping, advantage: Tensor | None = None
+    logp: Tensor, old: Tensor, mask: Tensor, advantage: Tensor, share: Tensor, clipping: Clipping
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss and the share of tokens whose ratio lies outside of its bounds.
+    """Return the loss of some of a batch's sequences, and how many tokens have a ratio outside of its bounds.
 
     Args:
         logp: l_k with its graph (N, T).
         old: l_k of the policy that drew the sequences (N, T).
-        sequences: with their rewards.
         mask: 1 where there is a token (N, T).
+        advantage: A (N,), see :func:`advantages`.
+        share: of a token in the whole batch (N,), see :func:`shares`.
         clipping: bounds of the ratio.
-        advantage: A (N,), if not that of the rewards.
     """
-    A = (advantages(sequences) if advantage is None else advantage).to(logp).unsqueeze(1)
+    A = advantage.to(logp).unsqueeze(1)
     rho = (logp - old).exp()
     within = rho.clamp(1 - clipping.low, 1 + clipping.high)
     gain = torch.minimum(rho * A, within * A) * mask
-    outside = ((rho != within) & mask.bool()).sum() / mask.sum()
-    return -(gain.sum(1) * shares(sequences).to(logp)).sum(), outside.detach()
+    outside = ((rho != within) & mask.bool()).sum()
+    return -(gain.sum(1) * share.to(logp)).sum(), outside.detach()
 
 
 def informative(sequences: Sequences, tolerance: float = 1e-8) -> list[int]:

@@ -39,7 +39,7 @@ from lightning_toys.update_entropy.training import (
     PolicyBatch,
     Rollouts,
     clip_gradients,
-    policy_loss,
+    policy_gradient,
     sample,
     supervised_loss,
 )
@@ -236,9 +236,11 @@ class UpdateEntropy(ToyModule):
         """Return l_k (N, T), mask (N, T) and advantage (N,) of the responses that each replica learns from."""
         out = []
         for batch in self.batches if self.global_step >= self.warm_steps else []:
-            assert batch.old is not None
-            mask = pack(batch.sequences, batch.old.device).mask
-            out.append((batch.old, mask, advantages(batch.sequences).to(batch.old)))
+            mask = pack(batch.sequences, batch.old[0].device).mask
+            logp = torch.zeros_like(mask)
+            for rows, old in zip(batch.parts, batch.old, strict=True):
+                logp[rows, : old.shape[1]] = old
+            out.append((logp, mask, advantages(batch.sequences).to(mask)))
         return out
 
     # training
@@ -275,21 +277,22 @@ class UpdateEntropy(ToyModule):
             supervised = step < self.warm_steps
             self.enter(supervised)
             optimizer = optimizers[0 if supervised else 1]
+            chosen = [[p for _, p in self.parameters_of(m, supervised)] for m in self.policies]
             if supervised:
                 for group in optimizer.param_groups:
                     group["lr"] = self.supervised_rate(step)
                 batch = block.batch(step)
                 tokens, response = batch.columns
-                found = [supervised_loss(m, tokens[r], response[r], batch.total) for r, m in enumerate(self.policies)]
-                loss = torch.stack(found)
+                loss = torch.stack(
+                    [supervised_loss(m, tokens[r], response[r], batch.total) for r, m in enumerate(self.policies)]
+                )
+                with self.without_autocast():
+                    # not backward(): a strategy's hooks would wait for the parameters of the other phase
+                    gradients = list(torch.autograd.grad(loss.sum(), [p for ps in chosen for p in ps]))
             else:
-                loss = self.policy_losses(step)
+                loss, gradients = self.policy_gradients(step, chosen)
             losses.append(loss.detach())
-            chosen = [[p for _, p in self.parameters_of(m, supervised)] for m in self.policies]
-            flat = [p for ps in chosen for p in ps]
             with self.without_autocast():
-                # not backward(): a strategy's hooks would wait for the parameters of the other phase
-                gradients = list(torch.autograd.grad(loss.sum(), flat))
                 self.sum_over_ranks(gradients)
                 for ps in chosen:
                     clip_gradients(ps, [gradients.pop(0) for _ in ps], self.clip_grad_norm)
@@ -306,30 +309,32 @@ class UpdateEntropy(ToyModule):
         for g, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             g.copy_(part.view_as(g))
 
-    def policy_losses(self, step: int) -> Tensor:
-        """Return each replica's share of Dr. GRPO's loss (R,), responses drawn where they are used up."""
+    def policy_gradients(self, step: int, chosen: list[list[nn.Parameter]]) -> tuple[Tensor, list[Tensor]]:
+        """Return each replica's share of Dr. GRPO's loss (R,), and the gradients of ``chosen``, replica by replica."""
         spec, k = self.rollouts, step - self.warm_steps
         rank, world = self.trainer.global_rank, self.trainer.world_size
         require(spec.prompts >= world, f"--model.rollouts.prompts: {spec.prompts} is not allowed on {world} ranks")
         if k % spec.inner_steps == 0 or not self.batches:
             mine = range(spec.prompts * rank // world, spec.prompts * (rank + 1) // world)
-            first = step - k % spec.inner_steps
+            first, heat = step - k % spec.inner_steps, spec.temperature
             self.batches = [
-                PolicyBatch(sample(m, self.text, s, first, "train", mine, spec.group, spec.temperature, spec.prompts))
+                PolicyBatch.of(
+                    sample(m, self.text, s, first, "train", mine, spec.group, heat, spec.prompts), spec.micro_batch
+                )
                 for m, s in zip(self.policies, self.seeds, strict=True)
             ]
             self.net.train()
-        losses, looks = [], []
-        for model, batch in zip(self.policies, self.batches, strict=True):
-            loss, look = policy_loss(model, batch, spec.temperature, self.clipping, spec.prompts)
-            losses.append(loss)
-            looks.append(look)
+        found = [
+            policy_gradient(m, ps, b, spec.temperature, self.clipping, spec.prompts)
+            for m, ps, b in zip(self.policies, chosen, self.batches, strict=True)
+        ]
+        looks = [look for _, _, look in found]
         seen = {f"train/{name}": [getattr(x, name) for x in looks] for name in vars(looks[0])}
         values = torch.tensor(list(seen.values()), dtype=torch.float64)
         if world > 1:
             values = self.trainer.strategy.reduce(values, reduce_op="mean")
         self.write_scalars(dict(zip(seen, values, strict=True)), step + 1)
-        return torch.stack(losses)
+        return torch.stack([loss for loss, _, _ in found]), [g for _, gs, _ in found for g in gs]
 
     def check_finite_weights(self) -> None:
         """See :meth:`ToyModule.check_finite_weights`; a replica here is a module."""
@@ -348,7 +353,9 @@ class UpdateEntropy(ToyModule):
             checkpoint["state_dict"] = kept
         k = self.global_step - self.warm_steps
         if k > 0 and k % self.rollouts.inner_steps:
-            checkpoint["toy"]["responses"] = [{**vars(b.sequences), "old": b.old} for b in self.batches]
+            checkpoint["toy"]["responses"] = [
+                {**vars(b.sequences), "parts": b.parts, "old": b.old} for b in self.batches
+            ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`ToyModule.on_load_checkpoint`; a probe needs the optimisers' state, which `test` does not load."""
@@ -358,8 +365,8 @@ class UpdateEntropy(ToyModule):
         self.loaded_optimizers = checkpoint["optimizer_states"]
         self.batches = []
         for found in checkpoint["toy"].get("responses", []):
-            old = found.pop("old")
-            self.batches.append(PolicyBatch(Sequences(**found), old))
+            parts, old = found.pop("parts"), found.pop("old")
+            self.batches.append(PolicyBatch(Sequences(**found), parts, old))
 
     def adamw_state(self, r: int) -> AdamWState:
         """Return the policy gradient's AdamW state of a replica: the file's, the live one, or the checkpoint's."""

@@ -153,6 +153,21 @@ def score_tokens(logits: Tensor, packed: Packed, temperature: float = 1.0) -> tu
     return taken * packed.mask, h * packed.mask
 
 
+def drawn_logp(logits: Tensor, packed: Packed, temperature: float = 1.0) -> Tensor:
+    """Return l_k (N, T) alone, in double precision, with the graph of ``logits`` (N, T, V) and less memory."""
+    scaled = logits / temperature
+    taken = scaled.gather(-1, packed.target.unsqueeze(-1)).squeeze(-1)
+    return (taken.double() - torch.logsumexp(scaled.double(), -1)) * packed.mask
+
+
+@torch.no_grad()
+def entropy_sum(logits: Tensor, packed: Packed, temperature: float = 1.0) -> Tensor:
+    """Return the sum of H_k over all tokens, a sequence at a time."""
+    rows = range(len(logits))
+    one = [packed._replace(target=packed.target[i : i + 1], mask=packed.mask[i : i + 1]) for i in rows]
+    return torch.stack([score_tokens(logits[i : i + 1], one[i], temperature)[1].sum() for i in rows]).sum()
+
+
 def policy_scores(
     model: nn.Module,
     packed: Packed,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_toys.errors import require
 from lightning_toys.update_entropy import grpo
 from lightning_toys.update_entropy.data import FREE, TextData
-from lightning_toys.update_entropy.estimators import Kind, effective
+from lightning_toys.update_entropy.estimators import effective
 from lightning_toys.update_entropy.rollouts import draw, uniforms
-from lightning_toys.update_entropy.sequences import Sequences, pack, score_tokens, token_logits
+from lightning_toys.update_entropy.sequences import Sequences, chunks, drawn_logp, entropy_sum, pack, token_logits
 
 
 @dataclass
@@ -24,15 +25,17 @@ class Rollouts:
         group: responses to each.
         temperature: of the softmax.
         inner_steps: optimiser steps on one set of responses; the ratio's clipping matters from the second on.
+        micro_batch: responses of one pass; less memory, the same step; 0 for all at once.
     """
 
     prompts: int = 16
     group: int = 8
     temperature: float = 1.0
     inner_steps: int = 1
+    micro_batch: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("prompts", 1), ("group", 2), ("inner_steps", 1)):
+        for name, least in (("prompts", 1), ("group", 2), ("inner_steps", 1), ("micro_batch", 0)):
             value = getattr(self, name)
             require(value >= least, f"--model.rollouts.{name}: {value} is not allowed; give an integer >= {least}")
         require(
@@ -97,20 +100,28 @@ def supervised_loss(model: nn.Module, tokens: Tensor, response: Tensor, total: i
 
 @dataclass
 class PolicyBatch:
-    """Responses that are being learned from.
+    """Responses that are being learned from, in parts that one pass takes.
 
     Attributes:
         sequences: with rewards.
-        old: l_k of the policy that drew them (N, T); None before the first pass.
+        parts: rows of each part.
+        old: l_k of the policy that drew each part (n, T); empty before the first pass.
     """
 
     sequences: Sequences
-    old: Tensor | None = None
+    parts: list[list[int]]
+    old: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, sequences: Sequences, size: int) -> PolicyBatch:
+        """Return a batch in parts of ``size`` responses, those of like lengths together; 0: in one part."""
+        n = len(sequences)
+        return cls(sequences, list(chunks(sequences, size)) if 0 < size < n else [list(range(n))])
 
 
-@dataclass(frozen=True)
+@dataclass
 class PolicyLook:
-    """What a policy-gradient step sees: means over this rank's sequences."""
+    """What a policy-gradient step sees of this rank's sequences."""
 
     reward: float
     entropy: float
@@ -119,41 +130,51 @@ class PolicyLook:
     ess: float
 
 
-def policy_loss(
+def policy_gradient(
     model: nn.Module,
+    parameters: list[nn.Parameter],
     batch: PolicyBatch,
     temperature: float,
     clipping: grpo.Clipping,
     prompts: int,
-    kind: Kind = "token",
-) -> tuple[Tensor, PolicyLook]:
-    """Return this rank's share of Dr. GRPO's loss, in the ambient autocast, and what was seen on the way.
+) -> tuple[Tensor, list[Tensor], PolicyLook]:
+    """Return this rank's share of Dr. GRPO's loss and of its gradient, and what was seen on the way.
+
+    The forward pass is in the ambient autocast, the backward pass is not.
 
     Args:
         model: the policy.
+        parameters: what is trained.
         batch: responses; its ``old`` is filled at the first pass.
         temperature: they were drawn at.
         clipping: bounds of the ratio.
         prompts: of the step on all ranks together.
-        kind: which entropy is reported.
     """
-    device = next(model.parameters()).device
-    packed = pack(batch.sequences, device)
-    logp, h = score_tokens(token_logits(model, packed), packed, temperature)
-    if batch.old is None:
-        batch.old = logp.detach()
-    value, outside = grpo.loss(logp, batch.old, batch.sequences, packed.mask, clipping)
-    mine = len(grpo.groups(batch.sequences))
-    weights = ((logp.detach() - batch.old) * packed.mask).sum(1).clamp(-10, 10).exp()
-    share = 1.0 if kind == "sequence" else float(packed.mask.sum()) / len(batch.sequences)
-    look = PolicyLook(
-        sum(batch.sequences.rewards) / len(batch.sequences),
-        float(h.detach().sum()) / len(batch.sequences) / share,
-        float(packed.mask.sum()) / len(batch.sequences),
-        float(outside),
-        effective(weights) / len(weights),
-    )
-    return value * (mine / prompts), look
+    device, sequences = parameters[0].device, batch.sequences
+    A, share = grpo.advantages(sequences), grpo.shares(sequences) * len(grpo.groups(sequences)) / prompts
+    first = not batch.old
+    total, gradients = torch.zeros((), dtype=torch.float64, device=device), [torch.zeros_like(p) for p in parameters]
+    entropy = clipped = 0.0
+    log_weights = []
+    for k, rows in enumerate(batch.parts):
+        packed = pack(sequences.take(rows), device)
+        logits = token_logits(model, packed)
+        logp = drawn_logp(logits, packed, temperature)
+        entropy += float(entropy_sum(logits.detach(), packed, temperature))
+        if first:
+            batch.old.append(logp.detach())
+        value, outside = grpo.loss(logp, batch.old[k], packed.mask, A[rows], share[rows], clipping)
+        with torch.autocast(device.type, enabled=False):
+            for g, part in zip(gradients, torch.autograd.grad(value, parameters), strict=True):
+                g += part
+        total += value.detach()
+        clipped += float(outside)
+        log_weights.append((logp.detach() - batch.old[k]).sum(1))
+    n, tokens = len(sequences), sum(sequences.lengths)
+    weights = torch.cat(log_weights).clamp(-10, 10).exp()
+    ess = effective(weights) / n
+    look = PolicyLook(sum(sequences.rewards) / n, entropy / tokens, tokens / n, clipped / tokens, ess)
+    return total, gradients, look
 
 
 def clip_gradients(parameters: list[nn.Parameter], gradients: list[Tensor], max_norm: float | None) -> None:

