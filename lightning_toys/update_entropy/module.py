@@ -165,9 +165,8 @@ class UpdateEntropy(ToyModule):
         if self.backbone is None:
             return self.policy.build(seed, self.sizes["vocabulary"], self.sizes["positions"])
         model = load_backbone(resolve_backbone(self.backbone), torch.get_default_dtype())
-        if self.adapter is not None:
-            return load_adapter(model, self.adapter)
-        return self.policy.adapted(model, seed)
+        adapted = self.policy.adapted(model, seed) if self.adapter is None else load_adapter(model, self.adapter)
+        return adapted.train()  # as everything that a Trainer is given
 
     def misfit(self, checkpoint: dict[str, Any]) -> str | None:
         """See :meth:`ToyModule.misfit`; of a backbone only what was trained is in a checkpoint."""
