@@ -21,6 +21,7 @@ from lightning_toys.update_entropy.attribution import (
 from lightning_toys.update_entropy.derivatives import entropy_gradient, moved, tangents, trainable, weighted_gradient
 from lightning_toys.update_entropy.estimators import Kind, first_order
 from lightning_toys.update_entropy.grpo import Clipping, advantages, drop, informative, loss, shares, token_weights
+from lightning_toys.update_entropy.memo import fingerprint
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
 from lightning_toys.update_entropy.rollouts import draw, uniforms
 from lightning_toys.update_entropy.sequences import Sequences, evaluate, pack, policy_scores
@@ -264,3 +265,10 @@ def test_covariance_and_what_is_done_with_it() -> None:
     # within (.5, 2): the tokens of 1.6, .8 and 1.2; two of them go, those of the least uniforms
     assert clip_cov(cov, mask, 0.5, 2.0, 0.4, u).tolist() == [[1, 0, 1], [0, 1, 1]]
     assert float(clip_cov(cov, mask, 5.0, 9.0, 0.4, u).min()) == 1
+
+
+def test_a_direction_and_its_opposite_are_two_questions() -> None:
+    v = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([0.5])}
+    keys = {fingerprint(x) for x in (v, {n: -t for n, t in v.items()}, {"a": v["a"]}, {**v, "b": v["b"] + 1e-7})}
+    assert len(keys) == 4
+    assert fingerprint({"b": v["b"], "a": v["a"]}) == fingerprint(v)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,15 @@ def digest(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Return a key of tensors' very bytes."""
+    out = hashlib.blake2b(digest_size=12)
+    for name, t in sorted(tensors.items()):
+        out.update(name.encode())
+        out.update(plain(t.detach()).tobytes())
+    return out.hexdigest()
+
+
 class Memo:
     """Scores of passes over evaluation sequences, a file each, written whole.
 
@@ -32,7 +41,8 @@ class Memo:
 
     def __init__(self, folder: Path | None = None, writes: bool = True) -> None:
         self.folder, self.writes = folder, writes
-        self.found = 0
+        self.earlier = {p.name for p in folder.glob("*.npz")} if folder is not None and folder.exists() else set[str]()
+        self.found = 0  # of an earlier run; responses that are alike share their passes in any case
 
     def scores(self, key: Sequence[Any], like: Scores, work: Callable[[], Scores]) -> Scores:
         """Return what ``work`` gives, from disk if an earlier run of the same question left it there.
@@ -48,7 +58,7 @@ class Memo:
         if path.exists():
             with np.load(path) as kept:
                 logp, h = (torch.from_numpy(kept[k]).to(like.logp) for k in ("logp", "entropy"))
-            self.found += 1
+            self.found += path.name in self.earlier
             return Scores(logp, h, like.mask, like.prompt)
         out = work()
         if self.writes:

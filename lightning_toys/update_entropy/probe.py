@@ -37,7 +37,7 @@ from lightning_toys.update_entropy.estimators import (
     sequence_weighted,
 )
 from lightning_toys.update_entropy.grpo import advantages, groups, informative
-from lightning_toys.update_entropy.memo import Memo
+from lightning_toys.update_entropy.memo import Memo, fingerprint
 from lightning_toys.update_entropy.sequences import Sequences, evaluate
 
 FLAVOURS = ("full", "baseline", "grad", "baseline_plus_grad")
@@ -307,7 +307,7 @@ class Look:
         self.model, self.evaluation, self.update, self.directions = model, evaluation, update, directions
         self.plan, self.temperature, self.ranks, self.clock = plan, temperature, ranks, clock
         self.memo = memo
-        self.question = [evaluation.prompts, evaluation.responses, temperature, norm(directions["full"])]
+        self.question = [evaluation.prompts, evaluation.responses, temperature, fingerprint(trainable(model))]
         self.theta = trainable(model)
         with clock.time("baseline"):
             self.base = ranks.scores(model, evaluation, temperature, None, plan.tf_batch_size)
@@ -321,7 +321,7 @@ class Look:
         plan = self.plan
         with self.clock.time("finite steps"):
             there = self.memo.scores(
-                [self.question, norm(direction), eta],
+                [self.question, fingerprint(direction), eta],
                 self.base,
                 lambda: self.ranks.scores(
                     self.model, self.evaluation, self.temperature, moved(self.theta, direction, eta), plan.tf_batch_size
