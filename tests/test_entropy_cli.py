@@ -282,7 +282,8 @@ def test_steps_that_are_watched(entropy: Runner, tmp_path: Path) -> None:
         "trainer: {callbacks: [{class_path: lightning_toys.update_entropy.UpdateEntropyCallback, "
         "init_args: {first_step: 6, prompts: 8, measure_prompts: 8}}]}"
     )
-    entropy.ok("fit", "arithmetic", "-c", str(config), "--run.name", "watched")
+    said = entropy.ok("fit", "arithmetic", "-c", str(config), "--run.name", "watched")
+    assert "UpdateEntropyCallback: 4 looks of" in said
     entropy.ok("fit", "arithmetic", *QUIET, "--run.name", "plain")
     watched, plain = (weights(entropy, n)["state_dict"] for n in ("watched", "plain"))
     assert all(torch.equal(watched[n], plain[n]) for n in plain)  # looking changes nothing

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_toys.errors import ToyError, require
+from lightning_toys.errors import ToyError, note, require
 from lightning_toys.training.module import ToyModule
 from lightning_toys.update_entropy.adamw import AdamWState, AdamWStep, Tensors, norm, read_state
 from lightning_toys.update_entropy.attribution import covariances, entropy_rows
@@ -84,6 +84,7 @@ class UpdateEntropyCallback(Callback):
         self.watched: Watched | None = None
         self.seconds = 0.0  # that the callback has taken
         self.looks = 0
+        self.begin = 0.0
 
     def source(self, pl_module: LightningModule) -> EntropySource:
         """Return the module, or say what it lacks."""
@@ -189,6 +190,20 @@ class UpdateEntropyCallback(Callback):
             row = {k: float(v.mean()) for k, v in named.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(row, step=seen.step)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.begin = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what the looks have cost."""
+        self.measure(trainer, pl_module)
+        whole = time.perf_counter() - self.begin
+        if self.looks and trainer.is_global_zero:
+            note(
+                f"UpdateEntropyCallback: {self.looks} looks of {self.seconds / self.looks:.2f} s, "
+                f"{self.seconds / whole:.0%} of the training's {whole:.0f} s"
+            )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Measure the batch's last step before anything else changes."""
