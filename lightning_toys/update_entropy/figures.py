@@ -181,7 +181,7 @@ def draw_tokens(f: Findings, tokens: Tokens, rows: int = 8) -> Figure:
             dark = abs(shown[i, k]) > 0.6 * bound
             ax.text(k, i, word.strip()[:6] or "␣", ha="center", va="center", fontsize=8 if len(word) < 3 else 5,
                     color="white" if dark else "black")  # fmt: skip
-        asked = tokens.decode(f.update.sequences.prompts[j])[-18:]
+        asked = " ".join(tokens.decode(f.update.sequences.prompts[j]).split())[-18:]
         labels.append(
             f"{asked}  A {float(f.update.strengths[j] > 0) * 2 - 1:+.0f}" if f.update.strengths[j] else f"{asked}  A 0"
         )
