@@ -13,6 +13,8 @@ from conftest import Runner
 
 import lightning_toys.update_entropy.probe as probing
 from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.update_entropy.optimizer_files import save_optimizer_state
+from lightning_toys.update_entropy.policy import TinyPolicy, initialise, is_adapter
 
 SMALL = (
     "--model.policy.hidden", "16", "--model.policy.layers", "1", "--model.policy.heads", "2",
@@ -320,3 +322,33 @@ def test_a_probe_that_was_cut_off_goes_on(entropy: Runner, monkeypatch: pytest.M
     assert "9 passes were those of a probe that had been cut off" in said
     assert metrics(entropy) == whole
     assert not partial.exists()
+
+
+def test_files_of_somebodys_training_are_probed_without_a_run(entropy: Runner, tmp_path: Path) -> None:
+    spec = TinyPolicy(hidden=16, layers=1, heads=2, lora_rank=4)
+    base = spec.decoder(17, 40)
+    initialise(base, 0)
+    base.save_pretrained(tmp_path / "base")  # type: ignore[operator]
+    model: Any = spec.adapted(base, 0)
+    trained = []
+    for name, p in model.named_parameters():
+        p.requires_grad_(is_adapter(name))
+        if is_adapter(name):
+            trained.append(p)
+            p.data += 0.05
+    optimizer = torch.optim.AdamW(trained, lr=3e-4)
+    model(input_ids=torch.arange(3, 12).view(1, 9)).logits.square().sum().backward()
+    optimizer.step()
+    model.save_pretrained(tmp_path / "adapter")
+    save_optimizer_state(optimizer, model, tmp_path / "adamw.pt")
+    files = ("--model.backbone", str(tmp_path / "base"), "--model.adapter", str(tmp_path / "adapter"))
+    said = entropy.ok("test", "arithmetic", *files, "--model.optimizer_state", str(tmp_path / "adamw.pt"), *QUIET)
+    assert "eta 0.01: dH " in said
+    (summary,) = entropy.folder("arithmetic").glob("probe/seed_0/summary.json")
+    found = json.loads(summary.read_text())
+    assert found["adamw_step"] == 1
+    assert found["learning_rate"] == 3e-4  # the file's, not the configuration's
+    code, err = entropy.code("test", "arithmetic", *files, "--model.optimizer_state", "nowhere.pt", "--run.name", "x")
+    assert code == 2
+    assert "--model.optimizer_state: nowhere.pt is not there" in err
+    assert not entropy.folder("arithmetic", "x").exists()

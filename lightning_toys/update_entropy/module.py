@@ -107,6 +107,10 @@ class UpdateEntropy(ToyModule):
             adapter is None or backbone is not None,
             f"--model.adapter: {adapter} is not allowed without --model.backbone; give the model that it belongs to",
         )
+        for flag, path in (("adapter", adapter), ("optimizer_state", optimizer_state)):
+            require(
+                path is None or Path(path).exists(), f"--model.{flag}: {path} is not there; give a file or a folder"
+            )
         require(
             backbone is None or len(self.seeds) == 1,
             f"--model.seeds: {self.seeds} is not allowed with --model.backbone; give one seed a run",
