@@ -357,16 +357,21 @@ def check_root(root: Path) -> None:
 
 def trains_anything(class_path: str) -> bool:
     """Whether a module has weights; one that has none is tested without a checkpoint."""
+    kind = experiment_class(class_path)
+    return kind is None or kind.trains
+
+
+def experiment_class(class_path: str) -> type[ToyModule] | None:
+    """Return an experiment's class; None for somebody else's."""
     module, _, name = class_path.rpartition(".")
     kind = getattr(importlib.import_module(module), name)
-    return not (isinstance(kind, type) and issubclass(kind, ToyModule)) or kind.trains
+    return kind if isinstance(kind, type) and issubclass(kind, ToyModule) else None
 
 
 def stands_alone(class_path: str, settings: Namespace) -> bool:
     """Whether `test` with these settings needs no checkpoint of ours."""
-    module, _, name = class_path.rpartition(".")
-    kind = getattr(importlib.import_module(module), name)
-    return isinstance(kind, type) and issubclass(kind, ToyModule) and kind.stands_alone(settings.as_dict())
+    kind = experiment_class(class_path)
+    return kind is not None and kind.stands_alone(settings.as_dict())
 
 
 def experiment_of(class_path: str) -> str:

@@ -8,8 +8,7 @@ The network gives log q(x; abar) up to a constant of each level, so that Metropo
 with mean and std those of the training data, one coordinate at a time. At abar = 0 it is right as it stands; what has
 to be learned is how the coordinates depend on each other. The product with z is an energy head as in Du et al. (2023,
 arXiv 2302.11552). M, a small network of the level alone, gives each level its best Gaussian; f, a network of both, the
-rest. Without M the network has to make straight lines out of bent ones, and its score's error is twice as large after
-as many steps.
+rest. Without M the network has to make straight lines out of bent ones.
 """
 
 from __future__ import annotations

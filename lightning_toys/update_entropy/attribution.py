@@ -71,13 +71,17 @@ class Update:
         """Return the step without a sequence: group mean, G, Lmax, clipping and D all made anew."""
         left = [i for i in range(len(self.sequences)) if i != row]
         weights = token_weights(self.sequences.take(left), 1)[:, 0]
-        gradient = {n: -torch.tensordot(weights.to(s), s[left], 1) for n, s in self.scores.items()}
+        gradient = loss_gradient(weights, {n: s[left] for n, s in self.scores.items()})
         return AdamWStep.of(parameters, gradient, self.state, self.max_norm)
 
     def with_state(self, state: AdamWState, parameters: Mapping[str, Tensor]) -> AdamWStep:
         """Return the step of the same gradient from another state: no momentum, other betas, ..."""
-        gradient = {n: -torch.tensordot(self.strengths.to(s), s, 1) for n, s in self.scores.items()}
-        return AdamWStep.of(parameters, gradient, state, self.max_norm)
+        return AdamWStep.of(parameters, loss_gradient(self.strengths, self.scores), state, self.max_norm)
+
+
+def loss_gradient(weights: Tensor, scores: Tensors) -> Tensors:
+    """Return -sum_i w_i s_i for weights (N,) and gradients s (N, *shape) by name."""
+    return {n: -torch.tensordot(weights.to(s), s, 1) for n, s in scores.items()}
 
 
 def make_update(
@@ -102,9 +106,7 @@ def make_update(
     live = torch.arange(width).unsqueeze(0) < torch.tensor(sequences.lengths).unsqueeze(1)
     weights = token_weights(sequences, width)
     scores = sequence_gradients(model, sequences, live.double(), None, temperature, chunk)
-    each = weights[:, 0]
-    gradient = {n: -torch.tensordot(each.to(s), s, 1) for n, s in scores.items()}
-    step = AdamWStep.of(trainable(model), gradient, state, max_norm)
+    step = AdamWStep.of(trainable(model), loss_gradient(weights[:, 0], scores), state, max_norm)
     return Update(sequences, weights, scores, state, step, max_norm)
 
 

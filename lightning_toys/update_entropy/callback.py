@@ -118,7 +118,7 @@ class UpdateEntropyCallback(Callback):
     ) -> None:
         """Measure the step before, and predict this one."""
         self.measure(trainer, pl_module)
-        step = step_of(trainer) + 1
+        step = trainer.global_step + 1
         policies = self.source(pl_module).entropy_policies()
         if step <= self.first_step or step % self.every_n_steps or not self.steps_any(policies, optimizer):
             return
@@ -208,11 +208,6 @@ class UpdateEntropyCallback(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Measure the batch's last step before anything else changes."""
         self.measure(trainer, pl_module)
-
-
-def step_of(trainer: Trainer) -> int:
-    """Return the optimiser steps completed so far."""
-    return trainer.global_step
 
 
 def clip_scale(trainer: Trainer, gradients: dict[str, Tensor]) -> float:

@@ -94,12 +94,16 @@ class Weighted:
 
 def clustered(moves: Tensor, prompt: Tensor) -> tuple[float, int]:
     """Return the standard error of a sum of ``moves`` (N,), sqrt(G/(G-1) sum_g m_g^2), and the number G of prompts."""
+    errors, g = clustered_columns(moves.unsqueeze(1), prompt)
+    return float(errors), g
+
+
+def clustered_columns(moves: Tensor, prompt: Tensor) -> tuple[Tensor, int]:
+    """Return :func:`clustered` of every column of ``moves`` (N, D): (D,), NaN for one prompt."""
     _, index = torch.unique(prompt, return_inverse=True)
-    sums = torch.zeros(int(index.max()) + 1, dtype=moves.dtype, device=moves.device).index_add_(0, index, moves)
-    g = len(sums)
-    if g < 2:
-        return float("nan"), g
-    return float((sums.square().sum() * g / (g - 1)).sqrt()), g
+    g = int(index.max()) + 1
+    sums = torch.zeros(g, moves.shape[1], dtype=moves.dtype, device=moves.device).index_add_(0, index, moves)
+    return (sums.square().sum(0) * (g / (g - 1) if g > 1 else float("nan"))).sqrt(), g
 
 
 def terms(scores: Scores, kind: Kind) -> tuple[Tensor, Tensor]:
@@ -311,11 +315,7 @@ def first_orders(scores: Scores, rows: Tensor, slopes: Tensor, kind: Kind = "tok
     h = what.sum() / b
     values = rows.sum(0)
     moves = rows - torch.outer(share, values) / b - torch.outer(what.sum(1) - h * share, slopes) / b
-    _, index = torch.unique(scores.prompt, return_inverse=True)
-    g = int(index.max()) + 1
-    sums = torch.zeros(g, rows.shape[1], dtype=rows.dtype, device=rows.device).index_add_(0, index, moves)
-    scale = g / (g - 1) if g > 1 else float("nan")
-    return values, (sums.square().sum(0) * scale).sqrt()
+    return values, clustered_columns(moves, scores.prompt)[0]
 
 
 def length_weights(scores: Scores, kind: Kind = "token", baseline: bool = True) -> Tensor:

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, band, new_figure
 from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.update_entropy.memo import array
 from lightning_toys.update_entropy.probe import Findings
-from lightning_toys.update_entropy.report import array, correlation
+from lightning_toys.update_entropy.report import correlation
 from lightning_toys.update_entropy.task import Tokens
 
 

@@ -27,7 +27,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     out = hashlib.blake2b(digest_size=12)
     for name, t in sorted(tensors.items()):
         out.update(name.encode())
-        out.update(plain(t.detach()).tobytes())
+        out.update(array(t).tobytes())
     return out.hexdigest()
 
 
@@ -65,7 +65,7 @@ class Memo:
             self.folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.{os.getpid()}")
             with partial.open("wb") as f:
-                np.savez(f, logp=plain(out.logp), entropy=plain(out.entropy))
+                np.savez(f, logp=array(out.logp), entropy=array(out.entropy))
             partial.replace(path)
         return out
 
@@ -75,7 +75,7 @@ class Memo:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def plain(x: Tensor) -> np.ndarray:
+def array(x: Tensor) -> np.ndarray:
     """Return a tensor as an array."""
-    out: np.ndarray = x.cpu().numpy()
+    out: np.ndarray = x.detach().cpu().numpy()
     return out

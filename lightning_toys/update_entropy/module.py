@@ -157,12 +157,11 @@ class UpdateEntropy(ToyModule):
 
     def build(self) -> nn.Module:
         """See :meth:`ToyModule.build`: one policy a replica."""
-        if self.prepared is None:
-            self.prepared = nn.ModuleList(self.policy_of(s) for s in self.seeds)
         if self.backbone is None:
-            built, self.prepared = self.prepared, None
-            return built
-        return self.prepared  # which took long to load
+            return nn.ModuleList(self.policy_of(s) for s in self.seeds)
+        if self.prepared is None:  # which takes long to load, and is asked for twice
+            self.prepared = nn.ModuleList(self.policy_of(s) for s in self.seeds)
+        return self.prepared
 
     def policy_of(self, seed: int) -> nn.Module:
         """Return the policy of a replica."""

@@ -37,7 +37,7 @@ from lightning_toys.update_entropy.estimators import (
     sequence_weighted,
 )
 from lightning_toys.update_entropy.grpo import advantages, groups, informative
-from lightning_toys.update_entropy.memo import Memo, fingerprint
+from lightning_toys.update_entropy.memo import Memo, digest, fingerprint
 from lightning_toys.update_entropy.sequences import Sequences, evaluate
 
 FLAVOURS = ("full", "baseline", "grad", "baseline_plus_grad")
@@ -271,22 +271,21 @@ def probe(
         at_batch = evaluate(model, sequences, temperature, chunk=plan.tf_batch_size)
     step = update.step
     baseline = total([step.momentum, step.decay])
-    batch = total(update.directions())
+    singles = update.directions()
+    batch = total(singles)
     directions = {"full": step.direction, "baseline": baseline, "grad": batch, "momentum": step.momentum,
                   "decay": step.decay, "baseline_plus_grad": total([baseline, batch])}  # fmt: skip
     cov = covariances(at_batch.logp, advantages(sequences).to(at_batch.logp), at_batch.mask)
     eta = plan.reference_eta or step.eta
     found, tokens = [], torch.zeros_like(update.weights)
     for number, evaluation in enumerate(evaluations):
-        look = Look(model, evaluation, update, directions, plan, temperature, ranks, clock, memo)
+        look = Look(model, evaluation, update, directions, singles, plan, temperature, ranks, clock, memo)
         found.append(look.findings(eta, cov, at_batch))
         if number == 0:
             with clock.time("tokens"):
                 tokens = token_slopes(model, update, look.kept.gradient, temperature, plan.tf_batch_size)
     sizes = {name: norm(v) for name, v in directions.items()}
-    return Findings(
-        update, at_batch, update.residual(), sizes, tokens, cov, found, eta, attempts, clock.seconds
-    )  # fmt: skip
+    return Findings(update, at_batch, update.residual(), sizes, tokens, cov, found, eta, attempts, clock.seconds)
 
 
 class Look:
@@ -298,6 +297,7 @@ class Look:
         evaluation: Sequences,
         update: Update,
         directions: dict[str, Tensors],
+        singles: list[Tensors],
         plan: Plan,
         temperature: float,
         ranks: Ranks,
@@ -306,9 +306,8 @@ class Look:
     ) -> None:
         self.model, self.evaluation, self.update, self.directions = model, evaluation, update, directions
         self.plan, self.temperature, self.ranks, self.clock = plan, temperature, ranks, clock
-        self.memo = memo
-        self.question = [evaluation.prompts, evaluation.responses, temperature, fingerprint(trainable(model))]
-        self.theta = trainable(model)
+        self.singles, self.memo, self.theta = singles, memo, trainable(model)
+        self.question = digest(evaluation.prompts, evaluation.responses, temperature, fingerprint(self.theta))
         with clock.time("baseline"):
             self.base = ranks.scores(model, evaluation, temperature, None, plan.tf_batch_size)
         with clock.time("first order"):
@@ -339,7 +338,7 @@ class Look:
 
     def findings(self, reference_eta: float, cov: Tensor, at_batch: Scores) -> EvaluationFindings:
         """Return everything that the plan asks of this batch."""
-        plan, singles = self.plan, self.update.directions()
+        plan, singles = self.plan, self.singles
         names = ("full", "momentum", "decay", "grad")
         with self.clock.time("first order"):
             rows, values, errors = self.kept.along([*(self.directions[n] for n in names), *singles])

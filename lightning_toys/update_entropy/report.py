@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_toys.training.results import Report, plain, set_aside, write_atomic
 from lightning_toys.update_entropy.estimators import Estimate, Weighted
 from lightning_toys.update_entropy.grpo import advantages
+from lightning_toys.update_entropy.memo import array
 from lightning_toys.update_entropy.probe import EvaluationFindings, Findings, Plan
 from lightning_toys.update_entropy.task import Tokens
 
@@ -125,13 +126,7 @@ def summary(f: Findings, seed: int, plan: Plan, step: int) -> dict[str, Any]:
     }
 
 
-def array(x: Tensor) -> np.ndarray:
-    """Return a tensor as an array."""
-    found: np.ndarray = x.detach().cpu().numpy()
-    return found
-
-
-def write_arrays(folder: Path, f: Findings, plan: Plan) -> None:
+def write_arrays(folder: Path, f: Findings) -> None:
     """Write the arrays, named and shaped as in the published pipeline.
 
     eval_XX_delta_matrix.npy (N_E, N_U): contribution of each evaluation sequence to the change that each update
@@ -229,7 +224,7 @@ def write_findings(
     for seed, f in zip(seeds, findings, strict=True):
         inside = folder / f"seed_{seed}"
         inside.mkdir(parents=True)
-        write_arrays(inside, f, plan)
+        write_arrays(inside, f)
         write_tables(inside, f, tokens)
         write_atomic(inside / "summary.json", json.dumps(plain(summary(f, seed, plan, step)), indent=1) + "\n")
 
