@@ -33,9 +33,10 @@ from lightning_toys.training.allocator import keep_freed_memory
 from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments
 from lightning_toys.update_entropy.attribution import entropy_rows, make_update, slopes, token_slopes
 from lightning_toys.update_entropy.derivatives import entropy_gradient, trainable
+from lightning_toys.update_entropy.passes import evaluate
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
 from lightning_toys.update_entropy.probe import Plan, probe
-from lightning_toys.update_entropy.sequences import Sequences, evaluate
+from lightning_toys.update_entropy.sequences import Sequences
 
 WHOLE, INFLUENCES = 4.0, 0.25  # CPU-seconds that are aimed at
 PUBLISHED = (28.3, 2.06)

@@ -22,9 +22,10 @@ from lightning_toys.update_entropy.derivatives import entropy_gradient, moved, t
 from lightning_toys.update_entropy.estimators import Kind, first_order
 from lightning_toys.update_entropy.grpo import Clipping, advantages, drop, informative, loss, shares, token_weights
 from lightning_toys.update_entropy.memo import fingerprint
+from lightning_toys.update_entropy.passes import evaluate
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
 from lightning_toys.update_entropy.rollouts import draw, uniforms
-from lightning_toys.update_entropy.sequences import Sequences, evaluate, pack, policy_scores
+from lightning_toys.update_entropy.sequences import Sequences, pack, policy_scores
 from lightning_toys.update_entropy.task import Addition, Characters
 
 TASK = Addition()

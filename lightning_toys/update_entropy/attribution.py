@@ -27,7 +27,8 @@ from lightning_toys.update_entropy.derivatives import (
 )
 from lightning_toys.update_entropy.estimators import Kind, Scores, coefficients, first_orders, length_weights, terms
 from lightning_toys.update_entropy.grpo import token_weights
-from lightning_toys.update_entropy.sequences import Sequences, evaluate
+from lightning_toys.update_entropy.passes import Passes, evaluate
+from lightning_toys.update_entropy.sequences import Sequences
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class Ranks:
 
     def scores(
         self,
-        model: nn.Module,
+        model: nn.Module | Passes,
         sequences: Sequences,
         temperature: float,
         parameters: Mapping[str, Tensor] | None = None,
@@ -182,7 +183,7 @@ class Ranks:
             return evaluate(model, sequences, temperature, parameters, chunk)
         rows = self.share(len(sequences))
         shape = (len(sequences), max(1, *sequences.lengths))
-        device = next(model.parameters()).device
+        device = model.device if isinstance(model, Passes) else next(model.parameters()).device
         whole = [torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(3)]
         if rows:
             found = evaluate(model, sequences.take(rows), temperature, parameters, chunk)

@@ -16,8 +16,9 @@ from lightning_toys.training.module import ToyModule
 from lightning_toys.update_entropy.adamw import AdamWState, AdamWStep, Tensors, norm, read_state
 from lightning_toys.update_entropy.attribution import covariances, entropy_rows
 from lightning_toys.update_entropy.estimators import Estimate, Kind, Scores, entropy, prefix_weighted
+from lightning_toys.update_entropy.passes import evaluate
 from lightning_toys.update_entropy.rollouts import draw, uniforms
-from lightning_toys.update_entropy.sequences import Sequences, evaluate
+from lightning_toys.update_entropy.sequences import Sequences
 
 
 @runtime_checkable

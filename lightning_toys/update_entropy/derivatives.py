@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_toys.update_entropy.adamw import Tensors
 from lightning_toys.update_entropy.estimators import Kind, Scores, coefficients, surrogate, terms
-from lightning_toys.update_entropy.sequences import Packed, Sequences, chunks, evaluate, in_eval, pack, policy_scores
+from lightning_toys.update_entropy.passes import evaluate
+from lightning_toys.update_entropy.sequences import Packed, Sequences, chunks, in_eval, pack, policy_scores
 
 Pair = tuple[Tensor, Tensor]  # of l_k and of H_k, each (N, T)
 

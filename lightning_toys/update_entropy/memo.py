@@ -44,17 +44,17 @@ class Memo:
         self.earlier = {p.name for p in folder.glob("*.npz")} if folder is not None and folder.exists() else set[str]()
         self.found = 0  # of an earlier run; responses that are alike share their passes in any case
 
-    def scores(self, key: Sequence[Any], like: Scores, work: Callable[[], Scores]) -> Scores:
+    def scores(self, key: Callable[[], Sequence[Any]], like: Scores, work: Callable[[], Scores]) -> Scores:
         """Return what ``work`` gives, from disk if an earlier run of the same question left it there.
 
         Args:
-            key: the question, plain values.
+            key: gives the question, plain values; not asked where nothing is kept.
             like: scores of the same sequences: mask, prompts and device.
             work: the pass itself.
         """
         if self.folder is None:
             return work()
-        path = self.folder / f"{digest(*key)}.npz"
+        path = self.folder / f"{digest(*key())}.npz"
         if path.exists():
             with np.load(path) as kept:
                 logp, h = (torch.from_numpy(kept[k]).to(like.logp) for k in ("logp", "entropy"))

@@ -31,10 +31,11 @@ from lightning_toys.update_entropy.estimators import entropy
 from lightning_toys.update_entropy.grpo import Clipping, advantages
 from lightning_toys.update_entropy.memo import Memo
 from lightning_toys.update_entropy.optimizer_files import load_optimizer_state
+from lightning_toys.update_entropy.passes import evaluate
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
 from lightning_toys.update_entropy.probe import Findings, Plan, draw_update, probe
 from lightning_toys.update_entropy.report import label_of, report_of, summary_lines, write_findings
-from lightning_toys.update_entropy.sequences import Sequences, evaluate, pack
+from lightning_toys.update_entropy.sequences import Sequences, pack
 from lightning_toys.update_entropy.training import (
     PolicyBatch,
     Rollouts,

@@ -38,7 +38,8 @@ from lightning_toys.update_entropy.estimators import (
 )
 from lightning_toys.update_entropy.grpo import advantages, groups, informative
 from lightning_toys.update_entropy.memo import Memo, digest, fingerprint
-from lightning_toys.update_entropy.sequences import Sequences, evaluate
+from lightning_toys.update_entropy.passes import Passes, evaluate, ready
+from lightning_toys.update_entropy.sequences import Sequences
 
 FLAVOURS = ("full", "baseline", "grad", "baseline_plus_grad")
 
@@ -315,15 +316,15 @@ class Look:
                 model, evaluation, plan.kind, temperature, plan.grad_chunk_size, self.base, ranks
             )
 
-    def measured(self, direction: Mapping[str, Tensor], eta: float) -> tuple[Weighted, Weighted, bool]:
+    def measured(self, passes: Passes, direction: Mapping[str, Tensor], eta: float) -> tuple[Weighted, Weighted, bool]:
         """Return the change at a finite step by the plan's estimator and by the other, and whether it is lost."""
         plan = self.plan
         with self.clock.time("finite steps"):
             there = self.memo.scores(
-                [self.question, fingerprint(direction), eta],
+                lambda: [self.question, fingerprint(direction), eta],
                 self.base,
                 lambda: self.ranks.scores(
-                    self.model, self.evaluation, self.temperature, moved(self.theta, direction, eta), plan.tf_batch_size
+                    passes, self.evaluation, self.temperature, moved(self.theta, direction, eta), plan.tf_batch_size
                 ),
             )
         both = [f(self.base, there, plan.kind) for f in (prefix_weighted, sequence_weighted)]
@@ -347,17 +348,17 @@ class Look:
         out = EvaluationFindings(
             self.evaluation, self.base, entropy(self.base, plan.kind), slopes, rows[:, k:], (values[k:], errors[k:])
         )
-        for eta in plan.etas:
-            for flavour in FLAVOURS:
-                change, other, lost = self.measured(self.directions[flavour], eta)
-                out.changes.setdefault(flavour, {})[eta] = change
-                if flavour == "full":
-                    out.weighting[eta] = other
-                    if lost:
-                        out.lost.append(eta)
-        if plan.per_sequence:
-            for eta in sorted({*plan.etas, reference_eta}):
-                out.singles[eta] = [self.measured(v, eta)[0] for v in singles]
+        with ready(self.model) as passes:
+            for eta in plan.etas:
+                for flavour in FLAVOURS:
+                    change, other, lost = self.measured(passes, self.directions[flavour], eta)
+                    out.changes.setdefault(flavour, {})[eta] = change
+                    if flavour == "full":
+                        out.weighting[eta] = other
+                        if lost:
+                            out.lost.append(eta)
+            for eta in sorted({*plan.etas, reference_eta}) if plan.per_sequence else []:
+                out.singles[eta] = [self.measured(passes, v, eta)[0] for v in singles]
         if plan.second_order:
             out.curvature = self.curvature()
         if plan.counterfactuals:

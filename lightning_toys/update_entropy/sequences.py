@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_toys.errors import require
-from lightning_toys.update_entropy.estimators import Scores
 
 Side = Literal["left", "right"]
 
@@ -97,7 +96,9 @@ def pack(sequences: Sequences, device: torch.device | str = "cpu", side: Side = 
         starts[i] = first + len(prompt) - 1
         target[i, : len(response)] = response
         mask[i, : len(response)] = 1
-    column = np.minimum(starts + np.arange(t), p + t - 1)
+    # the last token predicts nothing
+    tokens, attention = tokens[:, : p + t - 1], attention[:, : p + t - 1]
+    column = np.minimum(starts + np.arange(t), p + t - 2)
     position = np.maximum(attention.cumsum(1) - 1, 0)
     arrays = (tokens, attention, position, column, target, mask)
     a, b, c, d, e, f = (torch.from_numpy(x).to(device) for x in arrays)
@@ -180,97 +181,8 @@ def policy_scores(
         return score_tokens(token_logits(model, packed, parameters), packed, temperature)
 
 
-@contextmanager
-def folded(model: nn.Module, parameters: Mapping[str, Tensor] | None) -> Iterator[Mapping[str, Tensor]]:
-    """Give values for a model's parameters with its LoRA adapter added into the matrices beside it, and switch it off.
-
-    W + scale B A once, in place of two more products a matrix and pass: 40 % of a small model's forward pass. Only for
-    passes without derivatives; a model whose adapter is of another kind is left as it is.
-
-    Args:
-        model: the policy, in eval mode.
-        parameters: values in the place of the model's own, by name.
-    """
-    given = dict(parameters or {})
-    layers = [(n, m) for n, m in model.named_modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
-    own = dict(model.named_parameters())
-    if not layers or not all(plain_lora(m) for _, m in layers):
-        yield given
-        return
-    for name, layer in layers:
-        (adapter,) = layer.active_adapters
-        A, B, W = (
-            given.pop(key, own[key])
-            for key in (
-                f"{name}.lora_A.{adapter}.weight",
-                f"{name}.lora_B.{adapter}.weight",
-                f"{name}.base_layer.weight",
-            )
-        )
-        delta = float(layer.scaling[adapter]) * (B @ A)
-        given[f"{name}.base_layer.weight"] = W + (delta.T if layer.fan_in_fan_out else delta)
-    # what peft's disable_adapter() does; that also takes stock of the whole model, a tenth of a small model's pass
-    switched: list[Any] = [layer for _, layer in layers]
-    for layer in switched:
-        layer._disable_adapters = True
-    try:
-        yield given
-    finally:
-        for layer in switched:
-            layer._disable_adapters = False
-
-
-def plain_lora(layer: Any) -> bool:
-    """Whether a layer's adapter is one LoRA pair of matrices beside an unquantised linear map, and nothing else."""
-    active = list(layer.active_adapters)
-    if len(active) != 1 or layer.merged or getattr(layer, "disable_adapters", False) or active[0] not in layer.lora_A:
-        return False
-    pair = (layer.lora_A[active[0]], layer.lora_B[active[0]])
-    base = type(layer.base_layer).__name__
-    variants = getattr(layer, "lora_variant", {})
-    return (
-        all(type(m) is nn.Linear and m.bias is None for m in pair)
-        and base in ("Linear", "Conv1D")
-        and layer.base_layer.weight.is_floating_point()
-        and active[0] not in variants
-        and not getattr(layer, "use_dora", {}).get(active[0], False)
-    )
-
-
 def chunks(sequences: Sequences, size: int) -> Iterator[list[int]]:
     """Return rows in chunks of ``size``, those of like lengths together, so that little of a rectangle is empty."""
     order = sorted(range(len(sequences)), key=lambda i: (len(sequences.responses[i]), len(sequences.prompts[i]), i))
     for start in range(0, len(order), size):
         yield order[start : start + size]
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    sequences: Sequences,
-    temperature: float = 1.0,
-    parameters: Mapping[str, Tensor] | None = None,
-    chunk: int = 64,
-    side: Side = "left",
-) -> Scores:
-    """Return what a policy says of sequences, in eval mode and single precision or better.
-
-    Args:
-        model: the policy.
-        sequences: N of them.
-        temperature: of the law the tokens are drawn from.
-        parameters: values in the place of the model's own, by name.
-        chunk: sequences in one pass.
-        side: see :func:`pack`.
-    """
-    device = next(model.parameters()).device
-    n, t = len(sequences), max(1, *sequences.lengths)
-    logp, h, mask = (torch.zeros(n, t, dtype=torch.float64, device=device) for _ in range(3))
-    with in_eval(model), folded(model, parameters) as values:
-        for rows in chunks(sequences, chunk):
-            packed = pack(sequences.take(rows), device, side)
-            found = policy_scores(model, packed, temperature, values)
-            width = packed.mask.shape[1]
-            for out, value in zip((logp, h, mask), (*found, packed.mask), strict=True):
-                out[torch.tensor(rows, device=device), :width] = value
-    return Scores(logp, h, mask, torch.tensor(sequences.prompt, device=device))
