@@ -1,0 +1,1 @@
+"""Which model serves the learner that learns from it?"""

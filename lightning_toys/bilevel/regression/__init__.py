@@ -1,0 +1,1 @@
+"""A window of weights over a drifting stream."""
