@@ -1,0 +1,413 @@
+"""Implicit differentiation of bilevel problems, in pure functions with explicit state.
+
+    min_lambda F(lambda) = L_out(lambda, theta*(lambda)),   theta*(lambda) = argmin_theta L_in(lambda, theta)
+
+By the implicit function theorem, with H = d2 L_in / dtheta2 and H z = dL_out / dtheta,
+
+    dF/dlambda = dL_out/dlambda - (d2 L_in / dlambda dtheta) z.
+
+Variables are dictionaries of tensors with a leading replica axis R, losses return one value a replica (R,), and
+replicas never mix: that is why the sum of the losses is differentiated throughout. Functional bilevel optimisation is
+of Petrulionyte et al., arXiv 2403.20233.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vjp
+
+Tensors = dict[str, Tensor]
+Loss = Callable[[Tensors], Tensor]
+Product = Callable[[Tensor], Tensor]
+
+# vectors
+
+
+def flatten(v: Tensors) -> Tensor:
+    """Return the entries of every tensor (R, ...) side by side: (R, P)."""
+    return torch.cat([x.flatten(1) for x in v.values()], dim=1)
+
+
+def unflatten(flat: Tensor, like: Tensors) -> Tensors:
+    """Undo :func:`flatten`: split (R, P) into tensors with the names and shapes of ``like``."""
+    parts = torch.split(flat, [x[0].numel() for x in like.values()], dim=1)
+    return {k: part.reshape(x.shape) for (k, x), part in zip(like.items(), parts, strict=True)}
+
+
+def inner(a: Tensors, b: Tensors) -> Tensor:
+    """Return the inner product of a and b in each replica (R,)."""
+    return torch.stack([(x * b[k]).flatten(1).sum(1) for k, x in a.items()]).sum(0)
+
+
+def zeros_like(v: Tensors) -> Tensors:
+    """Return a vector of zeros with the shapes of v."""
+    return {k: torch.zeros_like(x) for k, x in v.items()}
+
+
+def total(loss: Loss) -> Loss:
+    """Return the sum of a loss over replicas, whose gradient is every replica's own."""
+    return lambda theta: loss(theta).sum()
+
+
+def gradient(loss: Loss, theta: Tensors) -> Tensors:
+    """Return the gradient of each replica's loss in its own variables."""
+    found: Tensors = grad(total(loss))(theta)
+    return found
+
+
+# products with curvature
+
+
+def hvp(loss: Loss, theta: Tensors, v: Tensors) -> Tensors:
+    """Return H v for each replica, H the Hessian of its loss at theta: forward over reverse."""
+    product: Tensors = jvp(grad(total(loss)), (theta,), (v,))[1]
+    return product
+
+
+def hessian_product(loss: Loss, theta: Tensors) -> Callable[[Tensors], Tensors]:
+    """Return v -> H v for many v at one theta: the gradient's graph is made once, and gone with the function.
+
+    Reverse over reverse: a product costs one backward pass, half of :func:`hvp`'s, which is what conjugate gradient
+    asks for. (A loss whose backward has no backward of its own needs :func:`hvp`.)
+    """
+    with torch.enable_grad():
+        at = {k: x.detach().requires_grad_(True) for k, x in theta.items()}
+        slopes = torch.autograd.grad(loss(at).sum(), list(at.values()), create_graph=True)
+
+    def product(v: Tensors) -> Tensors:
+        # a slope that no variable moves (a loss linear in theta) has no graph
+        live = [(g, v[k]) for g, k in zip(slopes, at, strict=True) if g.requires_grad]
+        if not live:
+            return zeros_like(v)
+        out = torch.autograd.grad(
+            [g for g, _ in live],
+            list(at.values()),
+            [x for _, x in live],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return dict(zip(at, out, strict=True))
+
+    return product
+
+
+def gauss_newton_product(
+    outputs: Callable[[Tensors], Tensor], theta: Tensors, v: Tensors, weight: Tensor | Product | None = None
+) -> Tensors:
+    """Return J' W J v, J the Jacobian of ``outputs`` (R, ...) at theta.
+
+    Args:
+        outputs: theta to (R, ...).
+        theta: where J is taken.
+        v: the vector.
+        weight: W: a diagonal that broadcasts with the outputs, a linear function of them, or none for the identity.
+    """
+    pushed: Tensor = jvp(outputs, (theta,), (v,))[1]
+    if weight is not None:
+        pushed = weight * pushed if isinstance(weight, Tensor) else weight(pushed)
+    product: Tensors = vjp(outputs, theta)[1](pushed)[0]
+    return product
+
+
+class Solved(NamedTuple):
+    """x (R, P), and |b - A x| / |b| (R,) as conjugate gradient's recurrence has it (0 where b = 0)."""
+
+    x: Tensor
+    residual: Tensor
+
+
+def conjugate_gradient(
+    product: Product, b: Tensor, iterations: int, damping: float = 0.0, start: Tensor | None = None
+) -> Solved:
+    """Solve (A + damping I) x = b for each replica, A symmetric positive definite.
+
+    A replica stands still once its residual is at rounding, or from the first direction on in which the curvature is
+    not positive; the others go on. The number of products is fixed, so that no value decides what is computed.
+
+    Args:
+        product: p (R, P) to A p (R, P).
+        b: right-hand sides (R, P).
+        iterations: products with A (one more with ``start``).
+        damping: added to A's diagonal.
+        start: first guess (R, P); none is zero.
+    """
+
+    def damped(p: Tensor) -> Tensor:
+        return product(p) + damping * p
+
+    x = torch.zeros_like(b) if start is None else start.clone()
+    r = b.clone() if start is None else b - damped(x)
+    p = r
+    size, rr = b.square().sum(1), r.square().sum(1)
+    active = torch.ones_like(size, dtype=torch.bool)
+    one = torch.ones_like(size)
+    for _ in range(iterations):
+        ap = damped(p)
+        curvature = (p * ap).sum(1)
+        active = active & (rr > torch.finfo(b.dtype).eps ** 2 * size) & (curvature > 0)
+        # where, on both sides of the division: 0 / 0 must not be computed at all
+        step = torch.where(active, rr / torch.where(active, curvature, one), 0.0)
+        x = torch.addcmul(x, step[:, None], p)
+        r = torch.addcmul(r, -step[:, None], ap)
+        new = r.square().sum(1)
+        p = torch.where(active[:, None], torch.addcmul(r, (new / torch.where(active, rr, one))[:, None], p), p)
+        rr = new
+    return Solved(x, torch.where(size > 0, rr / torch.where(size > 0, size, one), 0.0).sqrt())
+
+
+# optimisers that can be differentiated
+
+
+class AdamState(NamedTuple):
+    """Running means of the gradient and of its square, and the number of steps taken (a tensor without axes)."""
+
+    mean: Tensors
+    square: Tensors
+    step: Tensor
+
+
+def adam_state(theta: Tensors) -> AdamState:
+    """Return Adam's state before its first step."""
+    first = next(iter(theta.values()))
+    return AdamState(zeros_like(theta), zeros_like(theta), torch.zeros((), dtype=torch.float64, device=first.device))
+
+
+def adam_step(
+    theta: Tensors,
+    gradient: Tensors,
+    state: AdamState,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> tuple[Tensors, AdamState]:
+    """Take one step of Adam, differentiable in all of theta, gradient and state.
+
+    theta <- theta - lr m / sqrt(v + eps^2), m and v corrected for their start. ``torch.optim.Adam`` divides by
+    sqrt(v) + eps, whose slope at v = 0 is infinite: a zero gradient would give NaN here. The two denominators are equal
+    at v = 0 and where eps is negligible, and differ by a factor of sqrt(2) at most.
+    """
+    step = state.step + 1
+    first, second = 1 - betas[0] ** step, 1 - betas[1] ** step
+    new, mean, square = {}, {}, {}
+    for k, x in theta.items():
+        g = gradient[k]
+        mean[k] = torch.lerp(state.mean[k], g, 1 - betas[0])
+        square[k] = betas[1] * state.square[k] + (1 - betas[1]) * g * g
+        new[k] = x - (lr / first).to(x) * mean[k] / (square[k] / second.to(x) + eps**2).sqrt()
+    return new, AdamState(mean, square, step)
+
+
+class Optimizer(Protocol):
+    """A rule that takes one step after another; ``begin`` makes its state."""
+
+    def begin(self, theta: Tensors) -> Any:
+        """Return the state before the first step."""
+
+    def step(self, theta: Tensors, gradient: Tensors, state: Any) -> tuple[Tensors, Any]:
+        """Return the variables and the state after a step."""
+
+
+@dataclass(frozen=True)
+class GradientDescent:
+    """theta <- theta - lr gradient."""
+
+    lr: float
+
+    def begin(self, theta: Tensors) -> Tensors:
+        """See :meth:`Optimizer.begin`: there is no state."""
+        return {}
+
+    def step(self, theta: Tensors, gradient: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        """See :meth:`Optimizer.step`."""
+        return {k: x - self.lr * gradient[k] for k, x in theta.items()}, state
+
+
+@dataclass(frozen=True)
+class Adam:
+    """:func:`adam_step` with its settings."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def begin(self, theta: Tensors) -> AdamState:
+        """See :meth:`Optimizer.begin`."""
+        return adam_state(theta)
+
+    def step(self, theta: Tensors, gradient: Tensors, state: AdamState) -> tuple[Tensors, AdamState]:
+        """See :meth:`Optimizer.step`."""
+        return adam_step(theta, gradient, state, self.lr, self.betas, self.eps)
+
+
+# hypergradients
+
+
+class Bilevel(NamedTuple):
+    """The inner and the outer loss, each a function of (lambda, theta) with one value a replica (R,)."""
+
+    inner: Callable[[Tensors, Tensors], Tensor]
+    outer: Callable[[Tensors, Tensors], Tensor]
+
+
+class Hypergradient(NamedTuple):
+    """dF/dlambda, the adjoint z (or the adjoint's coefficients), and the linear solver's relative residual (R,)."""
+
+    value: Tensors
+    adjoint: Tensors
+    residual: Tensor
+
+
+def outer_slopes(problem: Bilevel, lam: Tensors, theta: Tensors) -> tuple[Tensors, Tensors]:
+    """Return the outer loss's partial gradients in lambda and in theta."""
+    slopes: tuple[Tensors, Tensors] = grad(lambda a, b: problem.outer(a, b).sum(), argnums=(0, 1))(lam, theta)
+    return slopes
+
+
+def pull_back(loss: Callable[[Tensors, Tensors], Tensor], lam: Tensors, at: Tensors, z: Tensors) -> Tensors:
+    """Return (d2 loss / dlambda d at) z: the gradient in lambda of the derivative of the loss along z.
+
+    Reverse over forward: the derivative along z is one number a replica, so no second-order graph is made.
+    """
+    found: Tensors = grad(lambda a: jvp(lambda b: loss(a, b), (at,), (z,))[1].sum())(lam)
+    return found
+
+
+def aid(
+    problem: Bilevel,
+    lam: Tensors,
+    theta: Tensors,
+    iterations: int,
+    damping: float = 0.0,
+    curvature: Callable[[Tensors], Tensors] | None = None,
+    start: Tensors | None = None,
+) -> Hypergradient:
+    """Approximate implicit differentiation: (H + damping I) z = dL_out/dtheta by conjugate gradient.
+
+    Args:
+        problem: the losses.
+        lam: outer variables.
+        theta: the inner solution, as good as it is.
+        iterations: of conjugate gradient.
+        damping: added to H's diagonal.
+        curvature: v to H v; none is the inner Hessian, which far from the solution need not be positive.
+        start: first guess of z.
+    """
+    partial, b = outer_slopes(problem, lam, theta)
+    product = curvature or hessian_product(lambda p: problem.inner(lam, p), theta)
+    solved = conjugate_gradient(
+        lambda p: flatten(product(unflatten(p, theta))),
+        flatten(b),
+        iterations,
+        damping,
+        None if start is None else flatten(start),
+    )
+    z = unflatten(solved.x, theta)
+    cross = pull_back(problem.inner, lam, theta, z)
+    return Hypergradient({k: x - cross[k] for k, x in partial.items()}, z, solved.residual)
+
+
+class Unrolled(NamedTuple):
+    """dF_k/dlambda of F_k = L_out after k steps, with the variables and the optimiser's state after them."""
+
+    value: Tensors
+    theta: Tensors
+    state: Any
+
+
+def unrolled(
+    problem: Bilevel, lam: Tensors, theta: Tensors, steps: int, optimizer: Optimizer, state: Any = None
+) -> Unrolled:
+    """Differentiate through the last ``steps`` steps of the inner optimiser, which start from a constant theta."""
+    begun = optimizer.begin(theta) if state is None else state
+
+    def run(a: Tensors) -> tuple[Tensor, tuple[Tensors, Any]]:
+        p, s = theta, begun
+        for _ in range(steps):
+            p, s = optimizer.step(p, gradient(lambda q: problem.inner(a, q), p), s)
+        return problem.outer(a, p).sum(), (p, s)
+
+    value, (after, state) = grad(run, has_aux=True)(lam)
+    return Unrolled(value, after, state)
+
+
+def finite_differences(
+    problem: Bilevel,
+    lam: Tensors,
+    solve: Callable[[Tensors], Tensors],
+    step: float = 1e-5,
+    entries: Sequence[int] | None = None,
+) -> Tensor:
+    """Return central differences of F, the inner problem solved anew on either side: (R, number of entries).
+
+    Every replica is moved at once, since none sees another.
+
+    Args:
+        problem: the losses.
+        lam: outer variables.
+        solve: lambda to the inner solution.
+        step: half the distance.
+        entries: which of lambda's flat entries; none is all.
+    """
+    flat = flatten(lam)
+    columns = []
+    for i in range(flat.shape[1]) if entries is None else entries:
+        move = torch.zeros_like(flat)
+        move[:, i] = step
+        sides = [unflatten(flat + sign * move, lam) for sign in (1, -1)]
+        up, down = (problem.outer(side, solve(side)) for side in sides)
+        columns.append((up - down) / (2 * step))
+    return torch.stack(columns, dim=1)
+
+
+def functional(
+    problem: Bilevel,
+    lam: Tensors,
+    inner_values: Tensor,
+    outer_values: Tensor,
+    basis: Callable[[Tensors], tuple[Tensor, Tensor]],
+    like: Tensors,
+    iterations: int,
+    ridge: float = 0.0,
+) -> Hypergradient:
+    """The hypergradient in function space, the adjoint function sought among linear combinations of a basis.
+
+    The losses are functions of the predictor's values, not of its parameters: ``problem.inner(lambda, {"h": h})``, h
+    (R, ...), at the inner points, ``problem.outer`` at the outer ones. The adjoint a minimises
+
+        1/2 <a, C a>_inner points + <g, a>_outer points + ridge/2 |c|^2,   C = d2 L_in / dh2,  g = dL_out / dh
+
+    over its coefficients c, and dF/dlambda = dL_out/dlambda + (d2 L_in / dlambda dh) a: note the plus. With the
+    Jacobian of a network for its basis this is AID with the Gauss-Newton matrix.
+
+    Args:
+        problem: the losses, in values.
+        lam: outer variables.
+        inner_values: h at the inner points (R, ...).
+        outer_values: h at the outer points (R, ...).
+        basis: coefficients to a at the inner and at the outer points; linear.
+        like: tensors with the coefficients' shapes.
+        iterations: of conjugate gradient.
+        ridge: weight of the coefficients' size. Without it the objective is unbounded below as soon as the basis can
+            vary at outer points while it is zero at all inner ones.
+    """
+    inside, outside = {"h": inner_values}, {"h": outer_values}
+    partial, g = outer_slopes(problem, lam, outside)
+    pulled: tuple[Any, ...] = vjp(basis, zeros_like(like))
+    (zero_in, zero_out), pull = pulled
+    curve = hessian_product(lambda h: problem.inner(lam, h), inside)
+
+    def product(flat: Tensor) -> Tensor:
+        a = basis(unflatten(flat, like))[0]
+        return flatten(pull((curve({"h": a})["h"], torch.zeros_like(zero_out)))[0])
+
+    b = -flatten(pull((torch.zeros_like(zero_in), g["h"]))[0])
+    solved = conjugate_gradient(product, b, iterations, ridge)
+    coefficients = unflatten(solved.x, like)
+    cross = pull_back(problem.inner, lam, inside, {"h": basis(coefficients)[0]})
+    return Hypergradient({k: x + cross[k] for k, x in partial.items()}, coefficients, solved.residual)
