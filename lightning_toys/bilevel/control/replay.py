@@ -1,0 +1,164 @@
+"""What the agents remember: a ring of transitions for each replica, and draws from it without a generator's state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_toys.bilevel.control.environments import Transition
+from lightning_toys.errors import require
+from lightning_toys.training.noise import NoiseStream
+
+
+class Batch(NamedTuple):
+    """Transitions drawn with replacement, each replica's from its own ring.
+
+    Attributes:
+        observation: (R, B, obs).
+        action: (R, B), int64.
+        reward: (R, B).
+        next_observation: (R, B, obs).
+        not_terminated: (R, B); 0 where the task was over, 1 else, at a time limit too.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    next_observation: Tensor
+    not_terminated: Tensor
+
+
+def fine_uniform(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw uniforms on [0, 1) in float64.
+
+    Single precision has 2^24 of them: of 200 000 rows some would be drawn 1.2 % more often than others. In float64,
+    floor(u n) < n for every n: u <= 1 - 2^-53, and n (1 - 2^-53) is nearer to the number before n than to n.
+    """
+    return generator.random(shape)
+
+
+class Replay(nn.Module):
+    """A ring of the last ``capacity`` transitions of each replica.
+
+    One buffer ``rows`` (R, capacity, 2 obs + 3) holds observation, next observation, reward, action and not_terminated
+    side by side: a step is one write and a draw one gather, on a GPU one transfer and one kernel. (As small integers
+    the last two would save a tenth of the bytes.) A state dict holds the filled rows only.
+
+    Args:
+        seeds: one seed a replica; key the draws.
+        observation_size: numbers observed.
+        capacity: transitions that a replica keeps.
+    """
+
+    rows: Tensor
+
+    def __init__(self, seeds: Sequence[int], observation_size: int, capacity: int) -> None:
+        super().__init__()
+        require(capacity >= 1, f"--model.capacity: {capacity} is not allowed; give an integer >= 1")
+        self.seeds, self.observation_size, self.capacity = tuple(seeds), observation_size, capacity
+        self.added = 0
+        # zeros are pages that the system hands out as they are written to
+        self.register_buffer("rows", torch.zeros(len(self.seeds), capacity, 2 * observation_size + 3))
+        self._first = torch.empty(0)  # of each replica, in the flattened ring
+        self._streams: dict[tuple[str, int], NoiseStream] = {}
+
+    @property
+    def filled(self) -> int:
+        """Transitions that each replica can draw from."""
+        return min(self.added, self.capacity)
+
+    @property
+    def columns(self) -> Batch:
+        """The filled part of the ring, (R, filled, ...); all but ``action`` are views."""
+        return self._split(self.rows[:, : self.filled])
+
+    def add(
+        self,
+        observation: Tensor | np.ndarray,
+        action: Tensor | np.ndarray,
+        reward: Tensor | np.ndarray,
+        next_observation: Tensor | np.ndarray,
+        terminated: Tensor | np.ndarray,
+    ) -> None:
+        """Keep one transition of each replica: (R, obs), (R,), (R,), (R, obs), (R,). The oldest gives way."""
+        if isinstance(observation, Tensor):
+            columns = (next_observation, reward, action, terminated)
+            o, n, *rest = (torch.as_tensor(x, dtype=self.rows.dtype) for x in (observation, *columns))
+            r, a, t = rest
+            row = torch.cat([o, n, torch.stack([r, a, 1 - t], dim=1).to(o.device)], dim=1)
+        else:
+            size = self.observation_size
+            packed = np.empty((len(self.seeds), 2 * size + 3), dtype=np.float32)
+            packed[:, :size] = observation
+            packed[:, size : 2 * size] = next_observation
+            packed[:, -3] = reward
+            packed[:, -2] = action
+            packed[:, -1] = 1 - np.asarray(terminated, dtype=np.float32)
+            row = torch.from_numpy(packed)
+        self.rows[:, self.added % self.capacity] = row
+        self.added += 1
+
+    def store(self, transition: Transition) -> None:
+        """Keep a step of R x copies environments, copy after copy."""
+        o, a, r, n, terminated, _ = transition
+        for c in range(a.shape[1]):
+            self.add(o[:, c], a[:, c], r[:, c], n[:, c], terminated[:, c])
+
+    def sample(self, step: int, batch: int, stream: str = "replay") -> Batch:
+        """Draw ``batch`` transitions a replica: a function of (seeds, step, stream, batch) and of what is kept."""
+        assert self.added, "nothing to draw from"
+        key = (stream, batch)
+        if key not in self._streams:
+            self._streams[key] = NoiseStream(self.seeds, stream, (batch,), fine_uniform)
+        rows, replicas = self.rows, len(self.seeds)
+        device = torch.device("cpu") if rows.device.type == "mps" else rows.device  # mps has no float64
+        u = self._streams[key].at(step, torch.empty(0, dtype=torch.float64, device=device))
+        index = (u * self.filled).long().to(rows.device)  # u >= 0: cutting off is floor
+        if self._first.device != rows.device or self._first.numel() != replicas:
+            self._first = torch.arange(replicas, device=rows.device)[:, None] * self.capacity
+        drawn = rows.flatten(0, 1).index_select(0, (index + self._first).flatten())
+        return self._split(drawn.view(replicas, batch, rows.shape[2]))
+
+    def _split(self, rows: Tensor) -> Batch:
+        o, n = rows[..., : self.observation_size], rows[..., self.observation_size : -3]
+        return Batch(o, rows[..., -2].long(), rows[..., -3], n, rows[..., -1])
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        # a copy: torch.save writes all of the memory that a view belongs to
+        destination[f"{prefix}rows"] = self.rows[:, : self.filled].clone()
+        destination[f"{prefix}added"] = torch.tensor(self.added)
+        destination[f"{prefix}capacity"] = torch.tensor(self.capacity)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        names = [f"{prefix}{n}" for n in ("rows", "added", "capacity")]
+        absent = [n for n in names if n not in state_dict]
+        if absent:
+            missing_keys.extend(absent)
+            return
+        rows, added, capacity = (state_dict[n] for n in names)
+        there = int(capacity)
+        require(
+            there == self.capacity,
+            f"--model.capacity: {self.capacity} is not allowed; the stored replay keeps {there} transitions, give that",
+        )
+        wanted = (len(self.seeds), min(int(added), there), self.rows.shape[2])
+        if tuple(rows.shape) != wanted:
+            error_msgs.append(f"size mismatch for {names[0]}: {tuple(rows.shape)}, where {wanted} is wanted")
+            return
+        self.added = int(added)
+        with torch.no_grad():
+            self.rows[:, : self.filled] = rows
+            self.rows[:, self.filled :] = 0
