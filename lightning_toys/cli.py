@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 # the experiments register their classes for short names
+import lightning_toys.bilevel
 import lightning_toys.flow_vs_regression
 import lightning_toys.generative_policy
 import lightning_toys.mirror_descent

@@ -1,1 +1,8 @@
 """Which model serves the learner that learns from it?"""
+
+from lightning_toys.bilevel.control.data import ReplayData
+from lightning_toys.bilevel.control.environments import Disturbance
+from lightning_toys.bilevel.control.learner import Solver
+from lightning_toys.bilevel.control.module import BilevelControl
+
+__all__ = ["BilevelControl", "Disturbance", "ReplayData", "Solver"]

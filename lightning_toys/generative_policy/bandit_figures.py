@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_toys.generative_policy.bandit import RotatingModes
-from lightning_toys.generative_policy.figures import BLUE, series
+from lightning_toys.generative_policy.figures import BLUE
 from lightning_toys.plotting import COLOURS, GREY, band, new_figure
-from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.metrics_csv import read_csv, replica_columns
 
 
 @dataclass
@@ -75,7 +75,7 @@ def draw_all(shown: Shown, seeds: Sequence[int], folder: Path, label: str) -> di
     out = {"actions": draw_actions(shown, label)}
     path = folder / "metrics.csv"
     if path.exists():
-        steps, values = series(read_csv(path), "eval/regret", seeds)
+        steps, values = replica_columns(read_csv(path), "eval/regret", seeds)
         if len(steps):
             out["regret"] = regret_curves({label: (steps, values)}, shown.bandit.tops, shown.bandit.best)
     return out
@@ -89,7 +89,7 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
         if not (results.exists() and table.exists()):
             continue
         found = json.loads(results.read_text())
-        steps, values = series(read_csv(table), "eval/regret", found["seeds"])
+        steps, values = replica_columns(read_csv(table), "eval/regret", found["seeds"])
         if len(steps):
             curves[label] = (steps, values)
     bandit = RotatingModes()

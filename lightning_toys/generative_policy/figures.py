@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_toys.generative_policy.mixture import Mixture, Target, ThreeModes
 from lightning_toys.plotting import COLOURS, GREY, band, new_figure
-from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.metrics_csv import read_csv, replica_columns
 from lightning_toys.training.results import Report, set_aside
 
 Array = NDArray[np.float64]
@@ -149,14 +149,6 @@ def draw_by_step(target: Target, snapshots: dict[int, Array], label: str) -> Fig
     return figure
 
 
-def series(rows: list[dict[str, str]], name: str, seeds: Sequence[int]) -> tuple[Array, Array]:
-    """Return steps (n,) and values (R, n) of a metric in metrics.csv."""
-    columns = [f"replicas/{name}/seed_{s}" for s in seeds] if len(seeds) > 1 else [name]
-    found = [r for r in rows if all(r.get(c) for c in columns)]
-    steps = np.array([float(r["step"]) for r in found])
-    return steps, np.array([[float(r[c]) for r in found] for c in columns]).reshape(len(columns), len(found))
-
-
 def draw_training(shown: Shown, folder: Path, label: str) -> Figure | None:
     """Mode weights, off-mode shares, energy distance and entropy over training, mean and interval over seeds."""
     path = folder / "metrics.csv"
@@ -177,7 +169,7 @@ def draw_training(shown: Shown, folder: Path, label: str) -> Figure | None:
     for ax, metric, title in zip(axes.flat, panels, titles, strict=True):
         for i, name in enumerate(names):
             at = f"@{name}" if len(shown.samples) > 1 else ""
-            steps, values = series(rows, f"eval/{metric}{at}", shown.seeds)
+            steps, values = replica_columns(rows, f"eval/{metric}{at}", shown.seeds)
             if len(steps) == 0:
                 continue
             drawn = True

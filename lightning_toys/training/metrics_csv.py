@@ -8,9 +8,11 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -118,3 +120,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     text = path.read_text()
     reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
     return [row for row in reader if None not in row.values() and row["step"]]
+
+
+def replica_columns(rows: list[dict[str, str]], name: str, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps (n,) at which a metric was logged, and its value by replica (R, n)."""
+    columns = [f"replicas/{name}/seed_{s}" for s in seeds] if len(seeds) > 1 else [name]
+    found = [r for r in rows if all(r.get(c) for c in columns)]
+    values = np.array([[float(r[c]) for r in found] for c in columns])
+    return np.array([float(r["step"]) for r in found]), values.reshape(len(columns), len(found))

@@ -11,59 +11,46 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, band, new_figure
-from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.metrics_csv import replica_columns
+from lightning_toys.update_entropy.history import gains, read, smoothed
 from lightning_toys.update_entropy.memo import array
 from lightning_toys.update_entropy.probe import Findings
 from lightning_toys.update_entropy.report import correlation
 from lightning_toys.update_entropy.task import Tokens
 
 
-def column(rows: list[dict[str, str]], name: str, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the steps at which a metric was logged, and its value by replica (R, steps)."""
-    names = [f"replicas/{name}/seed_{s}" for s in seeds] if len(seeds) > 1 else [name]
-    kept = [r for r in rows if all(r.get(n) for n in names)]
-    steps = np.array([float(r["step"]) for r in kept])
-    return steps, np.array([[float(r[n]) for r in kept] for n in names])
-
-
-def smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """Return moving averages over up to ``window`` steps back, along the last axis."""
-    sums = np.cumsum(values, axis=1)
-    out = sums.copy()
-    out[:, window:] -= sums[:, :-window]
-    return out / np.minimum(np.arange(1, values.shape[1] + 1), window)
-
-
 def draw_training(folder: Path, seeds: Sequence[int], warm_steps: int, window: int = 5) -> dict[str, Figure]:
     """Draw reward, entropy and length over the policy gradient's steps."""
-    path = folder / "metrics.csv"
-    rows = read_csv(path) if path.exists() else []
-    steps, _ = column(rows, "train/reward", seeds)
+    rows = read(folder)
+    steps, _ = replica_columns(rows, "train/reward", seeds)
     if len(steps) < 2:
         return {}
     figure, axes = new_figure(1, 3, size=(10.5, 3.2))
     names = (("reward", "mean reward"), ("entropy", "entropy, nats a token"), ("length", "length, tokens"))
     for ax, (name, label), colour in zip(axes[0], names, COLOURS, strict=False):
-        steps, values = column(rows, f"train/{name}", seeds)
+        steps, values = replica_columns(rows, f"train/{name}", seeds)
         for one in values:
             ax.plot(steps - warm_steps, one, color=colour, alpha=0.25, linewidth=0.8)
         band(ax, steps - warm_steps, smoothed(values, window), colour, f"mean of {window} steps")
         ax.set_xlabel("policy-gradient step")
         ax.set_ylabel(label)
     shown = f"{len(seeds)} seeds, band: 95 % interval" if len(seeds) > 1 else "one seed"
-    figure.suptitle(f"Dr. GRPO after imitation ({shown}; thin: every step)", fontsize=10)
+    found = "; ".join(gains(folder, seeds, warm_steps))
+    below = f"\nat validation, paired by seed: {found}" if found else ""
+    figure.suptitle(f"Dr. GRPO after imitation ({shown}; thin: every step){below}", fontsize=10)
     return {"training": figure}
 
 
 def draw_predictions(folder: Path, seeds: Sequence[int], first_step: int = 0) -> dict[str, Figure]:
     """Draw what UpdateEntropyCallback predicted and measured, step by step, the first replica's."""
-    path = folder / "metrics.csv"
-    rows = read_csv(path) if path.exists() else []
-    steps, predicted = column(rows, "entropy_step/predicted", seeds)
+    rows = read(folder)
+    steps, predicted = replica_columns(rows, "entropy_step/predicted", seeds)
     if len(steps) < 2 or not any("entropy_step/measured" in r for r in rows):
         return {}
-    found = {k: column(rows, f"entropy_step/{k}", seeds)[1] for k in ("predicted_se", "measured", "measured_se")}
-    parts = {k: column(rows, f"entropy_step/{k}", seeds)[1][0] for k in ("momentum", "decay", "batch")}
+    found = {
+        k: replica_columns(rows, f"entropy_step/{k}", seeds)[1] for k in ("predicted_se", "measured", "measured_se")
+    }
+    parts = {k: replica_columns(rows, f"entropy_step/{k}", seeds)[1][0] for k in ("momentum", "decay", "batch")}
     error = np.sqrt(found["predicted_se"] ** 2 + found["measured_se"] ** 2)
     off = np.abs(found["measured"] - predicted)
     inside, alone = np.mean(off < 1.96 * error), np.mean(off < 1.96 * found["predicted_se"])

@@ -29,6 +29,7 @@ from lightning_toys.update_entropy.checkpoints import (
 from lightning_toys.update_entropy.data import FREE, TextData
 from lightning_toys.update_entropy.estimators import entropy
 from lightning_toys.update_entropy.grpo import Clipping, advantages
+from lightning_toys.update_entropy.history import gains
 from lightning_toys.update_entropy.memo import Memo
 from lightning_toys.update_entropy.optimizer_files import load_optimizer_state
 from lightning_toys.update_entropy.passes import evaluate
@@ -392,6 +393,14 @@ class UpdateEntropy(ToyModule):
             moments[name] = moments_of(entry) if entry else Moments.fresh(theta[name].detach())
         on_device = {n: m.to(theta[n].device) for n, m in moments.items()}
         return AdamWState(dict.fromkeys(names[r], hyper), on_device)
+
+    def on_fit_end(self) -> None:
+        """Say what the policy gradient has done."""
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            for logger in self.trainer.loggers:
+                logger.save()
+            for line in gains(self.run_folder, self.seeds, self.warm_steps):
+                note(f"since the policy gradient began: {line}")
 
     # judging
 

@@ -1,0 +1,44 @@
+"""What an agent has seen: where its batches come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lightning_toys.errors import require
+from lightning_toys.training.data import ToyDataModule
+from lightning_toys.training.loader import DrawnLoader
+
+
+class ReplayData(ToyDataModule):
+    """A ring buffer of transitions, filled by the agent that is being trained; a step of the Trainer is one of its own.
+
+    Args:
+        batch_size: transitions of one update.
+        init_steps: environment steps with random actions before the first update.
+        capacity: transitions kept; the oldest give way.
+    """
+
+    drawn = True
+
+    def __init__(self, batch_size: int = 256, init_steps: int = 1000, capacity: int = 200_000) -> None:
+        super().__init__(batch_size)
+        require(init_steps >= 1, f"--data.init_steps: {init_steps} is not allowed; give an integer >= 1")
+        require(
+            batch_size <= init_steps,
+            f"--data.batch_size: {batch_size} is not allowed; give at most --data.init_steps ({init_steps})",
+        )
+        require(
+            capacity >= init_steps,
+            f"--data.capacity: {capacity} is not allowed; give at least --data.init_steps ({init_steps})",
+        )
+        self.init_steps, self.capacity = init_steps, capacity
+
+    def loader(self, seeds: Sequence[int]) -> DrawnLoader:
+        """See :meth:`ToyDataModule.loader`: only the steps are handed out, the module keeps the transitions."""
+
+        def nothing(start: int, stop: int) -> tuple[Tensor, ...]:
+            return ()
+
+        return DrawnLoader(nothing, self.batch_size)

@@ -1,0 +1,235 @@
+"""One outer iteration of each agent: networks, optimisers' steps, and what there is to log. No Lightning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_toys.bilevel.control.agents import (
+    Agent,
+    Inverse,
+    Problem,
+    Value,
+    WorldModel,
+    funcbo_weights,
+    gradients,
+    half_squares,
+    mle_loss,
+    model_errors,
+    omd_weights,
+    vep_loss,
+)
+from lightning_toys.bilevel.control.nets import HeadMLP
+from lightning_toys.bilevel.control.replay import Batch
+from lightning_toys.bilevel.implicit import Tensors, flatten, unflatten
+from lightning_toys.errors import require
+
+
+@dataclass
+class Solver:
+    """How the bilevel problem of a batch is solved.
+
+    Args:
+        num_q_steps: inner steps of an outer iteration, all on one batch.
+        num_t_steps: outer iterations of an environment step, a batch each.
+        warm_start: go on from the values of the iteration before; otherwise each inner loop starts from the first ones.
+        warm_opt: keep the inner optimiser's moments from one outer iteration to the next, for every agent.
+        inverse: of the inner Hessian in ``omd``: ``identity`` (as published), ``gauss_newton`` or ``hessian`` by
+            conjugate gradients.
+        cg_steps: iterations of conjugate gradients.
+        cg_damping: c, added to the Hessian's diagonal.
+        inner_value: ``funcbo`` takes the inner problem for solved (``exact``) or the values as they are (``lagged``).
+        vep_values: random value functions of ``vep``.
+        smoothing: the model follows the mean of so many outer gradients, the latest ones; 1 is without.
+    """
+
+    num_q_steps: int = 1
+    num_t_steps: int = 1
+    warm_start: bool = True
+    warm_opt: bool = True
+    inverse: Inverse = "identity"
+    cg_steps: int = 10
+    cg_damping: float = 0.01
+    inner_value: str = "exact"
+    vep_values: int = 5
+    smoothing: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("num_q_steps", "num_t_steps", "cg_steps", "vep_values", "smoothing"):
+            value = getattr(self, name)
+            require(value >= 1, f"--model.solver.{name}: {value} is not allowed; give an integer >= 1")
+        damping = self.cg_damping
+        require(0 <= damping < math.inf, f"--model.solver.cg_damping: {damping} is not allowed; give a number >= 0")
+        require(
+            self.inner_value in ("exact", "lagged"),
+            f"--model.solver.inner_value: {self.inner_value!r} is not allowed; give exact or lagged",
+        )
+
+
+class Nets(nn.Module):
+    """What an agent keeps: values ``q``, their slow copy ``target``, the model, and what its algorithm asks for.
+
+    Args:
+        seeds: one seed a replica.
+        states: dimensions of a state.
+        actions: number of actions.
+        hidden: width of the values' two hidden layers.
+        model_hidden: width of the model's.
+        heads: 2 is double Q-learning.
+        agent: the algorithm.
+        solver: how it is run.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        states: int,
+        actions: int,
+        hidden: int,
+        model_hidden: int,
+        heads: int,
+        agent: Agent,
+        solver: Solver,
+    ) -> None:
+        super().__init__()
+        sizes = (states, hidden, hidden, actions)
+        self.q = HeadMLP(seeds, "q", sizes, heads)
+        self.target = HeadMLP(seeds, "q", sizes, heads).requires_grad_(False)
+        self.model = WorldModel(seeds, states, actions, model_hidden)
+        if agent == "vep":
+            widths = (states, hidden, hidden, 1)
+            self.values = HeadMLP(seeds, "vep", widths, solver.vep_values).requires_grad_(False)
+        if not solver.warm_start:
+            self.start = HeadMLP(seeds, "q", sizes, heads).requires_grad_(False)
+        if solver.smoothing > 1:
+            size = sum(p[0].numel() for p in self.model.parameters())
+            self.register_buffer("recent", torch.zeros(len(seeds), solver.smoothing, size))
+            self.register_buffer("seen", torch.zeros((len(seeds), 1)))
+
+    def smoothed(self, found: Tensors) -> Tensors:
+        """Return the mean of the last gradients, this one included (arXiv 2601.15363)."""
+        recent, seen = self.recent, self.seen
+        assert isinstance(recent, Tensor)
+        assert isinstance(seen, Tensor)
+        count = int(seen[0, 0])
+        recent[:, count % recent.shape[1]] = flatten(found)
+        seen += 1
+        return unflatten(recent.sum(1) / min(count + 1, recent.shape[1]), found)
+
+
+class Learner:
+    """Runs outer iterations.
+
+    Args:
+        nets: the agent's.
+        agent: the algorithm.
+        solver: how it is run.
+        value: V and targets.
+        tau: share by which the target moves towards the values at each outer iteration.
+        clip: bound on each replica's outer gradient norm.
+    """
+
+    def __init__(
+        self, nets: Nets, agent: Agent, solver: Solver, value: Value, tau: float, clip: float | None = None
+    ) -> None:
+        self.nets, self.agent, self.solver, self.value, self.tau, self.clip = nets, agent, solver, value, tau, clip
+        # the optimiser's object, by the parameters' names and in their order
+        self.q, self.t = list(nets.q.parameters()), list(nets.model.parameters())
+        self.slow: list[Tensor] = list(nets.target.parameters())
+
+    def problem(self, batch: Batch) -> Problem:
+        """Return the bilevel problem of a batch."""
+        return Problem(self.nets.q, self.nets.target, self.nets.model, self.value, batch)
+
+    def iterate(self, batch: Batch, outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> Tensor:
+        """Make one outer iteration; return the loss that the model descends (R,).
+
+        Args:
+            batch: transitions, the same for the inner and the outer problem.
+            outer: steps the model.
+            inner: steps the values.
+        """
+        problem = self.problem(batch)
+        if self.agent in ("mle", "vep"):
+            found, loss = self.fitted(problem)
+            self.step_model(found, outer)
+            with torch.no_grad():
+                y_model = problem.y_model()
+            self.solve(problem, y_model, inner)
+        else:
+            y_model = problem.y_model()
+            self.solve(problem, y_model.detach(), inner)
+            found, loss = self.implicit(problem, y_model)
+            self.step_model(found, outer)
+        torch._foreach_lerp_(self.slow, [p.detach() for p in self.q], self.tau)
+        return loss
+
+    def fitted(self, problem: Problem) -> tuple[Tensors, Tensor]:
+        """Return the model's gradient and loss (R,) of ``mle`` or ``vep``."""
+        loss = self.fitted_loss(problem)
+        return gradients(loss, self.nets.model), loss.detach()
+
+    def fitted_loss(self, problem: Problem) -> Tensor:
+        """Return the loss (R,) that ``mle`` or ``vep`` descends, with its graph to the model."""
+        dream = self.nets.model(problem.batch.observation, problem.batch.action)
+        if self.agent == "mle":
+            return mle_loss(dream, problem.batch)
+        return vep_loss(dream, problem.batch, self.nets.values)
+
+    def implicit(self, problem: Problem, y_model: Tensor) -> tuple[Tensors, Tensor]:
+        """Return the model's gradient and L_out (R,) of ``omd`` or ``funcbo``.
+
+        Args:
+            problem: at the inner solution.
+            y_model: y_T (R, B), with its graph to the model.
+        """
+        solver, y = self.solver, y_model.detach()
+        if self.agent == "omd":
+            w, loss, _ = omd_weights(problem, solver.inverse, solver.cg_steps, solver.cg_damping, y)
+        else:
+            w, loss = funcbo_weights(problem, y, solver.inner_value == "exact")
+        named = dict(self.nets.model.named_parameters())
+        found = torch.autograd.grad(y_model, list(named.values()), w)
+        return dict(zip(named, found, strict=True)), loss
+
+    def solve(self, problem: Problem, y_model: Tensor, inner: torch.optim.Optimizer) -> None:
+        """Take the inner steps: the values learn from the model's targets y_T (R, B)."""
+        if not self.solver.warm_start:
+            torch._foreach_copy_([p.detach() for p in self.q], list(self.nets.start.parameters()))
+        if not self.solver.warm_opt:
+            inner.state.clear()
+        for _ in range(self.solver.num_q_steps):
+            loss = half_squares(problem.d(), y_model)
+            for p, g in zip(self.q, torch.autograd.grad(loss.sum(), self.q), strict=True):
+                p.grad = g
+            inner.step()
+
+    def step_model(self, found: Tensors, outer: torch.optim.Optimizer) -> None:
+        """Step the model, replica by replica clipped where that is wanted."""
+        if self.solver.smoothing > 1:
+            found = self.nets.smoothed(found)
+        scale: Tensor | None = None
+        if self.clip is not None:
+            scale = (self.clip / (flatten(found).norm(dim=1) + 1e-6)).clamp(max=1.0)
+        for p, g in zip(self.t, found.values(), strict=True):
+            p.grad = g if scale is None else g * scale.view(-1, *[1] * (g.dim() - 1))
+        outer.step()
+
+    @torch.no_grad()
+    def look(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the errors of values and model on a batch, each (R,): roots of mean squares."""
+        problem = self.problem(batch)
+        dream = self.nets.model(batch.observation, batch.action)
+        state, reward = model_errors(dream, batch)
+        d = problem.d()
+        return {
+            "td_error": (d - problem.y.unsqueeze(1)).square().mean((1, 2)).sqrt(),
+            "inner_error": (d - problem.y_of(dream).unsqueeze(1)).square().mean((1, 2)).sqrt(),
+            "model_error": (state / batch.observation.shape[-1]).sqrt(),
+            "reward_error": reward.sqrt(),
+            "value": d.mean((1, 2)),
+        }

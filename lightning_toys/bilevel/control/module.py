@@ -1,0 +1,349 @@
+"""BilevelControl: an agent that learns its values from a model, and its model from what the values make of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_toys.bilevel.control import figures
+from lightning_toys.bilevel.control.agents import Agent, Value, policy
+from lightning_toys.bilevel.control.check import cosine, differences, in_double
+from lightning_toys.bilevel.control.data import ReplayData
+from lightning_toys.bilevel.control.environments import (
+    Disturbance,
+    Environments,
+    make_environments,
+    play,
+    record,
+    write_gif,
+)
+from lightning_toys.bilevel.control.learner import Learner, Nets, Solver
+from lightning_toys.bilevel.control.replay import Replay
+from lightning_toys.bilevel.implicit import flatten
+from lightning_toys.errors import note, require
+from lightning_toys.training.loader import Block, DrawnBlock
+from lightning_toys.training.module import ToyModule, fitting, made
+from lightning_toys.training.noise import NoiseStream, uniform
+from lightning_toys.training.results import Report
+
+JUDGED = 1024  # transitions that errors are measured on
+
+
+class BilevelControl(ToyModule):
+    """Model-based reinforcement learning with discrete actions; a step of the Trainer is one of the environment.
+
+    Args:
+        agent: how the model is learned: ``mle``, ``vep``, ``omd`` or ``funcbo``, see
+            :mod:`lightning_toys.bilevel.control.agents`.
+        env: an environment of gymnasium with discrete actions and a flat observation.
+        seeds: one seed a replica.
+        hidden_dim: width of the values' hidden layers.
+        model_hidden_dim: width of the model's hidden layers; 3 is too narrow for CartPole.
+        alpha: temperature of the soft value and of the policy.
+        discount: gamma.
+        eps: share of random actions after the first ``--data.init_steps``.
+        lr: Adam's learning rate of the model.
+        inner_lr: Adam's learning rate of the values.
+        tau: share by which the target values move towards the values at each outer iteration.
+        double_q: the lesser of two values is the target's.
+        solver: of the bilevel problem.
+        disturbance: distractors and a drifting reward.
+        clip_grad_norm: bound on each replica's outer gradient norm.
+        eval_episodes: episodes of a validation, the same first states each time, greedy actions.
+        test_episodes: episodes of a test.
+        check_gradient: random directions along which validations hold the outer gradient against finite differences;
+            0 is without.
+        record: write an episode of every replica as a GIF after `test`.
+    """
+
+    headline = ("return",)
+    reads_data = False
+    metric_labels: Mapping[str, str] = {
+        "return": "return of an episode, greedy actions",
+        "td_error": "RMS of d - y, units of value",
+        "inner_error": "RMS of d - y_T, units of value",
+        "model_error": "RMS error of the next state, a coordinate",
+        "reward_error": "RMS error of the reward",
+        "value": "mean value of the actions taken",
+        "gradient_cosine": "cosine of outer gradient and finite differences",
+    }
+
+    def __init__(
+        self,
+        agent: Agent = "omd",
+        env: str = "CartPole-v1",
+        seeds: Sequence[int] = (0,),
+        hidden_dim: int = 32,
+        model_hidden_dim: int = 32,
+        alpha: float = 0.01,
+        discount: float = 0.99,
+        eps: float = 0.1,
+        lr: float = 1e-3,
+        inner_lr: float = 3e-4,
+        tau: float = 0.01,
+        double_q: bool = True,
+        solver: Solver | None = None,
+        disturbance: Disturbance | None = None,
+        clip_grad_norm: float | None = None,
+        eval_episodes: int = 10,
+        test_episodes: int = 100,
+        check_gradient: int = 0,
+        record: bool = False,
+    ) -> None:
+        super().__init__(seeds, lr, 0.0, clip_grad_norm)
+        for name, size in (("hidden_dim", hidden_dim), ("model_hidden_dim", model_hidden_dim)):
+            require(size >= 1, f"--model.{name}: {size} is not allowed; give an integer >= 1")
+        require(0 < alpha < math.inf, f"--model.alpha: {alpha} is not allowed; give a number > 0")
+        require(0 <= discount < 1, f"--model.discount: {discount} is not allowed; give a number from 0 to below 1")
+        require(0 <= eps <= 1, f"--model.eps: {eps} is not allowed; give a share between 0 and 1")
+        require(0 < inner_lr < math.inf, f"--model.inner_lr: {inner_lr} is not allowed; give a number > 0")
+        require(0 < tau <= 1, f"--model.tau: {tau} is not allowed; give a number above 0, at most 1")
+        for name, count in (("eval_episodes", eval_episodes), ("test_episodes", test_episodes)):
+            require(count >= 1, f"--model.{name}: {count} is not allowed; give an integer >= 1")
+        require(check_gradient >= 0, f"--model.check_gradient: {check_gradient} is not allowed; give an integer >= 0")
+        self.solver, self.disturbance = made(Solver, solver), made(Disturbance, disturbance)
+        self.agent, self.env, self.hidden_dim, self.model_hidden_dim = agent, env, hidden_dim, model_hidden_dim
+        self.value, self.eps, self.inner_lr, self.tau = Value(alpha, discount), eps, inner_lr, tau
+        self.heads = 2 if double_q else 1
+        self.eval_episodes, self.test_episodes = eval_episodes, test_episodes
+        self.check_gradient, self.records = check_gradient, record
+        self.save_hyperparameters(logger=False)
+        self.hparams.update({"solver": asdict(self.solver), "disturbance": asdict(self.disturbance)})
+        self.hparams["seeds"] = self.seeds
+        self.environments: Environments | None = None
+        self.stored_environments: dict[str, Tensor] | None = None
+        self.returns: list[list[float]] = [[] for _ in self.seeds]
+        self.noise = NoiseStream(self.seeds, "act", (3,), uniform)
+
+    @property
+    def label(self) -> str:
+        """See :attr:`ToyModule.label`."""
+        return f"{self.agent}, model width {self.model_hidden_dim}"
+
+    # building
+
+    def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
+        """See :meth:`ToyModule.measure`."""
+        replay = fitting(data, ReplayData)
+        made = make_environments(self.env, self.seeds[:1], "train", 1, self.disturbance)
+        made.close()
+        return {"states": made.observation_size, "actions": made.actions, "capacity": replay.capacity}
+
+    def build(self) -> Nets:
+        """See :meth:`ToyModule.build`."""
+        s, a = self.sizes["states"], self.sizes["actions"]
+        heads, solver = self.heads, self.solver
+        return Nets(self.seeds, s, a, self.hidden_dim, self.model_hidden_dim, heads, self.agent, solver)
+
+    def configure_model(self) -> None:
+        """See :meth:`ToyModule.configure_model`; the replay is part of the module, so of its checkpoints."""
+        super().configure_model()
+        if hasattr(self, "net") and not hasattr(self, "replay"):
+            self.replay = Replay(self.seeds, self.sizes["states"], self.sizes["capacity"])
+
+    @property
+    def nets(self) -> Nets:
+        """The agent's networks."""
+        assert isinstance(self.net, Nets)
+        return self.net
+
+    @property
+    def learner(self) -> Learner:
+        """What makes outer iterations with the networks as they are."""
+        return Learner(self.nets, self.agent, self.solver, self.value, self.tau, self.clip_grad_norm)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return Adam of the model, and Adam of the values."""
+        fused = self.device.type in ("cpu", "cuda")
+        outer = torch.optim.Adam(self.nets.model.parameters(), lr=self.lr, fused=fused)
+        return outer, torch.optim.Adam(self.nets.q.parameters(), lr=self.inner_lr, fused=fused)
+
+    # acting
+
+    @torch.no_grad()
+    def greedy(self, observation: np.ndarray) -> np.ndarray:
+        """Return the actions (R, n) of the greatest mean value at observations (R, n, S)."""
+        q = self.nets.q(self.tensor(observation)).mean(1)
+        chosen: np.ndarray = q.argmax(-1).cpu().numpy()
+        return chosen
+
+    @torch.no_grad()
+    def explore(self, observation: np.ndarray, step: int, random: bool) -> np.ndarray:
+        """Return the actions (R, 1) of an environment step: random, or drawn from softmax(mean_k Q / alpha).
+
+        Args:
+            observation: (R, 1, S).
+            step: of the environment; keys the draws.
+            random: whether all actions are.
+        """
+        u = self.noise.at(step, torch.empty(0)).numpy().astype(np.float64)
+        chosen = np.minimum((u[:, 1] * self.sizes["actions"]).astype(np.int64), self.sizes["actions"] - 1)
+        if random:
+            return np.asarray(chosen[:, None])
+        law = policy(self.nets.q(self.tensor(observation)), self.value.alpha)[:, 0].double().cpu().numpy()
+        drawn = np.minimum((law.cumsum(1) < u[:, 2:3]).sum(1), self.sizes["actions"] - 1)
+        action: np.ndarray = np.where(u[:, 0] < self.eps, chosen, drawn)[:, None]
+        return action
+
+    def tensor(self, x: np.ndarray) -> Tensor:
+        """Return an array on the device and in the precision of the networks."""
+        like = self.nets.q.weights()["w0"]
+        return torch.from_numpy(x).to(like)
+
+    # training
+
+    def on_train_start(self) -> None:
+        """Let the learning rates given now win, and start the environments or take them up where they were."""
+        require(
+            str(self.trainer.precision) in ("32-true", "64-true", "32", "64"),
+            f"--trainer.precision: {str(self.trainer.precision)!r} is not allowed here: values differ by less than "
+            "half a precision can tell; give 32-true or 64-true",
+        )
+        for optimizer, lr in zip(self.trainer.optimizers, (self.lr, self.inner_lr), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        self.environments = make_environments(self.env, self.seeds, "train", 1, self.disturbance)
+        if self.stored_environments is not None:
+            self.environments.load(self.stored_environments)
+
+    def training_step(self, block: Block | DrawnBlock, batch_idx: int) -> None:
+        """Act, store and learn, step by step. Every rank does the same: bit for bit what one process does."""
+        outer, inner = self.trainer.optimizers
+        data = fitting(self.trainer.datamodule, ReplayData)  # type: ignore[attr-defined]
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        environments, learner = self.environments, self.learner
+        assert environments is not None
+        every = int(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        losses = []
+        for step in range(block.start, block.stop):
+            begun = step >= data.init_steps
+            action = self.explore(environments.observation, step, not begun)
+            # what is counted is environment steps, not the steps of two optimisers
+            progress.increment_ready()
+            self.replay.store(environments.step(action, step))
+            for episode in environments.finished:
+                self.returns[episode.replica].append(episode.total)
+            loss = torch.zeros(len(self.seeds)).to(self.replay.rows)
+            for k in range(self.solver.num_t_steps if begun else 0):
+                batch = self.drawn(step * self.solver.num_t_steps + k, data.batch_size, "replay")
+                loss = learner.iterate(batch, outer, inner)
+            progress.increment_completed()
+            losses.append(loss / block.world)
+            if every and (step + 1) % every == 0:
+                self.write_training(step + 1, begun)
+        self.finish_block(block, torch.stack(losses))
+
+    def drawn(self, index: int, count: int, stream: str) -> Any:
+        """Return transitions of the replay in the networks' precision."""
+        batch = self.replay.sample(index, count, stream)
+        kind = self.nets.q.weights()["w0"].dtype
+        if batch.observation.dtype == kind:
+            return batch
+        return batch._replace(**{k: x.to(kind) for k, x in batch._asdict().items() if x.is_floating_point()})
+
+    def write_training(self, step: int, begun: bool) -> None:
+        """Log the episodes that ended since the last time, gradients' norms and the outer iterations made."""
+        row: dict[str, Tensor] = {}
+        if all(self.returns):
+            row["train/return"] = torch.tensor([float(np.mean(x)) for x in self.returns])
+            self.returns = [[] for _ in self.seeds]
+        if begun:
+            for name, net in (("outer", self.nets.model), ("inner", self.nets.q)):
+                g = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+                row[f"train/{name}_gradient_norm"] = flatten(g).norm(dim=1)
+        if row:
+            self.write_scalars(row, step)
+
+    # checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`ToyModule.on_save_checkpoint`; the environments go along, and returns not yet logged."""
+        super().on_save_checkpoint(checkpoint)
+        if self.environments is not None:
+            checkpoint["toy"] |= {"environments": self.environments.state(), "returns": self.returns}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`ToyModule.on_load_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        self.stored_environments = checkpoint["toy"].get("environments")
+        self.returns = checkpoint["toy"].get("returns", self.returns)
+
+    # judging
+
+    def evaluation(self, stream: str, episodes: int) -> Report:
+        """Play episodes with greedy actions, the same first states each time; measure errors on the replay."""
+        environments = make_environments(self.env, self.seeds, stream, episodes, self.disturbance)
+        step = self.global_step or self.loaded_step
+        totals, lengths = play(environments, self.greedy, clock=step)
+        environments.close()
+        found = {"return": totals.mean(1), "length": lengths.astype(np.float64).mean(1)}
+        if episodes > 1:
+            found["return_sd"] = totals.std(1, ddof=1)
+        metrics = {k: v.tolist() for k, v in found.items()}
+        if self.replay.filled:
+            batch = self.drawn(step, JUDGED, "judge")
+            metrics |= {k: v.double().tolist() for k, v in self.learner.look(batch).items()}
+            if self.check_gradient:
+                metrics["gradient_cosine"] = self.cosine(step).tolist()
+        return Report(self.seeds, metrics)
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def cosine(self, step: int) -> Tensor:
+        """Return the cosine (R,) of the outer gradient with finite differences, in double precision."""
+        solver = self.solver
+        nets, batch = in_double(self.nets, self.drawn(step, 256, "check"))
+        learner = Learner(nets, self.agent, solver, self.value, self.tau)
+        problem = learner.problem(batch)
+        fitted: Callable[[], Tensor] | None = None
+        if self.agent in ("mle", "vep"):
+            found, _ = learner.fitted(problem)
+            fitted = partial(learner.fitted_loss, problem)
+        else:
+            found, _ = learner.implicit(problem, problem.y_model())
+        exact, damping = solver.inner_value == "exact", solver.cg_damping
+        drawn, measured = differences(
+            problem, self.agent, self.seeds, self.check_gradient, step, damping, exact, fitted
+        )
+        return cosine(found, drawn, measured)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Play and score."""
+        self.last_report = self.evaluation("evaluation", self.eval_episodes)
+        self.write_evaluation(self.last_report)
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Play other episodes, and more of them; record one where that is asked for."""
+        self.last_report = self.evaluation("test", self.test_episodes)
+        if self.records and self.trainer.is_global_zero:
+            folder = self.run_folder / "figures"
+            folder.mkdir(parents=True, exist_ok=True)
+            for r, seed in enumerate(self.seeds):
+                frames = record(self.env, lambda o, r=r: self.act_alone(o, r), seed, self.disturbance)
+                write_gif(frames[::2], folder / f"episode_seed_{seed}.gif", 25)
+                note(f"{folder / f'episode_seed_{seed}.gif'}: {len(frames) - 1} steps")
+
+    def act_alone(self, observation: np.ndarray, r: int) -> int:
+        """Return one replica's greedy action at one observation (S,)."""
+        everywhere = np.broadcast_to(observation, (len(self.seeds), 1, len(observation))).copy()
+        return int(self.greedy(everywhere)[r, 0])
+
+    def figures(self, folder: Path) -> dict[str, Figure]:
+        """See :meth:`ToyModule.figures`."""
+        return figures.draw_training(folder, self.seeds, self.label)
+
+    @staticmethod
+    def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
+        """See :meth:`ToyModule.compare_figures`."""
+        return figures.draw_comparison(runs)
