@@ -355,10 +355,15 @@ def made(name: str, render_mode: str | None = None) -> Any:
     if name not in known and ":" not in name:  # "package:Name-v0" is looked up by importing the package
         raise ToyError(f"--model.env: {name!r} is not allowed; {allowed}{did_you_mean(name, known)}")
     try:
-        return gymnasium.make(name, render_mode=render_mode, disable_env_checker=True)
+        # not every environment takes a render_mode
+        return gymnasium.make(name, disable_env_checker=True, **({"render_mode": render_mode} if render_mode else {}))
     except Exception as error:  # what a constructor may raise is anybody's guess
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise ToyError(f"--model.env: {name!r} cannot be made: {why}; {allowed}") from error
+        raise ToyError(f"--model.env: {name!r} cannot be made: {reason(error)}; {allowed}") from error
+
+
+def reason(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def spaces_of(name: str, environment: Any) -> tuple[int, int]:
@@ -450,14 +455,13 @@ def record(
     environments = Gymnasium(name, [seed], "record", 1, disturbance or Disturbance(), "rgb_array")
     try:
         environments.frames.append(environments.members[0][0].render())
-        while not environments.finished and environments.steps < limit:
-            environments.step(np.array([[policy(environments.observation[0, 0])]]))
-        return environments.frames
-    except Exception as error:  # a missing pygame, say, in as many words as there are environments
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise ToyError(f"--model.env: {name!r} cannot be drawn: {why}") from error
-    finally:
+    except Exception as error:  # a missing pygame, say, in as many ways as there are environments
         environments.close()
+        raise ToyError(f"--model.env: {name!r} cannot be drawn: {reason(error)}") from error
+    while not environments.finished and environments.steps < limit:
+        environments.step(np.array([[policy(environments.observation[0, 0])]]))
+    environments.close()
+    return environments.frames
 
 
 def write_gif(frames: Sequence[np.ndarray], path: str | Path, fps: float = 50.0) -> None:
@@ -465,5 +469,5 @@ def write_gif(frames: Sequence[np.ndarray], path: str | Path, fps: float = 50.0)
     from PIL import Image
 
     require(len(frames) > 0, "an animation without pictures cannot be written")
-    first, *rest = [Image.fromarray(f).quantize(64) for f in frames]
+    first, *rest = [Image.fromarray(f).quantize(256, Image.Quantize.FASTOCTREE) for f in frames]
     first.save(path, save_all=True, append_images=rest, duration=max(20, round(1000 / fps)), loop=0)
