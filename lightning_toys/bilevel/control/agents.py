@@ -139,7 +139,8 @@ def vep_loss(dream: Dream, batch: Batch, values: HeadMLP) -> Tensor:
     """
     with torch.no_grad():
         wanted = values(batch.next_observation)
-    return (values(dream.state) - wanted).square().mean((1, 2, 3)) + model_errors(dream, batch)[1]
+    off: Tensor = values(dream.state) - wanted
+    return off.square().mean((1, 2, 3)) + model_errors(dream, batch)[1]
 
 
 class Problem:

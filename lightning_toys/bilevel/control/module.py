@@ -330,7 +330,7 @@ class BilevelControl(ToyModule):
             folder = self.run_folder / "figures"
             folder.mkdir(parents=True, exist_ok=True)
             for r, seed in enumerate(self.seeds):
-                frames = record(self.env, lambda o, r=r: self.act_alone(o, r), seed, self.disturbance)
+                frames = record(self.env, partial(self.act_alone, r=r), seed, self.disturbance)
                 write_gif(frames[::2], folder / f"episode_seed_{seed}.gif", 25)
                 note(f"{folder / f'episode_seed_{seed}.gif'}: {len(frames) - 1} steps")
 
