@@ -143,13 +143,13 @@ def test_a_state_is_a_copy() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     replay = filled([0], 10, 5)
-    with pytest.raises(ToyError, match=r"--model\.capacity: 20 is not allowed; the stored replay keeps 10"):
+    with pytest.raises(ToyError, match=r"--data\.capacity: 20 is not allowed; the stored replay keeps 10"):
         Replay([0], 3, 20).load_state_dict(replay.state_dict())
     with pytest.raises(RuntimeError, match=r"size mismatch for rows: \(1, 5, 9\), where \(1, 5, 11\) is wanted"):
         Replay([0], 4, 10).load_state_dict(replay.state_dict())
     with pytest.raises(RuntimeError, match="Missing key"):
         replay.load_state_dict({})
-    with pytest.raises(ToyError, match=r"--model\.capacity: 0 is not allowed"):
+    with pytest.raises(ToyError, match=r"--data\.capacity: 0 is not allowed"):
         Replay([0], 3, 0)
     with pytest.raises(AssertionError, match="nothing to draw"):
         Replay([0], 3, 5).sample(0, 4)

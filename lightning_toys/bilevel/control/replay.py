@@ -58,7 +58,7 @@ class Replay(nn.Module):
 
     def __init__(self, seeds: Sequence[int], observation_size: int, capacity: int) -> None:
         super().__init__()
-        require(capacity >= 1, f"--model.capacity: {capacity} is not allowed; give an integer >= 1")
+        require(capacity >= 1, f"--data.capacity: {capacity} is not allowed; give an integer >= 1")
         self.seeds, self.observation_size, self.capacity = tuple(seeds), observation_size, capacity
         self.added = 0
         # zeros are pages that the system hands out as they are written to
@@ -152,7 +152,7 @@ class Replay(nn.Module):
         there = int(capacity)
         require(
             there == self.capacity,
-            f"--model.capacity: {self.capacity} is not allowed; the stored replay keeps {there} transitions, give that",
+            f"--data.capacity: {self.capacity} is not allowed; the stored replay keeps {there} transitions, give that",
         )
         wanted = (len(self.seeds), min(int(added), there), self.rows.shape[2])
         if tuple(rows.shape) != wanted:
