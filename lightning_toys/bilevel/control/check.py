@@ -33,11 +33,11 @@ def response(problem: Problem, y_model: Tensor, start: Tensors, slope: Tensors, 
     def inner(weights: Tensors) -> Tensor:
         return problem.inner(weights, y_model)
 
-    for _ in range(4):
+    for _ in range(3):
         own = gradient(inner, theta)
         g = {n: own[n] - slope[n] + damping * (theta[n] - start[n]) for n in theta}
         product = hessian_product(inner, theta)
-        flat = conjugate_gradient(lambda x: flatten(product(unflatten(x, slope))), flatten(g), 200, damping).x  # noqa: B023
+        flat = conjugate_gradient(lambda x: flatten(product(unflatten(x, slope))), flatten(g), 100, damping).x  # noqa: B023
         step = unflatten(flat, slope)
         theta = {n: theta[n] - step[n] for n in theta}
     return theta
@@ -52,7 +52,7 @@ def differences(
     damping: float,
     solved: bool = True,
     fitted: Callable[[], Tensor] | None = None,
-    size: float = 1e-4,
+    size: float = 1e-6,
 ) -> tuple[Tensors, Tensor]:
     """Return random directions of the model's weights (R, D, ...) and the outer loss's central differences (R, D).
 
@@ -65,7 +65,8 @@ def differences(
         damping: c of the response.
         solved: funcbo's inner problem is taken for solved.
         fitted: gives the loss that ``mle`` and ``vep`` descend: there is no inner problem in it.
-        size: length of a difference's step, in units of a direction of unit variance.
+        size: length of a difference's step, in units of a direction of unit variance; a longer one steps over
+            kinks of the ReLU networks, which the solution at an interpolating point lies close to.
     """
     model = problem.model
     theta = {n: p.detach().clone() for n, p in model.named_parameters()}

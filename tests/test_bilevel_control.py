@@ -1,0 +1,401 @@
+"""The agents' mathematics: closed forms, finite differences, and the identities that the module states."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_toys.bilevel.control.agents import (
+    Problem,
+    Value,
+    funcbo_weights,
+    gradients,
+    half_squares,
+    inner_product,
+    mle_loss,
+    omd_weights,
+    policy,
+    taken,
+    vep_loss,
+)
+from lightning_toys.bilevel.control.check import cosine, differences, response
+from lightning_toys.bilevel.control.learner import Learner, Nets, Solver
+from lightning_toys.bilevel.control.nets import HeadMLP
+from lightning_toys.bilevel.control.replay import Batch
+from lightning_toys.bilevel.implicit import flatten, gradient
+
+SEEDS, STATES, ACTIONS, B = [3, 8], 3, 2, 16
+VALUE = Value(0.1, 0.9)
+
+
+@pytest.fixture(autouse=True)
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def batch_of(seed: int = 0) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    r = len(SEEDS)
+    s = torch.randn(r, B, STATES, generator=g)
+    return Batch(
+        s,
+        torch.randint(ACTIONS, (r, B), generator=g),
+        torch.randn(r, B, generator=g),
+        s + 0.3 * torch.randn(r, B, STATES, generator=g),
+        (torch.rand(r, B, generator=g) < 0.8).double(),
+    )
+
+
+def nets_of(agent: str = "omd", solver: Solver | None = None, heads: int = 2, hidden: int = 5) -> Nets:
+    nets = Nets(SEEDS, STATES, ACTIONS, hidden, 4, heads, agent, solver or Solver())  # type: ignore[arg-type]
+    g = torch.Generator().manual_seed(5)
+    for p in nets.target.parameters():  # a target of its own
+        p.data += 0.3 * torch.randn(p.shape, generator=g)
+    return nets
+
+
+def settled(nets: Nets, batch: Batch, steps: int = 1500) -> Nets:
+    """Bring the values close to the inner problem's solution, where its Hessian is positive."""
+    problem = problem_of(nets, batch)
+    y = problem.y_model().detach()
+    adam = torch.optim.Adam(nets.q.parameters(), lr=1e-2)
+    for k in range(steps):
+        adam.param_groups[0]["lr"] = 1e-2 * (1 - k / steps)
+        for p, g in zip(
+            nets.q.parameters(), gradients(problem.inner(problem.q.weights(), y), nets.q).values(), strict=True
+        ):
+            p.grad = g
+        adam.step()
+    return nets
+
+
+def problem_of(nets: Nets, batch: Batch | None = None) -> Problem:
+    return Problem(nets.q, nets.target, nets.model, VALUE, batch or batch_of())
+
+
+# networks
+
+
+def test_heads_are_perceptrons_of_their_own() -> None:
+    net, x = HeadMLP(SEEDS, "q", (STATES, 5, 5, ACTIONS), 2), batch_of().observation
+    out = net(x)
+    for r in range(2):
+        for k in range(2):
+            h = x[r]
+            for i in range(3):
+                h = h @ getattr(net, f"w{i}")[r, k] + getattr(net, f"b{i}")[r, k]
+                h = h.relu() if i < 2 else h
+            assert torch.allclose(out[r, k], h, atol=1e-14)
+    alone = HeadMLP(SEEDS[1:], "q", (STATES, 5, 5, ACTIONS), 2)
+    assert torch.equal(alone(x[1:]), out[1:])
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_derivative_along_the_weights(heads: int) -> None:
+    net, x = HeadMLP(SEEDS, "q", (STATES, 5, 5, ACTIONS), heads), batch_of().observation
+    g = torch.Generator().manual_seed(1)
+    v = {n: torch.randn(p.shape, generator=g) for n, p in net.named_parameters()}
+    names = list(v)
+
+    def f(*weights: Tensor) -> Tensor:
+        return net(x, dict(zip(names, weights, strict=True)))
+
+    wanted = torch.func.jvp(f, tuple(p.detach() for p in net.parameters()), tuple(v.values()))[1]
+    assert torch.allclose(net.along(x, v), wanted, atol=1e-13)
+
+
+# values and targets
+
+
+def test_the_soft_value() -> None:
+    q = torch.tensor([[[[1.0, 2.0]], [[1.5, 0.5]]]])  # the lesser: 1, .5
+    assert float(VALUE.of(q)[0, 0]) == pytest.approx(0.1 * np.log(np.exp(10) + np.exp(5)))
+    assert float(Value(1e-4, 0.9).of(q)[0, 0]) == pytest.approx(1.0)  # no overflow, the hard maximum
+    assert float(VALUE.of(q[:, :1])[0, 0]) == pytest.approx(0.1 * np.log(np.exp(10) + np.exp(20)))
+
+
+def test_a_truncated_step_is_bootstrapped_and_a_terminated_one_is_not() -> None:
+    q = torch.tensor([[[[1.0, 1.0]]]])
+    V = 1 + 0.1 * np.log(2)
+    assert float(VALUE.target(torch.tensor([[2.0]]), torch.ones(1, 1), q)) == pytest.approx(2 + 0.9 * V)
+    assert float(VALUE.target(torch.tensor([[2.0]]), torch.zeros(1, 1), q)) == pytest.approx(2)
+
+
+def test_the_policy_is_of_the_mean_of_both_values() -> None:
+    q = torch.tensor([[[[1.0, 2.0]], [[3.0, 1.0]]]])
+    law = policy(q, 0.5)[0, 0]
+    assert law.tolist() == pytest.approx([1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))])
+
+
+def test_values_taken() -> None:
+    q = torch.arange(24.0).view(1, 2, 6, 2)
+    action = torch.tensor([[0, 1, 1, 0, 1, 0]])
+    assert taken(q, action)[0, 1].tolist() == [12, 15, 17, 18, 21, 22]
+
+
+def test_losses_by_hand() -> None:
+    d, y = torch.tensor([[[1.0, 2.0], [0.0, 4.0]]]), torch.tensor([[0.0, 1.0]])
+    assert float(half_squares(d, y)) == pytest.approx(0.5 * ((1 + 1) / 2 + (0 + 9) / 2))
+    nets, batch = nets_of("vep"), batch_of()
+    dream = nets.model(batch.observation, batch.action)
+    off = dream.state - batch.next_observation
+    mle = (off**2).sum(-1).mean(1) + ((dream.reward - batch.reward) ** 2).mean(1)
+    assert torch.allclose(mle_loss(dream, batch), mle)
+    values = [nets.values(x) for x in (dream.state, batch.next_observation)]
+    vep = (values[0] - values[1]).square().flatten(1).mean(1) + ((dream.reward - batch.reward) ** 2).mean(1)
+    assert torch.allclose(vep_loss(dream, batch, nets.values), vep)
+
+
+# the outer gradient
+
+
+def model_gradient(problem: Problem, w: Tensor) -> Tensor:
+    params = list(problem.model.parameters())
+    found = torch.autograd.grad(problem.y_model(), params, w)
+    return torch.cat([g.flatten(1) for g in found], 1)
+
+
+@pytest.mark.parametrize("inverse", ["identity", "gauss_newton", "hessian"])
+def test_omd_is_the_double_backward(inverse: str) -> None:
+    """-(d_T d_theta L_in)' v by a second-order graph, and by values' weights w alone."""
+    nets = settled(nets_of(), batch_of())
+    problem = problem_of(nets)
+    y = problem.y_model().detach()
+    w, _, residual = omd_weights(problem, inverse, 400, 0.1, y)  # type: ignore[arg-type]
+    assert float(residual.max()) < 1e-8
+    # the same v, dense
+    v = gradients(problem.outer(problem.q.weights()), problem.q)
+    flat = flatten(v)
+    if inverse != "identity":
+        product = inner_product(problem, inverse, y)  # type: ignore[arg-type]
+        size = flat.shape[1]
+        columns = []
+        for j in range(size):
+            e = torch.zeros_like(flat)
+            e[:, j] = 1
+            like, parts = {}, torch.split(e, [p[0].numel() for p in v.values()], 1)
+            for (n, x), part in zip(v.items(), parts, strict=True):
+                like[n] = part.view_as(x)
+            columns.append(flatten(product(like)))
+        H = torch.stack(columns, -1)
+        assert torch.allclose(H, H.mT, atol=1e-10)
+        flat = torch.linalg.solve(H + 0.1 * torch.eye(size), flat)
+    weights = problem.q.weights()
+    inner = problem.inner(weights, problem.y_model()).sum()
+    first = torch.autograd.grad(inner, list(weights.values()), create_graph=True)
+    along = (torch.cat([g.flatten(1) for g in first], 1) * flat).sum()
+    wanted = [-g for g in torch.autograd.grad(along, list(problem.model.parameters()))]
+    assert torch.allclose(model_gradient(problem, w), torch.cat([g.flatten(1) for g in wanted], 1), atol=1e-8)
+
+
+def test_funcbo_with_the_inner_problem_solved_is_the_gradient_of_the_targets_distance() -> None:
+    problem = problem_of(nets_of())
+    y = problem.y_model()
+    w, loss = funcbo_weights(problem, y.detach(), True)
+    wanted = (y - problem.y).square().mean(1)
+    found = torch.autograd.grad(wanted.sum(), list(problem.model.parameters()))
+    assert torch.allclose(model_gradient(problem, w), torch.cat([g.flatten(1) for g in found], 1), atol=1e-12)
+    assert torch.allclose(loss, wanted.detach())
+
+
+def test_omd_in_the_space_of_values_is_funcbo() -> None:
+    """Where every value is a weight of its own the Gauss-Newton Hessian is 1/B, and v is d - y."""
+    problem = problem_of(nets_of())
+    d, y = problem.d().detach(), problem.y
+    w = ((d - y.unsqueeze(1)) / B / (1 / B)).sum(1) / B  # J = 1, H = 1/B
+    assert torch.allclose(funcbo_weights(problem, y, False)[0], w, atol=1e-14)
+
+
+CASES = [
+    ("mle", Solver()),
+    ("vep", Solver()),
+    ("omd", Solver(inverse="hessian", cg_steps=300, cg_damping=0.5)),
+    ("omd", Solver(inverse="gauss_newton", cg_steps=300, cg_damping=0.5)),
+    ("omd", Solver(cg_damping=0.5)),
+    ("funcbo", Solver()),
+    ("funcbo", Solver(inner_value="lagged")),
+]
+
+
+def checked(agent: str, solver: Solver) -> Tensor:
+    nets, batch = nets_of(agent, solver), batch_of()
+    if agent == "omd":
+        settled(nets, batch)
+    learner = Learner(nets, agent, solver, VALUE, 0.01)  # type: ignore[arg-type]
+    problem = learner.problem(batch)
+    fitted = None
+    if agent in ("mle", "vep"):
+        found, _ = learner.fitted(problem)
+
+        def fitted() -> Tensor:  # type: ignore[misc]
+            return learner.fitted(problem)[1]
+    else:
+        found, _ = learner.implicit(problem, problem.y_model())
+    exact = solver.inner_value == "exact"
+    drawn, measured = differences(problem, agent, SEEDS, 6, 0, solver.cg_damping, exact, fitted)  # type: ignore[arg-type]
+    return cosine(found, drawn, measured)
+
+
+@pytest.mark.parametrize(("agent", "solver"), CASES)
+def test_outer_gradients_against_finite_differences(agent: str, solver: Solver) -> None:
+    """Exact ones to rounding, or to the kinks of ReLU; the identity is near where the damping is large."""
+    found = checked(agent, solver)
+    least = 1 - 1e-6 if agent != "omd" else 0.95 if solver.inverse == "identity" else 0.999
+    assert float(found.min()) > least, found
+
+
+def test_a_gradient_without_the_inverse_is_seen_by_the_judge() -> None:
+    """With little damping the identity is far from the response that it stands for."""
+    nets = settled(nets_of(), batch_of())
+    problem = problem_of(nets)
+    y = problem.y_model().detach()
+    claimed = {}
+    for inverse in ("identity", "hessian"):
+        w, _, _ = omd_weights(problem, inverse, 300, 0.05, y)  # type: ignore[arg-type]
+        named = dict(nets.model.named_parameters())
+        found = torch.autograd.grad(problem.y_model(), list(named.values()), w)
+        claimed[inverse] = dict(zip(named, found, strict=True))
+    drawn, measured = differences(problem, "omd", SEEDS, 6, 0, 0.05)
+    right, wrong = (cosine(claimed[k], drawn, measured) for k in ("hessian", "identity"))
+    assert float(right.min()) > 0.999
+    assert float(wrong.min()) < 0.99
+
+
+def test_the_response_stands_still_where_nothing_changes() -> None:
+    nets = nets_of()
+    problem = problem_of(nets)
+    y = problem.y_model().detach()
+    start = {n: p.detach().clone() for n, p in nets.q.named_parameters()}
+    slope = gradient(lambda w: problem.inner(w, y), start)
+    there = response(problem, y, start, slope, 0.5)
+    assert all(torch.allclose(there[n], start[n], atol=1e-12) for n in start)
+
+
+@pytest.mark.parametrize("agent", ["omd", "funcbo"])
+def test_the_state_head_has_a_gradient(agent: str) -> None:
+    """The published code's is exactly 0: its dynamics never learn."""
+    solver = Solver()
+    nets = nets_of(agent, solver)
+    learner = Learner(nets, agent, solver, VALUE, 0.01)  # type: ignore[arg-type]
+    problem = learner.problem(batch_of())
+    found, _ = learner.implicit(problem, problem.y_model())
+    last = found["net.w2"]  # (R, 1, h, S + 1)
+    assert (last[..., :-1].flatten(1).norm(dim=1) > 1e-6).all()
+    assert (last[..., -1].flatten(1).norm(dim=1) > 1e-6).all()
+
+
+def test_a_terminated_step_says_nothing_of_the_next_state() -> None:
+    nets, batch = nets_of(), batch_of()
+    over = batch._replace(not_terminated=torch.zeros_like(batch.not_terminated))
+    problem = problem_of(nets, over)
+    w = torch.ones_like(batch.reward)
+    params = dict(nets.model.named_parameters())
+    found = dict(zip(params, torch.autograd.grad(problem.y_model(), list(params.values()), w), strict=True))
+    assert float(found["net.w2"][..., :-1].abs().max()) == 0
+    assert float(found["net.w2"][..., -1].abs().max()) > 0
+
+
+# outer iterations
+
+
+def run(agent: str, solver: Solver, seeds: list[int], steps: int = 4, clip: float | None = None) -> Nets:
+    nets = Nets(seeds, STATES, ACTIONS, 5, 4, 2, agent, solver)  # type: ignore[arg-type]
+    learner = Learner(nets, agent, solver, VALUE, 0.1, clip)  # type: ignore[arg-type]
+    outer = torch.optim.Adam(nets.model.parameters(), lr=1e-2)
+    inner = torch.optim.Adam(nets.q.parameters(), lr=1e-2)
+    rows = [SEEDS.index(s) for s in seeds]
+    for k in range(steps):
+        batch = Batch(*(x[rows] for x in batch_of(k)))
+        learner.iterate(batch, outer, inner)
+    return nets
+
+
+ALL = [
+    ("mle", Solver()),
+    ("vep", Solver(vep_values=3)),
+    ("omd", Solver(num_q_steps=3)),
+    ("omd", Solver(inverse="gauss_newton", warm_opt=False)),
+    ("omd", Solver(inverse="hessian", warm_start=False)),
+    ("funcbo", Solver(smoothing=3)),
+    ("funcbo", Solver(inner_value="lagged", num_t_steps=2)),
+]
+
+
+@pytest.mark.parametrize(("agent", "solver"), ALL)
+def test_a_replica_is_alone(agent: str, solver: Solver) -> None:
+    both, one = run(agent, solver, SEEDS, clip=0.5), run(agent, solver, SEEDS[1:], clip=0.5)
+    for (n, p), q in zip(both.named_parameters(), one.parameters(), strict=True):
+        assert torch.allclose(p[1:], q, atol=1e-9), n
+
+
+@pytest.mark.parametrize(("agent", "solver"), ALL)
+def test_everything_that_learns_moves(agent: str, solver: Solver) -> None:
+    start = Nets(SEEDS, STATES, ACTIONS, 5, 4, 2, agent, solver)  # type: ignore[arg-type]
+    end = run(agent, solver, SEEDS)
+    for (n, p), q in zip(start.named_parameters(), end.parameters(), strict=True):
+        still = n.startswith(("values", "start"))
+        assert torch.equal(p, q) == still, n
+
+
+def test_smoothing_is_the_mean_of_the_last() -> None:
+    nets = nets_of("omd", Solver(smoothing=3))
+    names = {n: p for n, p in nets.model.named_parameters()}
+    given = [{n: torch.full_like(p, float(k)) for n, p in names.items()} for k in (1, 2, 6, 10)]
+    found = [float(nets.smoothed(g)["net.b0"][0, 0, 0, 0]) for g in given]
+    assert found == pytest.approx([1, 1.5, 3, 6])
+
+
+def test_clipping_is_a_replicas_own() -> None:
+    nets = nets_of()
+    learner = Learner(nets, "omd", Solver(), VALUE, 0.1, 1.0)
+    sgd = torch.optim.SGD(nets.model.parameters(), lr=1.0)
+    before = flatten({n: p.detach().clone() for n, p in nets.model.named_parameters()})
+    size = flatten(dict(nets.model.named_parameters())).shape[1]
+    scale = torch.tensor([10.0, 0.01]).view(-1, 1, 1, 1)
+    learner.step_model({n: scale * torch.ones_like(p) for n, p in nets.model.named_parameters()}, sgd)
+    moved = (flatten({n: p.detach() for n, p in nets.model.named_parameters()}) - before).norm(dim=1)
+    assert moved.tolist() == pytest.approx([1.0, 0.01 * size**0.5], rel=1e-5)
+
+
+def test_inner_moments_are_kept_or_not_for_every_agent() -> None:
+    for agent in ("mle", "vep", "omd", "funcbo"):
+        steps = {}
+        for keep in (True, False):
+            solver = Solver(warm_opt=keep)
+            nets = nets_of(agent, solver)
+            learner = Learner(nets, agent, solver, VALUE, 0.1)  # type: ignore[arg-type]
+            outer = torch.optim.Adam(nets.model.parameters(), lr=1e-2)
+            inner = torch.optim.Adam(nets.q.parameters(), lr=1e-2)
+            for k in range(3):
+                learner.iterate(batch_of(k), outer, inner)
+            steps[keep] = int(inner.state[nets.q.w0]["step"])
+        assert steps == {True: 3, False: 1}, agent
+
+
+def test_the_target_follows_slowly() -> None:
+    nets = nets_of()
+    before = copy.deepcopy(nets.target)
+    learner = Learner(nets, "mle", Solver(), VALUE, 0.25)
+    learner.iterate(
+        batch_of(), torch.optim.SGD(nets.model.parameters(), 0.1), torch.optim.SGD(nets.q.parameters(), 0.1)
+    )
+    for a, b, q in zip(before.parameters(), nets.target.parameters(), nets.q.parameters(), strict=True):
+        assert torch.allclose(b, 0.75 * a + 0.25 * q, atol=1e-14)
+
+
+def test_double_q_takes_the_lesser() -> None:
+    one, two = nets_of(heads=1), nets_of(heads=2)
+    batch = batch_of()
+    y1, y2 = (problem_of(n, batch).y for n in (one, two))
+    least = two.target(batch.next_observation).amin(1)
+    V = 0.1 * torch.logsumexp(least / 0.1, -1)
+    assert torch.allclose(y2, batch.reward + 0.9 * batch.not_terminated * V)
+    assert y1.shape == y2.shape
+    assert not torch.allclose(y1, y2)
