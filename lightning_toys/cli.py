@@ -235,6 +235,9 @@ class ToysCLI(LightningCLI):
             blame = f"; asked for by {', '.join(asked)}" if asked else ""
             raise ToyError(f"--ckpt_path: {self.checkpoint_path} does not fit the network: {why}{blame}")
         trainer = self.config_init[self.subcommand].trainer
+        precision, allowed = str(trainer.precision or "32-true"), self.model.precisions
+        if allowed and precision not in (*allowed, *(p.removesuffix("-true") for p in allowed)):
+            raise ToyError(f"--trainer.precision: {precision!r} is not allowed here; give one of {', '.join(allowed)}")
         if trainer.gradient_clip_val is not None:
             raise ToyError("--trainer.gradient_clip_val: would clip replicas together; give --model.clip_grad_norm")
         if trainer.overfit_batches != 0 or trainer.limit_train_batches not in (None, 1.0):

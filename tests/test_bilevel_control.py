@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import pytest
@@ -61,18 +62,24 @@ def nets_of(agent: str = "omd", solver: Solver | None = None, heads: int = 2, hi
     return nets
 
 
-def settled(nets: Nets, batch: Batch, steps: int = 1500) -> Nets:
-    """Bring the values close to the inner problem's solution, where its Hessian is positive."""
-    problem = problem_of(nets, batch)
+@cache
+def solution(steps: int = 1500) -> dict[str, Tensor]:
+    """Return the values' weights close to the inner problem's solution, where its Hessian is positive."""
+    nets = nets_of()
+    problem = problem_of(nets)
     y = problem.y_model().detach()
     adam = torch.optim.Adam(nets.q.parameters(), lr=1e-2)
     for k in range(steps):
         adam.param_groups[0]["lr"] = 1e-2 * (1 - k / steps)
-        for p, g in zip(
-            nets.q.parameters(), gradients(problem.inner(problem.q.weights(), y), nets.q).values(), strict=True
-        ):
+        found = gradients(problem.inner(problem.q.weights(), y), nets.q)
+        for p, g in zip(nets.q.parameters(), found.values(), strict=True):
             p.grad = g
         adam.step()
+    return nets.q.state_dict()
+
+
+def settled(nets: Nets) -> Nets:
+    nets.q.load_state_dict(solution())
     return nets
 
 
@@ -165,7 +172,7 @@ def model_gradient(problem: Problem, w: Tensor) -> Tensor:
 @pytest.mark.parametrize("inverse", ["identity", "gauss_newton", "hessian"])
 def test_omd_is_the_double_backward(inverse: str) -> None:
     """-(d_T d_theta L_in)' v by a second-order graph, and by values' weights w alone."""
-    nets = settled(nets_of(), batch_of())
+    nets = settled(nets_of())
     problem = problem_of(nets)
     y = problem.y_model().detach()
     w, _, residual = omd_weights(problem, inverse, 400, 0.1, y)  # type: ignore[arg-type]
@@ -227,7 +234,7 @@ CASES = [
 def checked(agent: str, solver: Solver) -> Tensor:
     nets, batch = nets_of(agent, solver), batch_of()
     if agent == "omd":
-        settled(nets, batch)
+        settled(nets)
     learner = Learner(nets, agent, solver, VALUE, 0.01)  # type: ignore[arg-type]
     problem = learner.problem(batch)
     fitted = None
@@ -253,7 +260,7 @@ def test_outer_gradients_against_finite_differences(agent: str, solver: Solver) 
 
 def test_a_gradient_without_the_inverse_is_seen_by_the_judge() -> None:
     """With little damping the identity is far from the response that it stands for."""
-    nets = settled(nets_of(), batch_of())
+    nets = settled(nets_of())
     problem = problem_of(nets)
     y = problem.y_model().detach()
     claimed = {}
@@ -346,7 +353,7 @@ def test_everything_that_learns_moves(agent: str, solver: Solver) -> None:
 
 def test_smoothing_is_the_mean_of_the_last() -> None:
     nets = nets_of("omd", Solver(smoothing=3))
-    names = {n: p for n, p in nets.model.named_parameters()}
+    names = dict(nets.model.named_parameters())
     given = [{n: torch.full_like(p, float(k)) for n, p in names.items()} for k in (1, 2, 6, 10)]
     found = [float(nets.smoothed(g)["net.b0"][0, 0, 0, 0]) for g in given]
     assert found == pytest.approx([1, 1.5, 3, 6])

@@ -88,6 +88,7 @@ class ToyModule(LightningModule):
     headline: Sequence[str] = ("l2",)  # the metrics of which `compare` shows every readout
     metric_labels: Mapping[str, str] = {}  # axis labels, with units
     trains: bool = True  # False: there are no weights, and `test` needs no checkpoint
+    precisions: Sequence[str] = ()  # of the Trainer's, those that it can run in; () is all
     reads_data: bool = True  # False: the loss needs no sample of the data module
 
     def __init__(

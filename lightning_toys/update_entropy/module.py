@@ -73,6 +73,7 @@ class UpdateEntropy(ToyModule):
     """
 
     headline = ("reward", "entropy", "slope", "slope_momentum", "slope_decay", "slope_batch")
+    precisions = ("32-true", "64-true", "bf16-mixed")
     metric_labels: Mapping[str, str] = {
         "reward": "mean reward",
         "entropy": "entropy, nats a token",
@@ -260,10 +261,6 @@ class UpdateEntropy(ToyModule):
 
     def on_train_start(self) -> None:
         """See :meth:`ToyModule.on_train_start`; the supervised rate is set at every step."""
-        require(
-            str(self.trainer.precision) != "16-mixed",
-            "--trainer.precision: '16-mixed' is not allowed here; give bf16-mixed, 32-true or 64-true",
-        )
         for group in self.trainer.optimizers[1].param_groups:
             group.update(lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
 

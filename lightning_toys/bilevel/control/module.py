@@ -69,6 +69,7 @@ class BilevelControl(ToyModule):
 
     headline = ("return",)
     reads_data = False
+    precisions = ("32-true", "64-true")  # values of a hundred differ by less than half a precision can tell
     metric_labels: Mapping[str, str] = {
         "return": "return of an episode, greedy actions",
         "td_error": "RMS of d - y, units of value",
@@ -205,11 +206,6 @@ class BilevelControl(ToyModule):
 
     def on_train_start(self) -> None:
         """Let the learning rates given now win, and start the environments or take them up where they were."""
-        require(
-            str(self.trainer.precision) in ("32-true", "64-true", "32", "64"),
-            f"--trainer.precision: {str(self.trainer.precision)!r} is not allowed here: values differ by less than "
-            "half a precision can tell; give 32-true or 64-true",
-        )
         for optimizer, lr in zip(self.trainer.optimizers, (self.lr, self.inner_lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr
