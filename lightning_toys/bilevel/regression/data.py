@@ -1,0 +1,76 @@
+"""The stream as a data module: step t of a run is time t of the stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_toys.bilevel.regression.drift import Drift, ExactLoss, Sine
+from lightning_toys.bilevel.regression.stream import Shape, Stream
+from lightning_toys.errors import require
+from lightning_toys.training.data import ToyDataModule
+from lightning_toys.training.loader import DrawnLoader
+
+
+class DriftStream(ToyDataModule):
+    """y_t(x) = f*(x) + m(t) u + sigma eps_t(x) at fixed points x, half of them inner points, half outer ones.
+
+    Args:
+        window: largest lag that the inner problem may look back.
+        drift: m(t).
+        noise: sigma.
+        inputs: dimension of x.
+        outputs: dimension of y.
+        truth_hidden: hidden units of f*.
+        inner_points: points of the inner problem.
+        outer_points: points of the outer problem.
+    """
+
+    drawn = True
+
+    def __init__(
+        self,
+        window: int = 60,
+        drift: Drift | None = None,
+        noise: float = 1.0,
+        inputs: int = 5,
+        outputs: int = 3,
+        truth_hidden: int = 64,
+        inner_points: int = 128,
+        outer_points: int = 128,
+    ) -> None:
+        super().__init__(1)
+        sizes = {
+            "window": window,
+            "inputs": inputs,
+            "outputs": outputs,
+            "truth_hidden": truth_hidden,
+            "inner_points": inner_points,
+            "outer_points": outer_points,
+        }
+        for name, value in sizes.items():
+            least = 4 if name.endswith("points") else 1  # an adjoint network holds a quarter of the points out
+            require(value >= least, f"--data.{name}: {value} is not allowed; give an integer >= {least}")
+        require(0 <= noise < math.inf, f"--data.noise: {noise} is not allowed; give a number >= 0")
+        self.window, self.drift = window, drift if drift is not None else Sine()
+        self.shape = Shape(inputs, outputs, truth_hidden, inner_points, outer_points, noise)
+
+    @property
+    def exact(self) -> ExactLoss:
+        """The outer loss of an inner problem that is solved exactly."""
+        return ExactLoss(self.drift, self.window, self.shape.outputs, self.shape.sigma)
+
+    def stream(self, seeds: Sequence[int]) -> Stream:
+        """Return the stream of each seed."""
+        return Stream(seeds, self.shape, self.drift)
+
+    def loader(self, seeds: Sequence[int]) -> DrawnLoader:
+        """See :meth:`ToyDataModule.loader`: the times; what was observed then is asked of the stream."""
+
+        def draw(start: int, stop: int) -> tuple[Tensor, ...]:
+            return (torch.arange(start, stop).view(1, -1, 1).expand(len(seeds), -1, 1),)
+
+        return DrawnLoader(draw, 1)

@@ -1,0 +1,193 @@
+"""How the stream's mean moves, and the best that a fixed window of weights can do about it.
+
+With an inner problem that is solved exactly, the outer loss under normalised weights w on the lags 1..W is on average
+
+    J(w) = (1/d) E_t (m(t) - sum_k w_k m(t - k))^2 + sigma^2 (1 + |w|^2),
+
+a quadratic form on the simplex: its least value is the oracle that the learned weights are held against.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+from lightning_toys.errors import require
+
+Array = np.ndarray
+
+
+class Drift:
+    """m(t), the distance that the stream's mean has moved at time t; t may be negative."""
+
+    def mean(self, t: Array) -> Array:
+        """Return m at times t."""
+        raise NotImplementedError
+
+    def lagged(self, window: int) -> Array:
+        """Return E_t (m(t) - m(t - k)) (m(t) - m(t - l)) for lags k, l = 1..window."""
+        raise NotImplementedError
+
+    @property
+    def power(self) -> float:
+        """E_t m(t)^2; NaN where it grows without bound."""
+        return math.nan
+
+
+def finite(flag: str, value: float) -> None:
+    """Refuse a setting that is not a finite number."""
+    require(math.isfinite(value), f"--data.drift.{flag}: {value} is not allowed; give a finite number")
+
+
+@dataclass(frozen=True)
+class Sine(Drift):
+    """m(t) = amplitude sin(omega t).
+
+    Args:
+        amplitude: beta.
+        omega: angle of one time step, in radians; the period is 2 pi / omega steps.
+    """
+
+    amplitude: float = 10.0
+    omega: float = 0.2
+
+    def __post_init__(self) -> None:
+        finite("amplitude", self.amplitude)
+        require(
+            0 < self.omega <= math.pi,
+            f"--data.drift.omega: {self.omega} is not allowed; give radians a step, in (0, pi]",
+        )
+
+    def mean(self, t: Array) -> Array:
+        """See :meth:`Drift.mean`."""
+        out: Array = self.amplitude * np.sin(self.omega * t)
+        return out
+
+    def lagged(self, window: int) -> Array:
+        """See :meth:`Drift.lagged`: the mean over the phase."""
+        k = np.arange(1, window + 1)
+        c = np.cos(self.omega * k)
+        out: Array = self.power * (1 - c[:, None] - c[None, :] + np.cos(self.omega * (k[:, None] - k[None, :])))
+        return out
+
+    @property
+    def power(self) -> float:
+        """See :attr:`Drift.power`."""
+        return self.amplitude**2 / 2
+
+
+@dataclass(frozen=True)
+class Linear(Drift):
+    """m(t) = slope t.
+
+    Args:
+        slope: alpha, distance of one time step.
+    """
+
+    slope: float = 0.1
+
+    def __post_init__(self) -> None:
+        finite("slope", self.slope)
+
+    def mean(self, t: Array) -> Array:
+        """See :meth:`Drift.mean`."""
+        return self.slope * t
+
+    def lagged(self, window: int) -> Array:
+        """See :meth:`Drift.lagged`."""
+        k = np.arange(1, window + 1)
+        out: Array = self.slope**2 * np.outer(k, k)
+        return out
+
+
+@dataclass(frozen=True)
+class Piecewise(Drift):
+    """m(t) rests at one level after the other, and starts again after the last.
+
+    Args:
+        levels: where it rests.
+        hold: time steps at each level.
+    """
+
+    levels: Sequence[float] = (10.0, -10.0, 0.0)
+    hold: int = 50
+
+    def __post_init__(self) -> None:
+        require(len(self.levels) > 0, "--data.drift.levels: [] is not allowed; give at least one level")
+        for level in self.levels:
+            finite("levels", level)
+        require(self.hold >= 1, f"--data.drift.hold: {self.hold} is not allowed; give an integer >= 1")
+
+    def mean(self, t: Array) -> Array:
+        """See :meth:`Drift.mean`."""
+        out: Array = np.asarray(self.levels, dtype=np.float64)[(np.asarray(t) // self.hold) % len(self.levels)]
+        return out
+
+    def lagged(self, window: int) -> Array:
+        """See :meth:`Drift.lagged`: the mean over one round of the levels."""
+        t = np.arange(self.hold * len(self.levels))
+        gaps = self.mean(t)[:, None] - self.mean(t[:, None] - np.arange(1, window + 1))
+        out: Array = gaps.T @ gaps / len(t)
+        return out
+
+    @property
+    def power(self) -> float:
+        """See :attr:`Drift.power`."""
+        return float(np.mean(np.square(self.levels)))
+
+
+@dataclass(frozen=True)
+class ExactLoss:
+    """J of a drift.
+
+    Attributes:
+        drift: how the mean moves.
+        window: W, the largest lag.
+        outputs: d.
+        sigma: standard deviation of the noise on one output.
+    """
+
+    drift: Drift
+    window: int
+    outputs: int
+    sigma: float
+
+    @property
+    def form(self) -> Array:
+        """Q (W, W) of J(w) = sigma^2 + w' Q w on the simplex."""
+        return self.drift.lagged(self.window) / self.outputs + self.sigma**2 * np.eye(self.window)
+
+    def at(self, weights: Array) -> Array:
+        """Return J of weights (..., W), which are divided by their sum first; NaN where that is 0."""
+        total = weights.sum(-1, keepdims=True)
+        w = np.divide(weights, total, out=np.full(weights.shape, np.nan), where=total > 0)
+        out: Array = self.sigma**2 + np.einsum("...k,kl,...l->...", w, self.form, w)
+        return out
+
+    def oracle(self) -> Array:
+        """Return the weights (W,) of the least J.
+
+        On the simplex, Q w is constant where w > 0 and no less elsewhere. Those are, but for w's scale, the conditions
+        of min |R w|^2 + (1 - sum w)^2 over w >= 0 with Q = R'R: non-negative least squares, which scipy solves exactly.
+        """
+        values, vectors = np.linalg.eigh(self.form)
+        root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+        # rows of like size; the scale of w is free
+        root = root / max(np.sqrt(values.max()), np.finfo(np.float64).tiny)
+        w, _ = nnls(np.vstack([root, np.ones(self.window)]), np.append(np.zeros(self.window), 1.0))
+        out: Array = w / w.sum()
+        return out
+
+    def references(self) -> dict[str, float]:
+        """Return J of the oracle, of equal weights, of lag 1 alone, and of no tracking (h = f*)."""
+        eye, even = np.eye(self.window)[0], np.full(self.window, 1 / self.window)
+        return {
+            "oracle": float(self.at(self.oracle())),
+            "uniform": float(self.at(even)),
+            "lag_1": float(self.at(eye)),
+            "no_tracking": self.sigma**2 + self.drift.power / self.outputs,
+        }

@@ -1,0 +1,72 @@
+"""What is trained and kept in a checkpoint: h, lambda, the hypergradients that are averaged, an adjoint network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_toys.bilevel.implicit import AdamState
+from lightning_toys.bilevel.regression.hypergradients import AdjointNetwork
+from lightning_toys.bilevel.regression.mlp import MLP
+
+
+class Learner(nn.Module):
+    """Parameters of R replicas.
+
+    Args:
+        mlp: the network h.
+        seeds: one seed a replica.
+        window: number of lags.
+        start: every weight lambda at the start; none makes logits, which start at 0.
+        smoothing: hypergradients that are averaged.
+        adjoint: whether there is an adjoint network.
+    """
+
+    recent: Tensor
+    psi: Tensor
+    psi_mean: Tensor
+    psi_square: Tensor
+    psi_step: Tensor
+
+    def __init__(
+        self, mlp: MLP, seeds: Sequence[int], window: int, start: float | None, smoothing: int, adjoint: bool
+    ) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.theta = mlp.begin(seeds, "h")
+        self.free = nn.Parameter(torch.full((len(seeds), window), start if start is not None else 0.0))
+        self.register_buffer("recent", torch.zeros(len(seeds), smoothing, window))
+        if adjoint:
+            psi = mlp.begin(seeds, "adjoint").detach()
+            for name, value in (
+                ("psi", psi),
+                ("psi_mean", torch.zeros_like(psi)),
+                ("psi_square", torch.zeros_like(psi)),
+            ):
+                self.register_buffer(name, value)
+            self.register_buffer("psi_step", torch.zeros(1, dtype=torch.float64))
+
+    def smooth(self, v: Tensor, step: int) -> Tensor:
+        """Return the mean of the last hypergradients (R, W), v that of this step among them."""
+        n = self.recent.shape[1]
+        if n == 1:
+            return v
+        self.recent[:, step % n] = v
+        return self.recent.sum(1) / min(step + 1, n)  # those not there yet are zero
+
+    @property
+    def adjoint_network(self) -> AdjointNetwork:
+        """The adjoint network and its optimiser's state."""
+        return AdjointNetwork(
+            self.psi, AdamState({"psi": self.psi_mean}, {"psi": self.psi_square}, self.psi_step.squeeze(0))
+        )
+
+    @adjoint_network.setter
+    def adjoint_network(self, after: AdjointNetwork) -> None:
+        mean, square, step = after.state
+        self.psi.copy_(after.psi)
+        self.psi_mean.copy_(mean["psi"])
+        self.psi_square.copy_(square["psi"])
+        self.psi_step.fill_(float(step))

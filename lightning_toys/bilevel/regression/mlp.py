@@ -1,0 +1,159 @@
+"""A small MLP of GELUs with its derivatives written out: gradient, Jacobian products, Hessian product.
+
+R replicas side by side; a replica's parameters are one row of theta (R, P). At this size (128 rows, 4739 parameters)
+autograd's second derivatives cost three times what the matrix products in them do, and every step of this experiment
+takes several. Tested against :mod:`lightning_toys.bilevel.implicit`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from lightning_toys.nets import keyed_uniform
+
+
+@dataclass(frozen=True)
+class MLP:
+    """h(x) = W_n gelu(... gelu(W_1 x + b_1) ...) + b_n.
+
+    Attributes:
+        widths: inputs, hidden widths, outputs.
+    """
+
+    widths: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """P, the number of parameters."""
+        return sum((n + 1) * m for n, m in pairwise(self.widths))
+
+    def begin(self, seeds: Sequence[int], name: str) -> nn.Parameter:
+        """Return new parameters (R, P), drawn as ``torch.nn.Linear`` does."""
+        parts: list[Tensor] = []
+        for i, (n, m) in enumerate(pairwise(self.widths)):
+            for letter, shape in (("weight", (n, m)), ("bias", (1, m))):
+                drawn = keyed_uniform(seeds, f"{name}.{i}.{letter}", shape, 1 / math.sqrt(n))
+                parts.append(drawn.detach().flatten(1))
+        return nn.Parameter(torch.cat(parts, dim=1))
+
+    def layers(self, theta: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return views of theta (R, P): weight (R, in, out) and bias (R, 1, out) of each layer."""
+        out, lo = [], 0
+        for n, m in pairwise(self.widths):
+            mid, hi = lo + n * m, lo + (n + 1) * m
+            out.append((theta[:, lo:mid].view(-1, n, m), theta[:, mid:hi].unsqueeze(1)))
+            lo = hi
+        return out
+
+    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Return h (R, B, d) at x (R, B, p); autograd can follow."""
+        *hidden, (weight, bias) = self.layers(theta)
+        for w, b in hidden:
+            x = torch.nn.functional.gelu(torch.baddbmm(b, x, w))
+        return torch.baddbmm(bias, x, weight)
+
+    def at(self, theta: Tensor, x: Tensor) -> Pass:
+        """Return the network at x, ready for derivatives there; autograd does not follow."""
+        layers = self.layers(theta.detach())
+        inputs, slopes, bends = [x], [], []
+        for w, b in layers[:-1]:
+            a = torch.baddbmm(b, inputs[-1], w)
+            below = torch.erf(a * math.sqrt(0.5)).add_(1).mul_(0.5)
+            density = torch.exp(-0.5 * a * a).mul_(1 / math.sqrt(2 * math.pi))
+            inputs.append(a * below)
+            slopes.append(torch.addcmul(below, a, density))  # gelu' = Phi + a phi
+            bends.append((2 - a * a).mul_(density))  # gelu'' = (2 - a^2) phi
+        h = torch.baddbmm(layers[-1][1], inputs[-1], layers[-1][0])
+        return Pass(self, layers, inputs, slopes, bends, h)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A network at B points.
+
+    Attributes:
+        net: the network.
+        layers: weight and bias of each layer.
+        inputs: what each layer is fed (R, B, in).
+        slopes: gelu' at each hidden layer (R, B, width).
+        bends: gelu'' there.
+        h: the outputs (R, B, d).
+    """
+
+    net: MLP
+    layers: list[tuple[Tensor, Tensor]]
+    inputs: list[Tensor]
+    slopes: list[Tensor]
+    bends: list[Tensor]
+    h: Tensor
+
+    @property
+    def features(self) -> Tensor:
+        """The last hidden layer (R, B, width)."""
+        return self.inputs[-1]
+
+    def back(self, u: Tensor) -> list[Tensor]:
+        """Return the slopes of <u, h> in each layer's affine output, u (R, B, d)."""
+        out = [u]
+        for (w, _), s in zip(self.layers[:0:-1], self.slopes[::-1], strict=True):
+            out.insert(0, torch.bmm(out[0], w.mT).mul_(s))
+        return out
+
+    def collect(self, deltas: list[Tensor]) -> Tensor:
+        """Return the parameters' slopes (R, P) from those of each layer's affine output."""
+        parts = []
+        for x, delta in zip(self.inputs, deltas, strict=True):
+            parts += [torch.bmm(x.mT, delta).flatten(1), delta.sum(1)]
+        return torch.cat(parts, dim=1)
+
+    def pull(self, u: Tensor) -> Tensor:
+        """Return J' u (R, P), u (R, B, d)."""
+        return self.collect(self.back(u))
+
+    def push(self, v: Tensor) -> Tensor:
+        """Return J v (R, B, d), v (R, P)."""
+        return self.tangents(v)[1][-1]
+
+    def tangents(self, v: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+        """Return v as layers, and each layer's affine output's tangent along v."""
+        moves = self.net.layers(v)
+        (vw, vb) = moves[0]
+        out = [torch.baddbmm(vb, self.inputs[0], vw)]
+        for (w, _), (vw, vb), x, s in zip(self.layers[1:], moves[1:], self.inputs[1:], self.slopes, strict=True):
+            out.append(torch.baddbmm(torch.baddbmm(vb, x, vw), out[-1] * s, w))
+        return moves, out
+
+    def gauss_newton(self, v: Tensor, weight: Tensor) -> Tensor:
+        """Return J' diag(weight) J v, weight broadcasting with (R, B, d)."""
+        return self.pull(weight * self.push(v))
+
+    def hessian(self, v: Tensor, deltas: list[Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return H v (R, P) and J v (R, B, d), H the Hessian of a loss of the values h.
+
+        Args:
+            v: the vector (R, P).
+            deltas: :meth:`back` of the loss's slope in h.
+            weight: the loss's second derivative in h, diagonal, broadcasting with (R, B, d).
+        """
+        moves, tangents = self.tangents(v)
+        change = weight * tangents[-1]
+        changes = [change]
+        for i in range(len(self.slopes) - 1, -1, -1):
+            (w, _), (vw, _), delta = self.layers[i + 1], moves[i + 1], deltas[i + 1]
+            slope = torch.bmm(delta, w.mT)
+            change = torch.baddbmm(torch.bmm(change, w.mT), delta, vw.mT).mul_(self.slopes[i])
+            change = torch.addcmul(change, slope.mul_(self.bends[i]), tangents[i])
+            changes.insert(0, change)
+        parts = []
+        for i, x in enumerate(self.inputs):
+            product = torch.bmm(x.mT, changes[i])
+            if i:  # the points do not move
+                product = torch.baddbmm(product, (tangents[i - 1] * self.slopes[i - 1]).mT, deltas[i])
+            parts += [product.flatten(1), changes[i].sum(1)]
+        return torch.cat(parts, dim=1), tangents[-1]

@@ -1,0 +1,365 @@
+"""WindowRegression: learn how much each past time is to weigh in what is learned now."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_toys.bilevel.regression import figures
+from lightning_toys.bilevel.regression.data import DriftStream
+from lightning_toys.bilevel.regression.hypergradients import (
+    Found,
+    Moments,
+    Window,
+    by_aid,
+    by_network,
+    by_ridge,
+    by_unrolling,
+    collapse,
+    inner_slope,
+    outer_loss,
+    to_logits,
+)
+from lightning_toys.bilevel.regression.learner import Learner
+from lightning_toys.bilevel.regression.metrics import last_sixth, local_regret, normalised, rolling, top_lags
+from lightning_toys.bilevel.regression.mlp import MLP
+from lightning_toys.bilevel.regression.stream import Stream
+from lightning_toys.errors import require
+from lightning_toys.training.loader import Block, DrawnBlock
+from lightning_toys.training.module import ToyModule, fitting
+from lightning_toys.training.results import Report
+
+JUDGED = 10  # steps between two hypergradients of the judge, and between two records of the weights
+REGRET = 10  # judged hypergradients that the local regret averages over
+ROLL = 30  # steps of the rolling outer loss
+POINTS = 250  # of a curve in results.json
+
+
+class WindowRegression(ToyModule):
+    """Learns weights lambda of the lags 1..window: a network fitted to the past under them shall predict the present.
+
+    At time t the network h takes ``inner_steps`` steps of Adam on sum_s lambda_s mean |h - y_(t-s)|^2, from where it
+    was. Its loss on y_t at other points is scored, and its hypergradient moves lambda by one step of Adam: that is one
+    optimiser step of the run. See :mod:`lightning_toys.bilevel.regression.hypergradients`.
+
+    Args:
+        algorithm: the hypergradient: ``funcbo`` (function space), ``aid`` (implicit differentiation), ``unroll1``
+            (through the last ``unroll_steps`` inner steps), or ``uniform``: lambda stays as it is, the control.
+        seeds: one seed a replica.
+        hidden: width of h's hidden layers.
+        layers: hidden layers of h.
+        inner_lr: Adam's learning rate for h.
+        inner_steps: steps of h at each time.
+        outer_lr: Adam's learning rate for lambda.
+        lambda0: every weight at the start.
+        weights: ``clip``: lambda itself is moved, and cut at 0; ``softmax``: its logits are, and its sum stays.
+        smoothing: the mean of so many last hypergradients moves lambda (arXiv 2601.15363); 1 is without.
+        unroll_steps: inner steps differentiated through; of ``unroll1``.
+        cg_iterations: of conjugate gradient; of ``aid``.
+        damping: added to the diagonal of aid's matrix.
+        curvature: aid's matrix: the inner Hessian, or its Gauss-Newton part, which is never negative.
+        adjoint: funcbo's space of adjoint functions: ``ridge``, linear in h's last hidden layer, solved exactly; or
+            ``network``, an MLP with early stopping.
+        ridge: weight of the coefficients' size, relative to the features' mean square; of ``ridge``.
+        adjoint_steps: steps of the adjoint network at each time.
+        adjoint_lr: Adam's learning rate for the adjoint network.
+    """
+
+    headline = ("outer_loss", "exact_loss", "local_regret")
+    metric_labels: Mapping[str, str] = {
+        "outer_loss": "outer loss over the last sixth of the stream",
+        "outer_loss_all": "outer loss over the whole stream",
+        "exact_loss": "outer loss of the learned weights, were the inner problem solved exactly",
+        "local_regret": "bilevel local regret of the normalised weights, last sixth of the stream",
+        "local_regret_all": "bilevel local regret of the normalised weights, whole stream",
+    }
+    reads_data = False
+
+    def __init__(
+        self,
+        algorithm: Literal["funcbo", "aid", "unroll1", "uniform"] = "funcbo",
+        seeds: Sequence[int] = (0,),
+        hidden: int = 64,
+        layers: int = 2,
+        inner_lr: float = 3e-3,
+        inner_steps: int = 10,
+        outer_lr: float = 3e-2,
+        lambda0: float = 1.0,
+        weights: Literal["clip", "softmax"] = "clip",
+        smoothing: int = 1,
+        unroll_steps: int = 1,
+        cg_iterations: int = 10,
+        damping: float = 1e-4,
+        curvature: Literal["hessian", "gauss_newton"] = "gauss_newton",
+        adjoint: Literal["ridge", "network"] = "ridge",
+        ridge: float = 1e-2,
+        adjoint_steps: int = 10,
+        adjoint_lr: float = 3e-3,
+    ) -> None:
+        integers = {
+            "hidden": hidden,
+            "layers": layers,
+            "inner_steps": inner_steps,
+            "smoothing": smoothing,
+            "unroll_steps": unroll_steps,
+            "cg_iterations": cg_iterations,
+            "adjoint_steps": adjoint_steps,
+        }
+        for name, count in integers.items():
+            require(count >= 1, f"--model.{name}: {count} is not allowed; give an integer >= 1")
+        positive = {
+            "inner_lr": inner_lr,
+            "outer_lr": outer_lr,
+            "lambda0": lambda0,
+            "ridge": ridge,
+            "adjoint_lr": adjoint_lr,
+        }
+        for name, value in positive.items():
+            require(0 < value < math.inf, f"--model.{name}: {value} is not allowed; give a number > 0")
+        require(0 <= damping < math.inf, f"--model.damping: {damping} is not allowed; give a number >= 0")
+        require(
+            unroll_steps <= inner_steps,
+            f"--model.unroll_steps: {unroll_steps} is not allowed; give at most --model.inner_steps, {inner_steps}",
+        )
+        super().__init__(seeds, inner_lr)
+        self.algorithm, self.hidden, self.layers = algorithm, hidden, layers
+        self.inner_lr, self.inner_steps, self.outer_lr, self.lambda0 = inner_lr, inner_steps, outer_lr, lambda0
+        self.weights, self.smoothing, self.unroll_steps = weights, smoothing, unroll_steps
+        self.cg_iterations, self.damping, self.curvature = cg_iterations, damping, curvature
+        self.adjoint, self.ridge, self.adjoint_steps, self.adjoint_lr = adjoint, ridge, adjoint_steps, adjoint_lr
+        self.save_hyperparameters(logger=False)
+        self.hparams["seeds"] = self.seeds
+        self.records: dict[str, Tensor] = {}  # of every step so far; part of the checkpoint
+        self.stream_of: Stream | None = None
+
+    # building
+
+    @property
+    def data(self) -> DriftStream:
+        """The data module that the Trainer runs with."""
+        return fitting(self.trainer.datamodule, DriftStream)  # type: ignore[attr-defined]
+
+    @property
+    def stream(self) -> Stream:
+        """The stream that the Trainer's data module gives these seeds."""
+        if self.stream_of is None:
+            self.stream_of = self.data.stream(self.seeds)
+        return self.stream_of
+
+    @property
+    def learner(self) -> Learner:
+        """What is trained."""
+        assert isinstance(self.net, Learner)
+        return self.net
+
+    @property
+    def label(self) -> str:
+        """See :attr:`ToyModule.label`."""
+        names = {"funcbo": "funcBO", "aid": "AID", "unroll1": f"unroll {self.unroll_steps}", "uniform": "uniform"}
+        return names[self.algorithm] + (", smoothed" if self.smoothing > 1 else "")
+
+    def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
+        """See :meth:`ToyModule.measure`."""
+        data = fitting(data, DriftStream)
+        return {"inputs": data.shape.inputs, "outputs": data.shape.outputs, "window": data.window}
+
+    def build(self) -> Learner:
+        """See :meth:`ToyModule.build`."""
+        net = MLP((self.sizes["inputs"], *[self.hidden] * self.layers, self.sizes["outputs"]))
+        start = self.lambda0 if self.weights == "clip" else None
+        adjoint = self.algorithm == "funcbo" and self.adjoint == "network"
+        return Learner(net, self.seeds, self.sizes["window"], start, self.smoothing, adjoint)
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """See :attr:`ToyModule.learning_rates`."""
+        return [self.inner_lr, self.outer_lr]
+
+    def configure_optimizers(self) -> torch.optim.AdamW:
+        """Return Adam on h and on lambda: one optimiser of two groups, of which one has a gradient at a time."""
+        groups = [
+            {"params": [p], "lr": lr}
+            for p, lr in zip((self.learner.theta, self.learner.free), self.learning_rates, strict=True)
+        ]
+        return torch.optim.AdamW(groups, weight_decay=0.0, fused=self.device.type in ("cpu", "cuda"))
+
+    def on_train_start(self) -> None:
+        """See :meth:`ToyModule.on_train_start`."""
+        require(
+            str(self.trainer.precision) in ("32-true", "64-true"),
+            f"--trainer.precision: {str(self.trainer.precision)!r} is not allowed here, conjugate gradient and Adam's "
+            "derivative need every digit; give 32-true or 64-true",
+        )
+        super().on_train_start()
+
+    # training
+
+    def training_step(self, block: Block | DrawnBlock, batch_idx: int) -> None:
+        """Take every step of the block.
+
+        Every rank takes whole steps, the same ones: conjugate gradient would need a sum over ranks in each product,
+        which takes longer than the product. Nothing goes through autograd, and nothing through a strategy's hooks.
+        """
+        (optimizer,) = self.trainer.optimizers
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        rows: dict[str, list[Tensor]] = {}
+        with torch.no_grad(), self.without_autocast():
+            for step in range(block.start, block.stop):
+                # once a step, though two groups of parameters move: `global_step` reads it
+                progress.increment_ready()
+                for name, row in self.advance(step, optimizer).items():
+                    rows.setdefault(name, []).append(row.double().cpu())
+                progress.increment_completed()
+        for name, found in rows.items():
+            before = [self.records[name]] if name in self.records else []
+            self.records[name] = torch.cat([*before, torch.stack(found)])
+        # the ranks' losses, which are equal, are summed
+        self.finish_block(block, torch.stack(rows["loss"]).to(self.device) / block.world)
+
+    def at(self, t: int) -> Window:
+        """Return what step t is given."""
+        like, stream = self.learner.theta, self.stream
+        return Window(stream.inside(like), stream.outside(like), *stream.window(t, self.sizes["window"], like))
+
+    def advance(self, step: int, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Fit h to the window, score it, and move lambda; return what is recorded of the step, each (R, ...)."""
+        learner, window = self.learner, self.at(step)
+        theta, free, lam = learner.theta, learner.free, self.lam
+        unrolls = self.unroll_steps if self.algorithm == "unroll1" else 0
+        to = collapse(lam, window.past)
+        free.grad = None
+        for _ in range(self.inner_steps - unrolls):
+            here = learner.mlp.at(theta, window.inside)
+            theta.grad = here.pull(inner_slope(here, to))
+            optimizer.step()
+        theta.grad = None
+        v, found = self.hypergradient(lam, window, optimizer)
+        rows = {"loss": outer_loss(learner.mlp(theta, window.outside), window.now)}
+        if found is not None and self.algorithm == "aid":
+            rows["residual"] = found.residual
+        if step % JUDGED == 0:
+            judge = by_aid(learner.mlp, theta, lam, window, 10, 1e-4, gauss_newton=True)
+            rows |= {"lambda": lam, "slope": lam.sum(1, keepdim=True) * judge.value}
+        if v is not None:
+            v = learner.smooth(v, step)
+            free.grad = v if self.weights == "clip" else to_logits(v, lam)
+            optimizer.step()
+            if self.weights == "clip":
+                free.clamp_(min=0)
+        return rows
+
+    @property
+    def lam(self) -> Tensor:
+        """Lambda (R, W), lag 1 first."""
+        free = self.learner.free.detach()
+        if self.weights == "clip":
+            return free.clone()
+        return self.lambda0 * free.shape[1] * torch.softmax(free, dim=1)
+
+    def hypergradient(
+        self, lam: Tensor, window: Window, optimizer: torch.optim.Optimizer
+    ) -> tuple[Tensor | None, Found | None]:
+        """Return dF/dlambda (R, W) by the algorithm chosen, none for the control; ``unroll1`` takes its inner steps."""
+        learner = self.learner
+        net, theta = learner.mlp, learner.theta.detach()
+        if self.algorithm == "uniform":
+            return None, None
+        if self.algorithm == "aid":
+            newton = self.curvature == "gauss_newton"
+            found = by_aid(net, theta, lam, window, self.cg_iterations, self.damping, newton)
+        elif self.algorithm == "unroll1":
+            state = optimizer.state[learner.theta]
+            if not state:  # as torch makes it at its first step
+                state["step"] = torch.zeros((), dtype=torch.float32, device=theta.device)
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(theta), torch.zeros_like(theta)
+            moments = Moments(state["exp_avg"], state["exp_avg_sq"], int(state["step"]))
+            done = by_unrolling(net, theta, moments, lam, window, self.unroll_steps, self.inner_lr)
+            learner.theta.copy_(done.theta)
+            for name, value in zip(("exp_avg", "exp_avg_sq"), done.moments[:2], strict=True):
+                state[name].copy_(value)
+            state["step"].fill_(done.moments.step)
+            return done.value, None
+        elif self.adjoint == "network":
+            found, after = by_network(
+                net, theta, lam, window, learner.adjoint_network, self.adjoint_steps, self.adjoint_lr
+            )
+            learner.adjoint_network = after
+        else:
+            found = by_ridge(net, theta, lam, window, self.ridge)
+        return found.value, found
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`ToyModule.on_save_checkpoint`; the records of every step so far are kept too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["toy"]["records"] = dict(self.records)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`ToyModule.on_load_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        self.records = dict(checkpoint["toy"]["records"])
+
+    # judging
+
+    def evaluate(self) -> Report:
+        """Judge the stream so far by what was recorded."""
+        loss, exact = self.records["loss"], self.data.exact
+        late, regret = last_sixth(self.records["lambda"]), local_regret(self.records["slope"], REGRET)
+        metrics = {
+            "outer_loss": last_sixth(loss),
+            "outer_loss_all": loss.mean(0),
+            "exact_loss": torch.from_numpy(exact.at(late.numpy())),
+            "local_regret": last_sixth(regret),
+            "local_regret_all": regret.mean(0),
+        }
+        metrics |= {f"lag_{i + 1}": lags for i, lags in enumerate(top_lags(late, 3).unbind(1))}
+        if "residual" in self.records:
+            metrics["cg_residual"] = last_sixth(self.records["residual"])
+        references = {name: {"outer_loss": value} for name, value in exact.references().items()}
+        kept = torch.linspace(0, len(loss) - 1, min(POINTS, len(loss))).round().long()
+        arrays = {
+            "time": kept.tolist(),
+            "outer_loss": rolling(loss, ROLL)[kept].T.tolist(),
+            "weights": normalised(late).mean(0).tolist(),
+        }
+        return Report(self.seeds, {k: v.tolist() for k, v in metrics.items()}, references, arrays)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Judge the stream so far."""
+        self.last_report = self.evaluate()
+        self.write_evaluation(self.last_report)
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Judge the stream that the checkpoint has seen."""
+        self.last_report = self.evaluate()
+        score = torch.tensor(self.last_report.metrics["outer_loss"])
+        self.write_scalars({"test/outer_loss": score}, self.loaded_step)
+
+    @torch.no_grad()
+    def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
+        """Return the last time's truth and prediction at the outer points (R, B', d), and lambda (R, W)."""
+        window = self.at(len(self.records["loss"]) - 1)
+        prediction = self.learner.mlp(self.learner.theta, window.outside)
+        return {"truth": window.now, "prediction": prediction, "lambda": self.lam}
+
+    @staticmethod
+    def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
+        """See :meth:`ToyModule.compare_figures`."""
+        return figures.compare_figures(runs)
+
+    def figures(self, folder: Path) -> dict[str, Figure]:
+        """See :meth:`ToyModule.figures`."""
+        if self.last_report is None or not self.records:
+            return {}
+        shown = self.predict_step(torch.empty(0), 0)
+        return {
+            "outer_loss": figures.draw_loss(self.last_report, self.label),
+            "weights": figures.draw_weights(self.records["lambda"], JUDGED, self.data.exact.oracle(), self.label),
+            "prediction": figures.draw_prediction(shown["truth"][0].cpu(), shown["prediction"][0].cpu(), self.label),
+        }

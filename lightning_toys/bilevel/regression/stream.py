@@ -1,0 +1,116 @@
+"""The drifting stream: y_t(x) = f*(x) + m(t) u + sigma eps_t(x) at fixed points x, any y_t to be had again exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import truncnorm
+from torch import Tensor
+
+from lightning_toys.bilevel.regression.drift import Drift
+from lightning_toys.training.noise import keyed_generator
+
+BLOCK = 64  # times whose noise is drawn at once; part of the key
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a stream.
+
+    Attributes:
+        inputs: p, the dimension of x.
+        outputs: d, the dimension of y.
+        hidden: hidden units of f*.
+        inner: points of the inner problem.
+        outer: points of the outer problem, others.
+        sigma: standard deviation of the noise on one output.
+    """
+
+    inputs: int = 5
+    outputs: int = 3
+    hidden: int = 64
+    inner: int = 128
+    outer: int = 128
+    sigma: float = 1.0
+
+
+def truth(seed: int, shape: Shape, x: np.ndarray) -> np.ndarray:
+    """Return f*(x) (N, d) for x (N, p): one hidden layer of tanh-GELUs.
+
+    Weights are .1 + z, z standard normal within [-2, 2]; biases are .1.
+    """
+    draws = []
+    for i, size in enumerate([(shape.inputs, shape.hidden), (shape.hidden, shape.outputs)]):
+        u = keyed_generator(seed, i, "stream/truth").random(size)
+        draws.append(torch.from_numpy(truncnorm.ppf(u, -2, 2) + 0.1))
+    h = F.gelu(torch.from_numpy(x) @ draws[0] + 0.1, approximate="tanh")
+    out: np.ndarray = (h @ draws[1] + 0.1).numpy()
+    return out
+
+
+class Stream:
+    """The stream of each replica's seed: its own points, f*, direction u and noise.
+
+    Times run from minus infinity, so that the first window is full. Noise is keyed by (seed, block of times, stream),
+    and kept for the blocks that were asked for last.
+
+    Args:
+        seeds: one seed a replica.
+        shape: the sizes.
+        drift: m(t).
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: Shape, drift: Drift) -> None:
+        self.seeds, self.shape, self.drift = tuple(seeds), shape, drift
+        points = shape.inner + shape.outer
+        x = [keyed_generator(s, 0, "stream/x").standard_normal((points, shape.inputs)) for s in seeds]
+        u = np.stack([keyed_generator(s, 0, "stream/u").standard_normal(shape.outputs) for s in seeds])
+        self.x = np.stack(x)
+        self.direction = u / np.linalg.norm(u, axis=-1, keepdims=True)
+        self.truth = np.stack([truth(s, shape, row) for s, row in zip(seeds, x, strict=True)])
+        self._first, self._last = 0, -1
+        self._kept = torch.empty(0)
+
+    def inside(self, like: Tensor) -> Tensor:
+        """Return the inner points (R, inner, p)."""
+        return torch.from_numpy(self.x[:, : self.shape.inner]).to(like)
+
+    def outside(self, like: Tensor) -> Tensor:
+        """Return the outer points (R, outer, p)."""
+        return torch.from_numpy(self.x[:, self.shape.inner :]).to(like)
+
+    def block(self, index: int) -> np.ndarray:
+        """Return y at the times of a block, which may lie before 0: (R, BLOCK, points, d)."""
+        shape = (BLOCK, *self.truth.shape[1:])
+        name, key = ("stream/noise", index) if index >= 0 else ("stream/noise_before", -1 - index)
+        noise = np.stack([keyed_generator(s, key, name).standard_normal(shape, dtype=np.float32) for s in self.seeds])
+        m = self.drift.mean(index * BLOCK + np.arange(BLOCK))
+        moved = self.truth[:, None] + (m[:, None] * self.direction[:, None])[:, :, None]
+        y: np.ndarray = moved + self.shape.sigma * noise
+        return y
+
+    def between(self, start: int, stop: int, like: Tensor) -> Tensor:
+        """Return y at times start..stop-1 and every point, (R, stop - start, points, d), a view where it can be."""
+        first, last = start // BLOCK, (stop - 1) // BLOCK
+        kept = self._kept
+        if not (
+            self._first <= first and last <= self._last and kept.device == like.device and kept.dtype == like.dtype
+        ):
+            blocks = [torch.from_numpy(self.block(i)).to(like) for i in range(first, last + 1)]
+            self._kept, self._first, self._last = torch.cat(blocks, dim=1), first, last
+        lo = start - self._first * BLOCK
+        return self._kept[:, lo : lo + stop - start]
+
+    def window(self, t: int, lags: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what step t is given.
+
+        Returns:
+            y at times t - lags .. t - 1, oldest first, and the inner points (R, lags, inner, d); y at time t and the
+            outer points (R, outer, d).
+        """
+        both = self.between(t - lags, t + 1, like)
+        return both[:, :-1, : self.shape.inner], both[:, -1, self.shape.inner :]
