@@ -23,7 +23,7 @@ NAMES = {
 
 
 def reference_lines(ax: Axes, references: dict[str, dict[str, float]]) -> None:
-    """Draw what an exact inner solver would score under fixed weights, named at the right edge."""
+    """Draw what an exact inner solver would score under fixed weights."""
     for name, (label, style) in NAMES.items():
         value = references.get(name, {}).get("outer_loss")
         if value is not None and np.isfinite(value):
@@ -35,14 +35,14 @@ def finish_loss(figure: Figure, ax: Axes, title: str) -> Figure:
     ax.set_yscale("log")
     ax.set_xlabel("time t (steps)")
     ax.set_ylabel("outer loss, mean of 30 steps")
-    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     ax.set_title(title, fontsize=10)
     return figure
 
 
 def draw_loss(report: Report, label: str) -> Figure:
     """Draw the rolling outer loss, mean and 95 % interval over replicas, and the closed-form lines."""
-    figure, axes = new_figure(size=(7.6, 3.9))
+    figure, axes = new_figure(size=(7.0, 4.6))
     ax, rows = axes[0, 0], np.array(report.arrays["outer_loss"])
     seeds = f"{len(rows)} seed{'s' if len(rows) > 1 else ''}"
     band(ax, np.array(report.arrays["time"], dtype=float), rows, COLOURS[0], f"{label}, {seeds}")
@@ -73,8 +73,8 @@ def draw_weights(lam: Tensor, every: int, oracle: np.ndarray, label: str) -> Fig
     late = normalised(last_sixth(lam)).numpy()
     for row in late:
         side.plot(row, lags, color=COLOURS[0], alpha=0.45, linewidth=1)
-    side.plot(late.mean(0), lags, color=COLOURS[0], linewidth=1.8, label="learned, each seed and mean")
-    side.plot(oracle, lags, "o", color=COLOURS[1], markersize=3.5, label="best for an exact solver")
+    side.plot(late.mean(0), lags, color=COLOURS[0], linewidth=1.8, label="learned: seeds, mean")
+    side.plot(oracle, lags, "o", color=COLOURS[1], markersize=3.5, label="best if solved exactly")
     side.set_xlabel("weight / sum, last sixth of the run")
     side.legend(frameon=False, fontsize=8)
     figure.suptitle(f"{label}: weight of each lag, mean over {lam.shape[1]} seed{'s' if lam.shape[1] > 1 else ''}")
@@ -99,7 +99,7 @@ def draw_prediction(truth: Tensor, prediction: Tensor, label: str) -> Figure:
 
 def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
     """Return the outer loss over time of runs (label to folder) in one figure."""
-    figure, axes = new_figure(size=(8.0, 4.2))
+    figure, axes = new_figure(size=(7.6, 5.2))
     ax, references = axes[0, 0], {}
     found = [(label, folder / "results.json") for label, folder in runs.items()]
     shown = [(label, json.loads(path.read_text())) for label, path in found if path.exists()]

@@ -226,7 +226,8 @@ class WindowRegression(ToyModule):
     def at(self, t: int) -> Window:
         """Return what step t is given."""
         like, stream = self.learner.theta, self.stream
-        return Window(stream.inside(like), stream.outside(like), *stream.window(t, self.sizes["window"], like))
+        inside, outside = stream.points(like)
+        return Window(inside, outside, *stream.window(t, self.sizes["window"], like))
 
     def advance(self, step: int, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """Fit h to the window, score it, and move lambda; return what is recorded of the step, each (R, ...)."""

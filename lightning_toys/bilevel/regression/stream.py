@@ -72,16 +72,17 @@ class Stream:
         self.x = np.stack(x)
         self.direction = u / np.linalg.norm(u, axis=-1, keepdims=True)
         self.truth = np.stack([truth(s, shape, row) for s, row in zip(seeds, x, strict=True)])
+        self._points: list[Tensor] = []
         self._first, self._last = 0, -1
         self._kept = torch.empty(0)
 
-    def inside(self, like: Tensor) -> Tensor:
-        """Return the inner points (R, inner, p)."""
-        return torch.from_numpy(self.x[:, : self.shape.inner]).to(like)
-
-    def outside(self, like: Tensor) -> Tensor:
-        """Return the outer points (R, outer, p)."""
-        return torch.from_numpy(self.x[:, self.shape.inner :]).to(like)
+    def points(self, like: Tensor) -> list[Tensor]:
+        """Return the inner points (R, inner, p) and the outer ones (R, outer, p)."""
+        kept = self._points
+        if not (kept and kept[0].device == like.device and kept[0].dtype == like.dtype):
+            n = self.shape.inner
+            self._points = [torch.from_numpy(x).to(like) for x in (self.x[:, :n], self.x[:, n:])]
+        return self._points
 
     def block(self, index: int) -> np.ndarray:
         """Return y at the times of a block, which may lie before 0: (R, BLOCK, points, d)."""
