@@ -123,6 +123,10 @@ class ToyParser(LightningArgumentParser):
 
     command: Sequence[str] = ()  # the words being parsed, for naming the flag in an error
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.allow_abbrev = False  # or --trainer.max_step would be max_steps, in silence
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Turn jsonargparse's report into one line."""
         raise Refused(explain(message, type(self).command, self))

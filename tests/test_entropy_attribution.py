@@ -187,7 +187,7 @@ def test_without_a_sequence_everything_is_made_anew(case: Case) -> None:
     for row in (0, 6):
         rest, _ = drop(update.sequences, row)
         anew = make_update(model, rest, update.state, MAX_NORM)
-        ours = update.without(row, trainable(model))
+        ours = update.without([row], trainable(model))
         difference = {n: ours.direction[n] - v for n, v in anew.step.direction.items()}
         assert norm(difference) < 100 * tolerance * norm(anew.step.direction)
         assert ours.clip_scale == pytest.approx(anew.step.clip_scale, rel=tolerance)

@@ -125,6 +125,8 @@ def resolve_checkpoint(
             raise ToyError(f"--ckpt_path: no {word}.ckpt in {run.checkpoints}, which holds {there}{why}")
         return path, run
     path = Path(word)
+    if (path / "checkpoints" / "last.ckpt").is_file():  # a run's folder
+        path = path / "checkpoints" / "last.ckpt"
     if not path.is_file():
         near = [str(p) for p in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
         raise ToyError(f"--ckpt_path: no file {word!r}; give last, best or a path{did_you_mean(word, near)}")

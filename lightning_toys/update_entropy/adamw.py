@@ -62,6 +62,14 @@ class Moments:
         zero = torch.zeros_like(parameter)
         return cls(0, zero, zero, zero)
 
+    def rebiased(self, was: tuple[float, float], now: tuple[float, float]) -> Moments:
+        """Return the moments with the same debiased means under other betas."""
+        if was == now or self.step == 0:
+            return self
+        a, b = ((1 - y**self.step) / (1 - x**self.step) for x, y in zip(was, now, strict=True))
+        most = None if self.max_exp_avg_sq is None else b * self.max_exp_avg_sq
+        return replace(self, exp_avg=a * self.exp_avg, exp_avg_sq=b * self.exp_avg_sq, max_exp_avg_sq=most)
+
     def to(self, device: torch.device) -> Moments:
         """Return the moments on a device."""
         most = None if self.max_exp_avg_sq is None else self.max_exp_avg_sq.to(device)
@@ -81,8 +89,14 @@ class AdamWState:
         return AdamWState(self.hyper, moments)
 
     def with_hyper(self, **changes: Any) -> AdamWState:
-        """Return the state with other settings in every group, such as ``betas=(0, .999)``."""
-        return AdamWState({n: replace(h, **changes) for n, h in self.hyper.items()}, self.moments)
+        """Return the state with other settings in every group, such as ``betas=(0, .999)``.
+
+        The moments' means, m / (1 - b^t), are kept where betas change: moments that were gathered under .999 and are
+        read as if gathered under .95 would be too small by that ratio.
+        """
+        hyper = {n: replace(h, **changes) for n, h in self.hyper.items()}
+        moments = {n: m.rebiased(self.hyper[n].betas, hyper[n].betas) for n, m in self.moments.items()}
+        return AdamWState(hyper, moments)
 
     @property
     def lr(self) -> float:

@@ -68,9 +68,9 @@ class Update:
         """Return |v - momentum - decay - sum_i v_i| / |v|."""
         return self.step.residual(self.gradient_of(i) for i in range(len(self.sequences)))
 
-    def without(self, row: int, parameters: Mapping[str, Tensor]) -> AdamWStep:
-        """Return the step without a sequence: group mean, G, Lmax, clipping and D all made anew."""
-        left = [i for i in range(len(self.sequences)) if i != row]
+    def without(self, rows: Sequence[int], parameters: Mapping[str, Tensor]) -> AdamWStep:
+        """Return the step without some sequences: group mean, G, Lmax, clipping and D all made anew."""
+        left = [i for i in range(len(self.sequences)) if i not in set(rows)]
         weights = token_weights(self.sequences.take(left), 1)[:, 0]
         gradient = loss_gradient(weights, {n: s[left] for n, s in self.scores.items()})
         return AdamWStep.of(parameters, gradient, self.state, self.max_norm)
@@ -224,9 +224,9 @@ class EntropyRows:
         rows = torch.zeros(len(like), len(directions), dtype=like.dtype, device=like.device)
         lengths = torch.zeros(len(directions), dtype=like.dtype, device=like.device)
         for j, d in enumerate(directions):
-            for name, r in self.rows.items():
-                rows[self.mine, j] += r.flatten(1).double() @ d[name].flatten().double()
-            lengths[j] = dot(self.length, d)
+            for name, v in d.items():  # a parameter that a direction lacks does not move
+                rows[self.mine, j] += self.rows[name].flatten(1).double() @ v.flatten().double()
+            lengths[j] = dot(d, self.length)
         rows, lengths = self.ranks.add_up(rows), self.ranks.add_up(lengths)
         return rows, *first_orders(self.scores, rows, lengths, self.kind)
 

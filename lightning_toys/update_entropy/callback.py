@@ -20,6 +20,8 @@ from lightning_toys.update_entropy.passes import evaluate
 from lightning_toys.update_entropy.rollouts import draw, uniforms
 from lightning_toys.update_entropy.sequences import Sequences
 
+MISSED = 0.01  # of a step's greatest element: rounding in single precision stays a hundred times below
+
 
 @runtime_checkable
 class EntropySource(Protocol):
@@ -43,6 +45,26 @@ class Watched:
     sequences: list[Sequences]
     before: list[Scores]
     row: dict[str, list[float]]
+    expected: list[Expected]
+
+
+@dataclass
+class Expected:
+    """Where a step was predicted to lead.
+
+    Attributes:
+        weights: theta + eta v, by the policy's names.
+        size: greatest element of eta v.
+    """
+
+    weights: Tensors
+    size: float
+
+    def missed_by(self, model: nn.Module) -> float:
+        """Return the greatest element by which the step taken differs, in units of the step's own greatest element."""
+        named = dict(model.named_parameters())
+        off = max(float((named[n].detach().double() - w).abs().max()) for n, w in self.weights.items())
+        return off / self.size if self.size else 0.0
 
 
 class UpdateEntropyCallback(Callback):
@@ -52,6 +74,8 @@ class UpdateEntropyCallback(Callback):
     weight decay and batch. The measurement is by importance sampling on draws of its own, so that the two errors are
     independent. Both are logged as ``entropy_step/...``. Works with any LightningModule that steps a causal language
     model by AdamW and offers :class:`EntropySource`; clipping by the Trainer's ``gradient_clip_val`` is accounted for.
+    What changes gradients later than callbacks see them is not; ``entropy_step/missed`` tells by how much the step that
+    was taken differs from the predicted one, and a line on the screen says so where it matters.
 
     Args:
         every_n_steps: optimiser steps between two looks.
@@ -86,6 +110,7 @@ class UpdateEntropyCallback(Callback):
         self.seconds = 0.0  # that the callback has taken
         self.looks = 0
         self.begin = 0.0
+        self.warned = False
 
     def source(self, pl_module: LightningModule) -> EntropySource:
         """Return the module, or say what it lacks."""
@@ -146,10 +171,15 @@ class UpdateEntropyCallback(Callback):
         clip = clip_scale(trainer, gradients)
         row: dict[str, list[float]] = {}
         kept: list[tuple[Sequences, Scores]] = []
+        expected: list[Expected] = []
         for seed, model in source.entropy_policies():
             taken = step_within(model, everything, gradients, state, clip)
             drawn = self.draws(source, model, seed, step, "predict", self.prompts)
             rows = entropy_rows(model, drawn, self.kind, self.heat(pl_module), min(32, self.chunk))
+            named = dict(model.named_parameters())
+            ahead = {n: taken.eta * v.double() for n, v in taken.direction.items()}
+            weights = {n: named[n].detach().double() + d for n, d in ahead.items()}
+            expected.append(Expected(weights, max(float(d.abs().max()) for d in ahead.values())))
             batch = {n: taken.direction[n] - taken.momentum[n] - taken.decay[n] for n in taken.direction}
             parts = {"predicted": taken.direction, "momentum": taken.momentum, "decay": taken.decay, "batch": batch}
             _, values, errors = rows.along(list(parts.values()))
@@ -163,7 +193,7 @@ class UpdateEntropyCallback(Callback):
         batches = getattr(pl_module, "entropy_batches", None)
         for logp, mask, advantage in batches() if batches is not None else []:
             row.setdefault("covariance", []).append(float(covariances(logp, advantage, mask).sum() / mask.sum()))
-        self.watched = Watched(step, [s for s, _ in kept], [b for _, b in kept], row)
+        self.watched = Watched(step, [s for s, _ in kept], [b for _, b in kept], row, expected)
 
     @torch.no_grad()
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -173,6 +203,15 @@ class UpdateEntropyCallback(Callback):
             return
         begin = time.perf_counter()
         policies = self.source(pl_module).entropy_policies()
+        missed = [e.missed_by(m) for (_, m), e in zip(policies, seen.expected, strict=False)]
+        seen.row["missed"] = missed
+        if max(missed) > MISSED and not self.warned:
+            self.warned = True
+            note(
+                f"UpdateEntropyCallback: the step taken at {seen.step} is not the one predicted (by {max(missed):.2g} "
+                "of its greatest element): something changes gradients or weights after callbacks saw them, such as "
+                "a module's own clipping, a gradient scaler, or weights in half a precision"
+            )
         for (_, model), drawn, before in zip(policies, seen.sequences, seen.before, strict=False):
             after = evaluate(model, drawn, self.heat(pl_module), chunk=self.chunk)
             change: Estimate = prefix_weighted(before, after, self.kind).change

@@ -7,6 +7,7 @@ missing weight at random and warn is asked what it did, and its answer refused.
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,8 @@ def listed(items: Sequence[str], limit: int = 8) -> str:
 
 def said(error: Exception) -> str:
     """Return what a library's error says, in one line and not too long a one."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's advice in it is to let the file run code
+        return "it is no file of torch's, or holds more than tensors and plain values"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 

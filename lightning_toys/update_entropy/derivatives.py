@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_toys.update_entropy.adamw import Tensors
 from lightning_toys.update_entropy.estimators import Kind, Scores, coefficients, surrogate, terms
 from lightning_toys.update_entropy.passes import evaluate
-from lightning_toys.update_entropy.sequences import Packed, Sequences, chunks, in_eval, pack, policy_scores
+from lightning_toys.update_entropy.sequences import Packed, Sequences, attention, chunks, in_eval, pack, policy_scores
 
 Pair = tuple[Tensor, Tensor]  # of l_k and of H_k, each (N, T)
 
@@ -91,7 +91,7 @@ def tangents(
     theta = {n: dict(model.named_parameters())[n].detach() for n in direction}
     device = next(model.parameters()).device
     parts: list[tuple[list[int], tuple[Tensor, ...]]] = []
-    with in_eval(model), torch.no_grad():
+    with in_eval(model), attention(model, "eager"), torch.no_grad():
         for rows in chunks(sequences, chunk):
             packed = pack(sequences.take(rows), device)
 
@@ -112,7 +112,7 @@ def curvatures(
     device = next(model.parameters()).device
     parts: list[tuple[list[int], tuple[Tensor, ...]]] = []
     v = dict(direction)
-    with in_eval(model), torch.no_grad():
+    with in_eval(model), attention(model, "eager"), torch.no_grad():
         for rows in chunks(sequences, chunk):
             packed = pack(sequences.take(rows), device)
 
@@ -199,7 +199,8 @@ def whole_gradient(model: nn.Module, sequences: Sequences, kind: Kind, temperatu
         packed = pack(sequences, device)
         logp, h = policy_scores(model, packed, temperature)
         scores = Scores(logp.detach(), h.detach(), packed.mask, torch.tensor(sequences.prompt, device=device))
-        found = torch.autograd.grad(surrogate(logp, h, scores, kind), list(named.values()))
+        value = surrogate(logp, h, scores, kind)
+        found = torch.autograd.grad(value, list(named.values()), allow_unused=True, materialize_grads=True)
     return scores, dict(zip(named, found, strict=True))
 
 
@@ -219,7 +220,7 @@ def sequence_gradients(
     device = next(model.parameters()).device
     out = {n: torch.empty(len(sequences), *p.shape, dtype=p.dtype, device=p.device) for n, p in theta.items()}
     weights = [on_logp.to(device), (torch.zeros_like(on_logp) if on_entropy is None else on_entropy).to(device)]
-    with in_eval(model):
+    with in_eval(model), attention(model, "eager"):
         for rows in chunks(sequences, chunk):
             packed = pack(sequences.take(rows), device)
             index, width = torch.tensor(rows, device=device), packed.mask.shape[1]

@@ -76,13 +76,13 @@ class UpdateEntropy(ToyModule):
     precisions = ("32-true", "64-true", "bf16-mixed")
     metric_labels: Mapping[str, str] = {
         "reward": "mean reward",
-        "entropy": "entropy, nats a token",
+        "entropy": "entropy, nats (a token, unless --model.plan.kind is sequence)",
         "length": "length of a response, tokens",
         "slope": "dH / d eta of the whole step",
         "slope_momentum": "dH / d eta of momentum",
         "slope_decay": "dH / d eta of weight decay",
         "slope_batch": "dH / d eta of the batch",
-        "change": "change of entropy at eta = lr, nats a token",
+        "change": "change of entropy, nats",
     }
 
     def __init__(
@@ -114,6 +114,11 @@ class UpdateEntropy(ToyModule):
             require(
                 path is None or Path(path).exists(), f"--model.{flag}: {path} is not there; give a file or a folder"
             )
+        require(
+            optimizer_state is None or backbone is not None,
+            f"--model.optimizer_state: {optimizer_state} is not allowed without --model.backbone; give the model whose "
+            "optimiser it is (a run of ours keeps both in its checkpoint: --ckpt_path)",
+        )
         require(
             backbone is None or len(self.seeds) == 1,
             f"--model.seeds: {self.seeds} is not allowed with --model.backbone; give one seed a run",
@@ -439,7 +444,7 @@ class UpdateEntropy(ToyModule):
             memo.forget()
             if memo.found:
                 note(f"{memo.found} passes were those of a probe that had been cut off")
-            note("\n".join(summary_lines(self.seeds, self.findings, folder)))
+            note("\n".join(summary_lines(self.seeds, self.findings, folder, self.plan.kind)))
 
     def probe_one(self, model: nn.Module, seed: int, state: AdamWState, ranks: Ranks, memo: Memo) -> Findings:
         """Draw U and E from a policy, and probe the step."""
@@ -456,8 +461,8 @@ class UpdateEntropy(ToyModule):
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""
-        out = figures.draw_training(folder, self.seeds, self.warm_steps)
+        out = figures.draw_training(folder, self.seeds, self.warm_steps, self.plan.kind)
         out |= figures.draw_predictions(folder, self.seeds, self.warm_steps)
         if self.findings:
-            out |= figures.draw_findings(self.seeds, self.findings, self.text.tokens)
+            out |= figures.draw_findings(self.seeds, self.findings, self.text.tokens, self.plan.kind)
         return out

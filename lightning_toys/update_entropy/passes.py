@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_toys.update_entropy.adamw import Tensors
 from lightning_toys.update_entropy.estimators import Scores
-from lightning_toys.update_entropy.sequences import Sequences, Side, chunks, in_eval, pack, policy_scores
+from lightning_toys.update_entropy.sequences import Sequences, Side, attention, chunks, in_eval, pack, policy_scores
 
 
 class Passes:
@@ -76,23 +76,17 @@ def ready(model: nn.Module) -> Iterator[Passes]:
     """Make a policy ready for passes, and put everything back afterwards."""
     passes = Passes(model)
     held: list[tuple[nn.Module, str, nn.Module]] = []
-    config: Any = getattr(passes.model, "config", None)
-    fused = getattr(config, "_attn_implementation", None) == "eager" and getattr(passes.model, "_supports_sdpa", False)
-    with in_eval(model):
+    with in_eval(model), attention(model, "sdpa"):  # derivatives need attention written out; these passes have none
         try:
             for name, layer in passes.layers.items():
                 above, _, last = name.rpartition(".")
                 parent = model.get_submodule(above)
                 held.append((parent, last, layer))
                 parent._modules[last] = layer.base_layer
-            if fused:  # derivatives need attention written out; these passes have none
-                config._attn_implementation = "sdpa"
             yield passes
         finally:
             for parent, last, layer in held:
                 parent._modules[last] = layer
-            if fused:
-                config._attn_implementation = "eager"
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ class Plan:
         kind: entropy per ``token``, per ``sequence``, or ``surprisal`` per token.
         estimator: weights of a finite step: of each position's ``prefix``, or of the whole ``sequence`` (SNIS).
         per_sequence: measure every update sequence's direction at every eta too.
-        counterfactuals: leave-one-out, no momentum, other betas, Clip-Cov, KL-Cov.
+        counterfactuals: leave-one-out, no momentum, other betas, Clip-Cov, KL-Cov; the errors that U's draw makes.
         second_order: the curvature along the step.
         filter_zero_advantage: draw prompts again whose responses all earn the same.
         max_resample_attempts: times that U is drawn before the probe gives up.
@@ -173,6 +173,7 @@ class EvaluationFindings:
         lost: step sizes at which the change of l_k is within rounding.
         counterfactuals: name to dH / d eta of the other step, and its standard error.
         leave_one_out: dH / d eta without each update sequence (N_U,), and standard errors.
+        update_errors: standard errors of the slopes that come from the draw of U, beside those that come from E's.
     """
 
     sequences: Sequences
@@ -188,6 +189,7 @@ class EvaluationFindings:
     lost: list[float] = field(default_factory=list)
     counterfactuals: dict[str, tuple[float, float]] = field(default_factory=dict)
     leave_one_out: tuple[Tensor, Tensor] | None = None
+    update_errors: dict[str, float] = field(default_factory=dict)
 
     @property
     def linear_until(self) -> float | None:
@@ -390,11 +392,25 @@ class Look:
             "kl_cov": self.with_tokens(1 - kl_cov(cov, at_batch.mask, self.plan.kl_cov_share)),
         }
         with self.clock.time("counterfactuals"):
-            steps = [update.without(i, self.theta).direction for i in range(len(update.sequences))]
+            steps = [update.without([i], self.theta).direction for i in range(len(update.sequences))]
             _, values, errors = self.kept.along([*(s.direction for s in others.values()), *steps])
         k = len(others)
+        out.update_errors = self.update_errors()
         out.counterfactuals = {n: (float(values[i]), float(errors[i])) for i, n in enumerate(others)}
         out.leave_one_out = values[k:], errors[k:]
+
+    def update_errors(self) -> dict[str, float]:
+        """Return the jackknife's standard errors of the slopes over the prompts of U, a step made anew without each."""
+        found = [self.update.without(rows, self.theta) for rows in groups(self.update.sequences).values()]
+        n = len(found)
+        if n < 2:
+            return {}
+        batch = [{k: s.direction[k] - s.momentum[k] - s.decay[k] for k in s.direction} for s in found]
+        parts = {"full": [s.direction for s in found], "momentum": [s.momentum for s in found],
+                 "decay": [s.decay for s in found], "grad": batch}  # fmt: skip
+        _, values, _ = self.kept.along([d for ds in parts.values() for d in ds])
+        spread = (n - 1) * values.view(len(parts), n).var(1, correction=0)
+        return dict(zip(parts, spread.sqrt().tolist(), strict=True))
 
     def kept_by_clip_cov(self, cov: Tensor, mask: Tensor) -> Tensor:
         """Return the tokens (N_U, T) whose gradient Clip-Cov keeps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_toys.training.results import Report, plain, set_aside, write_atomic
-from lightning_toys.update_entropy.estimators import Estimate, Weighted
+from lightning_toys.update_entropy.estimators import Estimate, Kind, Weighted
 from lightning_toys.update_entropy.grpo import advantages
 from lightning_toys.update_entropy.memo import array
 from lightning_toys.update_entropy.probe import EvaluationFindings, Findings, Plan
@@ -43,6 +44,8 @@ def report_of(seeds: Sequence[int], before: Report, findings: Sequence[Findings]
         ):
             put(key, e.slopes[name][0])
             put(f"{key}_se", e.slopes[name][1])
+            if name in e.update_errors:
+                put(f"{key}_update_se", e.update_errors[name])
         for flavour, by_eta in e.changes.items():
             for eta, w in by_eta.items():
                 suffix = "" if flavour == "full" else f"_{flavour}"
@@ -90,7 +93,7 @@ def evaluation_summary(e: EvaluationFindings) -> dict[str, Any]:
         "tokens": sum(e.sequences.lengths),
         "prompts": len(set(e.sequences.prompt)),
         "entropy": numbers(e.entropy),
-        "slopes": {n: {"value": v, "se": s} for n, (v, s) in e.slopes.items()},
+        "slopes": {n: {"value": v, "se": s, "update_se": e.update_errors.get(n)} for n, (v, s) in e.slopes.items()},
         "changes": {n: {f"{eta:g}": weighted_numbers(w) for eta, w in x.items()} for n, x in e.changes.items()},
         "other_estimator": {f"{eta:g}": weighted_numbers(w) for eta, w in e.weighting.items()},
         "within_rounding": e.lost,
@@ -159,8 +162,17 @@ def text_array(words: Sequence[str]) -> np.ndarray:
     return np.array(list(words), dtype=np.str_)
 
 
+def write_table(path: Path, **columns: np.ndarray) -> None:
+    """Write columns of one length as ``path``.npz, and as ``path``.csv for a person to open."""
+    np.savez_compressed(path.with_suffix(".npz"), allow_pickle=False, **columns)
+    with path.with_suffix(".csv").open("w", newline="") as f:
+        writer = csv.writer(f)
+        writer.writerow(columns)
+        writer.writerows(zip(*(c.tolist() for c in columns.values()), strict=True))
+
+
 def write_tables(folder: Path, f: Findings, tokens: Tokens) -> None:
-    """Write sequences.npz (one row a sequence of U, then of each E) and tokens.npz (one row a token of U)."""
+    """Write sequences (one row a sequence of U), tokens (one row a token of U), and each E's sequences."""
     u, e = f.update.sequences, f.evaluations[0]
     asked = [tokens.decode(p) for p in u.prompts]
     said = [tokens.decode(r) for r in u.responses]
@@ -168,8 +180,8 @@ def write_tables(folder: Path, f: Findings, tokens: Tokens) -> None:
     singles = e.singles.get(f.reference_eta)
     nothing = np.full(len(u), np.nan)
     left = e.leave_one_out
-    np.savez_compressed(
-        folder / "sequences.npz",
+    write_table(
+        folder / "sequences",
         row=np.arange(len(u)),
         prompt_number=np.array(u.prompt),
         prompt=text_array(asked),
@@ -189,8 +201,8 @@ def write_tables(folder: Path, f: Findings, tokens: Tokens) -> None:
     live = array(scores.mask).astype(bool)
     rows, positions = np.nonzero(live)
     ids = [token for r in u.responses for token in r]
-    np.savez_compressed(
-        folder / "tokens.npz",
+    write_table(
+        folder / "tokens",
         row=rows,
         position=positions,
         token=np.array(ids),
@@ -229,12 +241,17 @@ def write_findings(
         write_atomic(inside / "summary.json", json.dumps(plain(summary(f, seed, plan, step)), indent=1) + "\n")
 
 
+def unit_of(kind: Kind) -> str:
+    """Return the unit of an entropy."""
+    return {"token": "nats a token", "sequence": "nats a sequence", "surprisal": "nats a token (surprisal)"}[kind]
+
+
 def pm(value: float, se: float) -> str:
     """Write a value with its standard error."""
     return f"{value:.4g} ± {se:.2g}"
 
 
-def summary_lines(seeds: Sequence[int], findings: Sequence[Findings], folder: Path) -> list[str]:
+def summary_lines(seeds: Sequence[int], findings: Sequence[Findings], folder: Path, kind: Kind) -> list[str]:
     """Return what a reader wants first, a few lines a replica."""
     out = []
     for seed, f in zip(seeds, findings, strict=True):
@@ -242,9 +259,9 @@ def summary_lines(seeds: Sequence[int], findings: Sequence[Findings], folder: Pa
         parts = ", ".join(
             f"{n} {pm(*e.slopes[k])}" for n, k in (("momentum", "momentum"), ("decay", "decay"), ("batch", "grad"))
         )
-        out.append(
-            f"seed {seed}: H {pm(e.entropy.value, e.entropy.se)} nats; dH/d eta {pm(*e.slopes['full'])} ({parts})"
-        )
+        drawn = f" ± {e.update_errors['full']:.2g} (U)" if e.update_errors else ""
+        h = f"H {pm(e.entropy.value, e.entropy.se)} {unit_of(kind)}"
+        out.append(f"seed {seed}: {h}; dH/d eta {pm(*e.slopes['full'])}{drawn} ({parts})")
         for eta, w in e.changes["full"].items():
             lost = "; within rounding, no number to trust" if eta in e.lost else ""
             out.append(
@@ -253,5 +270,6 @@ def summary_lines(seeds: Sequence[int], findings: Sequence[Findings], folder: Pa
             )
         if e.linear_until is not None:
             out.append(f"  linear within a tenth up to eta {e.linear_until:.2g}; closure residual {f.residual:.1g}")
-    out.append(f"(± one standard error) arrays and tables are in {folder}")
+    out.append("(± one standard error of the draws of E; with (U): of those of the update batch)")
+    out.append(f"arrays and tables are in {folder}")
     return out

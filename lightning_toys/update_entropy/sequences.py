@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -116,6 +116,22 @@ def in_eval(model: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
+
+
+@contextmanager
+def attention(model: nn.Module, kind: str) -> Iterator[None]:
+    """Let a model of transformers compute its attention so meanwhile: ``eager``, or fused where it can (``sdpa``)."""
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    config: Any = getattr(inner, "config", None)
+    was = getattr(config, "_attn_implementation", None)
+    change = was in ("eager", "sdpa") and (kind == "eager" or getattr(inner, "_supports_sdpa", False))
+    if change:
+        config._attn_implementation = kind
+    try:
+        yield
+    finally:
+        if change:
+            config._attn_implementation = was
 
 
 def takes(model: nn.Module, argument: str) -> bool:
