@@ -432,3 +432,18 @@ def test_no_code_is_run_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mo
     path.write_bytes(pickle.dumps({"toy": Trap()}))
     refused(path)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_csv_keeps_one_row_a_step_whenever_it_is_flushed(tmp_path: Path) -> None:
+    """The same file, however long the run took between two metrics of a step."""
+    eager, patient = MetricsCSV(tmp_path / "eager", flush_seconds=-1.0), MetricsCSV(tmp_path / "patient")
+    for logger in (eager, patient):
+        for step, metrics in ((1, {"a": 1.0, "b": 0.0}), (2, {"a": 2.0}), (2, {"b": 3.0}), (3, {"a": 4.0})):
+            logger.log_metrics(metrics, step)
+        logger.save()
+    assert (tmp_path / "eager" / "metrics.csv").read_text() == (tmp_path / "patient" / "metrics.csv").read_text()
+    # a resumed run adds to the row of the step it goes on from; another verb has a row of its own
+    log(tmp_path / "eager", (3, {"b": 5.0}), resume_step=3)
+    assert rows(tmp_path / "eager")[-1] == {"step": "3", "a": "4.0", "b": "5.0"}
+    log(tmp_path / "eager", (3, {"b": 6.0}))
+    assert [r["b"] for r in rows(tmp_path / "eager")[-2:]] == ["5.0", "6.0"]

@@ -37,6 +37,7 @@ class MetricsCSV(Logger):
         self.columns: list[str] = []
         self.pending: dict[int, dict[str, float]] = {}
         self.opened = False
+        self.written = -2  # greatest step on disk
         self.last_flush = time.monotonic()
 
     @property
@@ -74,6 +75,8 @@ class MetricsCSV(Logger):
         rows = read_csv(self.path)
         kept = [r for r in rows if self.resume_step is None or int(r["step"]) <= self.resume_step]
         self.columns = list(dict.fromkeys(k for r in kept for k in r if k != "step"))
+        if self.resume_step is not None:  # a validation of an earlier run keeps its own row
+            self.written = max((int(r["step"]) for r in kept), default=-2)
         if len(kept) < len(rows) or not self.path.read_text().endswith("\n"):  # nothing may be added to a cut line
             set_aside(self.path)
             self.rewrite(kept)
@@ -101,10 +104,15 @@ class MetricsCSV(Logger):
         ]
         self.pending = {}
         new = [k for k in dict.fromkeys(k for r in rows for k in r) if k != "step" and k not in self.columns]
-        if new or not self.path.exists():
+        again = self.written >= int(rows[0]["step"])  # a flush, or a resume, came between two metrics of one step
+        self.written = max(self.written, int(rows[-1]["step"]))
+        if new or again or not self.path.exists():
             self.columns += new
             old = read_csv(self.path) if self.path.exists() else []
-            self.rewrite([*old, *rows])
+            merged = {r["step"]: {k: v for k, v in r.items() if v} for r in old}
+            for r in rows:
+                merged[r["step"]] = merged.get(r["step"], {}) | r
+            self.rewrite([merged[s] for s in sorted(merged, key=int)])
             return
         with self.path.open("a", newline="") as f:
             csv.DictWriter(f, ["step", *self.columns], restval="", lineterminator="\n").writerows(rows)

@@ -216,7 +216,8 @@ class Learner:
         if self.clip is not None:
             scale = (self.clip / (flatten(found).norm(dim=1) + 1e-6)).clamp(max=1.0)
         for p, g in zip(self.t, found.values(), strict=True):
-            p.grad = g if scale is None else g * scale.view(-1, *[1] * (g.dim() - 1))
+            scaled = g if scale is None else g * scale.view(-1, *[1] * (g.dim() - 1))
+            p.grad = scaled.contiguous()  # torch 2.13's fused Adam reads strided gradients as if they were not
         outer.step()
 
     @torch.no_grad()
