@@ -138,6 +138,24 @@ def test_residual_is_the_residual() -> None:
     assert found.residual.max() < 1e-9
 
 
+def test_rounding_does_not_grow() -> None:
+    """A few large eigenvalues and many small ones, as a network has: single precision against double, step for step.
+
+    Without the orthogonal residuals the two part.
+    """
+    values = torch.cat([torch.logspace(5, 2, 5), torch.logspace(1, -4, 200)]).double()
+    b = draw(R, 205, name="b").float().double()
+
+    def solve(dtype: torch.dtype, orthogonalise: bool) -> Tensor:
+        a = values.to(dtype)
+        return conjugate_gradient(lambda p: a * p, b.to(dtype), 12, orthogonalise=orthogonalise).x.double()
+
+    exact = solve(torch.float64, True)
+    errors = [((solve(torch.float32, o) - exact).norm(dim=1) / exact.norm(dim=1)).max() for o in (True, False)]
+    assert errors[0] < 1e-4
+    assert errors[1] > 100 * errors[0]
+
+
 def test_masked_replicas() -> None:
     """b = 0, no curvature, and a negative direction: each stands still, and the replica beside them is the solo one."""
     a, b = spd(6), draw(R, 6, name="b")
