@@ -76,7 +76,7 @@ def draw_weights(lam: Tensor, every: int, oracle: np.ndarray, label: str) -> Fig
     side.plot(late.mean(0), lags, color=COLOURS[0], linewidth=1.8, label="learned: seeds, mean")
     side.plot(oracle, lags, "o", color=COLOURS[1], markersize=3.5, label="best if solved exactly")
     side.set_xlabel("weight / sum, last sixth of the run")
-    side.legend(frameon=False, fontsize=8)
+    side.legend(frameon=False, fontsize=8, loc="center right")
     figure.suptitle(f"{label}: weight of each lag, mean over {lam.shape[1]} seed{'s' if lam.shape[1] > 1 else ''}")
     return figure
 
