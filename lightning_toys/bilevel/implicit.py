@@ -156,10 +156,10 @@ def conjugate_gradient(
     size, rr = b.square().sum(1), r.square().sum(1)
     active = torch.ones_like(size, dtype=torch.bool)
     one = torch.ones_like(size)
-    before: list[Tensor] = []
-    for _ in range(iterations):
+    before = b.new_empty(b.shape[0], iterations if orthogonalise else 0, b.shape[1])
+    for i in range(iterations):
         if orthogonalise:
-            before.append(r / torch.where(rr > 0, rr, one).sqrt()[:, None])
+            before[:, i] = r / torch.where(rr > 0, rr, one).sqrt()[:, None]
         ap = damped(p)
         curvature = (p * ap).sum(1)
         active = active & (rr > torch.finfo(b.dtype).eps ** 2 * size) & (curvature > 0)
@@ -168,7 +168,7 @@ def conjugate_gradient(
         x = torch.addcmul(x, step[:, None], p)
         r = torch.addcmul(r, -step[:, None], ap)
         if orthogonalise:
-            q = torch.stack(before, dim=1)
+            q = before[:, : i + 1]
             along = torch.bmm(torch.bmm(q, r[:, :, None]).mT, q)[:, 0]
             r = torch.where(active[:, None], r - along, r)  # that of a replica that stands still is q's last
         new = r.square().sum(1)

@@ -109,7 +109,7 @@ class Found(NamedTuple):
 
 def outer_gradient(net: MLP, theta: Tensor, window: Window) -> Tensor:
     """Return dL_out/dtheta (R, P)."""
-    there = net.at(theta, window.outside)
+    there = net.at(theta, window.outside, curved=False)
     return there.pull(outer_slope(there.h, window.now) / window.now.shape[1])
 
 
@@ -117,7 +117,7 @@ def by_aid(
     net: MLP, theta: Tensor, lam: Tensor, window: Window, iterations: int, damping: float, gauss_newton: bool = False
 ) -> Found:
     """(H + damping) z = dL_out/dtheta by conjugate gradient, H the inner Hessian or its Gauss-Newton part; a = -J z."""
-    to, here = collapse(lam, window.past), net.at(theta, window.inside)
+    to, here = collapse(lam, window.past), net.at(theta, window.inside, not gauss_newton)
     deltas, weight = here.back(inner_slope(here, to)), to.weight
 
     def product(v: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ def ridge_adjoint(
 
 def by_ridge(net: MLP, theta: Tensor, lam: Tensor, window: Window, ridge: float) -> Found:
     """The functional hypergradient with an adjoint linear in the last hidden layer and a constant."""
-    here, there = net.at(theta, window.inside), net.at(theta, window.outside)
+    here, there = net.at(theta, window.inside, False), net.at(theta, window.outside, False)
     inside, outside = (torch.nn.functional.pad(p.features, (0, 1), value=1.0) for p in (here, there))
     a = ridge_adjoint(inside, outside, outer_slope(there.h, window.now), lam.sum(1), ridge)[1]
     return Found(weigh_at(here.h, window.past, a), a, torch.zeros_like(lam[:, 0]))
@@ -185,7 +185,7 @@ def by_network(
     see three quarters of the points, and of the parameters on the way, the first ones included, those are taken whose
     objective on the other quarter is least. The network is L a, which does not depend on lambda.
     """
-    here, there = net.at(theta, window.inside), net.at(theta, window.outside)
+    here, there = net.at(theta, window.inside, False), net.at(theta, window.outside, False)
     g = outer_slope(there.h, window.now)
     n, m = window.inside.shape[1] * 3 // 4, window.outside.shape[1] * 3 // 4
 
@@ -195,7 +195,7 @@ def by_network(
     psi, state = adjoint
     best, least = psi, judged(psi)
     for _ in range(steps):
-        inside, outside = net.at(psi, window.inside[:, :n]), net.at(psi, window.outside[:, :m])
+        inside, outside = net.at(psi, window.inside[:, :n], False), net.at(psi, window.outside[:, :m], False)
         slope = inside.pull((2 / n) * inside.h) + outside.pull(g[:, :m] / m)
         moved, state = adam_step({"psi": psi}, {"psi": slope}, state, lr)
         psi = moved["psi"]

@@ -58,8 +58,8 @@ class MLP:
             x = torch.nn.functional.gelu(torch.baddbmm(b, x, w))
         return torch.baddbmm(bias, x, weight)
 
-    def at(self, theta: Tensor, x: Tensor) -> Pass:
-        """Return the network at x, ready for derivatives there; autograd does not follow."""
+    def at(self, theta: Tensor, x: Tensor, curved: bool = True) -> Pass:
+        """Return the network at x, ready for derivatives there, second ones if ``curved``; autograd does not follow."""
         layers = self.layers(theta.detach())
         inputs, slopes, bends = [x], [], []
         for w, b in layers[:-1]:
@@ -68,7 +68,8 @@ class MLP:
             density = torch.exp(-0.5 * a * a).mul_(1 / math.sqrt(2 * math.pi))
             inputs.append(a * below)
             slopes.append(torch.addcmul(below, a, density))  # gelu' = Phi + a phi
-            bends.append((2 - a * a).mul_(density))  # gelu'' = (2 - a^2) phi
+            if curved:
+                bends.append((2 - a * a).mul_(density))  # gelu'' = (2 - a^2) phi
         h = torch.baddbmm(layers[-1][1], inputs[-1], layers[-1][0])
         return Pass(self, layers, inputs, slopes, bends, h)
 

@@ -237,7 +237,7 @@ class WindowRegression(ToyModule):
         to = collapse(lam, window.past)
         free.grad = None
         for _ in range(self.inner_steps - unrolls):
-            here = learner.mlp.at(theta, window.inside)
+            here = learner.mlp.at(theta, window.inside, curved=False)
             theta.grad = here.pull(inner_slope(here, to))
             optimizer.step()
         theta.grad = None
