@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -18,10 +18,12 @@ from lightning_toys.bilevel.control.agents import (
     gradients,
     half_squares,
     inner_product,
+    mle_gradient,
     mle_loss,
     omd_weights,
     policy,
     taken,
+    vep_gradient,
     vep_loss,
 )
 from lightning_toys.bilevel.control.check import cosine, differences, response
@@ -115,10 +117,71 @@ def test_a_derivative_along_the_weights(heads: int) -> None:
         return net(x, dict(zip(names, weights, strict=True)))
 
     wanted = torch.func.jvp(f, tuple(p.detach() for p in net.parameters()), tuple(v.values()))[1]
-    assert torch.allclose(net.along(x, v), wanted, atol=1e-13)
+    assert torch.allclose(net.push(net.trace(x), v), wanted, atol=1e-13)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_reverse_passes_written_out(heads: int) -> None:
+    net, x = HeadMLP(SEEDS, "q", (STATES, 5, 5, ACTIONS), heads), batch_of().observation.requires_grad_()
+    out = net(x)
+    slope = torch.randn(out.shape, generator=torch.Generator().manual_seed(2))
+    params = list(net.parameters())
+    *wanted, wanted_x = torch.autograd.grad(out, [*params, x], slope)
+    trace = net.trace(x.detach())
+    assert torch.equal(trace.output, out.detach())
+    found = net.pull(trace, slope)
+    assert list(found) == [n for n, _ in net.named_parameters()]
+    for g, w in zip(found.values(), wanted, strict=True):
+        assert torch.allclose(g, w, atol=1e-13)
+        assert g.is_contiguous()
+    assert torch.allclose(net.pull_input(trace, slope), wanted_x, atol=1e-13)
 
 
 # values and targets
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_the_slope_of_the_soft_value(heads: int) -> None:
+    q = torch.randn(2, heads, 7, 3, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    (wanted,) = torch.autograd.grad(VALUE.of(q).sum(), q)
+    assert torch.allclose(VALUE.slope(q.detach()), wanted, atol=1e-14)
+    same = torch.ones(1, 2, 1, 2, requires_grad=True)  # both heads are the lesser: each has half, as in torch
+    (wanted,) = torch.autograd.grad(VALUE.of(same).sum(), same)
+    assert torch.allclose(VALUE.slope(same.detach()), wanted)
+
+
+def test_gradients_written_out_are_autograds() -> None:
+    """Of y_T in the model, of the values' loss, of both models' own losses."""
+    nets = nets_of("vep")
+    problem = problem_of(nets)
+    seen = problem.imagine()
+    y = problem.y_model()
+    assert torch.allclose(seen.y, y.detach(), atol=1e-14)
+    w = torch.randn(y.shape, generator=torch.Generator().manual_seed(4))
+    named = dict(nets.model.named_parameters())
+    model = nets.model.net.trace(problem.inputs)
+    cases = [
+        (problem.pull(seen, w), torch.autograd.grad(y, list(named.values()), w)),
+        (
+            mle_gradient(problem, model)[0],
+            list(gradients(mle_loss(problem.dream(), problem.batch), nets.model).values()),
+        ),
+        (
+            vep_gradient(problem, model, nets.values)[0],
+            list(gradients(vep_loss(problem.dream(), problem.batch, nets.values), nets.model).values()),
+        ),
+    ]
+    for found, wanted in cases:
+        assert list(found) == list(named)
+        for g, x in zip(found.values(), wanted, strict=True):
+            assert torch.allclose(g, x, atol=1e-13)
+    inner = gradients(problem.inner(nets.q.weights(), seen.y), nets.q)
+    for n, g in problem.gradient(problem.off(seen.y)).items():
+        assert torch.allclose(g, inner[n], atol=1e-13)
+    assert torch.allclose(mle_gradient(problem, model)[1], mle_loss(problem.dream(), problem.batch))
+    assert torch.allclose(
+        vep_gradient(problem, model, nets.values)[1], vep_loss(problem.dream(), problem.batch, nets.values)
+    )
 
 
 def test_the_soft_value() -> None:
@@ -240,11 +303,9 @@ def checked(agent: str, solver: Solver) -> Tensor:
     fitted = None
     if agent in ("mle", "vep"):
         found, _ = learner.fitted(problem)
-
-        def fitted() -> Tensor:  # type: ignore[misc]
-            return learner.fitted(problem)[1]
+        fitted = partial(learner.fitted, problem)
     else:
-        found, _ = learner.implicit(problem, problem.y_model())
+        found, _ = learner.implicit(problem, problem.imagine())
     exact = solver.inner_value == "exact"
     drawn, measured = differences(problem, agent, SEEDS, 6, 0, solver.cg_damping, exact, fitted)  # type: ignore[arg-type]
     return cosine(found, drawn, measured)
@@ -292,7 +353,7 @@ def test_the_state_head_has_a_gradient(agent: str) -> None:
     nets = nets_of(agent, solver)
     learner = Learner(nets, agent, solver, VALUE, 0.01)  # type: ignore[arg-type]
     problem = learner.problem(batch_of())
-    found, _ = learner.implicit(problem, problem.y_model())
+    found, _ = learner.implicit(problem, problem.imagine())
     last = found["net.w2"]  # (R, 1, h, S + 1)
     assert (last[..., :-1].flatten(1).norm(dim=1) > 1e-6).all()
     assert (last[..., -1].flatten(1).norm(dim=1) > 1e-6).all()

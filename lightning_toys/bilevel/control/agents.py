@@ -22,13 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_toys.bilevel.control.nets import HeadMLP, Weights
+from lightning_toys.bilevel.control.nets import HeadMLP, Trace, Weights
 from lightning_toys.bilevel.control.replay import Batch
 from lightning_toys.bilevel.implicit import (
     Tensors,
@@ -43,6 +44,11 @@ Agent = Literal["mle", "vep", "omd", "funcbo"]
 Inverse = Literal["identity", "gauss_newton", "hessian"]
 
 
+def least(x: Tensor) -> Tensor:
+    """Return the least over one or two heads (R, ...) of x (R, K, ...)."""
+    return torch.minimum(x[:, 0], x[:, 1]) if x.shape[1] == 2 else x[:, 0]
+
+
 @dataclass(frozen=True)
 class Value:
     """The soft value of a state, and targets.
@@ -55,10 +61,21 @@ class Value:
     alpha: float
     discount: float
 
+    # an action at a time, and actions before rows: reductions over a last axis of two cost five times as much
+
     def of(self, q: Tensor) -> Tensor:
         """Return V (R, B) of action values (R, K, B, A): alpha logsumexp(min_k q / alpha)."""
-        least = q.amin(1) if q.shape[1] > 1 else q[:, 0]
-        return self.alpha * torch.logsumexp(least / self.alpha, -1)
+        scaled = least(q.mT) / self.alpha
+        return self.alpha * reduce(torch.logaddexp, scaled.unbind(1))
+
+    def slope(self, q: Tensor) -> Tensor:
+        """Return dV/dq (R, K, B, A): softmax(min_k q / alpha), on the lesser head (half on each where equal)."""
+        low = least(q.mT)
+        p = torch.exp((low - self.of(q).unsqueeze(1)) / self.alpha)
+        if q.shape[1] == 1:
+            return p.unsqueeze(1).mT
+        first = p * (0.5 - 0.5 * torch.sign(q[:, 0] - q[:, 1]).mT)
+        return torch.stack([first, p - first], 1).mT
 
     def target(self, reward: Tensor, not_terminated: Tensor, q: Tensor) -> Tensor:
         """Return r + gamma n V (R, B): a truncated episode's last step is bootstrapped, a terminated one's is not."""
@@ -111,8 +128,33 @@ class WorldModel(nn.Module):
     def forward(self, state: Tensor, action: Tensor, weights: Weights | None = None) -> Dream:
         """Map s (R, B, S) and a (R, B) to s'_T and r_T."""
         chosen = F.one_hot(action, self.actions).to(state)
-        out = self.net(torch.cat([state, chosen], -1), weights)[:, 0]
-        return Dream(out[..., :-1], out[..., -1])
+        return self.read(self.net(torch.cat([state, chosen], -1), weights))
+
+    @staticmethod
+    def read(out: Tensor) -> Dream:
+        """Return what the network's output (R, 1, B, S + 1) says."""
+        return Dream(out[:, 0, :, :-1], out[:, 0, :, -1])
+
+    def pull(self, trace: Trace, state: Tensor, reward: Tensor) -> Tensors:
+        """Return the gradient by the parameters' names, for slopes of s'_T (R, B, S) and r_T (R, B)."""
+        slope = torch.cat([state, reward.unsqueeze(-1)], -1).unsqueeze(1)
+        return {f"net.{n}": g for n, g in self.net.pull(trace, slope).items()}
+
+
+class Imagined(NamedTuple):
+    """The model's targets of a batch, and the passes that they came from.
+
+    Attributes:
+        y: y_T (R, B).
+        dream: next states and rewards.
+        model: the model's pass.
+        target: the target values' pass over the next states.
+    """
+
+    y: Tensor
+    dream: Dream
+    model: Trace
+    target: Trace
 
 
 def model_errors(dream: Dream, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -127,6 +169,14 @@ def mle_loss(dream: Dream, batch: Batch) -> Tensor:
     return state + reward
 
 
+def mle_gradient(problem: Problem, seen: Trace) -> tuple[Tensors, Tensor]:
+    """Return the gradient of :func:`mle_loss` by the model's names, and the loss (R,), for the model's pass."""
+    batch, dream = problem.batch, problem.model.read(seen.output)
+    scale = 2 / batch.reward.shape[1]
+    state, reward = dream.state - batch.next_observation, dream.reward - batch.reward
+    return problem.model.pull(seen, scale * state, scale * reward), mle_loss(dream, batch)
+
+
 def vep_loss(dream: Dream, batch: Batch, values: HeadMLP) -> Tensor:
     """Return mean_jb (V_j(s'_T) - V_j(s'))^2 + mean (r_T - r)^2 (R,).
 
@@ -137,14 +187,26 @@ def vep_loss(dream: Dream, batch: Batch, values: HeadMLP) -> Tensor:
         batch: what happened.
         values: the V_j, drawn at random and left so.
     """
-    with torch.no_grad():
-        wanted = values(batch.next_observation)
-    off: Tensor = values(dream.state) - wanted
+    off: Tensor = values(dream.state) - values(batch.next_observation)
     return off.square().mean((1, 2, 3)) + model_errors(dream, batch)[1]
+
+
+def vep_gradient(problem: Problem, seen: Trace, values: HeadMLP) -> tuple[Tensors, Tensor]:
+    """Return the gradient of :func:`vep_loss` by the model's names, and the loss (R,), for the model's pass."""
+    batch, dream = problem.batch, problem.model.read(seen.output)
+    there = values.trace(dream.state)
+    off = there.output - values.trace(batch.next_observation).output
+    reward, n = dream.reward - batch.reward, batch.reward.shape[1]
+    state = values.pull_input(there, off * (2 / (n * values.heads)))
+    loss = off.square().mean((1, 2, 3)) + reward.square().mean(1)
+    return problem.model.pull(seen, state, reward * (2 / n)), loss
 
 
 class Problem:
     """The bilevel problem of one batch: what the losses need, each worked out once.
+
+    The training's derivatives are written out (``gradient``, ``along``, ``pull``); ``y_model``, ``inner`` and ``outer``
+    are the same with autograd's graph, which second derivatives and the tests take.
 
     Args:
         q: the twin values, d.
@@ -156,13 +218,22 @@ class Problem:
 
     def __init__(self, q: HeadMLP, target: HeadMLP, model: WorldModel, value: Value, batch: Batch) -> None:
         self.q, self.target_net, self.model, self.value, self.batch = q, target, model, value, batch
+        which = [batch.action == a for a in range(model.actions)]
+        self.chosen = torch.stack(which, 1).to(batch.observation).mT  # (R, B, A), one where an action was taken
         with torch.no_grad():
-            self.y = value.target(batch.reward, batch.not_terminated, target(batch.next_observation))
+            self.y = value.target(batch.reward, batch.not_terminated, target.trace(batch.next_observation).output)
+        self.inputs = torch.cat([batch.observation, self.chosen], -1)
+        self.values: Trace | None = None  # of q on the batch, until q moves
+
+    # with autograd's graph
+
+    def dream(self, weights: Weights | None = None) -> Dream:
+        """Return what the model makes of the batch."""
+        return self.model.read(self.model.net(self.inputs, weights))
 
     def y_model(self, weights: Weights | None = None) -> Tensor:
         """Return y_T (R, B), with its graph to the model."""
-        dream = self.model(self.batch.observation, self.batch.action, weights)
-        return self.y_of(dream)
+        return self.y_of(self.dream(weights))
 
     def y_of(self, dream: Dream) -> Tensor:
         """Return the target of a dream (R, B)."""
@@ -180,6 +251,51 @@ class Problem:
     def outer(self, weights: Weights) -> Tensor:
         """Return L_out (R,)."""
         return half_squares(self.d(weights), self.y)
+
+    # written out
+
+    @torch.no_grad()
+    def imagine(self) -> Imagined:
+        """Return y_T with what :meth:`pull` needs."""
+        model = self.model.net.trace(self.inputs)
+        dream = self.model.read(model.output)
+        target = self.target_net.trace(dream.state)
+        y = self.value.target(dream.reward, self.batch.not_terminated, target.output)
+        return Imagined(y, dream, model, target)
+
+    @torch.no_grad()
+    def pull(self, seen: Imagined, w: Tensor) -> Tensors:
+        """Return sum_i w_i grad_T y_T,i by the model's names, for w (R, B)."""
+        scale = self.value.discount * self.batch.not_terminated * w
+        slope = self.value.slope(seen.target.output) * scale.unsqueeze(1).unsqueeze(-1)
+        state = self.target_net.pull_input(seen.target, slope)
+        return self.model.pull(seen.model, state, w)
+
+    def trace(self) -> Trace:
+        """Return the values on the batch; made anew only after :meth:`moved`."""
+        if self.values is None:
+            self.values = self.q.trace(self.batch.observation)
+        return self.values
+
+    def moved(self) -> None:
+        """Forget the values: their weights were stepped."""
+        self.values = None
+
+    @torch.no_grad()
+    def off(self, y: Tensor) -> Tensor:
+        """Return d_k - y (R, K, B) for y (R, B)."""
+        return (self.trace().output * self.chosen.unsqueeze(1)).sum(-1) - y.unsqueeze(1)
+
+    @torch.no_grad()
+    def gradient(self, off: Tensor) -> Tensors:
+        """Return the gradient in the values' weights of 1/2 sum_k mean (d_k - y)^2, given d_k - y (R, K, B)."""
+        slope = (off / off.shape[2]).unsqueeze(-1) * self.chosen.unsqueeze(1)
+        return self.q.pull(self.trace(), slope)
+
+    @torch.no_grad()
+    def along(self, direction: Weights) -> Tensor:
+        """Return J_k v (R, K, B), d_k's derivative along a direction of the values' weights."""
+        return (self.q.push(self.trace(), direction) * self.chosen.unsqueeze(1)).sum(-1)
 
 
 def gradients(losses: Tensor, net: nn.Module) -> Tensors:
@@ -211,16 +327,15 @@ def omd_weights(
         damping: c.
         y_model: y_T (R, B), detached.
     """
-    loss = problem.outer(problem.q.weights())
-    v = gradients(loss, problem.q)
-    batch, q = problem.batch, problem.q
-    residual = torch.zeros_like(loss.detach())
+    off = problem.off(problem.y)
+    v = problem.gradient(off)
+    loss = 0.5 * off.square().mean(2).sum(1)
+    residual = torch.zeros_like(loss)
     if inverse != "identity":
         product, like = inner_product(problem, inverse, y_model), v
         solved = conjugate_gradient(lambda flat: flatten(product(unflatten(flat, like))), flatten(v), steps, damping)
         v, residual = unflatten(solved.x, like), solved.residual
-    w = taken(q.along(batch.observation, v), batch.action).sum(1) / batch.action.shape[1]
-    return w, loss.detach(), residual
+    return problem.along(v).sum(1) / off.shape[2], loss, residual
 
 
 def funcbo_weights(problem: Problem, y_model: Tensor, solved: bool) -> tuple[Tensor, Tensor]:
@@ -232,7 +347,6 @@ def funcbo_weights(problem: Problem, y_model: Tensor, solved: bool) -> tuple[Ten
         solved: take the inner problem for solved, d_k = y_T: the gradient is that of mean (y_T - y)^2 for two heads.
             Otherwise d_k is what the values say now.
     """
-    with torch.no_grad():
-        d = y_model.unsqueeze(1).expand(-1, problem.q.heads, -1) if solved else problem.d()
-        off = d - problem.y.unsqueeze(1)
-        return off.sum(1) / off.shape[2], half_squares(d, problem.y)
+    exact = (y_model - problem.y).unsqueeze(1).expand(-1, problem.q.heads, -1)
+    off = exact if solved else problem.off(problem.y)
+    return off.sum(1) / off.shape[2], 0.5 * off.square().mean(2).sum(1)

@@ -51,7 +51,7 @@ def differences(
     step: int,
     damping: float,
     solved: bool = True,
-    fitted: Callable[[], Tensor] | None = None,
+    fitted: Callable[[], tuple[Tensors, Tensor]] | None = None,
     size: float = 1e-6,
 ) -> tuple[Tensors, Tensor]:
     """Return random directions of the model's weights (R, D, ...) and the outer loss's central differences (R, D).
@@ -64,7 +64,7 @@ def differences(
         step: keys the directions too.
         damping: c of the response.
         solved: funcbo's inner problem is taken for solved.
-        fitted: gives the loss that ``mle`` and ``vep`` descend: there is no inner problem in it.
+        fitted: gives gradient and loss of ``mle`` and ``vep``: there is no inner problem in them.
         size: length of a difference's step, in units of a direction of unit variance; a longer one steps over
             kinks of the ReLU networks, which the solution at an interpolating point lies close to.
     """
@@ -90,7 +90,7 @@ def differences(
                 p.data = theta[n] + sign * size * drawn[n][:, j]
             y = problem.y_model().detach()
             if fitted is not None:
-                ends.append(fitted())
+                ends.append(fitted()[1])
             elif agent == "omd":
                 ends.append(problem.outer(response(problem, y, start, slope, damping)).detach())
             else:

@@ -11,17 +11,16 @@ from torch import Tensor, nn
 
 from lightning_toys.bilevel.control.agents import (
     Agent,
+    Imagined,
     Inverse,
     Problem,
     Value,
     WorldModel,
     funcbo_weights,
-    gradients,
-    half_squares,
-    mle_loss,
+    mle_gradient,
     model_errors,
     omd_weights,
-    vep_loss,
+    vep_gradient,
 )
 from lightning_toys.bilevel.control.nets import HeadMLP
 from lightning_toys.bilevel.control.replay import Batch
@@ -157,44 +156,35 @@ class Learner:
         if self.agent in ("mle", "vep"):
             found, loss = self.fitted(problem)
             self.step_model(found, outer)
-            with torch.no_grad():
-                y_model = problem.y_model()
-            self.solve(problem, y_model, inner)
+            self.solve(problem, problem.imagine().y, inner)
         else:
-            y_model = problem.y_model()
-            self.solve(problem, y_model.detach(), inner)
-            found, loss = self.implicit(problem, y_model)
+            seen = problem.imagine()
+            self.solve(problem, seen.y, inner)
+            found, loss = self.implicit(problem, seen)
             self.step_model(found, outer)
         torch._foreach_lerp_(self.slow, [p.detach() for p in self.q], self.tau)
         return loss
 
     def fitted(self, problem: Problem) -> tuple[Tensors, Tensor]:
         """Return the model's gradient and loss (R,) of ``mle`` or ``vep``."""
-        loss = self.fitted_loss(problem)
-        return gradients(loss, self.nets.model), loss.detach()
-
-    def fitted_loss(self, problem: Problem) -> Tensor:
-        """Return the loss (R,) that ``mle`` or ``vep`` descends, with its graph to the model."""
-        dream = self.nets.model(problem.batch.observation, problem.batch.action)
+        seen = self.nets.model.net.trace(problem.inputs)
         if self.agent == "mle":
-            return mle_loss(dream, problem.batch)
-        return vep_loss(dream, problem.batch, self.nets.values)
+            return mle_gradient(problem, seen)
+        return vep_gradient(problem, seen, self.nets.values)
 
-    def implicit(self, problem: Problem, y_model: Tensor) -> tuple[Tensors, Tensor]:
+    def implicit(self, problem: Problem, seen: Imagined) -> tuple[Tensors, Tensor]:
         """Return the model's gradient and L_out (R,) of ``omd`` or ``funcbo``.
 
         Args:
             problem: at the inner solution.
-            y_model: y_T (R, B), with its graph to the model.
+            seen: the model's targets.
         """
-        solver, y = self.solver, y_model.detach()
+        solver = self.solver
         if self.agent == "omd":
-            w, loss, _ = omd_weights(problem, solver.inverse, solver.cg_steps, solver.cg_damping, y)
+            w, loss, _ = omd_weights(problem, solver.inverse, solver.cg_steps, solver.cg_damping, seen.y)
         else:
-            w, loss = funcbo_weights(problem, y, solver.inner_value == "exact")
-        named = dict(self.nets.model.named_parameters())
-        found = torch.autograd.grad(y_model, list(named.values()), w)
-        return dict(zip(named, found, strict=True)), loss
+            w, loss = funcbo_weights(problem, seen.y, solver.inner_value == "exact")
+        return problem.pull(seen, w), loss
 
     def solve(self, problem: Problem, y_model: Tensor, inner: torch.optim.Optimizer) -> None:
         """Take the inner steps: the values learn from the model's targets y_T (R, B)."""
@@ -202,11 +192,13 @@ class Learner:
             torch._foreach_copy_([p.detach() for p in self.q], list(self.nets.start.parameters()))
         if not self.solver.warm_opt:
             inner.state.clear()
+        problem.moved()
         for _ in range(self.solver.num_q_steps):
-            loss = half_squares(problem.d(), y_model)
-            for p, g in zip(self.q, torch.autograd.grad(loss.sum(), self.q), strict=True):
+            found = problem.gradient(problem.off(y_model))
+            for p, g in zip(self.q, found.values(), strict=True):
                 p.grad = g
             inner.step()
+            problem.moved()
 
     def step_model(self, found: Tensors, outer: torch.optim.Optimizer) -> None:
         """Step the model, replica by replica clipped where that is wanted."""
@@ -224,13 +216,13 @@ class Learner:
     def look(self, batch: Batch) -> dict[str, Tensor]:
         """Return the errors of values and model on a batch, each (R,): roots of mean squares."""
         problem = self.problem(batch)
-        dream = self.nets.model(batch.observation, batch.action)
-        state, reward = model_errors(dream, batch)
-        d = problem.d()
+        seen = problem.imagine()
+        state, reward = model_errors(seen.dream, batch)
+        off = problem.off(problem.y)
         return {
-            "td_error": (d - problem.y.unsqueeze(1)).square().mean((1, 2)).sqrt(),
-            "inner_error": (d - problem.y_of(dream).unsqueeze(1)).square().mean((1, 2)).sqrt(),
+            "td_error": off.square().mean((1, 2)).sqrt(),
+            "inner_error": problem.off(seen.y).square().mean((1, 2)).sqrt(),
             "model_error": (state / batch.observation.shape[-1]).sqrt(),
             "reward_error": reward.sqrt(),
-            "value": d.mean((1, 2)),
+            "value": (off + problem.y.unsqueeze(1)).mean((1, 2)),
         }

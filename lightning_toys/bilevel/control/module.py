@@ -30,7 +30,7 @@ from lightning_toys.bilevel.control.environments import (
 )
 from lightning_toys.bilevel.control.learner import Learner, Nets, Solver
 from lightning_toys.bilevel.control.replay import Replay
-from lightning_toys.bilevel.implicit import flatten
+from lightning_toys.bilevel.implicit import Tensors, flatten
 from lightning_toys.errors import note, require
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule, fitting, made
@@ -302,12 +302,12 @@ class BilevelControl(ToyModule):
         nets, batch = in_double(self.nets, self.drawn(step, 256, "check"))
         learner = Learner(nets, self.agent, solver, self.value, self.tau)
         problem = learner.problem(batch)
-        fitted: Callable[[], Tensor] | None = None
+        fitted: Callable[[], tuple[Tensors, Tensor]] | None = None
         if self.agent in ("mle", "vep"):
             found, _ = learner.fitted(problem)
-            fitted = partial(learner.fitted_loss, problem)
+            fitted = partial(learner.fitted, problem)
         else:
-            found, _ = learner.implicit(problem, problem.y_model())
+            found, _ = learner.implicit(problem, problem.imagine())
         exact, damping = solver.inner_value == "exact", solver.cg_damping
         drawn, measured = differences(
             problem, self.agent, self.seeds, self.check_gradient, step, damping, exact, fitted

@@ -1,10 +1,10 @@
-"""Multilayer perceptrons for R replicas of K heads each, with a derivative along their weights."""
+"""Multilayer perceptrons for R replicas of K heads each, with derivatives written out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,43 @@ from torch import Tensor, nn
 from lightning_toys.nets import keyed_uniform
 
 Weights = Mapping[str, Tensor]
+
+
+class Trace(NamedTuple):
+    """A pass through a network, with what its derivatives need.
+
+    Attributes:
+        inputs: of each layer (R K, B, n).
+        weights: of each layer (R K, n, m).
+        output: (R, K, B, out).
+    """
+
+    inputs: list[Tensor]
+    weights: list[Tensor]
+    output: Tensor
+
+
+# Batched products of small matrices: those with the narrow side last are five times slower than their transposes
+
+
+def affine(b: Tensor, h: Tensor, w: Tensor) -> Tensor:
+    """Return b + h w for b (N, 1 or B, m), h (N, B, n), w (N, n, m)."""
+    if w.shape[2] < w.shape[1]:
+        return torch.baddbmm(b.mT, w.mT, h.mT).mT
+    return torch.baddbmm(b, h, w)
+
+
+def outer(h: Tensor, g: Tensor) -> Tensor:
+    """Return h'g (N, n, m) in one piece, for h (N, B, n) and g (N, B, m)."""
+    if g.shape[2] < h.shape[2]:
+        return torch.bmm(g.mT, h).mT.contiguous()
+    return torch.bmm(h.mT, g)
+
+
+def live(slope: Tensor, h: Tensor) -> Tensor:
+    """Return the slope where h = relu(.) is above 0, and 0 elsewhere."""
+    out: Tensor = torch.ops.aten.threshold_backward(slope, h, 0)
+    return out
 
 
 class HeadMLP(nn.Module):
@@ -54,25 +91,60 @@ class HeadMLP(nn.Module):
                 h = torch.relu(h)
         return h.view(x.shape[0], self.heads, *h.shape[1:])
 
+    # by hand, without autograd's graph: a small network's backward pass is mostly that graph
+
     @torch.no_grad()
-    def along(self, x: Tensor, direction: Weights, weights: Weights | None = None) -> Tensor:
-        """Return the derivative (R, K, B, out) of the output along a direction of the weights: J v.
+    def trace(self, x: Tensor) -> Trace:
+        """Return the output for inputs (R, B, in), and what its derivatives need."""
+        h = x if self.heads == 1 else x.unsqueeze(1).expand(-1, self.heads, -1, -1).flatten(0, 1)
+        inputs, weights = [], [getattr(self, f"w{i}").flatten(0, 1) for i in range(self.layers)]
+        for i, w in enumerate(weights):
+            inputs.append(h)
+            h = affine(getattr(self, f"b{i}").flatten(0, 1), h, w)
+            if i < self.layers - 1:
+                h = h.relu_()
+        return Trace(inputs, weights, h.view(x.shape[0], self.heads, *h.shape[1:]))
+
+    @torch.no_grad()
+    def pull(self, trace: Trace, slope: Tensor) -> dict[str, Tensor]:
+        """Return sum <slope, d output / d weights> by the weights' names: one reverse pass.
 
         Args:
-            x: inputs (R, B, in).
-            direction: v, by the weights' names.
-            weights: in the place of the own.
+            trace: of the inputs.
+            slope: of the output (R, K, B, out).
         """
-        p: Weights = weights if weights is not None else self.weights()
-        h = x if self.heads == 1 else x.unsqueeze(1).expand(-1, self.heads, -1, -1).flatten(0, 1)
+        g, found = slope.contiguous().flatten(0, 1), {}
+        for i in reversed(range(self.layers)):
+            h = trace.inputs[i]
+            found[f"w{i}"] = outer(h, g).view(-1, self.heads, h.shape[-1], g.shape[-1])
+            found[f"b{i}"] = g.sum(1, keepdim=True).view(-1, self.heads, 1, g.shape[-1])
+            if i:
+                g = live(torch.bmm(g, trace.weights[i].mT), h)
+        return {n: found[n] for n in self._parameters}
+
+    @torch.no_grad()
+    def pull_input(self, trace: Trace, slope: Tensor) -> Tensor:
+        """Return sum <slope, d output / d x> (R, B, in) over heads; arguments as :meth:`pull`."""
+        g = slope.contiguous().flatten(0, 1)
+        for i in reversed(range(self.layers)):
+            g = torch.bmm(g, trace.weights[i].mT)
+            if i:
+                g = live(g, trace.inputs[i])
+        return g.view(-1, self.heads, *g.shape[1:]).sum(1)
+
+    @torch.no_grad()
+    def push(self, trace: Trace, direction: Weights) -> Tensor:
+        """Return the output's derivative (R, K, B, out) along a direction of the weights: J v.
+
+        Args:
+            trace: of the inputs.
+            direction: v, by the weights' names.
+        """
         dh: Tensor | None = None
-        for i in range(self.layers):
-            w, b = p[f"w{i}"].flatten(0, 1), p[f"b{i}"].flatten(0, 1)
-            push = torch.baddbmm(direction[f"b{i}"].flatten(0, 1), h, direction[f"w{i}"].flatten(0, 1))
+        for i, (h, w) in enumerate(zip(trace.inputs, trace.weights, strict=True)):
             if dh is not None:
-                push = torch.baddbmm(push, dh, w)
-            if i == self.layers - 1:
-                return push.view(x.shape[0], self.heads, *push.shape[1:])
-            h = torch.relu(torch.baddbmm(b, h, w))
-            dh = push * (h > 0)
-        raise AssertionError("a perceptron has at least one layer")
+                dh = live(dh, h)
+            moved = affine(direction[f"b{i}"].flatten(0, 1), h, direction[f"w{i}"].flatten(0, 1))
+            dh = moved if dh is None else affine(moved, dh, w)
+        assert dh is not None
+        return dh.view(-1, self.heads, *dh.shape[1:])
