@@ -35,6 +35,11 @@ TINY = {
         *("--model.settings.mcmc_steps", "2", "--model.settings.predictor_K", "3", "--model.settings.smc_K", "3"),
         *("--model.settings.K", "2", "--model.settings.smc_particles", "64"),
     ),
+    "bilevel": ("--model.seeds", "[0,1]", "--model.hidden", "8"),
+    "control": (
+        *("--model.seeds", "[0,1]", "--model.hidden_dim", "8", "--model.eval_episodes", "1"),
+        *("--model.test_episodes", "1", "--data.batch_size", "4", "--data.init_steps", "4"),
+    ),
     "bandit": ("--model.network.hidden", "16", "--model.seeds", "[0,1]", "--model.draws", "8"),
     "update_entropy": (
         *(
@@ -58,6 +63,8 @@ REFERENCES = {
     "flow_vs_regression": {"zero", "nearest", "linear", "cubic_spline", "gaussian_process"},
     "generative_policy": {"target"},
     "bandit": {"uniform"},
+    "bilevel": {"oracle", "uniform", "lag_1", "no_tracking"},
+    "control": set(),
     "update_entropy": set(),
     "learned": {"exact_draws", "untilted"},
     "mirror_descent": {"exact_draws", "untilted"},

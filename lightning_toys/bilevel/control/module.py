@@ -175,7 +175,7 @@ class BilevelControl(ToyModule):
     @torch.no_grad()
     def greedy(self, observation: np.ndarray) -> np.ndarray:
         """Return the actions (R, n) of the greatest mean value at observations (R, n, S)."""
-        q = self.nets.q(self.tensor(observation)).mean(1)
+        q = self.nets.q.trace(self.tensor(observation)).output.mean(1)
         chosen: np.ndarray = q.argmax(-1).cpu().numpy()
         return chosen
 
@@ -192,7 +192,8 @@ class BilevelControl(ToyModule):
         chosen = np.minimum((u[:, 1] * self.sizes["actions"]).astype(np.int64), self.sizes["actions"] - 1)
         if random:
             return np.asarray(chosen[:, None])
-        law = policy(self.nets.q(self.tensor(observation)), self.value.alpha)[:, 0].double().cpu().numpy()
+        q = self.nets.q.trace(self.tensor(observation)).output
+        law = policy(q, self.value.alpha)[:, 0].double().cpu().numpy()
         drawn = np.minimum((law.cumsum(1) < u[:, 2:3]).sum(1), self.sizes["actions"] - 1)
         action: np.ndarray = np.where(u[:, 0] < self.eps, chosen, drawn)[:, None]
         return action
