@@ -2,8 +2,8 @@
 
     python benchmarks/bilevel_speed.py [--quick] [--write]
 
-- control: `fit -c configs/bilevel/control.yaml`, steps after the first 1000 (random) ones: act, store, sample, update, and
-  an evaluation of 10 episodes every 1000 steps. The published JAX code was seen to make 80 to 150 steps a second.
+- control: `fit -c configs/bilevel/control.yaml`, steps after the first 1000 (random) ones: act, store, sample, update,
+  and an evaluation of 10 episodes every 1000 steps. The published JAX code was seen to make 80 to 150 steps a second.
 - regression: `fit -c configs/bilevel/regression.yaml`, three replicas.
 
 One thread, CPU time within the training steps and evaluations; medians of rounds with their range.

@@ -194,8 +194,9 @@ def vep_loss(dream: Dream, batch: Batch, values: HeadMLP) -> Tensor:
 def vep_gradient(problem: Problem, seen: Trace, values: HeadMLP) -> tuple[Tensors, Tensor]:
     """Return the gradient of :func:`vep_loss` by the model's names, and the loss (R,), for the model's pass."""
     batch, dream = problem.batch, problem.model.read(seen.output)
-    there = values.trace(dream.state)
-    off = there.output - values.trace(batch.next_observation).output
+    both = values.trace(torch.cat([dream.state, batch.next_observation], 1))
+    there, wanted = both.split(batch.reward.shape[1])
+    off = there.output - wanted.output
     reward, n = dream.reward - batch.reward, batch.reward.shape[1]
     state = values.pull_input(there, off * (2 / (n * values.heads)))
     loss = off.square().mean((1, 2, 3)) + reward.square().mean(1)
@@ -220,10 +221,18 @@ class Problem:
         self.q, self.target_net, self.model, self.value, self.batch = q, target, model, value, batch
         which = [batch.action == a for a in range(model.actions)]
         self.chosen = torch.stack(which, 1).to(batch.observation).mT  # (R, B, A), one where an action was taken
-        with torch.no_grad():
-            self.y = value.target(batch.reward, batch.not_terminated, target.trace(batch.next_observation).output)
         self.inputs = torch.cat([batch.observation, self.chosen], -1)
+        self.known: Tensor | None = None
         self.values: Trace | None = None  # of q on the batch, until q moves
+
+    @property
+    def y(self) -> Tensor:
+        """The targets of what happened (R, B), no graph; :meth:`imagine` makes them in passing."""
+        if self.known is None:
+            batch = self.batch
+            q = self.target_net.trace(batch.next_observation).output
+            self.known = self.value.target(batch.reward, batch.not_terminated, q)
+        return self.known
 
     # with autograd's graph
 
@@ -259,7 +268,9 @@ class Problem:
         """Return y_T with what :meth:`pull` needs."""
         model = self.model.net.trace(self.inputs)
         dream = self.model.read(model.output)
-        target = self.target_net.trace(dream.state)
+        both = self.target_net.trace(torch.cat([dream.state, self.batch.next_observation], 1))
+        target, truth = both.split(self.batch.reward.shape[1])
+        self.known = self.value.target(self.batch.reward, self.batch.not_terminated, truth.output)
         y = self.value.target(dream.reward, self.batch.not_terminated, target.output)
         return Imagined(y, dream, model, target)
 

@@ -27,6 +27,11 @@ class Trace(NamedTuple):
     weights: list[Tensor]
     output: Tensor
 
+    def split(self, rows: int) -> tuple[Trace, Trace]:
+        """Return the passes of the first rows and of the others."""
+        first = Trace([h[:, :rows] for h in self.inputs], self.weights, self.output[:, :, :rows])
+        return first, Trace([h[:, rows:] for h in self.inputs], self.weights, self.output[:, :, rows:])
+
 
 # Batched products of small matrices: those with the narrow side last are five times slower than their transposes
 
