@@ -58,6 +58,10 @@ def draw_predictions(folder: Path, seeds: Sequence[int], first_step: int = 0) ->
     error = np.sqrt(found["predicted_se"] ** 2 + found["measured_se"] ** 2)
     off = np.abs(found["measured"] - predicted)
     inside, alone = np.mean(off < 1.96 * error), np.mean(off < 1.96 * found["predicted_se"])
+    sums = [
+        f"{v[0].sum():.4f} ± {np.sqrt((e[0] ** 2).sum()):.4f}"
+        for v, e in ((predicted, found["predicted_se"]), (found["measured"], found["measured_se"]))
+    ]
     figure, axes = new_figure(1, 2, size=(11.0, 3.8))
     ax, x = axes[0, 0], steps - first_step
     half = 1.96 * found["predicted_se"][0]
@@ -66,14 +70,16 @@ def draw_predictions(folder: Path, seeds: Sequence[int], first_step: int = 0) ->
     ax.errorbar(x, found["measured"][0], yerr=1.96 * found["measured_se"][0], fmt="s", color=COLOURS[1], markersize=4,
                 capsize=2, linewidth=0.8, label="measured, 95 %")  # fmt: skip
     ax.set_title(
-        f"measured within the predicted interval at {alone:.0%} of the steps, within both errors at {inside:.0%}",
+        f"measured within the predicted interval at {alone:.0%} of the steps, within both errors at {inside:.0%}\n"
+        f"seed {seeds[0]}, sum over the steps (± one s.e.): {sums[0]} predicted, {sums[1]} measured",
         fontsize=9,
     )
     ax.set_ylabel("change of entropy by the step, nats a token")
     for (name, values), colour in zip(parts.items(), (COLOURS[1], COLOURS[2], COLOURS[3]), strict=True):
         axes[0, 1].plot(x, values, color=colour, label=name)
     axes[0, 1].plot(x, predicted[0], color="black", linewidth=1, linestyle="--", label="their sum")
-    axes[0, 1].set_title(f"seed {seeds[0]}: whose share it is", fontsize=9)
+    axes[0, 1].set_title(f"seed {seeds[0]}: whose share of the prediction it is", fontsize=9)
+    axes[0, 1].set_ylabel("predicted change, nats a token")
     for a in axes[0]:
         a.axhline(0, color="black", linewidth=0.6)
         a.set_xlabel("policy-gradient step" if first_step else "optimiser step")
