@@ -189,6 +189,7 @@ FLAGS = [
     *(("--model.inner_lr", "0.1"), ("--model.tau", "0.9"), ("--model.double_q", "false")),
     *(("--model.hidden_dim", "9"), ("--model.model_hidden_dim", "5"), ("--model.clip_grad_norm", "0.001")),
     *((f"--model.solver.{n}", "3") for n in ("num_q_steps", "num_t_steps", "smoothing")),
+    ("--model.solver.state_gradient", "false"),
     *(("--model.solver.warm_start", "false"), ("--model.solver.warm_opt", "false")),
     *(("--model.solver.inverse", "gauss_newton"), ("--model.solver.inverse", "hessian")),
     *(("--data.batch_size", "17"), ("--data.init_steps", "50"), ("--data.capacity", "60")),

@@ -359,6 +359,17 @@ def test_the_state_head_has_a_gradient(agent: str) -> None:
     assert (last[..., -1].flatten(1).norm(dim=1) > 1e-6).all()
 
 
+def test_without_the_states_gradient_dynamics_stay_as_they_are() -> None:
+    """What the published code does, as an option, so that what it costs can be seen."""
+    problem = problem_of(nets_of("funcbo"))
+    seen = problem.imagine()
+    w, _ = funcbo_weights(problem, seen.y, True)
+    whole, still = problem.pull(seen, w), problem.pull(seen, w, False)
+    assert float(still["net.w2"][..., :-1].abs().max()) == 0
+    assert torch.equal(still["net.w2"][..., -1], whole["net.w2"][..., -1])
+    assert float(still["net.w0"].abs().max()) > 0
+
+
 def test_a_terminated_step_says_nothing_of_the_next_state() -> None:
     nets, batch = nets_of(), batch_of()
     over = batch._replace(not_terminated=torch.zeros_like(batch.not_terminated))

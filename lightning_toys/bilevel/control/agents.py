@@ -275,8 +275,16 @@ class Problem:
         return Imagined(y, dream, model, target)
 
     @torch.no_grad()
-    def pull(self, seen: Imagined, w: Tensor) -> Tensors:
-        """Return sum_i w_i grad_T y_T,i by the model's names, for w (R, B)."""
+    def pull(self, seen: Imagined, w: Tensor, through_state: bool = True) -> Tensors:
+        """Return sum_i w_i grad_T y_T,i by the model's names.
+
+        Args:
+            seen: the model's targets.
+            w: weights (R, B).
+            through_state: False leaves V(s'_T) out, so that the reward's part is all there is.
+        """
+        if not through_state:
+            return self.model.pull(seen.model, torch.zeros_like(seen.dream.state), w)
         scale = self.value.discount * self.batch.not_terminated * w
         slope = self.value.slope(seen.target.output) * scale.unsqueeze(1).unsqueeze(-1)
         state = self.target_net.pull_input(seen.target, slope)

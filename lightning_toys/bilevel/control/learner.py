@@ -44,6 +44,8 @@ class Solver:
         inner_value: ``funcbo`` takes the inner problem for solved (``exact``) or the values as they are (``lagged``).
         vep_values: random value functions of ``vep``.
         smoothing: the model follows the mean of so many outer gradients, the latest ones; 1 is without.
+        state_gradient: ``omd`` and ``funcbo`` send the gradient through V(s'_T) too; false trains the predicted reward
+            alone, which is what the code published for funcbo does.
     """
 
     num_q_steps: int = 1
@@ -56,6 +58,7 @@ class Solver:
     inner_value: str = "exact"
     vep_values: int = 5
     smoothing: int = 1
+    state_gradient: bool = True
 
     def __post_init__(self) -> None:
         for name in ("num_q_steps", "num_t_steps", "cg_steps", "vep_values", "smoothing"):
@@ -184,7 +187,7 @@ class Learner:
             w, loss, _ = omd_weights(problem, solver.inverse, solver.cg_steps, solver.cg_damping, seen.y)
         else:
             w, loss = funcbo_weights(problem, seen.y, solver.inner_value == "exact")
-        return problem.pull(seen, w), loss
+        return problem.pull(seen, w, solver.state_gradient), loss
 
     def solve(self, problem: Problem, y_model: Tensor, inner: torch.optim.Optimizer) -> None:
         """Take the inner steps: the values learn from the model's targets y_T (R, B)."""
