@@ -30,7 +30,7 @@ from lightning_toys.bilevel.control.check import cosine, differences, response
 from lightning_toys.bilevel.control.learner import Learner, Nets, Solver
 from lightning_toys.bilevel.control.nets import HeadMLP
 from lightning_toys.bilevel.control.replay import Batch
-from lightning_toys.bilevel.implicit import flatten, gradient
+from lightning_toys.bilevel.implicit import flatten, gauss_newton_product, gradient
 
 SEEDS, STATES, ACTIONS, B = [3, 8], 3, 2, 16
 VALUE = Value(0.1, 0.9)
@@ -230,6 +230,17 @@ def model_gradient(problem: Problem, w: Tensor) -> Tensor:
     params = list(problem.model.parameters())
     found = torch.autograd.grad(problem.y_model(), params, w)
     return torch.cat([g.flatten(1) for g in found], 1)
+
+
+def test_the_gauss_newton_product() -> None:
+    nets = nets_of()
+    problem = problem_of(nets)
+    g = torch.Generator().manual_seed(7)
+    v = {n: torch.randn(p.shape, generator=g) for n, p in nets.q.named_parameters()}
+    theta = {n: p.detach() for n, p in nets.q.named_parameters()}
+    wanted = gauss_newton_product(problem.d, theta, v, torch.tensor(1 / B))
+    found = inner_product(problem, "gauss_newton", problem.y)(v)
+    assert all(torch.allclose(found[n], wanted[n], atol=1e-13) for n in v)
 
 
 @pytest.mark.parametrize("inverse", ["identity", "gauss_newton", "hessian"])

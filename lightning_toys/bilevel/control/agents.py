@@ -35,7 +35,6 @@ from lightning_toys.bilevel.implicit import (
     Tensors,
     conjugate_gradient,
     flatten,
-    gauss_newton_product,
     hessian_product,
     unflatten,
 )
@@ -326,11 +325,10 @@ def gradients(losses: Tensor, net: nn.Module) -> Tensors:
 
 def inner_product(problem: Problem, inverse: Inverse, y_model: Tensor) -> Callable[[Tensors], Tensors]:
     """Return v -> H v, H the Hessian of L_in in the values' weights, or its Gauss-Newton part sum_k J_k'J_k / B."""
-    theta = {n: p.detach() for n, p in problem.q.named_parameters()}
     if inverse == "hessian":
+        theta = {n: p.detach() for n, p in problem.q.named_parameters()}
         return hessian_product(lambda weights: problem.inner(weights, y_model), theta)
-    share = torch.tensor(1 / y_model.shape[1]).to(y_model)
-    return lambda v: gauss_newton_product(problem.d, theta, v, share)
+    return lambda v: problem.gradient(problem.along(v))
 
 
 def omd_weights(
