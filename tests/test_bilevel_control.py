@@ -9,13 +9,12 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_toys.bilevel.control.agents import (
     Problem,
     Value,
     funcbo_weights,
-    gradients,
     half_squares,
     inner_product,
     mle_gradient,
@@ -87,6 +86,12 @@ def settled(nets: Nets) -> Nets:
 
 def problem_of(nets: Nets, batch: Batch | None = None) -> Problem:
     return Problem(nets.q, nets.target, nets.model, VALUE, batch or batch_of())
+
+
+def gradients(losses: Tensor, net: nn.Module) -> dict[str, Tensor]:
+    """Return the gradient of each replica's loss (R,) in a network's weights, by autograd."""
+    named = dict(net.named_parameters())
+    return dict(zip(named, torch.autograd.grad(losses.sum(), list(named.values())), strict=True))
 
 
 # networks

@@ -316,13 +316,6 @@ class Problem:
         return (self.q.push(self.trace(), direction) * self.chosen.unsqueeze(1)).sum(-1)
 
 
-def gradients(losses: Tensor, net: nn.Module) -> Tensors:
-    """Return the gradient of each replica's loss (R,) in a network's weights, by name."""
-    named = dict(net.named_parameters())
-    found = torch.autograd.grad(losses.sum(), list(named.values()))
-    return dict(zip(named, found, strict=True))
-
-
 def inner_product(problem: Problem, inverse: Inverse, y_model: Tensor) -> Callable[[Tensors], Tensors]:
     """Return v -> H v, H the Hessian of L_in in the values' weights, or its Gauss-Newton part sum_k J_k'J_k / B."""
     if inverse == "hessian":

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -43,12 +43,12 @@ def draw_training(folder: Path, seeds: Sequence[int], label: str) -> dict[str, F
 
 
 def finish(ax: Axes, title: str) -> None:
-    """Label a panel's axes; errors over decades get a logarithm."""
+    """Label a panel's axes; errors over decades get a logarithm, returns their zero where none is below it."""
     ax.set_xlabel("environment steps")
     ax.set_ylabel(title)
-    if "error" in title or "RMS" in title:
+    if "RMS" in title:
         ax.set_yscale("log")
-    else:
+    elif ax.dataLim.y0 >= 0:
         ax.set_ylim(bottom=0)
 
 
@@ -58,34 +58,28 @@ def draw_comparison(runs: dict[str, Path]) -> dict[str, Figure]:
     Args:
         runs: label to run folder.
     """
-    found: dict[str, dict[str, tuple[list[int], list[dict[str, str]]]]] = {}
+    found: dict[int, dict[str, tuple[str, Path]]] = {}
     for label, folder in runs.items():
-        results, table = folder / "results.json", folder / "metrics.csv"
-        if results.exists() and table.exists():
-            agent, _, width = label.partition(", ")
-            seeds = json.loads(results.read_text())["seeds"]
-            found.setdefault(width, {})[agent] = (seeds, read_csv(table))
+        if all((folder / name).exists() for name in ("results.json", "metrics.csv", "config.yaml")):
+            settings = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
+            found.setdefault(settings["model_hidden_dim"], {})[label] = (settings["agent"], folder)
     if not found:
         return {}
     figure, axes = new_figure(len(found), 3, size=(11.5, 0.6 + 3.1 * len(found)))
-    for row, (width, agents) in zip(axes, found.items(), strict=True):
-        # an agent has its colour whatever else is in the picture
-        names = [a for a in AGENTS if a in agents] + [a for a in agents if a not in AGENTS]
-        for ax, (metric, title) in zip(row, PANELS, strict=True):
-            for i, name in enumerate(names):
-                seeds, rows = agents[name]
+    for row, (width, cells) in zip(axes, sorted(found.items()), strict=True):
+        agents = [agent for agent, _ in cells.values()]
+        alone = len(set(agents)) == len(agents)  # then its name says all, and it has its colour in every picture
+        for i, (label, (agent, folder)) in enumerate(cells.items()):
+            seeds = json.loads((folder / "results.json").read_text())["seeds"]
+            rows, name = read_csv(folder / "metrics.csv"), agent if alone else label
+            colour = COLOURS[AGENTS.index(agent) if alone else i % len(COLOURS)]
+            for ax, (metric, _) in zip(row, PANELS, strict=True):
                 steps, values = replica_columns(rows, f"eval/{metric}", seeds)
                 if len(steps):
-                    colour = COLOURS[AGENTS.index(name) if name in AGENTS else (4 + i) % len(COLOURS)]
                     band(ax, steps, values, colour, f"{name}, {len(values)} seeds")
+        for ax, (_, title) in zip(row, PANELS, strict=True):
             finish(ax, title)
-        row[0].set_title(width, fontsize=9, loc="left")
+        row[0].set_title(f"model width {width}", fontsize=9, loc="left")
         row[0].legend(frameon=False, fontsize=8)
     figure.suptitle("agents: mean and 95 % interval over seeds", fontsize=10)
     return {"agents": figure}
-
-
-def last_third(values: np.ndarray) -> np.ndarray:
-    """Return the mean over the last third of the evaluations (R,) of values (R, n)."""
-    out: np.ndarray = values[:, -max(1, values.shape[1] // 3) :].mean(1)
-    return out

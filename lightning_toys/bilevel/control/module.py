@@ -35,7 +35,7 @@ from lightning_toys.errors import note, require
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule, fitting, made
 from lightning_toys.training.noise import NoiseStream, uniform
-from lightning_toys.training.results import Report
+from lightning_toys.training.results import Report, set_aside
 
 JUDGED = 1024  # transitions that errors are measured on
 
@@ -226,7 +226,7 @@ class BilevelControl(ToyModule):
         for step in range(block.start, block.stop):
             begun = step >= data.init_steps
             action = self.explore(environments.observation, step, not begun)
-            # what is counted is environment steps, not the steps of two optimisers
+            # what `global_step` counts: steps of the environment, random ones too, not those of two optimisers
             progress.increment_ready()
             self.replay.store(environments.step(action, step))
             for episode in environments.finished:
@@ -250,7 +250,7 @@ class BilevelControl(ToyModule):
         return batch._replace(**{k: x.to(kind) for k, x in batch._asdict().items() if x.is_floating_point()})
 
     def write_training(self, step: int, begun: bool) -> None:
-        """Log the episodes that ended since the last time, gradients' norms and the outer iterations made."""
+        """Log the episodes that ended since the last time, and the gradients' norms."""
         row: dict[str, Tensor] = {}
         if all(self.returns):
             row["train/return"] = torch.tensor([float(np.mean(x)) for x in self.returns])
@@ -328,8 +328,10 @@ class BilevelControl(ToyModule):
             folder.mkdir(parents=True, exist_ok=True)
             for r, seed in enumerate(self.seeds):
                 frames = record(self.env, partial(self.act_alone, r=r), seed, self.disturbance)
-                write_gif(frames[::2], folder / f"episode_seed_{seed}.gif", 25)
-                note(f"{folder / f'episode_seed_{seed}.gif'}: {len(frames) - 1} steps")
+                path = folder / f"episode_seed_{seed}.gif"
+                set_aside(path)
+                write_gif(frames[::2], path, 25)
+                note(f"{path}: {len(frames) - 1} steps")
 
     def act_alone(self, observation: np.ndarray, r: int) -> int:
         """Return one replica's greedy action at one observation (S,)."""
