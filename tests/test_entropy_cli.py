@@ -61,7 +61,8 @@ def test_fit_and_probe_leave_what_is_promised(entropy: Runner) -> None:
     assert "seed 1: H " in said
     assert "eta 0.01: dH " in said
     folder = entropy.folder("arithmetic")
-    assert {p.name for p in (folder / "figures").iterdir()} == {"training.png", "probe.png", "tokens.png"}
+    drawn = {"training.png", "probe.png", "tokens.png", "probe_seed_1.png", "tokens_seed_1.png"}
+    assert {p.name for p in (folder / "figures").iterdir()} == drawn
     rows = read_csv(folder / "metrics.csv")
     for name in ("train/reward", "train/entropy", "train/clip_fraction", "train/length", "train/ess", "eval/reward"):
         assert any(r.get(name) for r in rows), name

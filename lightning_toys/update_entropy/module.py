@@ -438,6 +438,8 @@ class UpdateEntropy(ToyModule):
             for r, (model, seed) in enumerate(zip(self.policies, self.seeds, strict=True)):
                 self.findings.append(self.probe_one(model, seed, self.adamw_state(r), ranks, memo))
         self.last_report = report_of(self.seeds, self.evaluation(), self.findings)
+        found = self.last_report.metrics
+        self.write_scalars({f"test/{n}": torch.tensor(found[n]) for n in self.headline})
         if self.trainer.is_global_zero:
             folder = self.run_folder / "probe"
             write_findings(folder, self.seeds, self.findings, self.text.tokens, self.plan, self.loaded_step)
