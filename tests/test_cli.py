@@ -118,6 +118,7 @@ BAD = [
         "did you mean 'flow'?",
     ),
     (("--model.seeds", "[]"), "--model.seeds: [] is not allowed", "at least one seed"),
+    (("--trainer.max_step", "2"), "--trainer.max_step: no such flag", "did you mean --trainer.max_steps?"),
     (("--model.seeds", "[1,1]"), "--model.seeds: [1, 1]", "twice"),
     (("--model.seeds", "[99999999999999999999]"), "--model.seeds: [99999999999999999999]", "[0, 2^63)"),
     (("--data.seed", "99999999999999999999"), "--data.seed: 99999999999999999999", "[0, 2^63)"),

@@ -244,6 +244,11 @@ def test_the_policy_gradient_leaves_the_base_alone(entropy: Runner) -> None:
         (("--model.policy.family", "gtp2"), "gtp2"),
         (("--data.digits", "0"), "--data.digits: 0 is not allowed"),
         (("--model.plan.clip_cov_low", "9"), "--model.plan.clip_cov_low: 9.0 is not allowed"),
+        (("--trainer.precision", "16-mixed"), "--trainer.precision: '16-mixed' is not allowed here; give one of"),
+        (
+            ("--model.optimizer_state", "pyproject.toml"),
+            "--model.optimizer_state: pyproject.toml is not allowed without --model.backbone",
+        ),
         (("--data", "LinearGaussian"), "LinearGaussian is not allowed; give TextData"),
     ],
 )

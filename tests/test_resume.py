@@ -177,3 +177,13 @@ def test_checkpoint_while_writing_is_whole(runner: Runner, monkeypatch: pytest.M
     monkeypatch.undo()
     os.chdir(Path(__file__).resolve().parent.parent)
     assert runner.checkpoint("flow", "a")["global_step"] == before == 20
+
+
+def test_a_runs_folder_stands_for_its_last_checkpoint(runner: Runner) -> None:
+    runner.ok("fit", "flow", "--trainer.max_steps", "2")
+    folder = runner.folder("flow")
+    runner.ok("test", "flow", "--ckpt_path", str(folder))
+    assert "last.ckpt" not in {p.name for p in folder.iterdir()}
+    code, err = runner.code("test", "flow", "--ckpt_path", str(folder / "figures"))
+    assert code == 2
+    assert "--ckpt_path: no file" in err
