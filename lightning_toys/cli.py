@@ -17,7 +17,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -235,6 +235,8 @@ class ToysCLI(LightningCLI):
             blame = f"; asked for by {', '.join(asked)}" if asked else ""
             raise ToyError(f"--ckpt_path: {self.checkpoint_path} does not fit the network: {why}{blame}")
         trainer = self.config_init[self.subcommand].trainer
+        if self.subcommand == "predict" and type(self.model).predict_step is LightningModule.predict_step:
+            raise ToyError(f"predict: {type(self.model).__name__} has no predictions to write; give the verb test")
         precision, allowed = str(trainer.precision or "32-true"), self.model.precisions
         if allowed and precision not in (*allowed, *(p.removesuffix("-true") for p in allowed)):
             raise ToyError(f"--trainer.precision: {precision!r} is not allowed here; give one of {', '.join(allowed)}")

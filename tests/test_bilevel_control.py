@@ -291,14 +291,6 @@ def test_funcbo_with_the_inner_problem_solved_is_the_gradient_of_the_targets_dis
     assert torch.allclose(loss, wanted.detach())
 
 
-def test_omd_in_the_space_of_values_is_funcbo() -> None:
-    """Where every value is a weight of its own the Gauss-Newton Hessian is 1/B, and v is d - y."""
-    problem = problem_of(nets_of())
-    d, y = problem.d().detach(), problem.y
-    w = ((d - y.unsqueeze(1)) / B / (1 / B)).sum(1) / B  # J = 1, H = 1/B
-    assert torch.allclose(funcbo_weights(problem, y, False)[0], w, atol=1e-14)
-
-
 CASES = [
     ("mle", Solver()),
     ("vep", Solver()),
@@ -358,8 +350,28 @@ def test_the_response_stands_still_where_nothing_changes() -> None:
     y = problem.y_model().detach()
     start = {n: p.detach().clone() for n, p in nets.q.named_parameters()}
     slope = gradient(lambda w: problem.inner(w, y), start)
-    there = response(problem, y, start, slope, 0.5)
+    there, _ = response(problem, y, start, slope, 0.5)
     assert all(torch.allclose(there[n], start[n], atol=1e-12) for n in start)
+
+
+def test_the_judge_is_silent_where_there_is_no_response() -> None:
+    """Far from the inner solution the Hessian is indefinite: no number is better than a wrong one."""
+    problem = problem_of(nets_of())
+    _, measured = differences(problem, "omd", SEEDS, 2, 0, 1e-3)
+    assert measured.isnan().any()
+    settled_problem = problem_of(settled(nets_of()))
+    _, measured = differences(settled_problem, "omd", SEEDS, 2, 0, 0.05)
+    assert not measured.isnan().any()
+
+
+def test_values_that_are_not_finite_show_in_every_agents_loss() -> None:
+    for agent in ("mle", "vep", "omd", "funcbo"):
+        nets = nets_of(agent)
+        nets.q.w0.data[1] = torch.inf
+        learner = Learner(nets, agent, Solver(), VALUE, 0.1)  # type: ignore[arg-type]
+        sgd = [torch.optim.SGD(n.parameters(), 0.1) for n in (nets.model, nets.q)]
+        loss = learner.iterate(batch_of(), *sgd)
+        assert loss.isfinite().tolist() == [True, False], agent
 
 
 @pytest.mark.parametrize("agent", ["omd", "funcbo"])

@@ -102,7 +102,7 @@ def draw_changes(ax: Axes, f: Findings, title: str, unit: str) -> None:
     values = np.array([x.value for x in found]) / etas
     ax.errorbar(etas, values, yerr=half / etas, fmt="o", color=COLOURS[0], capsize=3, label="measured", markersize=5)
     reach = np.concatenate([values + half / etas, values - half / etas, [slope, 0.0]])
-    room = 0.12 * (reach.max() - reach.min())
+    room = 0.12 * (reach.max() - reach.min()) or 1.0
     ax.set_ylim(reach.min() - room, reach.max() + room)
     ax.axvline(f.update.step.eta, color=COLOURS[3], linewidth=1, linestyle=":", label="learning rate")
     if e.linear_until is not None:

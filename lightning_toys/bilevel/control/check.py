@@ -15,32 +15,41 @@ from lightning_toys.bilevel.control.replay import Batch
 from lightning_toys.bilevel.implicit import Tensors, conjugate_gradient, flatten, gradient, hessian_product, unflatten
 from lightning_toys.training.noise import keyed_generator
 
+SOLVED = 1e-3  # relative residual above which a response is none
+
 
 def in_double(nets: Nets, batch: Batch) -> tuple[Nets, Batch]:
     """Return copies in double precision."""
     return copy.deepcopy(nets).double(), Batch(*(x.double() if x.is_floating_point() else x for x in batch))
 
 
-def response(problem: Problem, y_model: Tensor, start: Tensors, slope: Tensors, damping: float) -> Tensors:
-    """Return argmin_theta L_in(theta; y_T) - <slope, theta> + c/2 |theta - start|^2, by Newton's method.
+def response(
+    problem: Problem, y_model: Tensor, start: Tensors, slope: Tensors, damping: float
+) -> tuple[Tensors, Tensor]:
+    """Return argmin_theta L_in(theta; y_T) - <slope, theta> + c/2 |theta - start|^2, and how far it is solved (R,).
 
     With ``slope`` the gradient of L_in at ``start`` for the model as it is, ``start`` itself is the solution there, and
     the solution's derivative is -(H + c I)^-1 of the mixed derivative: what OMD's formula stands for, exactly, at a
-    point that need not be optimal.
+    point that need not be optimal. By Newton's method; where H + c I is not positive definite, far from the inner
+    solution, there is no such minimum, conjugate gradient stops, and the second value, the worst relative residual of
+    its systems, is far from 0.
     """
     theta = {n: x.clone() for n, x in start.items()}
+    worst = torch.zeros_like(y_model[:, 0])
 
     def inner(weights: Tensors) -> Tensor:
         return problem.inner(weights, y_model)
 
-    for _ in range(3):
+    for k in range(3):
         own = gradient(inner, theta)
         g = {n: own[n] - slope[n] + damping * (theta[n] - start[n]) for n in theta}
         product = hessian_product(inner, theta)
-        flat = conjugate_gradient(lambda x: flatten(product(unflatten(x, slope))), flatten(g), 100, damping).x  # noqa: B023
-        step = unflatten(flat, slope)
+        solved = conjugate_gradient(lambda x: flatten(product(unflatten(x, slope))), flatten(g), 100, damping)  # noqa: B023
+        if k == 0:  # later systems have next to nothing on the right, and residuals of rounding
+            worst = solved.residual
+        step = unflatten(solved.x, slope)
         theta = {n: theta[n] - step[n] for n in theta}
-    return theta
+    return theta, worst
 
 
 def differences(
@@ -55,6 +64,8 @@ def differences(
     size: float = 1e-6,
 ) -> tuple[Tensors, Tensor]:
     """Return random directions of the model's weights (R, D, ...) and the outer loss's central differences (R, D).
+
+    A difference is NaN where the values' weights have no response, see :func:`response`.
 
     Args:
         problem: in double precision, at the values that the gradient was taken at.
@@ -92,7 +103,9 @@ def differences(
             if fitted is not None:
                 ends.append(fitted()[1])
             elif agent == "omd":
-                ends.append(problem.outer(response(problem, y, start, slope, damping)).detach())
+                theta_there, residual = response(problem, y, start, slope, damping)
+                value = problem.outer(theta_there).detach()
+                ends.append(torch.where(residual < SOLVED, value, torch.nan))
             else:
                 ends.append(half_squares(d0 + (y - y0).unsqueeze(1), problem.y))
         out[:, j] = ((ends[0] - ends[1]) / (2 * size)).cpu()

@@ -49,7 +49,7 @@ def finish(ax: Axes, title: str) -> None:
     if "RMS" in title:
         ax.set_yscale("log")
     elif ax.dataLim.y0 >= 0:
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.05 * ax.dataLim.y1 or 1)
 
 
 def draw_comparison(runs: dict[str, Path]) -> dict[str, Figure]:

@@ -142,13 +142,15 @@ class Learner:
         # the optimiser's object, by the parameters' names and in their order
         self.q, self.t = list(nets.q.parameters()), list(nets.model.parameters())
         self.slow: list[Tensor] = list(nets.target.parameters())
+        self.residual: Tensor | None = None  # of the last inner Hessian system (R,)
+        self.sound = torch.zeros(())  # 0, or NaN where the values are not finite any more (R,)
 
     def problem(self, batch: Batch) -> Problem:
         """Return the bilevel problem of a batch."""
         return Problem(self.nets.q, self.nets.target, self.nets.model, self.value, batch)
 
     def iterate(self, batch: Batch, outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> Tensor:
-        """Make one outer iteration; return the loss that the model descends (R,).
+        """Make one outer iteration; return the loss that the model descends (R,), not finite if the values are not.
 
         Args:
             batch: transitions, the same for the inner and the outer problem.
@@ -166,7 +168,7 @@ class Learner:
             found, loss = self.implicit(problem, seen)
             self.step_model(found, outer)
         torch._foreach_lerp_(self.slow, [p.detach() for p in self.q], self.tau)
-        return loss
+        return loss + self.sound
 
     def fitted(self, problem: Problem) -> tuple[Tensors, Tensor]:
         """Return the model's gradient and loss (R,) of ``mle`` or ``vep``."""
@@ -184,7 +186,7 @@ class Learner:
         """
         solver = self.solver
         if self.agent == "omd":
-            w, loss, _ = omd_weights(problem, solver.inverse, solver.cg_steps, solver.cg_damping, seen.y)
+            w, loss, self.residual = omd_weights(problem, solver.inverse, solver.cg_steps, solver.cg_damping, seen.y)
         else:
             w, loss = funcbo_weights(problem, seen.y, solver.inner_value == "exact")
         return problem.pull(seen, w, solver.state_gradient), loss
@@ -197,7 +199,9 @@ class Learner:
             inner.state.clear()
         problem.moved()
         for _ in range(self.solver.num_q_steps):
-            found = problem.gradient(problem.off(y_model))
+            off = problem.off(y_model)
+            self.sound = 0 * off.sum((1, 2))
+            found = problem.gradient(off)
             for p, g in zip(self.q, found.values(), strict=True):
                 p.grad = g
             inner.step()

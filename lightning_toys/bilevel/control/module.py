@@ -238,8 +238,11 @@ class BilevelControl(ToyModule):
             progress.increment_completed()
             losses.append(loss / block.world)
             if every and (step + 1) % every == 0:
-                self.write_training(step + 1, begun)
-        self.finish_block(block, torch.stack(losses))
+                self.write_training(step + 1, begun, learner)
+        if block.stop > data.init_steps:
+            self.finish_block(block, torch.stack(losses))
+        else:  # nothing has a loss yet; the step is counted all the same
+            self.trainer.fit_loop.epoch_loop._batches_that_stepped = block.stop
 
     def drawn(self, index: int, count: int, stream: str) -> Any:
         """Return transitions of the replay in the networks' precision."""
@@ -249,7 +252,7 @@ class BilevelControl(ToyModule):
             return batch
         return batch._replace(**{k: x.to(kind) for k, x in batch._asdict().items() if x.is_floating_point()})
 
-    def write_training(self, step: int, begun: bool) -> None:
+    def write_training(self, step: int, begun: bool, learner: Learner) -> None:
         """Log the episodes that ended since the last time, and the gradients' norms."""
         row: dict[str, Tensor] = {}
         if all(self.returns):
@@ -259,6 +262,8 @@ class BilevelControl(ToyModule):
             for name, net in (("outer", self.nets.model), ("inner", self.nets.q)):
                 g = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
                 row[f"train/{name}_gradient_norm"] = flatten(g).norm(dim=1)
+            if learner.residual is not None and self.solver.inverse != "identity":
+                row["train/cg_residual"] = learner.residual
         if row:
             self.write_scalars(row, step)
 
