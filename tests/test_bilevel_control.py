@@ -219,7 +219,7 @@ def test_losses_by_hand() -> None:
     d, y = torch.tensor([[[1.0, 2.0], [0.0, 4.0]]]), torch.tensor([[0.0, 1.0]])
     assert float(half_squares(d, y)) == pytest.approx(0.5 * ((1 + 1) / 2 + (0 + 9) / 2))
     nets, batch = nets_of("vep"), batch_of()
-    dream = nets.model(batch.observation, batch.action)
+    dream = problem_of(nets, batch).dream()
     off = dream.state - batch.next_observation
     mle = (off**2).sum(-1).mean(1) + ((dream.reward - batch.reward) ** 2).mean(1)
     assert torch.allclose(mle_loss(dream, batch), mle)

@@ -19,7 +19,16 @@ from torch.overrides import TorchFunctionMode
 from lightning_toys.update_entropy.adamw import Tensors
 from lightning_toys.update_entropy.estimators import Kind, Scores, coefficients, surrogate, terms
 from lightning_toys.update_entropy.passes import evaluate
-from lightning_toys.update_entropy.sequences import Packed, Sequences, attention, chunks, in_eval, pack, policy_scores
+from lightning_toys.update_entropy.sequences import (
+    Packed,
+    Sequences,
+    attention,
+    chunks,
+    gathered,
+    in_eval,
+    pack,
+    policy_scores,
+)
 
 Pair = tuple[Tensor, Tensor]  # of l_k and of H_k, each (N, T)
 
@@ -65,15 +74,6 @@ def trainable(model: nn.Module) -> Tensors:
 def moved(parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor], eta: float) -> Tensors:
     """Return theta + eta v for the names of ``direction``."""
     return {n: parameters[n] + eta * v for n, v in direction.items()}
-
-
-def gathered(parts: list[tuple[list[int], tuple[Tensor, ...]]], n: int, width: int) -> tuple[Tensor, ...]:
-    """Put chunks of rows (n_c, T_c) back in order: tensors (n, width)."""
-    out = tuple(torch.zeros(n, width, dtype=x.dtype, device=x.device) for x in parts[0][1])
-    for rows, found in parts:
-        for whole, x in zip(out, found, strict=True):
-            whole[torch.tensor(rows, device=x.device), : x.shape[1]] = x
-    return out
 
 
 def tangents(

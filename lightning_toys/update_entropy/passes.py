@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from lightning_toys.update_entropy.adamw import Tensors
 from lightning_toys.update_entropy.estimators import Scores
-from lightning_toys.update_entropy.sequences import Sequences, Side, attention, chunks, in_eval, pack, policy_scores
+from lightning_toys.update_entropy.sequences import (
+    Sequences,
+    Side,
+    attention,
+    chunks,
+    gathered,
+    in_eval,
+    pack,
+    policy_scores,
+)
 
 
 class Passes:
@@ -111,13 +120,10 @@ def evaluate(
     if not isinstance(model, Passes):
         with ready(model) as passes:
             return evaluate(passes, sequences, temperature, parameters, chunk, side)
-    n, t = len(sequences), max(1, *sequences.lengths)
-    logp, h, mask = (torch.zeros(n, t, dtype=torch.float64, device=model.device) for _ in range(3))
     values = model.values(parameters)
+    parts: list[tuple[list[int], tuple[Tensor, ...]]] = []
     for rows in chunks(sequences, chunk):
         packed = pack(sequences.take(rows), model.device, side)
-        found = policy_scores(model.model, packed, temperature, values)
-        width = packed.mask.shape[1]
-        for out, value in zip((logp, h, mask), (*found, packed.mask), strict=True):
-            out[torch.tensor(rows, device=model.device), :width] = value
+        parts.append((rows, (*policy_scores(model.model, packed, temperature, values), packed.mask)))
+    logp, h, mask = gathered(parts, len(sequences), max(1, *sequences.lengths))
     return Scores(logp, h, mask, torch.tensor(sequences.prompt, device=model.device))

@@ -202,3 +202,12 @@ def chunks(sequences: Sequences, size: int) -> Iterator[list[int]]:
     order = sorted(range(len(sequences)), key=lambda i: (len(sequences.responses[i]), len(sequences.prompts[i]), i))
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def gathered(parts: list[tuple[list[int], tuple[Tensor, ...]]], n: int, width: int) -> tuple[Tensor, ...]:
+    """Put chunks of rows (n_c, T_c) back in order: tensors (n, width)."""
+    out = tuple(torch.zeros(n, width, dtype=x.dtype, device=x.device) for x in parts[0][1])
+    for rows, found in parts:
+        for whole, x in zip(out, found, strict=True):
+            whole[torch.tensor(rows, device=x.device), : x.shape[1]] = x
+    return out

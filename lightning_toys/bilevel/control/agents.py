@@ -26,7 +26,6 @@ from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_toys.bilevel.control.nets import HeadMLP, Trace, Weights
@@ -123,11 +122,6 @@ class WorldModel(nn.Module):
         super().__init__()
         self.states, self.actions = states, actions
         self.net = HeadMLP(seeds, "model", (states + actions, width, width, states + 1))
-
-    def forward(self, state: Tensor, action: Tensor, weights: Weights | None = None) -> Dream:
-        """Map s (R, B, S) and a (R, B) to s'_T and r_T."""
-        chosen = F.one_hot(action, self.actions).to(state)
-        return self.read(self.net(torch.cat([state, chosen], -1), weights))
 
     @staticmethod
     def read(out: Tensor) -> Dream:
@@ -235,16 +229,13 @@ class Problem:
 
     # with autograd's graph
 
-    def dream(self, weights: Weights | None = None) -> Dream:
+    def dream(self) -> Dream:
         """Return what the model makes of the batch."""
-        return self.model.read(self.model.net(self.inputs, weights))
+        return self.model.read(self.model.net(self.inputs))
 
-    def y_model(self, weights: Weights | None = None) -> Tensor:
+    def y_model(self) -> Tensor:
         """Return y_T (R, B), with its graph to the model."""
-        return self.y_of(self.dream(weights))
-
-    def y_of(self, dream: Dream) -> Tensor:
-        """Return the target of a dream (R, B)."""
+        dream = self.dream()
         # whether an episode ends is taken from what happened: the model does not predict it
         return self.value.target(dream.reward, self.batch.not_terminated, self.target_net(dream.state))
 
