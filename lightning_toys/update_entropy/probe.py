@@ -42,6 +42,7 @@ from lightning_toys.update_entropy.passes import Passes, evaluate, ready
 from lightning_toys.update_entropy.sequences import Sequences
 
 FLAVOURS = ("full", "baseline", "grad", "baseline_plus_grad")
+CLOSED = 1e-6  # a sum of parts this close to the step, relative, is the step: one pass serves both
 
 
 @dataclass
@@ -310,6 +311,8 @@ class Look:
         self.model, self.evaluation, self.update, self.directions = model, evaluation, update, directions
         self.plan, self.temperature, self.ranks, self.clock = plan, temperature, ranks, clock
         self.singles, self.memo, self.theta = singles, memo, trainable(model)
+        off = total([directions["baseline_plus_grad"], {n: -t for n, t in directions["full"].items()}])
+        self.closed = norm(off) <= CLOSED * norm(directions["full"])
         self.question = digest(evaluation.prompts, evaluation.responses, temperature, fingerprint(self.theta))
         with clock.time("baseline"):
             self.base = ranks.scores(model, evaluation, temperature, None, plan.tf_batch_size)
@@ -353,6 +356,9 @@ class Look:
         with ready(self.model) as passes:
             for eta in plan.etas:
                 for flavour in FLAVOURS:
+                    if flavour == "baseline_plus_grad" and self.closed:
+                        out.changes.setdefault(flavour, {})[eta] = out.changes["full"][eta]
+                        continue
                     change, other, lost = self.measured(passes, self.directions[flavour], eta)
                     out.changes.setdefault(flavour, {})[eta] = change
                     if flavour == "full":
