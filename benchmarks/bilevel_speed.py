@@ -12,22 +12,18 @@ One thread, CPU time within the training steps and evaluations; medians of round
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import machine, spread, write_section
+from measuring import machine, quiet_fit, spread, write_section
 
 from lightning_toys.bilevel import BilevelControl, WindowRegression
 from lightning_toys.bilevel.control.environments import Environments
 from lightning_toys.bilevel.control.learner import Learner
 from lightning_toys.bilevel.control.replay import Replay
-from lightning_toys.cli import main as command
 
 AGENTS = ("omd", "funcbo", "mle", "vep")
 GOALS = {1: 450.0, 8: 1500.0}  # replica-steps a second
@@ -57,21 +53,7 @@ class Watch:
         return lambda: setattr(kind, method, plain)
 
 
-def fit(config: str, *flags: str) -> None:
-    """Run `fit` without a word."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        words = [
-            "fit",
-            "-c",
-            config,
-            "--run.root",
-            folder,
-            "--figures.enabled",
-            "false",
-            "--trainer.accelerator",
-            "cpu",
-        ]
-        assert command([*words, "--trainer.accelerator", "cpu", *flags]) == 0
+QUIET = ("--figures.enabled", "false", "--trainer.accelerator", "cpu")
 
 
 def control(agent: str, replicas: int, steps: int) -> dict[str, float]:
@@ -100,9 +82,8 @@ def control(agent: str, replicas: int, steps: int) -> dict[str, float]:
     BilevelControl.training_step = training_step  # type: ignore[method-assign]
     try:
         undo = [watch.over(*part) for part in parts]
-        seeds = str(list(range(replicas)))
-        flags = ("--model.agent", agent, "--model.seeds", seeds, "--trainer.max_steps", str(1000 + steps))
-        fit("configs/bilevel/control.yaml", *flags)
+        flags = ("--model.agent", agent, "--trainer.max_steps", str(1000 + steps))
+        quiet_fit("bilevel/control.yaml", [*QUIET, *flags], replicas)
     finally:
         BilevelControl.training_step = plain  # type: ignore[method-assign]
         for f in undo:
@@ -124,7 +105,7 @@ def regression(flags: tuple[str, ...], steps: int) -> float:
 
     WindowRegression.training_step = training_step  # type: ignore[method-assign]
     try:
-        fit("configs/bilevel/regression.yaml", *flags, "--trainer.max_steps", str(steps))
+        quiet_fit("bilevel/regression.yaml", [*QUIET, *flags, "--trainer.max_steps", str(steps)], 3)
     finally:
         WindowRegression.training_step = plain  # type: ignore[method-assign]
     return seconds / counted

@@ -37,17 +37,20 @@ class StepClock(Callback):
 def fit(config: str, options: Sequence[str], replicas: int, steps: int, accelerator: str = "cpu") -> float:
     """Return seconds per step of `fit` over ``steps`` steps, the first ``WARM`` apart."""
     StepClock.marks.clear()
+    options = [*options, f"--trainer.max_steps={WARM + steps}", "--trainer.limit_val_batches=0"]
+    options += [f"--trainer.accelerator={accelerator}", "--trainer.devices=1"]
+    quiet_fit(config, [*options, f"--trainer.callbacks={__name__}.StepClock"], replicas)
+    at = dict(StepClock.marks)
+    return (at[WARM + steps] - at[WARM]) / steps
+
+
+def quiet_fit(config: str, options: Sequence[str], replicas: int) -> None:
+    """Run `fit` with seeds 0, 1, ... and without a word; stop with its words if it fails."""
     words = io.StringIO()
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stderr(words):
         args = ["fit", "-c", str(REPOSITORY / "configs" / config), f"--run.root={root}"]
-        args += [f"--model.seeds={list(range(replicas))}", *options]
-        args += [f"--trainer.max_steps={WARM + steps}", "--trainer.limit_val_batches=0"]
-        args += [f"--trainer.accelerator={accelerator}", "--trainer.devices=1"]
-        args += [f"--trainer.callbacks={__name__}.StepClock"]
-        if toys(args) != 0:
+        if toys([*args, f"--model.seeds={list(range(replicas))}", *options]) != 0:
             raise SystemExit(f"fit failed:\n{words.getvalue()}")
-    at = dict(StepClock.marks)
-    return (at[WARM + steps] - at[WARM]) / steps
 
 
 def gpu_wall_clock() -> float:

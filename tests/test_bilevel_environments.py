@@ -20,11 +20,9 @@ from lightning_toys.bilevel.control.environments import (
     Gymnasium,
     Transition,
     make_environments,
-    play,
-    record,
     reset_seed,
-    write_gif,
 )
+from lightning_toys.bilevel.control.episodes import play, record, write_gif
 from lightning_toys.errors import ToyError
 
 NONE = Disturbance()

@@ -44,6 +44,15 @@ def inner(a: Tensors, b: Tensors) -> Tensor:
     return torch.stack([(x * b[k]).flatten(1).sum(1) for k, x in a.items()]).sum(0)
 
 
+def recent_mean_(ring: Tensor, count: int, v: Tensor) -> Tensor:
+    """Put v (R, P), the ``count``-th since 0, into a ring (R, n, P) of zeros; return the mean of the last n (R, P).
+
+    "Smoothed" hypergradients of arXiv 2601.15363.
+    """
+    ring[:, count % ring.shape[1]] = v
+    return ring.sum(1) / min(count + 1, ring.shape[1])  # those not there yet are zero
+
+
 def zeros_like(v: Tensors) -> Tensors:
     """Return a vector of zeros with the shapes of v."""
     return {k: torch.zeros_like(x) for k, x in v.items()}

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_toys.generative_policy.bandit import RotatingModes
 from lightning_toys.generative_policy.figures import BLUE
 from lightning_toys.plotting import COLOURS, GREY, band, new_figure
-from lightning_toys.training.metrics_csv import read_csv, replica_columns
+from lightning_toys.training.metrics_csv import read_run, replica_columns
 
 
 @dataclass
@@ -73,11 +73,9 @@ def regret_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], tops: Sequen
 def draw_all(shown: Shown, seeds: Sequence[int], folder: Path, label: str) -> dict[str, Figure]:
     """Return every figure by file name."""
     out = {"actions": draw_actions(shown, label)}
-    path = folder / "metrics.csv"
-    if path.exists():
-        steps, values = replica_columns(read_csv(path), "eval/regret", seeds)
-        if len(steps):
-            out["regret"] = regret_curves({label: (steps, values)}, shown.bandit.tops, shown.bandit.best)
+    steps, values = replica_columns(read_run(folder), "eval/regret", seeds)
+    if len(steps):
+        out["regret"] = regret_curves({label: (steps, values)}, shown.bandit.tops, shown.bandit.best)
     return out
 
 
@@ -85,11 +83,11 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
     """Return the regret curves of runs (label to folder) in one figure."""
     curves = {}
     for label, folder in runs.items():
-        results, table = folder / "results.json", folder / "metrics.csv"
-        if not (results.exists() and table.exists()):
+        results = folder / "results.json"
+        if not results.exists():
             continue
         found = json.loads(results.read_text())
-        steps, values = replica_columns(read_csv(table), "eval/regret", found["seeds"])
+        steps, values = replica_columns(read_run(folder), "eval/regret", found["seeds"])
         if len(steps):
             curves[label] = (steps, values)
     bandit = RotatingModes()

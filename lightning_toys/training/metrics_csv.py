@@ -130,6 +130,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return [row for row in reader if None not in row.values() and row["step"]]
 
 
+def read_run(folder: Path) -> list[dict[str, str]]:
+    """Read the rows of a run's metrics.csv, none if it is not there."""
+    path = folder / "metrics.csv"
+    return read_csv(path) if path.exists() else []
+
+
 def replica_columns(rows: list[dict[str, str]], name: str, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps (n,) at which a metric was logged, and its value by replica (R, n)."""
     columns = [f"replicas/{name}/seed_{s}" for s in seeds] if len(seeds) > 1 else [name]

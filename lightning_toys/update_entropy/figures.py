@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, band, new_figure
-from lightning_toys.training.metrics_csv import replica_columns
+from lightning_toys.training.metrics_csv import read_run, replica_columns
 from lightning_toys.update_entropy.estimators import Kind
-from lightning_toys.update_entropy.history import gains, read, smoothed
+from lightning_toys.update_entropy.history import gains, smoothed
 from lightning_toys.update_entropy.memo import array
 from lightning_toys.update_entropy.probe import Findings
 from lightning_toys.update_entropy.report import correlation, unit_of
@@ -25,7 +25,7 @@ def draw_training(
     folder: Path, seeds: Sequence[int], warm_steps: int, kind: Kind, window: int = 5
 ) -> dict[str, Figure]:
     """Draw reward, entropy and length over the policy gradient's steps."""
-    rows = read(folder)
+    rows = read_run(folder)
     steps, _ = replica_columns(rows, "train/reward", seeds)
     if len(steps) < 2:
         return {}
@@ -47,7 +47,7 @@ def draw_training(
 
 def draw_predictions(folder: Path, seeds: Sequence[int], first_step: int = 0) -> dict[str, Figure]:
     """Draw what UpdateEntropyCallback predicted and measured, step by step, the first replica's."""
-    rows = read(folder)
+    rows = read_run(folder)
     steps, predicted = replica_columns(rows, "entropy_step/predicted", seeds)
     if len(steps) < 2 or not any("entropy_step/measured" in r for r in rows):
         return {}

@@ -8,13 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lightning_toys.stats import paired_difference, written
-from lightning_toys.training.metrics_csv import read_csv, replica_columns
-
-
-def read(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of a run's metrics.csv, none if it is not there."""
-    path = folder / "metrics.csv"
-    return read_csv(path) if path.exists() else []
+from lightning_toys.training.metrics_csv import read_run, replica_columns
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
@@ -43,6 +37,6 @@ def gain(rows: list[dict[str, str]], name: str, seeds: Sequence[int], first_step
 
 def gains(folder: Path, seeds: Sequence[int], first_step: int) -> list[str]:
     """Say what the policy gradient has done to the validation's reward and entropy."""
-    rows = read(folder)
+    rows = read_run(folder)
     found = [gain(rows, name, seeds, first_step) for name in ("reward", "entropy")]
     return [line for line in found if line]

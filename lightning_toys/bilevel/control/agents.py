@@ -66,18 +66,17 @@ class Value:
         scaled = least(q.mT) / self.alpha
         return self.alpha * reduce(torch.logaddexp, scaled.unbind(1))
 
-    def slope(self, q: Tensor) -> Tensor:
-        """Return dV/dq (R, K, B, A): softmax(min_k q / alpha), on the lesser head (half on each where equal)."""
-        low = least(q.mT)
-        p = torch.exp((low - self.of(q).unsqueeze(1)) / self.alpha)
+    def slope(self, q: Tensor, v: Tensor) -> Tensor:
+        """Return dV/dq (R, K, B, A) at V = v (R, B): softmax(min_k q / alpha) on the lesser head, half where equal."""
+        p = torch.exp((least(q.mT) - v.unsqueeze(1)) / self.alpha)
         if q.shape[1] == 1:
             return p.unsqueeze(1).mT
         first = p * (0.5 - 0.5 * torch.sign(q[:, 0] - q[:, 1]).mT)
         return torch.stack([first, p - first], 1).mT
 
-    def target(self, reward: Tensor, not_terminated: Tensor, q: Tensor) -> Tensor:
+    def target(self, reward: Tensor, not_terminated: Tensor, v: Tensor) -> Tensor:
         """Return r + gamma n V (R, B): a truncated episode's last step is bootstrapped, a terminated one's is not."""
-        return reward + self.discount * not_terminated * self.of(q)
+        return reward + self.discount * not_terminated * v
 
 
 def policy(q: Tensor, alpha: float) -> Tensor:
@@ -142,12 +141,14 @@ class Imagined(NamedTuple):
         dream: next states and rewards.
         model: the model's pass.
         target: the target values' pass over the next states.
+        v: V of the next states (R, B).
     """
 
     y: Tensor
     dream: Dream
     model: Trace
     target: Trace
+    v: Tensor
 
 
 def model_errors(dream: Dream, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -170,26 +171,20 @@ def mle_gradient(problem: Problem, seen: Trace) -> tuple[Tensors, Tensor]:
     return problem.model.pull(seen, scale * state, scale * reward), mle_loss(dream, batch)
 
 
-def vep_loss(dream: Dream, batch: Batch, values: HeadMLP) -> Tensor:
-    """Return mean_jb (V_j(s'_T) - V_j(s'))^2 + mean (r_T - r)^2 (R,).
+def vep_gradient(problem: Problem, seen: Trace, values: HeadMLP) -> tuple[Tensors, Tensor]:
+    """Return by the model's names the gradient of mean_jb (V_j(s'_T) - V_j(s'))^2 + mean (r_T - r)^2 (R,), and that.
 
     Value equivalence (Grimm et al. 2020, arXiv 2011.03506): only what the functions V_j see of a state has to be right.
 
     Args:
-        dream: of the model.
-        batch: what happened.
+        problem: whose batch and model are meant.
+        seen: the model's pass over it.
         values: the V_j, drawn at random and left so.
     """
-    off: Tensor = values(dream.state) - values(batch.next_observation)
-    return off.square().mean((1, 2, 3)) + model_errors(dream, batch)[1]
-
-
-def vep_gradient(problem: Problem, seen: Trace, values: HeadMLP) -> tuple[Tensors, Tensor]:
-    """Return the gradient of :func:`vep_loss` by the model's names, and the loss (R,), for the model's pass."""
     batch, dream = problem.batch, problem.model.read(seen.output)
-    both = values.trace(torch.cat([dream.state, batch.next_observation], 1))
-    there, wanted = both.split(batch.reward.shape[1])
-    off = there.output - wanted.output
+    wanted = values.trace(batch.next_observation).output
+    there = values.trace(dream.state)
+    off = there.output - wanted
     reward, n = dream.reward - batch.reward, batch.reward.shape[1]
     state = values.pull_input(there, off * (2 / (n * values.heads)))
     loss = off.square().mean((1, 2, 3)) + reward.square().mean(1)
@@ -220,11 +215,11 @@ class Problem:
 
     @property
     def y(self) -> Tensor:
-        """The targets of what happened (R, B), no graph; :meth:`imagine` makes them in passing."""
+        """The targets of what happened (R, B), no graph."""
         if self.known is None:
             batch = self.batch
             q = self.target_net.trace(batch.next_observation).output
-            self.known = self.value.target(batch.reward, batch.not_terminated, q)
+            self.known = self.value.target(batch.reward, batch.not_terminated, self.value.of(q))
         return self.known
 
     # with autograd's graph
@@ -237,7 +232,8 @@ class Problem:
         """Return y_T (R, B), with its graph to the model."""
         dream = self.dream()
         # whether an episode ends is taken from what happened: the model does not predict it
-        return self.value.target(dream.reward, self.batch.not_terminated, self.target_net(dream.state))
+        v = self.value.of(self.target_net(dream.state))
+        return self.value.target(dream.reward, self.batch.not_terminated, v)
 
     def d(self, weights: Weights | None = None) -> Tensor:
         """Return d_k (R, K, B)."""
@@ -251,20 +247,17 @@ class Problem:
         """Return L_out (R,)."""
         return half_squares(self.d(weights), self.y)
 
-    # written out
+    # written out, upon passes that have no graph
 
-    @torch.no_grad()
     def imagine(self) -> Imagined:
         """Return y_T with what :meth:`pull` needs."""
         model = self.model.net.trace(self.inputs)
         dream = self.model.read(model.output)
-        both = self.target_net.trace(torch.cat([dream.state, self.batch.next_observation], 1))
-        target, truth = both.split(self.batch.reward.shape[1])
-        self.known = self.value.target(self.batch.reward, self.batch.not_terminated, truth.output)
-        y = self.value.target(dream.reward, self.batch.not_terminated, target.output)
-        return Imagined(y, dream, model, target)
+        target = self.target_net.trace(dream.state)
+        v = self.value.of(target.output)
+        y = self.value.target(dream.reward, self.batch.not_terminated, v)
+        return Imagined(y, dream, model, target, v)
 
-    @torch.no_grad()
     def pull(self, seen: Imagined, w: Tensor, through_state: bool = True) -> Tensors:
         """Return sum_i w_i grad_T y_T,i by the model's names.
 
@@ -276,7 +269,7 @@ class Problem:
         if not through_state:
             return self.model.pull(seen.model, torch.zeros_like(seen.dream.state), w)
         scale = self.value.discount * self.batch.not_terminated * w
-        slope = self.value.slope(seen.target.output) * scale.unsqueeze(1).unsqueeze(-1)
+        slope = self.value.slope(seen.target.output, seen.v) * scale.unsqueeze(1).unsqueeze(-1)
         state = self.target_net.pull_input(seen.target, slope)
         return self.model.pull(seen.model, state, w)
 
@@ -290,18 +283,15 @@ class Problem:
         """Forget the values: their weights were stepped."""
         self.values = None
 
-    @torch.no_grad()
     def off(self, y: Tensor) -> Tensor:
         """Return d_k - y (R, K, B) for y (R, B)."""
         return (self.trace().output * self.chosen.unsqueeze(1)).sum(-1) - y.unsqueeze(1)
 
-    @torch.no_grad()
     def gradient(self, off: Tensor) -> Tensors:
         """Return the gradient in the values' weights of 1/2 sum_k mean (d_k - y)^2, given d_k - y (R, K, B)."""
         slope = (off / off.shape[2]).unsqueeze(-1) * self.chosen.unsqueeze(1)
         return self.q.pull(self.trace(), slope)
 
-    @torch.no_grad()
     def along(self, direction: Weights) -> Tensor:
         """Return J_k v (R, K, B), d_k's derivative along a direction of the values' weights."""
         return (self.q.push(self.trace(), direction) * self.chosen.unsqueeze(1)).sum(-1)

@@ -10,11 +10,9 @@ the last bit); every other environment of gymnasium with numbered actions and a 
 from __future__ import annotations
 
 import math
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -402,72 +400,3 @@ def make_environments(
         drift == 0, f"--model.disturbance.drift: {drift} is not allowed with --model.env {name}; give 0, or {CARTPOLE}"
     )
     return environments
-
-
-def play(
-    environments: Environments,
-    policy: Callable[[np.ndarray], np.ndarray],
-    episode: int = 0,
-    clock: int | None = None,
-    limit: int = 10_000,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Play episode number ``episode`` in every environment; return sums of rewards and lengths, (R, copies).
-
-    Args:
-        environments: restarted here.
-        policy: observations (R, copies, obs) to actions (R, copies).
-        episode: an evaluation's number, say: the result is a function of it.
-        clock: environment step at which the drift stands still meanwhile; None lets it run from 0.
-        limit: steps after which an episode counts as it is.
-    """
-    environments.restart(episode)
-    totals, lengths = np.zeros(environments.shape), np.zeros(environments.shape, dtype=np.int64)
-    for _ in range(limit):
-        environments.step(policy(environments.observation), clock)
-        for e in environments.finished:
-            if e.number == episode:
-                totals[e.replica, e.copy], lengths[e.replica, e.copy] = e.total, e.length
-        if (environments.episodes > episode).all():
-            return totals, lengths
-    still = environments.episodes == episode
-    return np.where(still, environments.totals, totals), np.where(still, environments.lengths, lengths)
-
-
-def record(
-    name: str,
-    policy: Callable[[np.ndarray], int],
-    seed: int,
-    disturbance: Disturbance | None = None,
-    limit: int = 10_000,
-) -> list[np.ndarray]:
-    """Play an episode and return its pictures, (height, width, 3) uint8: the first before any step.
-
-    Args:
-        name: see :func:`make_environments`.
-        policy: an observation (obs,) to an action.
-        seed: of the replica; the episode is number 0 of the stream ``"record"``.
-        disturbance: distractors are observed; the drift is not seen.
-        limit: most steps.
-    """
-    # pygame greets on standard output, and would look for a screen
-    for variable, value in (("PYGAME_HIDE_SUPPORT_PROMPT", "1"), ("SDL_VIDEODRIVER", "dummy")):
-        os.environ.setdefault(variable, value)
-    environments = Gymnasium(name, [seed], "record", 1, disturbance or Disturbance(), "rgb_array")
-    try:
-        environments.frames.append(environments.members[0][0].render())
-    except Exception as error:  # a missing pygame, say, in as many ways as there are environments
-        environments.close()
-        raise ToyError(f"--model.env: {name!r} cannot be drawn: {reason(error)}") from error
-    while not environments.finished and environments.steps < limit:
-        environments.step(np.array([[policy(environments.observation[0, 0])]]))
-    environments.close()
-    return environments.frames
-
-
-def write_gif(frames: Sequence[np.ndarray], path: str | Path, fps: float = 50.0) -> None:
-    """Write pictures (height, width, 3) uint8 as an animation that goes round; GIF counts in hundredths of a second."""
-    from PIL import Image
-
-    require(len(frames) > 0, "an animation without pictures cannot be written")
-    first, *rest = [Image.fromarray(f).quantize(256, Image.Quantize.FASTOCTREE) for f in frames]
-    first.save(path, save_all=True, append_images=rest, duration=max(20, round(1000 / fps)), loop=0)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_toys.plotting import COLOURS, band, new_figure
-from lightning_toys.training.metrics_csv import read_csv, replica_columns
+from lightning_toys.training.metrics_csv import read_run, replica_columns
 
 AGENTS = ("omd", "funcbo", "mle", "vep")
 PANELS = (
@@ -23,8 +23,7 @@ PANELS = (
 
 def draw_training(folder: Path, seeds: Sequence[int], label: str) -> dict[str, Figure]:
     """Draw return, value error and model error over environment steps: seeds thin, their mean and interval."""
-    path = folder / "metrics.csv"
-    rows = read_csv(path) if path.exists() else []
+    rows = read_run(folder)
     steps, _ = replica_columns(rows, "eval/return", seeds)
     if not len(steps):
         return {}
@@ -71,7 +70,7 @@ def draw_comparison(runs: dict[str, Path]) -> dict[str, Figure]:
         alone = len(set(agents)) == len(agents)  # then its name says all, and it has its colour in every picture
         for i, (label, (agent, folder)) in enumerate(cells.items()):
             seeds = json.loads((folder / "results.json").read_text())["seeds"]
-            rows, name = read_csv(folder / "metrics.csv"), agent if alone else label
+            rows, name = read_run(folder), agent if alone else label
             colour = COLOURS[AGENTS.index(agent) if alone else i % len(COLOURS)]
             for ax, (metric, _) in zip(row, PANELS, strict=True):
                 steps, values = replica_columns(rows, f"eval/{metric}", seeds)

@@ -24,8 +24,9 @@ from lightning_toys.bilevel.control.agents import (
 )
 from lightning_toys.bilevel.control.nets import HeadMLP
 from lightning_toys.bilevel.control.replay import Batch
-from lightning_toys.bilevel.implicit import Tensors, flatten, unflatten
+from lightning_toys.bilevel.implicit import Tensors, flatten, recent_mean_, unflatten
 from lightning_toys.errors import require
+from lightning_toys.training.quick_adam import step_adam
 
 
 @dataclass
@@ -118,9 +119,8 @@ class Nets(nn.Module):
         assert isinstance(recent, Tensor)
         assert isinstance(seen, Tensor)
         count = int(seen[0, 0])
-        recent[:, count % recent.shape[1]] = flatten(found)
         seen += 1
-        return unflatten(recent.sum(1) / min(count + 1, recent.shape[1]), found)
+        return unflatten(recent_mean_(recent, count, flatten(found)), found)
 
 
 class Learner:
@@ -204,7 +204,7 @@ class Learner:
             found = problem.gradient(off)
             for p, g in zip(self.q, found.values(), strict=True):
                 p.grad = g
-            inner.step()
+            step_adam(inner)
             problem.moved()
 
     def step_model(self, found: Tensors, outer: torch.optim.Optimizer) -> None:
@@ -217,7 +217,7 @@ class Learner:
         for p, g in zip(self.t, found.values(), strict=True):
             scaled = g if scale is None else g * scale.view(-1, *[1] * (g.dim() - 1))
             p.grad = scaled.contiguous()  # torch 2.13's fused Adam reads strided gradients as if they were not
-        outer.step()
+        step_adam(outer)
 
     @torch.no_grad()
     def look(self, batch: Batch) -> dict[str, Tensor]:

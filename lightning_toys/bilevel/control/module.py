@@ -24,10 +24,8 @@ from lightning_toys.bilevel.control.environments import (
     Disturbance,
     Environments,
     make_environments,
-    play,
-    record,
-    write_gif,
 )
+from lightning_toys.bilevel.control.episodes import play, record, write_gif
 from lightning_toys.bilevel.control.learner import Learner, Nets, Solver
 from lightning_toys.bilevel.control.replay import Replay
 from lightning_toys.bilevel.implicit import Tensors, flatten

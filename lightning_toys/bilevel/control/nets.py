@@ -27,20 +27,25 @@ class Trace(NamedTuple):
     weights: list[Tensor]
     output: Tensor
 
-    def split(self, rows: int) -> tuple[Trace, Trace]:
-        """Return the passes of the first rows and of the others."""
-        first = Trace([h[:, :rows] for h in self.inputs], self.weights, self.output[:, :, :rows])
-        return first, Trace([h[:, rows:] for h in self.inputs], self.weights, self.output[:, :, rows:])
 
-
-# Batched products of small matrices: those with the narrow side last are five times slower than their transposes
+# Batched products of small matrices: those with the narrow side last are five times slower than their transposes, a
+# transposed narrow factor costs twice what it does laid out anew, and an inner side of 1 is no product at all
 
 
 def affine(b: Tensor, h: Tensor, w: Tensor) -> Tensor:
     """Return b + h w for b (N, 1 or B, m), h (N, B, n), w (N, n, m)."""
     if w.shape[2] < w.shape[1]:
-        return torch.baddbmm(b.mT, w.mT, h.mT).mT
+        return torch.baddbmm(b.mT, w.mT.contiguous(), h.mT).mT
     return torch.baddbmm(b, h, w)
+
+
+def back(g: Tensor, w: Tensor) -> Tensor:
+    """Return g w' (N, B, n) for g (N, B, m) and w (N, n, m)."""
+    if w.shape[2] == 1:
+        return g * w.mT
+    if w.shape[1] < w.shape[2]:
+        return torch.bmm(w, g.mT).mT
+    return torch.bmm(g, w.mT)
 
 
 def outer(h: Tensor, g: Tensor) -> Tensor:
@@ -50,9 +55,9 @@ def outer(h: Tensor, g: Tensor) -> Tensor:
     return torch.bmm(h.mT, g)
 
 
-def live(slope: Tensor, h: Tensor) -> Tensor:
-    """Return the slope where h = relu(.) is above 0, and 0 elsewhere."""
-    out: Tensor = torch.ops.aten.threshold_backward(slope, h, 0)
+def live_(slope: Tensor, h: Tensor) -> Tensor:
+    """Return the slope where h = relu(.) is above 0, and 0 elsewhere; in place, for memory that is warm."""
+    out: Tensor = torch.ops.aten.threshold_backward.grad_input(slope, h, 0, grad_input=slope)
     return out
 
 
@@ -124,7 +129,7 @@ class HeadMLP(nn.Module):
             found[f"w{i}"] = outer(h, g).view(-1, self.heads, h.shape[-1], g.shape[-1])
             found[f"b{i}"] = g.sum(1, keepdim=True).view(-1, self.heads, 1, g.shape[-1])
             if i:
-                g = live(torch.bmm(g, trace.weights[i].mT), h)
+                g = live_(back(g, trace.weights[i]), h)
         return {n: found[n] for n in self._parameters}
 
     @torch.no_grad()
@@ -132,9 +137,9 @@ class HeadMLP(nn.Module):
         """Return sum <slope, d output / d x> (R, B, in) over heads; arguments as :meth:`pull`."""
         g = slope.contiguous().flatten(0, 1)
         for i in reversed(range(self.layers)):
-            g = torch.bmm(g, trace.weights[i].mT)
+            g = back(g, trace.weights[i])
             if i:
-                g = live(g, trace.inputs[i])
+                g = live_(g, trace.inputs[i])
         return g.view(-1, self.heads, *g.shape[1:]).sum(1)
 
     @torch.no_grad()
@@ -148,7 +153,7 @@ class HeadMLP(nn.Module):
         dh: Tensor | None = None
         for i, (h, w) in enumerate(zip(trace.inputs, trace.weights, strict=True)):
             if dh is not None:
-                dh = live(dh, h)
+                dh = live_(dh, h)
             moved = affine(direction[f"b{i}"].flatten(0, 1), h, direction[f"w{i}"].flatten(0, 1))
             dh = moved if dh is None else affine(moved, dh, w)
         assert dh is not None

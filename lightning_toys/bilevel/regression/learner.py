@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_toys.bilevel.implicit import AdamState
+from lightning_toys.bilevel.implicit import AdamState, recent_mean_
 from lightning_toys.bilevel.regression.hypergradients import AdjointNetwork
 from lightning_toys.bilevel.regression.mlp import MLP
 
@@ -50,11 +50,7 @@ class Learner(nn.Module):
 
     def smooth(self, v: Tensor, step: int) -> Tensor:
         """Return the mean of the last hypergradients (R, W), v that of this step among them."""
-        n = self.recent.shape[1]
-        if n == 1:
-            return v
-        self.recent[:, step % n] = v
-        return self.recent.sum(1) / min(step + 1, n)  # those not there yet are zero
+        return v if self.recent.shape[1] == 1 else recent_mean_(self.recent, step, v)
 
     @property
     def adjoint_network(self) -> AdjointNetwork:
