@@ -207,8 +207,9 @@ class Problem:
 
     def __init__(self, q: HeadMLP, target: HeadMLP, model: WorldModel, value: Value, batch: Batch) -> None:
         self.q, self.target_net, self.model, self.value, self.batch = q, target, model, value, batch
-        which = [batch.action == a for a in range(model.actions)]
-        self.chosen = torch.stack(which, 1).to(batch.observation).mT  # (R, B, A), one where an action was taken
+        actions = torch.arange(model.actions, device=batch.action.device)[:, None]
+        # (R, B, A), one where an action was taken
+        self.chosen = (batch.action.unsqueeze(1) == actions).to(batch.observation).mT
         self.inputs = torch.cat([batch.observation, self.chosen], -1)
         self.known: Tensor | None = None
         self.values: Trace | None = None  # of q on the batch, until q moves

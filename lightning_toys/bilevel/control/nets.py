@@ -39,6 +39,14 @@ def affine(b: Tensor, h: Tensor, w: Tensor) -> Tensor:
     return torch.baddbmm(b, h, w)
 
 
+def add_product_(sum_: Tensor, h: Tensor, w: Tensor) -> Tensor:
+    """Add h w to a sum (N, B, m) that :func:`affine` made, in place; arguments as there."""
+    if w.shape[2] < w.shape[1]:
+        sum_.mT.baddbmm_(w.mT.contiguous(), h.mT)
+        return sum_
+    return sum_.baddbmm_(h, w)
+
+
 def back(g: Tensor, w: Tensor) -> Tensor:
     """Return g w' (N, B, n) for g (N, B, m) and w (N, n, m)."""
     if w.shape[2] == 1:
@@ -123,7 +131,7 @@ class HeadMLP(nn.Module):
             trace: of the inputs.
             slope: of the output (R, K, B, out).
         """
-        g, found = slope.contiguous().flatten(0, 1), {}
+        g, found = slope.flatten(0, 1), {}
         for i in reversed(range(self.layers)):
             h = trace.inputs[i]
             found[f"w{i}"] = outer(h, g).view(-1, self.heads, h.shape[-1], g.shape[-1])
@@ -135,7 +143,7 @@ class HeadMLP(nn.Module):
     @torch.no_grad()
     def pull_input(self, trace: Trace, slope: Tensor) -> Tensor:
         """Return sum <slope, d output / d x> (R, B, in) over heads; arguments as :meth:`pull`."""
-        g = slope.contiguous().flatten(0, 1)
+        g = slope.flatten(0, 1)
         for i in reversed(range(self.layers)):
             g = back(g, trace.weights[i])
             if i:
@@ -155,6 +163,6 @@ class HeadMLP(nn.Module):
             if dh is not None:
                 dh = live_(dh, h)
             moved = affine(direction[f"b{i}"].flatten(0, 1), h, direction[f"w{i}"].flatten(0, 1))
-            dh = moved if dh is None else affine(moved, dh, w)
+            dh = moved if dh is None else add_product_(moved, dh, w)
         assert dh is not None
         return dh.view(-1, self.heads, *dh.shape[1:])
