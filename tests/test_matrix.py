@@ -1,0 +1,162 @@
+"""Every shipped configuration x every verb x precision x one process or two: it runs, or is refused in one line.
+
+The gate runs every configuration in single precision, one configuration of each module in the other precisions, and
+each module in one precision on two ranks; ``LIGHTNING_TOYS_MATRIX=all`` (`make test-all`) runs all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import REPO
+from shipped import CONFIGS, PRECISIONS, READS, VERBS, kind_of, module_class, precisions, refusal, tiny
+
+from lightning_toys.cli import main
+
+WHOLE = os.environ.get("LIGHTNING_TOYS_MATRIX") == "all"
+SHIPPED = [c for c in CONFIGS if c.stem not in READS]
+FIRST = {module_class(c): c for c in reversed(SHIPPED)}  # the first configuration of each module
+# after two steps, one process and two differ by rounding; the second factor is what a sum over ranks in bf16 may do
+CLOSE = {"32-true": 2e-3, "bf16-mixed": 5e-2, "64-true": 1e-6}
+
+
+class Cell(NamedTuple):
+    """A configuration in a precision."""
+
+    config: Path
+    precision: str
+
+    @property
+    def label(self) -> str:
+        """Name of the test."""
+        return f"{self.config.parent.name}-{self.config.stem}-{self.precision}"
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train; if not, each verb makes a run of its own."""
+        return module_class(self.config).trains
+
+    def words(self, verb: str, root: Path, *flags: str) -> list[str]:
+        """The command line of a verb."""
+        steps = ("--trainer.max_steps", "2") if verb == "fit" and self.trains else ()
+        name = self.folder(verb).name
+        return [
+            *(verb, "-c", str(self.config.relative_to(REPO)), "--run.root", str(root), "--run.name", name),
+            *("--trainer.accelerator", "cpu", "--trainer.precision", self.precision, "--figures.enabled", "false"),
+            *(*tiny(self.config), *steps, *flags),
+        ]
+
+    def folder(self, verb: str) -> Path:
+        """A verb's run folder below the root."""
+        return Path(self.config.parent.name, self.config.stem, "cell" if self.trains else verb)
+
+    def plan(self, root: Path, *flags: str) -> list[tuple[Cell, str, Path, list[str]]]:
+        """Every verb's command line; where a precision is refused, verbs after `fit` are asked of a run in another."""
+        out = [(self, v, root, self.words(v, root, *flags)) for v in VERBS]
+        if self.trains and self.precision in (refusal(self.config, "fit", self.precision) or ""):
+            other = self._replace(precision="32-true")
+            out.insert(1, (other, "fit", root, other.words("fit", root, *flags)))
+        return out
+
+
+def cells(two_ranks: bool) -> list[Cell]:
+    """The gate's share of the cells, or all."""
+    out = [Cell(c, p) for c, p in product(SHIPPED, PRECISIONS)]
+    if WHOLE:
+        return out
+    if not two_ranks:
+        return [c for c in out if FIRST[module_class(c.config)] == c.config or c.precision == "32-true"]
+    first = sorted(FIRST.values())
+    return [Cell(c, precisions(c)[i % len(precisions(c))]) for i, c in enumerate(first)]
+
+
+def check(cell: Cell, verb: str, code: int, said: str, root: Path) -> None:
+    """Hold what a verb did against what the configuration's module declares."""
+    reason = refusal(cell.config, verb, cell.precision)
+    if reason is None:
+        assert code == 0, f"{cell.label} {verb}: {said}"
+        written = {"fit": "results.json", "validate": "validation.json", "test": "results.json"}
+        name = written.get(verb, "predictions.npz")
+        assert (root / cell.folder(verb) / name).is_file(), f"{cell.label} {verb}: no {name}"
+        return
+    assert code == 2, f"{cell.label} {verb}: {said}"
+    assert reason in said, f"{cell.label} {verb}: {said}"
+    errors = [line for line in said.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("cell", cells(False), ids=lambda c: c.label)
+def test_one_process(cell: Cell, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for done, verb, root, words in cell.plan(tmp_path):
+        capsys.readouterr()
+        code = main(words)
+        check(done, verb, code, capsys.readouterr().err, root)
+
+
+def metrics(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())["metrics"]
+    return found
+
+
+def same(a: float | None, b: float | None, tolerance: float) -> bool:
+    """Whether two numbers are close; one that is not finite is written as null."""
+    return a is b is None or (
+        a is not None and b is not None and math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
+    )
+
+
+@pytest.mark.parametrize("kind", sorted({kind_of(c) for c in SHIPPED}))
+def test_two_ranks(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two gloo processes do every verb, and what they find is what one process finds."""
+    mine = [c for c in cells(True) if kind_of(c.config) == kind]
+    ddp = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
+    plan = [line for c in mine for line in c.plan(tmp_path / "two" / c.precision, *ddp)]
+    jobs = tmp_path / "jobs.json"
+    jobs.write_text(json.dumps([words for *_, words in plan]))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        [*launch, str(REPO / "tests/matrix_worker.py"), str(jobs)],
+        cwd=REPO,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    ranks = [json.loads(Path(f"{jobs}.{r}").read_text()) for r in range(2)]
+    for (cell, verb, root, _), (code, said), (other, _) in zip(plan, *ranks, strict=True):
+        assert code == other, f"{cell.label} {verb}: rank 0 ends with {code}, rank 1 with {other}"
+        check(cell, verb, code, said, root)
+    for cell in mine:
+        if refusal(cell.config, "test", cell.precision):
+            continue
+        for verb in ("fit", "test"):
+            if not refusal(cell.config, verb, cell.precision):
+                capsys.readouterr()
+                assert main(cell.words(verb, tmp_path / "one" / cell.precision)) == 0, capsys.readouterr().err
+        paths = (tmp_path / n / cell.precision / cell.folder("test") for n in ("one", "two"))
+        one, two = (metrics(p / "results.json") for p in paths)
+        assert one.keys() == two.keys()
+        for name in one:
+            for a, b in zip(one[name]["values"], two[name]["values"], strict=True):
+                assert same(a, b, CLOSE[cell.precision]), f"{cell.label} {name}: {a} and {b}"
+
+
+def test_every_experiment_is_in_the_gate() -> None:
+    """The sample leaves no module out, in any precision or on two ranks; a wrong number would be seen."""
+    modules = {module_class(c) for c in SHIPPED}
+    assert {(module_class(c.config), c.precision) for c in cells(False)} == set(product(modules, PRECISIONS))
+    assert {module_class(c.config) for c in cells(True)} == modules
+    assert {c.precision for c in cells(True)} == set(PRECISIONS)
+    assert not same(1.0, 1.01, CLOSE["32-true"])
+    assert not same(1.0, None, CLOSE["32-true"])
