@@ -30,7 +30,16 @@ import lightning_toys.generative_policy
 import lightning_toys.mirror_descent
 import lightning_toys.update_entropy  # noqa: F401
 from lightning_toys.arguments import Refused, ToyParser, check_configs, explain, flags, split_configs
-from lightning_toys.errors import NonFiniteError, NothingToTrainError, ToyError, did_you_mean, note, process_rank
+from lightning_toys.errors import (
+    DiskFullError,
+    NonFiniteError,
+    NothingToTrainError,
+    ToyError,
+    did_you_mean,
+    is_disk_full,
+    note,
+    process_rank,
+)
 from lightning_toys.stats import mean_ci, written
 from lightning_toys.training.allocator import keep_freed_memory
 from lightning_toys.training.callbacks import FigureWriter, Progress, RescueCheckpoint, ResultsWriter, ValidationClock
@@ -297,8 +306,14 @@ class ToysCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the verb, unless only its input was to be checked."""
-        if not self.dry:
+        if self.dry:
+            return
+        try:
             super()._run_subcommand(subcommand)
+        except OSError as error:
+            if is_disk_full(error):
+                raise DiskFullError(f"no space left to write to {self.run.path}") from None
+            raise
 
     def before_fit(self) -> None:
         """Keep the configuration once everything has been built without complaint."""
@@ -484,6 +499,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     except NonFiniteError as error:
         print(f"error: {error}; the last good checkpoint, if one was written, is kept", file=sys.stderr)
+        return 1
+    except DiskFullError as error:
+        kept = "the last good checkpoint, if one was written, is kept"
+        print(f"error: {error}; {kept}: make room, then go on with --ckpt_path last", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

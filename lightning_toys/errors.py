@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Iterable
@@ -18,6 +19,15 @@ class NothingToTrainError(ToyError):
 
 class NonFiniteError(Exception):
     """A loss or a parameter stopped being finite; names the optimiser step and the replica's seed."""
+
+
+class DiskFullError(Exception):
+    """Nothing more can be written; names the run's folder."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or a user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from lightning_toys.errors import note, require
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.module import ToyModule
-from lightning_toys.training.results import is_main, set_aside, write_results
+from lightning_toys.training.results import is_main, set_aside, write_atomic, write_results
 from lightning_toys.training.run_folder import RunFolder
 
 
@@ -195,15 +195,20 @@ class RescueCheckpoint(Callback):
         pl_module.check_finite_weights()
         path = self.run.checkpoints / f"{name}.ckpt"
         partial = path.with_name(f".{path.name}.partial")
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            # the rows first: a run killed in between goes on from the checkpoint before, and drops later rows; a
-            # checkpoint ahead of its rows would leave a hole in them for good
-            for logger in trainer.loggers:
-                logger.save()
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.flush()
-            os.replace(partial, path)
+        try:
+            trainer.save_checkpoint(partial)
+            if trainer.is_global_zero:
+                # the rows first: a run killed in between goes on from the checkpoint before, and drops later rows; a
+                # checkpoint ahead of its rows would leave a hole in them for good
+                for logger in trainer.loggers:
+                    logger.save()
+                    if isinstance(logger, TensorBoardLogger):
+                        logger.experiment.flush()
+                os.replace(partial, path)
+        except OSError:  # a full disk, most often: the half of a file is in the way
+            if trainer.is_global_zero:
+                partial.unlink(missing_ok=True)
+            raise
 
 
 class Progress(Callback):
@@ -310,7 +315,7 @@ class FigureWriter(Callback):
                 figure.savefig(drawn, dpi=self.dpi)
                 if not path.exists() or path.read_bytes() != drawn.getvalue():
                     set_aside(path)
-                    path.write_bytes(drawn.getvalue())
+                    write_atomic(path, drawn.getvalue())
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_figure(f"{stage}/{name}", figure, step, close=False)

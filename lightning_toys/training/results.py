@@ -98,14 +98,18 @@ def set_aside(path: Path) -> None:
     path.rename(kept)
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write ``text`` to a temporary file beside ``path``, then put it in place in one move."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write to a temporary file beside ``path``, then put it in place in one move; on an error nothing is left."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with partial.open("w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as f:
+            f.write(content.encode() if isinstance(content, str) else content)
+            f.flush()
+            os.fsync(f.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def summarise(values: Sequence[float]) -> dict[str, Any]:
