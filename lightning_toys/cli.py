@@ -39,12 +39,14 @@ from lightning_toys.errors import (
     is_disk_full,
     note,
     process_rank,
+    require,
 )
 from lightning_toys.stats import mean_ci, written
 from lightning_toys.training.allocator import keep_freed_memory
 from lightning_toys.training.callbacks import FigureWriter, Progress, RescueCheckpoint, ResultsWriter, ValidationClock
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.module import ToyModule
+from lightning_toys.training.replica_parallel import ReplicaStrategy
 from lightning_toys.training.results import Report, set_aside, write_atomic
 from lightning_toys.training.run_folder import (
     RUN_VARIABLE,
@@ -208,7 +210,23 @@ class ToysCLI(LightningCLI):
         kwargs["logger"] = self.loggers(trainer.logger)
         if self.subcommand == "fit" and self.checkpoint_path is None and not self.dry:
             os.environ[RUN_VARIABLE] = self.run.name  # for the child processes that a strategy may start
+        if self.strategy is not None:
+            kwargs["strategy"] = self.strategy
         return self.trainer_class(**{**trainer, **kwargs})
+
+    def replica_strategy(self, trainer: Namespace) -> Any:
+        """Return the strategy that shares replicas out, or the given one where there is one process only."""
+        require(
+            trainer.strategy in ("auto", "ddp"),
+            f"--trainer.strategy: {trainer.strategy!r} is not allowed with --model.parallel replicas; give auto or ddp",
+        )
+        alone = self.trainer_class(**{**trainer, "logger": False, "enable_checkpointing": False}).world_size
+        require(
+            alone <= len(self.model.seeds),
+            f"--model.parallel: replicas is not allowed with {len(self.model.seeds)} of --model.seeds on {alone} "
+            "processes; give a seed for each, or fewer devices",
+        )
+        return ReplicaStrategy() if alone > 1 else trainer.strategy
 
     def loggers(self, given: Any) -> Any:
         """Return TensorBoard and metrics.csv where the user says nothing; the user's and metrics.csv else."""
@@ -268,6 +286,7 @@ class ToysCLI(LightningCLI):
             raise ToyError(
                 "--trainer.max_steps: -1 is not allowed, the data are drawn anew at every step; give a number"
             )
+        self.strategy = self.replica_strategy(trainer) if self.model.parallel == "replicas" else None
         claimed = self.claim(bool(trainer.fast_dev_run))
         try:
             self.trainer = self.instantiate_trainer()

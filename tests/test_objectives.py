@@ -330,7 +330,7 @@ def test_loss_is_the_sum_of_mean_norms(mode: Mode, loss: Literal["l1", "l2"]) ->
     x0 = torch.zeros_like(x1) if mode == "regression" else m.x0_noise.at(step, x1)
     terms = m.objective.residuals(Affine(), c, x1, x0, m.t_noise.at(step, x1))
     expected = sum((r.abs() if loss == "l1" else r**2).mean((1, 2)) for r in terms)
-    found = m.replica_losses(Batch((c, x1), total=5, first=0), step)
+    found = m.replica_losses(Batch((c, x1), total=5, first=0, last=5), step)
     assert found.shape == (2,)
     assert isinstance(expected, Tensor)
     close(found, expected)
@@ -340,7 +340,7 @@ def test_loss_is_the_sum_of_mean_norms(mode: Mode, loss: Literal["l1", "l2"]) ->
 def test_shares_of_the_loss_add_up_to_the_whole(mode: Mode) -> None:
     c, x1, _, _ = draw()
     m = module(mode, "l2")
-    whole = m.replica_losses(Batch((c, x1), total=5, first=0), 3)
+    whole = m.replica_losses(Batch((c, x1), total=5, first=0, last=5), 3)
     cuts = [(0, 2), (2, 2), (2, 5)]  # one rank has no row
-    shares = [m.replica_losses(Batch((c[:, a:b], x1[:, a:b]), total=5, first=a), 3) for a, b in cuts]
+    shares = [m.replica_losses(Batch((c[:, a:b], x1[:, a:b]), total=5, first=a, last=b), 3) for a, b in cuts]
     close(sum(shares[1:], shares[0]), whole)

@@ -23,6 +23,7 @@ from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule, fitting, made
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
+from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
 
 CHUNK = 2**21  # activations of one layer evaluated at a time: 8 MiB, which stays in a CPU's cache
@@ -76,6 +77,7 @@ class FlowVsRegression(ToyModule):
         t_star: time of mip's second step.
         mip_form: ``published`` or ``paper``; they differ in what x0 feeds.
         evaluation: how predictions are read out.
+        parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
     """
 
     metric_labels: Mapping[str, str] = {
@@ -97,8 +99,9 @@ class FlowVsRegression(ToyModule):
         t_star: float = 0.9,
         mip_form: Literal["published", "paper"] = "published",
         evaluation: Evaluation | None = None,
+        parallel: Parallel = "batch",
     ) -> None:
-        super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay)
+        super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, parallel=parallel)
         self.mode, self.loss = mode, loss
         # a checkpoint's hyper-parameters are plain values: load_from_checkpoint hands dicts over
         self.network = made(Network, network)
@@ -141,9 +144,9 @@ class FlowVsRegression(ToyModule):
     def build(self) -> ConditionalNet:
         """Build the network for the data's dimensions."""
         dim, batch = self.sizes["dim"], self.sizes["batch_size"]
-        self.x0_noise = NoiseStream(self.seeds, "x0", (batch, dim))
-        self.t_noise = NoiseStream(self.seeds, "t", (batch, 1), uniform)
-        return self.network.build(self.seeds, dim, 1, self.objective.with_time)
+        self.x0_noise = NoiseStream(self.local_seeds, "x0", (batch, dim))
+        self.t_noise = NoiseStream(self.local_seeds, "t", (batch, 1), uniform)
+        return self.network.build(self.local_seeds, dim, 1, self.objective.with_time)
 
     # training
 
@@ -242,7 +245,8 @@ class FlowVsRegression(ToyModule):
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.keep_best(scores.to(self.device))
             self.write_scalars({"holdout/l2": scores})
-        self.log("holdout_l2", scores.mean().float(), logger=False, batch_size=1)
+        apart = self.trainer.world_size > 1
+        self.log("holdout_l2", scores.mean().float(), logger=False, batch_size=1, sync_dist=apart)
 
     def test_step(self, grid: Tensor, batch_idx: int) -> None:
         """Score every readout on the whole grid."""

@@ -23,6 +23,7 @@ from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule, fitting, made
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
+from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
 
 STATES = 64  # evenly spaced states that a policy is judged at
@@ -54,6 +55,7 @@ class BanditPolicy(ToyModule):
         weight_decay: decoupled weight decay.
         clip_grad_norm: bound on each replica's gradient norm.
         draws: actions judged at each of 64 states.
+        parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
     """
 
     headline = ("regret",)
@@ -83,8 +85,9 @@ class BanditPolicy(ToyModule):
         weight_decay: float = 0.0,
         clip_grad_norm: float | None = None,
         draws: int = 256,
+        parallel: Parallel = "batch",
     ) -> None:
-        super().__init__(seeds, lr, weight_decay, clip_grad_norm, None, lr_decay, optimizer, muon_lr)
+        super().__init__(seeds, lr, weight_decay, clip_grad_norm, None, lr_decay, optimizer, muon_lr, parallel)
         default = Network(hidden=64, layers=3, activation="silu")
         self.network = made(Network, network, default)
         self.time = made(TimeLaw, time)
@@ -127,15 +130,15 @@ class BanditPolicy(ToyModule):
     def actor(self) -> Actor:
         """Return a new policy."""
         if self.policy == "gaussian":
-            return GaussianActor(self.network.build(self.seeds, 2, 0, False, 4))
+            return GaussianActor(self.network.build(self.local_seeds, 2, 0, False, 4))
         head = self.policy == "meanflow" and self.target_std > 0
-        net = self.network.build(self.seeds, 2, 4, True, 3 if head else 2)
+        net = self.network.build(self.local_seeds, 2, 4, True, 3 if head else 2)
         return MeanFlowActor(net, self.target_std) if self.policy == "meanflow" else FlowActor(net, self.nfe)
 
     def build(self) -> nn.ModuleDict:
         """See :meth:`ToyModule.build`."""
         b, m = self.sizes["batch_size"], self.candidates
-        seeds = self.seeds
+        seeds = self.local_seeds
         self.noise = {"e": NoiseStream(seeds, "e", (b, 2))}
         parts: dict[str, nn.Module] = {"actor": self.actor()}
         if self.policy != "gaussian":

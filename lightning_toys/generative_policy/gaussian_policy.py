@@ -19,6 +19,7 @@ from lightning_toys.nets import Network, keyed_uniform
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import made
 from lightning_toys.training.noise import NoiseStream
+from lightning_toys.training.replica_parallel import Parallel
 
 
 class FreeParameters(nn.Module):
@@ -39,11 +40,11 @@ class StatelessNet(nn.Module):
     def __init__(self, spec: Network, seeds: Sequence[int]) -> None:
         super().__init__()
         self.net = spec.build(seeds, 1, 1, False, 4)
-        self.replicas = len(seeds)
 
     def forward(self) -> Tensor:
         """Return (R, 1, 4)."""
-        state = torch.zeros(self.replicas, 1, 1).to(next(self.net.parameters()))
+        like = next(self.net.parameters())
+        state = torch.zeros(len(like), 1, 1).to(like)
         out: Tensor = self.net(state, state)
         return out
 
@@ -64,6 +65,7 @@ class GaussianPolicy(GenerativePolicy):
         ema_decay: decay of a moving average of the weights.
         lr_decay: ``cosine`` ends at a learning rate of 0.
         evaluation: how samples are drawn and judged.
+        parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
     """
 
     reads_data = False
@@ -81,8 +83,9 @@ class GaussianPolicy(GenerativePolicy):
         ema_decay: float | None = None,
         lr_decay: Literal["constant", "cosine"] = "constant",
         evaluation: Evaluation | None = None,
+        parallel: Parallel = "batch",
     ) -> None:
-        super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay)
+        super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, parallel=parallel)
         self.network = made(Network, network, Network(hidden=64, layers=2))
         self.evaluation = made(Evaluation, evaluation)
         self.parameters_from, self.bound = parameters, bound
@@ -97,10 +100,10 @@ class GaussianPolicy(GenerativePolicy):
 
     def build(self) -> nn.Module:
         """See :meth:`ToyModule.build`."""
-        self.noise = NoiseStream(self.seeds, "xi", (self.sizes["batch_size"], 2))
+        self.noise = NoiseStream(self.local_seeds, "xi", (self.sizes["batch_size"], 2))
         if self.parameters_from == "free":
-            return FreeParameters(self.seeds)
-        return StatelessNet(self.network, self.seeds)
+            return FreeParameters(self.local_seeds)
+        return StatelessNet(self.network, self.local_seeds)
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
@@ -126,10 +129,7 @@ class GaussianPolicy(GenerativePolicy):
         """See :meth:`ToyModule.replica_losses`."""
         mu, log_sigma = self.law(self.net)
         n = batch.total
-        # this rank's share of the batch, without any row of data
-        world = self.trainer.world_size
-        last = n * (self.trainer.global_rank + 1) // world
-        xi = self.noise.at(step, mu)[:, batch.first : last]
+        xi = self.noise.at(step, mu)[:, batch.first : batch.last]  # there is no row of data to count
         a, log_pi = squash(mu, log_sigma, xi)
         return (log_pi - self.data.target.log_prob(a)).sum(1) / n
 

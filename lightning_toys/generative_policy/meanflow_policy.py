@@ -34,6 +34,7 @@ from lightning_toys.nets import Network
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import made
 from lightning_toys.training.noise import NoiseStream, uniform
+from lightning_toys.training.replica_parallel import Parallel
 
 JUDGED = 2000  # points at which the average velocity is held against the exact one, and likelihoods are taken
 
@@ -65,6 +66,7 @@ class MeanFlowPolicy(GenerativePolicy):
         clip_grad_norm: bound on each replica's gradient norm.
         ema_decay: decay of a moving average of the weights.
         evaluation: how samples are drawn and judged.
+        parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
     """
 
     def __init__(
@@ -86,8 +88,9 @@ class MeanFlowPolicy(GenerativePolicy):
         clip_grad_norm: float | None = None,
         ema_decay: float | None = None,
         evaluation: Evaluation | None = None,
+        parallel: Parallel = "batch",
     ) -> None:
-        super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, optimizer, muon_lr)
+        super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, optimizer, muon_lr, parallel)
         default = Network(activation="silu")
         self.network = made(Network, network, default)
         self.evaluation = made(Evaluation, evaluation)
@@ -133,8 +136,8 @@ class MeanFlowPolicy(GenerativePolicy):
 
     def build(self) -> AverageVelocity:
         """See :meth:`ToyModule.build`."""
-        self.t_noise = NoiseStream(self.seeds, "t", (self.sizes["batch_size"], 2), uniform)
-        net = self.network.build(self.seeds, 2, 2, True, 3 if self.head else 2)
+        self.t_noise = NoiseStream(self.local_seeds, "t", (self.sizes["batch_size"], 2), uniform)
+        net = self.network.build(self.local_seeds, 2, 2, True, 3 if self.head else 2)
         form = Plain() if self.form == "plain" else Preconditioned(self.sizes["scale"], self.sigma_min)
         return AverageVelocity(net, form, self.head)
 
@@ -243,6 +246,7 @@ class FlowPolicy(MeanFlowPolicy):
         clip_grad_norm: bound on each replica's gradient norm.
         ema_decay: decay of a moving average of the weights.
         evaluation: how samples are drawn and judged.
+        parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
     """
 
     def __init__(
@@ -263,6 +267,7 @@ class FlowPolicy(MeanFlowPolicy):
         clip_grad_norm: float | None = None,
         ema_decay: float | None = None,
         evaluation: Evaluation | None = None,
+        parallel: Parallel = "batch",
     ) -> None:
         law = made(TimeLaw, time)
         super().__init__(
@@ -283,6 +288,7 @@ class FlowPolicy(MeanFlowPolicy):
             clip_grad_norm=clip_grad_norm,
             ema_decay=ema_decay,
             evaluation=evaluation,
+            parallel=parallel,
         )
 
     @property

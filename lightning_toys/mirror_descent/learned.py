@@ -37,6 +37,7 @@ from lightning_toys.stats import mean_ci, paired_difference, written
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import fitting, made
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
+from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
 
 EXACT = "_exact"  # what the readouts with the exact law end in
@@ -60,6 +61,7 @@ class LearnedSampling(TiltedSampling):
         weight_decay: decoupled weight decay.
         clip_grad_norm: bound on each replica's gradient norm.
         ema_decay: decay of a moving average of the weights, which is then what is judged.
+        parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
         asked: see :meth:`TiltedSampling.ask`.
     """
 
@@ -82,10 +84,11 @@ class LearnedSampling(TiltedSampling):
         weight_decay: float = 0.0,
         clip_grad_norm: float | None = None,
         ema_decay: float | None = None,
+        parallel: Parallel = "batch",
         **asked: Any,
     ) -> None:
         super(TiltedSampling, self).__init__(
-            seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, optimizer, muon_lr
+            seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, optimizer, muon_lr, parallel
         )
         self.ask(**asked)
         default = Network("film", hidden=32, activation="silu", residual=True)
@@ -116,15 +119,15 @@ class LearnedSampling(TiltedSampling):
 
     def build(self) -> EnergyScore:
         """See :meth:`ToyModule.build`."""
-        self.eps_noise = NoiseStream(self.seeds, "score/eps", (self.sizes["batch_size"], 2))
-        self.level_noise = NoiseStream(self.seeds, "score/level", (1, 1), uniform)
+        self.eps_noise = NoiseStream(self.local_seeds, "score/eps", (self.sizes["batch_size"], 2))
+        self.level_noise = NoiseStream(self.local_seeds, "score/level", (1, 1), uniform)
         require(
             torch.get_default_dtype() in (torch.float32, torch.float64),
             "--trainer.precision: a half precision throughout is not allowed here, scores are differences; "
             "give 32-true, 64-true or bf16-mixed",
         )
-        net = self.network.build(self.seeds, 2, 1, True, 2)
-        return EnergyScore(net, LevelMatrix(self.seeds), self.sizes["mean"], self.sizes["std"])
+        net = self.network.build(self.local_seeds, 2, 1, True, 2)
+        return EnergyScore(net, LevelMatrix(self.local_seeds), self.sizes["mean"], self.sizes["std"])
 
     def replica_losses(self, batch: Batch, step: int) -> Tensor:
         """See :meth:`ToyModule.replica_losses`."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_toys.errors import require
 from lightning_toys.training.loader import BlockLoader, OneBatch
 from lightning_toys.training.module import ToyModule
+from lightning_toys.training.replica_parallel import ReplicaStrategy
 
 MAX_BLOCK = 50  # optimiser steps to a Trainer batch; the Trainer's share of a step is 2 % there, and 30 % at 1
 
@@ -47,11 +48,11 @@ class ToyDataModule(LightningDataModule):
         return BlockLoader(self.train_columns(seeds), seeds, self.batch_size, 1, 1)
 
     def replica_seeds(self) -> list[int]:
-        """Return the seeds of the module that is being trained."""
+        """Return the seeds of the replicas that this process trains."""
         assert self.trainer is not None
         module = self.trainer.lightning_module
         assert isinstance(module, ToyModule)
-        return module.seeds
+        return module.local_seeds
 
     def train_dataloader(self) -> BlockLoader:
         """Return the block loader, cut to the Trainer's steps and to this rank's share."""
@@ -73,7 +74,8 @@ class ToyDataModule(LightningDataModule):
         if self.checkpoint_interval:
             intervals.append(self.checkpoint_interval)
         loader.max_steps, loader.block_steps = steps, block_steps(*intervals)
-        loader.rank, loader.world = trainer.global_rank, trainer.world_size
+        if not isinstance(trainer.strategy, ReplicaStrategy):  # which shares out no rows
+            loader.rank, loader.world = trainer.global_rank, trainer.world_size
         return loader
 
     def val_dataloader(self) -> OneBatch:

@@ -28,11 +28,13 @@ class Batch(NamedTuple):
         columns: tensors (R, rows, ...).
         total: rows of the step on all ranks together.
         first: position of the first local row among them.
+        last: position after the last local row.
     """
 
     columns: tuple[Tensor, ...]
     total: int
     first: int
+    last: int
 
 
 class Block(NamedTuple):
@@ -55,7 +57,7 @@ class Block(NamedTuple):
         total = hi - lo
         first, last = total * self.rank // self.world, total * (self.rank + 1) // self.world
         p -= self.first_pass
-        return Batch(tuple(x[:, p, lo + first : lo + last] for x in self.columns), total, first)
+        return Batch(tuple(x[:, p, lo + first : lo + last] for x in self.columns), total, first, last)
 
 
 class BlockLoader:
@@ -158,7 +160,7 @@ class DrawnBlock(NamedTuple):
         """Return this rank's contiguous share of one step's rows."""
         n, k = self.batch_size, step - self.start
         first, last = n * self.rank // self.world, n * (self.rank + 1) // self.world
-        return Batch(tuple(x[:, k, first:last] for x in self.columns), n, first)
+        return Batch(tuple(x[:, k, first:last] for x in self.columns), n, first, last)
 
 
 class DrawnLoader(BlockLoader):

@@ -22,6 +22,7 @@ from lightning_toys.errors import NonFiniteError, require
 from lightning_toys.stats import mean_ci
 from lightning_toys.training.loader import Batch, Block, DrawnBlock
 from lightning_toys.training.muon import ReplicaMuon, split_hidden
+from lightning_toys.training.replica_parallel import Parallel, ReplicaStrategy, gathered, share, with_states
 from lightning_toys.training.results import Report, is_main
 
 
@@ -81,6 +82,7 @@ class ToyModule(LightningModule):
         lr_decay: ``cosine`` takes every learning rate from its value to 0 over the run's steps.
         optimizer: ``adamw``, or ``muon`` on the hidden matrices and AdamW on the rest.
         muon_lr: Muon's learning rate.
+        parallel: what several processes share out: the rows of each ``batch``, or the ``replicas``.
     """
 
     net: nn.Module
@@ -101,10 +103,13 @@ class ToyModule(LightningModule):
         lr_decay: Literal["constant", "cosine"] = "constant",
         optimizer: Literal["adamw", "muon"] = "adamw",
         muon_lr: float = 0.02,
+        parallel: Parallel = "batch",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.seeds = check_seeds(seeds)
+        self.parallel, self.mine = parallel, slice(0, len(self.seeds))
+        self.aside: dict[str, Any] | None = None  # this process's own replicas, while all are at hand
         require(0 < lr < math.inf, f"--model.lr: {lr} is not allowed; give a number > 0")
         require(0 < muon_lr < math.inf, f"--model.muon_lr: {muon_lr} is not allowed; give a number > 0")
         require(weight_decay >= 0, f"--model.weight_decay: {weight_decay} is not allowed; give a number >= 0")
@@ -179,11 +184,64 @@ class ToyModule(LightningModule):
             if self._trainer is None:
                 return  # load_from_checkpoint: on_load_checkpoint knows the sizes, and comes next
             self.sizes = self.measure(self.trainer.datamodule)  # type: ignore[attr-defined]
+        if self._trainer is not None and isinstance(self.trainer.strategy, ReplicaStrategy) and self.in_training:
+            self.mine = share(len(self.seeds), self.trainer.global_rank, self.trainer.world_size)
+            self.best_score = self.best_score[self.mine].clone()
         self.net = self.build()
         if self.ema_decay is not None:
             self.ema_net = self.shadow()
         if self.keeps_best:
             self.best_net = self.shadow()
+
+    # replicas shared out over processes
+
+    @property
+    def local_seeds(self) -> list[int]:
+        """The seeds of the replicas that this process trains: all, unless processes share the replicas out."""
+        return self.seeds[self.mine]
+
+    @property
+    def in_training(self) -> bool:
+        """Whether the verb is `fit`."""
+        return self.trainer.state.fn == "fit"
+
+    @property
+    def shares_replicas(self) -> bool:
+        """Whether this process has some of the replicas only."""
+        return len(self.local_seeds) < len(self.seeds)
+
+    @property
+    def replica_names(self) -> set[str]:
+        """Names of what has a replica axis in a state dict: every parameter, and the best scores."""
+        return {n for n, _ in self.named_parameters()} | {"best_score"}
+
+    def everywhere(self, values: Tensor, dim: int = 0) -> Tensor:
+        """Return values of every replica, given those of this process's own along ``dim``."""
+        return gathered(values, len(self.seeds), dim) if self.shares_replicas else values
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Put all replicas together while they are judged, so that one process's report and figures come out."""
+        if self.shares_replicas:
+            own = {n: m for n, m in self.named_children() if n in ("net", "ema_net", "best_net") and m is not None}
+            self.aside = {**own, "best_score": self.best_score}
+            for name, part in own.items():
+                whole = copy.deepcopy(part)
+                for p in whole.parameters():
+                    p.data = gathered(p.data, len(self.seeds))
+                setattr(self, name, whole)
+            self.best_score = gathered(self.best_score, len(self.seeds))
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Go back to this process's own replicas, with what the judgement found to be their best."""
+        if self.aside is None:
+            return
+        own, self.aside = self.aside, None
+        self.best_score = self.best_score[self.mine].clone()
+        if self.best_net is not None:
+            for p, q in zip(own["best_net"].parameters(), self.best_net.parameters(), strict=True):
+                p.data.copy_(q.data[self.mine])
+        for name in own.keys() - {"best_score"}:
+            setattr(self, name, own[name])
 
     @property
     def keeps_best(self) -> bool:
@@ -235,7 +293,7 @@ class ToyModule(LightningModule):
         hooked = any(getattr(type(c), h) is not getattr(Callback, h) for c in callbacks for h in hooks)
         hooked |= any(getattr(type(self), h) is not getattr(LightningModule, h) for h in (*hooks, "backward"))
         return (
-            type(trainer.strategy) is SingleDeviceStrategy
+            type(trainer.strategy) in (SingleDeviceStrategy, ReplicaStrategy)
             and getattr(trainer.precision_plugin, "scaler", None) is None
             and type(trainer.precision_plugin) in (Precision, MixedPrecision, DoublePrecision)
             and isinstance(trainer.profiler, PassThroughProfiler)  # type: ignore[attr-defined]
@@ -304,6 +362,7 @@ class ToyModule(LightningModule):
         """Check the block's losses (steps, R) and log those at multiples of ``log_every_n_steps``."""
         if block.world > 1:
             losses = self.trainer.strategy.reduce(losses, reduce_op="sum")
+        losses = self.everywhere(losses, dim=1)
         if not torch.isfinite(losses).all():
             bad = ~torch.isfinite(losses)
             first = int(bad.any(1).nonzero()[0])
@@ -318,9 +377,10 @@ class ToyModule(LightningModule):
 
     def check_finite_weights(self) -> None:
         """Raise :class:`NonFiniteError` if a weight is not finite, which the loss shows one step later only."""
-        bad = torch.zeros(len(self.seeds), dtype=torch.bool, device=self.device)
+        bad = torch.zeros(len(self.local_seeds), dtype=torch.bool, device=self.device)
         for p in self.net.parameters():
             bad |= ~torch.isfinite(p.detach()).flatten(1).all(1)
+        bad = self.everywhere(bad)
         if bad.any():
             self.refuse_non_finite("weights are", bad, self.global_step)
 
@@ -363,7 +423,9 @@ class ToyModule(LightningModule):
             self.write_scalars({f"{'modes' if '_mode' in k else 'eval'}/{k}": v for k, v in shown.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the configuration in the checkpoint, plain values only."""
+        """Keep the configuration in the checkpoint, plain values only; put every process's replicas together."""
+        if self.shares_replicas:
+            checkpoint.update(with_states(checkpoint, self.replica_names, self.everywhere))
         checkpoint["toy"] = {"seeds": list(self.seeds), "sizes": self.sizes, "config": self.config}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -372,6 +434,8 @@ class ToyModule(LightningModule):
         if not hasattr(self, "net"):
             self.sizes = dict(checkpoint["toy"]["sizes"])
             self.configure_model()
+        if self.shares_replicas:
+            checkpoint.update(with_states(checkpoint, self.replica_names, lambda x: x[self.mine].clone()))
 
     def misfit(self, checkpoint: dict[str, Any]) -> str | None:
         """Say where the checkpoint's network differs from the one that :meth:`build` makes, if it does."""
