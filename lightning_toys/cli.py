@@ -43,6 +43,7 @@ from lightning_toys.errors import (
 )
 from lightning_toys.stats import mean_ci, written
 from lightning_toys.training.allocator import keep_freed_memory
+from lightning_toys.training.board import LayoutWriter
 from lightning_toys.training.callbacks import FigureWriter, Progress, RescueCheckpoint, ResultsWriter, ValidationClock
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.module import ToyModule
@@ -204,7 +205,7 @@ class ToysCLI(LightningCLI):
         given = trainer.callbacks or []
         given = given if isinstance(given, list) else [given]
         # figures read metrics.csv, and results note the speed: both come after what they look at
-        kwargs["callbacks"] = [*given, ValidationClock(), Progress(), rescue, figures, results]
+        kwargs["callbacks"] = [*given, ValidationClock(), Progress(), rescue, figures, results, LayoutWriter()]
         kwargs["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in given)
         kwargs["default_root_dir"] = trainer.default_root_dir or str(self.run.path)
         kwargs["logger"] = self.loggers(trainer.logger)

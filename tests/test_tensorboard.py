@@ -153,6 +153,20 @@ def test_pages_of_a_real_run(runner: Runner, browser: Browser, tmp_path: Path) -
         time.sleep(2)
         browser.screenshot(shots / "tensorboard_scalars.png")
 
+        layout = call(f"{base}/data/plugin/custom_scalars/layout")
+        bands, lines = layout["category"]
+        assert bands["title"] == "mean and 95 % interval over 3 seeds"
+        (band,) = [c for c in bands["chart"] if c["title"] == "eval/l2"]
+        assert band["margin"]["series"] == [
+            {"value": "eval/l2", "lower": "interval/eval/l2/lo", "upper": "interval/eval/l2/hi"}
+        ]
+        assert {"eval/l2", "train/loss"} <= {c["title"] for c in lines["chart"]}
+        browser.open(f"{base}/#custom_scalars")
+        browser.wait(WALK + "return text.includes('mean and 95 % interval over 3 seeds');")
+        browser.wait(WALK + "return text.includes('eval/l2');")
+        time.sleep(3)
+        browser.screenshot(shots / "tensorboard_bands.png")
+
         browser.open(f"{base}/#images")
         browser.wait(WALK + "return text.includes('predictions') || text.includes('fit');")
         loaded = "return page.images.filter(i => i.complete && i.naturalWidth > 100).length;"

@@ -127,6 +127,7 @@ class ToyModule(LightningModule):
         self.best_net: nn.Module | None = None
         self.register_buffer("best_score", torch.full((len(self.seeds),), torch.inf))
         self.last_report: Report | None = None
+        self.banded: dict[str, None] = {}  # names of what was logged with its interval, in their order
         self.last_losses = torch.zeros(len(self.seeds))
         self.loaded_step = 0
         self.sizes: dict[str, Any] = {}
@@ -406,6 +407,7 @@ class ToyModule(LightningModule):
             row[name] = estimate.mean
             if len(v) > 1:
                 # groups of their own: TensorBoard's first cards are the means
+                self.banded[name] = None
                 row[f"interval/{name}/lo"], row[f"interval/{name}/hi"] = estimate.lo, estimate.hi
                 row.update({f"replicas/{name}/seed_{s}": x for s, x in zip(self.seeds, v, strict=True)})
         for logger in self.trainer.loggers:

@@ -1,0 +1,55 @@
+"""TensorBoard's page of custom scalars: every curve with the band of its interval, and with one line a replica."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_toys.training.module import ToyModule
+
+Layout = dict[str, dict[str, tuple[str, list[str]]]]
+
+
+def layout_of(names: Sequence[str], seeds: Sequence[int]) -> Layout:
+    """Return the page's charts, those of what is judged before those of the training.
+
+    Args:
+        names: of scalars that are logged with their interval and their replicas.
+        seeds: the replicas'.
+    """
+    ordered = sorted(names, key=lambda n: (n.split("/")[0] == "train", n.split("/")[0]))
+    return {
+        f"mean and 95 % interval over {len(seeds)} seeds": {
+            n: ("Margin", [n, f"interval/{n}/lo", f"interval/{n}/hi"]) for n in ordered
+        },
+        "seed by seed": {n: ("Multiline", [rf"replicas/{n}/seed_\d+$"]) for n in ordered},
+    }
+
+
+class LayoutWriter(Callback):
+    """Writes the page's layout after the first validation, and again where more is logged at the end."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the layout once the metrics have their names."""
+        if not trainer.sanity_checking and not self.written:
+            self.write(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the layout anew if more names have come."""
+        self.write(trainer, pl_module)
+
+    def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the layout into every TensorBoard logger."""
+        assert isinstance(pl_module, ToyModule)
+        names = pl_module.banded
+        if not trainer.is_global_zero or len(names) == len(self.written):
+            return
+        self.written = list(names)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_custom_scalars(layout_of(self.written, pl_module.seeds))
