@@ -6,6 +6,7 @@ Needs Debian's packages chromium and chromium-driver; `make browser` installs th
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -118,21 +119,86 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
         log.close()
 
 
+@contextlib.contextmanager
+def tensorboard(root: Path, tmp_path: Path) -> Iterator[str]:
+    """A server of the runs below ``root``; gives its address."""
+    port = free_port()
+    with (tmp_path / "tensorboard.log").open("wb") as log:
+        words = [sys.executable, "-m", "tensorboard.main", "--logdir", str(root), "--port", str(port)]
+        server = subprocess.Popen([*words, "--host", "127.0.0.1", "--load_fast", "false"], stdout=log, stderr=log)
+        try:
+            base = f"http://127.0.0.1:{port}"
+            wait_until_up(base, server)
+            yield base
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+def shots_folder(tmp_path: Path) -> Path:
+    """Where screenshots go: into the docs' images by `make screenshots`."""
+    shots = Path(os.environ.get("LIGHTNING_TOYS_SCREENSHOTS", tmp_path))
+    shots.mkdir(parents=True, exist_ok=True)
+    return shots
+
+
+# a real run of each experiment, of half a minute at most
+RUNS = {
+    "flow_vs_regression": ("flow", "--trainer.max_steps", "2000", "--trainer.val_check_interval", "100"),
+    "generative_policy": (
+        *("meanflow", "--trainer.max_steps", "400", "--trainer.val_check_interval", "40"),
+        *("--model.evaluation.samples", "2000", "--model.evaluation.pairs", "200"),
+    ),
+    "mirror_descent": (
+        *("learned", "--trainer.max_steps", "400", "--trainer.val_check_interval", "50", "--model.chains", "1000"),
+        *("--model.settings.smc_particles", "512", "--data.batch_size", "256"),
+    ),
+    "update_entropy": (
+        *("arithmetic", "--model.warm_steps", "60", "--trainer.max_steps", "80", "--trainer.val_check_interval", "10"),
+        *("--model.policy.hidden", "32", "--model.policy.layers", "1", "--trainer.log_every_n_steps", "5"),
+    ),
+    "bilevel": (
+        *("regression", "--trainer.max_steps", "160", "--trainer.val_check_interval", "20"),
+        *("--trainer.log_every_n_steps", "5"),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", RUNS)
+def test_bands_of_every_experiment(experiment: str, runner: Runner, browser: Browser, tmp_path: Path) -> None:
+    """The page of custom scalars has a chart with a band for every curve that is logged by replica."""
+    variant, *flags = RUNS[experiment]
+    each = Runner(runner.root, runner.capture, experiment, ("--figures.enabled", "false"))
+    each.ok("fit", variant, "--model.seeds", "[0,1,2]", *flags)
+    with tensorboard(runner.root, tmp_path) as base:
+        tags: list[str] = []
+        for _ in range(100):
+            found = call(f"{base}/data/plugin/scalars/tags").get(f"{experiment}/{variant}/version_0", {})
+            tags = [t for t in found if t.startswith("interval/") and t.endswith("/lo")]
+            if any("eval/" in t for t in tags):
+                break
+            time.sleep(0.3)
+        named = {t.removeprefix("interval/").removesuffix("/lo") for t in tags}
+        wanted = {n for n in named if "@" not in n and "modes/" not in n and "_dim" not in n}
+        layout = call(f"{base}/data/plugin/custom_scalars/layout")
+        for category in layout["category"]:
+            assert {c["title"] for c in category["chart"]} == wanted
+        browser.open(f"{base}/#custom_scalars")
+        browser.wait(WALK + "return text.includes('mean and 95 % interval over 3 seeds');")
+        browser.wait(WALK + "return text.includes('eval/');")
+        time.sleep(4)
+        browser.screenshot(shots_folder(tmp_path) / f"tensorboard_{experiment}.png")
+
+
 def test_pages_of_a_real_run(runner: Runner, browser: Browser, tmp_path: Path) -> None:
     figures = ("--figures.enabled", "true", "--figures.dpi", "60")
     flags = ("--model.seeds", "[0,1,2]", "--trainer.max_steps", "400", "--trainer.val_check_interval", "100")
     for mode in ("regression", "flow"):
         runner.ok("fit", mode, *flags, *figures)
         runner.ok("test", mode, "--ckpt_path", "last", *figures)
-    port = free_port()
-    log = (tmp_path / "tensorboard.log").open("wb")
-    words = [sys.executable, "-m", "tensorboard.main", "--logdir", str(runner.root), "--port", str(port)]
-    server = subprocess.Popen([*words, "--host", "127.0.0.1", "--load_fast", "false"], stdout=log, stderr=log)
-    shots = Path(os.environ.get("LIGHTNING_TOYS_SCREENSHOTS", tmp_path))
-    shots.mkdir(parents=True, exist_ok=True)
-    try:
-        base = f"http://127.0.0.1:{port}"
-        wait_until_up(base, server)
+    shots = shots_folder(tmp_path)
+    with tensorboard(runner.root, tmp_path) as base:
         # what the pages are fed with, said by TensorBoard's own plugins
         tags: dict[str, Any] = {}
         for _ in range(100):
@@ -184,7 +250,3 @@ def test_pages_of_a_real_run(runner: Runner, browser: Browser, tmp_path: Path) -
         table = call(f"{base}/data/plugin/hparams/experiment", {"experimentName": ""})
         assert {"model.mode", "model.lr", "data.num_train"} <= {h["name"] for h in table["hparamInfos"]}
         assert {"fit/l1", "fit/l2"} <= {m["name"]["tag"] for m in table["metricInfos"]}
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-        log.close()

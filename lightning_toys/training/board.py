@@ -8,18 +8,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_toys.training.module import ToyModule
+from lightning_toys.training.results import is_main
 
 Layout = dict[str, dict[str, tuple[str, list[str]]]]
 
 
 def layout_of(names: Sequence[str], seeds: Sequence[int]) -> Layout:
-    """Return the page's charts, those of what is judged before those of the training.
+    """Return the page's charts: the configured readout's, not those of single modes, levels or dimensions.
 
     Args:
         names: of scalars that are logged with their interval and their replicas.
         seeds: the replicas'.
     """
-    ordered = sorted(names, key=lambda n: (n.split("/")[0] == "train", n.split("/")[0]))
+    ordered = sorted((n for n in names if is_main(n) and not n.startswith("modes/")), key=lambda n: n.split("/")[0])
     return {
         f"mean and 95 % interval over {len(seeds)} seeds": {
             n: ("Margin", [n, f"interval/{n}/lo", f"interval/{n}/hi"]) for n in ordered
