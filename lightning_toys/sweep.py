@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,12 @@ from lightning_toys.cell import (
 )
 from lightning_toys.claims import BEAT, STALE, take
 from lightning_toys.errors import NothingToTrainError, ToyError, did_you_mean, note
+from lightning_toys.search import Search, trials
+from lightning_toys.search_space import corners, parse_search
 
 HELP = f"""\
 usage: python cli.py sweep [-c FILE ...] --grid.ANY.FLAG '[...]' [--grid.ANOTHER '[...]'] [--flag value ...]
+       python cli.py sweep  -c FILE ...  --search.ANY.FLAG '{{low: 1e-4, high: 1e-2, log: true}}' --search.metric NAME
 
 fits and tests every cell, then compares; any number of processes may run the same command on one shared folder: each
 takes cells that nobody else holds. What was done is not run again, what was cut off goes on from its last checkpoint.
@@ -46,6 +49,11 @@ takes cells that nobody else holds. What was done is not run again, what was cut
   --sweep.stale SECONDS       a cell's holder on another machine counts as dead after so long without a sign of life
                               (default {STALE:.0f}; one comes every {BEAT:.0f}); on the same machine a death is seen
   --sweep.retry true          run cells again that failed before
+
+  --search.ANY.FLAG SPACE     what Optuna chooses: {{low: 1e-4, high: 1e-2, log: true}}, {{low: 1, high: 8, int: true}},
+                              {{choices: [relu, gelu]}}; needs pip install 'lightning_toys[search]'
+  --search.metric NAME        a metric of results.json; its mean over seeds is minimised
+  --search.direction minimize|maximize   --search.trials N (default 20)   --search.seed N (default 0)
 
 every other flag is that of fit (fit --help); docs/scale.md has machines, nodes and schedulers
 """
@@ -181,39 +189,59 @@ def sweep_command(args: Sequence[str]) -> None:
             f"--sweep.jobs, --sweep.devices: not allowed beside {neighbours} ranks on this machine, each of which "
             "takes cells on its own device; give one rank a machine, or neither flag"
         )
-    old = None
+    named = check_devices(settings.devices or [], devices())
+    old, chooser = None, None
     if threading.current_thread() is threading.main_thread():
         old = signal.signal(signal.SIGTERM, terminate)  # what is held is released on the way out
     try:
-        plan, finish = plan_grid(words, settings, list(args))
+        if any(w.split("=")[0].partition(".")[0] == "--search" for w in words):
+            plan = plan_search(words, settings, list(args))
+            chooser = Search(plan)
+            chooser.check()
+        else:
+            plan = plan_grid(words, settings, list(args))
         if settings.retry:
             forget_failures(plan)
         if done := sum(settled(t) for t in plan.tasks) - len(failed := failures(plan)):
             note(f"{done} of {len(plan.tasks)} cells are done already")
         if failed:
-            note(f"{len(failed)} failed before: {', '.join(failed)} (--sweep.retry true runs them again)")
-        named = settings.devices or []
+            again = "" if chooser else " (--sweep.retry true runs them again)"
+            note(f"{len(failed)} failed before: {', '.join(failed)}{again}")
         jobs = settings.jobs or max(len(named), 1)
         if jobs > 1:
             Foreman(plan, jobs, named or devices()).run()
         else:
             if named:
                 os.environ["CUDA_VISIBLE_DEVICES"] = named[0]
-            work(plan)
-        close(plan, finish)
+            work(plan, chooser)
+        close(plan, chooser)
     finally:
+        if chooser:
+            chooser.close()
         if old is not None:
             signal.signal(signal.SIGTERM, old)
 
 
-def close(plan: Plan, finish: Callable[[], None]) -> None:
+def check_devices(named: list[str], found: list[str]) -> list[str]:
+    """Refuse GPUs that are not here; one may be named by its UUID.
+
+    Raises:
+        ToyError: one is not.
+    """
+    if wrong := [n for n in named if n not in found and not (found and n.startswith(("GPU-", "MIG-")))]:
+        here = f"those here are {', '.join(found)}" if found else "there are no GPUs here"
+        raise ToyError(f"--sweep.devices: {wrong[0]!r} is not allowed; {here}")
+    return named
+
+
+def close(plan: Plan, chooser: Search | None) -> None:
     """Compare where everything is settled; else say who is still at work."""
     while True:
         who, free = holders(plan)
         if not free:
             break
         before = sum(settled(t) for t in plan.tasks)
-        work(plan)  # a holder died since we last looked
+        work(plan, chooser)  # a holder died since we last looked
         if sum(settled(t) for t in plan.tasks) == before:
             break
     if who or free:
@@ -228,10 +256,14 @@ def close(plan: Plan, finish: Callable[[], None]) -> None:
         note("another process is making the comparison")
         return
     try:
-        finish()
+        if chooser:
+            chooser.finish()
+        else:
+            compare_tasks(plan)
     finally:
         claim.release()
-    verdict(plan)
+    if not chooser:  # a trial that fails is an answer
+        verdict(plan)
 
 
 def check_words(words: list[str], varied: Sequence[str], kind: str) -> tuple[list[str], list[str]]:
@@ -258,8 +290,27 @@ def check_words(words: list[str], varied: Sequence[str], kind: str) -> tuple[lis
     return configs, rest
 
 
-def plan_grid(words: list[str], settings: Settings, command: list[str]) -> tuple[Plan, Callable[[], None]]:
-    """Check a grid's every cell; return what is to be done, and how to end it.
+def plan_search(words: list[str], settings: Settings, command: list[str]) -> Plan:
+    """Check a search's settings, every bound and every choice; return its trials.
+
+    Raises:
+        ToyError: bad input.
+    """
+    found, words = part_flags([w for w in words if w != "--search"], "search", "--search.trials 20")
+    if any(w.startswith("--grid") for w in words):
+        raise ToyError("--grid, --search: not allowed together; give one of them")
+    if settings.retry:
+        raise ToyError("--sweep.retry: not allowed in a search; give more --search.trials")
+    search = parse_search(found)
+    configs, rest = check_words(words, list(search["space"]), "search")
+    base = [w for c in configs for w in ("-c", c)] + rest
+    checked = [check_cell(base, cell) for cell in corners(search["space"])]
+    command = ["cli.py", "sweep", *command]
+    return Plan(base, trials(search, checked[0]), settings.stale, search, command)
+
+
+def plan_grid(words: list[str], settings: Settings, command: list[str]) -> Plan:
+    """Check a grid's every cell; return what is to be done.
 
     Raises:
         ToyError: bad input in any cell.
@@ -284,8 +335,7 @@ def plan_grid(words: list[str], settings: Settings, command: list[str]) -> tuple
     tasks = [check_cell(base, cell) for cell in found]
     for task in tasks:
         is_done(task.folder, base, task.cell)
-    plan = Plan(base, tasks, settings.stale, command=["cli.py", "sweep", *command])
-    return plan, lambda: compare_tasks(plan)
+    return Plan(base, tasks, settings.stale, command=["cli.py", "sweep", *command])
 
 
 def check_cell(base: Sequence[str], cell: Cell) -> Task:

@@ -199,7 +199,12 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     sys.argv = plan.command or sys.argv
-    work(plan, guess=False)  # the parent does
+    chooser = None
+    if plan.search:
+        from lightning_toys.search import Search
+
+        chooser = Search(plan)
+    work(plan, chooser, guess=False)  # the parent does
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ import yaml
 from conftest import REPO, Runner
 
 from lightning_toys import cli
+from lightning_toys.cell import Cell, Plan, Task
 from lightning_toys.claims import BEAT, born, create, look, take
 from lightning_toys.errors import ToyError
-from lightning_toys.workers import devices, leave_group
+from lightning_toys.sweep import check_devices
+from lightning_toys.workers import Foreman, devices, leave_group
 
 CONFIGS = "configs/flow_vs_regression"
 
@@ -357,6 +359,21 @@ def test_a_rank_leaves_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not SLURMEnvironment.detect()
 
 
+def test_each_worker_has_its_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[tuple[int, str | None]] = []
+    monkeypatch.setattr("lightning_toys.workers.Worker", lambda k, plan, device: started.append((k, device)))
+    plan = Plan([], [Task(Cell(f"c{k}", ()), tmp_path / f"c{k}") for k in range(4)])
+    assert Plan.load(plan.dump()) == plan
+    Foreman(plan, 3, ["a", "b"])
+    assert started == [(0, "a"), (1, "b"), (2, "a")]
+    started.clear()
+    Foreman(plan, 9, [])  # no more than there are cells
+    assert started == [(k, None) for k in range(4)]
+    assert check_devices(["1", "GPU-1a"], ["0", "1"]) == ["1", "GPU-1a"]
+    with pytest.raises(ToyError, match="'2' is not allowed; those here are 0, 1"):
+        check_devices(["2"], ["0", "1"])
+
+
 # the command line
 
 
@@ -406,6 +423,7 @@ def test_files_of_one_name(runner: Runner, tmp_path: Path) -> None:
         (["--sweep.jobs", "two"], "--sweep.jobs: 'two' is not allowed"),
         (["--sweep.stale", "-1"], "--sweep.stale: '-1' is not allowed; give seconds, a number > 0"),
         (["--sweep.devices", "3"], "--sweep.devices: '3' is not allowed; give a list"),
+        (["--sweep.devices", "[x]"], "--sweep.devices: 'x' is not allowed; "),
         (["--sweep.retry", "maybe"], "--sweep.retry: 'maybe' is not allowed; give true or false"),
         (
             ["--sweep.job", "2"],
@@ -444,5 +462,6 @@ def test_help_names_the_sweeps_own_flags(capsys: pytest.CaptureFixture[str]) -> 
         "--sweep.stale",
         "--sweep.retry",
         "--grid.config",
+        "--search.metric",
     ):
         assert flag in out
