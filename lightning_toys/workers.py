@@ -157,7 +157,7 @@ class Foreman:
         if len(self.left) < before:
             done = self.total - len(self.left)
             eta = (time.monotonic() - self.started) / done * len(self.left) / 60
-            note(f"{done} of {self.total} cells done, {len(self.workers)} workers, about {eta:.1f} min left")
+            note(f"{done} of {self.total} cells done, {len(self.workers)} at work, about {eta:.1f} min left")
         return before - len(self.left)
 
     def on_signal(self, number: int, frame: Any) -> None:
