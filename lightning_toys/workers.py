@@ -16,7 +16,7 @@ from typing import IO, Any
 import torch
 
 from lightning_toys.cell import Plan, holders, settled, work
-from lightning_toys.errors import note
+from lightning_toys.errors import NonFiniteError, note
 
 PARENT = "LIGHTNING_TOYS_PARENT"  # tells a worker who started it
 DEVICES = "CUDA_VISIBLE_DEVICES"
@@ -126,6 +126,7 @@ class Foreman:
 
         Raises:
             SystemExit: SIGINT or SIGTERM came; the workers have left checkpoints.
+            NonFiniteError: workers died, and those that took their places, before all was done.
         """
         old = {n: signal.signal(n, self.on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -149,6 +150,8 @@ class Foreman:
         if self.signal:
             note("stopped; the same command goes on")
             raise SystemExit(128 + self.signal)
+        if free := holders(self.plan)[1]:
+            raise NonFiniteError(f"{free} of {len(self.plan.tasks)} cells are left, whose workers died in silence")
 
     def look(self) -> int:
         """See which cells were settled since the last look, and say how far the sweep is."""

@@ -22,7 +22,7 @@ from conftest import REPO, Runner
 from lightning_toys import cli
 from lightning_toys.cell import Cell, Plan, Task
 from lightning_toys.claims import BEAT, born, create, look, take
-from lightning_toys.errors import ToyError
+from lightning_toys.errors import NonFiniteError, ToyError
 from lightning_toys.sweep import check_devices
 from lightning_toys.workers import Foreman, devices, leave_group
 
@@ -372,6 +372,25 @@ def test_each_worker_has_its_device(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert check_devices(["1", "GPU-1a"], ["0", "1"]) == ["1", "GPU-1a"]
     with pytest.raises(ToyError, match="'2' is not allowed; those here are 0, 1"):
         check_devices(["2"], ["0", "1"])
+
+
+def test_workers_that_die_are_replaced_for_a_while(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A cell that kills whoever runs it must not go on killing for ever."""
+    started: list[int] = []
+
+    class Dying:
+        def __init__(self, k: int, plan: str, device: str | None) -> None:
+            started.append(k)
+            self.number, self.process = k, subprocess.CompletedProcess([], -9)
+
+        def ended(self) -> bool:
+            return True
+
+    monkeypatch.setattr("lightning_toys.workers.Worker", Dying)
+    plan = Plan([], [Task(Cell(f"c{k}", ()), tmp_path / f"c{k}") for k in range(4)])
+    with pytest.raises(NonFiniteError, match="4 of 4 cells are left, whose workers died in silence"):
+        Foreman(plan, 2, [], poll=0).run()
+    assert started == [0, 1, 0, 1]
 
 
 # the command line
