@@ -68,7 +68,7 @@ usage: python cli.py VERB -c configs/EXPERIMENT/VARIANT.yaml [--flag value ...]
   test      score a checkpoint under every sampler
   predict   write a checkpoint's predictions to the run folder
   compare   put runs side by side: compare RUN_OR_FOLDER ... [--baseline LABEL] [--out FOLDER]
-  sweep     fit and test every cell of a grid in one process, then compare:
+  sweep     fit and test every cell of a grid, or the trials of a search, then compare (sweep --help):
             sweep -c FILE --grid.model.mode '[regression,flow]' [--grid.ANY.FLAG '[...]'] [--flag value ...]
 
 flags (VERB --help lists all; any class named on the line has its own --model.help, --data.target.help CLASS, ...)

@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -69,6 +70,7 @@ class RescueCheckpoint(Callback):
     """
 
     run: RunFolder
+    guard: ClassVar[Callable[[], None] | None] = None  # a sweep's: raises where another process took the run over
 
     def __init__(self, every_n_steps: int = 1000) -> None:
         require(every_n_steps >= 0, f"--checkpoint.every_n_steps: {every_n_steps} is not allowed; give an integer >= 0")
@@ -153,6 +155,8 @@ class RescueCheckpoint(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Write last.ckpt where it is due; where validation is due too, :meth:`on_validation_end` writes it."""
+        if (guard := type(self).guard) is not None:
+            guard()
         clock = next(c for c in trainer.callbacks if isinstance(c, ValidationClock))  # type: ignore[attr-defined]
         step = trainer.global_step
         stop = bool(self.stop_signal) or trainer.received_sigterm
