@@ -35,6 +35,7 @@ bench: $(STAMP)
 	$(PY) benchmarks/mirror_speed.py --write
 	$(PY) benchmarks/entropy_speed.py --write
 	$(PY) benchmarks/bilevel_speed.py --write
+	$(PY) benchmarks/scale_speed.py --write
 
 # The browser test needs Debian's chromium; without it the test is skipped, outside of CI.
 browser:
