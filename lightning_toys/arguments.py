@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_toys.errors import ToyError, did_you_mean
+from lightning_toys.strict_yaml import UnfitError, strict_load
 
 
 def flags(args: Sequence[str]) -> dict[str, str | None]:
@@ -47,17 +49,37 @@ def split_configs(args: Sequence[str]) -> tuple[list[str], list[str]]:
 def check_configs(configs: Sequence[str]) -> None:
     """Refuse a configuration file that is not there, naming the nearest one that is."""
     for name in configs:
-        if not Path(name).is_file():
+        if not os.path.isfile(name):  # Path's raises where a name is too long
             known = [str(p) for p in sorted(Path("configs").glob("*/*.yaml"))]
             hint = did_you_mean(name, known) or did_you_mean(Path(name).name, [Path(k).name for k in known])
             listing = "" if hint else f"; there are {', '.join(known)}" if known else ""
             raise ToyError(f"-c: no file {name!r}{hint}{listing}")
         try:
-            content = yaml.safe_load(Path(name).read_text())
+            content = strict_load(Path(name).read_text())
+        except UnfitError as error:
+            raise ToyError(f"-c: {name} is not a configuration: {one_line(error)}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ToyError(f"-c: {name} is not YAML ({' '.join(str(error).split())[:160]})") from None
-        if not isinstance(content, dict):
+            raise ToyError(f"-c: {name} is not YAML ({one_line(error)})") from None
+        except OSError as error:
+            raise ToyError(f"-c: {name} cannot be read ({error.strerror})") from None
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise ToyError(f"-c: {name} is not a configuration: a mapping with model, data, trainer is wanted")
+
+
+def check_words(given: dict[str, str | None]) -> None:
+    """Refuse a flag whose value, read as YAML, would take the reader's stack or memory."""
+    for name, value in given.items():
+        try:
+            strict_load(value or "")
+        except UnfitError as error:
+            raise ToyError(f"{name}: {(value or '')[:40]!r} is not allowed: {one_line(error)}") from None
+        except yaml.YAMLError:
+            continue  # a word like any other
+
+
+def one_line(error: Exception) -> str:
+    """Return the first of what an error says."""
+    return " ".join(str(error).split())[:160]
 
 
 def all_subclasses(base: type) -> list[type]:

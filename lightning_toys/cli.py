@@ -29,7 +29,7 @@ import lightning_toys.flow_vs_regression
 import lightning_toys.generative_policy
 import lightning_toys.mirror_descent
 import lightning_toys.update_entropy  # noqa: F401
-from lightning_toys.arguments import Refused, ToyParser, check_configs, explain, flags, split_configs
+from lightning_toys.arguments import Refused, ToyParser, check_configs, check_words, explain, flags, split_configs
 from lightning_toys.errors import NonFiniteError, NothingToTrainError, ToyError, did_you_mean, note, process_rank
 from lightning_toys.stats import mean_ci, written
 from lightning_toys.training.allocator import keep_freed_memory
@@ -86,6 +86,9 @@ class ToysCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], dry: bool = False) -> None:
         self.words, self.dry = list(args), dry
+        self.files, self.rest = split_configs(self.words[1:])
+        check_configs(self.files)  # before the parser is built, which takes much longer
+        check_words(flags(self.rest))
         self.checkpoint_path, self.checkpoint = None, None
         super().__init__(
             subclass_mode_model=True,
@@ -119,10 +122,8 @@ class ToysCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse flags over the checkpoint's settings over the files, and choose the run folder."""
-        verb, words = self.words[0], self.words[1:]
-        configs, rest = split_configs(words)
-        check_configs(configs)
-        rest = settle_length(rest)
+        verb, configs = self.words[0], self.files
+        rest = settle_length(self.rest)
         stacked = [w for c in configs for w in ("-c", c)]
         ToyParser.command = rest
         self.config = parse(parser, [verb, *stacked, *rest])
