@@ -1,4 +1,4 @@
-"""YAML that may be handed on: plain values, each key once, no depth or aliases that would blow up in whoever reads it."""
+"""YAML that may be handed on: plain values, each key once, no depth or aliases that would blow up in its readers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class StrictLoader(yaml.SafeLoader):
     """The safe loader, which knows no tags but YAML's own, without its silence on keys that are given twice."""
 
     # a word that looks like a date stays a word, as it does for jsonargparse
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Compose a mapping whose keys differ."""
-        node = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+        node = super().compose_mapping_node(anchor)
         seen: set[Any] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
@@ -47,14 +47,15 @@ def check_size(text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             if len(within) > MAX_DEPTH:
-                raise UnfitError(f"line {event.start_mark.line + 1} is nested deeper than {MAX_DEPTH} levels")
+                raise UnfitError(f"{line_of(event)} is nested deeper than {MAX_DEPTH} levels")
             within.append((event.anchor, 1))
-            sizes.pop(event.anchor, None)
+            if event.anchor is not None:
+                sizes.pop(event.anchor, None)
             continue
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes and event.anchor in {a for a, _ in within}:
-                raise UnfitError(f"line {event.start_mark.line + 1} makes *{event.anchor} a part of itself")
-            size = sizes.get(event.anchor, 1)
+                raise UnfitError(f"{line_of(event)} makes *{event.anchor} a part of itself")
+            size = sizes.get(str(event.anchor), 1)
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, size = within.pop()
             if anchor is not None:
@@ -67,8 +68,13 @@ def check_size(text: str) -> None:
             continue
         anchor, so_far = within.pop()
         if so_far + size > MAX_VALUES:
-            raise UnfitError(f"line {event.start_mark.line + 1}: more than {MAX_VALUES} values, aliases written out")
+            raise UnfitError(f"{line_of(event)}: more than {MAX_VALUES} values, aliases written out")
         within.append((anchor, so_far + size))
+
+
+def line_of(event: yaml.Event) -> str:
+    """Return where an event is."""
+    return f"line {event.start_mark.line + 1}" if event.start_mark else "a line"
 
 
 def strict_load(text: str) -> Any:

@@ -84,7 +84,7 @@ class Refusal:
 
     def __init__(self, folder: Path, capture: pytest.CaptureFixture[str]) -> None:
         self.folder, self.capture = folder, capture
-        self.root, self.canary = folder / "logs", folder / "canary"
+        self.root, self.canary = folder / "lightning_logs", folder / "canary"
 
     def file(self, content: str | bytes | dict[str, Any], name: str = "wrong.yaml") -> Path:
         """Write a file to be read."""
@@ -96,7 +96,7 @@ class Refusal:
 
     def fit(self, config: Path | str, *parts: str, flags: Sequence[str] = (), verb: str = "fit") -> str:
         """Hold a configuration to :meth:`__call__`."""
-        return self([verb, "-c", str(config), "--run.root", str(self.root), *flags], *parts)
+        return self([verb, "-c", str(config), *flags], *parts)
 
     def __call__(self, words: Sequence[str], *parts: str) -> str:
         """Run a line: it is one line of error that says the parts, exit code 2, and nothing in the folder changes."""

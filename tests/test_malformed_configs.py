@@ -104,9 +104,11 @@ VALUES: list[tuple[str, Any, str]] = [
     ("trainer.precision", "3-bit", "precision"),
     ("trainer.accelerator", "abacus", "accelerator"),
     ("trainer.strategy", "chaos", "strategy"),
-    ("checkpoint.every_n_steps", 0, "--checkpoint.every_n_steps"),
     ("checkpoint.every_n_steps", -1, "--checkpoint.every_n_steps"),
-    ("figures.every_n_validations", 0, "--figures.every_n_validations"),
+    ("figures.every_n_validations", -1, "--figures.every_n_validations"),
+    ("trainer", None, "trainer"),
+    ("run", None, "run"),
+    ("figures", None, "figures"),
     ("figures.dpi", 0, "--figures.dpi"),
     ("figures.dpi", -5, "--figures.dpi"),
     ("run.root", "", "--run.root"),
@@ -119,10 +121,8 @@ VALUES: list[tuple[str, Any, str]] = [
 MEMORY: list[tuple[str, Any, str]] = [
     (f"{ARGS}.network.hidden", HUGE, "--model.network.hidden"),
     (f"{ARGS}.network.layers", HUGE, "--model.network.layers"),
-    (f"{ARGS}.evaluation.draws", HUGE, "--model.evaluation.draws"),
-    (f"{ARGS}.evaluation.nfe", HUGE, "--model.evaluation.nfe"),
+    (f"{ARGS}.evaluation", {"x0": "gaussian", "draws": HUGE}, "--model.evaluation.draws"),
     ("data.init_args.num_train", HUGE, "--data.num_train"),
-    ("data.init_args.num_eval", HUGE, "--data.num_eval"),
     ("data.init_args.batch_size", HUGE, "--data.batch_size"),
     ("data.init_args.target", {"class_path": "Trigonometric", "init_args": {"dim": HUGE}}, "--data.target.dim"),
     ("data.init_args.target", {"class_path": "Trigonometric", "init_args": {"components": HUGE}}, "components"),
@@ -136,7 +136,7 @@ UNKNOWN = [
     (f"{ARGS}.network.hiden", 8, "hidden"),
     (f"{ARGS}.evaluation.drows", 2, "draws"),
     ("data.init_args.num_trian", 20, "num_train"),
-    ("data.init_args.target", {"class_path": "Trigonometric", "init_args": {"componets": 3}}, "components"),
+    ("data.init_args.target", {"class_path": "Trigonometric", "init_args": {"componets": 3}}, "componets"),
     ("trainer.max_stepz", 2, "max_steps"),
     ("trainer.precisoin", "32-true", "precision"),
     ("run.nmae", "a", "name"),
@@ -149,7 +149,8 @@ NO_CLASS = [
     "pathlib.Path", "runpy.run_path", "lightning_toys", "lightning_toys.cli.main", "lightning_toys.nowhere.Class",
     "torch.nn.Linear", "torch.load", "json", "nowhere.Class", "", ".", "..", "a b", "os.system.", ".os.system",
     "lightning.pytorch.LightningModule", "lightning.pytorch.LightningDataModule", "lightning.pytorch.Trainer",
-    "lightning.pytorch.demos.boring_classes.BoringModel", "lightning_toys.training.module.ToyModule", 3, None, ["a"], True,
+    "lightning.pytorch.demos.boring_classes.BoringModel", "lightning_toys.generative_policy.policy.GenerativePolicy",
+    3, None, ["a"], True,
 ]  # fmt: skip
 PLACES = ("model", "data", "data.init_args.target", "trainer.callbacks", "trainer.logger", "trainer.profiler")
 CALLED = ("os.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "os.popen", "pathlib.Path")
@@ -171,12 +172,18 @@ def test_more_than_memory_holds(where: str, value: Any, named: str, refuse: Refu
 
 @pytest.mark.parametrize(("where", "value", "meant"), UNKNOWN, ids=ident)
 def test_a_typo_names_its_file(where: str, value: Any, meant: str, refuse: Refusal) -> None:
-    refuse.fit(refuse.file(at(where, value)), where.rpartition(".")[2], "wrong.yaml", meant)
+    name = "componets" if "target" in where else where.rpartition(".")[2]
+    refuse.fit(refuse.file(at(where, value)), name, "wrong.yaml", meant)
 
 
 @pytest.mark.parametrize("path", NO_CLASS, ids=ident)
 def test_a_model_that_is_no_experiment(path: Any, refuse: Refusal) -> None:
     refuse.fit(refuse.file(at("model", {"class_path": path})), "model", flags=("--run.name", "x"))
+
+
+def test_the_base_of_all_experiments_is_none(refuse: Refusal) -> None:
+    base = {"class_path": "lightning_toys.training.module.ToyModule", "init_args": {"seeds": [0]}}
+    refuse.fit(refuse.file(at("model", base)), "--model", "ToyModule is not an experiment")
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -72,8 +72,8 @@ TAGS = {
     "module": "!!python/module:antigravity",
     "object": "!!python/object:os.system {{}}",
     "tuple": "!!python/tuple [1, 2]",
-    "eval": '!!python/object/apply:eval ["__import__(\'os\').system(\'{command}\')"]',
-    "extend": '!!python/object/new:type {{args: ["z", !!python/tuple [], {{"extend": !!python/name:exec }}], listitems: "x"}}',
+    "eval": "!!python/object/apply:eval [\"__import__('os').system('{command}')\"]",
+    "extend": '!!python/object/new:type {{args: ["z", !!python/tuple [], {{"extend": !!python/name:exec }}]}}',
 }
 PLACES = {
     "top": "{tag}\n",
@@ -102,7 +102,10 @@ def test_the_canary_sings_where_tags_are_obeyed(refuse: Refusal) -> None:
     assert refuse.canary.exists()
 
 
-@pytest.mark.parametrize("kind", ["missing", "directory", "broken_link", "link_loop", "fifo", "long_name", "empty_name"])
+FILES = ("missing", "directory", "broken_link", "link_loop", "fifo", "long_name", "empty_name")
+
+
+@pytest.mark.parametrize("kind", FILES)
 def test_a_file_that_is_none(kind: str, refuse: Refusal) -> None:
     path = refuse.folder / "wrong.yaml"
     if kind == "directory":

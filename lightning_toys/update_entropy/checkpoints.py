@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_toys.errors import ToyError, note
+from lightning_toys.update_entropy.model_files import GGUFHeader, check_sizes, safetensors_shapes
 from lightning_toys.update_entropy.policy import need
 from lightning_toys.update_entropy.task import Tokens
 
@@ -141,7 +142,10 @@ def load_backbone(path: str | Path, dtype: torch.dtype | None = None) -> nn.Modu
         if hasattr(transformers, "GgufConfig"):  # blocks left packed have no derivative, and want a kernel of the hub
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
+        shapes = GGUFHeader(folder / gguf).shapes if gguf else safetensors_shapes(folder)
+        known = {k: options[k] for k in ("local_files_only", "trust_remote_code", "gguf_file") if k in options}
         with quiet():
+            check_sizes(transformers.AutoConfig.from_pretrained(str(folder), **known), shapes)
             model, info = transformers.AutoModelForCausalLM.from_pretrained(str(folder), **options)
         how, stretched = gguf_facts(folder / gguf) if gguf else (config_facts(folder), False)
     except Exception as error:  # whatever a broken file makes of the readers of three formats
@@ -214,6 +218,9 @@ def load_tokens(path: str | Path) -> Tokens:
     folder, gguf = locate(path)
     options = {"gguf_file": gguf} if gguf else {}
     try:
+        if gguf:
+            need("gguf")
+            GGUFHeader(folder / gguf)
         with quiet():
             found = transformers.AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, **options
