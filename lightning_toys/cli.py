@@ -42,6 +42,7 @@ from lightning_toys.training.module import ToyModule
 from lightning_toys.training.results import Report, set_aside, write_atomic
 from lightning_toys.training.run_folder import (
     RUN_VARIABLE,
+    SWEEP_MARK,
     RunFolder,
     new_run,
     read_checkpoint,
@@ -86,6 +87,7 @@ class ToysCLI(LightningCLI):
     run: RunFolder
     checkpoint_path: Path | None
     checkpoint: dict[str, Any] | None
+    standing: set[Path]  # of the run folder's root and the folders above, those that were there before
 
     def __init__(self, args: Sequence[str], dry: bool = False) -> None:
         self.words, self.dry = list(args), dry
@@ -141,6 +143,8 @@ class ToysCLI(LightningCLI):
         where = (Path(settings.run.root), experiment, variant, settings.run.name)
         word = settings.get("ckpt_path")
         check_root(settings.run.root)
+        root = Path(settings.run.root)
+        self.standing = {p for p in (root, *root.parents) if p.exists()}
         if settings.get("weights_only") is False:
             raise ToyError("--weights_only: False is not allowed; checkpoints hold tensors and plain values alone")
         check_experiment(settings.model.class_path)
@@ -282,7 +286,7 @@ class ToysCLI(LightningCLI):
             self.trainer = self.instantiate_trainer()
         except (MisconfigurationException, TypeError, ValueError) as error:
             if claimed:
-                remove_empty(self.run.path)  # and the folders above that were made for it
+                self.leave()
             raise ToyError(f"--trainer: {' '.join(str(error).split())}") from None
         for key, now, was in self.taken:
             note(f"{key} is {now!r} as in the checkpoint, not {was!r} as in the configuration; a flag would win")
@@ -326,13 +330,28 @@ class ToysCLI(LightningCLI):
         fresh = not self.run.used
         try:
             super()._run_subcommand(subcommand)
-        except (MemoryError, RuntimeError, ValueError) as error:
-            if not (why := beyond_memory(error)):
+        except (ToyError, MemoryError, RuntimeError, ValueError) as error:
+            why = beyond_memory(error)
+            if not (why or isinstance(error, ToyError)):
                 raise
             if fresh and self.trainer.global_step == 0 and self.trainer.is_global_zero:
-                shutil.rmtree(self.run.path, ignore_errors=True)  # made by this command; there is nothing in it yet
-                remove_empty(self.run.path.parent)
+                self.leave()
+            if isinstance(error, ToyError):
+                raise
             raise ToyError(f"{largest(flatten(self.dump(subcommand)))}: {why}; give smaller sizes") from None
+
+    def leave(self) -> None:
+        """Take away what this command put into a new run's folder, and the folders that were made for it."""
+        for path in self.run.path.iterdir() if self.run.path.is_dir() else ():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != SWEEP_MARK:
+                path.unlink()
+        folder = self.run.path
+        with suppress(OSError):  # until one is not empty
+            while folder not in self.standing:
+                folder.rmdir()
+                folder = folder.parent
 
     def before_fit(self) -> None:
         """Keep the configuration once everything has been built without complaint."""
@@ -371,12 +390,6 @@ def parse(parser: LightningArgumentParser, words: list[str]) -> Namespace:
         return parser.parse_args(words)
     except Refused as refused:
         raise ToyError(str(refused.code)) from None
-
-
-def remove_empty(folder: Path) -> None:
-    """Remove a folder and those above it, as long as they are empty."""
-    with suppress(OSError):
-        os.removedirs(folder)
 
 
 def beyond_memory(error: Exception) -> str:

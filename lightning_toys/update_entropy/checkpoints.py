@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_toys.errors import ToyError, note
-from lightning_toys.update_entropy.model_files import GGUFHeader, check_sizes, safetensors_shapes
+from lightning_toys.update_entropy.model_files import GGUFHeader, check_rank, check_sizes, safetensors_shapes
 from lightning_toys.update_entropy.policy import need
 from lightning_toys.update_entropy.task import Tokens
 
@@ -252,6 +252,7 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
             pickled = " (adapter_model.bin is pickled and not read)" if (folder / "adapter_model.bin").exists() else ""
             raise refusal(ADAPTER, f"{path} has no {file.name}{pickled}; give an adapter's directory as peft saves it")
     try:
+        check_rank(json.loads((folder / "adapter_config.json").read_text()), safetensors_shapes(folder))
         # peft warns of what is missing and says nothing of what is not used; both are asked for below
         with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")

@@ -118,6 +118,21 @@ def safetensors_shapes(folder: Path) -> Shapes:
     return shapes
 
 
+def check_rank(config: Any, shapes: Shapes) -> None:
+    """Refuse an adapter's configuration of a greater rank than any of its tensors has.
+
+    Raises:
+        ValueError: it is of one, or no mapping.
+    """
+    if not isinstance(config, dict):
+        raise ValueError("its configuration is no mapping")
+    most = max((max(s, default=0) for s in shapes.values()), default=0)
+    pattern = config.get("rank_pattern") or {}
+    for rank in (config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())):
+        if isinstance(rank, int) and rank > most:
+            raise ValueError(f"its rank is {rank}, and no tensor of it is larger than {most}")
+
+
 def check_sizes(config: Any, shapes: Shapes) -> None:
     """Refuse a configuration that asks for far more than its files hold: what they lack would be drawn at random.
 
