@@ -37,7 +37,7 @@ from lightning_toys.stats import mean_ci, written
 from lightning_toys.training.allocator import keep_freed_memory
 from lightning_toys.training.callbacks import FigureWriter, Progress, RescueCheckpoint, ResultsWriter, ValidationClock
 from lightning_toys.training.checkpoint_form import class_paths, malformed
-from lightning_toys.training.metrics_csv import MetricsCSV
+from lightning_toys.training.metrics_csv import MetricsCSV, read_run
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.results import Report, set_aside, write_atomic
 from lightning_toys.training.run_folder import (
@@ -220,6 +220,7 @@ class ToysCLI(LightningCLI):
         """Return TensorBoard and metrics.csv where the user says nothing; the user's and metrics.csv else."""
         if given is False:
             return False
+        read_run(self.run.path)  # what a table is added to has to be one
         step = self.checkpoint["global_step"] if self.checkpoint is not None else None
         table = MetricsCSV(self.run.path, resume_step=step if self.subcommand == "fit" else None)
         if given is None or given is True:
