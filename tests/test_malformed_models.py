@@ -2,115 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import struct
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from malformed import CORPUS, Refusal, Trap
+from malformed_models import (
+    CODE,
+    HUGE,
+    Act,
+    W,
+    a_model,
+    copied,
+    edit,
+    f32,
+    header,
+    index,
+    models,
+    refused,
+    tensors,
+    write,
+)
 
-from lightning_toys.errors import ToyError
+from lightning_toys.update_entropy.checkpoints import load_adapter, load_backbone, load_tokens
+from lightning_toys.update_entropy.model_files import GGUFHeader
 
-for needed in ("gguf", "peft", "transformers"):
-    pytest.importorskip(needed)
-from test_entropy_checkpoints import a_model, a_tokenizer, adapted, write_gguf  # noqa: E402
-from test_entropy_optimizer_files import steps  # noqa: E402
-
-from lightning_toys.update_entropy.checkpoints import load_adapter, load_backbone, load_tokens  # noqa: E402
-from lightning_toys.update_entropy.model_files import GGUFHeader  # noqa: E402
-from lightning_toys.update_entropy.optimizer_files import load_optimizer_state, save_optimizer_state  # noqa: E402
-
+__all__ = ["models"]  # a fixture
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*is deprecated:FutureWarning")
 
-Act = Callable[[Path], None]
-
-
-def refused(act: Callable[[], object], *parts: str, canary: Path | None = None) -> None:
-    """Hold what loads a file to one line that names it, and not the memory that ran out."""
-    with pytest.raises(ToyError) as caught:
-        act()
-    line = str(caught.value)
-    assert "\n" not in line
-    assert line.startswith("--model."), line
-    assert "emory" not in line, line
-    for part in parts:
-        assert part in line, (part, line)
-    assert canary is None or not canary.exists()
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone in both forms, with its tokens, an adapter and its optimiser's three files."""
-    root = tmp_path_factory.mktemp("models")
-    a_model("llama").save_pretrained(root / "model")
-    a_tokenizer(root / "model")
-    write_gguf(root / "m.gguf", a_model("llama"))
-    model = adapted(a_model("llama"))
-    model.save_pretrained(root / "adapter")
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained)
-    steps(model, optimizer)
-    save_optimizer_state(optimizer, model, root / "ours.pt")
-    torch.save(optimizer.state_dict(), root / "plain.pt")
-    keys = [n for n, p in model.named_parameters() if p.requires_grad]
-    torch.save(
-        {"state_dict": dict.fromkeys(keys, torch.zeros(1)), "optimizer_states": [optimizer.state_dict()]},
-        root / "l.ckpt",
-    )
-    return root
-
-
-def copied(source: Path, target: Path) -> Path:
-    target.mkdir()
-    for file in source.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-    return target
-
-
-def edit(name: str, **changes: Any) -> Act:
-    """Return what changes keys of a JSON file; ``...`` takes one out."""
-
-    def act(folder: Path) -> None:
-        content = json.loads((folder / name).read_text()) | changes
-        (folder / name).write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
-
-    return act
-
-
-def write(name: str, content: bytes | str) -> Act:
-    return lambda folder: void((folder / name).write_bytes(content if isinstance(content, bytes) else content.encode()))
-
-
-def void(_: object) -> None:
-    return
-
-
-def header(length: int, content: bytes) -> bytes:
-    return struct.pack("<Q", length) + content
-
-
-def tensors(**spec: Any) -> bytes:
-    text = json.dumps(spec).encode()
-    return header(len(text), text) + bytes(64)
-
-
-def f32(shape: list[int], a: int, b: int) -> dict[str, Any]:
-    return {"dtype": "F32", "shape": shape, "data_offsets": [a, b]}
-
-
-def index(target: str) -> Act:
-    return write("model.safetensors.index.json", json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": target}}))
-
-
-HUGE, W = 2**40, "model.safetensors"
 BACKBONES: dict[str, Act] = {
     "config_empty": write("config.json", ""),
     "config_cut": write("config.json", "{"),
@@ -167,7 +92,6 @@ def test_weights_that_are_cut(share: float, models: Path, tmp_path: Path) -> Non
     refused(lambda: load_backbone(folder), "--model.backbone: ", str(folder))
 
 
-CODE = "import pathlib\npathlib.Path({canary!r}).touch()\nclass Own: pass\n"
 AUTO = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), "own.Own")
 
 
@@ -322,66 +246,6 @@ def test_an_adapter_that_is_none(name: str, models: Path, tmp_path: Path, monkey
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     ADAPTERS[name](folder)
     refused(lambda: load_adapter(a_model("llama"), folder), "--model.adapter: ", str(folder), canary=canary)
-
-
-# --- optimisers
-
-
-def optimiser(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, dict[str, Any]], None]:
-    def act(file: Path, content: dict[str, Any]) -> None:
-        inner = content["optimizer_states"][0] if "optimizer_states" in content else content.get("optimizer", content)
-        change(inner)
-        torch.save(content, file)
-
-    return act
-
-
-NAN = torch.full((4, 16), torch.nan)
-STATES: dict[str, Callable[[Path, dict[str, Any]], object]] = {
-    "empty": lambda f, c: f.write_bytes(b""),
-    "rubbish": lambda f, c: f.write_bytes(b"rubbish" * 99),
-    "pickle": lambda f, c: f.write_bytes(pickle.dumps({"state": Trap(f.parent / "canary")})),
-    "torch_pickle": lambda f, c: torch.save({"state": Trap(f.parent / "canary")}, f),
-    "list": lambda f, c: torch.save([1], f),
-    "number": lambda f, c: torch.save(3, f),
-    "nothing": lambda f, c: torch.save({}, f),
-    "cut": lambda f, c: (torch.save(c, f), f.write_bytes(f.read_bytes()[:-200])),
-    "no_state": optimiser(lambda o: o.pop("state")),
-    "no_groups": optimiser(lambda o: o.pop("param_groups")),
-    "groups_empty": optimiser(lambda o: o.update(param_groups=[])),
-    "groups_number": optimiser(lambda o: o.update(param_groups=3)),
-    "state_list": optimiser(lambda o: o.update(state=[1])),
-    "one_missing": optimiser(lambda o: o["state"].pop(1)),
-    "one_more": optimiser(lambda o: o["state"].update({99: o["state"][0]})),
-    "entry_number": optimiser(lambda o: o["state"].update({0: 3})),
-    "no_step": optimiser(lambda o: o["state"][0].pop("step")),
-    "step_nan": optimiser(lambda o: o["state"][0].update(step=torch.tensor(torch.nan))),
-    "step_word": optimiser(lambda o: o["state"][0].update(step="many")),
-    "step_infinite": optimiser(lambda o: o["state"][0].update(step=torch.tensor(torch.inf))),
-    "step_list": optimiser(lambda o: o["state"][0].update(step=[1])),
-    "shape": optimiser(lambda o: o["state"][0].update(exp_avg=torch.zeros(3))),
-    "no_tensor": optimiser(lambda o: o["state"][0].update(exp_avg=[0.0])),
-    "moments_nan": optimiser(lambda o: o["state"][0].update(exp_avg=NAN)),
-    "negative": optimiser(lambda o: o["state"][0].update(exp_avg_sq=torch.full((4, 16), -1.0))),
-    "complex": optimiser(lambda o: o["state"][0].update(exp_avg_sq=torch.zeros(4, 16, dtype=torch.complex64))),
-    "no_lr": optimiser(lambda o: o["param_groups"][0].pop("lr")),
-    "lr_word": optimiser(lambda o: o["param_groups"][0].update(lr="fast")),
-    "lr_nan": optimiser(lambda o: o["param_groups"][0].update(lr=float("nan"))),
-    "betas_one": optimiser(lambda o: o["param_groups"][0].update(betas=(0.9,))),
-    "betas_large": optimiser(lambda o: o["param_groups"][0].update(betas=(2.0, 3.0))),
-    "momentum": optimiser(lambda o: o["param_groups"][0].update(momentum=0.9)),
-    "params_lists": optimiser(lambda o: o["param_groups"][0].update(params=[[0]])),
-    "params_repeated": optimiser(lambda o: o["param_groups"][0].update(params=[0] * 4)),
-}
-
-
-@pytest.mark.parametrize("file", ["ours.pt", "plain.pt", "l.ckpt"])
-@pytest.mark.parametrize("name", STATES)
-def test_an_optimisers_file_that_is_none(name: str, file: str, models: Path, tmp_path: Path) -> None:
-    path = tmp_path / file
-    STATES[name](path, torch.load(models / file, weights_only=True))
-    model = adapted(a_model("llama"))
-    refused(lambda: load_optimizer_state(path, model), "--model.optimizer_state: ", file, canary=tmp_path / "canary")
 
 
 # --- by the command line: the same lines, and nothing left behind
