@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint bench browser screenshots clean
+.PHONY: demo test test-all lint audit bench browser screenshots clean
 
 # torch first and alone: its pin decides which build is taken, before anything else asks for "any torch".
 $(STAMP): pyproject.toml constraints.txt
@@ -36,6 +36,15 @@ bench: $(STAMP)
 	$(PY) benchmarks/entropy_speed.py --write
 	$(PY) benchmarks/bilevel_speed.py --write
 	$(PY) benchmarks/scale_speed.py --write
+
+# What is known of the pinned versions' holes, from PyPI's advisories: a fresh environment, so that nothing of it is ours.
+# --strict: a package that the service does not know is a failure too, and not a clean bill.
+audit:
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder/venv" && \
+	  "$$folder/venv/bin/pip" install --quiet --disable-pip-version-check pip-audit && \
+	  { "$$folder/venv/bin/pip-audit" -r constraints.txt --no-deps --disable-pip --strict || { \
+	    echo "audit: a pin has a known hole (listed above), or the advisories could not be had: then nothing was audited" >&2; \
+	    exit 1; }; }
 
 # The browser test needs Debian's chromium; without it the test is skipped, outside of CI.
 browser:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_toys.errors import ToyError, did_you_mean
+from lightning_toys.strict_yaml import UnfitError, strict_load
 
 
 def flags(args: Sequence[str]) -> dict[str, str | None]:
@@ -44,20 +46,64 @@ def split_configs(args: Sequence[str]) -> tuple[list[str], list[str]]:
     return configs, rest
 
 
-def check_configs(configs: Sequence[str]) -> None:
-    """Refuse a configuration file that is not there, naming the nearest one that is."""
+SECTIONS = ("model", "data", "trainer", "run", "checkpoint", "figures")
+SINGLES = ("ckpt_path", "seed_everything", "verbose", "weights_only", "return_predictions")
+
+
+def check_configs(configs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return what configuration files say; refuse one that is not there (naming the nearest) or that is none."""
+    found: dict[str, dict[str, Any]] = {}
     for name in configs:
-        if not Path(name).is_file():
+        if not os.path.isfile(name):  # Path's raises where a name is too long
             known = [str(p) for p in sorted(Path("configs").glob("*/*.yaml"))]
             hint = did_you_mean(name, known) or did_you_mean(Path(name).name, [Path(k).name for k in known])
             listing = "" if hint else f"; there are {', '.join(known)}" if known else ""
             raise ToyError(f"-c: no file {name!r}{hint}{listing}")
         try:
-            content = yaml.safe_load(Path(name).read_text())
+            content = strict_load(Path(name).read_text())
+        except UnfitError as error:
+            raise ToyError(f"-c: {name} is not a configuration: {one_line(error)}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ToyError(f"-c: {name} is not YAML ({' '.join(str(error).split())[:160]})") from None
-        if not isinstance(content, dict):
+            raise ToyError(f"-c: {name} is not YAML ({one_line(error)})") from None
+        except OSError as error:
+            raise ToyError(f"-c: {name} cannot be read ({error.strerror})") from None
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise ToyError(f"-c: {name} is not a configuration: a mapping with model, data, trainer is wanted")
+        check_sections(name, content)
+        found[name] = content
+    return found
+
+
+def check_sections(name: str, content: dict[str, Any]) -> None:
+    """Refuse a file's top level, and the first below it, where jsonargparse would be silent or obscure."""
+    for key, value in content.items():
+        if key not in (*SECTIONS, *SINGLES):
+            hint = did_you_mean(key, (*SECTIONS, *SINGLES))
+            raise ToyError(f"-c: {name} has no use for {key!r}; give {', '.join(SECTIONS)}{hint}")
+        chosen = key in ("model", "data")  # a class, which may be named alone
+        fits = isinstance(value, dict) or (chosen and (value is None or isinstance(value, str)))
+        if key in SECTIONS and not fits:
+            raise ToyError(f"-c: {name}: {key}: {repr(value)[:80]} is not allowed; give a mapping, or leave {key} out")
+        for inner in value if chosen and isinstance(value, dict) else ():
+            known = ("class_path", "init_args")
+            if inner not in known and (hint := did_you_mean(str(inner), known)):
+                raise ToyError(f"-c: {name}: {key}.{inner}: no such option{hint}")
+
+
+def check_words(given: dict[str, str | None]) -> None:
+    """Refuse a flag whose value, read as YAML, would take the reader's stack or memory."""
+    for name, value in given.items():
+        try:
+            strict_load(value or "")
+        except UnfitError as error:
+            raise ToyError(f"{name}: {(value or '')[:40]!r} is not allowed: {one_line(error)}") from None
+        except yaml.YAMLError:
+            continue  # a word like any other
+
+
+def one_line(error: Exception) -> str:
+    """Return the first of what an error says."""
+    return " ".join(str(error).split())[:160]
 
 
 def all_subclasses(base: type) -> list[type]:
@@ -83,6 +129,9 @@ def option_names(parser: LightningArgumentParser) -> set[str]:
     from lightning_toys.training.module import ToyModule
 
     names = {s for action in parser._actions for s in action.option_strings if s.startswith("--")}
+    for action in parser._actions:  # of the verbs
+        for verb in action.choices.values() if isinstance(action.choices, dict) else ():
+            names |= {s for inner in verb._actions for s in inner.option_strings if s.startswith("--")}
     for prefix, base in (("--model", ToyModule), ("--data", ToyDataModule)):
         for cls in all_subclasses(base):
             # `ask` is where an experiment's __init__ passes its keyword arguments on to
@@ -122,6 +171,7 @@ class ToyParser(LightningArgumentParser):
     """A parser whose errors are one line with the flag, the value and what is allowed."""
 
     command: Sequence[str] = ()  # the words being parsed, for naming the flag in an error
+    files: Mapping[str, Any] = {}  # and what the configuration files say, for naming the file
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -138,11 +188,32 @@ def flag_for(key: str, value: str | None, given: dict[str, str | None]) -> str:
     for name, given_value in given.items():
         if name.split(".")[-1].lstrip("-") == last and (value is None or given_value is None or value in given_value):
             return name
-    return f"--{key}" if key.startswith(("model", "data", "trainer", "run")) else f"{key!r} in the configuration"
+    return f"--{key}" if key.startswith(SECTIONS) else f"{key!r} in the configuration"
 
 
 def explain(message: str, command: Sequence[str], parser: LightningArgumentParser) -> str:
-    """Say in one line what is wrong with the command line."""
+    """Say in one line what is wrong with the command line, or in which of its files."""
+    line = reason(message, command, parser)
+    m = re.match(r"--([\w.]+)(?=: )|'([^']+)' in the configuration", line)
+    if not m or m[0] in flags(command):
+        return line
+    name = next((f for f, c in reversed(list(ToyParser.files.items())) if (m[1] or m[2]) in key_tails(c)), None)
+    if name is None:
+        return line
+    return f"{line} (in {name})" if m[1] else line.replace("the configuration", name, 1)
+
+
+def key_tails(content: Any, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Return the ends of every key's path in a configuration, as written and as flags have it."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        path = (*above, str(key))
+        for parts in (path, tuple(p for p in path if p not in ("init_args", "class_path"))):
+            yield from (".".join(parts[i:]) for i in range(len(parts)))
+        yield from key_tails(value, path)
+
+
+def reason(message: str, command: Sequence[str], parser: LightningArgumentParser) -> str:
+    """Say in one line what jsonargparse reports in many."""
     if m := re.search(r"^\s*-?\s*(--[\w.]+(?:, --[\w.]+)*: .*)$", message, re.MULTILINE):
         return m[1]  # a check of ours, reported through jsonargparse
     if re.search(r"required: \w+\.model$", message):
@@ -169,6 +240,8 @@ def explain(message: str, command: Sequence[str], parser: LightningArgumentParse
             if owner in ("--model", "--data") or owner in given:
                 return f"{name}: the class chosen by {owner} does not take it"
             return f"{name}: the class chosen does not take it; give {owner} NAME before it"
+        if f"did you mean {key!r}?" in hint:
+            return f"{name}: the class chosen does not take it"
         return f"{name}: no such option{hint}"
     if m := re.search(r"pytorch\.loggers\.(?:\w+\.)?(\w+Logger)'", message):
         return f"--trainer.logger: {m[1]} cannot be used: {reason_of(m[1])}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ import lightning_toys.flow_vs_regression
 import lightning_toys.generative_policy
 import lightning_toys.mirror_descent
 import lightning_toys.update_entropy  # noqa: F401
-from lightning_toys.arguments import Refused, ToyParser, check_configs, explain, flags, split_configs
+from lightning_toys.arguments import Refused, ToyParser, check_configs, check_words, explain, flags, split_configs
 from lightning_toys.errors import (
     DiskFullError,
     NonFiniteError,
@@ -45,12 +47,14 @@ from lightning_toys.stats import mean_ci, written
 from lightning_toys.training.allocator import keep_freed_memory
 from lightning_toys.training.board import LayoutWriter
 from lightning_toys.training.callbacks import FigureWriter, Progress, RescueCheckpoint, ResultsWriter, ValidationClock
-from lightning_toys.training.metrics_csv import MetricsCSV
+from lightning_toys.training.checkpoint_form import class_paths, malformed
+from lightning_toys.training.metrics_csv import MetricsCSV, read_run
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.replica_parallel import ReplicaStrategy
 from lightning_toys.training.results import Report, set_aside, write_atomic
 from lightning_toys.training.run_folder import (
     RUN_VARIABLE,
+    SWEEP_MARK,
     RunFolder,
     new_run,
     read_checkpoint,
@@ -95,10 +99,15 @@ class ToysCLI(LightningCLI):
     run: RunFolder
     checkpoint_path: Path | None
     checkpoint: dict[str, Any] | None
+    standing: set[Path]  # of the run folder's root and the folders above, those that were there before
 
     def __init__(self, args: Sequence[str], dry: bool = False) -> None:
         self.words, self.dry = list(args), dry
+        self.files, self.rest = split_configs(self.words[1:])
+        ToyParser.files = check_configs(self.files)  # before the parser is built, which takes much longer
+        check_words(flags(self.rest))
         self.checkpoint_path, self.checkpoint = None, None
+        self.taken: list[tuple[str, Any, Any]] = []  # settings that the checkpoint has its way with
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -131,10 +140,8 @@ class ToysCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse flags over the checkpoint's settings over the files, and choose the run folder."""
-        verb, words = self.words[0], self.words[1:]
-        configs, rest = split_configs(words)
-        check_configs(configs)
-        rest = settle_length(rest)
+        verb, configs = self.words[0], self.files
+        rest = settle_length(self.rest)
         stacked = [w for c in configs for w in ("-c", c)]
         ToyParser.command = rest
         self.config = parse(parser, [verb, *stacked, *rest])
@@ -142,14 +149,19 @@ class ToysCLI(LightningCLI):
         experiment = experiment_of(settings.model.class_path)
         for flag in ("variant", "name"):
             value = settings.run[flag]
-            if value is not None and (not value or "/" in value or value in (".", "..")):
+            if value is not None and (not value or set("/\0") & set(value) or value in (".", "..") or len(value) > 200):
                 raise ToyError(f"--run.{flag}: {value!r} is not allowed; give a folder's name, without /")
         variant = settings.run.variant or (Path(configs[0]).stem if configs else "unnamed")
         where = (Path(settings.run.root), experiment, variant, settings.run.name)
         word = settings.get("ckpt_path")
-        check_root(Path(settings.run.root))
+        check_root(settings.run.root)
+        root = Path(settings.run.root)
+        self.standing = {p for p in (root, *root.parents) if p.exists()}
+        if settings.get("weights_only") is False:
+            raise ToyError("--weights_only: False is not allowed; checkpoints hold tensors and plain values alone")
+        check_experiment(settings.model.class_path)
         trains = trains_anything(settings.model.class_path)
-        alone = stands_alone(settings.model.class_path, settings.model.init_args)
+        alone = stands_alone(settings.model.class_path, settings.model.get("init_args"))
         if verb == "fit" and not trains:
             name = settings.model.class_path.rpartition(".")[2]
             raise NothingToTrainError(f"fit: {name} has nothing to train; give the verb test")
@@ -162,20 +174,23 @@ class ToysCLI(LightningCLI):
         if verb == "fit" and self.run.used and self.run.path.resolve() not in path.resolve().parents:
             raise ToyError(f"--ckpt_path: {path} is of no run here, and {self.run.path} holds another; give --run.name")
         checkpoint: dict[str, Any] = read_checkpoint(path)
+        if why := malformed(checkpoint, verb == "fit"):
+            raise ToyError(f"--ckpt_path: {path} is no whole checkpoint: {why}")
         made_by = checkpoint["toy"]["config"]["model"]["class_path"]
         if made_by != settings.model.class_path:
             raise ToyError(f"--ckpt_path: {path} is a checkpoint of {made_by}, not of {settings.model.class_path}")
         self.checkpoint_path, self.checkpoint = path, checkpoint
-        stored = yaml.safe_dump({k: checkpoint["toy"]["config"][k] for k in ("model", "data")})
-        before = self.dump(verb)
+        held = {k: checkpoint["toy"]["config"].get(k) for k in ("model", "data")}
+        stored, before = yaml.safe_dump(held), self.dump(verb)
+        if strange := sorted(c for c in class_paths(held) - class_paths(before) if not c.startswith("lightning_toys.")):
+            raise ToyError(f"--ckpt_path: {path} names the class {strange[0]}; if it is yours, give it here too")
+        ToyParser.files = {**ToyParser.files, str(path): held}
         self.config = parse(parser, [verb, *stacked, "-c", stored, *rest])
         seeds, kept = self.config[verb].model.init_args.get("seeds"), checkpoint["toy"]["seeds"]
         if seeds is not None and list(seeds) != kept:
             raise ToyError(f"--model.seeds: {list(seeds)} is not allowed; {path} holds the replicas of seeds {kept}")
-        for key, now, was in differences(before, self.dump(verb)):
-            if key == "--model.seeds":  # that is what the checkpoint's replicas are
-                continue
-            note(f"{key} is {now!r} as in the checkpoint, not {was!r} as in the configuration; a flag would win")
+        # the seeds are what the checkpoint's replicas are
+        self.taken = [x for x in differences(before, self.dump(verb)) if x[0] != "--model.seeds"]
         self.config[verb].ckpt_path = str(path)
 
     def _parse_ckpt_path(self) -> None:
@@ -233,6 +248,7 @@ class ToysCLI(LightningCLI):
         """Return TensorBoard and metrics.csv where the user says nothing; the user's and metrics.csv else."""
         if given is False:
             return False
+        read_run(self.run.path)  # what a table is added to has to be one
         step = self.checkpoint["global_step"] if self.checkpoint is not None else None
         table = MetricsCSV(self.run.path, resume_step=step if self.subcommand == "fit" else None)
         if given is None or given is True:
@@ -262,6 +278,9 @@ class ToysCLI(LightningCLI):
             asked = [w.split("=")[0] for w in ToyParser.command if w.startswith(("--model", "--data"))]
             blame = f"; asked for by {', '.join(asked)}" if asked else ""
             raise ToyError(f"--ckpt_path: {self.checkpoint_path} does not fit the network: {why}{blame}")
+        resumed = self.checkpoint if self.subcommand == "fit" else None
+        if resumed is not None and (why := self.model.optimizers_misfit(resumed)):
+            raise ToyError(f"--ckpt_path: {self.checkpoint_path} cannot be gone on with: {why}")
         trainer = self.config_init[self.subcommand].trainer
         if self.subcommand == "predict" and type(self.model).predict_step is LightningModule.predict_step:
             raise ToyError(f"predict: {type(self.model).__name__} has no predictions to write; give the verb test")
@@ -274,6 +293,10 @@ class ToysCLI(LightningCLI):
             raise ToyError(
                 "--trainer.overfit_batches, --trainer.limit_train_batches: not allowed, a batch of the Trainer's holds "
                 "many steps; give --data.num_train or --trainer.max_steps"
+            )
+        if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 0:
+            raise ToyError(
+                f"--trainer.log_every_n_steps: {trainer.log_every_n_steps} is not allowed; give an integer >= 0"
             )
         every = trainer.val_check_interval
         if not isinstance(every, int) or every < 1:
@@ -293,8 +316,10 @@ class ToysCLI(LightningCLI):
             self.trainer = self.instantiate_trainer()
         except (MisconfigurationException, TypeError, ValueError) as error:
             if claimed:
-                os.removedirs(self.run.path)  # and the folders above that were made for it
+                self.leave()
             raise ToyError(f"--trainer: {' '.join(str(error).split())}") from None
+        for key, now, was in self.taken:
+            note(f"{key} is {now!r} as in the checkpoint, not {was!r} as in the configuration; a flag would win")
 
     def claim(self, fast_dev_run: bool) -> bool:
         """Make a new run's folder, so that a run started at the same moment takes the next number."""
@@ -324,16 +349,43 @@ class ToysCLI(LightningCLI):
             if not other.exists():
                 write_atomic(other, text)
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Have Lightning read checkpoints as we do; its own default is torch's, which the environment can change."""
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the verb, unless only its input was to be checked."""
         if self.dry:
             return
+        fresh = not self.run.used
         try:
             super()._run_subcommand(subcommand)
         except OSError as error:
             if is_disk_full(error):
                 raise DiskFullError(f"no space left to write to {self.run.path}") from None
             raise
+        except (ToyError, MemoryError, RuntimeError, ValueError) as error:
+            why = beyond_memory(error)
+            if not (why or isinstance(error, ToyError)):
+                raise
+            if fresh and self.trainer.global_step == 0 and self.trainer.is_global_zero:
+                self.leave()
+            if isinstance(error, ToyError):
+                raise
+            raise ToyError(f"{largest(flatten(self.dump(subcommand)))}: {why}; give smaller sizes") from None
+
+    def leave(self) -> None:
+        """Take away what this command put into a new run's folder, and the folders that were made for it."""
+        for path in self.run.path.iterdir() if self.run.path.is_dir() else ():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != SWEEP_MARK:
+                path.unlink()
+        folder = self.run.path
+        with suppress(OSError):  # until one is not empty
+            while folder not in self.standing:
+                folder.rmdir()
+                folder = folder.parent
 
     def before_fit(self) -> None:
         """Keep the configuration once everything has been built without complaint."""
@@ -374,6 +426,20 @@ def parse(parser: LightningArgumentParser, words: list[str]) -> Namespace:
         raise ToyError(str(refused.code)) from None
 
 
+def beyond_memory(error: Exception) -> str:
+    """Return what an error says of memory that is not there, empty if it is another error."""
+    text = " ".join(str(error).split())
+    words = ("memory", "array is too big", "calculation overflowed", "maximum allowed dimension")
+    return text[:200] or "out of memory" if isinstance(error, MemoryError) or any(w in text for w in words) else ""
+
+
+def largest(settings: dict[str, Any]) -> str:
+    """Return the greatest size among flat settings: what memory most likely ran out for."""
+    sizes = {k: v for k, v in settings.items() if isinstance(v, int) and k.startswith(("model.", "data."))}
+    name = max(sizes, key=lambda k: sizes[k])
+    return f"--{name}: {sizes[name]} is more than memory holds"
+
+
 def settle_length(rest: list[str]) -> list[str]:
     """Let a length given as a flag stand alone: max_steps on the line frees max_epochs of a file, and vice versa."""
     given = flags(rest)
@@ -387,13 +453,24 @@ def settle_length(rest: list[str]) -> list[str]:
     return rest
 
 
-def check_root(root: Path) -> None:
+def check_root(word: str) -> None:
     """Refuse a folder that runs cannot be written to."""
-    there = next(p for p in (root, *root.absolute().parents) if p.exists())
-    if not str(root).strip("./ ") and not root.exists():
-        raise ToyError("--run.root: '' is not allowed; give a folder")
+    if not word.strip() or "\0" in word:
+        raise ToyError(f"--run.root: {word!r} is not allowed; give a folder")
+    try:
+        there = next(p for p in (Path(word), *Path(word).absolute().parents) if p.exists())
+    except OSError as error:  # a name that is too long, a loop of links
+        raise ToyError(f"--run.root: {word} is not allowed ({error.strerror}); give a folder") from None
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ToyError(f"--run.root: {root} is not allowed; {there} is no folder that can be written to")
+        raise ToyError(f"--run.root: {word} is not allowed; {there} is no folder that can be written to")
+
+
+def check_experiment(class_path: str) -> None:
+    """Refuse a class that is none of ours before anything is made of it."""
+    module, _, name = class_path.rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    if isinstance(kind, type) and (not issubclass(kind, ToyModule) or kind.build is ToyModule.build):
+        raise ToyError(f"--model: {class_path} is not an experiment of lightning_toys")
 
 
 def trains_anything(class_path: str) -> bool:
@@ -409,10 +486,10 @@ def experiment_class(class_path: str) -> type[ToyModule] | None:
     return kind if isinstance(kind, type) and issubclass(kind, ToyModule) else None
 
 
-def stands_alone(class_path: str, settings: Namespace) -> bool:
+def stands_alone(class_path: str, settings: Namespace | None) -> bool:
     """Whether `test` with these settings needs no checkpoint of ours."""
     kind = experiment_class(class_path)
-    return kind is not None and kind.stands_alone(settings.as_dict())
+    return kind is not None and kind.stands_alone(settings.as_dict() if settings else {})
 
 
 def experiment_of(class_path: str) -> str:

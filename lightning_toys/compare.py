@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib
 import io
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,12 @@ from rich.table import Table
 from lightning_toys.errors import ToyError, note
 from lightning_toys.plotting import COLOURS, GREY, new_figure
 from lightning_toys.stats import holm, mean_ci, paired_difference, written
+from lightning_toys.strict_yaml import strict_load
 from lightning_toys.training.results import is_main, set_aside, write_atomic
+from lightning_toys.training.results_form import experiment_named, read_results
 
 MAX_KEYS = 4  # settings that a run's name spells out
 MAX_COLUMNS = 6  # metrics in one table
-KEYS = {"experiment", "variant", "seeds", "metrics", "references"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def find_results(paths: Sequence[Path]) -> list[Path]:
     """
     out: list[Path] = []
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):  # Path's raises where a name is too long
             raise ToyError(f"compare: no file or folder {str(path)!r}")
         if path.is_file():
             found = [path]
@@ -91,7 +92,12 @@ def settings(folder: Path) -> dict[str, Any]:
     config = folder / "config.yaml"
     if not config.is_file():
         return {}
-    loaded = yaml.safe_load(config.read_text())
+    try:
+        loaded = strict_load(config.read_text())
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise ToyError(f"compare: {config} cannot be read ({' '.join(str(error).split())[:160]})") from None
+    if not isinstance(loaded, dict):
+        raise ToyError(f"compare: {config} is not a configuration")
     return flatten({k: loaded.get(k) for k in ("model", "data")})
 
 
@@ -106,14 +112,10 @@ def load_runs(files: Sequence[Path]) -> list[Run]:
     contents = []
     for file in files:
         try:
-            content = json.loads(file.read_text())
-            if not isinstance(content, dict) or not set(content) >= KEYS:
-                raise ValueError("keys are missing")
-            if any(len(m["values"]) != len(content["seeds"]) for m in content["metrics"].values()):
-                raise ValueError("a metric has not one value for each seed")
-        except (ValueError, TypeError, KeyError, OSError) as error:
-            raise ToyError(f"compare: {file} is not a results.json of lightning_toys ({error})") from None
-        contents.append(content)
+            contents.append(read_results(file))
+        except (ValueError, OSError) as error:
+            why = " ".join(str(error).split())
+            raise ToyError(f"compare: {file} is not a results.json of lightning_toys ({why})") from None
     experiments = sorted({c["experiment"] for c in contents})
     if len(experiments) > 1:
         raise ToyError(f"compare: the runs are of different experiments: {', '.join(experiments)}")
@@ -308,6 +310,7 @@ def draw(runs: Sequence[Run], metric: str) -> Any:
 
 def compare_runs(runs: Sequence[Run], out: Path, baseline: Run | None = None) -> None:
     """Print the comparison and write it as Markdown, CSV, LaTeX and pictures into ``out``."""
+    own = own_figures(runs)  # first: they read files of the runs, which may be refused
     sheets = metrics_sheets(runs)
     if paired := paired_sheet(runs, baseline or runs[0]):
         sheets.append(paired)
@@ -332,7 +335,7 @@ def compare_runs(runs: Sequence[Run], out: Path, baseline: Run | None = None) ->
             set_aside(path)
             draw(runs, metric).savefig(path, dpi=150)
             pictures.append(path)
-    for name, figure in own_figures(runs).items():
+    for name, figure in own.items():
         path = out / f"{name}.png"
         set_aside(path)
         figure.savefig(path, dpi=150)
@@ -343,18 +346,19 @@ def compare_runs(runs: Sequence[Run], out: Path, baseline: Run | None = None) ->
 
 def own_figures(runs: Sequence[Run]) -> dict[str, Any]:
     """Return the figures that an experiment of ours adds to a comparison of its runs."""
-    name = str(runs[0].content.get("module", ""))
-    place, _, kind = name.rpartition(".")
-    if not place.startswith("lightning_toys."):
-        return {}
-    found = getattr(importlib.import_module(place), kind).compare_figures({r.label: r.folder for r in runs})
-    return dict(found)
+    kind = experiment_named(runs[0].content.get("module", ""))
+    return {} if kind is None else dict(kind.compare_figures({r.label: r.folder for r in runs}))
 
 
 def compare_folder(folder: Path, runs: Sequence[Path]) -> None:
     """Compare a sweep's cells, and say how to look at them."""
     compare_runs(load_runs(find_results(runs)), folder / "comparison")
     note(f"curves and figures: tensorboard --logdir {folder}")
+
+
+def said(error: OSError | ValueError) -> str:
+    """Return what an error of the file system's says, without the name."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -377,8 +381,8 @@ def compare_command(args: Sequence[str]) -> None:
     if given.out is not None:
         try:
             given.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ToyError(f"--out: {given.out} is no folder that can be made ({error.strerror})") from None
+        except (OSError, ValueError) as error:
+            raise ToyError(f"--out: {given.out} is no folder that can be made ({said(error)})") from None
     runs = load_runs(find_results(given.runs))
     baseline = None
     if given.baseline is not None:

@@ -165,6 +165,7 @@ class Network:
         for name in ("hidden", "layers", "heads"):
             value = getattr(self, name)
             require(value >= 1, f"--model.network.{name}: {value} is not allowed; give an integer >= 1")
+        require(self.layers <= 1000, f"--model.network.layers: {self.layers} is not allowed; give at most 1000")
         for name in ("fourier_c", "fourier_t"):
             value = getattr(self, name)
             require(value >= 0, f"--model.network.{name}: {value} is not allowed; give an integer >= 0")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from malformed import Refusal
 
 from lightning_toys.cli import main
 
@@ -112,3 +113,9 @@ def policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Runner:
 @pytest.fixture
 def bitwise() -> Callable[..., None]:
     return assert_bitwise_equal
+
+
+@pytest.fixture
+def refuse(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refusal:
+    monkeypatch.chdir(tmp_path)  # what is written beside the point is seen too
+    return Refusal(tmp_path, capfd)

@@ -16,6 +16,7 @@ from lightning_toys.errors import require
 from lightning_toys.training.noise import keyed_generator
 
 # half of 49 pi, the highest frequency that 50 points on a grid resolve: four points to the fastest period
+MAX_SIZE = 100_000  # components times dimensions: each has a prime number of its own
 DEFAULT_MAX_FREQUENCY = 77.0
 
 
@@ -81,6 +82,11 @@ class Trigonometric(Target):
     ) -> None:
         require(dim >= 1, f"--data.target.dim: {dim} is not allowed; give an integer >= 1")
         require(components >= 1, f"--data.target.components: {components} is not allowed; give an integer >= 1")
+        require(
+            dim * components <= MAX_SIZE,
+            f"--data.target.dim, --data.target.components: {dim} times {components} is not allowed; "
+            f"give at most {MAX_SIZE}",
+        )
         require(max_frequency > 0, f"--data.target.max_frequency: {max_frequency} is not allowed; give a number > 0")
         check_seed("frequency_seed", frequency_seed)
         check_seed("phase_seed", phase_seed)

@@ -42,7 +42,7 @@ def keep_snapshot(folder: Path, step: int, shown: Shown) -> None:
     path = folder / SNAPSHOTS / f"step_{step:08d}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     first = next(iter(shown.samples.values()))[0].float().numpy()
-    if path.exists() and np.array_equal(np.load(path), first):
+    if path.exists() and np.array_equal(np.load(path, allow_pickle=False), first):
         return
     set_aside(path)
     partial = path.with_suffix(".tmp")
@@ -57,7 +57,7 @@ def read_snapshots(folder: Path) -> dict[int, Array]:
     for path in sorted((folder / SNAPSHOTS).glob("step_*.npy")):
         word = path.stem.removeprefix("step_")
         if word.isdigit():  # not those set aside
-            out[int(word)] = np.load(path)
+            out[int(word)] = np.load(path, allow_pickle=False)
     return out
 
 

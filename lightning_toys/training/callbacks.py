@@ -17,11 +17,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
-from lightning_toys.errors import note, require
+from lightning_toys.errors import ToyError, note, require
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.results import is_main, set_aside, write_atomic, write_results
-from lightning_toys.training.run_folder import RunFolder
+from lightning_toys.training.run_folder import RunFolder, read_checkpoint
 
 
 def crossed(before: int, after: int, every: int) -> bool:
@@ -149,8 +149,11 @@ class RescueCheckpoint(Callback):
         self.before = trainer.global_step
         last = self.run.checkpoints / "last.ckpt"
         if trainer.is_global_zero and last.exists() and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            kept = torch.load(last, map_location="cpu", weights_only=True)
-            if kept["global_step"] > trainer.global_step:
+            try:
+                further = int(str(read_checkpoint(last)["global_step"])) > trainer.global_step
+            except (ToyError, KeyError, ValueError):  # damaged: it is in the way all the same
+                further = True
+            if further:
                 set_aside(last)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:

@@ -17,6 +17,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from lightning_toys.errors import ToyError
 from lightning_toys.training.results import set_aside, write_atomic
 
 
@@ -124,10 +125,21 @@ class MetricsCSV(Logger):
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a metrics.csv; a last line that was cut off is left out."""
-    text = path.read_text()
-    reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-    return [row for row in reader if None not in row.values() and row["step"]]
+    """Read the rows of a metrics.csv; a last line that was cut off is left out.
+
+    Raises:
+        ToyError: the file holds anything but numbers by step.
+    """
+    try:
+        text = path.read_text()
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+        rows = [row for row in reader if None not in row.values() and row["step"]]
+        for row in rows:
+            int(row["step"]), [float(v) for v in row.values() if v]
+    except (ValueError, KeyError, TypeError, csv.Error, OSError) as error:
+        why = "no column step" if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
+        raise ToyError(f"{path} is not a metrics.csv of lightning_toys ({why})") from None
+    return rows
 
 
 def read_run(folder: Path) -> list[dict[str, str]]:

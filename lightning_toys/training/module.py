@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lightning_toys.errors import NonFiniteError, require
 from lightning_toys.stats import mean_ci
+from lightning_toys.training.checkpoint_form import optimizers_misfit
 from lightning_toys.training.loader import Batch, Block, DrawnBlock
 from lightning_toys.training.muon import ReplicaMuon, split_hidden
 from lightning_toys.training.replica_parallel import Parallel, ReplicaStrategy, gathered, share, with_states
@@ -91,6 +92,7 @@ class ToyModule(LightningModule):
     metric_labels: Mapping[str, str] = {}  # axis labels, with units
     trains: bool = True  # False: there are no weights, and `test` needs no checkpoint
     precisions: Sequence[str] = ()  # of the Trainer's, those that it can run in; () is all
+    keeps: Sequence[str] = ()  # modules beside the networks that go into a checkpoint, and check themselves
     reads_data: bool = True  # False: the loss needs no sample of the data module
 
     def __init__(
@@ -112,7 +114,8 @@ class ToyModule(LightningModule):
         self.aside: dict[str, Any] | None = None  # this process's own replicas, while all are at hand
         require(0 < lr < math.inf, f"--model.lr: {lr} is not allowed; give a number > 0")
         require(0 < muon_lr < math.inf, f"--model.muon_lr: {muon_lr} is not allowed; give a number > 0")
-        require(weight_decay >= 0, f"--model.weight_decay: {weight_decay} is not allowed; give a number >= 0")
+        decays = 0 <= weight_decay < math.inf
+        require(decays, f"--model.weight_decay: {weight_decay} is not allowed; give a number >= 0")
         require(
             clip_grad_norm is None or clip_grad_norm > 0,
             f"--model.clip_grad_norm: {clip_grad_norm} is not allowed; give a number > 0 or null",
@@ -447,10 +450,23 @@ class ToyModule(LightningModule):
         ):
             if wanted != any(k.startswith(f"{name}.") for k in checkpoint["state_dict"]):
                 return f"{flag} was {'not ' if wanted else ''}given when it was trained"
-        stored = {k.removeprefix("net."): v.shape for k, v in checkpoint["state_dict"].items() if k.startswith("net.")}
         built = {k: v.shape for k, v in self.build().state_dict().items()}
-        for name in [*built, *stored]:
-            if built.get(name) != stored.get(name):
-                shapes = [str(tuple(s)) if s is not None else "nothing" for s in (stored.get(name), built.get(name))]
-                return f"it has {shapes[0]} for net.{name}, where {shapes[1]} is wanted"
+        held = {k: v.shape for k, v in checkpoint["state_dict"].items()}
+        copies = ["net", *(s for s in ("ema_net", "best_net") if any(k.startswith(f"{s}.") for k in held))]
+        known = {k: v.shape for k, v in self.state_dict().items()}
+        known |= {f"{s}.{k}": v for s in copies for k, v in built.items()}
+        for name in [*known, *(k for k in held if k.partition(".")[0] not in self.keeps)]:
+            if held.get(name) != known.get(name):
+                shapes = [str(tuple(s[name])) if name in s else "nothing" for s in (held, known)]
+                return f"it has {shapes[0]} for {name}, where {shapes[1]} is wanted"
         return None
+
+    def optimizers_misfit(self, checkpoint: dict[str, Any]) -> str:
+        """Say where the checkpoint's optimisers differ from those that this run would go on with."""
+        self.net = self.build()
+        try:
+            made: Any = self.configure_optimizers()
+        finally:
+            del self.net
+        optimizers = list(made) if isinstance(made, tuple | list) else [made]
+        return optimizers_misfit(checkpoint["optimizer_states"], optimizers, int(checkpoint["global_step"]))

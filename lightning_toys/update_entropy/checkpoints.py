@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_toys.errors import ToyError, note
+from lightning_toys.update_entropy.model_files import GGUFHeader, check_rank, check_sizes, safetensors_shapes
 from lightning_toys.update_entropy.policy import need
 from lightning_toys.update_entropy.task import Tokens
 
@@ -141,7 +142,10 @@ def load_backbone(path: str | Path, dtype: torch.dtype | None = None) -> nn.Modu
         if hasattr(transformers, "GgufConfig"):  # blocks left packed have no derivative, and want a kernel of the hub
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
+        shapes = GGUFHeader(folder / gguf).shapes if gguf else safetensors_shapes(folder)
+        known = {k: options[k] for k in ("local_files_only", "trust_remote_code", "gguf_file") if k in options}
         with quiet():
+            check_sizes(transformers.AutoConfig.from_pretrained(str(folder), **known), shapes)
             model, info = transformers.AutoModelForCausalLM.from_pretrained(str(folder), **options)
         how, stretched = gguf_facts(folder / gguf) if gguf else (config_facts(folder), False)
     except Exception as error:  # whatever a broken file makes of the readers of three formats
@@ -214,6 +218,9 @@ def load_tokens(path: str | Path) -> Tokens:
     folder, gguf = locate(path)
     options = {"gguf_file": gguf} if gguf else {}
     try:
+        if gguf:
+            need("gguf")
+            GGUFHeader(folder / gguf)
         with quiet():
             found = transformers.AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, **options
@@ -245,6 +252,7 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
             pickled = " (adapter_model.bin is pickled and not read)" if (folder / "adapter_model.bin").exists() else ""
             raise refusal(ADAPTER, f"{path} has no {file.name}{pickled}; give an adapter's directory as peft saves it")
     try:
+        check_rank(json.loads((folder / "adapter_config.json").read_text()), safetensors_shapes(folder))
         # peft warns of what is missing and says nothing of what is not used; both are asked for below
         with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")

@@ -56,7 +56,7 @@ class Memo:
             return work()
         path = self.folder / f"{digest(*key())}.npz"
         if path.exists():
-            with np.load(path) as kept:
+            with np.load(path, allow_pickle=False) as kept:
                 logp, h = (torch.from_numpy(kept[k]).to(like.logp) for k in ("logp", "entropy"))
             self.found += path.name in self.earlier
             return Scores(logp, h, like.mask, like.prompt)

@@ -228,6 +228,8 @@ def misfit(entry: Mapping[str, Any], name: str, parameter: Tensor, amsgrad: bool
         value = entry[key]
         if shape(value) != shape(parameter):
             return f"shape {shape(value)} for {name} where {shape(parameter)} is wanted"
+        if not value.is_floating_point():
+            return f"{key} of {name} is of {value.dtype}"
         if not bool(value.isfinite().all()):
             return f"{key} of {name} is not finite"
         if key != "exp_avg" and bool((value < 0).any()):

@@ -66,6 +66,7 @@ class BilevelControl(ToyModule):
     """
 
     headline = ("return",)
+    keeps = ("replay",)
     reads_data = False
     precisions = ("32-true", "64-true")  # values of a hundred differ by less than half a precision can tell
     metric_labels: Mapping[str, str] = {

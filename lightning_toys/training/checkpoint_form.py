@@ -1,0 +1,193 @@
+"""What a checkpoint of ours holds: told before anything is built of one that does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from packaging.version import InvalidVersion, Version
+from torch import Tensor
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+COUNTS = {"ready": 0, "completed": 0}
+LOOP: dict[str, Any] = {  # of Lightning's fit loop, what our steps are counted by
+    "epoch_progress": {"total": COUNTS, "current": COUNTS},
+    "epoch_loop.batch_progress": {"total": COUNTS, "current": COUNTS, "is_last_batch": False},
+    "epoch_loop.manual_optimization.optim_step_progress": {"total": COUNTS, "current": COUNTS},
+    "state_dict": {"combined_loader": [{"next_step": 0}]},
+}
+FORM: dict[str, Any] = {
+    "state_dict": {},
+    "global_step": 0,
+    "pytorch-lightning_version": "",
+    "toy": {"seeds": [0], "sizes": {}, "config": {"model": {"class_path": "", "init_args": {}}}},
+}
+RESUMED: dict[str, Any] = {
+    "epoch": 0,
+    "loops": {"fit_loop": LOOP},
+    "callbacks": {},
+    "optimizer_states": [{"state": {}, "param_groups": [{}]}],
+    "lr_schedulers": [],
+}
+
+
+def malformed(checkpoint: Mapping[str, Any], resumes: bool) -> str:
+    """Return what a checkpoint lacks, or holds of another kind; empty if it is whole.
+
+    Args:
+        checkpoint: read as tensors and plain values.
+        resumes: whether training is to go on from it, which takes more than its weights.
+    """
+    found = next(unlike(checkpoint, {**FORM, **(RESUMED if resumes else {})}), "")
+    if found:
+        return found
+    try:
+        Version(checkpoint["pytorch-lightning_version"])
+    except InvalidVersion:
+        return f"pytorch-lightning_version is {checkpoint['pytorch-lightning_version']!r}"
+    toy, weights = checkpoint["toy"], checkpoint["state_dict"]
+    if (seeds := toy["config"]["model"]["init_args"].get("seeds", toy["seeds"])) != toy["seeds"]:
+        return f"toy.seeds are {toy['seeds']}, its settings' {describe(seeds)}"
+    if stray := [str(k) for k in ("config", "sizes") if not is_plain(toy[k])]:
+        return f"toy.{stray[0]} holds more than plain values"
+    if wrong := [str(k) for k, v in weights.items() if not isinstance(k, str) or not isinstance(v, Tensor)]:
+        return f"state_dict.{wrong[0]} is no tensor"
+    if wrong := [k for k, v in weights.items() if k.startswith("net.") and v.is_floating_point() and v.isnan().any()]:
+        return f"state_dict.{wrong[0]} is not finite"
+    return out_of_step(checkpoint) if resumes else ""
+
+
+def out_of_step(checkpoint: Mapping[str, Any]) -> str:
+    """Return which of a checkpoint's parts are not of its step, or no callback's state; empty if none."""
+    loop, step = checkpoint["loops"]["fit_loop"], checkpoint["global_step"]
+    taken = loop["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"]
+    position = loop["state_dict"]["combined_loader"][0]["next_step"]
+    for what, at in (("its optimisers have completed", taken), ("its data are at", position)):
+        if at != step:
+            return f"{what} step {at}, its weights are of step {step}"
+    for name, state in checkpoint["callbacks"].items():
+        if not isinstance(state, dict) or not isinstance(state.get("best_mean", 0.0), int | float):
+            return f"callbacks.{name} is {describe(state)}"
+    return ""
+
+
+def unlike(found: Any, form: Any, where: str = "") -> Iterator[str]:
+    """Yield where a tree lacks what a form has, or has another kind of value there; counts are not below 0."""
+    name = where or "it"
+    if isinstance(form, dict):
+        if not isinstance(found, dict):
+            yield f"{name} is no mapping"
+            return
+        for key, inner in form.items():
+            here = f"{where}.{key}" if where else key
+            if key not in found:
+                yield f"{here} is missing"
+            else:
+                yield from unlike(found[key], inner, here)
+    elif isinstance(form, list):
+        if not isinstance(found, list) or (form and not found):
+            yield f"{name} is no list" if not isinstance(found, list) else f"{name} is empty"
+        elif form:
+            for i, item in enumerate(found):
+                yield from unlike(item, form[0], f"{name}[{i}]")
+    elif type(found) is not type(form):
+        yield f"{name} is {describe(found)}, no {type(form).__name__}"
+    elif isinstance(form, int) and found < 0:
+        yield f"{name} is {found}"
+
+
+def describe(value: Any) -> str:
+    """Return a value in few words."""
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:40]
+
+
+def is_plain(value: Any) -> bool:
+    """Whether YAML can write a value."""
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def class_paths(tree: Any) -> set[str]:
+    """Return every class that a configuration names."""
+    if isinstance(tree, list | tuple):
+        return {c for item in tree for c in class_paths(item)}
+    if not isinstance(tree, dict):
+        return set()
+    own = {tree["class_path"]} if isinstance(tree.get("class_path"), str) else set()
+    return own | {c for item in tree.values() for c in class_paths(item)}
+
+
+def optimizers_misfit(states: Sequence[Any], optimizers: Sequence[torch.optim.Optimizer], step: int) -> str:
+    """Return where stored optimisers differ from those that are to go on with them, empty if nowhere.
+
+    Torch would take up a state of other shapes without a word, and Lightning a list that is too short.
+
+    Args:
+        states: of the checkpoint.
+        optimizers: of this run, of which nothing is changed.
+        step: of the checkpoint.
+    """
+    if len(states) != len(optimizers):
+        return f"optimizer_states has {len(states)} optimisers, where {len(optimizers)} are wanted"
+    for i, (state, optimizer) in enumerate(zip(states, optimizers, strict=True)):
+        if why := state_misfit(state, optimizer):
+            return f"optimizer_states[{i}]: {why}"
+    if step and not any(state["state"] for state in states):
+        return f"optimizer_states holds no moments, at step {step}"
+    return ""
+
+
+def state_misfit(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> str:
+    """Return where one stored optimiser differs from a live one, empty if nowhere."""
+    groups, entries = state["param_groups"], state["state"]
+    if len(groups) != len(optimizer.param_groups):
+        return f"{len(groups)} groups, where {len(optimizer.param_groups)} are wanted"
+    known: set[Any] = set()
+    for given, live in zip(groups, optimizer.param_groups, strict=True):
+        numbers = given.get("params")
+        if not isinstance(numbers, list) or [type(n) for n in numbers] != [int] * len(live["params"]):
+            return f"a group's params do not number {len(live['params'])}"
+        for key, value in live.items():
+            if key not in given:
+                return f"a group has no {key}"
+            if type(value) in (float, tuple) and not all_numbers(given[key], type(value)):
+                return f"a group's {key} is {describe(given[key])}"
+        held = [n for n in numbers if n in entries]
+        if held and len(held) < len(numbers):
+            return f"{len(held)} of a group's {len(numbers)} parameters have a state"
+        for n, p in zip(numbers, live["params"], strict=True):
+            if n in entries and (why := entry_misfit(entries[n], p, optimizer)):
+                return f"parameter {n}: {why}"
+        known |= set(held)
+    loose = [n for n in entries if n not in known]
+    return f"a state of number {loose[0]!r}, which is in no group" if loose else ""
+
+
+def all_numbers(value: Any, kind: type) -> bool:
+    """Whether a value is a finite number, or (for a tuple) a pair of them."""
+    items = list(value) if kind is tuple and isinstance(value, list | tuple) else [value]
+    pair = kind is not tuple or (isinstance(value, list | tuple) and len(items) == 2)
+    return pair and all(isinstance(x, int | float) and math.isfinite(x) for x in items)
+
+
+def entry_misfit(entry: Any, parameter: Tensor, optimizer: torch.optim.Optimizer) -> str:
+    """Return why the state of a parameter cannot be its state, empty if it can."""
+    if not isinstance(entry, dict):
+        return "its state is no mapping"
+    adam = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
+    if absent := [k for k in MOMENTS if k not in entry] if adam else []:
+        return f"no {', '.join(absent)}"
+    for key, value in entry.items():
+        if key == "step":
+            if not (isinstance(value, Tensor) and value.numel() == 1 and bool(torch.isfinite(value).all())):
+                return f"step is {describe(value)}"
+        elif not isinstance(value, Tensor) or value.shape != parameter.shape:
+            return f"{key} is {describe(value)}, where {tuple(parameter.shape)} is wanted"
+        elif not bool(torch.isfinite(value).all()):
+            return f"{key} is not finite"
+    return ""
