@@ -218,6 +218,8 @@ def reason(message: str, command: Sequence[str], parser: LightningArgumentParser
         return m[1]  # a check of ours, reported through jsonargparse
     if re.search(r"required: \w+\.model$", message):
         return "-c: no experiment chosen; give -c configs/EXPERIMENT/VARIANT.yaml (or --model CLASS)"
+    if m := re.search(r"the following arguments are required: ([\w, ]+)$", message.strip()):
+        return f"--model, --data: the class chosen has no {m[1]}, which it needs; give it"
     given = flags(command)
     if m := re.search(r"[uU]nrecognized arguments: (\S+)", message):
         name = m[1].split("=")[0]

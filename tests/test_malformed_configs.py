@@ -121,7 +121,6 @@ VALUES: list[tuple[str, Any, str]] = [
 MEMORY: list[tuple[str, Any, str]] = [
     (f"{ARGS}.network.hidden", HUGE, "--model.network.hidden"),
     (f"{ARGS}.network.layers", HUGE, "--model.network.layers"),
-    (f"{ARGS}.evaluation", {"x0": "gaussian", "draws": HUGE}, "--model.evaluation.draws"),
     ("data.init_args.num_train", HUGE, "--data.num_train"),
     ("data.init_args.batch_size", HUGE, "--data.batch_size"),
     ("data.init_args.target", {"class_path": "Trigonometric", "init_args": {"dim": HUGE}}, "--data.target.dim"),
