@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench browser screenshots clean
+.PHONY: demo test lint bench gallery browser screenshots clean
 
 # torch first and alone: its pin decides which build is taken, before anything else asks for "any torch".
 $(STAMP): pyproject.toml constraints.txt
@@ -31,6 +31,11 @@ bench: $(STAMP)
 	$(PY) benchmarks/mirror_speed.py --write
 	$(PY) benchmarks/entropy_speed.py --write
 	$(PY) benchmarks/bilevel_speed.py --write
+
+# Every figure, table and number of README and docs, from the code: in a quick setting to build/gallery-quick (some
+# twenty minutes), or with FULL=1 as documented, into the docs (about a day). What is finished is not run again.
+gallery: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) gallery/build.py $(if $(FULL),--full) $(if $(ONLY),--only $(ONLY))
 
 # The browser test needs Debian's chromium; without it the test is skipped, outside of CI.
 browser:

@@ -13,7 +13,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `python gallery/build.py` puts gallery/ there
 
 from gallery import check, manifest, marks
-from gallery.recipe import Entry, Recipe, Run
+from gallery.recipe import Entry, Folders, Recipe, Run
 from gallery.recipes import RECIPES
 from gallery.running import REPO, finished, git_state, perform, read_stamp
 
@@ -34,12 +34,18 @@ def wanted(only: Sequence[str]) -> tuple[list[Recipe], list[Run]]:
     known = {r.name for r in RECIPES} | {run.name for r in RECIPES for run in r.runs}
     if unknown := [n for n in only if n not in known]:
         raise SystemExit(f"error: --only: {unknown[0]!r} is not allowed; give some of {', '.join(sorted(known))}")
-    runs = [run for r in RECIPES for run in r.runs if not only or {r.name, run.name} & set(only)]
+    named = {n for r in RECIPES if r.name in only for kind in manifest.KINDS for e in getattr(r, kind) for n in e.runs}
+    named |= set(only) | {run.name for r in RECIPES if r.name in only for run in r.runs}
+    runs = [run for r in RECIPES for run in r.runs if not only or run.name in named]
     return [r for r in RECIPES if not only or r.name in only or any(run in runs for run in r.runs)], runs
 
 
 def perform_all(runs: Sequence[Run], root: Path, full: bool) -> list[str]:
     """Run what is not finished, with the time left; return what went wrong."""
+    for run in runs:
+        if why := run.left_out(full):
+            say(f"left out: {why}")
+    runs = [run for run in runs if not run.left_out(full)]
     waiting = [run for run in runs if not finished(run, root, full)]
     say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
     guesses = [run.minutes if full else run.quick_minutes for run in waiting]
@@ -56,7 +62,7 @@ def perform_all(runs: Sequence[Run], root: Path, full: bool) -> list[str]:
     return failed
 
 
-def make(entry: Entry, kind: str, folders: dict[str, Path], place: Path) -> dict[str, str]:
+def make(entry: Entry, kind: str, folders: Folders, place: Path) -> dict[str, str]:
     """Make an entry from its runs' folders; a figure's PNG goes to ``place``."""
     assert entry.make is not None
     if kind != "figures":
@@ -78,7 +84,7 @@ def collect(found: dict[str, Any], recipes: Sequence[Recipe], out: Path, full: b
     root, failed = out / "runs", []
     runs = {run.name: run for r in RECIPES for run in r.runs}
     stamps = {n: read_stamp(run, root, full) for n, run in runs.items() if finished(run, root, full)}
-    folders = {n: root / runs[n].folder for n in stamps}
+    folders = Folders({n: root / runs[n].folder for n in stamps}, full)
     for recipe in recipes:
         for kind in manifest.KINDS:
             for entry in getattr(recipe, kind):

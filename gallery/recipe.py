@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-Folders = Mapping[str, Path]  # a run's name to its folder
+
+class Folders(dict[str, Path]):
+    """A run's name to its folder, and whether the runs are of the full setting."""
+
+    def __init__(self, found: Mapping[str, Path], full: bool) -> None:
+        super().__init__(found)
+        self.full = full
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,7 @@ class Run:
         folder: of the run (or of the sweep), below the root of runs.
         seeds: as a reader would say it.
         minutes: what the full setting takes on one core, roughly.
-        quick: words that the quick setting adds to every command.
+        quick: words that the quick setting adds to every command; None: it leaves the run out.
         quick_minutes: what that takes.
         needs: a package beside the project's own; a run that lacks it is left out, and said to be.
     """
@@ -29,9 +36,17 @@ class Run:
     folder: str
     seeds: str
     minutes: float
-    quick: str = ""
+    quick: str | None = ""
     quick_minutes: float = 0.5
     needs: str | None = None
+
+    def left_out(self, full: bool) -> str:
+        """Say why a setting leaves the run out; nothing where it does not."""
+        if not full and self.quick is None:
+            return f"{self.name} is too long for the quick setting"
+        if self.needs and importlib.util.find_spec(self.needs) is None:
+            return f"{self.name} needs the package {self.needs}"
+        return ""
 
     @property
     def experiment(self) -> str:

@@ -61,7 +61,7 @@ def git_state() -> dict[str, Any]:
 
 def words_of(run: Run, command: str, root: Path, full: bool) -> list[str]:
     """Return the words that are run: those printed, the quick setting's, and the place."""
-    words = shlex.split(command) + ([] if full else shlex.split(run.quick))
+    words = shlex.split(command) + ([] if full else shlex.split(run.quick or ""))
     words += ["--run.root", str(root)]
     if words[0] != "sweep" and "--run.name" not in words:  # else a cell of a sweep
         place = run.folder.split("/")
@@ -85,7 +85,7 @@ def read_stamp(run: Run, root: Path, full: bool) -> dict[str, Any] | None:
 
 def identity(run: Run, full: bool) -> dict[str, Any]:
     """Return what a finished run has to share to stand for this one."""
-    added = "" if full else run.quick
+    added = "" if full else run.quick or ""
     return {
         "commands": [f"{c} {added}".strip() for c in run.commands],
         "code": code_version(run.experiment),

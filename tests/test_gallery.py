@@ -183,7 +183,7 @@ CONFIGS = sorted({shlex.split(c)[2] for run in RUNS for c in run.commands})
 def test_every_flag_of_the_recipes_is_known(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     # all flags that go with a configuration in one parse: the last of a kind counts, and each has to be there
     mine = [(run, c) for run in RUNS for c in run.commands if shlex.split(c)[2] == config]
-    words = [w for run, c in mine for w in (*flags(c), *shlex.split(run.quick))]
+    words = [w for run, c in mine for w in (*flags(c), *shlex.split(run.quick or ""))]
     verb = "test" if all(c.startswith("test") for _, c in mine) else "fit"
     code = main([verb, "-c", config, *words, "--print_config"])
     assert code == 0, capsys.readouterr().err

