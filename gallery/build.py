@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +42,31 @@ def wanted(only: Sequence[str]) -> tuple[list[Recipe], list[Run]]:
     return [r for r in RECIPES if not only or r.name in only or any(run in runs for run in r.runs)], runs
 
 
-def perform_all(runs: Sequence[Run], root: Path, full: bool) -> list[str]:
-    """Run what is not finished, with the time left; return what went wrong."""
+def perform_all(runs: Sequence[Run], root: Path, full: bool, jobs: int) -> list[str]:
+    """Run what is not finished, ``jobs`` side by side, and say what time is left; return what went wrong."""
     for run in runs:
         if why := run.left_out(full):
             say(f"left out: {why}")
     runs = [run for run in runs if not run.left_out(full)]
     waiting = [run for run in runs if not finished(run, root, full)]
-    say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
     guesses = [run.minutes if full else run.quick_minutes for run in waiting]
+    left = f", about {sum(guesses) / jobs:.0f} min" if waiting else ""
+    say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already{left}")
     failed, started = [], time.monotonic()
-    for k, run in enumerate(waiting):
-        spent = (time.monotonic() - started) / 60
-        pace = spent / sum(guesses[:k]) if k else 1.0
-        say(f"run {k + 1} of {len(waiting)}: {run.name}, {pace * sum(guesses[k:]):.0f} min left in all")
+
+    def attempt(run: Run) -> str:
         try:
             perform(run, root, full)
         except RuntimeError as error:
-            failed.append(str(error))
-            say(f"error: {error}")
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for k, error in enumerate(pool.map(attempt, waiting), 1):
+            spent = (time.monotonic() - started) / 60
+            left = f"{spent / sum(guesses[:k]) * sum(guesses[k:]):.0f} min left"
+            say(f"error: {error}" if error else f"{k} of {len(waiting)}: {waiting[k - 1].name} is done, {left}")
+            failed += [error] if error else []
     return failed
 
 
@@ -108,11 +116,11 @@ def collect(found: dict[str, Any], recipes: Sequence[Recipe], out: Path, full: b
     return failed
 
 
-def build(full: bool, only: Sequence[str], out: Path) -> int:
+def build(full: bool, only: Sequence[str], out: Path, jobs: int = 1) -> int:
     """Run the recipes and write what they make; return the exit code."""
     recipes, runs = wanted(only)
     started = time.monotonic()
-    failed = perform_all(runs, out / "runs", full)
+    failed = perform_all(runs, out / "runs", full, jobs)
     target = manifest.DOCS if full else out / "gallery.json"
     found = manifest.read(target)
     found["setting"] = "full" if full else "quick"
@@ -178,6 +186,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="full settings, into README and docs; else quick ones")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="recipes or runs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: build/gallery-quick or build/gallery-full")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="runs side by side")
     parser.add_argument("--check", action="store_true", help="hold README and docs against docs/gallery.json")
     parser.add_argument("--adopt", action="store_true", help="enter new marks of the docs as they stand, not rebuilt")
     given = parser.parse_args(args)
@@ -186,7 +195,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if given.adopt:
         return adopt()
     out = given.out or REPO / "build" / ("gallery-full" if given.full else "gallery-quick")
-    return build(given.full, given.only, out.resolve())
+    return build(given.full, given.only, out.resolve(), max(1, given.jobs))
 
 
 if __name__ == "__main__":

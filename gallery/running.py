@@ -127,9 +127,9 @@ def perform(run: Run, root: Path, full: bool) -> None:
             continue
         words = words_of(run, command, root, full)
         last = folder / "checkpoints" / "last.ckpt"
-        if (words[0] == "fit" and last.is_file()) or (words[0] == "test" and last.is_file()):
+        if words[0] != "sweep" and last.is_file():
             words += ["--ckpt_path", "last"]
-        elif words[0] != "sweep":
+        elif words[0] != "sweep" and k == 0:
             shutil.rmtree(folder, ignore_errors=True)  # cut off before there was anything to go on from
         stamp_path(run, root).write_text(json.dumps(stamp, indent=1))
         began = time.monotonic()

@@ -240,6 +240,23 @@ def test_a_cut_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert calls[1][-2:] == ["--ckpt_path", "last"]
 
 
+def test_what_a_sweep_left_is_not_taken_away_by_a_test_of_a_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run("x", ("sweep -c x.yaml", "test -c x.yaml --run.name a=1"), "flow_vs_regression/x-sweep", "0", 1)
+    folder = tmp_path / run.folder
+
+    def start(words: list[str], log: Path) -> int:
+        assert (words[0] == "sweep") != (folder / "a=1").is_dir()
+        (folder / "a=1").mkdir(parents=True, exist_ok=True)
+        return 0
+
+    monkeypatch.setattr(running, "git_state", lambda: {"commit": "0", "dirty": False})
+    monkeypatch.setattr(running, "start", start)
+    running.perform(run, tmp_path, full=True)
+    assert running.finished(run, tmp_path, full=True)
+
+
 def test_unknown_names_are_refused_in_a_line() -> None:
     with pytest.raises(SystemExit, match="'flwo' is not allowed"):
         build.main(["--only", "flwo"])

@@ -241,7 +241,7 @@ RECIPE = Recipe(
     figures=(
         *entries(
             ["meanflow"],
-            {"meanflow_samples": "figures/samples.png", "meanflow_by_step": "figures/samples_by_step.png"},
+            {"meanflow_samples": "figures/samples.png", "meanflow_by_step": "figures/by_step.png"},
         ),
         *entries(["target_std", "gaussian", "policy_flow"], {"policies_side_by_side": side_by_side}),
         *entries(["gaussian"], {"gaussian_modes_chosen": "figures/modes_chosen.png"}),
