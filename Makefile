@@ -33,7 +33,7 @@ bench: $(STAMP)
 	$(PY) benchmarks/bilevel_speed.py --write
 
 # Every figure, table and number of README and docs, from the code: in a quick setting to build/gallery-quick (some
-# twenty minutes), or with FULL=1 as documented, into the docs (about a day). What is finished is not run again.
+# twenty minutes), or with FULL=1 as documented, into the docs (some ten hours of a core). What is finished stays.
 gallery: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) gallery/build.py $(if $(FULL),--full) $(if $(ONLY),--only $(ONLY))
 

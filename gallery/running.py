@@ -116,7 +116,7 @@ def perform(run: Run, root: Path, full: bool) -> None:
         RuntimeError: a command failed.
     """
     folder, stamp = root / run.folder, read_stamp(run, root, full)
-    if stamp is None:
+    if stamp is None or not folder.is_dir():
         shutil.rmtree(folder, ignore_errors=True)  # the gallery's own: of another code or command
         stamp = {"identity": identity(run, full), "done": 0, "seconds": 0.0}
     for sub in ("stamps", "logs"):
