@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint audit bench browser screenshots clean
+.PHONY: demo test test-all lint audit bench gallery browser screenshots clean
 
 # torch first and alone: its pin decides which build is taken, before anything else asks for "any torch".
 $(STAMP): pyproject.toml constraints.txt
@@ -45,6 +45,11 @@ audit:
 	  { "$$folder/venv/bin/pip-audit" -r constraints.txt --no-deps --disable-pip --strict || { \
 	    echo "audit: a pin has a known hole (listed above), or the advisories could not be had: then nothing was audited" >&2; \
 	    exit 1; }; }
+
+# Every figure, table and number of README and docs, from the code: in a quick setting to build/gallery-quick (some
+# twenty minutes), or with FULL=1 as documented, into the docs (some ten hours of a core). What is finished stays.
+gallery: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) gallery/build.py $(if $(FULL),--full) $(if $(ONLY),--only $(ONLY))
 
 # The browser test needs Debian's chromium; without it the test is skipped, outside of CI.
 browser:

@@ -1,0 +1,112 @@
+"""What recipes read out of run folders, and how they write it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gallery.recipe import Entry, Folders
+from lightning_toys.stats import PairedDifference, mean_ci, paired_difference, written
+
+Content = dict[str, Any]
+Make = Callable[[Folders], str]
+
+
+def results(folder: Path, stage: str | None = None, **settings: str) -> Content:
+    """Return the newest results of a folder that are of a stage and of settings (``model_evaluation_weights="raw"``).
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    files = [folder / "results.json"]
+    files += sorted(folder.glob("results-*.json"), key=lambda p: -int(p.stem.split("-")[1]))  # the newest first
+    for path in files:
+        if path.is_file():
+            content: Content = json.loads(path.read_text())
+            same = all(str(content["settings"].get(k.replace("__", "."))) == v for k, v in settings.items())
+            if same and stage in (None, content["stage"]):
+                return content
+    raise FileNotFoundError(f"{folder}: no results of stage {stage} with {settings}")
+
+
+def values(content: Content, metric: str) -> list[float]:
+    """Return a metric's values, one a seed."""
+    return [v for v in content["metrics"][metric]["values"] if v is not None]
+
+
+def by_seed(content: Content, metric: str) -> dict[int, float]:
+    """Return a metric's values by seed."""
+    pairs = zip(content["seeds"], content["metrics"][metric]["values"], strict=True)
+    return {s: v for s, v in pairs if v is not None}
+
+
+def short(text: str) -> str:
+    """Take the zero before each decimal point away."""
+    return re.sub(r"(?<![\d.])0(?=\.\d)", "", text)
+
+
+def spread(found: Sequence[float]) -> str:
+    """Write mean ± half of the 95 % interval, as prose does."""
+    return short(written(mean_ci(found)))
+
+
+def spread_to(found: Sequence[float], digits: int) -> str:
+    """Write mean ± half of the 95 % interval to so many decimals."""
+    e = mean_ci(found)
+    return short(f"{e.mean:.{digits}f} ± {e.half_width:.{digits}f}")
+
+
+def difference(a: Content, b: Content, metric: str) -> PairedDifference:
+    """Return the difference paired by seed.
+
+    Raises:
+        ValueError: the runs share fewer than two seeds.
+    """
+    found = paired_difference(by_seed(a, metric), by_seed(b, metric))
+    if found is None:
+        raise ValueError(f"{metric}: fewer than two seeds are shared")
+    return found
+
+
+def paired(a: Content, b: Content, metric: str) -> str:
+    """Write the difference paired by seed, as prose does."""
+    return short(written(difference(a, b, metric).estimate))
+
+
+def fixed(value: float, digits: int) -> str:
+    """Write a number to so many decimals."""
+    return short(f"{value:z.{digits}f}")  # z: no minus before a zero
+
+
+def figures_of(value: float, count: int) -> str:
+    """Write a number to so many significant figures, zeros at its end kept."""
+    return short(f"{value:#.{count}g}").rstrip(".")
+
+
+def between(found: Iterable[float], digits: int, greatest_first: bool = False) -> str:
+    """Write the least and the greatest to so many decimals: ``.1 to .2``."""
+    known = sorted((x for x in found if math.isfinite(x)), reverse=greatest_first)
+    return f"{fixed(known[0], digits)} to {fixed(known[-1], digits)}"
+
+
+def table(head: str, rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """Return a Markdown table; the first ``left`` columns are set to the left."""
+    columns = head.split(" | ")
+    lines = [f"| {head} |", "|" + "".join("---|" if i < left else "---:|" for i in range(len(columns)))]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of metrics.csv or of another table."""
+    with path.open() as f:
+        return list(csv.DictReader(f))
+
+
+def entries(runs: Sequence[str], makes: dict[str, Make | str | None]) -> tuple[Entry, ...]:
+    """Return entries that are made from the same runs."""
+    return tuple(Entry(name, tuple(runs), make) for name, make in makes.items())

@@ -1,0 +1,5 @@
+"""The recipes, in the order in which they are built."""
+
+from gallery.recipes import bilevel, control, entropy, flow, mirror, overview, policy
+
+RECIPES = (flow.RECIPE, policy.RECIPE, mirror.RECIPE, entropy.RECIPE, bilevel.RECIPE, control.RECIPE, overview.RECIPE)

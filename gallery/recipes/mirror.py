@@ -1,0 +1,216 @@
+"""mirror_descent: which samplers reach an exactly known tilted law?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gallery.read import by_seed, entries, figures_of, fixed, results, short, spread_to, table, values
+from gallery.recipe import Folders, Recipe, Run
+
+CONFIG = "-c configs/mirror_descent/analytic.yaml"
+SEEDS = "0 to 3"
+SHOWN = {  # rows of facts.md that the page shows
+    "importance": "mean, ess_fraction, Z / exact Z",
+    "independence_mh": "mean, var",
+    "ula": "mean, var",
+    "mala": "mean, var",
+    "gibbs": "mean, var, lag-1 autocorrelation",
+    "pc_ula": "mean, var",
+    "pc_mala": "mean, var, cond_ratio",
+    "pc_joint_mala": "cond_ratio",
+    "sde_poe": "mean, slope",
+    "sde_tfg": "mean",
+    "sde_h_transform": "mean, var",
+    "ode_poe": "slope, cond_ratio",
+    "smc_twisted": "mean, var, cond_ratio, Z / exact Z",
+}
+GUIDED: dict[str, tuple[str, ...]] = {"Linear": ("sde_poe", "sde_dps", "sde_tfg", "sde_h_transform", "ode_poe")}
+GUIDED["Constant"] = ("sde_poe", "sde_dps", "sde_tfg", "ode_poe")
+
+
+def sampling(name: str, words: str, minutes: float, seeds: str = SEEDS, quick: str = "--model.chains 8192") -> Run:
+    """Return a `test`, which trains nothing."""
+    return Run(name, (f"test {CONFIG} {words}".strip(),), f"mirror_descent/gallery/{name}", seeds, minutes, quick, 0.4)
+
+
+ANALYTIC = sampling("analytic", "", 1)
+FINE = {
+    schedule: sampling(
+        f"levels_4000_{schedule.lower()}",
+        f"--model.settings.predictor_K 4000 --model.schedule {schedule} --model.chains 8192 "
+        f"--model.samplers '[{','.join(names)}]'",
+        1,
+        quick="--model.settings.predictor_K 1000",
+    )
+    for schedule, names in GUIDED.items()
+}
+PLAIN_TWIST = sampling("smc_dps", "--model.settings.smc_twist dps --model.samplers '[smc_twisted]'", 0.3)
+MANY = sampling(
+    "joint_slope",
+    f"--model.samplers '[pc_joint_mala]' --model.seeds '{str(list(range(5000, 5100))).replace(' ', '')}'",
+    3,
+    "5000 to 5099",
+)
+UNREFRESHED = sampling(
+    "no_refresh",
+    "--model.samplers '[pc_joint_mala]' --model.settings.refresh_L 0 --model.settings.final_refresh false",
+    0.3,
+)
+LEARNED = Run(
+    name="learned",
+    commands=(
+        "fit -c configs/mirror_descent/learned.yaml",
+        "test -c configs/mirror_descent/learned.yaml --model.samplers '[pc_joint_mala]' --model.chains 131072",
+        "test -c configs/mirror_descent/learned.yaml",  # last: the plain names of the run's files are then its
+    ),
+    folder="mirror_descent/gallery/learned",
+    seeds=SEEDS,
+    minutes=25,
+    quick="--trainer.max_steps 500 --model.seeds '[0,1]' --model.chains 8192",
+    quick_minutes=1.5,
+)
+
+
+def tables(folder: Path, file: str = "facts.md") -> list[list[str]]:
+    """Return the tables of facts.md, as lines."""
+    return [part.split("\n") for part in (folder / file).read_text().strip().split("\n\n")]
+
+
+def cells(line: str) -> list[str]:
+    """Return a row's cells."""
+    return line.strip("| ").split(" | ")
+
+
+def fact(folder: Path, sampler: str, quantity: str, column: int) -> str:
+    """Return a cell of facts.md: 2 closed form, 4 measured, 5 error, 6 z."""
+    rows = (cells(line) for line in tables(folder)[0][2:])
+    return next(row[column] for row in rows if row[:2] == [sampler, quantity])
+
+
+def facts_table(at: Folders) -> str:
+    """Return the rows of facts.md that the page shows."""
+    head, rule, *rows = tables(at["analytic"])[0]
+    shown = [r for r in rows if cells(r)[1] in SHOWN.get(cells(r)[0], "").split(", ")]
+    return "\n".join([head, rule, *shown])
+
+
+def law(folder: Path, sampler: str) -> list[str]:
+    """Return a sampler's exact law from facts.md: mean, variance, slope, ratio, joint KL."""
+    return next(cells(line)[1:6] for line in tables(folder)[1][2:] if cells(line)[0] == sampler)
+
+
+def fine_table(at: Folders) -> str:
+    """Return the exact laws with 4000 levels."""
+    rows = []
+    for schedule, names in GUIDED.items():
+        for name in names:
+            process, _, rule = name.partition("_")
+            rows.append([f"{rule}, {process.upper()}, {schedule}", *law(at[FINE[schedule].name], name)])
+    head = "rule, process, schedule | mean | variance | slope of s' | Var(s' given a), ratio | joint KL"
+    return table(head, rows)
+
+
+def fine(at: Folders, schedule: str, sampler: str, column: int) -> float:
+    """Return a number of an exact law with 4000 levels."""
+    return float(law(at[FINE[schedule].name], sampler)[column])
+
+
+def largest_z(at: Folders, place: int) -> str:
+    """Return the |z| of facts.md at a place from the largest, 0."""
+    found = sorted((abs(float(cells(line)[6])) for line in tables(at["analytic"])[0][2:]), reverse=True)
+    return f"{found[place]:.1f}"
+
+
+def score_bound(at: Folders) -> str:
+    """Return the score's largest relative error of any level and seed, rounded up to a thousandth."""
+    worst = max(values(results(at["learned"], "test"), "score_error"))
+    return short(f"{(int(worst * 1000) + 1) / 1000:.3f}")
+
+
+def joint(at: Folders, metric: str) -> list[float]:
+    """Return a metric of pc_joint_mala with 131 072 chains."""
+    r = results(at["learned"], "test", model__samplers="['pc_joint_mala']")
+    return list(by_seed(r, f"{metric}@pc_joint_mala").values())
+
+
+RECIPE = Recipe(
+    name="mirror",
+    runs=(ANALYTIC, *FINE.values(), PLAIN_TWIST, MANY, UNREFRESHED, LEARNED),
+    figures=(
+        *entries(
+            ["analytic"],
+            {"mirror_frontier": "figures/frontier.png", "mirror_kl_vs_refresh": "figures/kl_vs_refresh.png"},
+        ),
+        *entries(["learned"], {"mirror_learned": "figures/learned_and_exact.png"}),
+    ),
+    tables=(
+        *entries(
+            ["analytic"],
+            {"mirror.facts": facts_table, "mirror.laws": lambda at: "\n".join(tables(at["analytic"])[1])},
+        ),
+        *entries([run.name for run in FINE.values()], {"mirror.laws_4000": fine_table}),
+        *entries(
+            ["learned"],
+            {
+                "mirror.score_error": lambda at: "\n".join(tables(at["learned"])[0]),
+                "mirror.learned": lambda at: "\n".join(tables(at["learned"])[1]),
+                "mirror.learned_joint": lambda at: "\n".join(tables(at["learned"], "facts-1.md")[1]),
+            },
+        ),
+    ),
+    numbers=(
+        *entries(
+            ["analytic"],
+            {
+                "mirror.poe.kl": lambda at: figures_of(float(law(at["analytic"], "sde_poe")[4]), 2),
+                "mirror.poe.slope": lambda at: fixed(float(law(at["analytic"], "sde_poe")[2]), 2),
+                "mirror.importance.ess": lambda at: fixed(
+                    float(fact(at["analytic"], "importance", "ess_fraction", 2)), 2
+                ),
+                "mirror.z.largest": lambda at: largest_z(at, 0),
+                "mirror.z.next": lambda at: largest_z(at, 1),
+                "mirror.smc.z": lambda at: fixed(float(fact(at["analytic"], "smc_twisted", "Z / exact Z", 5)), 4),
+                "mirror.ula.var": lambda at: fixed(float(fact(at["analytic"], "ula", "var", 2)), 3),
+                "mirror.target.var": lambda at: fixed(float(law(at["analytic"], "target")[1]), 3),
+            },
+        ),
+        *entries(
+            [FINE["Linear"].name],
+            {
+                "mirror.ode_poe.slope_4000": lambda at: fixed(fine(at, "Linear", "ode_poe", 2), 2),
+                "mirror.dps.kl": lambda at: fixed(fine(at, "Linear", "sde_dps", 4), 3),
+            },
+        ),
+        *entries(
+            [FINE["Constant"].name],
+            {
+                "mirror.tfg_constant.kl": lambda at: fixed(fine(at, "Constant", "sde_tfg", 4), 3),
+                "mirror.dps_constant.kl": lambda at: fixed(fine(at, "Constant", "sde_dps", 4), 1),
+            },
+        ),
+        *entries(
+            ["smc_dps"],
+            {
+                "mirror.smc_dps.slope": lambda at: spread_to(values(results(at["smc_dps"]), "slope@smc_twisted"), 3),
+                "mirror.smc_dps.var": lambda at: fixed(float(fact(at["smc_dps"], "smc_twisted", "var", 4)), 3),
+                "mirror.smc_dps.z": lambda at: fixed(float(fact(at["smc_dps"], "smc_twisted", "Z / exact Z", 5)), 4),
+            },
+        ),
+        *entries(
+            ["joint_slope"],
+            {"mirror.joint.slope": lambda at: spread_to(values(results(at["joint_slope"]), "slope@pc_joint_mala"), 5)},
+        ),
+        *entries(
+            ["no_refresh"],
+            {"mirror.no_refresh": lambda at: fixed(float(fact(at["no_refresh"], "pc_joint_mala", "cond_ratio", 4)), 2)},
+        ),
+        *entries(
+            ["learned"],
+            {
+                "mirror.score_error.bound": score_bound,
+                "mirror.learned_joint.ratio": lambda at: ", ".join(f"{x:.4f}" for x in joint(at, "cond_ratio")),
+                "mirror.learned_joint.kl": lambda at: ", ".join(f"{x:.1e}" for x in joint(at, "action_kl")),
+            },
+        ),
+    ),
+)

@@ -1,0 +1,341 @@
+"""generative_policy: which policies can act in many ways at once, and in one step?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gallery.read import (
+    Content,
+    Make,
+    between,
+    csv_rows,
+    difference,
+    entries,
+    fixed,
+    results,
+    short,
+    spread,
+    spread_to,
+    table,
+    values,
+)
+from gallery.recipe import Folders, Recipe, Run
+from lightning_toys.stats import holm, mean_ci, written
+
+QUICK = "--trainer.max_steps 500 --model.seeds '[0,1]' --model.evaluation.samples 4000"
+CONFIG = "-c configs/generative_policy"
+STDS = {"0.0": "0", "0.001": ".001", "0.01": ".01", "0.1": ".1"}
+CHANGES = {
+    "shipped": "",
+    "independent": "--data.coupling Independent",
+    "edm": "--model.form edm",
+    "conditional": "--model.tangent conditional",
+}
+
+MEANFLOW = Run(
+    name="meanflow",
+    commands=(f"fit {CONFIG}/meanflow.yaml", f"test {CONFIG}/meanflow.yaml"),
+    folder="generative_policy/gallery/meanflow",
+    seeds="0 to 3",
+    minutes=21,
+    quick=QUICK,
+)
+TARGET_STD = Run(
+    name="target_std",
+    commands=(f"sweep {CONFIG}/meanflow.yaml --grid.model.target_std '[0.01,0.0,0.001,0.1]'",),
+    folder="generative_policy/meanflow-sweep",
+    seeds="0 to 3",
+    minutes=85,
+    quick=QUICK,
+    quick_minutes=2,
+)
+FLOW = Run(
+    name="policy_flow",
+    commands=(f"fit {CONFIG}/flow.yaml", f"test {CONFIG}/flow.yaml"),
+    folder="generative_policy/gallery/flow",
+    seeds="0 to 3",
+    minutes=20,
+    quick=QUICK,
+    quick_minutes=1,
+)
+ABLATION = {
+    name: Run(
+        name=f"ablation_{name}",
+        commands=(f"fit {CONFIG}/meanflow.yaml --trainer.max_steps 5000 {words}".strip(),),
+        folder=f"generative_policy/ablation/{name}",
+        seeds="0 to 3",
+        minutes=3,
+        quick=QUICK,
+        quick_minutes=0.4,
+    )
+    for name, words in CHANGES.items()
+}
+EDM = Run(
+    name="edm",
+    commands=(f"fit {CONFIG}/meanflow.yaml --model.form edm --model.target_std 0.006",),
+    folder="generative_policy/gallery/edm",
+    seeds="0 to 3",
+    minutes=21,
+    quick=QUICK,
+)
+GAUSSIAN = Run(
+    name="gaussian",
+    commands=(f"fit {CONFIG}/gaussian.yaml",),
+    folder="generative_policy/gallery/gaussian",
+    seeds="0 to 63",
+    minutes=8,
+    quick="--trainer.max_steps 3000 --model.seeds '[0,1,2,3,4,5,6,7]' --model.lr 0.003",
+)
+BANDIT = Run(
+    name="bandit",
+    commands=(f"sweep {CONFIG}/bandit.yaml --grid.model.policy '[gaussian,meanflow,flow]'",),
+    folder="generative_policy/bandit-sweep",
+    seeds="0 to 7",
+    minutes=12,
+    quick="--trainer.max_steps 300 --model.seeds '[0,1]' --trainer.val_check_interval 100",
+    quick_minutes=1,
+)
+
+
+def words(r: Content, *metrics: str) -> list[str]:
+    """Write metrics with their intervals; those that a run lacks as a dash."""
+    found = [values(r, m) if m in r["metrics"] else [] for m in metrics]
+    return ["0" if v and not any(v) else written(mean_ci(v)) if v else "-" for v in found]
+
+
+def cell(at: Folders, std: str) -> Content:
+    """Return a test of the sweep over target_std."""
+    return results(at["target_std"] / f"target_std={std}", "test")
+
+
+def reference(r: Content, name: str, metric: str, digits: int) -> str:
+    """Write a reference row's metric, or a dash."""
+    value = r["references"].get(name, {}).get(metric)
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def target_std_table(at: Folders) -> str:
+    """Return one step by target_std, and what needs no network."""
+    metrics = ("tv", "off3", "off5", "entropy_knn", "entropy_exact", "entropy_surrogate")
+    rows = []
+    for std, label in STDS.items():
+        r = cell(at, std)
+        row = words(r, *metrics)
+        row[4], row[5] = (row[4], "-") if label == "0" else ("-", row[5])
+        rows.append([label, str(len(r["seeds"])), *row])
+    r = cell(at, "0.01")
+    for name in ("target", "exact_flow_8", "exact_flow_64"):
+        cells = [reference(r, name, m, d) for m, d in zip(metrics[:5], (4, 4, 5, 3, 3), strict=True)]
+        rows.append([f"reference: {name}", "", *cells, "-"])
+    head = "target_std | seeds | TV | off 3 sd | off 5 sd | entropy, k-NN | exact | surrogate"
+    return table(head, rows).replace("|  |", "| |")
+
+
+def steps_table(r: Content, readouts: dict[str, str], head: str) -> str:
+    """Return the measures by readout of one checkpoint."""
+    rows = []
+    for label, readout in readouts.items():
+        rows.append([label, *words(r, *(f"{m}{readout}" for m in ("tv", "off3", "off5", "entropy_knn")))])
+    return table(f"{head} | TV | off 3 sd | off 5 sd | entropy, k-NN", rows)
+
+
+def ablation_table(at: Folders) -> str:
+    """Return one change at a time, paired with what is shipped."""
+    found = {n: results(at[run.name]) for n, run in ABLATION.items()}
+    against = {n: difference(r, found["shipped"], "off3") for n, r in found.items() if n != "shipped"}
+    adjusted = dict(zip(against, holm([d.p_value for d in against.values()]), strict=True))
+    rows = []
+    for name, r in found.items():
+        row = [f"`{CHANGES[name]}`" if CHANGES[name] else "as shipped"]
+        row += words(r, "tv", "off3", "off5", "entropy_knn")
+        if name in against:
+            row += [written(against[name].estimate), short(f"{adjusted[name]:.2g}")]
+        rows.append(row if name in against else [*row, "", ""])
+    head = "after 5000 steps | TV | off 3 sd | off 5 sd | entropy, k-NN | off 3 sd minus shipped, paired | p (Holm)"
+    return table(head, rows).replace("|  |  |", "| | |")
+
+
+def gaussian_table(at: Folders) -> str:
+    """Return how many seeds settled on each mode, and at which divergence."""
+    import math
+
+    from scipy.stats import binomtest
+
+    r = results(at["gaussian"])
+    rows = []
+    n, weights = len(r["seeds"]), [w / 3.6 for w in (1.4, 1.2, 1.0)]
+    for i, w in enumerate(weights):
+        chose = values(r, f"chose_mode{i}")
+        k = int(sum(chose))
+        ci = binomtest(k, n).proportion_ci(method="wilson")
+        share = f"{fixed(k / n, 3)} ({fixed(ci.low, 3)} to {fixed(ci.high, 3)})"
+        kl = [x for x, c in zip(values(r, "kl"), chose, strict=True) if c]
+        end = fixed(mean_ci(kl).mean, 4) if kl else "-"
+        rows.append([str(i), fixed(w, 3), str(k), share, end, fixed(-math.log(w), 4)])
+    return table("mode | weight | seeds | share (95 % Wilson) | KL at the end | -log w", rows)
+
+
+def bandit_table(at: Folders) -> str:
+    """Return each policy's regret, paired with the Gaussian's."""
+    labels = {"gaussian": "SAC Gaussian", "meanflow": "SMFP, one step", "flow": "flow, 8 Euler steps"}
+    found = {n: results(at["bandit"] / f"policy={n}") for n in labels}
+    against = {n: difference(found[n], found["gaussian"], "regret") for n in ("meanflow", "flow")}
+    adjusted = dict(zip(against, holm([d.p_value for d in against.values()]), strict=True))
+    rows = []
+    for name, label in labels.items():
+        row = [label, *words(found[name], "regret")]
+        if name in against:
+            row += [written(against[name].estimate), short(f"{adjusted[name]:.1g}")]
+        rows.append(row if name in against else [*row, "", ""])
+    uniform = found["gaussian"]["references"]["uniform"]["regret"]
+    rows += [["reference: uniform actions", f"{uniform:.3f}", "", ""]]
+    rows += [["reference: top of the second, third hill", "0.1, 0.2", "", ""]]
+    return table("policy | regret | minus the Gaussian's, paired | p (Holm)", rows).replace("|  |  |", "| | |")
+
+
+def regrets(at: Folders, policy: str) -> list[float]:
+    """Return each seed's regret."""
+    return values(results(at["bandit"] / f"policy={policy}"), "regret")
+
+
+def early(folder: Path, step: int) -> float:
+    """Return the mean regret of a validation."""
+    rows = (r for r in csv_rows(folder / "metrics.csv") if r.get("eval/regret"))
+    return next(float(r["eval/regret"]) for r in rows if int(r["step"]) == step)
+
+
+def seeds_in_words(found: list[float]) -> str:
+    """Write one number a seed."""
+    each = [fixed(x, 3) for x in found]
+    return f"{', '.join(each[:-1])} and {each[-1]}"
+
+
+def meanflow(metric: str, digits: int) -> Make:
+    """Return what writes the mean of a metric of the shipped recipe."""
+    return lambda at: fixed(mean_ci(values(results(at["meanflow"], "test"), metric)).mean, digits)
+
+
+def target(metric: str, digits: int) -> Make:
+    """Return what writes a metric of a sample of the target itself."""
+    return lambda at: fixed(results(at["meanflow"], "test")["references"]["target"][metric], digits)
+
+
+def side_by_side(at: Folders) -> str:
+    """Draw one seed of each policy beside the others."""
+    from lightning_toys.generative_policy.figures import compare_figures
+
+    runs = {"Gaussian": at["gaussian"]}
+    runs |= {f"SMFP, target_std {label}": at["target_std"] / f"target_std={s}" for s, label in list(STDS.items())[1:]}
+    runs["flow, 8 steps"] = at["policy_flow"]
+    path = at["target_std"] / "side_by_side.png"
+    compare_figures(runs)["samples_side_by_side"].savefig(path, dpi=110)
+    return str(path)
+
+
+STEPS = {"1": "", **{str(n): f"@{n}" for n in (2, 4, 8, 16, 32, 64)}}
+FLOW_STEPS = {"1 (Euler)": "@1", **{str(n): f"@{n}" for n in (2, 4)}, "8": "", "64": "@64", "dopri5": "@dopri5"}
+
+RECIPE = Recipe(
+    name="policy",
+    runs=(MEANFLOW, TARGET_STD, FLOW, *ABLATION.values(), EDM, GAUSSIAN, BANDIT),
+    figures=(
+        *entries(
+            ["meanflow"],
+            {"meanflow_samples": "figures/samples.png", "meanflow_by_step": "figures/by_step.png"},
+        ),
+        *entries(["target_std", "gaussian", "policy_flow"], {"policies_side_by_side": side_by_side}),
+        *entries(["gaussian"], {"gaussian_modes_chosen": "figures/modes_chosen.png"}),
+        *entries(["bandit"], {"bandit_regret": "comparison/regret_curves.png"}),
+    ),
+    tables=(
+        *entries(["target_std"], {"policy.target_std": target_std_table}),
+        *entries(
+            ["meanflow"], {"policy.steps": lambda at: steps_table(results(at["meanflow"], "test"), STEPS, "steps")}
+        ),
+        *entries(
+            ["policy_flow"],
+            {
+                "policy.flow_steps": lambda at: steps_table(
+                    results(at["policy_flow"], "test"), FLOW_STEPS, "flow, network evaluations"
+                )
+            },
+        ),
+        *entries([run.name for run in ABLATION.values()], {"policy.ablation": ablation_table}),
+        *entries(["gaussian"], {"policy.gaussian_modes": gaussian_table}),
+        *entries(["bandit"], {"policy.bandit": bandit_table}),
+    ),
+    numbers=(
+        *entries(
+            ["meanflow"],
+            {
+                "policy.tv": lambda at: spread_to(values(results(at["meanflow"], "test"), "tv"), 3),
+                "policy.off3": lambda at: spread_to(values(results(at["meanflow"], "test"), "off3"), 3),
+                "policy.off3.mean": meanflow("off3", 3),
+                "policy.off3.two": meanflow("off3@2", 3),
+                "policy.off3.64": meanflow("off3@64", 3),
+                "policy.entropy.two": meanflow("entropy_knn@2", 2),
+                "policy.off3.seeds": lambda at: between(values(results(at["meanflow"], "test"), "off3"), 3),
+                "policy.tv.seeds": lambda at: seeds_in_words(values(results(at["meanflow"], "test"), "tv")),
+                "policy.target.tv": target("tv", 3),
+                "policy.target.off3": target("off3", 3),
+                "policy.target.off3.long": target("off3", 4),
+                "policy.target.entropy": target("entropy_knn", 2),
+                "policy.exact_flow": lambda at: fixed(
+                    results(at["meanflow"], "test")["references"]["exact_flow_64"]["entropy_knn"], 2
+                ),
+            },
+        ),
+        *entries(
+            ["target_std"],
+            {
+                "policy.entropy.none": lambda at: " and ".join(
+                    fixed(mean_ci(values(cell(at, s), "entropy_knn")).mean, 1) for s in ("0.0", "0.001")
+                ),
+                "policy.surrogate": lambda at: between(
+                    [
+                        mean_ci(values(cell(at, s), "entropy_knn")).mean
+                        - mean_ci(values(cell(at, s), "entropy_surrogate")).mean
+                        for s in ("0.001", "0.01", "0.1")
+                    ],
+                    1,
+                ),
+            },
+        ),
+        *entries(
+            ["policy_flow"],
+            {
+                "policy.flow.entropy": lambda at: written(
+                    mean_ci(values(results(at["policy_flow"], "test"), "entropy_exact@dopri5"))
+                ),
+                "policy.flow.kl": lambda at: spread(values(results(at["policy_flow"], "test"), "kl_forward@dopri5")),
+                "policy.flow.off3": lambda at: fixed(
+                    mean_ci(values(results(at["policy_flow"], "test"), "off3@1")).mean, 2
+                ),
+            },
+        ),
+        *entries(
+            ["edm"],
+            {
+                "policy.edm.off3": lambda at: spread(values(results(at["edm"]), "off3")),
+                "policy.edm.entropy": lambda at: spread(values(results(at["edm"]), "entropy_knn")),
+            },
+        ),
+        *entries(
+            ["gaussian"],
+            {
+                "gaussian.kl": lambda at: fixed(max(values(results(at["gaussian"]), "kl_gap")), 4),
+                "gaussian.tv": lambda at: spread(values(results(at["gaussian"]), "tv")),
+            },
+        ),
+        *entries(
+            ["bandit"],
+            {
+                "bandit.gaussian.second": lambda at: fixed(mean_ci(sorted(regrets(at, "gaussian"))[1:]).mean, 2),
+                "bandit.gaussian.first": lambda at: fixed(min(regrets(at, "gaussian")), 3),
+                "bandit.flow.early": lambda at: fixed(early(at["bandit"] / "policy=flow", 600), 2),
+                "bandit.flow.end": lambda at: fixed(mean_ci(regrets(at, "flow")).mean, 2),
+                "bandit.flow.seeds": lambda at: between(regrets(at, "flow"), 2),
+            },
+        ),
+    ),
+)

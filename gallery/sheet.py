@@ -1,0 +1,256 @@
+"""README's picture: a panel for each experiment, drawn from run folders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.transforms import ScaledTranslation, blended_transform_factory
+
+from gallery.read import between, fixed, results, values
+from gallery.recipe import Folders
+from lightning_toys.plotting import COLOURS, GREY, MARKERS, band
+from lightning_toys.stats import mean_ci
+
+RUNS = ("demo", "one_gaussian", "one_meanflow", "analytic", "arithmetic", "window")
+INK = "#222222"
+Painter = Callable[[SubFigure, Folders], None]
+
+
+def plain(ax: Axes) -> None:
+    """Give axes the look of all our figures."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(True, color="#e6e6e6", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.tick_params(labelsize=9)
+
+
+def headed(part: SubFigure, name: str, question: str, finding: str) -> None:
+    """Write above a panel the experiment's name, its question, and what was found."""
+    part.suptitle("\n" * (3 + finding.count("\n")), fontsize=12)  # room for what follows, in points from the top
+    lines: tuple[tuple[int, str, dict[str, Any]], ...] = (
+        (4, name, {"fontsize": 8.5, "color": GREY}),
+        (17, question, {"fontsize": 11, "fontweight": "bold", "color": INK}),
+        (35, finding, {"fontsize": 9.5, "color": INK, "linespacing": 1.3}),
+    )
+    for down, text, style in lines:
+        place = part.transSubfigure + ScaledTranslation(8 / 72, -down / 72, part.dpi_scale_trans)
+        part.text(0, 1, text, ha="left", va="top", transform=place, **style)
+
+
+def points(ax: Axes, y: float, found: list[float], colour: str, marker: str = "o") -> None:
+    """Draw each seed, and mean and 95 % interval, on a line."""
+    e = mean_ci(found)
+    half = 0.0 if math.isnan(e.half_width) else e.half_width
+    ax.plot(found, np.full(len(found), y), "o", color=colour, alpha=0.35, markersize=4)
+    left = min(half, 0.9 * e.mean)  # a logarithmic axis has no 0
+    ax.errorbar(e.mean, y, xerr=[[left], [half]], fmt=marker, color=colour, capsize=3, markersize=6, linewidth=1.6)
+
+
+def flow(part: SubFigure, at: Folders) -> None:
+    """Draw the error of regression and flow beside the rows without a network."""
+    ax = part.subplots()
+    plain(ax)
+    cells = {mode: results(at["demo"] / f"mode={mode}") for mode in ("regression", "flow")}
+    rows = {
+        "regression": values(cells["regression"], "l2"),
+        **{f"flow, {n} step{'s'[: n > 1]}": values(cells["flow"], f"l2@zeros/euler-{n}") for n in (9, 4, 1)},
+    }
+    for i, found in enumerate(rows.values()):
+        points(ax, i, found, COLOURS[min(i, 1)], MARKERS[min(i, 1)])
+    means = {mode: mean_ci(values(r, "l2")).mean for mode, r in cells.items()}
+    place = blended_transform_factory(ax.transData, ax.transAxes)
+    shown = {"linear": "straight lines", "nearest": "nearest point", "zero": "zero"}
+    for name, label in shown.items():
+        value = cells["flow"]["references"][name]["l2"]
+        ax.axvline(value, color=GREY, linestyle=":", linewidth=1.3)
+        ax.text(value, 1.01, label, ha="center", va="bottom", fontsize=9, color=GREY, transform=place)
+    ax.set_xscale("log")
+    ax.set_yticks(range(len(rows)), list(rows), fontsize=9.5)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xlabel("RMSE between the points (each seed; mean and 95 % interval)", fontsize=9.5)
+    linear = cells["flow"]["references"]["linear"]["l2"]
+    headed(
+        part,
+        "flow_vs_regression",
+        "What do flows and regression do between 50 points?",
+        f"Trained alike, the flow's error is {means['flow'] / means['regression']:.0f} times regression's;\n"
+        f"straight lines, which train nothing, are at {fixed(linear, 4)}.",
+    )
+
+
+def policy(part: SubFigure, at: Folders) -> None:
+    """Draw samples of the Gaussian and of one MeanFlow step over the target."""
+    from lightning_toys.generative_policy.figures import contours, read_snapshots, target_of
+
+    axes = part.subplots(1, 2, sharey=True)
+    for ax, run, title in (
+        (axes[0], "one_gaussian", "SAC Gaussian, seed 0"),
+        (axes[1], "one_meanflow", "MeanFlow, one step, seed 0"),
+    ):
+        plain(ax)
+        snapshots = read_snapshots(at[run])
+        x = snapshots[max(snapshots)][:4000]
+        ax.plot(x[:, 0], x[:, 1], ".", color=COLOURS[0], markersize=1.8, alpha=0.5, rasterized=True)
+        contours(ax, target_of(at[run]), half=1.0)
+        ax.set_title(title, fontsize=10, color=INK)
+        ax.set_xlabel("action 1", fontsize=9.5)
+        ax.set_xticks([-1, 0, 1])
+        ax.set_yticks([-1, 0, 1])
+    axes[0].set_ylabel("action 2", fontsize=9.5)
+    axes[0].text(-0.95, 0.95, "red: target\nblue: actions", fontsize=9, color=GREY, va="top")
+    tv = values(results(at["one_meanflow"]), "tv")[0]
+    headed(
+        part,
+        "generative_policy",
+        "Which policies keep several modes, in one step?",
+        "A Gaussian settles on one mode; one step of a MeanFlow keeps all\n"
+        f"three, with weights off by {fixed(tv, 3)} (total variation).",
+    )
+
+
+FAMILIES = (
+    ("plain", ("importance", "independence", "ula", "mala", "gibbs")),
+    ("annealed", ("pc_",)),
+    ("reverse SDE", ("sde_",)),
+    ("reverse ODE", ("ode_",)),
+    ("twisted SMC", ("smc_",)),
+)
+
+
+def mirror(part: SubFigure, at: Folders) -> None:
+    """Draw every sampler's distance from the tilted law."""
+    ax = part.subplots()
+    plain(ax)
+    r = results(at["analytic"])
+    found = {n.partition("@")[2]: values(r, n) for n in r["metrics"] if n.startswith("joint_kl@")}
+    order = sorted((n for n in found if not n.endswith("_none")), key=lambda n: float(np.mean(found[n])))
+    for i, name in enumerate(order):
+        kind = next(k for k, (_, marks) in enumerate(FAMILIES) if name.startswith(marks))
+        e = mean_ci(found[name])
+        half = 0.0 if math.isnan(e.half_width) else e.half_width
+        left = min(half, 0.9 * e.mean)
+        colour, marker = COLOURS[kind], MARKERS[kind]
+        ax.errorbar(e.mean, i, xerr=[[left], [half]], fmt=marker, color=colour, capsize=2, markersize=5, linewidth=1.3)
+    for k, (label, _) in enumerate(FAMILIES):
+        ax.plot([], [], MARKERS[k], color=COLOURS[k], markersize=5, label=label)
+    exact = r["references"]["exact_draws"]["joint_kl"]
+    ax.axvline(exact, color=GREY, linestyle=":", linewidth=1.3, label="exact draws")
+    ax.set_xscale("log")
+    ax.set_yticks(range(len(order)), order, fontsize=8)
+    ax.set_ylim(len(order) - 0.4, -0.6)
+    ax.set_xlabel("KL of (a, s') to the tilted law (nats)", fontsize=9.5)
+    ax.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=8.5, loc="upper right")
+    headed(
+        part,
+        "mirror_descent",
+        "Which samplers reach a tilted law that is known?",
+        "Corrected ones cannot be told from exact draws; guidance by a\n"
+        f"product of experts (sde_poe) ends {fixed(float(np.mean(found['sde_poe'])), 2)} nats off.",
+    )
+
+
+def entropy(part: SubFigure, at: Folders) -> None:
+    """Draw the measured change of entropy against the step's size, every seed."""
+    from gallery.recipes.entropy import each, gained, probes
+
+    ax = part.subplots()
+    plain(ax)
+    found = probes(at)
+    etas: list[str] = []
+    for k, (seed, p) in enumerate(found.items()):
+        e = p["evaluations"][0]
+        etas = list(e["changes"]["full"])
+        x = np.array([float(eta) for eta in etas]) * 1.06 ** (k - (len(found) - 1) / 2)
+        y = np.array([c["value"] for c in e["changes"]["full"].values()]) * 1000
+        half = np.array([c["half_width"] for c in e["changes"]["full"].values()]) * 1000
+        style: dict[str, Any] = {"color": COLOURS[k], "marker": MARKERS[k], "markersize": 4.5, "linewidth": 1.2}
+        ax.errorbar(x, y, yerr=half, capsize=2, label=f"seed {seed}", **style)
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.axvline(0.001, color=GREY, linestyle=":", linewidth=1.3)
+    ax.text(0.00094, 0.97, "learning rate", rotation=90, ha="right", va="top", fontsize=9, color=GREY,
+            transform=blended_transform_factory(ax.transData, ax.transAxes))  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_yscale("symlog", linthresh=1, linscale=1)
+    ax.set_yticks([-1, 0, 1, 10], ["-1", "0", "1", "10"])
+    ax.set_xlabel("length of the step (eta)", fontsize=9.5)
+    ax.set_ylabel("change of entropy (1/1000 nats a token)", fontsize=9.5)
+    ax.legend(frameon=False, fontsize=8.5, loc="upper left")
+    raised = sum(v > 0 for v in each(at, lambda e: float(e["changes"]["full"][etas[-1]]["value"])))
+    fall = mean_ci(gained(at, "entropy")).mean
+    headed(
+        part,
+        "update_entropy",
+        "What does one AdamW step do to a policy's entropy?",
+        f"Training {'lowers' if fall < 0 else 'raises'} it by {fixed(abs(fall), 3)} nats a token; one step ten times\n"
+        f"as long as those taken raises it in {raised} of {len(found)} seeds.",
+    )
+
+
+def bilevel(part: SubFigure, at: Folders) -> None:
+    """Draw the learned weights of each lag, and the loss over time."""
+    left, right = part.subplots(1, 2)
+    found = {a: results(at["window"] / f"algorithm={a}") for a in ("funcbo", "aid", "unroll1", "uniform")}
+    for ax in (left, right):
+        plain(ax)
+    best = oracle(found["funcbo"])
+    lags = np.arange(1, len(best) + 1)
+    left.bar(lags, best, color="#cccccc", width=0.9, label="best, in closed form")
+    for k, a in enumerate(("funcbo", "aid", "unroll1")):
+        w = np.array(found[a]["arrays"]["weights"])
+        left.plot(lags, w / w.sum(), color=COLOURS[k], marker=MARKERS[k], markersize=3.5, linewidth=1.3, label=a)
+    left.set_xlabel("lag (steps)", fontsize=9.5)
+    left.set_ylabel("weight, mean over seeds", fontsize=9.5)
+    left.legend(frameon=False, fontsize=8.5, loc="upper center")
+    for k, (a, r) in enumerate(found.items()):
+        band(right, np.array(r["arrays"]["time"], dtype=float), np.array(r["arrays"]["outer_loss"]), COLOURS[k],
+             "equal weights" if a == "uniform" else a)  # fmt: skip
+    value = found["funcbo"]["references"]["oracle"]["outer_loss"]
+    right.axhline(value, color=GREY, linestyle="--", linewidth=1.3, label="best weights, exact solver")
+    right.set_yscale("log")
+    right.set_xlabel("time (steps)", fontsize=9.5)
+    right.set_ylabel("loss on the present (95 % bands)", fontsize=9.5)
+    right.legend(frameon=False, fontsize=8.5, loc="upper right", ncols=2)
+    right.set_ylim(bottom=0.9)
+    learned = [float(np.mean(values(found[a], "outer_loss"))) for a in ("funcbo", "aid", "unroll1")]
+    even = mean_ci(values(found["uniform"], "outer_loss")).mean
+    headed(
+        part,
+        "bilevel",
+        "Can a hypergradient find which past to learn from?",
+        f"Three algorithms find the drift's period, 31.4 steps: their loss ends at {between(learned, 1)}, "
+        f"where equal weights have {fixed(even, 1)}.",
+    )
+
+
+def oracle(r: dict[str, Any]) -> np.ndarray:
+    """Return the weights that an exact inner solver would want."""
+    from lightning_toys.bilevel.regression.drift import ExactLoss, Sine
+
+    s = r["settings"]
+    drift = Sine(s["data.drift.amplitude"], s["data.drift.omega"])
+    return ExactLoss(drift, s["data.window"], s["data.outputs"], s["data.noise"]).oracle()
+
+
+def draw(at: Folders) -> str:
+    """Draw the sheet; return where it is."""
+    figure = Figure(figsize=(10, 13), layout="constrained")
+    FigureCanvasAgg(figure)
+    rows: Any = figure.subfigures(3, 1, height_ratios=[0.92, 1.1, 0.95], hspace=0.04)
+    pairs: tuple[tuple[Painter, Painter], ...] = ((flow, policy), (mirror, entropy))
+    for row, pair in zip(rows[:2], pairs, strict=True):
+        for part, painter in zip(row.subfigures(1, 2, wspace=0.04), pair, strict=True):
+            painter(part, at)
+    bilevel(rows[2], at)
+    if not at.full:
+        figure.text(0.5, 0.5, "QUICK SETTING\nnot the documented results", color=COLOURS[1], alpha=0.35, fontsize=44,
+                    ha="center", va="center", rotation=30)  # fmt: skip
+    path = Path(at["demo"]).parent / "sheet.png"
+    figure.savefig(path, dpi=130)
+    return str(path)
