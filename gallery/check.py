@@ -14,7 +14,13 @@ import yaml
 from gallery import marks
 from gallery.recipe import Recipe
 
-SCREENSHOTS = ("tensorboard_scalars", "tensorboard_hparams", "tensorboard_images")  # by `make screenshots`
+SCREENSHOTS = tuple(  # by `make screenshots`
+    f"tensorboard_{name}"
+    for name in (
+        *("scalars", "hparams", "images", "bands"),
+        *("flow_vs_regression", "generative_policy", "mirror_descent", "update_entropy", "bilevel"),
+    )
+)
 KINDS = ("figures", "tables", "numbers")
 
 
