@@ -60,4 +60,4 @@ screenshots: $(STAMP) browser
 	LIGHTNING_TOYS_SCREENSHOTS=docs/images $(PY) -m pytest -q tests/test_tensorboard.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

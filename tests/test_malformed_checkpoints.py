@@ -157,7 +157,6 @@ EDITS: list[tuple[str, Any, str]] = [
     (ADAM, {"state": {}}, "param_groups is missing"),
     (f"{ADAM}/state", {}, "no moments"),
     (f"{ADAM}/state", [1], "state is no mapping"),
-    (f"{ADAM}/state/3", ..., "7 of a group's 8"),
     (f"{ADAM}/state/3", 5, "parameter 3"),
     (f"{ADAM}/state/3/exp_avg", ..., "no exp_avg"),
     (f"{ADAM}/state/3/exp_avg", torch.zeros(7), "exp_avg is a tensor (7,)"),

@@ -157,13 +157,10 @@ def state_misfit(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> 
                 return f"a group has no {key}"
             if type(value) in (float, tuple) and not all_numbers(given[key], type(value)):
                 return f"a group's {key} is {describe(given[key])}"
-        held = [n for n in numbers if n in entries]
-        if held and len(held) < len(numbers):
-            return f"{len(held)} of a group's {len(numbers)} parameters have a state"
         for n, p in zip(numbers, live["params"], strict=True):
             if n in entries and (why := entry_misfit(entries[n], p, optimizer)):
                 return f"parameter {n}: {why}"
-        known |= set(held)
+        known |= set(numbers)
     loose = [n for n in entries if n not in known]
     return f"a state of number {loose[0]!r}, which is in no group" if loose else ""
 
