@@ -72,8 +72,8 @@ def reconstruction_table(at: Folders) -> str:
         ("flow, 1 Euler step", "flow", "l2@zeros/euler-1"),
         ("flow, 9 Euler steps", "flow", "l2@zeros/euler-9"),
         ("straight_flow", "straight_flow", "l2"),
-        ("mip", "mip", "l2@zeros/two_step"),
-        ("mip one-step", "mip", "l2@zeros/one_step"),
+        ("mip", "mip", "l2@zeros/two-step"),
+        ("mip one-step", "mip", "l2@zeros/one-step"),
     ):
         rows.append([label, *(readout(cell(at, k, mode, None, w), metric) for w in ("ema", "raw") for k in KINDS)])
     return table("mode | concat | film | concat, last step | film, last step", rows)
