@@ -32,7 +32,7 @@ RECONSTRUCTION = Run(
     folder="flow_vs_regression/published_reconstruction-sweep",
     seeds="42, 43, 44",
     minutes=240,
-    quick="--trainer.max_epochs 100 --data.num_eval 1000",
+    quick="--trainer.max_epochs 50 --data.num_eval 200 --model.evaluation.draws 4 --model.seeds '[42,43]'",
     quick_minutes=3,
 )
 PIECEWISE = Run(

@@ -50,6 +50,7 @@ MANY = sampling(
     f"--model.samplers '[pc_joint_mala]' --model.seeds '{str(list(range(5000, 5100))).replace(' ', '')}'",
     3,
     "5000 to 5099",
+    "--model.chains 8192 --model.seeds '[5000,5001,5002,5003,5004,5005,5006,5007]'",
 )
 UNREFRESHED = sampling(
     "no_refresh",
@@ -66,7 +67,8 @@ LEARNED = Run(
     folder="mirror_descent/gallery/learned",
     seeds=SEEDS,
     minutes=25,
-    quick="--trainer.max_steps 500 --model.seeds '[0,1]' --model.chains 8192",
+    quick="--trainer.max_steps 500 --model.seeds '[0,1]' --model.chains 4096 --model.settings.predictor_K 30 "
+    "--model.settings.smc_K 10 --model.settings.mcmc_steps 30 --model.settings.K 10",
     quick_minutes=1.5,
 )
 

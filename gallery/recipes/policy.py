@@ -22,7 +22,7 @@ from gallery.read import (
 from gallery.recipe import Folders, Recipe, Run
 from lightning_toys.stats import holm, mean_ci, written
 
-QUICK = "--trainer.max_steps 500 --model.seeds '[0,1]' --model.evaluation.samples 4000"
+QUICK = "--trainer.max_steps 300 --model.seeds '[0,1]' --model.evaluation.samples 3000"
 CONFIG = "-c configs/generative_policy"
 STDS = {"0.0": "0", "0.001": ".001", "0.01": ".01", "0.1": ".1"}
 CHANGES = {
