@@ -89,6 +89,12 @@ def fact(folder: Path, sampler: str, quantity: str, column: int) -> str:
     return next(row[column] for row in rows if row[:2] == [sampler, quantity])
 
 
+def interval(folder: Path, sampler: str, quantity: str, digits: int) -> str:
+    """Write a measured quantity of facts.md with half of its 95 % interval."""
+    measured, error = (float(fact(folder, sampler, quantity, column)) for column in (4, 5))
+    return f"{fixed(measured, digits)} ± {fixed(1.96 * error, digits)}"
+
+
 def facts_table(at: Folders) -> str:
     """Return the rows of facts.md that the page shows."""
     head, rule, *rows = tables(at["analytic"])[0]
@@ -193,7 +199,7 @@ RECIPE = Recipe(
         *entries(
             ["smc_dps"],
             {
-                "mirror.smc_dps.slope": lambda at: spread_to(values(results(at["smc_dps"]), "slope@smc_twisted"), 3),
+                "mirror.smc_dps.slope": lambda at: interval(at["smc_dps"], "smc_twisted", "slope", 3),
                 "mirror.smc_dps.var": lambda at: fixed(float(fact(at["smc_dps"], "smc_twisted", "var", 4)), 3),
                 "mirror.smc_dps.z": lambda at: fixed(float(fact(at["smc_dps"], "smc_twisted", "Z / exact Z", 5)), 4),
             },
