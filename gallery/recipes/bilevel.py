@@ -178,9 +178,9 @@ def left(at: Folders) -> list[float]:
 
 
 def validated(folder: Path, step: int | None = None) -> float:
-    """Return the validation's outer loss at a step, or the last one."""
+    """Return the outer loss of the last validation, or of the last up to a step."""
     rows = {int(r["step"]): r["eval/outer_loss"] for r in csv_rows(folder / "metrics.csv") if r.get("eval/outer_loss")}
-    return float(rows[max(rows) if step is None else step])
+    return float(rows[max(k for k in rows if step is None or k <= step)])
 
 
 def above_best(folder: Path) -> float:

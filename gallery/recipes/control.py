@@ -7,7 +7,10 @@ from gallery.recipe import Folders, Recipe, Run
 
 CONFIG = "-c configs/bilevel/control.yaml"
 AGENTS, WIDTHS = ("omd", "funcbo", "mle", "vep"), ("3", "32")
-QUICK = "--trainer.max_steps 600 --trainer.val_check_interval 300 --data.init_steps 200 --model.seeds '[0,1]'"
+QUICK = (
+    "--trainer.max_steps 600 --trainer.val_check_interval 300 --data.init_steps 200 --data.batch_size 64 "
+    "--model.seeds '[0,1]'"
+)
 
 
 def sweep(name: str, words: str, minutes: float, quick_minutes: float = 0.5) -> Run:

@@ -19,7 +19,7 @@ ARITHMETIC = Run(
     folder="update_entropy/gallery/arithmetic",
     seeds="0 to 4",
     minutes=12,
-    quick="--model.seeds '[0,1]' --model.warm_steps 200 --trainer.max_steps 240",
+    quick="--model.seeds '[0,3]' --model.warm_steps 200 --trainer.max_steps 240",
     quick_minutes=2.5,
 )
 WATCHED = Run(
@@ -98,8 +98,9 @@ def with_error(found: dict[str, float], digits: int) -> str:
     return f"{fixed(found['value'], digits)} ± {fixed(found['se'], digits)}"
 
 
-def trained(at: Folders, metric: str, start: int = 400) -> tuple[list[float], list[float]]:
+def trained(at: Folders, metric: str) -> tuple[list[float], list[float]]:
     """Return a validated metric of each seed when the policy gradient began, and at the end."""
+    start = int(results(at["arithmetic"])["settings"]["model.warm_steps"])
     rows = [r for r in csv_rows(at["arithmetic"] / "metrics.csv") if r.get(f"eval/{metric}")]
     before = [r for r in rows if int(r["step"]) <= start][-1]
     keys = [k for k in rows[0] if k.startswith(f"replicas/eval/{metric}/")]

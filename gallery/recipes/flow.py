@@ -32,7 +32,7 @@ RECONSTRUCTION = Run(
     folder="flow_vs_regression/published_reconstruction-sweep",
     seeds="42, 43, 44",
     minutes=240,
-    quick="--trainer.max_epochs 100 --data.num_eval 1000",
+    quick="--trainer.max_epochs 50 --data.num_eval 200 --model.evaluation.draws 4 --model.seeds '[42,43]'",
     quick_minutes=3,
 )
 PIECEWISE = Run(
@@ -72,8 +72,8 @@ def reconstruction_table(at: Folders) -> str:
         ("flow, 1 Euler step", "flow", "l2@zeros/euler-1"),
         ("flow, 9 Euler steps", "flow", "l2@zeros/euler-9"),
         ("straight_flow", "straight_flow", "l2"),
-        ("mip", "mip", "l2@zeros/two_step"),
-        ("mip one-step", "mip", "l2@zeros/one_step"),
+        ("mip", "mip", "l2@zeros/two-step"),
+        ("mip one-step", "mip", "l2@zeros/one-step"),
     ):
         rows.append([label, *(readout(cell(at, k, mode, None, w), metric) for w in ("ema", "raw") for k in KINDS)])
     return table("mode | concat | film | concat, last step | film, last step", rows)

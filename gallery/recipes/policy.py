@@ -22,7 +22,7 @@ from gallery.read import (
 from gallery.recipe import Folders, Recipe, Run
 from lightning_toys.stats import holm, mean_ci, written
 
-QUICK = "--trainer.max_steps 500 --model.seeds '[0,1]' --model.evaluation.samples 4000"
+QUICK = "--trainer.max_steps 300 --model.seeds '[0,1]' --model.evaluation.samples 3000"
 CONFIG = "-c configs/generative_policy"
 STDS = {"0.0": "0", "0.001": ".001", "0.01": ".01", "0.1": ".1"}
 CHANGES = {
@@ -199,9 +199,9 @@ def regrets(at: Folders, policy: str) -> list[float]:
 
 
 def early(folder: Path, step: int) -> float:
-    """Return the mean regret of a validation."""
-    rows = (r for r in csv_rows(folder / "metrics.csv") if r.get("eval/regret"))
-    return next(float(r["eval/regret"]) for r in rows if int(r["step"]) == step)
+    """Return the mean regret of the last validation up to a step."""
+    rows = [r for r in csv_rows(folder / "metrics.csv") if r.get("eval/regret") and int(r["step"]) <= step]
+    return float(rows[-1]["eval/regret"])
 
 
 def seeds_in_words(found: list[float]) -> str:
@@ -233,7 +233,7 @@ def side_by_side(at: Folders) -> str:
 
 
 STEPS = {"1": "", **{str(n): f"@{n}" for n in (2, 4, 8, 16, 32, 64)}}
-FLOW_STEPS = {"1 (Euler)": "@1", **{str(n): f"@{n}" for n in (2, 4)}, "8": "", "64": "@64", "dopri5": "@dopri5"}
+FLOW_STEPS = {"1 (Euler)": "@euler-1", **{str(n): f"@euler-{n}" for n in (2, 4, 8, 64)}, "dopri5": "@dopri5"}
 
 RECIPE = Recipe(
     name="policy",
@@ -309,7 +309,7 @@ RECIPE = Recipe(
                 ),
                 "policy.flow.kl": lambda at: spread(values(results(at["policy_flow"], "test"), "kl_forward@dopri5")),
                 "policy.flow.off3": lambda at: fixed(
-                    mean_ci(values(results(at["policy_flow"], "test"), "off3@1")).mean, 2
+                    mean_ci(values(results(at["policy_flow"], "test"), "off3@euler-1")).mean, 2
                 ),
             },
         ),
