@@ -99,9 +99,15 @@ def fingerprint(base: Sequence[str], cell: Cell) -> list[str]:
 def read_mark(folder: Path) -> dict[str, Any]:
     """Return what is remembered of a cell: ``flags``, ``done``, ``failed``; empty where it was never started."""
     try:
-        found: dict[str, Any] = json.loads((folder / SWEEP_MARK).read_text())
+        found = json.loads((folder / SWEEP_MARK).read_text())
     except FileNotFoundError:
         return {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not {"flags", "trial"} & set(found):
+        raise ToyError(
+            f"{folder / SWEEP_MARK}: is not what a sweep writes; move the folder away, or give --run.variant"
+        )
     return found
 
 

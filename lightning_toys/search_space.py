@@ -12,6 +12,7 @@ import yaml
 
 from lightning_toys.cell import Cell
 from lightning_toys.errors import ToyError, did_you_mean
+from lightning_toys.strict_yaml import strict_load
 
 SETTINGS = ("metric", "direction", "trials", "seed")
 DIRECTIONS = ("minimize", "maximize")
@@ -22,7 +23,7 @@ SPACE = "{low: 1e-4, high: 1e-2, log: true}, {low: 1, high: 8, int: true} or {ch
 def load(text: str) -> Any:
     """Read YAML in which 1e-4 is a number."""
     try:
-        found = yaml.safe_load(text)
+        found = strict_load(text)
     except yaml.YAMLError:
         return None
     if isinstance(found, dict):

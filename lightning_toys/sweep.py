@@ -33,6 +33,7 @@ from lightning_toys.claims import BEAT, STALE, take
 from lightning_toys.errors import NothingToTrainError, ToyError, did_you_mean, note
 from lightning_toys.search import Search, trials
 from lightning_toys.search_space import corners, parse_search
+from lightning_toys.strict_yaml import strict_load
 
 HELP = f"""\
 usage: python cli.py sweep [-c FILE ...] --grid.ANY.FLAG '[...]' [--grid.ANOTHER '[...]'] [--flag value ...]
@@ -94,7 +95,7 @@ def part_flags(words: Sequence[str], prefix: str, example: str) -> tuple[dict[st
 def load_yaml(text: str) -> Any:
     """Read a flag's value; None where it cannot be read."""
     try:
-        return yaml.safe_load(text)
+        return strict_load(text)
     except yaml.YAMLError:
         return None
 

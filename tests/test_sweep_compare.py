@@ -223,3 +223,22 @@ def test_console_script_and_module_agree() -> None:
     b = subprocess.run([sys.executable, "cli.py", "fitt"], capture_output=True, text=True, cwd=REPO, check=False)
     assert a.returncode == b.returncode == 2
     assert a.stderr == b.stderr
+
+
+@pytest.mark.parametrize("text", ["[" * 2000 + "]" * 2000, f"[{'9' * 5000}]", "[&a [*a]]", "[{a: 1, a: 2}]"])
+def test_grid_lists_that_are_no_data(runner: Runner, text: str) -> None:
+    code, err = runner.raw("sweep", "-c", "configs/flow_vs_regression/flow.yaml", "--grid.model.lr", text)
+    assert code == 2
+    assert err.startswith("error: --grid.model.lr:")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"done": true}'])
+def test_a_cells_mark_that_is_damaged(runner: Runner, text: str) -> None:
+    folder = runner.root / "flow_vs_regression" / "grid" / "mode=flow"
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(text)
+    code, err = runner.code("sweep", "flow", *FLAGS, "--grid.model.mode", "[flow]")
+    assert code == 2
+    assert err.count("\n") == 1, err
+    assert "sweep.json: is not what a sweep writes" in err
