@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from lightning_toys.arguments import split_configs
 from lightning_toys.claims import STALE, Claim, ClaimLostError, look, take
-from lightning_toys.errors import NonFiniteError, ToyError, note
+from lightning_toys.errors import NonFiniteError, ToyError, is_disk_full, note
 from lightning_toys.training.callbacks import RescueCheckpoint
 from lightning_toys.training.results import write_atomic
 from lightning_toys.training.run_folder import SWEEP_MARK, holds_run
@@ -221,7 +221,8 @@ def hold(plan: Plan, task: Task, claim: Claim, run: Callable[[list[str]], Any], 
     except ToyError as error:
         failed = {"kind": "refused", "reason": str(error)}
     except Exception as error:
-        failed = {"kind": "crashed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        if not is_disk_full(error):  # which is not the cell's fault: once there is room, it goes on
+            failed = {"kind": "crashed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
         raise
     finally:
         RescueCheckpoint.guard = None

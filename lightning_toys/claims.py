@@ -129,8 +129,12 @@ def create(folder: Path, number: int, content: dict[str, Any]) -> bool:
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
         return False
-    with os.fdopen(file, "w") as f:
-        f.write(json.dumps(content))
+    try:
+        with os.fdopen(file, "w") as f:
+            f.write(json.dumps(content))
+    except OSError:  # a full disk: an empty link would look held for a while
+        path.unlink(missing_ok=True)
+        raise
     found = numbers(folder)
     if found and found[-1] > number:  # we looked long ago: this number was used, and dropped
         path.unlink(missing_ok=True)
@@ -190,8 +194,11 @@ class Claim:
         """Make the thing free, unless it is another's by now."""
         self.ended.set()
         self.thread.join()
-        with contextlib.suppress(OSError):
+        try:
             create(self.folder, self.number + 1, {"free": True})
+        except OSError:  # a full disk: then a link that has been silent since 1970
+            with contextlib.suppress(OSError):
+                os.utime(self.folder / str(self.number), (0, 0))
 
 
 def take(folder: Path, stale: float = STALE) -> Claim | None:

@@ -597,7 +597,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except NonFiniteError as error:
         print(f"error: {error}; the last good checkpoint, if one was written, is kept", file=sys.stderr)
         return 1
-    except DiskFullError as error:
+    except (DiskFullError, OSError) as error:
+        if not is_disk_full(error):
+            raise
         kept = "the last good checkpoint, if one was written, is kept"
         print(f"error: {error}; {kept}: make room, then go on with --ckpt_path last", file=sys.stderr)
         return 1

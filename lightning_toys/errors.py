@@ -27,7 +27,9 @@ class DiskFullError(Exception):
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that a disk, or a user's share of it, is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, DiskFullError) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    )
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -23,6 +23,7 @@ from shipped import CONFIGS, READS, module_class, tiny
 from lightning_toys.cli import main
 from lightning_toys.training.metrics_csv import read_csv
 from lightning_toys.training.noise import keyed_generator
+from lightning_toys.training.run_folder import SWEEP_MARK
 
 FIRST = {module_class(c): c for c in reversed(CONFIGS) if c.stem not in READS and module_class(c).trains}
 # steps that take some seconds, and how often there is a validation, a checkpoint and a row
@@ -172,3 +173,27 @@ def test_a_full_disk(tiny_disk: Path, capsys: pytest.CaptureFixture[str], free: 
     ballast.unlink()
     assert main(words(config, tiny_disk, "run", "--ckpt_path", "last")) == 0
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3000
+
+
+@pytest.mark.parametrize("free", [0, 30, 120])
+def test_a_sweep_on_a_full_disk(tiny_disk: Path, capsys: pytest.CaptureFixture[str], free: int) -> None:
+    """One line, exit code 1, and no cell is marked as failed: with room again, the same command ends the sweep."""
+    config = REPO / "configs/flow_vs_regression/flow.yaml"
+    command = words(config, tiny_disk, "unused", "--trainer.max_steps", "300")
+    at = command.index("--run.name")
+    command = ["sweep", *command[1:at], *command[at + 2 :], "--grid.model.mode", "[regression,flow]"]
+    room = os.statvfs(tiny_disk)
+    ballast = tiny_disk / "ballast"
+    ballast.write_bytes(bytes(room.f_bavail * room.f_frsize - 1024 * free))
+    code = main(command)
+    said = capsys.readouterr().err
+    assert code == 1, said
+    assert "Traceback" not in said
+    errors = [line for line in said.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, said
+    assert "no space left" in errors[0].lower()
+    marks = [json.loads(p.read_text()) for p in tiny_disk.rglob(SWEEP_MARK) if p.stat().st_size]
+    assert not any(m.get("failed") for m in marks)
+    ballast.unlink()
+    assert main(command) == 0
+    assert len(list(tiny_disk.rglob("results.json"))) >= 2
