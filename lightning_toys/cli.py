@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import shutil
@@ -43,13 +42,23 @@ from lightning_toys.errors import (
     process_rank,
     require,
 )
+from lightning_toys.settings import (
+    beyond_memory,
+    check_trainer,
+    class_paths,
+    differences,
+    experiment_class,
+    experiment_of,
+    flatten,
+    largest,
+    short,
+)
 from lightning_toys.stats import mean_ci, written
 from lightning_toys.training.allocator import keep_freed_memory
 from lightning_toys.training.board import LayoutWriter
 from lightning_toys.training.callbacks import FigureWriter, Progress, RescueCheckpoint, ResultsWriter, ValidationClock
-from lightning_toys.training.checkpoint_form import class_paths, malformed
+from lightning_toys.training.checkpoint_form import malformed
 from lightning_toys.training.metrics_csv import MetricsCSV, read_run
-from lightning_toys.training.module import ToyModule
 from lightning_toys.training.replica_parallel import ReplicaStrategy
 from lightning_toys.training.results import Report, set_aside, write_atomic
 from lightning_toys.training.run_folder import (
@@ -159,13 +168,10 @@ class ToysCLI(LightningCLI):
         self.standing = {p for p in (root, *root.parents) if p.exists()}
         if settings.get("weights_only") is False:
             raise ToyError("--weights_only: False is not allowed; checkpoints hold tensors and plain values alone")
-        check_experiment(settings.model.class_path)
-        trains = trains_anything(settings.model.class_path)
-        alone = stands_alone(settings.model.class_path, settings.model.get("init_args"))
-        if verb == "fit" and not trains:
-            name = settings.model.class_path.rpartition(".")[2]
-            raise NothingToTrainError(f"fit: {name} has nothing to train; give the verb test")
-        if word is None and verb != "fit" and not alone:
+        kind, given = experiment_class(settings.model.class_path), settings.model.get("init_args")
+        if verb == "fit" and not kind.trains:
+            raise NothingToTrainError(f"fit: {kind.__name__} has nothing to train; give the verb test")
+        if word is None and verb != "fit" and not kind.stands_alone(given.as_dict() if given else {}):
             word = "last"
         if word is None:
             self.run = new_run(*where)
@@ -236,13 +242,13 @@ class ToysCLI(LightningCLI):
             trainer.strategy in ("auto", "ddp"),
             f"--trainer.strategy: {trainer.strategy!r} is not allowed with --model.parallel replicas; give auto or ddp",
         )
-        alone = self.trainer_class(**{**trainer, "logger": False, "enable_checkpointing": False}).world_size
+        processes = self.trainer_class(**{**trainer, "logger": False, "enable_checkpointing": False}).world_size
         require(
-            alone <= len(self.model.seeds),
-            f"--model.parallel: replicas is not allowed with {len(self.model.seeds)} of --model.seeds on {alone} "
+            processes <= len(self.model.seeds),
+            f"--model.parallel: replicas is not allowed with {len(self.model.seeds)} of --model.seeds on {processes} "
             "processes; give a seed for each, or fewer devices",
         )
-        return ReplicaStrategy() if alone > 1 else trainer.strategy
+        return ReplicaStrategy() if processes > 1 else trainer.strategy
 
     def loggers(self, given: Any) -> Any:
         """Return TensorBoard and metrics.csv where the user says nothing; the user's and metrics.csv else."""
@@ -271,45 +277,13 @@ class ToysCLI(LightningCLI):
             raise ToyError(explain(str(error), ToyParser.command, parser)) from None
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
-        if not isinstance(self.model, ToyModule):
-            raise ToyError(f"--model: {type(self.model).__name__} is not an experiment of lightning_toys")
         self.model.sizes = self.model.measure(self.datamodule)
-        if self.checkpoint is not None and (why := self.model.misfit(self.checkpoint)):
-            asked = [w.split("=")[0] for w in ToyParser.command if w.startswith(("--model", "--data"))]
-            blame = f"; asked for by {', '.join(asked)}" if asked else ""
-            raise ToyError(f"--ckpt_path: {self.checkpoint_path} does not fit the network: {why}{blame}")
-        resumed = self.checkpoint if self.subcommand == "fit" else None
-        if resumed is not None and (why := self.model.optimizers_misfit(resumed)):
-            raise ToyError(f"--ckpt_path: {self.checkpoint_path} cannot be gone on with: {why}")
+        if self.checkpoint is not None:
+            self.check_fit(self.checkpoint)
         trainer = self.config_init[self.subcommand].trainer
         if self.subcommand == "predict" and type(self.model).predict_step is LightningModule.predict_step:
             raise ToyError(f"predict: {type(self.model).__name__} has no predictions to write; give the verb test")
-        precision, allowed = str(trainer.precision or "32-true"), self.model.precisions
-        if allowed and precision not in (*allowed, *(p.removesuffix("-true") for p in allowed)):
-            raise ToyError(f"--trainer.precision: {precision!r} is not allowed here; give one of {', '.join(allowed)}")
-        if trainer.gradient_clip_val is not None:
-            raise ToyError("--trainer.gradient_clip_val: would clip replicas together; give --model.clip_grad_norm")
-        if trainer.overfit_batches != 0 or trainer.limit_train_batches not in (None, 1.0):
-            raise ToyError(
-                "--trainer.overfit_batches, --trainer.limit_train_batches: not allowed, a batch of the Trainer's holds "
-                "many steps; give --data.num_train or --trainer.max_steps"
-            )
-        if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 0:
-            raise ToyError(
-                f"--trainer.log_every_n_steps: {trainer.log_every_n_steps} is not allowed; give an integer >= 0"
-            )
-        every = trainer.val_check_interval
-        if not isinstance(every, int) or every < 1:
-            raise ToyError(
-                f"--trainer.val_check_interval: {every!r} is not allowed; give optimiser steps, an integer >= 1"
-            )
-        if trainer.accumulate_grad_batches != 1:
-            raise ToyError("--trainer.accumulate_grad_batches: only 1 is allowed; give a larger --data.batch_size")
-        drawn = getattr(self.datamodule, "drawn", False)
-        if self.subcommand == "fit" and drawn and trainer.max_steps < 0 and not trainer.fast_dev_run:
-            raise ToyError(
-                "--trainer.max_steps: -1 is not allowed, the data are drawn anew at every step; give a number"
-            )
+        check_trainer(trainer, self.model, self.datamodule, str(self.subcommand))
         self.strategy = self.replica_strategy(trainer) if self.model.parallel == "replicas" else None
         claimed = self.claim(bool(trainer.fast_dev_run))
         try:
@@ -320,6 +294,16 @@ class ToysCLI(LightningCLI):
             raise ToyError(f"--trainer: {' '.join(str(error).split())}") from None
         for key, now, was in self.taken:
             note(f"{key} is {now!r} as in the checkpoint, not {was!r} as in the configuration; a flag would win")
+
+    def check_fit(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that is of another network, or whose optimisers cannot go on."""
+        net = self.model.build()
+        if why := self.model.misfit(checkpoint, net):
+            asked = [w.split("=")[0] for w in ToyParser.command if w.startswith(("--model", "--data"))]
+            blame = f"; asked for by {', '.join(asked)}" if asked else ""
+            raise ToyError(f"--ckpt_path: {self.checkpoint_path} does not fit the network: {why}{blame}")
+        if self.subcommand == "fit" and (why := self.model.optimizers_misfit(checkpoint, net)):
+            raise ToyError(f"--ckpt_path: {self.checkpoint_path} cannot be gone on with: {why}")
 
     def claim(self, fast_dev_run: bool) -> bool:
         """Make a new run's folder, so that a run started at the same moment takes the next number."""
@@ -426,20 +410,6 @@ def parse(parser: LightningArgumentParser, words: list[str]) -> Namespace:
         raise ToyError(str(refused.code)) from None
 
 
-def beyond_memory(error: Exception) -> str:
-    """Return what an error says of memory that is not there, empty if it is another error."""
-    text = " ".join(str(error).split())
-    words = ("memory", "array is too big", "calculation overflowed", "maximum allowed dimension")
-    return text[:200] or "out of memory" if isinstance(error, MemoryError) or any(w in text for w in words) else ""
-
-
-def largest(settings: dict[str, Any]) -> str:
-    """Return the greatest size among flat settings: what memory most likely ran out for."""
-    sizes = {k: v for k, v in settings.items() if isinstance(v, int) and k.startswith(("model.", "data."))}
-    name = max(sizes, key=lambda k: sizes[k])
-    return f"--{name}: {sizes[name]} is more than memory holds"
-
-
 def settle_length(rest: list[str]) -> list[str]:
     """Let a length given as a flag stand alone: max_steps on the line frees max_epochs of a file, and vice versa."""
     given = flags(rest)
@@ -463,65 +433,6 @@ def check_root(word: str) -> None:
         raise ToyError(f"--run.root: {word} is not allowed ({error.strerror}); give a folder") from None
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ToyError(f"--run.root: {word} is not allowed; {there} is no folder that can be written to")
-
-
-def check_experiment(class_path: str) -> None:
-    """Refuse a class that is none of ours before anything is made of it."""
-    module, _, name = class_path.rpartition(".")
-    kind = getattr(importlib.import_module(module), name)
-    if isinstance(kind, type) and (not issubclass(kind, ToyModule) or kind.build is ToyModule.build):
-        raise ToyError(f"--model: {class_path} is not an experiment of lightning_toys")
-
-
-def trains_anything(class_path: str) -> bool:
-    """Whether a module has weights; one that has none is tested without a checkpoint."""
-    kind = experiment_class(class_path)
-    return kind is None or kind.trains
-
-
-def experiment_class(class_path: str) -> type[ToyModule] | None:
-    """Return an experiment's class; None for somebody else's."""
-    module, _, name = class_path.rpartition(".")
-    kind = getattr(importlib.import_module(module), name)
-    return kind if isinstance(kind, type) and issubclass(kind, ToyModule) else None
-
-
-def stands_alone(class_path: str, settings: Namespace | None) -> bool:
-    """Whether `test` with these settings needs no checkpoint of ours."""
-    kind = experiment_class(class_path)
-    return kind is not None and kind.stands_alone(settings.as_dict() if settings else {})
-
-
-def experiment_of(class_path: str) -> str:
-    """Return the experiment's package, ``lightning_toys.EXPERIMENT``, or the top package of somebody else's class."""
-    parts = class_path.split(".")
-    return parts[1] if parts[0] == "lightning_toys" and len(parts) > 2 else parts[0]
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return a nested configuration as {"model.lr": ...}, without the class_path/init_args levels."""
-    if isinstance(tree, dict):
-        out: dict[str, Any] = {}
-        for key, value in tree.items():
-            if key == "init_args":
-                out.update(flatten(value, prefix))
-            else:
-                name = prefix if key == "class_path" else f"{prefix}.{key}" if prefix else key
-                out.update(flatten(value, name))
-        return out
-    return {prefix: tree if isinstance(tree, int | float | bool | str) else str(tree)}
-
-
-def short(value: Any) -> Any:
-    """Return a class of ours by its short name."""
-    return value.split(".")[-1] if isinstance(value, str) and value.startswith("lightning_toys.") else value
-
-
-def differences(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (flag, now, was) for each model and data setting that differs."""
-    a = flatten({k: was[k] for k in ("model", "data")})
-    b = flatten({k: now[k] for k in ("model", "data")})
-    return [(f"--{k}", b[k], a.get(k)) for k in b if k in a and a[k] != b[k]]
 
 
 def summary(report: Report, names: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from lightning_toys.errors import ToyError, note
 from lightning_toys.plotting import COLOURS, GREY, new_figure
+from lightning_toys.settings import flatten, short
 from lightning_toys.stats import holm, mean_ci, paired_difference, written
 from lightning_toys.strict_yaml import strict_load
 from lightning_toys.training.results import is_main, set_aside, write_atomic
@@ -87,8 +88,6 @@ def find_results(paths: Sequence[Path]) -> list[Path]:
 
 def settings(folder: Path) -> dict[str, Any]:
     """Return a run's flat model and data settings."""
-    from lightning_toys.cli import flatten
-
     config = folder / "config.yaml"
     if not config.is_file():
         return {}
@@ -107,8 +106,6 @@ def load_runs(files: Sequence[Path]) -> list[Run]:
     Raises:
         ToyError: a file is no results.json of this project, or the runs are of different experiments.
     """
-    from lightning_toys.cli import short
-
     contents = []
     for file in files:
         try:

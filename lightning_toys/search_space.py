@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 from typing import Any
 
 import numpy as np
-import yaml
 
 from lightning_toys.cell import Cell
 from lightning_toys.errors import ToyError, did_you_mean
-from lightning_toys.strict_yaml import strict_load
+from lightning_toys.strict_yaml import read_word, write_word
 
 SETTINGS = ("metric", "direction", "trials", "seed")
 DIRECTIONS = ("minimize", "maximize")
@@ -22,10 +20,7 @@ SPACE = "{low: 1e-4, high: 1e-2, log: true}, {low: 1, high: 8, int: true} or {ch
 
 def load(text: str) -> Any:
     """Read YAML in which 1e-4 is a number."""
-    try:
-        found = strict_load(text)
-    except yaml.YAMLError:
-        return None
+    found = read_word(text)
     if isinstance(found, dict):
         for key in ("low", "high"):
             if isinstance(found.get(key), str):
@@ -51,7 +46,7 @@ def parse_axis(flag: str, text: str) -> dict[str, Any]:
         choices = found["choices"]
         if len(found) > 1 or not isinstance(choices, list) or len(choices) < 2:
             raise refuse(", choices are a list of two or more and stand alone")
-        words = [c if isinstance(c, str) else json.dumps(c) for c in choices]
+        words = [write_word(c) for c in choices]
         if len(set(words)) < len(words):
             raise refuse(", two choices are the same")
         return {"choices": words}
@@ -118,7 +113,7 @@ def corners(space: dict[str, dict[str, Any]]) -> list[Cell]:
 
 def words(params: dict[str, Any]) -> list[str]:
     """Write parameters as flags."""
-    return [w for k, v in params.items() for w in (f"--{k}", v if isinstance(v, str) else json.dumps(v))]
+    return [w for k, v in params.items() for w in (f"--{k}", write_word(v))]
 
 
 def distribution(axis: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import yaml
@@ -88,3 +89,16 @@ def strict_load(text: str) -> Any:
         return yaml.load(text, Loader=StrictLoader)
     except ValueError as error:  # an integer of 5000 digits, `!!int many`
         raise UnfitError(str(error)) from None
+
+
+def read_word(text: str) -> Any:
+    """Return the plain value of a flag's word; None where it cannot be read."""
+    try:
+        return strict_load(text)
+    except yaml.YAMLError:
+        return None
+
+
+def write_word(value: Any) -> str:
+    """Return a plain value as one word of a command line; a string is the word itself."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
 import threading
@@ -11,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from lightning_toys.arguments import check_configs, split_configs
 from lightning_toys.cell import (
@@ -33,7 +30,7 @@ from lightning_toys.claims import BEAT, STALE, take
 from lightning_toys.errors import NothingToTrainError, ToyError, did_you_mean, note
 from lightning_toys.search import Search, trials
 from lightning_toys.search_space import corners, parse_search
-from lightning_toys.strict_yaml import strict_load
+from lightning_toys.strict_yaml import read_word, write_word
 
 HELP = f"""\
 usage: python cli.py sweep [-c FILE ...] --grid.ANY.FLAG '[...]' [--grid.ANOTHER '[...]'] [--flag value ...]
@@ -92,14 +89,6 @@ def part_flags(words: Sequence[str], prefix: str, example: str) -> tuple[dict[st
     return found, rest
 
 
-def load_yaml(text: str) -> Any:
-    """Read a flag's value; None where it cannot be read."""
-    try:
-        return strict_load(text)
-    except yaml.YAMLError:
-        return None
-
-
 def parse_grid(words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
     """Part ``--grid.FLAG '[a, b]'`` from the other words.
 
@@ -109,7 +98,7 @@ def parse_grid(words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
     found, rest = part_flags(words, "grid", "'[1, 2]'")
     grid: dict[str, list[Any]] = {}
     for name, text in found.items():
-        values = load_yaml(text)
+        values = read_word(text)
         if not isinstance(values, list) or not values:
             raise ToyError(f"--grid.{name}: {text!r} is not allowed; give a list such as '[1, 2]'")
         grid[name] = values
@@ -125,7 +114,7 @@ def parse_settings(words: Sequence[str]) -> tuple[Settings, list[str]]:
     found, rest = part_flags(words, "sweep", "--sweep.jobs 4")
     given: dict[str, Any] = {}
     for name, text in found.items():
-        value = load_yaml(text)
+        value = read_word(text)
         if name not in SETTINGS:
             raise ToyError(
                 f"--sweep.{name}: no such flag; give one of {', '.join(SETTINGS)}{did_you_mean(name, SETTINGS)}"
@@ -159,16 +148,11 @@ def cells(grid: dict[str, list[Any]]) -> list[Cell]:
     out = []
     for values in itertools.product(*grid.values()):
         pairs = list(zip(grid, values, strict=True))
-        words = [f"{short[k]}={named[str(Path(v))] if k == 'config' else yaml_word(v)}" for k, v in pairs]
+        words = [f"{short[k]}={named[str(Path(v))] if k == 'config' else write_word(v)}" for k, v in pairs]
         name = ",".join(words).replace("/", "_").replace(" ", "")
-        flags = tuple(w for k, v in pairs if k != "config" for w in (f"--{k}", yaml_word(v)))
+        flags = tuple(w for k, v in pairs if k != "config" for w in (f"--{k}", write_word(v)))
         out.append(Cell(name, flags, tuple(v for k, v in pairs if k == "config")))
     return out
-
-
-def yaml_word(value: Any) -> str:
-    """Write a value as one command-line word."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def sweep_command(args: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,23 @@ def changed(**changes: Any) -> dict[str, Any]:
 def at(path: str, value: Any) -> dict[str, Any]:
     """Return the good configuration with one value changed, the path written with dots."""
     return changed(**{path.replace(".", "__"): value})
+
+
+def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Return what puts a value at a path, or takes it away."""
+
+    def act(tree: dict[str, Any]) -> None:
+        *heads, last = path.split("/")
+        node: Any = tree
+        for head in heads:
+            node = node[int(head) if isinstance(node, list) or head.isdigit() else head]
+        key: Any = int(last) if isinstance(node, list) or last.isdigit() else last
+        if value is ...:
+            del node[key]
+        else:
+            node[key] = value
+
+    return act
 
 
 def canary_command(canary: Path) -> str:

@@ -68,6 +68,10 @@ def module_class(config: Path) -> type[ToyModule]:
     return kind
 
 
+SHIPPED = [c for c in CONFIGS if c.stem not in READS]
+FIRST = {module_class(c): c for c in reversed(SHIPPED)}  # the first configuration of each module
+
+
 def refusal(config: Path, verb: str, precision: str) -> str | None:
     """What a configuration's module declares that it cannot do, in words of its one line; None if it can."""
     kind = module_class(config)

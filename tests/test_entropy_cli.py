@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Runner
+from processes import two_ranks
 
 import lightning_toys.update_entropy.probe as probing
 from lightning_toys.training.metrics_csv import read_csv
@@ -197,6 +198,26 @@ def test_two_ranks_are_one(entropy: Runner) -> None:
     for name in alone:
         if name != "closure":
             assert shared[name]["values"] == pytest.approx(alone[name]["values"], rel=1e-6, abs=1e-8), name
+
+
+def test_ranks_stop_between_two_steps_on_the_same_responses(entropy: Runner, tmp_path: Path) -> None:
+    """Each rank goes on with its own responses; so does one process with those of two ranks."""
+    flags = ("--trainer.precision", "64-true", "--model.rollouts.inner_steps", "3", "--trainer.accelerator", "cpu")
+    flags = (*flags, "--model.policy.lora_dropout", "0.0", "--model.seeds", "[0,1]", *QUIET)
+    ddp = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
+    first, rest = ("--trainer.max_steps", "11"), ("--trainer.max_steps", "14", "--ckpt_path", "last")
+    jobs = [
+        entropy.words("fit", "arithmetic", *flags, *ddp, *part, "--run.name", name)
+        for name, part in (("two", first), ("two", rest), ("half", first))
+    ]
+    for codes in two_ranks(jobs, tmp_path):
+        assert [code for code, _ in codes] == [0] * len(jobs), codes
+    entropy.ok("fit", "arithmetic", *flags, *rest, "--run.name", "half")
+    entropy.ok("fit", "arithmetic", *flags, "--trainer.max_steps", "14", "--run.name", "one")
+    found = {n: weights(entropy, n)["state_dict"] for n in ("one", "two", "half")}
+    for name, w in found["one"].items():
+        for other in ("two", "half"):
+            assert torch.allclose(w, found[other][name], rtol=1e-7, atol=1e-9), (other, name)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -200,18 +201,24 @@ def fake(tmp_path: Path) -> Run:
     return Run("demo", ("fit -c x.yaml",), "flow_vs_regression/gallery/x", "0", 1)
 
 
-def test_a_finished_run_is_run_again_only_if_something_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[list[str]] = []
+def trained(root: Path, calls: list[list[str]], code: int) -> Callable[[list[str], Path], int]:
+    """Stand in for a command line that trains: it leaves a checkpoint and ends with a code."""
 
     def start(words: list[str], log: Path) -> int:
         calls.append(words)
         log.touch()
-        (tmp_path / "flow_vs_regression/gallery/x/checkpoints").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "flow_vs_regression/gallery/x/checkpoints/last.ckpt").touch()
-        return 0
+        folder = root / "flow_vs_regression/gallery/x/checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "last.ckpt").touch()
+        return code
 
+    return start
+
+
+def test_a_finished_run_is_run_again_only_if_something_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
     monkeypatch.setattr(running, "git_state", lambda: {"commit": "0", "dirty": False})
-    monkeypatch.setattr(running, "start", start)
+    monkeypatch.setattr(running, "start", trained(tmp_path, calls, 0))
     run = fake(tmp_path)
     running.perform(run, tmp_path, full=True)
     assert running.finished(run, tmp_path, full=True)
@@ -224,15 +231,7 @@ def test_a_finished_run_is_run_again_only_if_something_changed(tmp_path: Path, m
 
 def test_a_cut_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
-
-    def start(words: list[str], log: Path) -> int:
-        calls.append(words)
-        log.touch()
-        (tmp_path / "flow_vs_regression/gallery/x/checkpoints").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "flow_vs_regression/gallery/x/checkpoints/last.ckpt").touch()
-        return 130
-
-    monkeypatch.setattr(running, "start", start)
+    monkeypatch.setattr(running, "start", trained(tmp_path, calls, 130))
     for _ in range(2):
         with pytest.raises(RuntimeError, match="ended with 130"):
             running.perform(fake(tmp_path), tmp_path, full=True)

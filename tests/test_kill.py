@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,14 +17,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPO
-from shipped import CONFIGS, READS, module_class, tiny
+from processes import fork
+from shipped import FIRST, module_class, tiny
 
 from lightning_toys.cli import main
 from lightning_toys.training.metrics_csv import read_csv
 from lightning_toys.training.noise import keyed_generator
 from lightning_toys.training.run_folder import SWEEP_MARK
 
-FIRST = {module_class(c): c for c in reversed(CONFIGS) if c.stem not in READS and module_class(c).trains}
+TRAINED = [c for kind, c in FIRST.items() if kind.trains]
 # steps that take some seconds, and how often there is a validation, a checkpoint and a row
 LENGTH = {
     "FlowVsRegression": (3000, 400, 90, 25),
@@ -53,23 +53,6 @@ def words(config: Path, root: Path, name: str, *flags: str) -> list[str]:
     ]
 
 
-def start(command: list[str], said: Path) -> int:
-    """Run a command line in a child that is forked, since importing torch takes longer than the run; return its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 99
-    try:
-        file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        sys.stdout, sys.stderr = (os.fdopen(os.dup(file), "w", buffering=1) for _ in range(2))
-        code = main(command)
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
-
-
 def ended(pid: int) -> int | None:
     """Return a child's exit code, minus the signal's number where one killed it; None while it runs."""
     done, status = os.waitpid(pid, os.WNOHANG)
@@ -79,7 +62,7 @@ def ended(pid: int) -> int | None:
 def stop_somewhere(command: list[str], said: Path, last: Path, wait: float, number: signal.Signals) -> int | None:
     """Start a command, send a signal ``wait`` seconds after its first checkpoint, return how it ended."""
     before = last.stat().st_mtime_ns if last.exists() else 0
-    pid = start(command, said)
+    pid = fork(lambda: main(command), said)
     limit = time.monotonic() + 120
     while not (last.exists() and last.stat().st_mtime_ns > before):
         assert time.monotonic() < limit, said.read_text()
@@ -102,7 +85,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {k: found.get(k) for k in SAME} | {"toy": toy, "results": kept, "rows": read_csv(folder / "metrics.csv")}
 
 
-@pytest.mark.parametrize("config", FIRST.values(), ids=lambda c: f"{c.parent.name}-{c.stem}")
+@pytest.mark.parametrize("config", TRAINED, ids=lambda c: f"{c.parent.name}-{c.stem}")
 def test_stopped_again_and_again(config: Path, tmp_path: Path, bitwise: Callable[..., None]) -> None:
     begin = time.monotonic()
     assert main(words(config, tmp_path, "whole")) == 0

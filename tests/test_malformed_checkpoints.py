@@ -6,7 +6,6 @@ import copy
 import json
 import pickle
 import zipfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from malformed import CORPUS, GOOD, Refusal, Trap, at
+from malformed import CORPUS, GOOD, Refusal, Trap, at, put
 
 from lightning_toys.cli import main
 from lightning_toys.errors import ToyError
@@ -58,23 +57,6 @@ class Bench:
 @pytest.fixture
 def bench(refuse: Refusal, whole: Path) -> Bench:
     return Bench(refuse, whole)
-
-
-def put(path: str, value: Any) -> Callable[[Tree], None]:
-    """Return what puts a value at a path, or takes it away."""
-
-    def act(tree: Tree) -> None:
-        *heads, last = path.split("/")
-        node: Any = tree
-        for head in heads:
-            node = node[int(head) if isinstance(node, list) or head.isdigit() else head]
-        key: Any = int(last) if isinstance(node, list) or last.isdigit() else last
-        if value is ...:
-            del node[key]
-        else:
-            node[key] = value
-
-    return act
 
 
 NAN = torch.full((2, 3, 8), torch.nan)

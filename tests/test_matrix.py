@@ -9,21 +9,18 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from conftest import REPO
-from shipped import CONFIGS, PRECISIONS, READS, VERBS, kind_of, module_class, precisions, refusal, tiny
+from processes import two_ranks
+from shipped import FIRST, PRECISIONS, SHIPPED, VERBS, kind_of, module_class, precisions, refusal, tiny
 
 from lightning_toys.cli import main
 
 WHOLE = os.environ.get("LIGHTNING_TOYS_MATRIX") == "all"
-SHIPPED = [c for c in CONFIGS if c.stem not in READS]
-FIRST = {module_class(c): c for c in reversed(SHIPPED)}  # the first configuration of each module
 # after two steps, one process and two differ by rounding; the second factor is what a sum over ranks in bf16 may do
 CLOSE = {"32-true": 2e-3, "bf16-mixed": 5e-2, "64-true": 1e-6}
 
@@ -120,20 +117,7 @@ def test_two_ranks(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     mine = [c for c in cells(True) if kind_of(c.config) == kind]
     ddp = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
     plan = [line for c in mine for line in c.plan(tmp_path / "two" / c.precision, *ddp)]
-    jobs = tmp_path / "jobs.json"
-    jobs.write_text(json.dumps([words for *_, words in plan]))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    done = subprocess.run(
-        [*launch, str(REPO / "tests/matrix_worker.py"), str(jobs)],
-        cwd=REPO,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    ranks = [json.loads(Path(f"{jobs}.{r}").read_text()) for r in range(2)]
+    ranks = two_ranks([words for *_, words in plan], tmp_path)
     for (cell, verb, root, _), (code, said), (other, _) in zip(plan, *ranks, strict=True):
         assert code == other, f"{cell.label} {verb}: rank 0 ends with {code}, rank 1 with {other}"
         check(cell, verb, code, said, root)

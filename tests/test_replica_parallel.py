@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import REPO, Runner
-from shipped import CONFIGS, module_class, tiny
+from processes import two_ranks
+from shipped import FIRST, module_class, tiny
 
 from lightning_toys.cli import main
 from lightning_toys.training.metrics_csv import read_csv
 from lightning_toys.training.replica_parallel import share
 
-FIRST = {module_class(c): c for c in reversed(CONFIGS)}
 SHARED = [c for kind, c in FIRST.items() if "parallel" in kind.__init__.__annotations__]
 SEEDS = "[4,1,7]"  # over two processes: one and two
 OPTIONS = {  # all that has a replica axis: shadow copies, best weights, Muon's momenta
@@ -34,18 +31,6 @@ def words(config: Path, root: Path, *flags: str) -> list[str]:
         *("--trainer.val_check_interval", "10", "--trainer.log_every_n_steps", "5", "--figures.enabled", "false"),
         *("--model.clip_grad_norm", "1.0", *OPTIONS.get(module_class(config).__name__, ()), *flags),
     ]
-
-
-def two_ranks(jobs: list[list[str]], tmp_path: Path) -> list[list[Any]]:
-    """Run command lines on two gloo processes; return each rank's exit codes and words."""
-    file = tmp_path / "jobs.json"
-    file.write_text(json.dumps(jobs))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    command = [*launch, str(REPO / "tests/matrix_worker.py"), str(file)]
-    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads(Path(f"{file}.{r}").read_text()) for r in range(2)]
 
 
 def close(a: Any, b: Any, where: str, tolerance: float = 1e-8) -> None:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import REPO, Runner
+from processes import fork
 
 from lightning_toys import cli
 from lightning_toys.cell import Cell, Plan, Task
@@ -27,25 +27,6 @@ from lightning_toys.sweep import check_devices
 from lightning_toys.workers import Foreman, devices, leave_group
 
 CONFIGS = "configs/flow_vs_regression"
-
-
-def fork(work: Callable[[], object], says: Path) -> int:
-    """Run something in a child of this process, which need not import anything anew; return its number."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # python >= 3.12 dislikes forks beside threads
-        pid = os.fork()
-    if pid:
-        return pid
-    code = 70
-    try:
-        out = os.open(says, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        code = int(work() or 0)  # type: ignore[call-overload]
-        sys.stdout.flush()
-    finally:
-        os._exit(code)
 
 
 def wait_for(found: Callable[[], Any], seconds: float = 120.0) -> Any:

@@ -78,6 +78,7 @@ class FlowVsRegression(ToyModule):
         mip_form: ``published`` or ``paper``; they differ in what x0 feeds.
         evaluation: how predictions are read out.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
+        compile: whether the loss is compiled (`torch.compile`): for GPUs; takes half a minute once.
     """
 
     metric_labels: Mapping[str, str] = {
@@ -100,8 +101,9 @@ class FlowVsRegression(ToyModule):
         mip_form: Literal["published", "paper"] = "published",
         evaluation: Evaluation | None = None,
         parallel: Parallel = "batch",
+        compile: bool = False,
     ) -> None:
-        super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, parallel=parallel)
+        super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, parallel=parallel, compile=compile)
         self.mode, self.loss = mode, loss
         # a checkpoint's hyper-parameters are plain values: load_from_checkpoint hands dicts over
         self.network = made(Network, network)
@@ -156,10 +158,14 @@ class FlowVsRegression(ToyModule):
         rows = slice(batch.first, batch.first + x1.shape[1])
         x0 = self.x0_noise.at(step, x1)[:, rows] if self.x0_law == "gaussian" else torch.zeros_like(x1)
         t = self.t_noise.at(step, x1)[:, rows] if self.objective.draws_time else torch.zeros(())
+        return self.quick(self.losses)(c, x1, x0, t, batch.total)
+
+    def losses(self, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor, total: int) -> Tensor:
+        """Return each replica's loss (R,): sums over c (R, B, 1), x1 and x0 (R, B, D), t (R, B, 1), by ``total``."""
         assert isinstance(self.net, ConditionalNet)
         norm = torch.square if self.loss == "l2" else torch.abs
         terms = [norm(r).sum((1, 2)) for r in self.objective.residuals(self.net, c, x1, x0, t)]
-        return sum(terms[1:], terms[0]) / (batch.total * x1.shape[2])
+        return sum(terms[1:], terms[0]) / (total * x1.shape[2])
 
     # evaluation
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_toys.mirror_descent import affine
 from lightning_toys.mirror_descent.affine import Law
-from lightning_toys.mirror_descent.fused import fused, gaussian_mala
+from lightning_toys.mirror_descent.fused import gaussian_mala
 from lightning_toys.mirror_descent.kernels import (
     Noise,
     State,
@@ -25,6 +25,7 @@ from lightning_toys.mirror_descent.kernels import (
 from lightning_toys.mirror_descent.samplers import Draws, Sampler, Watch, from_prior, langevin, refresh
 from lightning_toys.mirror_descent.tilt import Tilted
 from lightning_toys.mirror_descent.world import Cost
+from lightning_toys.training.compiling import kept_compiled
 
 
 class Annealed(Sampler):
@@ -136,7 +137,7 @@ class PCMALA(Annealed):
 
     def leap(self, noise: Noise, a: Tensor, watch: Watch) -> Tensor:
         """Take the same steps by compiled code, for the exact law."""
-        s, step = self.world.settings, fused(gaussian_mala)
+        s, step = self.world.settings, kept_compiled(gaussian_mala)
         rows = [(at.mu, at.tau, math.sqrt(s.mala_step / at.tau / 2)) for at in self.rounds]
         for numbers in torch.tensor(rows, dtype=a.dtype, device=a.device):
             for _ in range(s.action_steps_per_level):

@@ -7,35 +7,9 @@ the law is the same.
 from __future__ import annotations
 
 import math
-import os
-import shutil
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-
-from lightning_toys.errors import require
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-compiled: dict[Any, Any] = {}
-
-
-def fused(f: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Return ``f`` compiled; compiled once in a process, and kept on disk by torch."""
-    if f not in compiled:
-        compiled[f] = torch.compile(f, dynamic=False)
-    out: Callable[Arguments, Result] = compiled[f]
-    return out
-
-
-def check_compiler() -> None:
-    """Refuse to compile where there is nothing to compile with."""
-    found = [c for c in (os.environ.get("CXX"), "g++", "clang++") if c and shutil.which(c)]
-    require(
-        bool(found), "--model.settings.compile: true is not allowed; there is no C++ compiler (g++ or clang++) here"
-    )
 
 
 def normals_of(words: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_toys.mirror_descent.fused import fused, normals_of, uniforms_of
+from lightning_toys.mirror_descent.fused import normals_of, uniforms_of
+from lightning_toys.training.compiling import kept_compiled
 from lightning_toys.training.noise import keyed_bits
 
 Array = NDArray[np.float64]
@@ -62,14 +63,14 @@ class Noise:
     def draw_uniform(self, rows: int) -> Tensor:
         """Draw uniforms (rows, BLOCK)."""
         if self.compiled:
-            return fused(uniforms_of)(self.words(rows))
+            return kept_compiled(uniforms_of)(self.words(rows))
         drawn, grain = self.grains(rows)
         return torch.add(drawn.new_tensor(0.5), drawn, alpha=grain)
 
     def draw_normal(self, rows: int) -> Tensor:
         """Draw standard normals (rows, BLOCK)."""
         if self.compiled:
-            return fused(normals_of)(self.words(rows))
+            return kept_compiled(normals_of)(self.words(rows))
         drawn, grain = self.grains(rows)
         first, angle = drawn.view(rows, 2, BLOCK // 2).unbind(1)
         # the logarithm of (0, 1]; an angle in [-pi, pi)

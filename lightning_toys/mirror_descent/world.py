@@ -9,11 +9,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lightning_toys.errors import require
-from lightning_toys.mirror_descent.fused import check_compiler
 from lightning_toys.mirror_descent.joint import Joint, Level
 from lightning_toys.mirror_descent.model import ExactModel, Model
 from lightning_toys.mirror_descent.schedules import Schedule
 from lightning_toys.mirror_descent.tilt import Reward, Tilted, tilt
+from lightning_toys.training.compiling import check_compiler
 
 
 class Cost(NamedTuple):
@@ -89,7 +89,7 @@ class Settings:
             f"--model.settings.ess_threshold: {self.ess_threshold} is not allowed; give a share in [0, 1]",
         )
         if self.compile:
-            check_compiler()
+            check_compiler("--model.settings.compile")
         n = self.smc_particles
         require(
             n >= 2 and 2**15 % n == 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from packaging.version import InvalidVersion, Version
@@ -73,6 +73,27 @@ def out_of_step(checkpoint: Mapping[str, Any]) -> str:
     return ""
 
 
+class Like(NamedTuple):
+    """The form of a tensor.
+
+    Attributes:
+        dtype: its kind.
+        shape: its lengths; None where any will do.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int | None, ...]
+
+    def fits(self, found: Any) -> bool:
+        """Whether this is such a tensor."""
+        return (
+            isinstance(found, Tensor)
+            and found.dtype == self.dtype
+            and found.dim() == len(self.shape)
+            and all(wanted in (None, n) for wanted, n in zip(self.shape, found.shape, strict=True))
+        )
+
+
 def unlike(found: Any, form: Any, where: str = "") -> Iterator[str]:
     """Yield where a tree lacks what a form has, or has another kind of value there; counts are not below 0."""
     name = where or "it"
@@ -92,6 +113,10 @@ def unlike(found: Any, form: Any, where: str = "") -> Iterator[str]:
         elif form:
             for i, item in enumerate(found):
                 yield from unlike(item, form[0], f"{name}[{i}]")
+    elif isinstance(form, Like):
+        if not form.fits(found):
+            sizes = ", ".join("any" if n is None else str(n) for n in form.shape)
+            yield f"{name} is {describe(found)}, no tensor ({sizes}) of {form.dtype}"
     elif type(found) is not type(form):
         yield f"{name} is {describe(found)}, no {type(form).__name__}"
     elif isinstance(form, int) and found < 0:
@@ -100,7 +125,7 @@ def unlike(found: Any, form: Any, where: str = "") -> Iterator[str]:
 
 def describe(value: Any) -> str:
     """Return a value in few words."""
-    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:40]
+    return f"a tensor {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else repr(value)[:40]
 
 
 def is_plain(value: Any) -> bool:
@@ -110,16 +135,6 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(is_plain, value))
     return value is None or isinstance(value, str | int | float | bool)
-
-
-def class_paths(tree: Any) -> set[str]:
-    """Return every class that a configuration names."""
-    if isinstance(tree, list | tuple):
-        return {c for item in tree for c in class_paths(item)}
-    if not isinstance(tree, dict):
-        return set()
-    own = {tree["class_path"]} if isinstance(tree.get("class_path"), str) else set()
-    return own | {c for item in tree.values() for c in class_paths(item)}
 
 
 def optimizers_misfit(states: Sequence[Any], optimizers: Sequence[torch.optim.Optimizer], step: int) -> str:

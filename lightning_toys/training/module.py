@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from lightning_toys.errors import NonFiniteError, require
 from lightning_toys.stats import mean_ci
 from lightning_toys.training.checkpoint_form import optimizers_misfit
+from lightning_toys.training.compiling import Arguments, Result, check_compiler, compiled
 from lightning_toys.training.loader import Batch, Block, DrawnBlock
 from lightning_toys.training.muon import ReplicaMuon, split_hidden
-from lightning_toys.training.replica_parallel import Parallel, ReplicaStrategy, gathered, share, with_states
+from lightning_toys.training.replica_parallel import Parallel, ReplicaStrategy, SharedReplicas, share, with_states
 from lightning_toys.training.results import Report, is_main
 
 
@@ -67,7 +68,7 @@ def made(kind: type[Options], given: Options | dict[str, Any] | None, default: O
     return given or default or kind()
 
 
-class ToyModule(LightningModule):
+class ToyModule(SharedReplicas):
     """Base of the replica experiments.
 
     A subclass builds ``self.net`` in :meth:`build` (every parameter with a leading replica axis), gives each replica's
@@ -84,10 +85,9 @@ class ToyModule(LightningModule):
         optimizer: ``adamw``, or ``muon`` on the hidden matrices and AdamW on the rest.
         muon_lr: Muon's learning rate.
         parallel: what several processes share out: the rows of each ``batch``, or the ``replicas``.
+        compile: whether :meth:`quick` compiles.
     """
 
-    net: nn.Module
-    best_score: Tensor
     headline: Sequence[str] = ("l2",)  # the metrics of which `compare` shows every readout
     metric_labels: Mapping[str, str] = {}  # axis labels, with units
     trains: bool = True  # False: there are no weights, and `test` needs no checkpoint
@@ -106,12 +106,16 @@ class ToyModule(LightningModule):
         optimizer: Literal["adamw", "muon"] = "adamw",
         muon_lr: float = 0.02,
         parallel: Parallel = "batch",
+        compile: bool = False,
     ) -> None:
         super().__init__()
+        if compile:
+            check_compiler("--model.compile")
+        self.compiles = compile
+        self.compiled_parts: dict[str, Any] = {}
         self.automatic_optimization = False
         self.seeds = check_seeds(seeds)
         self.parallel, self.mine = parallel, slice(0, len(self.seeds))
-        self.aside: dict[str, Any] | None = None  # this process's own replicas, while all are at hand
         require(0 < lr < math.inf, f"--model.lr: {lr} is not allowed; give a number > 0")
         require(0 < muon_lr < math.inf, f"--model.muon_lr: {muon_lr} is not allowed; give a number > 0")
         decays = 0 <= weight_decay < math.inf
@@ -126,8 +130,6 @@ class ToyModule(LightningModule):
         )
         self.lr, self.weight_decay, self.clip_grad_norm, self.ema_decay = lr, weight_decay, clip_grad_norm, ema_decay
         self.lr_decay, self.optimizer_kind, self.muon_lr = lr_decay, optimizer, muon_lr
-        self.ema_net: nn.Module | None = None
-        self.best_net: nn.Module | None = None
         self.register_buffer("best_score", torch.full((len(self.seeds),), torch.inf))
         self.last_report: Report | None = None
         self.banded: dict[str, None] = {}  # names of what was logged with its interval, in their order
@@ -196,56 +198,6 @@ class ToyModule(LightningModule):
             self.ema_net = self.shadow()
         if self.keeps_best:
             self.best_net = self.shadow()
-
-    # replicas shared out over processes
-
-    @property
-    def local_seeds(self) -> list[int]:
-        """The seeds of the replicas that this process trains: all, unless processes share the replicas out."""
-        return self.seeds[self.mine]
-
-    @property
-    def in_training(self) -> bool:
-        """Whether the verb is `fit`."""
-        return self.trainer.state.fn == "fit"
-
-    @property
-    def shares_replicas(self) -> bool:
-        """Whether this process has some of the replicas only."""
-        return len(self.local_seeds) < len(self.seeds)
-
-    @property
-    def replica_names(self) -> set[str]:
-        """Names of what has a replica axis in a state dict: every parameter, and the best scores."""
-        return {n for n, _ in self.named_parameters()} | {"best_score"}
-
-    def everywhere(self, values: Tensor, dim: int = 0) -> Tensor:
-        """Return values of every replica, given those of this process's own along ``dim``."""
-        return gathered(values, len(self.seeds), dim) if self.shares_replicas else values
-
-    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Put all replicas together while they are judged, so that one process's report and figures come out."""
-        if self.shares_replicas:
-            own = {n: m for n, m in self.named_children() if n in ("net", "ema_net", "best_net") and m is not None}
-            self.aside = {**own, "best_score": self.best_score}
-            for name, part in own.items():
-                whole = copy.deepcopy(part)
-                for p in whole.parameters():
-                    p.data = gathered(p.data, len(self.seeds))
-                setattr(self, name, whole)
-            self.best_score = gathered(self.best_score, len(self.seeds))
-
-    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Go back to this process's own replicas, with what the judgement found to be their best."""
-        if self.aside is None:
-            return
-        own, self.aside = self.aside, None
-        self.best_score = self.best_score[self.mine].clone()
-        if self.best_net is not None:
-            for p, q in zip(own["best_net"].parameters(), self.best_net.parameters(), strict=True):
-                p.data.copy_(q.data[self.mine])
-        for name in own.keys() - {"best_score"}:
-            setattr(self, name, own[name])
 
     @property
     def keeps_best(self) -> bool:
@@ -328,7 +280,7 @@ class ToyModule(LightningModule):
             if self.lr_decay == "cosine":
                 self.decay_rates(optimizer, step)
             loss = self.replica_losses(block.batch(step), step)
-            losses.append(loss.detach())
+            losses.append(loss.detach().clone() if self.compiles else loss.detach())  # a graph writes over it
             with self.without_autocast():
                 if direct:
                     for p in parameters:
@@ -352,6 +304,15 @@ class ToyModule(LightningModule):
                     averages: list[Tensor] = list(self.ema_net.parameters())
                     torch._foreach_lerp_(averages, list[Tensor](parameters), 1 - self.ema_decay)
         self.finish_block(block, torch.stack(losses))
+
+    def quick(self, f: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        """Return a part of the loss compiled where ``--model.compile`` asks for it, as a CUDA graph on a GPU."""
+        if not self.compiles:
+            return f
+        if f.__name__ not in self.compiled_parts:
+            self.compiled_parts[f.__name__] = compiled(f, self.device.type == "cuda")
+        out: Callable[Arguments, Result] = self.compiled_parts[f.__name__]
+        return out
 
     def without_autocast(self) -> AbstractContextManager[Any]:
         """Return the context of backward and optimiser step, without the autocast that Lightning keeps on.
@@ -442,15 +403,17 @@ class ToyModule(LightningModule):
         if self.shares_replicas:
             checkpoint.update(with_states(checkpoint, self.replica_names, lambda x: x[self.mine].clone()))
 
-    def misfit(self, checkpoint: dict[str, Any]) -> str | None:
-        """Say where the checkpoint's network differs from the one that :meth:`build` makes, if it does."""
+    def misfit(self, checkpoint: dict[str, Any], net: nn.Module) -> str | None:
+        """Say where the checkpoint's network differs from ``net``, that :meth:`build` made, if it does."""
         for name, wanted, flag in (
             ("ema_net", self.ema_decay is not None, "--model.ema_decay"),
             ("best_net", self.keeps_best, "--data.holdout"),
         ):
             if wanted != any(k.startswith(f"{name}.") for k in checkpoint["state_dict"]):
                 return f"{flag} was {'not ' if wanted else ''}given when it was trained"
-        built = {k: v.shape for k, v in self.build().state_dict().items()}
+        if why := self.extras_misfit(checkpoint["toy"], int(checkpoint["global_step"])):
+            return f"toy.{why}"
+        built = {k: v.shape for k, v in net.state_dict().items()}
         held = {k: v.shape for k, v in checkpoint["state_dict"].items()}
         copies = ["net", *(s for s in ("ema_net", "best_net") if any(k.startswith(f"{s}.") for k in held))]
         known = {k: v.shape for k, v in self.state_dict().items()}
@@ -461,9 +424,18 @@ class ToyModule(LightningModule):
                 return f"it has {shapes[0]} for {name}, where {shapes[1]} is wanted"
         return None
 
-    def optimizers_misfit(self, checkpoint: dict[str, Any]) -> str:
-        """Say where the checkpoint's optimisers differ from those that this run would go on with."""
-        self.net = self.build()
+    def extras_misfit(self, toy: dict[str, Any], step: int) -> str:
+        """Say what is wrong with that which an experiment adds to a checkpoint, if something is.
+
+        Args:
+            toy: the checkpoint's entry of that name.
+            step: of the checkpoint.
+        """
+        return ""
+
+    def optimizers_misfit(self, checkpoint: dict[str, Any], net: nn.Module) -> str:
+        """Say where the checkpoint's optimisers differ from those that this run would train ``net`` with."""
+        self.net = net
         try:
             made: Any = self.configure_optimizers()
         finally:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_toys.training.quick_adam import fused_step
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024; the same as torch.optim.Muon's
 ITERATIONS = 5
 
@@ -101,21 +103,4 @@ class ReplicaMuon(torch.optim.Optimizer):
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
                 }
-        states = [self.state[p] for p in params]
-        beta1, beta2 = group["betas"]
-        torch._foreach_add_([s["step"] for s in states], 1)
-        torch._fused_adamw_(
-            params,
-            [p.grad for p in params],
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
-            [],
-            [s["step"] for s in states],
-            amsgrad=False,
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=1e-8,
-            maximize=False,
-        )
+        fused_step(torch._fused_adamw_, params, [self.state[p] for p in params], group, 1e-8)

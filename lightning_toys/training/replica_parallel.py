@@ -6,13 +6,15 @@ of one process and can be gone on with by any number of processes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Container
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 
 Parallel = Literal["batch", "replicas"]
 
@@ -67,3 +69,74 @@ def with_states(
         {**o, "state": {i: moved(state) for i, state in o["state"].items()}} for o in checkpoint["optimizer_states"]
     ]
     return {"state_dict": weights, "optimizer_states": optimizers}
+
+
+class SharedReplicas(LightningModule):
+    """A module of replicas of which this process may train some only.
+
+    Attributes:
+        seeds: of all replicas.
+        mine: which of them this process trains.
+        net: their networks; ``ema_net`` and ``best_net`` are copies, where they are wanted.
+        best_score: of each replica, lower is better.
+    """
+
+    seeds: list[int]
+    mine: slice
+    net: nn.Module
+    ema_net: nn.Module | None
+    best_net: nn.Module | None
+    best_score: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ema_net, self.best_net = None, None
+        self.aside: dict[str, Any] | None = None  # this process's own replicas, while all are at hand
+
+    @property
+    def local_seeds(self) -> list[int]:
+        """The seeds of the replicas that this process trains: all, unless processes share the replicas out."""
+        return self.seeds[self.mine]
+
+    @property
+    def in_training(self) -> bool:
+        """Whether the verb is `fit`."""
+        return self.trainer.state.fn == "fit"
+
+    @property
+    def shares_replicas(self) -> bool:
+        """Whether this process has some of the replicas only."""
+        return len(self.local_seeds) < len(self.seeds)
+
+    @property
+    def replica_names(self) -> set[str]:
+        """Names of what has a replica axis in a state dict: every parameter, and the best scores."""
+        return {n for n, _ in self.named_parameters()} | {"best_score"}
+
+    def everywhere(self, values: Tensor, dim: int = 0) -> Tensor:
+        """Return values of every replica, given those of this process's own along ``dim``."""
+        return gathered(values, len(self.seeds), dim) if self.shares_replicas else values
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Put all replicas together while they are judged, so that one process's report and figures come out."""
+        if self.shares_replicas:
+            own = {n: m for n, m in self.named_children() if n in ("net", "ema_net", "best_net") and m is not None}
+            self.aside = {**own, "best_score": self.best_score}
+            for name, part in own.items():
+                whole = copy.deepcopy(part)
+                for p in whole.parameters():
+                    p.data = gathered(p.data, len(self.seeds))
+                setattr(self, name, whole)
+            self.best_score = gathered(self.best_score, len(self.seeds))
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Go back to this process's own replicas, with what the judgement found to be their best."""
+        if self.aside is None:
+            return
+        own, self.aside = self.aside, None
+        self.best_score = self.best_score[self.mine].clone()
+        if self.best_net is not None:
+            for p, q in zip(own["best_net"].parameters(), self.best_net.parameters(), strict=True):
+                p.data.copy_(q.data[self.mine])
+        for name in own.keys() - {"best_score"}:
+            setattr(self, name, own[name])

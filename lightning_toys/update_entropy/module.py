@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightning_toys.errors import note, require
+from lightning_toys.training.checkpoint_form import unlike
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule, fitting, made
 from lightning_toys.training.results import Report
@@ -38,11 +39,14 @@ from lightning_toys.update_entropy.probe import Findings, Plan, draw_update, pro
 from lightning_toys.update_entropy.report import label_of, report_of, summary_lines, write_findings
 from lightning_toys.update_entropy.sequences import Sequences, pack
 from lightning_toys.update_entropy.training import (
+    STORED,
     PolicyBatch,
     Rollouts,
     clip_gradients,
     policy_gradient,
     sample,
+    side_by_side,
+    stored_misfit,
     supervised_loss,
 )
 
@@ -179,11 +183,13 @@ class UpdateEntropy(ToyModule):
         adapted = self.policy.adapted(model, seed) if self.adapter is None else load_adapter(model, self.adapter)
         return adapted.train()  # as everything that a Trainer is given
 
-    def misfit(self, checkpoint: dict[str, Any]) -> str | None:
+    def misfit(self, checkpoint: dict[str, Any], net: nn.Module) -> str | None:
         """See :meth:`ToyModule.misfit`; of a backbone only what was trained is in a checkpoint."""
         if self.backbone is None:
-            return super().misfit(checkpoint)
-        built = {f"net.{k}": v.shape for k, v in self.build().state_dict().items()}
+            return super().misfit(checkpoint, net)
+        if why := self.extras_misfit(checkpoint["toy"], int(checkpoint["global_step"])):
+            return f"toy.{why}"
+        built = {f"net.{k}": v.shape for k, v in net.state_dict().items()}
         for name, value in checkpoint["state_dict"].items():
             if name.startswith("net.") and built.get(name) != value.shape:
                 return f"it has {tuple(value.shape)} for {name}, where {built.get(name)} is wanted"
@@ -359,9 +365,28 @@ class UpdateEntropy(ToyModule):
             checkpoint["state_dict"] = kept
         k = self.global_step - self.warm_steps
         if k > 0 and k % self.rollouts.inner_steps:
-            checkpoint["toy"]["responses"] = [
-                {**vars(b.sequences), "parts": b.parts, "old": b.old} for b in self.batches
-            ]
+            shares: list[Any] = [None] * self.trainer.world_size
+            mine = [b.stored() for b in self.batches]
+            if len(shares) > 1:
+                torch.distributed.all_gather_object(shares, mine)
+            else:
+                shares = [mine]
+            checkpoint["toy"]["responses"] = [side_by_side(x) for x in zip(*shares, strict=True)]
+
+    def extras_misfit(self, toy: dict[str, Any], step: int) -> str:
+        """See :meth:`ToyModule.extras_misfit`: responses that more steps are to be taken on."""
+        k = step - self.warm_steps
+        if "responses" not in toy:
+            due = k > 0 and k % self.rollouts.inner_steps
+            return "responses are missing" if due else ""
+        if why := next(unlike(toy, {"responses": [STORED]}), ""):
+            return why
+        if len(toy["responses"]) != len(self.seeds):
+            return f"responses are of {len(toy['responses'])} replicas, there are {len(self.seeds)}"
+        for r, found in enumerate(toy["responses"]):
+            if why := stored_misfit(found, self.sizes["vocabulary"]):
+                return f"responses[{r}]{why}"
+        return ""
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`ToyModule.on_load_checkpoint`; a probe needs the optimisers' state, which `test` does not load."""
@@ -369,10 +394,17 @@ class UpdateEntropy(ToyModule):
         stored = checkpoint["toy"]["config"].get("model", {}).get("init_args", {}).get("rollouts") or {}
         check_temperature(stored.get("temperature"), self.rollouts.temperature)
         self.loaded_optimizers = checkpoint["optimizer_states"]
-        self.batches = []
-        for found in checkpoint["toy"].get("responses", []):
-            parts, old = found.pop("parts"), found.pop("old")
-            self.batches.append(PolicyBatch(Sequences(**found), parts, old))
+        spec = self.rollouts
+        self.batches = [
+            PolicyBatch.taken_up(found, self.rows_of(len(found["responses"])), spec.micro_batch)
+            for found in checkpoint["toy"].get("responses", [])
+        ]
+
+    def rows_of(self, responses: int) -> range:
+        """Return which of a step's responses are this rank's: those of its prompts."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self._trainer is not None else (0, 1)
+        prompts, group = responses // self.rollouts.group, self.rollouts.group
+        return range(prompts * rank // world * group, prompts * (rank + 1) // world * group)
 
     def adamw_state(self, r: int) -> AdamWState:
         """Return the policy gradient's AdamW state of a replica: the file's, the live one, or the checkpoint's."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +120,57 @@ class PolicyBatch:
         n = len(sequences)
         return cls(sequences, list(chunks(sequences, size)) if 0 < size < n else [list(range(n))])
 
+    def stored(self) -> dict[str, Any]:
+        """Return the responses and their l_k (N, T) as a checkpoint holds them: plain lists and a tensor."""
+        first = self.old[0]
+        whole = first.new_zeros(len(self.sequences), max(1, *self.sequences.lengths))
+        for rows, old in zip(self.parts, self.old, strict=True):
+            whole[rows, : old.shape[1]] = old
+        return {**vars(self.sequences), "old": whole.cpu()}
+
+    @classmethod
+    def taken_up(cls, found: Mapping[str, Any], rows: range, size: int) -> PolicyBatch:
+        """Return some rows of what :meth:`stored` returned, in parts of ``size`` responses."""
+        sequences = Sequences(**{k: v for k, v in found.items() if k != "old"}).take(rows)
+        out = cls.of(sequences, size)
+        mine = found["old"][rows.start : rows.stop]
+        out.old = [mine[part][:, : max(1, *(sequences.lengths[i] for i in part))] for part in out.parts]
+        return out
+
+
+def side_by_side(shares: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the ranks have :meth:`PolicyBatch.stored` as one batch, rank 0's rows first."""
+    out = {k: [x for share in shares for x in share[k]] for k in STORED}
+    width = max(share["old"].shape[1] for share in shares)
+    return out | {"old": torch.cat([F.pad(share["old"], (0, width - share["old"].shape[1])) for share in shares])}
+
+
+STORED: dict[str, Any] = {"prompts": [[0]], "responses": [], "prompt": [0], "rewards": [0.0]}  # in a checkpoint
+
+
+def stored_misfit(found: Mapping[str, Any], vocabulary: int) -> str:
+    """Say what is wrong with a batch of a checkpoint that has the form of :data:`STORED`, if something is.
+
+    Args:
+        found: the batch.
+        vocabulary: number of tokens; 0 where it is not known.
+    """
+    n = len(found["responses"])
+    if not all(isinstance(x, list) and all(type(i) is int and i >= 0 for i in x) for x in found["responses"]):
+        return ".responses are no lists of tokens"
+    if not n:
+        return ".responses are none"
+    lengths = {k: len(found[k]) for k in ("prompts", "prompt", "rewards")}
+    if uneven := [k for k, m in lengths.items() if m != n]:
+        return f".{uneven[0]} has {lengths[uneven[0]]} entries, there are {n} responses"
+    most = max(i for x in (*found["prompts"], *found["responses"]) for i in x)
+    if vocabulary and most >= vocabulary:
+        return f" has the token {most}, there are {vocabulary}"
+    old, shape = found.get("old"), (n, max(1, *map(len, found["responses"])))
+    if not isinstance(old, Tensor) or not old.is_floating_point() or tuple(old.shape) != shape:
+        return f".old is no tensor {shape} of numbers"
+    return ""
+
 
 @dataclass
 class PolicyLook:
@@ -163,13 +216,14 @@ def policy_gradient(
         entropy += float(entropy_sum(logits.detach(), packed, temperature))
         if first:
             batch.old.append(logp.detach())
-        value, outside = grpo.loss(logp, batch.old[k], packed.mask, A[rows], share[rows], clipping)
+        old = batch.old[k].to(logp)
+        value, outside = grpo.loss(logp, old, packed.mask, A[rows], share[rows], clipping)
         with torch.autocast(device.type, enabled=False):
             for g, part in zip(gradients, torch.autograd.grad(value, parameters), strict=True):
                 g += part
         total += value.detach()
         clipped += float(outside)
-        log_weights.append((logp.detach() - batch.old[k]).sum(1))
+        log_weights.append((logp.detach() - old).sum(1))
     n, tokens = len(sequences), sum(sequences.lengths)
     weights = torch.cat(log_weights).clamp(-10, 10).exp()
     ess = effective(weights) / n

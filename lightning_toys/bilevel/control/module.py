@@ -30,6 +30,7 @@ from lightning_toys.bilevel.control.learner import Learner, Nets, Solver
 from lightning_toys.bilevel.control.replay import Replay
 from lightning_toys.bilevel.implicit import Tensors, flatten
 from lightning_toys.errors import note, require
+from lightning_toys.training.checkpoint_form import Like, unlike
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule, fitting, made
 from lightning_toys.training.noise import NoiseStream, uniform
@@ -279,6 +280,28 @@ class BilevelControl(ToyModule):
         super().on_load_checkpoint(checkpoint)
         self.stored_environments = checkpoint["toy"].get("environments")
         self.returns = checkpoint["toy"].get("returns", self.returns)
+
+    def extras_misfit(self, toy: dict[str, Any], step: int) -> str:
+        """See :meth:`ToyModule.extras_misfit`: the environments, and returns not yet logged."""
+        fresh = make_environments(self.env, self.seeds, "train", 1, self.disturbance)
+        form: dict[str, Any] = {k: Like(v.dtype, tuple(v.shape)) for k, v in fresh.state().items()}
+        fresh.close()
+        if "history" in form:  # the actions of an episode
+            form["history"] = Like(form["history"].dtype, (len(self.seeds), 1, None))
+        if why := next(unlike(toy, {"environments": form, "returns": []}), ""):
+            return why
+        environments: dict[str, Tensor] = toy["environments"]
+        lengths, at = environments["lengths"], int(environments["where"][1])
+        if at != step:
+            return f"environments are at step {at}, the weights are of step {step}"
+        if bool((lengths < 0).any()) or ("history" in form and environments["history"].shape[2] < int(lengths.max())):
+            return "environments.lengths are not of these episodes"
+        totals = toy["returns"]
+        if len(totals) != len(self.seeds) or not all(
+            isinstance(x, list) and all(isinstance(v, float) for v in x) for x in totals
+        ):
+            return "returns are no list of numbers for each replica"
+        return ""
 
     # judging
 

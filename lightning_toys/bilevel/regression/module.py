@@ -32,6 +32,7 @@ from lightning_toys.bilevel.regression.metrics import last_sixth, local_regret, 
 from lightning_toys.bilevel.regression.mlp import MLP
 from lightning_toys.bilevel.regression.stream import Stream
 from lightning_toys.errors import require
+from lightning_toys.training.checkpoint_form import Like, unlike
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule, fitting
 from lightning_toys.training.results import Report
@@ -297,6 +298,15 @@ class WindowRegression(ToyModule):
         """See :meth:`ToyModule.on_load_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
         self.records = dict(checkpoint["toy"]["records"])
+
+    def extras_misfit(self, toy: dict[str, Any], step: int) -> str:
+        """See :meth:`ToyModule.extras_misfit`: the records of every step."""
+        replicas, seen = len(self.seeds), -(-step // JUDGED)
+        sizes = {"loss": (step, replicas)} | dict.fromkeys(("lambda", "slope"), (seen, replicas, self.sizes["window"]))
+        if self.algorithm == "aid":
+            sizes["residual"] = (step, replicas)
+        form = {name: Like(torch.float64, shape) for name, shape in sizes.items()}
+        return next(unlike(toy, {"records": form}), "")
 
     # judging
 

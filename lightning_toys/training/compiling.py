@@ -1,0 +1,47 @@
+"""Compiled code, by ``torch.compile``: kernels fused on any device, and on a GPU replayed as CUDA graphs.
+
+The numbers differ from the uncompiled ones by roundings.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+from lightning_toys.errors import require
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+kept: dict[Any, Any] = {}
+
+
+def compiled(f: Callable[Arguments, Result], graphs: bool = False) -> Callable[Arguments, Result]:
+    """Return ``f`` compiled for tensors of fixed shapes, which torch does at the first call and keeps on disk.
+
+    Args:
+        f: a function of tensors, or a module's method.
+        graphs: replay it on a GPU as CUDA graphs. What it returned before is then overwritten by the next call.
+    """
+    return torch.compile(f, dynamic=False, mode="reduce-overhead" if graphs else None)
+
+
+def kept_compiled(f: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Return a function of a module's top level compiled, the same one at every call."""
+    if f not in kept:
+        kept[f] = compiled(f)
+    out: Callable[Arguments, Result] = kept[f]
+    return out
+
+
+def check_compiler(flag: str) -> None:
+    """Refuse to compile where there is nothing to compile with.
+
+    Raises:
+        ToyError: names the flag that asked for it.
+    """
+    found = [c for c in (os.environ.get("CXX"), "g++", "clang++") if c and shutil.which(c)]
+    require(bool(found), f"{flag}: true is not allowed; there is no C++ compiler (g++ or clang++) here")

@@ -1,0 +1,45 @@
+"""Command lines in processes of their own: forked ones, which need not import torch anew, and two gloo ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def fork(work: Callable[[], object], says: Path) -> int:
+    """Run something in a child of this process; return its number. What it says is added to a file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # python >= 3.12 dislikes forks beside threads
+        pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        out = os.open(says, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        sys.stdout, sys.stderr = (os.fdopen(f, "w", buffering=1, closefd=False) for f in (1, 2))
+        code = int(work() or 0)  # type: ignore[call-overload]
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def two_ranks(jobs: list[list[str]], tmp_path: Path) -> list[list[tuple[int, str]]]:
+    """Run command lines on two gloo processes; return each rank's exit codes and words."""
+    file = tmp_path / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    command = [*launch, str(REPO / "tests/matrix_worker.py"), str(file)]
+    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [[(c, s) for c, s in json.loads(Path(f"{file}.{r}").read_text())] for r in range(2)]
