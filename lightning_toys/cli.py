@@ -61,6 +61,7 @@ from lightning_toys.training.checkpoint_form import malformed
 from lightning_toys.training.metrics_csv import MetricsCSV, read_run
 from lightning_toys.training.replica_parallel import ReplicaStrategy
 from lightning_toys.training.results import Report, set_aside, write_atomic
+from lightning_toys.training.results_form import results_step
 from lightning_toys.training.run_folder import (
     RUN_VARIABLE,
     SWEEP_MARK,
@@ -382,11 +383,16 @@ class ToysCLI(LightningCLI):
             self.keep_config()
 
     def after_fit(self) -> None:
-        """Say so where a resumed run had nothing left to do."""
-        if self.checkpoint is not None and self.trainer.global_step <= self.checkpoint["global_step"]:
-            note(
-                f"nothing was trained: the checkpoint is at step {self.trainer.global_step}, and no more are asked for"
-            )
+        """Say so where a resumed run had nothing left to train, and make up for results that it was stopped before."""
+        step = self.trainer.global_step
+        if self.checkpoint is None or step > self.checkpoint["global_step"]:
+            return
+        note(f"nothing was trained: the checkpoint is at step {step}, and no more are asked for")
+        if results_step(self.run.path) != step and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, ResultsWriter | FigureWriter):
+                    callback.ends_fit = True
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 
     def predict(self, **kwargs: Any) -> None:
         """Write predictions.npz (c, truth, prediction by replica and draw) into the run folder."""

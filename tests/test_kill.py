@@ -111,6 +111,13 @@ def test_stopped_again_and_again(config: Path, tmp_path: Path, bitwise: Callable
     cut = outcome(parent / "cut")
     for key in whole:
         bitwise(whole[key], cut[key], key)
+    # stopped after its last checkpoint and before its results: they are made up for
+    (parent / "whole" / "results.json").unlink()
+    assert main(words(config, tmp_path, "whole", "--ckpt_path", "last")) == 0
+    late = outcome(parent / "whole")
+    for key in whole:
+        bitwise(whole[key], late[key], key)
+    assert not (parent / "whole" / "validation.json").exists()
     # negative control: another seed's run is told apart
     with pytest.raises(AssertionError):
         bitwise({**whole, "toy": {**whole["toy"], "seeds": [99]}}, cut, "")

@@ -287,9 +287,12 @@ class FigureWriter(Callback):
         require(dpi >= 10, f"--figures.dpi: {dpi} is not allowed; give an integer >= 10")
         self.every_n_validations, self.dpi, self.enabled = every_n_validations, dpi, enabled
         self.count = 0
+        self.ends_fit = False  # whether a validation stands for the end of a `fit` that was stopped before it
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw while training, where asked to."""
+        if self.ends_fit:
+            self.draw(trainer, pl_module, "fit")
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self.count += 1
@@ -337,6 +340,7 @@ class ResultsWriter(Callback):
 
     def __init__(self) -> None:
         self.hparams, self.settings = {}, {}
+        self.ends_fit = False  # whether a validation stands for the end of a `fit` that was stopped before it
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last validation."""
@@ -345,7 +349,7 @@ class ResultsWriter(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write, under the verb `validate`."""
         if trainer.state.fn == "validate":
-            self.write(trainer, pl_module, "validate")
+            self.write(trainer, pl_module, "fit" if self.ends_fit else "validate")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the test's findings."""

@@ -30,6 +30,15 @@ def read_results(file: Path) -> dict[str, Any]:
     return found
 
 
+def results_step(folder: Path) -> int | None:
+    """Return the step that a run's results.json is of; None where there is none, or no whole one."""
+    try:
+        step = read_results(folder / "results.json").get("step")
+    except (ValueError, OSError):
+        return None
+    return step if isinstance(step, int) else None
+
+
 def no_number(word: str) -> float:
     """Refuse NaN and Infinity, which JSON lacks and which are written as null."""
     raise ValueError(f"{word} is no number of JSON's")
