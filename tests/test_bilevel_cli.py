@@ -91,6 +91,7 @@ def test_resume_is_bitwise(control: Runner, bitwise: Callable[..., None], flags:
         assert rows[0] == rows[1]
 
 
+@pytest.mark.slow  # tests/test_kill.py has it in the gate
 def test_killed_and_going_on(control: Runner, bitwise: Callable[..., None]) -> None:
     flags = ("--trainer.max_steps", "5000", *QUIET)
     process = control.start("fit", "control", *flags, "--run.name", "cut")
@@ -124,6 +125,7 @@ def test_a_replica_is_the_solo_run(control: Runner, flags: tuple[str, ...]) -> N
         assert a[key]["values"][1] == pytest.approx(b[key]["values"][0], rel=1e-4, abs=1e-6), key
 
 
+@pytest.mark.slow  # tests/test_matrix.py has two ranks in the gate
 def test_two_ranks_are_one(control: Runner, bitwise: Callable[..., None]) -> None:
     """Every rank does the same work: the checkpoint is bit for bit that of one process."""
     flags = ("--trainer.max_steps", "100", *QUIET)

@@ -519,6 +519,7 @@ def test_single_precision_replica_is_the_solo_run(stream_runner: Runner, algorit
     assert max((many[k][1] - solo[k][0]).abs().max().item() for k in solo if k.startswith("net.")) < 1e-5
 
 
+@pytest.mark.slow  # tests/test_matrix.py has two ranks in the gate
 def test_two_processes_are_one(stream_runner: Runner) -> None:
     """Every rank does the same work."""
     flags = ("--trainer.max_steps", "30", "--trainer.accelerator", "cpu", "--model.algorithm", "aid")

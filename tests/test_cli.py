@@ -10,10 +10,11 @@ import pytest
 import torch
 import yaml
 from conftest import REPO, Runner
-from shipped import CONFIGS, READS, kind_of, module_class, tiny
+from shipped import CONFIGS, FIRST, READS, kind_of, module_class, tiny
 
 from lightning_toys.cli import main
 from lightning_toys.flow_vs_regression.module import FlowVsRegression
+from lightning_toys.mirror_descent.module import TiltedSampling
 from lightning_toys.training.loader import Batch
 
 REFERENCES = {
@@ -32,7 +33,14 @@ def tree(root: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in root.rglob("*")} if root.exists() else {}
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+# with its figures; in the gate one of each module whose figures no other test has drawn
+DRAWN = {c for kind, c in FIRST.items() if not issubclass(kind, TiltedSampling)} | {
+    c for c in CONFIGS if c.stem in READS
+}
+EVERY = [pytest.param(c, marks=[] if c in DRAWN else [pytest.mark.slow], id=c.stem) for c in CONFIGS]
+
+
+@pytest.mark.parametrize("config", EVERY)
 def test_every_config_takes_two_steps(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["-c", str(config.relative_to(REPO)), "--run.root", str(tmp_path), "--trainer.accelerator", "cpu"]
     if config.stem in READS:

@@ -23,6 +23,7 @@ def weights(runner: Runner, variant: str, name: str) -> dict[str, torch.Tensor]:
     return {k: v for k, v in state.items() if k.startswith("net.")}
 
 
+@pytest.mark.slow  # tests/test_kill.py has it in the gate
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_killed_and_going_on(policies: Runner, bitwise: Callable[..., None], variant: str) -> None:
     """SIGKILL mid-run, then --ckpt_path last: state, optimiser and metrics.csv are those of the run left alone."""
@@ -48,6 +49,7 @@ def test_killed_and_going_on(policies: Runner, bitwise: Callable[..., None], var
         bitwise(one[key], two[key], key)
 
 
+@pytest.mark.slow  # tests/test_kill.py has it in the gate
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("cut", [120, 61])
 def test_stopping_and_going_on(policies: Runner, bitwise: Callable[..., None], variant: str, cut: int) -> None:
@@ -89,6 +91,7 @@ def test_replica_of_many_is_the_solo_run(policies: Runner, variant: str, flags: 
     assert max((many[k][1] - solo[k][0]).abs().max().item() for k in many) > 1e-2
 
 
+@pytest.mark.slow  # tests/test_matrix.py has two ranks in the gate
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_ddp_is_one_process(policies: Runner, variant: str) -> None:
     """Two gloo processes share every batch; the rows with r < t lie on the first and a part of the second."""

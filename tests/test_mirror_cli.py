@@ -201,6 +201,7 @@ def test_double_precision_is_the_same_law(mirror: Runner) -> None:
     np.testing.assert_allclose(single, double, atol=0.03)
 
 
+@pytest.mark.slow  # tests/test_matrix.py has two ranks in the gate
 def test_two_processes_are_one(mirror: Runner) -> None:
     """Chains shared out over gloo ranks: the same draws, counts and results."""
     flags = ("--model.samplers", "[pc_mala,smc_twisted]", "--model.chains", "40000")

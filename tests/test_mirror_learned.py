@@ -348,6 +348,7 @@ def test_bad_input(mirror: Runner, flags: tuple[str, ...], words: str) -> None:
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow  # tests/test_matrix.py has two ranks in the gate
 def test_two_processes_are_one(mirror: Runner) -> None:
     """Batches, levels and chains are shared out over gloo ranks; an odd batch, of which one rank has a row more."""
     flags = (*STEADY, "--trainer.max_steps", "50", "--data.batch_size", "65", "--trainer.accelerator", "cpu")
