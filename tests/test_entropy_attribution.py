@@ -268,6 +268,24 @@ def test_covariance_and_what_is_done_with_it() -> None:
     assert float(clip_cov(cov, mask, 5.0, 9.0, 0.4, u).min()) == 1
 
 
+def test_a_backbone_in_half_precision_keeps_small_moves_of_its_adapter() -> None:
+    """Folded into bf16 they would be rounded away; and no pass mixes kinds."""
+    model = policy(True, torch.float32)
+    state = stepped(model)
+    sequences = rollouts(model, 2, 4, 1)
+    before = slopes(model, make_update(model, sequences, state), sequences)
+    for name, p in model.named_parameters():
+        if not is_adapter(name):
+            p.data = p.data.bfloat16()
+    theta = trainable(model)
+    here = evaluate(model, sequences)
+    there = evaluate(model, sequences, parameters=moved(theta, {n: torch.ones_like(t) for n, t in theta.items()}, 1e-4))
+    assert not torch.equal(here.logp, there.logp)
+    after = slopes(model, make_update(model, sequences, state), sequences)
+    assert float(torch.cosine_similarity(before.sequences, after.sequences, dim=0)) > 0.98
+    assert len(fingerprint(dict(model.named_parameters()))) == 24
+
+
 def test_a_direction_and_its_opposite_are_two_questions() -> None:
     v = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([0.5])}
     keys = {fingerprint(x) for x in (v, {n: -t for n, t in v.items()}, {"a": v["a"]}, {**v, "b": v["b"] + 1e-7})}

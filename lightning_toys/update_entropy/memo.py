@@ -27,7 +27,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     out = hashlib.blake2b(digest_size=12)
     for name, t in sorted(tensors.items()):
         out.update(name.encode())
-        out.update(array(t).tobytes())
+        out.update(array(t.detach().reshape(-1).view(torch.uint8)).tobytes())  # NumPy has no bf16
     return out.hexdigest()
 
 

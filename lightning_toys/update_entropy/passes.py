@@ -74,6 +74,8 @@ def plain_lora(layer: Any) -> bool:
     return (
         all(type(m) is nn.Linear and m.bias is None for m in pair)
         and base in ("Linear", "Conv1D")
+        # in half precision a sum would round the adapter's small moves away
+        and layer.base_layer.weight.dtype == pair[0].weight.dtype
         and layer.base_layer.weight.is_floating_point()
         and active[0] not in variants
         and not getattr(layer, "use_dora", {}).get(active[0], False)
