@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 
 import yaml
@@ -16,6 +17,11 @@ PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 VERBS = ("fit", "validate", "test", "predict")
 READS = {"smollm2"}  # a real model: run by the README's command, not here
 
+WHOLE = os.environ.get("LIGHTNING_TOYS_MATRIX") == "all"
+# in the gate, samplers of each kind; each one has tests of its own
+SOME = () if WHOLE else ("--model.samplers", "[importance,mala,pc_joint_mala,sde_dps,ode_h_transform,smc_twisted]")
+SOME_LEARNED = () if WHOLE else ("--model.samplers", "[mala,pc_joint_mala,sde_dps,smc_twisted]")
+
 # by configuration, or else by experiment: flags with which two steps and a test last a second
 TINY: dict[str, tuple[str, ...]] = {
     "flow_vs_regression": (
@@ -28,11 +34,13 @@ TINY: dict[str, tuple[str, ...]] = {
     "mirror_descent": (
         *("--model.seeds", "[0,1]", "--model.chains", "200", "--model.sweep_max_refresh", "1"),
         *("--model.sweep_chains", "200", "--model.settings.mcmc_steps", "10", "--model.settings.smc_particles", "64"),
+        *SOME,
     ),
     "learned": (
         *("--model.seeds", "[0,1]", "--model.chains", "200", "--model.network.hidden", "8", "--data.batch_size", "64"),
         *("--model.settings.mcmc_steps", "2", "--model.settings.predictor_K", "3", "--model.settings.smc_K", "3"),
         *("--model.settings.K", "2", "--model.settings.smc_particles", "64"),
+        *SOME_LEARNED,
     ),
     "bilevel": ("--model.seeds", "[0,1]", "--model.hidden", "8"),
     "control": (

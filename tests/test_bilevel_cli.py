@@ -77,7 +77,7 @@ AGENTS = [
 
 
 @pytest.mark.parametrize("flags", AGENTS, ids=lambda f: f[1])
-@pytest.mark.parametrize("cut", [60, 95])
+@pytest.mark.parametrize("cut", [60, pytest.param(95, marks=pytest.mark.slow)])
 def test_resume_is_bitwise(control: Runner, bitwise: Callable[..., None], flags: tuple[str, ...], cut: int) -> None:
     """Networks, optimisers, replay (full, and turning over), environments and the episodes within them."""
     flags = (*flags, *QUIET)
@@ -237,6 +237,7 @@ def test_flags_that_need_another(control: Runner, flag: str, value: str, with_it
     assert metrics(control, "plain")["model_error"] != metrics(control, "other")["model_error"]
 
 
+@pytest.mark.slow  # tests/test_sweep_compare.py has sweeps in the gate
 def test_sweep_puts_agents_side_by_side(control: Runner) -> None:
     flags = ("--trainer.max_steps", "60", "--grid.model.agent", "[omd,mle]", "--grid.model.model_hidden_dim", "[3,4]")
     flat = control.words("sweep", "control", *flags)

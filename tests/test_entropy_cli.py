@@ -177,6 +177,7 @@ def test_a_replica_is_the_solo_run(entropy: Runner) -> None:
         assert a[key]["values"][1] == b[key]["values"][0]
 
 
+@pytest.mark.slow  # tests/test_matrix.py has two ranks in the gate
 def test_two_ranks_are_one(entropy: Runner) -> None:
     """Prompts, solutions and evaluation sequences are shared out over gloo ranks."""
     entropy.ok("fit", "arithmetic", *QUIET, "--run.name", "one")

@@ -63,6 +63,7 @@ def wait_for(path: Path, process: object, seconds: float = 60) -> None:
 LONG = (*BUSY, "--model.network.hidden", "64", "--trainer.max_steps", "2000")
 
 
+@pytest.mark.slow  # tests/test_kill.py has it in the gate
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_signal_and_going_on(runner: Runner, bitwise: Callable[..., None], number: signal.Signals) -> None:
     """The command sequence: fit, a signal mid-epoch, fit --ckpt_path last."""

@@ -55,6 +55,7 @@ def test_replicas_with_every_option(runner: Runner, kind: str) -> None:
     assert max((many[k][2] - solo[k][0]).abs().max().item() for k in many) < 1e-9
 
 
+@pytest.mark.slow  # tests/test_matrix.py has two ranks in the gate
 def test_ddp_is_one_process(runner: Runner) -> None:
     """Two gloo processes share every batch, the last one of 18 and an odd one of 25 too."""
     flags = (

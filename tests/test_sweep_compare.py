@@ -83,6 +83,7 @@ def test_cells_run_once_and_compare(
     assert by_hand["metrics"] == swept["metrics"]
 
 
+@pytest.mark.slow  # tests/test_sweep_scale.py kills sweeps in the gate
 def test_a_killed_sweep_goes_on(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL in the second cell: the first is not run again, the second resumes from its checkpoint."""
     flags = ("--model.seeds", "[0,1]", "--trainer.max_steps", "1500", "--model.network.hidden", "64")
