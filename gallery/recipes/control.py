@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from gallery.read import Content, Make, entries, paired, results, spread, spread_to, table, values
+from collections.abc import Sequence
+
+from gallery.read import Content, Make, difference, entries, paired, results, short, spread, spread_to, table, values
 from gallery.recipe import Folders, Recipe, Run
+from lightning_toys.stats import holm
 
 CONFIG = "-c configs/bilevel/control.yaml"
 AGENTS, WIDTHS = ("omd", "funcbo", "mle", "vep"), ("3", "32")
@@ -77,6 +80,42 @@ def behind(a: tuple[str, str], b: tuple[str, str]) -> Make:
     return lambda at: paired(agent(at, *a), agent(at, *b), "return")
 
 
+AGAINST_MLE = [(a, w) for a in ("omd", "funcbo", "vep") for w in WIDTHS]
+
+
+def adjusted(pairs: Sequence[tuple[Content, Content]], which: int) -> str:
+    """Write the p-value of one paired difference of returns among several, adjusted by Holm."""
+    p = holm([difference(a, b, "return").p_value for a, b in pairs])[which]
+    return short(f"{p:.2g}")
+
+
+def behind_mle(name: str, width: str) -> Make:
+    """Return what writes the p-value of an agent's difference from mle, adjusted over every agent and width."""
+    which = AGAINST_MLE.index((name, width))
+    return lambda at: adjusted([(agent(at, a, w), agent(at, "mle", w)) for a, w in AGAINST_MLE], which)
+
+
+def more_omd(width: str) -> Make:
+    """Return what writes the p-value of what four inner steps add to omd, adjusted over both widths."""
+    return lambda at: adjusted([(four(at, "omd", w), agent(at, "omd", w)) for w in WIDTHS], WIDTHS.index(width))
+
+
+def of_four(which: int) -> Make:
+    """Return what writes a p-value with four inner steps: mle's gain, its lead on funcbo, on omd; of those three."""
+
+    def write(at: Folders) -> str:
+        mle = four(at, "mle")
+        return adjusted([(mle, agent(at, "mle", "32")), (mle, four(at, "funcbo")), (mle, four(at, "omd"))], which)
+
+    return write
+
+
+def stopped_p(at: Folders) -> str:
+    """Write the p-values of what the stopped gradient costs at each width, adjusted over both."""
+    pairs = [(agent(at, "funcbo", w), results(at["stopped"] / f"model_hidden_dim={w}", "test")) for w in WIDTHS]
+    return " and ".join(adjusted(pairs, i) for i in range(len(pairs)))
+
+
 def more(at: Folders, name: str, width: str = "32") -> str:
     """Write how much four inner steps add."""
     return paired(four(at, name, width), agent(at, name, width), "return")
@@ -99,8 +138,8 @@ RECIPE = Recipe(
                 "control.funcbo_mle.32": behind(("funcbo", "32"), ("mle", "32")),
                 "control.omd_mle.32": behind(("omd", "32"), ("mle", "32")),
                 "control.vep_mle.32": behind(("vep", "32"), ("mle", "32")),
-                # adjusted over comparisons that were chosen by hand
-                **dict.fromkeys(["control.omd_mle.32.p", "control.vep_mle.32.p"]),
+                "control.omd_mle.32.p": behind_mle("omd", "32"),
+                "control.vep_mle.32.p": behind_mle("vep", "32"),
             },
         ),
         *entries(
@@ -110,7 +149,8 @@ RECIPE = Recipe(
                 "control.four.omd.3.more": lambda at: more(at, "omd", "3"),
                 "control.four.omd": lambda at: returned(four(at, "omd")),
                 "control.four.omd.more": lambda at: more(at, "omd"),
-                **dict.fromkeys(["control.four.omd.3.p", "control.four.omd.p"]),
+                "control.four.omd.3.p": more_omd("3"),
+                "control.four.omd.p": more_omd("32"),
             },
         ),
         *entries(
@@ -121,14 +161,18 @@ RECIPE = Recipe(
                 "control.four.mle.more": lambda at: more(at, "mle"),
                 "control.four.funcbo": lambda at: returned(four(at, "funcbo")),
                 "control.four.mle_funcbo": lambda at: paired(four(at, "mle"), four(at, "funcbo"), "return"),
-                **dict.fromkeys(["control.four.mle.p", "control.four.mle_funcbo.p"]),
             },
         ),
         *entries(
             ["four", "four_omd"],
+            {"control.four.mle_omd": lambda at: paired(four(at, "mle"), four(at, "omd"), "return")},
+        ),
+        *entries(
+            ["four", "four_omd", "agents"],
             {
-                "control.four.mle_omd": lambda at: paired(four(at, "mle"), four(at, "omd"), "return"),
-                "control.four.mle_omd.p": None,
+                "control.four.mle.p": of_four(0),
+                "control.four.mle_funcbo.p": of_four(1),
+                "control.four.mle_omd.p": of_four(2),
             },
         ),
         *entries(
@@ -146,7 +190,7 @@ RECIPE = Recipe(
                     ),
                 )
             }
-            | {"control.stopped.p": None},
+            | {"control.stopped.p": stopped_p},
         ),
         *entries(
             ["lagged"], {"control.lagged.3": lambda at: returned(results(at["lagged"] / "model_hidden_dim=3", "test"))}

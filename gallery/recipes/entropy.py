@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
-from gallery.read import between, csv_rows, entries, fixed, results, spread, spread_to, table, values
+from gallery.read import between, csv_rows, entries, fixed, results, short, spread, spread_to, table, values
 from gallery.recipe import Folders, Recipe, Run
 from lightning_toys.stats import mean_ci
 
@@ -129,6 +130,13 @@ def correlations(at: Folders, eta: str, digits: int = 3) -> str:
     return between(each(at, lambda e: float(e["linearity"][eta])), digits)
 
 
+def look(at: Folders) -> str:
+    """Return the seconds of a look, as `fit` says at its end."""
+    said = (at["watched"].parents[2] / "logs" / "watched.txt").read_text()
+    found = re.findall(r"looks of ([\d.]+) s,", said)
+    return short(found[-1])
+
+
 def summed(at: Folders, name: str) -> str:
     """Write the sum of a number over the watched steps, with its standard error."""
     rows = [r for r in csv_rows(at["watched"] / "metrics.csv") if r.get(f"entropy_step/{name}")]
@@ -206,7 +214,7 @@ RECIPE = Recipe(
             {
                 "watched.predicted": lambda at: summed(at, "predicted"),
                 "watched.measured": lambda at: summed(at, "measured"),
-                "watched.look": None,
+                "watched.look": look,
             },
         ),
         *entries(
@@ -221,7 +229,6 @@ RECIPE = Recipe(
                     with_error(real(at)["slopes"][k], 0) for k in ("momentum", "grad")
                 ),
                 "smollm2.reward": lambda at: fixed(values(results(at["smollm2"], "fit"), "reward")[0], 3),
-                "smollm2.memory": None,
             },
         ),
     ),
