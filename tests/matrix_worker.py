@@ -13,6 +13,8 @@ import sys
 import warnings
 from pathlib import Path
 
+import torch.distributed as dist
+
 from lightning_toys.cli import main
 
 
@@ -27,5 +29,11 @@ def run(words: list[str]) -> tuple[int, str]:
 if __name__ == "__main__":
     warnings.simplefilter("error", UserWarning)
     jobs = Path(sys.argv[1])
-    found = [run(words) for words in json.loads(jobs.read_text())]
+    found = []
+    for words in json.loads(jobs.read_text()):
+        found.append(run(words))
+        if (
+            dist.is_initialized()
+        ):  # in a launch of its own, a verb would find what all ranks of the one before have left
+            dist.barrier()
     Path(f"{jobs}.{os.environ['RANK']}").write_text(json.dumps(found))

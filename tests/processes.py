@@ -37,9 +37,15 @@ def two_ranks(jobs: list[list[str]], tmp_path: Path) -> list[list[tuple[int, str
     """Run command lines on two gloo processes; return each rank's exit codes and words."""
     file = tmp_path / "jobs.json"
     file.write_text(json.dumps(jobs))
+    torchrun(REPO / "tests/matrix_worker.py", file)
+    return [[(c, s) for c, s in json.loads(Path(f"{file}.{r}").read_text())] for r in range(2)]
+
+
+def torchrun(script: Path, *words: str | Path) -> None:
+    """Run a script on two processes, to a good end."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    command = [*launch, str(REPO / "tests/matrix_worker.py"), str(file)]
-    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [*launch, str(script), *map(str, words)], cwd=REPO, env=env, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-4000:]
-    return [[(c, s) for c, s in json.loads(Path(f"{file}.{r}").read_text())] for r in range(2)]

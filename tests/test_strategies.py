@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import Runner
+from processes import torchrun
 
 from lightning_toys.flow_vs_regression.module import FlowVsRegression
 from lightning_toys.training import data as training_data
@@ -89,6 +92,31 @@ def test_ddp_chooses_one_folder(runner: Runner) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert [p.name for p in runner.folder("flow").parent.iterdir()] == ["version_0"]
+
+
+SLOW_DISK = """
+import os, sys, time
+from pathlib import Path
+from lightning_toys.cli import main
+
+place = os.replace
+def slowly(a, b):
+    if str(b).endswith("last.ckpt"):
+        time.sleep(2)
+    place(a, b)
+os.replace = slowly
+code = main(sys.argv[2:])
+Path(sys.argv[1], os.environ["RANK"]).write_text(f"{code} {len(list(Path(sys.argv[1]).rglob('last.ckpt')))}")
+"""
+
+
+def test_no_rank_ends_before_the_checkpoint_is_in_place(runner: Runner, tmp_path: Path) -> None:
+    """A launcher stops the other ranks when one ends in other ways than well, as at SIGTERM: rank 0 would lose it."""
+    script = tmp_path / "slow_disk.py"
+    script.write_text(SLOW_DISK)
+    ddp = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.accelerator", "cpu")
+    torchrun(script, tmp_path, *runner.words("fit", "flow", *ddp, "--trainer.max_steps", "2"))
+    assert [(tmp_path / r).read_text() for r in "01"] == ["0 1"] * 2
 
 
 @pytest.mark.parametrize("mode", MODES)

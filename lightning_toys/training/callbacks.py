@@ -212,6 +212,8 @@ class RescueCheckpoint(Callback):
                     if isinstance(logger, TensorBoardLogger):
                         logger.experiment.flush()
                 os.replace(partial, path)
+            # a rank that ended now might have its launcher stop rank 0 before the file is in place
+            trainer.strategy.barrier("checkpoint in place")
         except OSError:  # a full disk, most often: the half of a file is in the way
             if trainer.is_global_zero:
                 partial.unlink(missing_ok=True)
