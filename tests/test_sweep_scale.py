@@ -24,6 +24,7 @@ from lightning_toys.cell import Cell, Plan, Task
 from lightning_toys.claims import BEAT, born, create, look, take
 from lightning_toys.errors import NonFiniteError, ToyError
 from lightning_toys.sweep import check_devices
+from lightning_toys.training.metrics_csv import read_csv
 from lightning_toys.workers import Foreman, devices, leave_group
 
 CONFIGS = "configs/flow_vs_regression"
@@ -191,6 +192,36 @@ def test_one_of_three_is_killed(runner: Runner, tmp_path: Path) -> None:
     assert cut in names
     # negative control: the metrics tell cells apart
     assert metrics(folder / names[0]) != metrics(folder / names[1])
+
+
+def test_another_host_that_falls_silent_is_followed(runner: Runner) -> None:
+    """A real process with another host name and process numbers of its own: dead only once it has been silent."""
+    elsewhere = ["unshare", "--pid", "--uts", "--mount-proc", "--fork", "--kill-child"]
+    if subprocess.run([*elsewhere, "hostname", "elsewhere"], capture_output=True).returncode:
+        pytest.skip("namespaces need root, and unshare")
+    flags = ("--trainer.max_steps", "6000", "--run.variant", "hosts", "--checkpoint.every_n_steps", "100")
+    words = runner.words("sweep", "flow", *flags, "--grid.model.mode", "[flow]", "--sweep.stale", "3")
+    line = ["sh", "-c", 'hostname elsewhere && exec "$0" "$@"', sys.executable, "cli.py", *words]
+    process = subprocess.Popen(
+        [*elsewhere, *line], cwd=REPO, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    folder = runner.root / "flow_vs_regression" / "hosts"
+    cell = folder / "mode=flow"
+    wait_for(lambda: (cell / "checkpoints" / "last.ckpt").exists())
+    assert holder(folder, cell.name) == 1
+    assert "1 of 1 cells are still run elsewhere (elsewhere (process 1))" in runner.raw(*words)[1]
+    process.kill()
+    process.communicate()
+    silent = wait_for(lambda: look(folder / ".claims" / cell.name).silent > 3)
+    assert silent
+    said = runner.raw(*words)
+    assert said[0] == 0, said
+    assert "elsewhere (process 1) had started it and gives no more signs of life" in said[1]
+    assert (cell / "results.json").is_file()
+    assert json.loads((cell / "sweep.json").read_text())["done"]
+    rows = [int(r["step"]) for r in read_csv(cell / "metrics.csv")]
+    assert rows == sorted(set(rows))
+    assert rows[-1] == 6000
 
 
 def test_cells_of_living_others_are_left_to_them(runner: Runner, compared: list[list[str]]) -> None:
