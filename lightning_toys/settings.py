@@ -7,9 +7,15 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 
 from lightning_toys.errors import ToyError
 from lightning_toys.training.module import ToyModule
+
+IDLE = {  # callbacks that wait for a second epoch, or for Lightning's own optimisation
+    StochasticWeightAveraging: "give --model.ema_decay where there is one",
+    GradientAccumulationScheduler: "give a larger --data.batch_size",
+}
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -90,6 +96,10 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
         raise ToyError(f"--trainer.val_check_interval: {every!r} is not allowed; give optimiser steps, an integer >= 1")
     if trainer.accumulate_grad_batches != 1:
         raise ToyError("--trainer.accumulate_grad_batches: only 1 is allowed; give a larger --data.batch_size")
+    given = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    for kind, instead in IDLE.items():
+        if any(isinstance(c, kind) for c in given):
+            raise ToyError(f"--trainer.callbacks: {kind.__name__} is not allowed, it would do nothing here; {instead}")
     drawn = getattr(data, "drawn", False)
     if verb == "fit" and drawn and trainer.max_steps < 0 and not trainer.fast_dev_run:
         raise ToyError("--trainer.max_steps: -1 is not allowed, the data are drawn anew at every step; give a number")

@@ -118,6 +118,11 @@ BAD = [
     (("--data.batch_size", "0"), "--data.batch_size: 0", ">= 1"),
     (("--trainer.gradient_clip_val", "1"), "clip", "--model.clip_grad_norm"),
     (("--trainer.accumulate_grad_batches", "2"), "accumul", ""),
+    (
+        ("--trainer.callbacks+", "{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 2}}}"),
+        "would do nothing",
+        "--data.batch_size",
+    ),
     (("--trainer.devices", "0.5"), "devices", ""),
     (("--trainer.val_check_interval", "0.5"), "--trainer.val_check_interval: 0.5", "optimiser steps"),
     (("--trainer.limit_train_batches", "3"), "--trainer.limit_train_batches", "--data.num_train"),
@@ -127,6 +132,14 @@ BAD = [
     (("--ckpt_path", "last"), "--ckpt_path: no run with a checkpoint", "run `fit` first"),
     (("--ckpt_path", "nowhere.ckpt"), "--ckpt_path: no file 'nowhere.ckpt'", ""),
 ]
+
+
+@pytest.mark.filterwarnings("ignore:.*Unable to serialize")  # the callback's own default
+def test_a_callback_that_would_do_nothing(runner: Runner) -> None:
+    swa = "{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.1}}"
+    code, err = runner.code("fit", "flow", "--trainer.max_steps", "2", "--trainer.callbacks", swa)
+    assert code == 2
+    assert "StochasticWeightAveraging is not allowed, it would do nothing here; give --model.ema_decay" in err
 
 
 @pytest.mark.parametrize(("flags", "start", "hint"), BAD, ids=lambda x: " ".join(x) if isinstance(x, tuple) else "")
