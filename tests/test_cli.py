@@ -134,7 +134,7 @@ BAD = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:.*Unable to serialize")  # the callback's own default
+@pytest.mark.filterwarnings(r"ignore:\s*Unable to serialize")  # the callback's own default
 def test_a_callback_that_would_do_nothing(runner: Runner) -> None:
     swa = "{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.1}}"
     code, err = runner.code("fit", "flow", "--trainer.max_steps", "2", "--trainer.callbacks", swa)
