@@ -34,14 +34,16 @@ class StepClock(Callback):
         StepClock.marks.append((trainer.global_step, StepClock.clock()))
 
 
-def fit(config: str, options: Sequence[str], replicas: int, steps: int, accelerator: str = "cpu") -> float:
-    """Return seconds per step of `fit` over ``steps`` steps, the first ``WARM`` apart."""
+def fit(
+    config: str, options: Sequence[str], replicas: int, steps: int, accelerator: str = "cpu", warm: int = WARM
+) -> float:
+    """Return seconds per step of `fit` over ``steps`` steps, the first ``warm`` apart; a block ends there."""
     StepClock.marks.clear()
-    options = [*options, f"--trainer.max_steps={WARM + steps}", "--trainer.limit_val_batches=0"]
+    options = [*options, f"--trainer.max_steps={warm + steps}", "--trainer.limit_val_batches=0"]
     options += [f"--trainer.accelerator={accelerator}", "--trainer.devices=1"]
     quiet_fit(config, [*options, f"--trainer.callbacks={__name__}.StepClock"], replicas)
     at = dict(StepClock.marks)
-    return (at[WARM + steps] - at[WARM]) / steps
+    return (at[warm + steps] - at[warm]) / steps
 
 
 def quiet_fit(config: str, options: Sequence[str], replicas: int) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import StepClock, fit, gpu_wall_clock, machine, spread, write_section
+from measuring import WARM, StepClock, fit, gpu_wall_clock, machine, spread, write_section
 
 from lightning_toys.errors import ToyError
 from lightning_toys.mirror_descent.annealed import PCMALA
@@ -33,6 +33,7 @@ from lightning_toys.mirror_descent.kernels import BLOCK, Noise
 from lightning_toys.mirror_descent.schedules import Linear
 from lightning_toys.mirror_descent.tilt import StateReward
 from lightning_toys.mirror_descent.world import World
+from lightning_toys.training import data
 from lightning_toys.training.allocator import keep_freed_memory
 from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments
 from lightning_toys.update_entropy.attribution import Slopes, make_update, slopes
@@ -45,12 +46,19 @@ from lightning_toys.update_entropy.sequences import Sequences
 CONFIGS = {"flow, 3x256": "flow_vs_regression/flow.yaml", "MeanFlow": "generative_policy/meanflow.yaml"}
 REPLICAS = (1, 16, 256, 1024)
 GAUSSIAN = {"Gaussian policy, 2x64": "generative_policy/gaussian.yaml"}
+MANY, SHORT = 256, 5  # replicas whose steps are long, and the steps of a block then
+BLOCK_STEPS = data.MAX_BLOCK
 GOAL = (256, 2.5)  # replicas that are to cost so many times one, on a GPU
 
 
-def steps_for(replicas: int, quick: bool) -> int:
-    """Return how many steps are timed: fewer where each is long."""
-    return 10 if quick else max(20, 400 // replicas)
+def step_seconds(config: str, replicas: int, accelerator: str, quick: bool, compiles: str = "false") -> float:
+    """Return the seconds of a step of `fit`: of fewer steps, in shorter blocks, where each is long."""
+    flags = ["--figures.enabled", "false", "--checkpoint.every_n_steps", "0"]
+    flags += ["--model.compile", compiles] if compiles == "true" else []
+    long = replicas >= MANY
+    data.MAX_BLOCK = SHORT if long else BLOCK_STEPS
+    steps = 2 * SHORT if quick or long else max(20, 400 // replicas)
+    return fit(config, flags, replicas, steps, accelerator, SHORT if long else WARM)
 
 
 def chain_steps(chains: int, device: str) -> float:
@@ -137,8 +145,7 @@ def replica_table(accelerator: str, largest: int, rounds: int, quick: bool) -> l
         taken: dict[int, list[float]] = {r: [] for r in counts}
         for _ in range(rounds):
             for r in counts:
-                flags = ["--figures.enabled", "false", "--checkpoint.every_n_steps", "0"]
-                taken[r].append(1000 * fit(config, flags, r, steps_for(r, quick), accelerator))
+                taken[r].append(1000 * step_seconds(config, r, accelerator, quick))
         for r in counts:
             ratios = [a / b for a, b in zip(taken[r], taken[1], strict=True)]
             aim = ""
@@ -152,11 +159,9 @@ def compiled_table(accelerator: str, rounds: int, quick: bool) -> list[str]:
     """Return the lines of the second table."""
     lines = ["", "| network | replicas | ms a step | compiled | ratio |", "|---|---:|---:|---:|---:|"]
     for (name, config), r in product((CONFIGS | GAUSSIAN).items(), (1, 16) if accelerator == "cpu" else (1, 16, 256)):
-        flags = ["--figures.enabled", "false", "--checkpoint.every_n_steps", "0"]
         taken: dict[str, list[float]] = {"false": [], "true": []}
         for _, word in product(range(rounds), taken):
-            options = [*flags, "--model.compile", word]
-            taken[word].append(1000 * fit(config, options, r, steps_for(r, quick), accelerator))
+            taken[word].append(1000 * step_seconds(config, r, accelerator, quick, word))
         ratios = [a / b for a, b in zip(taken["true"], taken["false"], strict=True)]
         lines.append(f"| {name} | {r} | {spread(taken['false'])} | {spread(taken['true'])} | {spread(ratios)} |")
     return lines
