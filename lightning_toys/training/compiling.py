@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 
@@ -22,17 +22,26 @@ kept: dict[Any, Any] = {}
 def compiled(f: Callable[Arguments, Result], graphs: bool = False) -> Callable[Arguments, Result]:
     """Return ``f`` compiled for tensors of fixed shapes, which torch does at the first call and keeps on disk.
 
+    Its tensors are laid out afresh at every call: a view's strides tell of what it was cut from, such as a block of
+    steps, and other strides are compiled for once more, until torch gives up after eight times.
+
     Args:
-        f: a function of tensors, or a module's method.
+        f: a function of tensors, or a module's method; the tensors are positional.
         graphs: replay it on a GPU as CUDA graphs. What it returned before is then overwritten by the next call.
     """
-    return torch.compile(f, dynamic=False, mode="reduce-overhead" if graphs else None)
+    quick: Any = torch.compile(f, dynamic=False, mode="reduce-overhead" if graphs else None)
+
+    def call(*args: Any) -> Any:
+        laid_out = (a.clone(memory_format=torch.contiguous_format) if isinstance(a, torch.Tensor) else a for a in args)
+        return quick(*laid_out)
+
+    return cast("Callable[Arguments, Result]", call)
 
 
 def kept_compiled(f: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Return a function of a module's top level compiled, the same one at every call."""
     if f not in kept:
-        kept[f] = compiled(f)
+        kept[f] = torch.compile(f, dynamic=False)
     out: Callable[Arguments, Result] = kept[f]
     return out
 
