@@ -85,3 +85,10 @@ def test_extras(kind: str, path: str, value: Any, says: str, stopped: dict[str, 
 def test_the_unchanged_one_is_gone_on_with(kind: str, stopped: dict[str, Path], tmp_path: Path) -> None:
     flags = ("--run.root", str(tmp_path), "--trainer.max_steps", str(STEPS[kind] + 2))
     assert main(line(kind, *flags, "--ckpt_path", str(stopped[kind]))) == 0
+
+
+def test_other_inner_steps_may_be_gone_on_with(tmp_path: Path) -> None:
+    """One step on each set of responses, and then three: there are none in use yet."""
+    flags = ("--run.root", str(tmp_path), "--run.name", "a", "--trainer.max_steps")
+    assert main(line("arithmetic", *flags, "3", "--model.rollouts.inner_steps", "1")) == 0
+    assert main(line("arithmetic", *flags, "5", "--ckpt_path", "last")) == 0

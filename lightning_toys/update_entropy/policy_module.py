@@ -256,9 +256,10 @@ class PolicyModule(ToyModule):
 
     def extras_misfit(self, toy: dict[str, Any], step: int) -> str:
         """See :meth:`ToyModule.extras_misfit`: responses that more steps are to be taken on."""
-        k = step - self.warm_steps
         if "responses" not in toy:
-            due = k > 0 and k % self.rollouts.inner_steps
+            asked = toy["config"]["model"]["init_args"]  # what it was trained with; to go on with may be something else
+            k = step - asked.get("warm_steps", self.warm_steps)
+            due = k > 0 and k % (asked.get("rollouts") or {}).get("inner_steps", 1)
             return "responses are missing" if due else ""
         if why := next(unlike(toy, {"responses": [STORED]}), ""):
             return why
