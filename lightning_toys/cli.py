@@ -32,6 +32,7 @@ import lightning_toys.mirror_descent
 import lightning_toys.update_entropy  # noqa: F401
 from lightning_toys.arguments import Refused, ToyParser, check_configs, check_words, explain, flags, split_configs
 from lightning_toys.errors import (
+    DISK_ADVICE,
     DiskFullError,
     NonFiniteError,
     NothingToTrainError,
@@ -308,11 +309,14 @@ class ToysCLI(LightningCLI):
     def check_fit(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that is of another network, or whose optimisers cannot go on."""
         net = self.model.build()
+        resumes = self.subcommand == "fit"
         if why := self.model.misfit(checkpoint, net):
             asked = [w.split("=")[0] for w in ToyParser.command if w.startswith(("--model", "--data"))]
             blame = f"; asked for by {', '.join(asked)}" if asked else ""
             raise ToyError(f"--ckpt_path: {self.checkpoint_path} does not fit the network: {why}{blame}")
-        if self.subcommand == "fit" and (why := self.model.optimizers_misfit(checkpoint, net)):
+        if why := self.model.extras_misfit(checkpoint["toy"], int(checkpoint["global_step"]), resumes):
+            raise ToyError(f"--ckpt_path: {self.checkpoint_path} cannot be used: toy.{why}")
+        if resumes and (why := self.model.optimizers_misfit(checkpoint, net)):
             raise ToyError(f"--ckpt_path: {self.checkpoint_path} cannot be gone on with: {why}")
 
     def claim(self, fast_dev_run: bool) -> bool:
@@ -397,7 +401,10 @@ class ToysCLI(LightningCLI):
         if self.checkpoint is None or step > self.checkpoint["global_step"]:
             return
         note(f"nothing was trained: the checkpoint is at step {step}, and no more are asked for")
-        if results_step(self.run.path) != step and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        last, found = self.run.checkpoints / "last.ckpt", results_step(self.run.path)
+        newest = self.checkpoint_path is not None and self.checkpoint_path.resolve() == last.resolve()
+        late = newest and (found is None or found < step) and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.trainer.strategy.broadcast(late):  # ranks may see different states of a folder, and must not part
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, ResultsWriter | FigureWriter):
                     callback.ends_fit = True
@@ -526,8 +533,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except (DiskFullError, OSError) as error:
         if not is_disk_full(error):
             raise
-        kept = "the last good checkpoint, if one was written, is kept"
-        print(f"error: {error}; {kept}: make room, then go on with --ckpt_path last", file=sys.stderr)
+        print(f"error: {error}; {DISK_ADVICE}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -25,6 +25,12 @@ class DiskFullError(Exception):
     """Nothing more can be written; names the run's folder."""
 
 
+DISK_ADVICE = (
+    "the last good checkpoint, if one was written, is kept: make room, then go on "
+    "(fit: with --ckpt_path last; sweep: with the same command)"
+)
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that a disk, or a user's share of it, is full."""
     return isinstance(error, DiskFullError) or (

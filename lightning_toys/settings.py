@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 
 from lightning_toys.errors import ToyError
+from lightning_toys.training.compiling import check_compiler
 from lightning_toys.training.module import ToyModule
 
 IDLE = {  # callbacks that wait for a second epoch, or for Lightning's own optimisation
@@ -100,6 +101,8 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
     for kind, instead in IDLE.items():
         if any(isinstance(c, kind) for c in given):
             raise ToyError(f"--trainer.callbacks: {kind.__name__} is not allowed, it would do nothing here; {instead}")
+    if verb == "fit" and module.compiles:
+        check_compiler("--model.compile")
     drawn = getattr(data, "drawn", False)
     if verb == "fit" and drawn and trainer.max_steps < 0 and not trainer.fast_dev_run:
         raise ToyError("--trainer.max_steps: -1 is not allowed, the data are drawn anew at every step; give a number")

@@ -16,7 +16,7 @@ from typing import IO, Any
 import torch
 
 from lightning_toys.cell import Plan, holders, settled, work
-from lightning_toys.errors import NonFiniteError, note
+from lightning_toys.errors import DISK_ADVICE, DiskFullError, NonFiniteError, is_disk_full, note
 
 PARENT = "LIGHTNING_TOYS_PARENT"  # tells a worker who started it
 DEVICES = "CUDA_VISIBLE_DEVICES"
@@ -207,7 +207,13 @@ def main() -> None:
         from lightning_toys.search import Search
 
         chooser = Search(plan)
-    work(plan, chooser, guess=False)  # the parent does
+    try:
+        work(plan, chooser, guess=False)  # the parent does
+    except (DiskFullError, OSError) as error:
+        if not is_disk_full(error):
+            raise
+        print(f"error: {error}; {DISK_ADVICE}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

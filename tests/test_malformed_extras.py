@@ -12,6 +12,8 @@ from malformed import Refusal, put
 from shipped import tiny
 
 from lightning_toys.cli import main
+from lightning_toys.errors import ToyError
+from lightning_toys.update_entropy.training import rows_of
 
 STEPS = {"control": 9, "regression": 12, "arithmetic": 3}
 MORE = {  # the third step of arithmetic is the second on its responses
@@ -92,3 +94,28 @@ def test_other_inner_steps_may_be_gone_on_with(tmp_path: Path) -> None:
     flags = ("--run.root", str(tmp_path), "--run.name", "a", "--trainer.max_steps")
     assert main(line("arithmetic", *flags, "3", "--model.rollouts.inner_steps", "1")) == 0
     assert main(line("arithmetic", *flags, "5", "--ckpt_path", "last")) == 0
+
+
+def test_what_only_training_reads_is_no_matter_of_a_test(stopped: dict[str, Path], tmp_path: Path) -> None:
+    content: dict[str, Any] = torch.load(stopped["control"], weights_only=True)
+    del content["toy"]["environments"]
+    torch.save(content, tmp_path / "part.ckpt")
+    words = line("control", "--run.root", str(tmp_path / "logs"), "--ckpt_path", str(tmp_path / "part.ckpt"))
+    assert main(["test", *words[1:]]) == 0
+
+
+def test_another_algorithm_may_be_gone_on_with(tmp_path: Path) -> None:
+    flags = ("--run.root", str(tmp_path), "--run.name", "a", "--trainer.max_steps")
+    for steps, algorithm, resume in (("8", "funcbo", ()), ("12", "aid", ("last",)), ("16", "uniform", ("last",))):
+        words = (*flags, steps, "--model.algorithm", algorithm, *(("--ckpt_path", *resume) if resume else ()))
+        assert main(line("regression", *words)) == 0
+
+
+def test_ranks_take_whole_groups_up() -> None:
+    prompts = [i // 8 for i in range(24)]  # three prompts, eight responses each
+    for world in (1, 2, 3):
+        shares = [rows_of(prompts, r, world) for r in range(world)]
+        assert [i for share in shares for i in share] == list(range(24))
+        assert all(len(share) % 8 == 0 for share in shares)
+    with pytest.raises(ToyError, match="responses to 3 prompts are in use; go on with at most 3 processes"):
+        rows_of(prompts, 0, 4)

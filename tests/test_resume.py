@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -188,3 +189,21 @@ def test_a_runs_folder_stands_for_its_last_checkpoint(runner: Runner) -> None:
     code, err = runner.code("test", "flow", "--ckpt_path", str(folder / "figures"))
     assert code == 2
     assert "--ckpt_path: no file" in err
+
+
+def test_nothing_left_of_an_older_checkpoint_leaves_results_and_rows(runner: Runner) -> None:
+    """A finished run is not put back by a checkpoint from within it, whose steps are asked for and done."""
+    flags = ("--model.seeds", "[0,1]", "--data.holdout", "0.2", "--data.noise", "0.1", "--run.name", "a")
+    flags = (*flags, "--trainer.val_check_interval", "20")
+    runner.ok("fit", "flow", *flags, "--trainer.max_steps", "60")
+    folder = runner.folder("flow", "a")
+    before = {n: (folder / n).read_bytes() for n in ("results.json", "metrics.csv")}
+    runner.ok("fit", "flow", *flags, "--trainer.max_steps", "100", "--ckpt_path", "last")
+    after = {n: (folder / n).read_bytes() for n in before}
+    assert after != before
+    half = folder / "half.ckpt"
+    assert main(runner.words("fit", "flow", *flags, "--trainer.max_steps", "40", "--run.name", "b")) == 0
+    shutil.copy(runner.folder("flow", "b") / "checkpoints" / "last.ckpt", half)
+    said = runner.ok("fit", "flow", *flags, "--trainer.max_steps", "40", "--ckpt_path", str(half))
+    assert "nothing was trained: the checkpoint is at step 40" in said
+    assert {n: (folder / n).read_bytes() for n in before} == after

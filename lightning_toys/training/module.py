@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lightning_toys.errors import NonFiniteError, require
 from lightning_toys.stats import mean_ci
 from lightning_toys.training.checkpoint_form import optimizers_misfit
-from lightning_toys.training.compiling import Arguments, Result, check_compiler, compiled
+from lightning_toys.training.compiling import Arguments, Result, compiled
 from lightning_toys.training.loader import Batch, Block, DrawnBlock
 from lightning_toys.training.muon import ReplicaMuon, split_hidden
 from lightning_toys.training.replica_parallel import Parallel, ReplicaStrategy, SharedReplicas, share, with_states
@@ -109,8 +109,6 @@ class ToyModule(SharedReplicas):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        if compile:
-            check_compiler("--model.compile")
         self.compiles = compile
         self.compiled_parts: dict[str, Any] = {}
         self.automatic_optimization = False
@@ -411,8 +409,6 @@ class ToyModule(SharedReplicas):
         ):
             if wanted != any(k.startswith(f"{name}.") for k in checkpoint["state_dict"]):
                 return f"{flag} was {'not ' if wanted else ''}given when it was trained"
-        if why := self.extras_misfit(checkpoint["toy"], int(checkpoint["global_step"])):
-            return f"toy.{why}"
         built = {k: v.shape for k, v in net.state_dict().items()}
         held = {k: v.shape for k, v in checkpoint["state_dict"].items()}
         copies = ["net", *(s for s in ("ema_net", "best_net") if any(k.startswith(f"{s}.") for k in held))]
@@ -424,12 +420,13 @@ class ToyModule(SharedReplicas):
                 return f"it has {shapes[0]} for {name}, where {shapes[1]} is wanted"
         return None
 
-    def extras_misfit(self, toy: dict[str, Any], step: int) -> str:
+    def extras_misfit(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
         """Say what is wrong with that which an experiment adds to a checkpoint, if something is.
 
         Args:
             toy: the checkpoint's entry of that name.
             step: of the checkpoint.
+            resumes: whether training is to go on from it; other verbs may read less.
         """
         return ""
 

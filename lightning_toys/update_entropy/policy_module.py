@@ -32,6 +32,7 @@ from lightning_toys.update_entropy.training import (
     Rollouts,
     clip_gradients,
     policy_gradient,
+    rows_of,
     sample,
     side_by_side,
     stored_misfit,
@@ -104,8 +105,6 @@ class PolicyModule(ToyModule):
         """See :meth:`ToyModule.misfit`; of a backbone only what was trained is in a checkpoint."""
         if self.backbone is None:
             return super().misfit(checkpoint, net)
-        if why := self.extras_misfit(checkpoint["toy"], int(checkpoint["global_step"])):
-            return f"toy.{why}"
         built = {f"net.{k}": v.shape for k, v in net.state_dict().items()}
         for name, value in checkpoint["state_dict"].items():
             if name.startswith("net.") and built.get(name) != value.shape:
@@ -254,8 +253,10 @@ class PolicyModule(ToyModule):
                 shares = [mine]
             checkpoint["toy"]["responses"] = [side_by_side(x) for x in zip(*shares, strict=True)]
 
-    def extras_misfit(self, toy: dict[str, Any], step: int) -> str:
-        """See :meth:`ToyModule.extras_misfit`: responses that more steps are to be taken on."""
+    def extras_misfit(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
+        """See :meth:`ToyModule.extras_misfit`: responses that more steps are to be taken on; a test reads none."""
+        if not resumes:
+            return ""
         if "responses" not in toy:
             asked = toy["config"]["model"]["init_args"]  # what it was trained with; to go on with may be something else
             k = step - asked.get("warm_steps", self.warm_steps)
@@ -276,17 +277,10 @@ class PolicyModule(ToyModule):
         stored = checkpoint["toy"]["config"].get("model", {}).get("init_args", {}).get("rollouts") or {}
         check_temperature(stored.get("temperature"), self.rollouts.temperature)
         self.loaded_optimizers = checkpoint["optimizer_states"]
-        spec = self.rollouts
-        self.batches = [
-            PolicyBatch.taken_up(found, self.rows_of(len(found["responses"])), spec.micro_batch)
-            for found in checkpoint["toy"].get("responses", [])
-        ]
-
-    def rows_of(self, responses: int) -> range:
-        """Return which of a step's responses are this rank's: those of its prompts."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self._trainer is not None else (0, 1)
-        prompts, group = responses // self.rollouts.group, self.rollouts.group
-        return range(prompts * rank // world * group, prompts * (rank + 1) // world * group)
+        self.batches = []
+        for found in checkpoint["toy"].get("responses", []) if self._trainer is not None and self.in_training else []:
+            rows = rows_of(found["prompt"], self.trainer.global_rank, self.trainer.world_size)
+            self.batches.append(PolicyBatch.taken_up(found, rows, self.rollouts.micro_batch))
 
     # judging
 

@@ -129,13 +129,31 @@ class PolicyBatch:
         return {**vars(self.sequences), "old": whole.cpu()}
 
     @classmethod
-    def taken_up(cls, found: Mapping[str, Any], rows: range, size: int) -> PolicyBatch:
+    def taken_up(cls, found: Mapping[str, Any], rows: list[int], size: int) -> PolicyBatch:
         """Return some rows of what :meth:`stored` returned, in parts of ``size`` responses."""
         sequences = Sequences(**{k: v for k, v in found.items() if k != "old"}).take(rows)
         out = cls.of(sequences, size)
-        mine = found["old"][rows.start : rows.stop]
+        mine = found["old"][rows]
         out.old = [mine[part][:, : max(1, *(sequences.lengths[i] for i in part))] for part in out.parts]
         return out
+
+
+def rows_of(prompts: Sequence[int], rank: int, world: int) -> list[int]:
+    """Return which of a step's responses are a rank's: those to its share of the prompts, whole groups.
+
+    Args:
+        prompts: number of each response's prompt.
+        rank: of this process.
+        world: number of processes.
+
+    Raises:
+        ToyError: there are more processes than prompts.
+    """
+    numbers = list(dict.fromkeys(prompts))
+    n = len(numbers)
+    require(n >= world, f"--ckpt_path: responses to {n} prompts are in use; go on with at most {n} processes")
+    mine = set(numbers[n * rank // world : n * (rank + 1) // world])
+    return [i for i, number in enumerate(prompts) if number in mine]
 
 
 def side_by_side(shares: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

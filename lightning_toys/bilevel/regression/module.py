@@ -299,12 +299,15 @@ class WindowRegression(ToyModule):
         super().on_load_checkpoint(checkpoint)
         self.records = dict(checkpoint["toy"]["records"])
 
-    def extras_misfit(self, toy: dict[str, Any], step: int) -> str:
+    def extras_misfit(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
         """See :meth:`ToyModule.extras_misfit`: the records of every step."""
         replicas, seen = len(self.seeds), -(-step // JUDGED)
-        sizes = {"loss": (step, replicas)} | dict.fromkeys(("lambda", "slope"), (seen, replicas, self.sizes["window"]))
-        if self.algorithm == "aid":
-            sizes["residual"] = (step, replicas)
+        sizes: dict[str, tuple[int | None, ...]] = {"loss": (step, replicas)}
+        sizes |= dict.fromkeys(("lambda", "slope"), (seen, replicas, self.sizes["window"]))
+        records = toy.get("records")
+        by_aid_once = isinstance(records, dict) and "residual" in records
+        if by_aid_once or toy["config"]["model"]["init_args"].get("algorithm") == "aid":
+            sizes["residual"] = (None, replicas)  # of the steps by aid: the algorithm may change on the way
         form = {name: Like(torch.float64, shape) for name, shape in sizes.items()}
         return next(unlike(toy, {"records": form}), "")
 
