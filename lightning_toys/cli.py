@@ -32,7 +32,6 @@ import lightning_toys.mirror_descent
 import lightning_toys.update_entropy  # noqa: F401
 from lightning_toys.arguments import Refused, ToyParser, check_configs, check_words, explain, flags, split_configs
 from lightning_toys.errors import (
-    DISK_ADVICE,
     DiskFullError,
     NonFiniteError,
     NothingToTrainError,
@@ -42,6 +41,7 @@ from lightning_toys.errors import (
     note,
     process_rank,
     require,
+    tell_disk_full,
 )
 from lightning_toys.settings import (
     beyond_memory,
@@ -531,9 +531,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {error}; the last good checkpoint, if one was written, is kept", file=sys.stderr)
         return 1
     except (DiskFullError, OSError) as error:
-        if not is_disk_full(error):
-            raise
-        print(f"error: {error}; {DISK_ADVICE}", file=sys.stderr)
+        tell_disk_full(error)
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

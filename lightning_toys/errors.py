@@ -38,6 +38,13 @@ def is_disk_full(error: BaseException) -> bool:
     )
 
 
+def tell_disk_full(error: BaseException) -> None:
+    """Say in one line that the disk is full; raise any other error again."""
+    if not is_disk_full(error):
+        raise error
+    print(f"error: {error}; {DISK_ADVICE}", file=sys.stderr)
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest of ``options``, or the empty string.
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 import torch
 
 from lightning_toys.cell import Plan, holders, settled, work
-from lightning_toys.errors import DISK_ADVICE, DiskFullError, NonFiniteError, is_disk_full, note
+from lightning_toys.errors import DiskFullError, NonFiniteError, note, tell_disk_full
 
 PARENT = "LIGHTNING_TOYS_PARENT"  # tells a worker who started it
 DEVICES = "CUDA_VISIBLE_DEVICES"
@@ -210,9 +210,7 @@ def main() -> None:
     try:
         work(plan, chooser, guess=False)  # the parent does
     except (DiskFullError, OSError) as error:
-        if not is_disk_full(error):
-            raise
-        print(f"error: {error}; {DISK_ADVICE}", file=sys.stderr)
+        tell_disk_full(error)
         sys.exit(1)
 
 
