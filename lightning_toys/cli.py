@@ -75,6 +75,8 @@ from lightning_toys.training.run_folder import (
 TRAINER_VERBS = ("fit", "validate", "test", "predict")
 VERBS = (*TRAINER_VERBS, "compare", "sweep")
 
+ROOT = "lightning_logs"
+
 HELP = """\
 usage: python cli.py VERB -c configs/EXPERIMENT/VARIANT.yaml [--flag value ...]
 
@@ -94,7 +96,7 @@ flags (VERB --help lists all; any class named on the line has its own --model.he
                               strategy, precision, logger, callbacks, ...
   --ckpt_path last|best|PATH  the newest run's checkpoint, or any
   --run.root DIR  --run.variant NAME  --run.name NAME
-                              the run folder is root/experiment/variant/name
+                              the run folder is root/experiment/variant/name; beside a PATH, where to go on
   --checkpoint.every_n_steps N   --figures.every_n_validations N   --figures.dpi N
 
 example
@@ -150,7 +152,7 @@ class ToysCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder and the standing callbacks' settings."""
-        parser.add_argument("--run.root", type=str, default="lightning_logs", help="folder of all runs")
+        parser.add_argument("--run.root", type=str, default=ROOT, help="folder of all runs")
         parser.add_argument("--run.variant", type=str | None, default=None, help="default: the first -c file's name")
         parser.add_argument("--run.name", type=str | None, default=None, help="default: version_0, version_1, ...")
         parser.add_class_arguments(RescueCheckpoint, "checkpoint")
@@ -187,9 +189,13 @@ class ToysCLI(LightningCLI):
         if word is None:
             self.run = new_run(*where)
             return
-        path, self.run = resolve_checkpoint(word, *where)
-        if verb == "fit" and self.run.used and self.run.path.resolve() not in path.resolve().parents:
-            raise ToyError(f"--ckpt_path: {path} is of no run here, and {self.run.path} holds another; give --run.name")
+        asked = {k for k in ("variant", "name") if settings.run[k] is not None}
+        if settings.run.root != ROOT or "--run.root" in flags(rest):
+            asked.add("root")
+        path, self.run = resolve_checkpoint(word, *where, asked)
+        elsewhere = self.run.path.resolve() not in path.resolve().parents
+        if verb == "fit" and elsewhere and self.run.used and process_rank() == 0:  # the others may find it begun
+            raise ToyError(f"--ckpt_path: {path} is not of {self.run.path}, which holds a run; give another --run.name")
         checkpoint: dict[str, Any] = read_checkpoint(path)
         if why := malformed(checkpoint, verb == "fit"):
             raise ToyError(f"--ckpt_path: {path} is no whole checkpoint: {why}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -385,6 +386,24 @@ def test_going_back_keeps_what_was_further(runner: Runner) -> None:
     runner.ok("fit", "flow", "--trainer.max_steps", "20", "--ckpt_path", str(folder / "old.ckpt"))
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 20
     assert torch.load(folder / "last-1.ckpt", weights_only=True)["global_step"] == 40
+
+
+def test_a_run_goes_on_in_a_folder_of_its_own(runner: Runner, bitwise: Callable[..., None]) -> None:
+    """--run.name beside a path leaves the checkpoint's run as it was, and is refused where another run is."""
+    runner.ok("fit", "flow", "--trainer.max_steps", "20", "--run.name", "a")
+    home, fork = runner.folder("flow", "a"), ("--ckpt_path", str(runner.folder("flow", "a")), "--run.name", "b")
+    before = {p: p.read_bytes() for p in home.rglob("*") if p.is_file()}
+    said = runner.ok("fit", "flow", "--trainer.max_steps", "40", *fork)
+    assert str(runner.folder("flow", "b")) in said
+    runner.ok("test", "flow", *fork)
+    assert {p: p.read_bytes() for p in home.rglob("*") if p.is_file()} == before
+    assert (runner.folder("flow", "b") / "results-1.json").exists()
+    runner.ok("fit", "flow", "--trainer.max_steps", "40", "--run.name", "whole")
+    one, other = (runner.checkpoint("flow", name) for name in ("whole", "b"))
+    bitwise(one["state_dict"], other["state_dict"])
+    code, err = runner.code("fit", "flow", "--trainer.max_steps", "40", *fork)
+    assert code == 2
+    assert "b, which holds a run; give another --run.name" in err
 
 
 def test_settings_that_change_the_state_are_named(runner: Runner) -> None:

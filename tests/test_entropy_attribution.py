@@ -131,6 +131,29 @@ def test_the_adapter_may_be_folded_into_the_matrices(case: Case) -> None:
     assert not torch.equal(evaluate(model, evaluation).logp, folded.logp)
 
 
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings:UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_an_adapter_on_a_tied_head_runs_beside_it() -> None:
+    """Folded into the head it would have moved the embedding, whose matrix the head has."""
+    peft = pytest.importorskip("peft")
+    base = TinyPolicy(hidden=16, layers=1, heads=2, lora_rank=0).build(0, TOKENS.size, 24)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(base, config)
+    assert model.get_output_embeddings().base_layer.weight is model.get_input_embeddings().weight
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if is_adapter(name):
+                p.normal_(generator=torch.Generator().manual_seed(len(name)))
+    sequences = rollouts(model, 2, 2, 1)
+    here = evaluate(model, sequences)
+    model.eval()
+    with torch.no_grad():
+        logp, h = policy_scores(model, pack(sequences))
+    assert torch.allclose(here.logp, logp, atol=1e-4)
+    assert torch.allclose(here.entropy, h, atol=1e-4)
+    head = next(n for n, _ in model.named_parameters() if "lm_head.lora_B" in n)
+    assert not torch.equal(evaluate(model, sequences, parameters={head: torch.zeros(TOKENS.size, 2)}).logp, here.logp)
+
+
 def test_parts_close(case: Case) -> None:
     _, update, _, tolerance = case
     assert update.residual() < max(1e-6 if tolerance > 1e-6 else 1e-12, 0)

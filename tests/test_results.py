@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +367,23 @@ def test_resolve_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     foreign.write_bytes(b"")
     assert resolve_checkpoint(str(foreign), tmp_path, "x", "y", None)[1] == RunFolder(tmp_path, "x", "y", "mine")
     assert resolve_checkpoint(str(foreign), tmp_path, "x", "y", "named")[1].name == "named"
+
+
+def test_a_path_is_gone_on_with_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part that the user gives beats the checkpoint's own folder; what is only a default does not."""
+    folder = make_run(tmp_path, "version_0", "last.ckpt")
+    word, home = str(folder / "checkpoints" / "last.ckpt"), RunFolder(tmp_path.resolve(), "toy", "quick", "version_0")
+    settings = (Path("elsewhere"), "toy", "other", "fork")
+    for given, expected in (
+        ((), home),
+        (("name",), replace(home, name="fork")),
+        (("variant",), replace(home, variant="other")),
+        (("root",), replace(home, root=Path("elsewhere"))),
+        (("root", "variant", "name"), RunFolder(Path("elsewhere"), "toy", "other", "fork")),
+    ):
+        assert resolve_checkpoint(word, *settings, given)[1] == expected
+    monkeypatch.chdir(tmp_path)
+    assert resolve_checkpoint(word, Path(), "toy", "quick", "version_0", ("root", "variant", "name"))[1] == home
 
 
 def test_resolve_a_missing_path(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from conftest import Runner
 from processes import torchrun
 
+from lightning_toys.cli import run_trainer
 from lightning_toys.flow_vs_regression.module import FlowVsRegression
 from lightning_toys.training import data as training_data
 
@@ -140,6 +141,16 @@ def test_double_follows_single(runner: Runner) -> None:
     runner.ok("fit", "flow", *flags, "--run.name", "double", "--trainer.precision", "64-true")
     a, b = weights(runner, "single"), weights(runner, "double")
     assert max((a[k].double() - b[k]).abs().max().item() for k in a) < 1e-5
+
+
+@pytest.mark.parametrize(("precision", "off"), [("64-true", 0.0), ("32-true", 2**-24)])
+def test_training_points_are_as_exact_as_the_training(runner: Runner, precision: str, off: float) -> None:
+    """Rounded to single precision, a target of slope s could not be interpolated to better than s 2^-25."""
+    cli = run_trainer(runner.words("fit", "flow", "--trainer.max_steps", "1", "--trainer.precision", precision))
+    c, x1 = cli.datamodule.train_columns([0])
+    exact = torch.linspace(0, 1, c.shape[1], dtype=torch.float64).view(1, -1, 1)
+    assert 0 <= off / 8 <= float((c - exact).abs().max()) <= off
+    assert 0 <= off / 8 <= float((x1 - cli.datamodule.target(exact[0])).abs().max()) <= 4 * off
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

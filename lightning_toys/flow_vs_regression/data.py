@@ -115,10 +115,9 @@ class InterpolationData(ToyDataModule):
         return Points(c[~h], x1[~h], c[h], x1[h])
 
     def train_columns(self, seeds: Sequence[int]) -> tuple[Tensor, ...]:
-        """Return c (R, N, 1) and x1 (R, N, D) in the default dtype."""
+        """Return c (R, N, 1) and x1 (R, N, D) in the precision that is trained in."""
         points = self.points(seeds)
-        dtype = torch.get_default_dtype()
-        return points.c.to(dtype), points.x1.to(dtype)
+        return points.c.to(self.dtype), points.x1.to(self.dtype)
 
     def grid(self, at_most: int | None = None) -> Tensor:
         """Return the evaluation grid (M, 1), float64."""

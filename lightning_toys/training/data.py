@@ -39,6 +39,12 @@ class ToyDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.checkpoint_interval = 0
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What training data are held in: float64 where the Trainer trains in it, and float32 else."""
+        double = self.trainer is not None and self.trainer.precision == "64-true"
+        return torch.float64 if double else torch.float32
+
     def train_columns(self, seeds: Sequence[int]) -> tuple[Tensor, ...]:
         """Return the training tensors, each (R, N, ...)."""
         raise NotImplementedError

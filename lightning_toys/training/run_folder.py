@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,12 +106,21 @@ def find_run(root: Path, experiment: str, variant: str, name: str | None) -> Run
 
 
 def resolve_checkpoint(
-    word: str, root: Path, experiment: str, variant: str, name: str | None
+    word: str, root: Path, experiment: str, variant: str, name: str | None, given: Collection[str] = ()
 ) -> tuple[Path, RunFolder]:
     """Return the checkpoint that ``--ckpt_path`` means, and the folder of the run it belongs to.
 
     ``last`` and ``best`` are looked for in the named or the newest run; anything else is a path. A checkpoint that
     lies in no run folder of this layout belongs to a folder named after it.
+
+    Args:
+        word: ``last``, ``best`` or a path.
+        root: of the run folder, as the settings have it.
+        experiment: likewise.
+        variant: likewise.
+        name: likewise, or None.
+        given: which of ``root``, ``variant`` and ``name`` the user gave: they beat the folder that a path lies in, so
+            that a run can be gone on with, or judged, in a folder of its own.
 
     Raises:
         ToyError: there is no such file.
@@ -131,7 +141,14 @@ def resolve_checkpoint(
         raise ToyError(f"--ckpt_path: no file {word!r}; give last, best or a path{did_you_mean(word, near)}")
     parents = path.resolve().parents
     if path.resolve().parent.name == "checkpoints" and len(parents) >= 5:
-        return path, RunFolder(parents[4], parents[3].name, parents[2].name, parents[1].name)
+        home = RunFolder(parents[4], parents[3].name, parents[2].name, parents[1].name)
+        asked = RunFolder(
+            root if "root" in given else home.root,
+            home.experiment,
+            variant if "variant" in given else home.variant,
+            name if "name" in given and name is not None else home.name,
+        )
+        return path, home if asked.path.resolve() == home.path else asked
     return path, RunFolder(root, experiment, variant, name or path.stem)
 
 

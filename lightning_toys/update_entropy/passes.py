@@ -40,7 +40,9 @@ class Passes:
         layers: dict[str, Any] = {
             n: m for n, m in model.named_modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")
         }
-        self.layers = layers if all(plain_lora(m) for m in layers.values()) else {}
+        # a matrix that is tied to another (a head to the embedding) cannot be folded: the other would move too
+        untied = all(f"{n}.base_layer.weight" in self.own for n in layers)
+        self.layers = layers if untied and all(plain_lora(m) for m in layers.values()) else {}
         wrapped = bool(self.layers) and hasattr(model, "get_base_model")
         self.model: nn.Module = model.get_base_model() if wrapped else model  # type: ignore[operator]
         self.prefix = next((n for n, m in model.named_modules() if m is self.model), "") + "." if wrapped else ""
