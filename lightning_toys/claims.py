@@ -107,7 +107,7 @@ def look(folder: Path) -> Link:
             content = json.loads(text)
         except ValueError:  # just being written, or its writer died over it
             content = {}
-        if content == {"free": True}:
+        if content == {"free": True} or touched == 0:
             return Link(found[-1], None, 0.0)
         return Link(found[-1], content, clock(folder) - touched)
 
@@ -196,7 +196,7 @@ class Claim:
         self.thread.join()
         try:
             create(self.folder, self.number + 1, {"free": True})
-        except OSError:  # a full disk: then a link that has been silent since 1970
+        except OSError:  # a full disk: then our own link, last touched in 1970, says so
             with contextlib.suppress(OSError):
                 os.utime(self.folder / str(self.number), (0, 0))
 

@@ -388,6 +388,13 @@ def test_going_back_keeps_what_was_further(runner: Runner) -> None:
     assert torch.load(folder / "last-1.ckpt", weights_only=True)["global_step"] == 40
 
 
+def test_any_logger_is_told_the_settings(runner: Runner) -> None:
+    logger = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(runner.root / "other"))
+    runner.ok("fit", "flow", "--trainer.max_steps", "2", "--model.lr", "0.003", *logger)
+    (found,) = (runner.root / "other").rglob("hparams.yaml")
+    assert yaml.safe_load(found.read_text())["model.lr"] == 0.003
+
+
 def test_a_run_goes_on_in_a_folder_of_its_own(runner: Runner, bitwise: Callable[..., None]) -> None:
     """--run.name beside a path leaves the checkpoint's run as it was, and is refused where another run is."""
     runner.ok("fit", "flow", "--trainer.max_steps", "20", "--run.name", "a")

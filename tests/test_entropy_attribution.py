@@ -131,7 +131,8 @@ def test_the_adapter_may_be_folded_into_the_matrices(case: Case) -> None:
     assert not torch.equal(evaluate(model, evaluation).logp, folded.logp)
 
 
-@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings:UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_an_adapter_on_a_tied_head_runs_beside_it() -> None:
     """Folded into the head it would have moved the embedding, whose matrix the head has."""
     peft = pytest.importorskip("peft")

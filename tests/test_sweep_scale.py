@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ import yaml
 from conftest import REPO, Runner
 from processes import fork
 
-from lightning_toys import cli
+from lightning_toys import claims, cli
 from lightning_toys.cell import Cell, Plan, Task
 from lightning_toys.claims import BEAT, born, create, look, take
 from lightning_toys.errors import NonFiniteError, ToyError
@@ -128,6 +129,24 @@ def test_who_counts_as_dead(tmp_path: Path) -> None:
     assert take(tmp_path / "e", stale=60) is not None
     assert born(os.getpid()) is not None
     assert BEAT > 0
+
+
+def test_a_claim_let_go_on_a_full_disk_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its holder has not died: nothing is said of it to the next."""
+    claim = take(tmp_path / "a")
+    assert claim is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "create", full_disk)
+        claim.release()
+    assert not look(tmp_path / "a").held(stale=1e12)
+    after = take(tmp_path / "a", stale=1e12)
+    assert after is not None
+    assert after.before.holder is None
+    after.release()
+
+
+def full_disk(*_: object) -> bool:
+    raise OSError(errno.ENOSPC, "no space left")
 
 
 def test_a_taker_who_looked_long_ago_loses(tmp_path: Path) -> None:

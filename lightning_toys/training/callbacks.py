@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from lightning_toys.errors import ToyError, note, require
 from lightning_toys.training.data import ToyDataModule
+from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.results import is_main, set_aside, write_atomic, write_results
 from lightning_toys.training.run_folder import RunFolder, read_checkpoint
@@ -334,7 +335,10 @@ class FigureWriter(Callback):
 
 
 class ResultsWriter(Callback):
-    """Writes results.json after `fit` and `test`, validation.json after `validate`, and TensorBoard's HParams row."""
+    """Writes results.json after `fit` and `test`, validation.json after `validate`, and loggers' hyper-parameters.
+
+    TensorBoard's row of them wants the metrics beside them, and comes at the end; other loggers are told at the start.
+    """
 
     run: RunFolder
     hparams: dict[str, Any]
@@ -343,6 +347,12 @@ class ResultsWriter(Callback):
     def __init__(self) -> None:
         self.hparams, self.settings = {}, {}
         self.ends_fit = False  # whether a validation stands for the end of a `fit` that was stopped before it
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the user's loggers the settings."""
+        for logger in trainer.loggers:
+            if not isinstance(logger, TensorBoardLogger | MetricsCSV):
+                logger.log_hyperparams(self.hparams)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last validation."""
