@@ -295,3 +295,16 @@ def suggest(name: str, known: Iterable[str]) -> str:
     if dot and (hint := did_you_mean(last, siblings)):
         return f"; did you mean {prefix}.{hint.split(chr(39))[1]}?"
     return did_you_mean(name, known)
+
+
+def settle_length(rest: list[str]) -> list[str]:
+    """Let a length given as a flag stand alone: max_steps on the line frees max_epochs of a file, and vice versa."""
+    given = flags(rest)
+    steps, epochs = "--trainer.max_steps" in given, "--trainer.max_epochs" in given
+    if given.get("--trainer.max_epochs") == "0":
+        raise ToyError("--trainer.max_epochs: 0 is not allowed; give an integer >= 1, or -1 for no bound")
+    if steps and not epochs:
+        return [*rest, "--trainer.max_epochs=-1"]
+    if epochs and not steps:
+        return [*rest, "--trainer.max_steps=-1"]
+    return rest

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from lightning_toys.arguments import split_configs
 from lightning_toys.claims import STALE, Claim, ClaimLostError, look, take
 from lightning_toys.errors import NonFiniteError, ToyError, is_disk_full, note
+from lightning_toys.trainer_verbs import run_trainer
 from lightning_toys.training.callbacks import RescueCheckpoint
 from lightning_toys.training.results import write_atomic
 from lightning_toys.training.run_folder import SWEEP_MARK, holds_run
@@ -171,8 +172,6 @@ def work(plan: Plan, chooser: Chooser | None = None, guess: bool = True) -> None
     Raises:
         ToyError: a cell's folder was swept with other settings.
     """
-    from lightning_toys.cli import run_trainer  # the cli imports the sweep when it is asked to
-
     started = time.monotonic()
     left = [i for i, t in enumerate(plan.tasks) if not settled(t)]
     total, busy = len(left), True

@@ -19,6 +19,7 @@ from lightning_toys.claims import lock
 from lightning_toys.errors import NonFiniteError, ToyError, did_you_mean, note
 from lightning_toys.search_space import corners, distribution, words
 from lightning_toys.stats import holm, mean_ci, paired_difference, written
+from lightning_toys.trainer_verbs import run_trainer
 from lightning_toys.training.results import set_aside, write_atomic
 
 
@@ -109,8 +110,6 @@ class Search:
 
     def rehearse(self) -> list[str]:
         """Take one step and return the names of the metrics that come of it; none where that does not work out."""
-        from lightning_toys.cli import run_trainer
-
         task = self.plan.tasks[0]
         if not task.trains:  # a test without training would be a whole trial
             return []

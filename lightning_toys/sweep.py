@@ -31,6 +31,7 @@ from lightning_toys.errors import NothingToTrainError, ToyError, did_you_mean, n
 from lightning_toys.search import Search, trials
 from lightning_toys.search_space import corners, parse_search
 from lightning_toys.strict_yaml import read_word, write_word
+from lightning_toys.trainer_verbs import ToysCLI
 
 HELP = f"""\
 usage: python cli.py sweep [-c FILE ...] --grid.ANY.FLAG '[...]' [--grid.ANOTHER '[...]'] [--flag value ...]
@@ -329,8 +330,6 @@ def check_cell(base: Sequence[str], cell: Cell) -> Task:
     Raises:
         ToyError: something is not allowed.
     """
-    from lightning_toys.cli import ToysCLI  # the cli imports this module when it is asked to sweep
-
     trains = True
     try:
         try:

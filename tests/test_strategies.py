@@ -9,8 +9,8 @@ import torch
 from conftest import Runner
 from processes import torchrun
 
-from lightning_toys.cli import run_trainer
 from lightning_toys.flow_vs_regression.module import FlowVsRegression
+from lightning_toys.trainer_verbs import run_trainer
 from lightning_toys.training import data as training_data
 
 MODES = ["regression", "flow", "straight_flow", "mip"]

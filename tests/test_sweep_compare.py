@@ -16,7 +16,7 @@ import pytest
 from conftest import REPO, Runner
 from scipy import stats as scipy_stats
 
-from lightning_toys import cli
+from lightning_toys import cell, cli
 from lightning_toys.compare import find_results, load_runs, written
 from lightning_toys.stats import Estimate
 from lightning_toys.sweep import cells, parse_grid
@@ -28,13 +28,13 @@ FLAGS = ("--model.seeds", "[0,1,2]", "--trainer.max_steps", "60", "--run.variant
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Count what a sweep really runs."""
     calls: list[str] = []
-    true_run = cli.run_trainer
+    true_run = cell.run_trainer
 
     def run(args: list[str]) -> object:
         calls.append(f"{args[0]} {args[args.index('--run.name') + 1] if '--run.name' in args else 'alone'}")
         return true_run(args)
 
-    monkeypatch.setattr(cli, "run_trainer", run)
+    monkeypatch.setattr(cell, "run_trainer", run)
     return calls
 
 

@@ -20,7 +20,7 @@ import yaml
 from conftest import REPO, Runner
 from processes import fork
 
-from lightning_toys import claims, cli
+from lightning_toys import cell, claims, cli
 from lightning_toys.cell import Cell, Plan, Task
 from lightning_toys.claims import BEAT, born, create, look, take
 from lightning_toys.errors import NonFiniteError, ToyError
@@ -261,7 +261,7 @@ def test_cells_of_living_others_are_left_to_them(runner: Runner, compared: list[
 def test_who_was_thought_dead_writes_nothing(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that was stopped for long finds its cell taken over: it leaves the cell alone and says so."""
     folder = runner.root / "flow_vs_regression" / "grid"
-    true_run = cli.run_trainer
+    true_run = cell.run_trainer
 
     def run(args: list[str]) -> object:
         link = look(folder / ".claims" / "mode=flow")
@@ -271,7 +271,7 @@ def test_who_was_thought_dead_writes_nothing(runner: Runner, monkeypatch: pytest
         RescueCheckpoint.guard.__self__.touch()  # type: ignore[union-attr]
         return true_run(args)
 
-    monkeypatch.setattr(cli, "run_trainer", run)
+    monkeypatch.setattr(cell, "run_trainer", run)
     flags = ("--trainer.max_steps", "60", "--run.variant", "grid", "--grid.model.mode", "[flow]")
     err = runner.ok("sweep", "flow", *flags)
     assert "left to another: mode=flow (far (process 7) has taken it over)" in err
@@ -281,7 +281,7 @@ def test_who_was_thought_dead_writes_nothing(runner: Runner, monkeypatch: pytest
 
 def test_refused_and_crashed_cells(runner: Runner, monkeypatch: pytest.MonkeyPatch, compared: list[list[str]]) -> None:
     """A cell that is refused while it runs is noted; the others go on; nobody tries it again unless asked to."""
-    true_run, trouble = cli.run_trainer, [True]
+    true_run, trouble = cell.run_trainer, [True]
     calls: list[str] = []
 
     def run(args: list[str]) -> object:
@@ -293,7 +293,7 @@ def test_refused_and_crashed_cells(runner: Runner, monkeypatch: pytest.MonkeyPat
             raise RuntimeError("no memory")
         return true_run(args)
 
-    monkeypatch.setattr(cli, "run_trainer", run)
+    monkeypatch.setattr(cell, "run_trainer", run)
     flags = ("--trainer.max_steps", "2", "--run.variant", "grid", "--grid.model.lr")
     code, err = runner.code("sweep", "flow", *flags, "[0.01,0.001]")
     assert code == 2
@@ -338,7 +338,7 @@ def test_jobs_stop_at_checkpoints(
         assert (run / "checkpoints" / "last.ckpt").exists()
         assert not json.loads((run / "sweep.json").read_text())["done"]
     calls: list[list[str]] = []
-    monkeypatch.setattr(cli, "run_trainer", calls.append)
+    monkeypatch.setattr(cell, "run_trainer", calls.append)
     runner.ok("sweep", "flow", *flags)
     assert [c[-2:] for c in calls if c[0] == "fit"] == [["--ckpt_path", "last"]] * 2
     assert compared == [["flow_vs_regression/mode=regression", "flow_vs_regression/mode=flow"]]
@@ -361,11 +361,11 @@ def test_ranks_of_torchrun_are_processes_of_their_own(runner: Runner) -> None:
     folder = runner.root / "flow_vs_regression" / "ranks"
     cells = [p for p in folder.iterdir() if p.name.startswith("num_train=")]
     assert len(cells) == 3
-    for cell in cells:
-        assert sorted(p.name for p in cell.glob("results*")) == ["results-1.json", "results.json"]
-        assert (cell / "metrics.csv").is_file()
-        assert (cell / "checkpoints" / "last.ckpt").is_file()
-        assert list(cell.glob("events.*"))  # a rank that is not the first would write none
+    for one in cells:
+        assert sorted(p.name for p in one.glob("results*")) == ["results-1.json", "results.json"]
+        assert (one / "metrics.csv").is_file()
+        assert (one / "checkpoints" / "last.ckpt").is_file()
+        assert list(one.glob("events.*"))  # a rank that is not the first would write none
     assert (folder / "comparison" / "comparison.md").is_file()
 
 

@@ -166,3 +166,15 @@ def read_checkpoint(path: Path) -> dict[str, object]:
     if not isinstance(checkpoint, dict) or "toy" not in checkpoint:
         raise ToyError(f"--ckpt_path: {path} is not a checkpoint of lightning_toys")
     return checkpoint
+
+
+def check_root(word: str) -> None:
+    """Refuse a folder that runs cannot be written to."""
+    if not word.strip() or "\0" in word:
+        raise ToyError(f"--run.root: {word!r} is not allowed; give a folder")
+    try:
+        there = next(p for p in (Path(word), *Path(word).absolute().parents) if p.exists())
+    except OSError as error:  # a name that is too long, a loop of links
+        raise ToyError(f"--run.root: {word} is not allowed ({error.strerror}); give a folder") from None
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ToyError(f"--run.root: {word} is not allowed; {there} is no folder that can be written to")
