@@ -29,7 +29,8 @@ from lightning_toys.bilevel.control.check import cosine, differences, response
 from lightning_toys.bilevel.control.learner import Learner, Nets, Solver
 from lightning_toys.bilevel.control.nets import HeadMLP
 from lightning_toys.bilevel.control.replay import Batch
-from lightning_toys.bilevel.implicit import flatten, gauss_newton_product, gradient
+from lightning_toys.bilevel.implicit import gauss_newton_product, gradient
+from lightning_toys.bilevel.vectors import flatten
 
 SEEDS, STATES, ACTIONS, B = [3, 8], 3, 2, 16
 VALUE = Value(0.1, 0.9)

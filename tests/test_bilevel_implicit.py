@@ -9,26 +9,19 @@ import torch
 from torch import Tensor
 
 from lightning_toys.bilevel.implicit import (
-    Adam,
-    AdamState,
     Bilevel,
-    GradientDescent,
-    Tensors,
-    adam_state,
-    adam_step,
     aid,
     conjugate_gradient,
     finite_differences,
-    flatten,
     functional,
     gauss_newton_product,
     gradient,
     hessian_product,
     hvp,
-    inner,
-    unflatten,
     unrolled,
 )
+from lightning_toys.bilevel.inner_optimizers import Adam, AdamState, GradientDescent, adam_state, adam_step
+from lightning_toys.bilevel.vectors import Tensors, flatten, inner, unflatten
 from lightning_toys.training.noise import keyed_generator
 
 R = 3

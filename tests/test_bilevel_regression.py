@@ -16,7 +16,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from lightning_toys.bilevel import implicit
-from lightning_toys.bilevel.implicit import Bilevel, Tensors
+from lightning_toys.bilevel.implicit import Bilevel
+from lightning_toys.bilevel.inner_optimizers import Adam, AdamState, adam_state
 from lightning_toys.bilevel.regression.drift import Drift, ExactLoss, Linear, Piecewise, Sine
 from lightning_toys.bilevel.regression.hypergradients import (
     AdjointNetwork,
@@ -36,6 +37,7 @@ from lightning_toys.bilevel.regression.learner import Learner
 from lightning_toys.bilevel.regression.metrics import last_sixth, local_regret, normalised, rolling, top_lags
 from lightning_toys.bilevel.regression.mlp import MLP
 from lightning_toys.bilevel.regression.stream import Shape, Stream
+from lightning_toys.bilevel.vectors import Tensors
 from lightning_toys.training.noise import keyed_generator
 
 LIKE = torch.zeros(1, dtype=torch.float64)
@@ -227,7 +229,7 @@ class Small:
         )
 
     def trained(self, steps: int, lr: float = 1e-2) -> tuple[Tensor, Moments]:
-        to, p, rule = collapse(self.lam, self.window.past), {"t": self.theta}, implicit.Adam(lr)
+        to, p, rule = collapse(self.lam, self.window.past), {"t": self.theta}, Adam(lr)
         state = rule.begin(p)
         for _ in range(steps):
             here = self.net.at(p["t"], self.window.inside)
@@ -292,8 +294,8 @@ def test_aid_is_implicits(small: Small) -> None:
 def test_unrolling_is_implicits(small: Small, steps: int) -> None:
     """The way back by hand against autograd through Adam, and both runs end at the same weights."""
     theta, moments = small.trained(30)
-    rule = implicit.Adam(0.02, (0.8, 0.95), 1e-3)
-    state = implicit.AdamState({"t": moments.mean}, {"t": moments.square}, torch.tensor(float(moments.step)).double())
+    rule = Adam(0.02, (0.8, 0.95), 1e-3)
+    state = AdamState({"t": moments.mean}, {"t": moments.square}, torch.tensor(float(moments.step)).double())
     wanted = implicit.unrolled(small.problem, {"w": small.lam}, {"t": theta}, steps, rule, state)
     found = by_unrolling(small.net, theta, moments, small.lam, small.window, steps, 0.02, (0.8, 0.95), 1e-3)
     torch.testing.assert_close(found.theta, wanted.theta["t"], rtol=1e-9, atol=1e-11)
@@ -341,7 +343,7 @@ def test_every_hypergradient_against_finite_differences(small: Small) -> None:
         small.problem, {"w": small.lam}, lambda a: {"t": small.solved(a["w"], theta, 12)}, 1e-3
     )
     net, lam, w = small.net, small.lam, small.window
-    adjoint = AdjointNetwork(net.begin([4, 5], "adjoint").detach().double(), implicit.adam_state({"psi": theta}))
+    adjoint = AdjointNetwork(net.begin([4, 5], "adjoint").detach().double(), adam_state({"psi": theta}))
     # an unrolled step is taken where training is, not at the solution: there its gradient is zero
     early, warm = small.trained(300)
     found = {
@@ -378,7 +380,7 @@ def test_an_adjoint_network_stops_early(small: Small) -> None:
         a, b = mlp(psi, at.inside), mlp(psi, at.outside)
         return a.square().sum(-1).mean(-1) + (b * slope).sum(-1).mean(-1)
 
-    adjoint = AdjointNetwork(net.begin([4, 5], "adjoint").detach().double(), implicit.adam_state({"psi": theta}))
+    adjoint = AdjointNetwork(net.begin([4, 5], "adjoint").detach().double(), adam_state({"psi": theta}))
     scores = [objective(adjoint.psi, held, g[:, 72:], net)]
     for _ in range(4):
         found, adjoint = by_network(net, theta, lam, w, adjoint, 20, 1e-2)
@@ -388,7 +390,7 @@ def test_an_adjoint_network_stops_early(small: Small) -> None:
     assert (scores[-1] < scores[0]).all()
     torch.testing.assert_close(found.adjoint, net(adjoint.psi, w.inside) / lam.sum(1)[:, None, None])
     # a flexible adjoint on eight points of each kind: far below any honest value, and no end in sight
-    psi, rule = {"p": wide.begin([4, 5], "adjoint").detach().double()}, implicit.Adam(1e-2)
+    psi, rule = {"p": wide.begin([4, 5], "adjoint").detach().double()}, Adam(1e-2)
     state, seen = rule.begin(psi), []
     for _ in range(600):
         slope = implicit.gradient(lambda p: objective(p["p"], few, g[:, :8], wide), psi)
@@ -405,7 +407,7 @@ def test_no_weights_and_no_slope_are_finite(small: Small) -> None:
     w = small.window
     exact = w._replace(now=small.net(theta, w.outside))
     fresh = Moments(torch.zeros_like(theta), torch.zeros_like(theta), 0)
-    adjoint = AdjointNetwork(theta, implicit.adam_state({"psi": theta}))
+    adjoint = AdjointNetwork(theta, adam_state({"psi": theta}))
     for window, lam in ((w, 0 * small.lam), (exact, small.lam), (exact, 0 * small.lam)):
         for v in (
             by_aid(small.net, theta, lam, window, 5, 0.0).value,

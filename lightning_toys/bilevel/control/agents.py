@@ -30,13 +30,8 @@ from torch import Tensor, nn
 
 from lightning_toys.bilevel.control.nets import HeadMLP, Trace, Weights
 from lightning_toys.bilevel.control.replay import Batch
-from lightning_toys.bilevel.implicit import (
-    Tensors,
-    conjugate_gradient,
-    flatten,
-    hessian_product,
-    unflatten,
-)
+from lightning_toys.bilevel.implicit import conjugate_gradient, hessian_product
+from lightning_toys.bilevel.vectors import Tensors, flatten, unflatten
 
 Agent = Literal["mle", "vep", "omd", "funcbo"]
 Inverse = Literal["identity", "gauss_newton", "hessian"]

@@ -12,7 +12,8 @@ from torch import Tensor
 from lightning_toys.bilevel.control.agents import Agent, Problem, half_squares
 from lightning_toys.bilevel.control.learner import Nets
 from lightning_toys.bilevel.control.replay import Batch
-from lightning_toys.bilevel.implicit import Tensors, conjugate_gradient, flatten, gradient, hessian_product, unflatten
+from lightning_toys.bilevel.implicit import conjugate_gradient, gradient, hessian_product
+from lightning_toys.bilevel.vectors import Tensors, flatten, unflatten
 from lightning_toys.training.noise import keyed_generator
 
 SOLVED = 1e-3  # relative residual above which a response is none

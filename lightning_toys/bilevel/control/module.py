@@ -28,7 +28,7 @@ from lightning_toys.bilevel.control.environments import (
 from lightning_toys.bilevel.control.episodes import play, record, write_gif
 from lightning_toys.bilevel.control.learner import Learner, Nets, Solver
 from lightning_toys.bilevel.control.replay import Replay
-from lightning_toys.bilevel.implicit import Tensors, flatten
+from lightning_toys.bilevel.vectors import Tensors, flatten
 from lightning_toys.errors import note, require
 from lightning_toys.training.checkpoint_form import Like, unlike
 from lightning_toys.training.loader import Block, DrawnBlock

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_toys.bilevel.implicit import AdamState, adam_step, conjugate_gradient
+from lightning_toys.bilevel.implicit import conjugate_gradient
+from lightning_toys.bilevel.inner_optimizers import AdamState, adam_step
 from lightning_toys.bilevel.regression.mlp import MLP, Pass
 
 
@@ -248,8 +249,8 @@ def by_unrolling(
     """Take ``steps`` steps of Adam on the inner loss and differentiate the outer loss through them.
 
     What comes before, theta and Adam's running means, is held constant: with one step this is "unroll1". Adam is
-    :func:`lightning_toys.bilevel.implicit.adam_step`. On the way back a step whose gradient has the adjoint q adds H q
-    to theta's, and J q to the adjoint function's, of which v is made as everywhere else.
+    :func:`lightning_toys.bilevel.inner_optimizers.adam_step`. On the way back a step whose gradient has the adjoint q
+    adds H q to theta's, and J q to the adjoint function's, of which v is made as everywhere else.
     """
     to = collapse(lam, window.past)
     (first, second), (mean, square, count) = betas, moments

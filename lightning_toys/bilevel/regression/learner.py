@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_toys.bilevel.implicit import AdamState, recent_mean_
+from lightning_toys.bilevel.inner_optimizers import AdamState
 from lightning_toys.bilevel.regression.hypergradients import AdjointNetwork
 from lightning_toys.bilevel.regression.mlp import MLP
+from lightning_toys.bilevel.vectors import recent_mean_
 
 
 class Learner(nn.Module):

@@ -1,0 +1,38 @@
+"""Variables as vectors: dictionaries of tensors with a leading replica axis R."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+def flatten(v: Tensors) -> Tensor:
+    """Return the entries of every tensor (R, ...) side by side: (R, P)."""
+    return torch.cat([x.flatten(1) for x in v.values()], dim=1)
+
+
+def unflatten(flat: Tensor, like: Tensors) -> Tensors:
+    """Undo :func:`flatten`: split (R, P) into tensors with the names and shapes of ``like``."""
+    parts = torch.split(flat, [x[0].numel() for x in like.values()], dim=1)
+    return {k: part.reshape(x.shape) for (k, x), part in zip(like.items(), parts, strict=True)}
+
+
+def inner(a: Tensors, b: Tensors) -> Tensor:
+    """Return the inner product of a and b in each replica (R,)."""
+    return torch.stack([(x * b[k]).flatten(1).sum(1) for k, x in a.items()]).sum(0)
+
+
+def recent_mean_(ring: Tensor, count: int, v: Tensor) -> Tensor:
+    """Put v (R, P), the ``count``-th since 0, into a ring (R, n, P) of zeros; return the mean of the last n (R, P).
+
+    "Smoothed" hypergradients of arXiv 2601.15363.
+    """
+    ring[:, count % ring.shape[1]] = v
+    return ring.sum(1) / min(count + 1, ring.shape[1])  # those not there yet are zero
+
+
+def zeros_like(v: Tensors) -> Tensors:
+    """Return a vector of zeros with the shapes of v."""
+    return {k: torch.zeros_like(x) for k, x in v.items()}
