@@ -30,7 +30,8 @@ from lightning_toys.update_entropy.estimators import (
     prefix_weighted,
     sequence_weighted,
 )
-from lightning_toys.update_entropy.probe import FLAVOURS, Findings, Plan, probe
+from lightning_toys.update_entropy.findings import Findings
+from lightning_toys.update_entropy.probe import FLAVOURS, Plan, probe
 from lightning_toys.update_entropy.report import report_of, summary_lines, write_findings
 from lightning_toys.update_entropy.rollouts import draw, uniforms
 from lightning_toys.update_entropy.sequences import Sequences
