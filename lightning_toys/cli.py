@@ -78,6 +78,9 @@ def quiet() -> None:
     """Silence Lightning's advertisements; what a user has to know is said by us."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what was asked for is said
+    # it would have the state of before the step saved, which ours are not meant to be
+    warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization")
     # lightning asks torch's pytree under an old name
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*", FutureWarning)
     # LightningCLI calls jsonargparse by names that version 5 drops; hence our pin below 5

@@ -166,6 +166,11 @@ class Network:
             value = getattr(self, name)
             require(value >= 1, f"--model.network.{name}: {value} is not allowed; give an integer >= 1")
         require(self.layers <= 1000, f"--model.network.layers: {self.layers} is not allowed; give at most 1000")
+        require(
+            self.kind != "film" or self.layers >= 2,
+            f"--model.network.layers: {self.layers} is not allowed with film, whose first layer does not see the "
+            "condition; give at least 2",
+        )
         for name in ("fourier_c", "fourier_t"):
             value = getattr(self, name)
             require(value >= 0, f"--model.network.{name}: {value} is not allowed; give an integer >= 0")
@@ -173,6 +178,13 @@ class Network:
             self.kind != "transformer" or self.hidden % self.heads == 0,
             f"--model.network.heads: {self.heads} does not divide --model.network.hidden {self.hidden}",
         )
+
+    def idle(self, with_time: bool = True) -> dict[str, str]:
+        """Return the flags that do nothing in this network, each with what it wants."""
+        out = {} if with_time else {"--model.network.fourier_t": "a network that is fed a time"}
+        if self.kind == "transformer":
+            return out | {"--model.network.residual": "--model.network.kind concat or film"}
+        return out | {"--model.network.heads": "--model.network.kind transformer"}
 
     def build(
         self, seeds: Sequence[int], x_dim: int, c_dim: int, with_time: bool, out_dim: int | None = None

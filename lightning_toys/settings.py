@@ -1,22 +1,12 @@
-"""Settings before a run: plain, flat and side by side, the classes that they name, and what the Trainer may not be."""
+"""Settings before a run: plain, flat and side by side, and the classes that they name."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
-from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
-
 from lightning_toys.errors import ToyError
-from lightning_toys.training.compiling import check_compiler
 from lightning_toys.training.module import ToyModule
-
-IDLE = {  # callbacks that wait for a second epoch, or for Lightning's own optimisation
-    StochasticWeightAveraging: "give --model.ema_decay where there is one",
-    GradientAccumulationScheduler: "give a larger --data.batch_size",
-}
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -72,40 +62,6 @@ def experiment_class(class_path: str) -> type[ToyModule]:
     if not isinstance(kind, type) or not issubclass(kind, ToyModule) or kind.build is ToyModule.build:
         raise ToyError(f"--model: {class_path} is not an experiment of lightning_toys")
     return kind
-
-
-def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModule | None, verb: str) -> None:
-    """Refuse settings of the Trainer that would do here something else than they say.
-
-    Raises:
-        ToyError: names the flag.
-    """
-    precision, allowed = str(trainer.precision or "32-true"), module.precisions
-    if allowed and precision not in (*allowed, *(p.removesuffix("-true") for p in allowed)):
-        raise ToyError(f"--trainer.precision: {precision!r} is not allowed here; give one of {', '.join(allowed)}")
-    if trainer.gradient_clip_val is not None:
-        raise ToyError("--trainer.gradient_clip_val: would clip replicas together; give --model.clip_grad_norm")
-    if trainer.overfit_batches != 0 or trainer.limit_train_batches not in (None, 1.0):
-        raise ToyError(
-            "--trainer.overfit_batches, --trainer.limit_train_batches: not allowed, a batch of the Trainer's holds "
-            "many steps; give --data.num_train or --trainer.max_steps"
-        )
-    if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 0:
-        raise ToyError(f"--trainer.log_every_n_steps: {trainer.log_every_n_steps} is not allowed; give an integer >= 0")
-    every = trainer.val_check_interval
-    if not isinstance(every, int) or every < 1:
-        raise ToyError(f"--trainer.val_check_interval: {every!r} is not allowed; give optimiser steps, an integer >= 1")
-    if trainer.accumulate_grad_batches != 1:
-        raise ToyError("--trainer.accumulate_grad_batches: only 1 is allowed; give a larger --data.batch_size")
-    given = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
-    for kind, instead in IDLE.items():
-        if any(isinstance(c, kind) for c in given):
-            raise ToyError(f"--trainer.callbacks: {kind.__name__} is not allowed, it would do nothing here; {instead}")
-    if verb == "fit" and module.compiles:
-        check_compiler("--model.compile")
-    drawn = getattr(data, "drawn", False)
-    if verb == "fit" and drawn and trainer.max_steps < 0 and not trainer.fast_dev_run:
-        raise ToyError("--trainer.max_steps: -1 is not allowed, the data are drawn anew at every step; give a number")
 
 
 def beyond_memory(error: Exception) -> str:

@@ -86,7 +86,10 @@ def part_flags(words: Sequence[str], prefix: str, example: str) -> tuple[dict[st
         name, eq, text = word.partition("=")
         if not eq and (text := next(waiting, "")) == "":
             raise ToyError(f"{name}: a value is missing, such as {example}")
-        found[name.removeprefix(f"--{prefix}.")] = text
+        short = name.removeprefix(f"--{prefix}.")
+        if short in found:
+            raise ToyError(f"{name}: given twice; give it once")
+        found[short] = text
     return found, rest
 
 

@@ -46,7 +46,6 @@ from lightning_toys.errors import (
 )
 from lightning_toys.settings import (
     beyond_memory,
-    check_trainer,
     class_paths,
     differences,
     experiment_class,
@@ -56,10 +55,12 @@ from lightning_toys.settings import (
     short,
 )
 from lightning_toys.stats import mean_ci, written
+from lightning_toys.trainer_rules import callbacks_of, check_trainer, tell
 from lightning_toys.training.board import LayoutWriter
 from lightning_toys.training.callbacks import FigureWriter, Progress, RescueCheckpoint, ResultsWriter, ValidationClock
 from lightning_toys.training.checkpoint_form import malformed
 from lightning_toys.training.metrics_csv import MetricsCSV, read_run
+from lightning_toys.training.monitors import MonitorCheck
 from lightning_toys.training.replica_parallel import ReplicaStrategy
 from lightning_toys.training.results import Report, set_aside, write_atomic
 from lightning_toys.training.results_form import results_step
@@ -151,6 +152,13 @@ class ToysCLI(LightningCLI):
         self.standing = {p for p in (root, *root.parents) if p.exists()}
         if settings.get("weights_only") is False:
             raise ToyError("--weights_only: False is not allowed; checkpoints hold tensors and plain values alone")
+        if settings.seed_everything is not None and settings.seed_everything is not False:
+            raise ToyError(
+                f"--seed_everything: {settings.seed_everything} is not allowed, it would change nothing: every "
+                "draw is keyed; give --model.seeds"
+            )
+        if settings.get("return_predictions") is False:
+            raise ToyError("--return_predictions: False is not allowed; predictions are what predict writes")
         kind, given = experiment_class(settings.model.class_path), settings.model.get("init_args")
         if verb == "fit" and not kind.trains:
             raise NothingToTrainError(f"fit: {kind.__name__} has nothing to train; give the verb test")
@@ -210,13 +218,23 @@ class ToysCLI(LightningCLI):
         results.hparams = {k: short(v) for k, v in settings_shown.items() if v != "None" and ".test_" not in k}
         self.model.config = {k: plain[k] for k in ("model", "data")}
         self.model.run_folder = self.run.path
-        given = trainer.callbacks or []
-        given = given if isinstance(given, list) else [given]
+        given = callbacks_of(trainer)
+        if any(getattr(c, "monitor", None) for c in given) and not trainer.num_sanity_val_steps:
+            kwargs["num_sanity_val_steps"] = 1
         # figures read metrics.csv, and results note the speed: both come after what they look at
-        kwargs["callbacks"] = [*given, ValidationClock(), Progress(), rescue, figures, results, LayoutWriter()]
+        kwargs["callbacks"] = [
+            *(*given, MonitorCheck(), ValidationClock(), Progress()),
+            *(rescue, figures, results, LayoutWriter()),
+        ]
         kwargs["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in given)
-        kwargs["default_root_dir"] = trainer.default_root_dir or str(self.run.path)
-        kwargs["logger"] = self.loggers(trainer.logger)
+        kwargs["default_root_dir"] = str(self.run.path)
+        kwargs["logger"] = loggers = self.loggers(trainer.logger)
+        boards = [x for x in loggers or () if isinstance(x, TensorBoardLogger)]
+        if self.subcommand == "fit" and figures.every_n_validations and figures.enabled and not boards:
+            raise ToyError(
+                f"--figures.every_n_validations: {figures.every_n_validations} is not allowed without a "
+                "TensorBoardLogger, which shows them; give 0"
+            )
         if self.subcommand == "fit" and self.checkpoint_path is None and not self.dry:
             os.environ[RUN_VARIABLE] = self.run.name  # for the child processes that a strategy may start
         if self.strategy is not None:
@@ -275,10 +293,14 @@ class ToysCLI(LightningCLI):
         claimed = self.claim(bool(trainer.fast_dev_run))
         try:
             self.trainer = self.instantiate_trainer()
-        except (MisconfigurationException, TypeError, ValueError) as error:
+        except (MisconfigurationException, ToyError, TypeError, ValueError) as error:
             if claimed:
                 self.leave()
+            if isinstance(error, ToyError):
+                raise
             raise ToyError(f"--trainer: {' '.join(str(error).split())}") from None
+        if not self.dry:
+            tell(trainer, self.model, str(self.subcommand), flags(self.rest))
         for key, now, was in self.taken:
             note(f"{key} is {now!r} as in the checkpoint, not {was!r} as in the configuration; a flag would win")
 

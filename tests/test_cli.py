@@ -306,7 +306,7 @@ def test_validation_and_logging_count_optimiser_steps(runner: Runner) -> None:
 
 def test_loggers_and_callbacks_of_the_user(runner: Runner) -> None:
     flags = ("--trainer.max_steps", "40", "--trainer.val_check_interval", "10", "--trainer.callbacks+=EarlyStopping")
-    stop = ("--trainer.callbacks.monitor", "holdout_l2", "--trainer.callbacks.patience", "0")
+    stop = ("--trainer.callbacks.monitor", "holdout/l2", "--trainer.callbacks.patience", "0")
     runner.ok("fit", "flow", *flags, *stop, "--data.holdout", "0.2", "--model.lr", "1e-12", "--run.name", "early")
     assert runner.checkpoint("flow", "early")["global_step"] < 40
     # what validation scores can be monitored too

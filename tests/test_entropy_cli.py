@@ -380,3 +380,22 @@ def test_files_of_somebodys_training_are_probed_without_a_run(entropy: Runner, t
     assert code == 2
     assert "--model.optimizer_state: nowhere.pt is not there" in err
     assert not entropy.folder("arithmetic", "x").exists()
+
+
+def test_flags_beat_the_optimisers_settings_in_a_checkpoint(entropy: Runner) -> None:
+    """The probe is of the step that AdamW would take with the settings asked for."""
+    entropy.ok("fit", "arithmetic", *QUIET)
+    found = []
+    for flags in ((), ("--model.weight_decay", "0.8"), ("--model.betas", "[0.5,0.999]"), ("--model.lr", "0.5")):
+        entropy.ok("test", "arithmetic", "--ckpt_path", "last", *flags, *QUIET)
+        found.append({k: v["values"][0] for k, v in metrics(entropy).items() if k.startswith("slope")})
+    plain, decayed, betas, lr = found
+    assert decayed["slope_decay"] == pytest.approx(8 * plain["slope_decay"], rel=1e-4)
+    assert decayed["slope_grad"] == pytest.approx(plain["slope_grad"], rel=1e-4)
+    assert betas["slope_grad"] != pytest.approx(plain["slope_grad"], rel=1e-2)
+    assert lr == pytest.approx(plain, rel=1e-4)  # slopes are by the step size
+
+
+def test_a_run_within_its_imitation_says_so(entropy: Runner) -> None:
+    said = entropy.ok("fit", "arithmetic", "--model.warm_steps", "10", *QUIET)
+    assert "the policy gradient will not begin: --trainer.max_steps 10" in said

@@ -21,7 +21,7 @@ from lightning_toys.flow_vs_regression.objectives import Mode, Readout, X0Law, m
 from lightning_toys.flows import Solver, check_nfe
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.loader import Batch
-from lightning_toys.training.module import ToyModule, fitting, made
+from lightning_toys.training.module import ToyModule, fitting, idle_flags, made
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
@@ -128,6 +128,17 @@ class FlowVsRegression(ToyModule):
     def label(self) -> str:
         """See :attr:`ToyModule.label`."""
         return f"{self.mode} {self.network.kind}"
+
+    def idle(self) -> dict[str, str]:
+        """See :meth:`ToyModule.idle`."""
+        out = super().idle() | self.network.idle(self.objective.with_time)
+        if self.mode not in ("mip", "mip_one_step"):
+            out |= idle_flags("--model.mode mip or mip_one_step", "t_star", "mip_form")
+        if self.mode != "flow":
+            out |= idle_flags("--model.mode flow", "evaluation.solver")
+        if self.mode not in ("flow", "straight_flow"):
+            out |= idle_flags("--model.mode flow or straight_flow", "evaluation.nfe")
+        return out
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
@@ -252,7 +263,7 @@ class FlowVsRegression(ToyModule):
             self.keep_best(scores.to(self.device))
             self.write_scalars({"holdout/l2": scores})
         apart = self.trainer.world_size > 1
-        self.log("holdout_l2", scores.mean().float(), logger=False, batch_size=1, sync_dist=apart)
+        self.log("holdout/l2", scores.mean().float(), logger=False, batch_size=1, sync_dist=apart)
 
     def test_step(self, grid: Tensor, batch_idx: int) -> None:
         """Score every readout on the whole grid."""

@@ -177,12 +177,13 @@ class MIP(Objective):
 
 
 def make_objective(mode: Mode, t_star: float, mip_form: Literal["published", "paper"]) -> Objective:
-    """Return the objective of that name."""
+    """Return the objective of that name; mip's settings are looked at in any case."""
+    mip = MIP(t_star, mip_form, one_step=mode == "mip_one_step")
     makers: dict[str, Callable[[], Objective]] = {
         "regression": Regression,
         "flow": Flow,
         "straight_flow": StraightFlow,
-        "mip": lambda: MIP(t_star, mip_form),
-        "mip_one_step": lambda: MIP(t_star, mip_form, one_step=True),
+        "mip": lambda: mip,
+        "mip_one_step": lambda: mip,
     }
     return makers[mode]()

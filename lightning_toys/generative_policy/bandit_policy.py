@@ -21,7 +21,7 @@ from lightning_toys.generative_policy.bandit_data import BanditData
 from lightning_toys.generative_policy.meanflow import TimeLaw
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.loader import Batch
-from lightning_toys.training.module import ToyModule, fitting, made
+from lightning_toys.training.module import ToyModule, fitting, idle_flags, made
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
@@ -39,7 +39,7 @@ class BanditPolicy(ToyModule):
     Args:
         policy: the policy.
         seeds: one seed a replica.
-        network: the policy's network, and the critic's.
+        network: the policy's network; a learned critic has its width.
         critic: ``known``: Q is the expected reward; ``learned``: a network, from noisy rewards of the policy's actions.
         temperature: lambda of the mirror descent step.
         inner_steps: optimiser steps between two mirror descent steps.
@@ -95,6 +95,11 @@ class BanditPolicy(ToyModule):
             self.network.kind != "transformer",
             "--model.network.kind: 'transformer' is not allowed here, it has no tangent; give concat or film",
         )
+        require(
+            self.network.kind == "concat" or policy != "gaussian",
+            "--model.network.kind: 'film' is not allowed with --model.policy gaussian, which has no condition beside "
+            "the state; give concat",
+        )
         require(temperature > 0, f"--model.temperature: {temperature} is not allowed; give a number > 0")
         require(inner_steps >= 1, f"--model.inner_steps: {inner_steps} is not allowed; give an integer >= 1")
         require(candidates >= 2, f"--model.candidates: {candidates} is not allowed; give an integer >= 2")
@@ -114,6 +119,18 @@ class BanditPolicy(ToyModule):
     def data(self) -> BanditData:
         """The data module that the Trainer runs with."""
         return fitting(self.trainer.datamodule, BanditData)  # type: ignore[attr-defined]
+
+    def idle(self) -> dict[str, str]:
+        """See :meth:`ToyModule.idle`."""
+        gaussian, out = self.policy == "gaussian", super().idle() | self.network.idle(self.policy != "gaussian")
+        if gaussian:
+            flows = ("temperature", "inner_steps", "candidates", "time.", "network.fourier_c")
+            out |= idle_flags("--model.policy meanflow or flow", *flows)
+        else:
+            out |= idle_flags("--model.policy gaussian", "entropy") | self.time.idle()
+        if self.policy != "meanflow":
+            out |= idle_flags("--model.policy meanflow", "target_std", "time.share")
+        return out if self.policy == "flow" else out | idle_flags("--model.policy flow", "nfe")
 
     @property
     def label(self) -> str:

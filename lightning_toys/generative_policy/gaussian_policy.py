@@ -17,7 +17,7 @@ from lightning_toys.generative_policy.mixture import Mixture, Target
 from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
 from lightning_toys.nets import Network, keyed_uniform
 from lightning_toys.training.loader import Batch
-from lightning_toys.training.module import made
+from lightning_toys.training.module import idle_flags, made
 from lightning_toys.training.noise import NoiseStream
 from lightning_toys.training.replica_parallel import Parallel
 
@@ -96,6 +96,14 @@ class GaussianPolicy(GenerativePolicy):
         self.save_hyperparameters(logger=False)
         self.hparams.update({"network": asdict(self.network), "evaluation": asdict(self.evaluation)})
         self.hparams["seeds"] = self.seeds
+
+    def idle(self) -> dict[str, str]:
+        """See :meth:`ToyModule.idle`."""
+        flow = "a policy that is a flow"
+        out = super().idle() | idle_flags(flow, "evaluation.nfe", "evaluation.test_nfe") | {"--data.coupling": flow}
+        if self.parameters_from == "free":
+            return out | idle_flags("--model.parameters network", "network.")
+        return out | self.network.idle(with_time=False)
 
     @property
     def label(self) -> str:

@@ -56,6 +56,11 @@ class TimeLaw:
         require(self.std > 0, f"--model.time.std: {self.std} is not allowed; give a number > 0")
         require(0 <= self.share <= 1, f"--model.time.share: {self.share} is not allowed; give a share in [0, 1]")
 
+    def idle(self) -> dict[str, str]:
+        """Return the flags that do nothing in this law, each with what it wants."""
+        wants = "--model.time.kind logit_normal"
+        return {} if self.kind == "logit_normal" else {f"--model.time.{n}": wants for n in ("mean", "std")}
+
     def draw(self, uniform: Tensor, local: slice) -> tuple[Tensor, Tensor, int]:
         """Turn a batch's uniforms (R, B, 2) into r and t (R, b, 1) of the local rows, r < t in the first k of them.
 

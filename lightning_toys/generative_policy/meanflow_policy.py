@@ -32,7 +32,7 @@ from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
 from lightning_toys.generative_policy.reference_flow import flow_log_prob, flow_sample
 from lightning_toys.nets import Network
 from lightning_toys.training.loader import Batch
-from lightning_toys.training.module import made
+from lightning_toys.training.module import idle_flags, made
 from lightning_toys.training.noise import NoiseStream, uniform
 from lightning_toys.training.replica_parallel import Parallel
 
@@ -116,6 +116,11 @@ class MeanFlowPolicy(GenerativePolicy):
             {"network": asdict(self.network), "evaluation": asdict(self.evaluation), "time": asdict(self.time)}
         )
         self.hparams["seeds"] = self.seeds
+
+    def idle(self) -> dict[str, str]:
+        """See :meth:`ToyModule.idle`."""
+        out = super().idle() | self.network.idle() | self.time.idle()
+        return out if self.loss_power else out | idle_flags("--model.loss_power above 0", "loss_floor")
 
     @property
     def label(self) -> str:
@@ -299,6 +304,10 @@ class FlowPolicy(MeanFlowPolicy):
             parallel=parallel,
             compile=compile,
         )
+
+    def idle(self) -> dict[str, str]:
+        """See :meth:`ToyModule.idle`."""
+        return super().idle() | idle_flags("a policy that learns mean velocities", "time.share")
 
     @property
     def label(self) -> str:

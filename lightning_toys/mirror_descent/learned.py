@@ -103,6 +103,10 @@ class LearnedSampling(TiltedSampling):
         )
         self.hparams.update({"network": asdict(self.network), "lr": lr, "optimizer": optimizer, "seeds": self.seeds})
 
+    def idle(self) -> dict[str, str]:
+        """See :meth:`ToyModule.idle`."""
+        return super().idle() | self.network.idle()
+
     @property
     def label(self) -> str:
         """See :attr:`ToyModule.label`."""

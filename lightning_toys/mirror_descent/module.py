@@ -282,7 +282,10 @@ class TiltedSampling(ToyModule):
 
     def film(self) -> None:
         """Write anim_<sampler>.gif of each annealed sampler."""
-        for name in (n for n in self.names if n in SWEPT):
+        annealed = [n for n in self.names if n in SWEPT]
+        if not annealed:
+            note(f"--model.gif: no animation, none of --model.samplers is annealed ({', '.join(SWEPT)})")
+        for name in annealed:
             sampler = self.readouts(self.world)[name][0]
             sampler.watched = 4000
             path = self.run_folder / "figures" / f"anim_{name}.gif"

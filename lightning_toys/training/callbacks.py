@@ -185,7 +185,7 @@ class RescueCheckpoint(Callback):
         """Write last.ckpt after each validation within `fit`, and best.ckpt where the held-out mean improved."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        score = trainer.callback_metrics.get("holdout_l2")
+        score = trainer.callback_metrics.get("holdout/l2")
         better = score is not None and float(score) < self.best_mean
         if score is not None and better:
             self.best_mean = float(score)  # before the checkpoints are written: it is part of them

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_toys.errors import require
@@ -79,6 +81,9 @@ class ToyDataModule(LightningDataModule):
         intervals = [int(interval)] if isinstance(interval, int) and interval > 0 else []
         if self.checkpoint_interval:
             intervals.append(self.checkpoint_interval)
+        # Lightning's own checkpoints at every n steps: no block may jump over one
+        savers: list[Any] = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)]  # type: ignore[attr-defined]
+        intervals += [c._every_n_train_steps for c in savers if c._every_n_train_steps]
         loader.max_steps, loader.block_steps = steps, block_steps(*intervals)
         if not isinstance(trainer.strategy, ReplicaStrategy):  # which shares out no rows
             loader.rank, loader.world = trainer.global_rank, trainer.world_size

@@ -68,6 +68,11 @@ def made(kind: type[Options], given: Options | dict[str, Any] | None, default: O
     return given or default or kind()
 
 
+def idle_flags(wants: str, *names: str) -> dict[str, str]:
+    """Return flags of the model, and what they want to do something; see :meth:`ToyModule.idle`."""
+    return {f"--model.{n}": wants for n in names}
+
+
 class ToyModule(SharedReplicas):
     """Base of the replica experiments.
 
@@ -160,6 +165,14 @@ class ToyModule(SharedReplicas):
         """A few words that tell this run from others in a comparison."""
         return type(self).__name__
 
+    def idle(self) -> dict[str, str]:
+        """Return the flags that would do nothing beside the other settings, each with what it wants.
+
+        A flag ending in a dot stands for all below it. Only the command line is held against them: a file may give what
+        another setting would use.
+        """
+        return idle_flags("--model.optimizer muon", "muon_lr") if self.optimizer_kind != "muon" else {}
+
     def figures(self, folder: Path) -> dict[str, Figure]:
         """Return the figures of the last report, by file name; ``folder`` holds the run's metrics.csv."""
         return {}
@@ -228,9 +241,13 @@ class ToyModule(SharedReplicas):
         """The learning rate of each of the optimiser's parameter groups, before any decay."""
         return [self.muon_lr, self.lr] if self.optimizer_kind == "muon" else [self.lr]
 
+    def decayed(self, step: int) -> float:
+        """Return the learning rates' factor at optimiser step ``step``, from 0: (1 + cos(pi step / steps)) / 2."""
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.trainer.max_steps)))
+
     def decay_rates(self, optimizer: Any, step: int) -> None:
-        """Set the learning rates of optimiser step ``step``: (1 + cos(pi step / steps)) / 2 of their values."""
-        factor = 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.trainer.max_steps)))
+        """Set the learning rates of optimiser step ``step``."""
+        factor = self.decayed(step)
         for group, lr in zip(optimizer.param_groups, self.learning_rates, strict=True):
             group["lr"] = lr * factor
 
@@ -337,6 +354,8 @@ class ToyModule(SharedReplicas):
         if every:
             for step in range(-(-(block.start + 1) // every) * every, block.stop + 1, every):
                 self.write_scalars({"train/loss": losses[step - 1 - block.start]}, step)
+                if self.lr_decay == "cosine":
+                    self.write_scalars({"train/lr": torch.tensor([self.lr * self.decayed(step - 1)])}, step)
 
     def check_finite_weights(self) -> None:
         """Raise :class:`NonFiniteError` if a weight is not finite, which the loss shows one step later only."""
@@ -382,6 +401,8 @@ class ToyModule(SharedReplicas):
                 mean = sum(values) / len(values)
                 self.log(f"eval/{name}", mean, logger=False, batch_size=1, sync_dist=self.trainer.world_size > 1)
         if not self.trainer.sanity_checking:
+            if self.trainer.state.fn == "fit":  # for callbacks that monitor it
+                self.log("train/loss", self.last_losses.mean(), logger=False, batch_size=1)
             shown = {k: torch.tensor(v) for k, v in report.metrics.items() if "_dim" not in k}
             # a group of their own: TensorBoard's first cards are those of the whole law
             self.write_scalars({f"{'modes' if '_mode' in k else 'eval'}/{k}": v for k, v in shown.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,9 @@ class UpdateEntropy(PolicyModule):
         else:
             stored = {"state": {}, "param_groups": [{}]}
         group = stored["param_groups"][0]
-        hyper = hyper_of(group) if group else Hyper(self.lr, self.betas, weight_decay=self.weight_decay)
+        hyper = hyper_of(group) if group else Hyper(self.lr)
+        # a flag beats what the checkpoint says, and without one ours are the checkpoint's own
+        hyper = replace(hyper, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
         theta = dict(self.parameters_of(self.policies[r], False))
         moments = {}
         for k, name in enumerate(names[r]):

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lightning_toys.errors import require
+from lightning_toys.errors import note, require
 from lightning_toys.training.checkpoint_form import unlike
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule, fitting
@@ -152,8 +152,16 @@ class PolicyModule(ToyModule):
 
     def on_train_start(self) -> None:
         """See :meth:`ToyModule.on_train_start`; the supervised rate is set at every step."""
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["weight_decay"] = self.weight_decay
         for group in self.trainer.optimizers[1].param_groups:
-            group.update(lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
+            group.update(lr=self.lr, betas=self.betas)
+        if self.trainer.max_steps <= self.warm_steps and self.trainer.is_global_zero:
+            note(
+                f"the policy gradient will not begin: --trainer.max_steps {self.trainer.max_steps} are all imitation, "
+                f"with --model.warm_steps {self.warm_steps}"
+            )
 
     def supervised_rate(self, step: int) -> float:
         """Return the learning rate of supervised step ``step``."""

@@ -32,7 +32,7 @@ from lightning_toys.bilevel.vectors import Tensors, flatten
 from lightning_toys.errors import note, require
 from lightning_toys.training.checkpoint_form import Like, unlike
 from lightning_toys.training.loader import Block, DrawnBlock
-from lightning_toys.training.module import ToyModule, fitting, made
+from lightning_toys.training.module import ToyModule, fitting, idle_flags, made
 from lightning_toys.training.noise import NoiseStream, uniform
 from lightning_toys.training.results import Report, set_aside
 
@@ -127,6 +127,25 @@ class BilevelControl(ToyModule):
         self.returns: list[list[float]] = [[] for _ in self.seeds]
         self.noise = NoiseStream(self.seeds, "act", (3,), uniform)
 
+    def idle(self) -> dict[str, str]:
+        """See :meth:`ToyModule.idle`."""
+        out: dict[str, str] = {}
+        if self.agent != "omd":
+            out |= idle_flags("--model.agent omd", "solver.inverse", "solver.cg_steps", "solver.cg_damping")
+        elif self.solver.inverse == "identity":
+            wants = "--model.solver.inverse gauss_newton or hessian"
+            out |= idle_flags(wants, "solver.cg_steps", "solver.cg_damping")
+        if self.agent != "vep":
+            out |= idle_flags("--model.agent vep", "solver.vep_values")
+        if self.agent != "funcbo":
+            out |= idle_flags("--model.agent funcbo", "solver.inner_value")
+        if self.agent not in ("omd", "funcbo"):
+            out |= idle_flags("--model.agent omd or funcbo", "solver.state_gradient")
+        if not self.disturbance.drift:
+            wants = "--model.disturbance.drift above 0"
+            out |= idle_flags(wants, "disturbance.drift_period", "disturbance.drift_width")
+        return out
+
     @property
     def label(self) -> str:
         """See :attr:`ToyModule.label`."""
@@ -210,6 +229,12 @@ class BilevelControl(ToyModule):
         for optimizer, lr in zip(self.trainer.optimizers, (self.lr, self.inner_lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr
+        warm = fitting(self.trainer.datamodule, ReplayData).init_steps  # type: ignore[attr-defined]
+        if self.trainer.max_steps <= warm and self.trainer.is_global_zero:
+            note(
+                f"nothing will be learned: --trainer.max_steps {self.trainer.max_steps} are all random, with "
+                f"--data.init_steps {warm}"
+            )
         self.environments = make_environments(self.env, self.seeds, "train", 1, self.disturbance)
         if self.stored_environments is not None:
             self.environments.load(self.stored_environments)

@@ -34,7 +34,7 @@ from lightning_toys.bilevel.regression.stream import Stream
 from lightning_toys.errors import require
 from lightning_toys.training.checkpoint_form import Like, unlike
 from lightning_toys.training.loader import Block, DrawnBlock
-from lightning_toys.training.module import ToyModule, fitting
+from lightning_toys.training.module import ToyModule, fitting, idle_flags
 from lightning_toys.training.results import Report
 
 JUDGED = 10  # steps between two hypergradients of the judge, and between two records of the weights
@@ -160,6 +160,24 @@ class WindowRegression(ToyModule):
         """What is trained."""
         assert isinstance(self.net, Learner)
         return self.net
+
+    def idle(self) -> dict[str, str]:
+        """See :meth:`ToyModule.idle`."""
+        out: dict[str, str] = {}
+        for algorithm, names in (
+            ("aid", ("cg_iterations", "damping", "curvature")),
+            ("unroll1", ("unroll_steps",)),
+            ("funcbo", ("adjoint", "ridge", "adjoint_steps", "adjoint_lr")),
+        ):
+            if self.algorithm != algorithm:
+                out |= idle_flags(f"--model.algorithm {algorithm}", *names)
+        if self.algorithm == "uniform":
+            return out | idle_flags("an algorithm that learns the weights", "outer_lr", "smoothing", "weights")
+        if self.algorithm == "funcbo":
+            network = self.adjoint == "network"
+            out |= idle_flags("--model.adjoint ridge", "ridge") if network else {}
+            out |= {} if network else idle_flags("--model.adjoint network", "adjoint_steps", "adjoint_lr")
+        return out
 
     @property
     def label(self) -> str:

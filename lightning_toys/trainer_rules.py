@@ -1,0 +1,134 @@
+"""What of Lightning's Trainer would do here something else than it says, or nothing: refused, and what to give instead.
+
+The Trainer sees one long epoch, in which each of its batches holds many optimiser steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    DeviceStatsMonitor,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    LearningRateMonitor,
+    StochasticWeightAveraging,
+    ThroughputMonitor,
+    WeightAveraging,
+)
+
+from lightning_toys.errors import note, require
+from lightning_toys.training.compiling import check_compiler
+from lightning_toys.training.module import ToyModule
+
+IDLE: Mapping[type[Callback], str] = {  # callbacks that wait for more epochs, for each step, or for Lightning's own
+    StochasticWeightAveraging: "waits for a second epoch; give --model.ema_decay where there is one",
+    WeightAveraging: "would average once in many steps; give --model.ema_decay where there is one",
+    GradientAccumulationScheduler: "waits for a second epoch; give a larger --data.batch_size",
+    LearningRateFinder: "finds none here; sweep over --model.lr",
+    BatchSizeFinder: "finds none here; give --data.batch_size",
+    LearningRateMonitor: "would look once in many steps; a rate that changes is in metrics.csv, as train/lr",
+    DeviceStatsMonitor: "would look once in many steps",
+    ThroughputMonitor: "would look once in many steps; results.json has seconds_per_step",
+}
+
+# a flag of the Trainer's, the values that are allowed, and why the others are not
+RULES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("gradient_clip_val", (None,), "would clip replicas together; give --model.clip_grad_norm"),
+    ("gradient_clip_algorithm", (None, "norm"), "each replica is clipped by its norm; give --model.clip_grad_norm"),
+    ("accumulate_grad_batches", (1,), "only 1 is; give a larger --data.batch_size"),
+    ("check_val_every_n_epoch", (None, 1), "a run is one epoch; give --trainer.val_check_interval"),
+    ("min_epochs", (None, 0), "a run is one epoch; give --trainer.min_steps"),
+    ("enable_checkpointing", (None, True), "last.ckpt is always kept; give --checkpoint.every_n_steps"),
+    ("default_root_dir", (None,), "give --run.root"),
+    ("barebones", (False,), "a run keeps its results; give --trainer.logger false and --figures.enabled false"),
+    ("reload_dataloaders_every_n_epochs", (0,), "a run is one epoch, and its data are in memory"),
+)
+
+
+def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModule | None, verb: str) -> None:
+    """Refuse settings of the Trainer that would do here something else than they say.
+
+    Raises:
+        ToyError: names the flag.
+    """
+    precision, allowed = str(trainer.precision or "32-true"), module.precisions
+    require(
+        not allowed or precision in (*allowed, *(p.removesuffix("-true") for p in allowed)),
+        f"--trainer.precision: {precision!r} is not allowed here; give one of {', '.join(allowed)}",
+    )
+    for flag, values, why in RULES:
+        value = trainer.get(flag)
+        require(value in values, f"--trainer.{flag}: {value!r} is not allowed, {why}")
+    require(
+        trainer.overfit_batches == 0 and trainer.limit_train_batches in (None, 1.0),
+        "--trainer.overfit_batches, --trainer.limit_train_batches: not allowed, a batch of the Trainer's holds "
+        "many steps; give --data.num_train or --trainer.max_steps",
+    )
+    every = trainer.log_every_n_steps
+    require(
+        every is None or every >= 0,
+        f"--trainer.log_every_n_steps: {every} is not allowed; give an integer >= 0",
+    )
+    every = trainer.val_check_interval
+    require(
+        isinstance(every, int) and every >= 1,
+        f"--trainer.val_check_interval: {every!r} is not allowed; give optimiser steps, an integer >= 1",
+    )
+    limit = f"limit_{'val' if verb == 'validate' else verb}_batches"
+    require(
+        verb == "fit" or trainer.get(limit) in (None, 1, 1.0),
+        f"--trainer.{limit}: {trainer.get(limit)} is not allowed with {verb}, all is judged in one batch",
+    )
+    for callback in callbacks_of(trainer):
+        for kind, instead in IDLE.items():
+            name = type(callback).__name__
+            require(
+                not isinstance(callback, kind),
+                f"--trainer.callbacks: {name} is not allowed, it {instead}",
+            )
+    if verb == "fit":
+        check_fit(trainer, module, data)
+
+
+def check_fit(trainer: Namespace, module: ToyModule, data: LightningDataModule | None) -> None:
+    """Refuse, or tell of, what matters to training alone."""
+    if module.compiles:
+        check_compiler("--model.compile")
+    if getattr(data, "drawn", False) and not trainer.fast_dev_run:
+        why = "the data are drawn anew at every step"
+        require(trainer.max_steps >= 0, f"--trainer.max_steps: -1 is not allowed, {why}; give a number")
+        require(
+            trainer.max_epochs in (None, -1),
+            f"--trainer.max_epochs: {trainer.max_epochs} is not allowed, {why}; give --trainer.max_steps",
+        )
+
+
+def tell(trainer: Namespace, module: ToyModule, verb: str, given: Collection[str]) -> None:
+    """Tell the user of what is allowed and does nothing.
+
+    Args:
+        trainer: its settings.
+        module: the model.
+        verb: what is run.
+        given: flags of the command line.
+    """
+    if verb == "fit" and trainer.limit_val_batches in (0, 0.0) and not trainer.fast_dev_run:
+        note("--trainer.limit_val_batches 0: no validation, and so no results.json; the verb test writes one")
+    idle = module.idle()
+    for flag in given:
+        for name, wants in idle.items():
+            if flag == name or flag.startswith(name if name.endswith(".") else f"{name}."):
+                note(f"{flag} does nothing here: it wants {wants}")
+                break
+
+
+def callbacks_of(trainer: Namespace) -> list[Callback]:
+    """Return the user's callbacks."""
+    given = trainer.callbacks
+    return [c for c in (given if isinstance(given, list) else [given]) if c is not None]
