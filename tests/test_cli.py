@@ -121,7 +121,7 @@ BAD = [
     (("--trainer.accumulate_grad_batches", "2"), "accumul", ""),
     (
         ("--trainer.callbacks+", "{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 2}}}"),
-        "would do nothing",
+        "waits for a second epoch",
         "--data.batch_size",
     ),
     (("--trainer.devices", "0.5"), "devices", ""),
@@ -140,7 +140,7 @@ def test_a_callback_that_would_do_nothing(runner: Runner) -> None:
     swa = "{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.1}}"
     code, err = runner.code("fit", "flow", "--trainer.max_steps", "2", "--trainer.callbacks", swa)
     assert code == 2
-    assert "StochasticWeightAveraging is not allowed, it would do nothing here; give --model.ema_decay" in err
+    assert "StochasticWeightAveraging is not allowed, it waits for a second epoch; give --model.ema_decay" in err
 
 
 @pytest.mark.parametrize(("flags", "start", "hint"), BAD, ids=lambda x: " ".join(x) if isinstance(x, tuple) else "")

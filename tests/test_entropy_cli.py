@@ -390,9 +390,9 @@ def test_flags_beat_the_optimisers_settings_in_a_checkpoint(entropy: Runner) -> 
         entropy.ok("test", "arithmetic", "--ckpt_path", "last", *flags, *QUIET)
         found.append({k: v["values"][0] for k, v in metrics(entropy).items() if k.startswith("slope")})
     plain, decayed, betas, lr = found
-    assert decayed["slope_decay"] == pytest.approx(8 * plain["slope_decay"], rel=1e-4)
-    assert decayed["slope_grad"] == pytest.approx(plain["slope_grad"], rel=1e-4)
-    assert betas["slope_grad"] != pytest.approx(plain["slope_grad"], rel=1e-2)
+    assert decayed["slope_decay"] == pytest.approx(80 * plain["slope_decay"], rel=1e-4)
+    assert decayed["slope_batch"] == pytest.approx(plain["slope_batch"], rel=1e-4)
+    assert betas["slope_batch"] != pytest.approx(plain["slope_batch"], rel=1e-2)
     assert lr == pytest.approx(plain, rel=1e-4)  # slopes are by the step size
 
 

@@ -396,13 +396,11 @@ class ToyModule(SharedReplicas):
 
     def write_evaluation(self, report: Report) -> None:
         """Write a validation's metrics as ``eval/...``; means under these names are what callbacks can monitor."""
-        for name, values in report.metrics.items():
-            if is_main(name):
-                mean = sum(values) / len(values)
-                self.log(f"eval/{name}", mean, logger=False, batch_size=1, sync_dist=self.trainer.world_size > 1)
+        means = {f"eval/{k}": sum(v) / len(v) for k, v in report.metrics.items() if is_main(k)}
+        if self.trainer.state.fn == "fit":
+            means["train/loss"] = float(self.last_losses.mean())
+        self.log_dict(means, logger=False, batch_size=1, sync_dist=self.trainer.world_size > 1)
         if not self.trainer.sanity_checking:
-            if self.trainer.state.fn == "fit":  # for callbacks that monitor it
-                self.log("train/loss", self.last_losses.mean(), logger=False, batch_size=1)
             shown = {k: torch.tensor(v) for k, v in report.metrics.items() if "_dim" not in k}
             # a group of their own: TensorBoard's first cards are those of the whole law
             self.write_scalars({f"{'modes' if '_mode' in k else 'eval'}/{k}": v for k, v in shown.items()})

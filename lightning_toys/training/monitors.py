@@ -22,7 +22,7 @@ class MonitorCheck(Callback):
         """
         assert isinstance(pl_module, ToyModule)
         pl_module.last_report = None  # of weights that nobody trained
-        known = sorted({*trainer.callback_metrics, "train/loss"})
+        known = sorted(trainer.callback_metrics)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             monitor = getattr(callback, "monitor", None)
             if monitor is not None and monitor not in known:
