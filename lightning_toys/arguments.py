@@ -219,9 +219,10 @@ def reason(message: str, command: Sequence[str], parser: LightningArgumentParser
     if re.search(r"required: \w+\.model$", message):
         return "-c: no experiment chosen; give -c configs/EXPERIMENT/VARIANT.yaml (or --model CLASS)"
     if m := re.search(r"the following arguments are required: ([\w, ]+)$", message.strip()):
-        classes = [(n.rstrip("+"), v) for n, v in flags(command).items() if v and re.fullmatch(r"(\w+\.)*[A-Z]\w+", v)]
-        if classes:
-            return f"{classes[-1][0]}: {classes[-1][1]} needs {m[1]}; give {classes[-1][0]}.{m[1]}"
+        chosen = {n.rstrip("+"): v for n, v in flags(command).items() if v and re.fullmatch(r"(\w+\.)*[A-Z]\w+", v)}
+        classes = [(n, v) for n, v in chosen.items() if not n.startswith("--run.")]
+        if len(classes) == 1:  # else jsonargparse does not say which
+            return f"{classes[0][0]}: {classes[0][1]} needs {m[1]}; give {classes[0][0]}.{m[1]}"
         return f"--model, --data: the class chosen has no {m[1]}, which it needs; give it"
     given = flags(command)
     if m := re.search(r"[uU]nrecognized arguments: (\S+)", message):

@@ -100,6 +100,11 @@ def check_fit(trainer: Namespace, module: ToyModule, data: LightningDataModule |
     """Refuse, or tell of, what matters to training alone."""
     if module.compiles:
         check_compiler("--model.compile")
+    if trainer.limit_val_batches in (0, 0.0):
+        names = [type(c).__name__ for c in callbacks_of(trainer) if getattr(c, "monitor", None)]
+        require(
+            not names, f"--trainer.limit_val_batches: 0 is not allowed with {' and '.join(names)}, which waits for it"
+        )
     if getattr(data, "drawn", False) and not trainer.fast_dev_run:
         why = "the data are drawn anew at every step"
         require(trainer.max_steps >= 0, f"--trainer.max_steps: -1 is not allowed, {why}; give a number")
@@ -121,7 +126,7 @@ def tell(trainer: Namespace, module: ToyModule, verb: str, given: Collection[str
     if verb == "fit" and trainer.limit_val_batches in (0, 0.0) and not trainer.fast_dev_run:
         note("--trainer.limit_val_batches 0: no validation, and so no results.json; the verb test writes one")
     idle = module.idle()
-    for flag in given:
+    for flag in (f.replace(".init_args", "") for f in given):
         for name, wants in idle.items():
             if flag == name or flag.startswith(name if name.endswith(".") else f"{name}."):
                 note(f"{flag} does nothing here: it wants {wants}")

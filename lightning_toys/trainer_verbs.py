@@ -167,12 +167,12 @@ class ToysCLI(LightningCLI):
         if word is None:
             self.run = new_run(*where)
             return
-        asked = {k for k in ("variant", "name") if settings.run[k] is not None}
-        if settings.run.root != ROOT or "--run.root" in flags(rest):
-            asked.add("root")
+        # of the line alone: a run's own config.yaml names where it was made, which may not be where it lies
+        asked = {k for k in ("root", "variant", "name") if f"--run.{k}" in flags(rest)}
         path, self.run = resolve_checkpoint(word, *where, asked)
         elsewhere = self.run.path.resolve() not in path.resolve().parents
-        if verb == "fit" and elsewhere and self.run.used and process_rank() == 0:  # the others may find it begun
+        taken = self.run.used if verb == "fit" else any(self.run.checkpoints.glob("*.ckpt"))
+        if elsewhere and taken and process_rank() == 0:  # the others may find it begun
             raise ToyError(f"--ckpt_path: {path} is not of {self.run.path}, which holds a run; give another --run.name")
         checkpoint: dict[str, Any] = read_checkpoint(path)
         if why := malformed(checkpoint, verb == "fit"):
@@ -223,7 +223,7 @@ class ToysCLI(LightningCLI):
             kwargs["num_sanity_val_steps"] = 1
         # figures read metrics.csv, and results note the speed: both come after what they look at
         kwargs["callbacks"] = [
-            *(*given, MonitorCheck(), ValidationClock(), Progress()),
+            *(MonitorCheck(), *given, ValidationClock(), Progress()),
             *(rescue, figures, results, LayoutWriter()),
         ]
         kwargs["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -402,15 +403,29 @@ def test_a_run_goes_on_in_a_folder_of_its_own(runner: Runner, bitwise: Callable[
     before = {p: p.read_bytes() for p in home.rglob("*") if p.is_file()}
     said = runner.ok("fit", "flow", "--trainer.max_steps", "40", *fork)
     assert str(runner.folder("flow", "b")) in said
-    runner.ok("test", "flow", *fork)
+    runner.ok("test", "flow", *fork[:2], "--run.name", "judged")
     assert {p: p.read_bytes() for p in home.rglob("*") if p.is_file()} == before
-    assert (runner.folder("flow", "b") / "results-1.json").exists()
+    assert [p.name for p in runner.folder("flow", "judged").glob("*.json")] == ["results.json"]
     runner.ok("fit", "flow", "--trainer.max_steps", "40", "--run.name", "whole")
     one, other = (runner.checkpoint("flow", name) for name in ("whole", "b"))
     bitwise(one["state_dict"], other["state_dict"])
-    code, err = runner.code("fit", "flow", "--trainer.max_steps", "40", *fork)
-    assert code == 2
-    assert "b, which holds a run; give another --run.name" in err
+    for verb in ("fit", "test"):  # another run's results would stand in for b's
+        code, err = runner.code(verb, "flow", "--trainer.max_steps", "40", *fork)
+        assert code == 2
+        assert "b, which holds a run; give another --run.name" in err
+
+
+def test_a_moved_run_goes_on_where_it_lies(runner: Runner) -> None:
+    """Its config.yaml remembers another folder: only what is on the line says where to go on."""
+    runner.ok("fit", "flow", "--trainer.max_steps", "10", "--run.name", "a")
+    there = runner.root.parent / "moved" / "flow_vs_regression" / "flow" / "b"
+    shutil.copytree(runner.folder("flow", "a"), there)
+    line = ("-c", str(there / "config.yaml"), "--ckpt_path", str(there), "--trainer.max_steps", "20")
+    code, err = runner.raw("fit", *line)
+    assert code == 0, err
+    assert f"run folder: {there}" in err
+    assert torch.load(there / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 20
+    assert runner.checkpoint("flow", "a")["global_step"] == 10
 
 
 def test_settings_that_change_the_state_are_named(runner: Runner) -> None:

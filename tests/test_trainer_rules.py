@@ -87,6 +87,52 @@ def test_the_training_loss_can_be_monitored(runner: Runner) -> None:
     assert [int(r["step"]) for r in rows if r["eval/l2"]] == [10, 20]  # the look before the training leaves none
 
 
+MONITORED = (
+    ("flow_vs_regression/mip", "eval/l2"),
+    ("generative_policy/gaussian", "eval/kl"),
+    ("generative_policy/bandit", "eval/regret"),
+    ("mirror_descent/learned", "train/loss"),
+    ("bilevel/regression", "eval/outer_loss"),
+    ("bilevel/control", "eval/td_error"),
+    ("update_entropy/arithmetic", "eval/reward"),
+)
+
+
+@pytest.mark.parametrize(("config", "monitor"), MONITORED, ids=[x[0] for x in MONITORED])
+def test_every_experiment_can_be_monitored(config: str, monitor: str, runner: Runner) -> None:
+    """The look before training changes nothing; what only later validations measure may be monitored too."""
+    if config == "bilevel/control":
+        pytest.importorskip("gymnasium")
+    experiment, variant = config.split("/")
+    here = Runner(runner.root, runner.capture, experiment, tiny(REPO / "configs" / f"{config}.yaml"))
+    flags = ("--trainer.max_steps", "6", "--trainer.val_check_interval", "6", "--figures.enabled", "false")
+    if config == "mirror_descent/learned":
+        flags = (*flags, "--trainer.limit_val_batches", "1")
+    here.ok("fit", variant, *flags)
+    here.ok("fit", variant, *flags, "--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", monitor)
+    rows = [read_csv(here.folder(variant, f"version_{k}") / "metrics.csv") for k in (0, 1)]
+    assert rows[0] == rows[1]
+    wrong = ("--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "eval/nothing")
+    code, err = here.code("fit", variant, *flags, *wrong)
+    assert code == 2
+    assert "'eval/nothing' of EarlyStopping is not measured" in err
+    assert ("train/loss" in err) == (config != "bilevel/control")
+    assert not here.folder(variant, "version_2").exists()
+
+
+def test_monitors_of_a_resumed_run_are_looked_at(runner: Runner) -> None:
+    """There is no look before its first step: it ends at its first validation, in one line."""
+    runner.ok("fit", "flow", "--trainer.max_steps", "10")
+    stop = ("--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "holdout_l2")
+    code, err = runner.code("fit", "flow", "--trainer.max_steps", "20", "--ckpt_path", "last", *stop)
+    assert code == 2
+    assert "'holdout_l2' of EarlyStopping is not measured" in err
+    code, err = runner.code("fit", "flow", "--trainer.max_steps", "4", *stop, "--trainer.limit_val_batches", "0")
+    assert code == 2
+    assert "--trainer.limit_val_batches: 0 is not allowed with EarlyStopping" in err
+    assert runner.ok("fit", "flow", "--trainer.max_steps", "4", *stop, "--trainer.callbacks.strict", "false")
+
+
 def test_lightnings_checkpoints_come_at_their_steps(runner: Runner) -> None:
     flags = ("--trainer.callbacks", "ModelCheckpoint", "--trainer.callbacks.every_n_train_steps", "30")
     runner.ok("fit", "flow", "--trainer.max_steps", "100", *flags, "--trainer.callbacks.save_top_k=-1")
@@ -158,6 +204,8 @@ IDLE = (
         "--model.temperature 3 --model.inner_steps 1 --model.candidates 3 --model.time.share 0.1 --model.nfe 2 "
         "--model.target_std 0.5 --model.network.fourier_c 2 --model.network.fourier_t 2",
     ),
+    ("generative_policy/bandit", "--model.critic known", "--data.reward_noise 3 --model.nfe 2"),
+    ("generative_policy/meanflow", "--model.target_std 0", "--model.target_std_as sigma_min"),
     ("generative_policy/bandit", "--model.policy flow", "--model.entropy 3 --model.target_std 0.5 --model.time.std 3"),
     (
         "bilevel/regression",

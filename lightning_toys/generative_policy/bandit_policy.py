@@ -128,6 +128,8 @@ class BanditPolicy(ToyModule):
             out |= idle_flags("--model.policy meanflow or flow", *flows)
         else:
             out |= idle_flags("--model.policy gaussian", "entropy") | self.time.idle()
+        if self.critic_kind == "known":
+            out |= {"--data.reward_noise": "--model.critic learned"}
         if self.policy != "meanflow":
             out |= idle_flags("--model.policy meanflow", "target_std", "time.share")
         return out if self.policy == "flow" else out | idle_flags("--model.policy flow", "nfe")

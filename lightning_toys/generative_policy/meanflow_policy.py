@@ -120,6 +120,8 @@ class MeanFlowPolicy(GenerativePolicy):
     def idle(self) -> dict[str, str]:
         """See :meth:`ToyModule.idle`."""
         out = super().idle() | self.network.idle() | self.time.idle()
+        if not self.target_std:
+            out |= idle_flags("--model.target_std above 0", "target_std_as")
         return out if self.loss_power else out | idle_flags("--model.loss_power above 0", "loss_floor")
 
     @property

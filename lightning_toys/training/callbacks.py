@@ -348,8 +348,8 @@ class ResultsWriter(Callback):
         self.hparams, self.settings = {}, {}
         self.ends_fit = False  # whether a validation stands for the end of a `fit` that was stopped before it
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell the user's loggers the settings."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the user's loggers the settings, now that nothing is refused any more."""
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger | MetricsCSV):
                 logger.log_hyperparams(self.hparams)

@@ -99,6 +99,8 @@ class ToyModule(SharedReplicas):
     precisions: Sequence[str] = ()  # of the Trainer's, those that it can run in; () is all
     keeps: Sequence[str] = ()  # modules beside the networks that go into a checkpoint, and check themselves
     reads_data: bool = True  # False: the loss needs no sample of the data module
+    monitors_loss: bool = True  # whether there is a training loss at every validation
+    measured_later: Sequence[str] = ()  # metrics that the first validations may lack
 
     def __init__(
         self,
@@ -245,6 +247,10 @@ class ToyModule(SharedReplicas):
         """Return the learning rates' factor at optimiser step ``step``, from 0: (1 + cos(pi step / steps)) / 2."""
         return 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.trainer.max_steps)))
 
+    def rate_at(self, step: int) -> float | None:
+        """Return the learning rate of optimiser step ``step``, from 0, where it changes."""
+        return self.lr * self.decayed(step) if self.lr_decay == "cosine" else None
+
     def decay_rates(self, optimizer: Any, step: int) -> None:
         """Set the learning rates of optimiser step ``step``."""
         factor = self.decayed(step)
@@ -354,8 +360,8 @@ class ToyModule(SharedReplicas):
         if every:
             for step in range(-(-(block.start + 1) // every) * every, block.stop + 1, every):
                 self.write_scalars({"train/loss": losses[step - 1 - block.start]}, step)
-                if self.lr_decay == "cosine":
-                    self.write_scalars({"train/lr": torch.tensor([self.lr * self.decayed(step - 1)])}, step)
+                if (rate := self.rate_at(step - 1)) is not None:
+                    self.write_scalars({"train/lr": torch.tensor([rate])}, step)
 
     def check_finite_weights(self) -> None:
         """Raise :class:`NonFiniteError` if a weight is not finite, which the loss shows one step later only."""
@@ -397,7 +403,7 @@ class ToyModule(SharedReplicas):
     def write_evaluation(self, report: Report) -> None:
         """Write a validation's metrics as ``eval/...``; means under these names are what callbacks can monitor."""
         means = {f"eval/{k}": sum(v) / len(v) for k, v in report.metrics.items() if is_main(k)}
-        if self.trainer.state.fn == "fit":
+        if self.trainer.state.fn == "fit" and self.monitors_loss:
             means["train/loss"] = float(self.last_losses.mean())
         self.log_dict(means, logger=False, batch_size=1, sync_dist=self.trainer.world_size > 1)
         if not self.trainer.sanity_checking:

@@ -9,23 +9,39 @@ from lightning_toys.training.module import ToyModule
 
 
 class MonitorCheck(Callback):
-    """Refuses a monitored metric that is not measured: Lightning would notice at the first validation of the training.
+    """Refuses a monitored metric that is not measured: Lightning would trace back at the first validation.
 
-    It looks after the sanity check, Lightning's validation before the first step.
+    It looks after the sanity check, Lightning's validation before the first step; a resumed run has none, and is looked
+    at in its first validation.
     """
 
+    def __init__(self) -> None:
+        self.checked = False
+
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at every callback that monitors something.
+        """Look before training.
 
         Raises:
             ToyError: names the callback and what there is.
         """
         assert isinstance(pl_module, ToyModule)
         pl_module.last_report = None  # of weights that nobody trained
-        known = sorted(trainer.callback_metrics)
+        self.check(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look where nobody has yet."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not self.checked:
+            self.check(trainer, pl_module)
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at every callback that monitors something and insists on it."""
+        assert isinstance(pl_module, ToyModule)
+        self.checked = True
+        later = {f"eval/{n}" for n in pl_module.measured_later}
+        known = sorted({*trainer.callback_metrics, *later, *(["train/loss"] if pl_module.monitors_loss else [])})
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             monitor = getattr(callback, "monitor", None)
-            if monitor is not None and monitor not in known:
+            if monitor is not None and monitor not in known and getattr(callback, "strict", True):
                 raise ToyError(
                     f"--trainer.callbacks.monitor: {monitor!r} of {type(callback).__name__} is not measured; "
                     f"give one of {', '.join(known)}{did_you_mean(str(monitor), known)}"

@@ -167,6 +167,12 @@ class PolicyModule(ToyModule):
         """Return the learning rate of supervised step ``step``."""
         return self.warm_lr * min(1.0, (step + 1) / WARM_UP) * (1 - step / self.warm_steps)
 
+    def rate_at(self, step: int) -> float | None:
+        """See :meth:`ToyModule.rate_at`: the supervised rate changes."""
+        if not self.warm_steps:
+            return None
+        return self.supervised_rate(step) if step < self.warm_steps else self.lr
+
     def training_step(self, block: Block | DrawnBlock, batch_idx: int) -> None:
         """Take every optimiser step of the block."""
         optimizers = self.optimizers()

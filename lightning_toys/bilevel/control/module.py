@@ -69,6 +69,8 @@ class BilevelControl(ToyModule):
     headline = ("return",)
     keeps = ("replay",)
     reads_data = False
+    monitors_loss = False  # nothing is learned in the first ``--data.init_steps``
+    measured_later = ("td_error", "inner_error", "model_error", "reward_error", "value", "gradient_cosine")
     precisions = ("32-true", "64-true")  # values of a hundred differ by less than half a precision can tell
     metric_labels: Mapping[str, str] = {
         "return": "return of an episode, greedy actions",
@@ -134,7 +136,8 @@ class BilevelControl(ToyModule):
             out |= idle_flags("--model.agent omd", "solver.inverse", "solver.cg_steps", "solver.cg_damping")
         elif self.solver.inverse == "identity":
             wants = "--model.solver.inverse gauss_newton or hessian"
-            out |= idle_flags(wants, "solver.cg_steps", "solver.cg_damping")
+            # the check of the gradient has the damping in its finite differences, whatever the inverse
+            out |= idle_flags(wants, "solver.cg_steps", *(() if self.check_gradient else ("solver.cg_damping",)))
         if self.agent != "vep":
             out |= idle_flags("--model.agent vep", "solver.vep_values")
         if self.agent != "funcbo":

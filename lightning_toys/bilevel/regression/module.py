@@ -83,6 +83,7 @@ class WindowRegression(ToyModule):
         "local_regret_all": "bilevel local regret of the normalised weights, whole stream",
     }
     reads_data = False
+    measured_later = ("outer_loss", "outer_loss_all", "exact_loss", "local_regret", "local_regret_all")
 
     def __init__(
         self,
@@ -172,7 +173,7 @@ class WindowRegression(ToyModule):
             if self.algorithm != algorithm:
                 out |= idle_flags(f"--model.algorithm {algorithm}", *names)
         if self.algorithm == "uniform":
-            return out | idle_flags("an algorithm that learns the weights", "outer_lr", "smoothing", "weights")
+            return out | idle_flags("an algorithm that learns the weights", "outer_lr", "weights")
         if self.algorithm == "funcbo":
             network = self.adjoint == "network"
             out |= idle_flags("--model.adjoint ridge", "ridge") if network else {}
@@ -356,6 +357,8 @@ class WindowRegression(ToyModule):
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Judge the stream so far."""
+        if not self.records:  # a look before the first step
+            return
         self.last_report = self.evaluate()
         self.write_evaluation(self.last_report)
 
