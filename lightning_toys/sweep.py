@@ -87,8 +87,8 @@ def part_flags(words: Sequence[str], prefix: str, example: str) -> tuple[dict[st
         if not eq and (text := next(waiting, "")) == "":
             raise ToyError(f"{name}: a value is missing, such as {example}")
         short = name.removeprefix(f"--{prefix}.")
-        if short in found:
-            raise ToyError(f"{name}: given twice; give it once")
+        if short in found and prefix == "grid":  # of other flags the last one wins, as everywhere
+            raise ToyError(f"{name}: given twice; give one list")
         found[short] = text
     return found, rest
 

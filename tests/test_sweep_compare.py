@@ -130,6 +130,9 @@ def test_all_cells_bad(runner: Runner) -> None:
     code, err = runner.code("sweep", "regression", "--grid.model.lr", "[0.1,0.1]")
     assert code == 2
     assert "two cells are the same" in err
+    code, err = runner.code("sweep", "regression", "--grid.model.lr", "[0.1]", "--grid.model.lr=[0.2]")
+    assert code == 2
+    assert "--grid.model.lr: given twice; give one list" in err
 
 
 def fake_run(folder: Path, label: str, values: list[float], seeds: list[int], experiment: str = "toy") -> None:
