@@ -193,7 +193,7 @@ class Search:
         import optuna
         from rich.console import Console
 
-        from lightning_toys.compare import Sheet
+        from lightning_toys.sheets import Sheet
 
         with self.lock():
             study = self.study()

@@ -17,8 +17,8 @@ from conftest import REPO, Runner
 from scipy import stats as scipy_stats
 
 from lightning_toys import cell, cli
-from lightning_toys.compare import find_results, load_runs, written
-from lightning_toys.stats import Estimate
+from lightning_toys.compared import find_results, load_runs
+from lightning_toys.stats import Estimate, written
 from lightning_toys.sweep import cells, parse_grid
 
 GRID = ("--grid.model.mode", "[regression,flow]", "--grid.data.num_train", "[20,50]")
@@ -173,6 +173,39 @@ def test_compare_against_scipy(runner: Runner, tmp_path: Path, capsys: pytest.Ca
         assert cli.main(["compare", str(tmp_path / "runs"), "--baseline", name, "--out", str(out)]) == 0
         line = next(x for x in (out / "comparison.md").read_text().splitlines() if x.startswith("| a_1 | l2"))
         assert [float(x) for x in re.findall(r"\[(\S+), (\S+)\]", line)[0]] == pytest.approx([-hi, -lo], rel=1e-3)
+
+
+def test_every_target_has_tables_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Errors on two targets are answers to two questions: no difference is taken between them."""
+    for target, scale in (("A", 1.0), ("B", 100.0)):
+        for mode, shift in (("flow", 1.0), ("mip", 2.0)):
+            folder = tmp_path / f"{target}-{mode}"
+            fake_run(folder, mode, [scale * (shift + 0.1 * k * shift) for k in range(3)], [0, 1, 2])
+            content = json.loads((folder / "results.json").read_text())
+            settings = {"model.mode": mode, "data.target": f"lightning_toys.x.{target}", "data.target.dim": 8}
+            content |= {"settings": settings, "references": {"zero": {"l1": 0.4 * scale, "l2": 0.9 * scale}}}
+            (folder / "results.json").write_text(json.dumps(content))
+    assert cli.main(["compare", str(tmp_path)]) == 0
+    assert "the runs differ in data.target: errors are answers to different questions" in capsys.readouterr().err
+    found = (tmp_path / "comparison" / "comparison.md").read_text()
+    assert [x for x in found.splitlines() if x.startswith("**")] == [
+        f"**{t}: {x}**"
+        for t in "AB"
+        for x in ("mean ± half of the 95 % interval over seeds", "paired by seed: run minus flow")
+    ]
+    lines = found.splitlines()
+    assert sum(x.startswith("| reference: zero |") for x in lines) == 2
+    differences = [float(x.split("|")[3].split("±")[0]) for x in lines if x.startswith("| mip | l2 |")]
+    assert differences == pytest.approx([1.1, 110], rel=1e-2)
+    assert sorted(p.name for p in (tmp_path / "comparison").glob("l2*.png")) == ["l2-A.png", "l2-B.png"]
+    rows = csv.DictReader((tmp_path / "comparison" / "comparison.csv").read_text().splitlines())
+    assert {r["run"] for r in rows if r["metric"] == "l2"} >= {"A, flow", "A, mip", "B, flow", "B, mip"}
+    # a baseline is each target's own
+    assert cli.main(["compare", str(tmp_path), "--baseline", "mip", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "comparison.md").read_text().count("run minus mip") == 2
+    assert cli.main(["compare", str(tmp_path), "--baseline", "B, mip", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "comparison.md").read_text().count("run minus mip") == 1
+    assert cli.main(["compare", str(tmp_path), "--baseline", "m", "--out", str(tmp_path / "out")]) == 0
 
 
 def test_compare_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
