@@ -171,7 +171,7 @@ class ToysCLI(LightningCLI):
         asked = {k for k in ("root", "variant", "name") if f"--run.{k}" in flags(rest)}
         path, self.run = resolve_checkpoint(word, *where, asked)
         elsewhere = self.run.path.resolve() not in path.resolve().parents
-        taken = self.run.used if verb == "fit" else any(self.run.checkpoints.glob("*.ckpt"))
+        taken = self.run.used if verb == "fit" else asked and any(self.run.checkpoints.glob("*.ckpt"))
         if elsewhere and taken and process_rank() == 0:  # the others may find it begun
             raise ToyError(f"--ckpt_path: {path} is not of {self.run.path}, which holds a run; give another --run.name")
         checkpoint: dict[str, Any] = read_checkpoint(path)

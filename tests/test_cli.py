@@ -16,6 +16,7 @@ from shipped import CONFIGS, FIRST, READS, kind_of, module_class, tiny
 
 from lightning_toys.cli import main
 from lightning_toys.flow_vs_regression.module import FlowVsRegression
+from lightning_toys.generative_policy import FlowPolicy, GaussianPolicy
 from lightning_toys.mirror_descent.module import TiltedSampling
 from lightning_toys.training.loader import Batch
 
@@ -36,7 +37,7 @@ def tree(root: Path) -> dict[str, int]:
 
 
 # with its figures; in the gate one of each module whose figures no other test has drawn
-DRAWN = {c for kind, c in FIRST.items() if not issubclass(kind, TiltedSampling)} | {
+DRAWN = {c for kind, c in FIRST.items() if not issubclass(kind, TiltedSampling | FlowPolicy | GaussianPolicy)} | {
     c for c in CONFIGS if c.stem in READS
 }
 EVERY = [pytest.param(c, marks=[] if c in DRAWN else [pytest.mark.slow], id=c.stem) for c in CONFIGS]

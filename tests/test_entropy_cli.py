@@ -201,6 +201,7 @@ def test_two_ranks_are_one(entropy: Runner) -> None:
             assert shared[name]["values"] == pytest.approx(alone[name]["values"], rel=1e-6, abs=1e-8), name
 
 
+@pytest.mark.slow  # tests/test_matrix.py has two ranks in the gate
 def test_ranks_stop_between_two_steps_on_the_same_responses(entropy: Runner, tmp_path: Path) -> None:
     """Each rank goes on with its own responses; so does one process with those of two ranks."""
     flags = ("--trainer.precision", "64-true", "--model.rollouts.inner_steps", "3", "--trainer.accelerator", "cpu")

@@ -85,7 +85,18 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {k: found.get(k) for k in SAME} | {"toy": toy, "results": kept, "rows": read_csv(folder / "metrics.csv")}
 
 
-@pytest.mark.parametrize("config", TRAINED, ids=lambda c: f"{c.parent.name}-{c.stem}")
+# in the gate, of generative_policy the policy with the most state
+KILLED = [
+    pytest.param(
+        c,
+        marks=[pytest.mark.slow] if module_class(c).__name__ in ("GaussianPolicy", "FlowPolicy") else [],
+        id=f"{c.parent.name}-{c.stem}",
+    )
+    for c in TRAINED
+]
+
+
+@pytest.mark.parametrize("config", KILLED)
 def test_stopped_again_and_again(config: Path, tmp_path: Path, bitwise: Callable[..., None]) -> None:
     begin = time.monotonic()
     assert main(words(config, tmp_path, "whole")) == 0

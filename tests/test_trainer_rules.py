@@ -98,7 +98,13 @@ MONITORED = (
 )
 
 
-@pytest.mark.parametrize(("config", "monitor"), MONITORED, ids=[x[0] for x in MONITORED])
+GATE = ("flow_vs_regression/mip", "generative_policy/gaussian", "bilevel/regression", "bilevel/control")
+
+
+@pytest.mark.parametrize(
+    ("config", "monitor"),
+    [pytest.param(*x, marks=[] if x[0] in GATE else [pytest.mark.slow], id=x[0]) for x in MONITORED],
+)
 def test_every_experiment_can_be_monitored(config: str, monitor: str, runner: Runner) -> None:
     """The look before training changes nothing; what only later validations measure may be monitored too."""
     if config == "bilevel/control":
