@@ -21,10 +21,13 @@ from lightning.pytorch.callbacks import (
     ThroughputMonitor,
     WeightAveraging,
 )
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_toys.errors import note, require
+from lightning_toys.training.callbacks import FigureWriter
 from lightning_toys.training.compiling import check_compiler
 from lightning_toys.training.module import ToyModule
+from lightning_toys.training.monitors import monitoring
 
 IDLE: Mapping[type[Callback], str] = {  # callbacks that wait for more epochs, for each step, or for Lightning's own
     StochasticWeightAveraging: "waits for a second epoch; give --model.ema_decay where there is one",
@@ -71,10 +74,7 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
         "many steps; give --data.num_train or --trainer.max_steps",
     )
     every = trainer.log_every_n_steps
-    require(
-        every is None or every >= 0,
-        f"--trainer.log_every_n_steps: {every} is not allowed; give an integer >= 0",
-    )
+    require(every is None or every >= 0, f"--trainer.log_every_n_steps: {every} is not allowed; give an integer >= 0")
     every = trainer.val_check_interval
     require(
         isinstance(every, int) and every >= 1,
@@ -86,12 +86,8 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
         f"--trainer.{limit}: {trainer.get(limit)} is not allowed with {verb}, all is judged in one batch",
     )
     for callback in callbacks_of(trainer):
-        for kind, instead in IDLE.items():
-            name = type(callback).__name__
-            require(
-                not isinstance(callback, kind),
-                f"--trainer.callbacks: {name} is not allowed, it {instead}",
-            )
+        why = next((w for kind, w in IDLE.items() if isinstance(callback, kind)), "")
+        require(not why, f"--trainer.callbacks: {type(callback).__name__} is not allowed, it {why}")
     if verb == "fit":
         check_fit(trainer, module, data)
 
@@ -101,7 +97,7 @@ def check_fit(trainer: Namespace, module: ToyModule, data: LightningDataModule |
     if module.compiles:
         check_compiler("--model.compile")
     if trainer.limit_val_batches in (0, 0.0):
-        names = [type(c).__name__ for c in callbacks_of(trainer) if getattr(c, "monitor", None)]
+        names = [type(c).__name__ for c in monitoring(callbacks_of(trainer))]
         require(
             not names, f"--trainer.limit_val_batches: 0 is not allowed with {' and '.join(names)}, which waits for it"
         )
@@ -112,6 +108,26 @@ def check_fit(trainer: Namespace, module: ToyModule, data: LightningDataModule |
             trainer.max_epochs in (None, -1),
             f"--trainer.max_epochs: {trainer.max_epochs} is not allowed, {why}; give --trainer.max_steps",
         )
+
+
+def check_figures(figures: FigureWriter, logger: Any) -> None:
+    """Refuse pictures of validations where nobody shows them.
+
+    Args:
+        figures: their settings.
+        logger: the Trainer's setting; with None or True there is TensorBoard.
+
+    Raises:
+        ToyError: names the flag.
+    """
+    boards = logger in (None, True) or any(
+        isinstance(x, TensorBoardLogger) for x in (logger if isinstance(logger, list) else [logger])
+    )
+    require(
+        boards or not figures.enabled or not figures.every_n_validations,
+        f"--figures.every_n_validations: {figures.every_n_validations} is not allowed without a TensorBoardLogger, "
+        "which shows them; give 0",
+    )
 
 
 def tell(trainer: Namespace, module: ToyModule, verb: str, given: Collection[str]) -> None:

@@ -55,12 +55,12 @@ from lightning_toys.settings import (
     short,
 )
 from lightning_toys.stats import mean_ci, written
-from lightning_toys.trainer_rules import callbacks_of, check_trainer, tell
+from lightning_toys.trainer_rules import callbacks_of, check_figures, check_trainer, tell
 from lightning_toys.training.board import LayoutWriter
 from lightning_toys.training.callbacks import FigureWriter, Progress, RescueCheckpoint, ResultsWriter, ValidationClock
 from lightning_toys.training.checkpoint_form import malformed
 from lightning_toys.training.metrics_csv import MetricsCSV, read_run
-from lightning_toys.training.monitors import MonitorCheck
+from lightning_toys.training.monitors import MonitorCheck, monitoring
 from lightning_toys.training.replica_parallel import ReplicaStrategy
 from lightning_toys.training.results import Report, set_aside, write_atomic
 from lightning_toys.training.results_form import results_step
@@ -219,22 +219,14 @@ class ToysCLI(LightningCLI):
         self.model.config = {k: plain[k] for k in ("model", "data")}
         self.model.run_folder = self.run.path
         given = callbacks_of(trainer)
-        if any(getattr(c, "monitor", None) for c in given) and not trainer.num_sanity_val_steps:
+        if monitoring(given) and not trainer.num_sanity_val_steps:
             kwargs["num_sanity_val_steps"] = 1
         # figures read metrics.csv, and results note the speed: both come after what they look at
-        kwargs["callbacks"] = [
-            *(MonitorCheck(), *given, ValidationClock(), Progress()),
-            *(rescue, figures, results, LayoutWriter()),
-        ]
+        first, last = (ValidationClock(), Progress()), (rescue, figures, results, LayoutWriter())
+        kwargs["callbacks"] = [MonitorCheck(), *given, *first, *last]
         kwargs["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in given)
         kwargs["default_root_dir"] = str(self.run.path)
-        kwargs["logger"] = loggers = self.loggers(trainer.logger)
-        boards = [x for x in loggers or () if isinstance(x, TensorBoardLogger)]
-        if self.subcommand == "fit" and figures.every_n_validations and figures.enabled and not boards:
-            raise ToyError(
-                f"--figures.every_n_validations: {figures.every_n_validations} is not allowed without a "
-                "TensorBoardLogger, which shows them; give 0"
-            )
+        kwargs["logger"] = self.loggers(trainer.logger)
         if self.subcommand == "fit" and self.checkpoint_path is None and not self.dry:
             os.environ[RUN_VARIABLE] = self.run.name  # for the child processes that a strategy may start
         if self.strategy is not None:
@@ -289,15 +281,15 @@ class ToysCLI(LightningCLI):
         if self.subcommand == "predict" and type(self.model).predict_step is LightningModule.predict_step:
             raise ToyError(f"predict: {type(self.model).__name__} has no predictions to write; give the verb test")
         check_trainer(trainer, self.model, self.datamodule, str(self.subcommand))
+        if self.subcommand == "fit":
+            check_figures(self.config_init.fit.figures, trainer.logger)
         self.strategy = self.replica_strategy(trainer) if self.model.parallel == "replicas" else None
         claimed = self.claim(bool(trainer.fast_dev_run))
         try:
             self.trainer = self.instantiate_trainer()
-        except (MisconfigurationException, ToyError, TypeError, ValueError) as error:
+        except (MisconfigurationException, TypeError, ValueError) as error:
             if claimed:
                 self.leave()
-            if isinstance(error, ToyError):
-                raise
             raise ToyError(f"--trainer: {' '.join(str(error).split())}") from None
         if not self.dry:
             tell(trainer, self.model, str(self.subcommand), flags(self.rest))

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_toys.errors import ToyError, did_you_mean
 from lightning_toys.training.module import ToyModule
+
+
+def monitoring(callbacks: Sequence[Callback]) -> list[Any]:
+    """Return the callbacks that monitor a metric."""
+    return [c for c in callbacks if getattr(c, "monitor", None) is not None]
 
 
 class MonitorCheck(Callback):
@@ -39,10 +47,9 @@ class MonitorCheck(Callback):
         self.checked = True
         later = {f"eval/{n}" for n in pl_module.measured_later}
         known = sorted({*trainer.callback_metrics, *later, *(["train/loss"] if pl_module.monitors_loss else [])})
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            monitor = getattr(callback, "monitor", None)
-            if monitor is not None and monitor not in known and getattr(callback, "strict", True):
+        for callback in monitoring(trainer.callbacks):  # type: ignore[attr-defined]
+            if callback.monitor not in known and getattr(callback, "strict", True):
                 raise ToyError(
-                    f"--trainer.callbacks.monitor: {monitor!r} of {type(callback).__name__} is not measured; "
-                    f"give one of {', '.join(known)}{did_you_mean(str(monitor), known)}"
+                    f"--trainer.callbacks.monitor: {callback.monitor!r} of {type(callback).__name__} is not measured; "
+                    f"give one of {', '.join(known)}{did_you_mean(str(callback.monitor), known)}"
                 )
