@@ -166,9 +166,21 @@ def test_names_are_unique() -> None:
     assert all(set(e.runs) <= known for r in RECIPES for k in ("figures", "tables", "numbers") for e in getattr(r, k))
 
 
+def config_of(command: str) -> str:
+    """Return the configuration that a command names first: ``-c FILE``, or the first of ``--grid.config``."""
+    words = shlex.split(command)
+    if words[1] == "-c":
+        return words[2]
+    assert words[1] == "--grid.config"
+    return str(yaml.safe_load(words[2])[0])
+
+
 def flags(command: str) -> list[str]:
-    """Return the words after the configuration; of a grid its first values."""
+    """Return the words after the configuration; of a grid its first values, and nothing that is the sweep's own."""
     words = shlex.split(command)[3:]
+    while any(word.startswith("--sweep.") for word in words):
+        at = next(i for i, word in enumerate(words) if word.startswith("--sweep."))
+        del words[at : at + 2]
     for i, word in enumerate(words):
         if word.startswith("--grid."):
             words[i] = f"--{word.removeprefix('--grid.')}"
@@ -177,13 +189,13 @@ def flags(command: str) -> list[str]:
     return words
 
 
-CONFIGS = sorted({shlex.split(c)[2] for run in RUNS for c in run.commands})
+CONFIGS = sorted({config_of(c) for run in RUNS for c in run.commands})
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_flag_of_the_recipes_is_known(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     # all flags that go with a configuration in one parse: the last of a kind counts, and each has to be there
-    mine = [(run, c) for run in RUNS for c in run.commands if shlex.split(c)[2] == config]
+    mine = [(run, c) for run in RUNS for c in run.commands if config_of(c) == config]
     words = [w for run, c in mine for w in (*flags(c), *shlex.split(run.quick or ""))]
     verb = "test" if all(c.startswith("test") for _, c in mine) else "fit"
     code = main([verb, "-c", config, *words, "--print_config"])

@@ -1,5 +1,14 @@
 """The recipes, in the order in which they are built."""
 
-from gallery.recipes import bilevel, control, entropy, flow, mirror, overview, policy
+from gallery.recipes import bilevel, control, entropy, flow, mirror, overview, policy, published
 
-RECIPES = (flow.RECIPE, policy.RECIPE, mirror.RECIPE, entropy.RECIPE, bilevel.RECIPE, control.RECIPE, overview.RECIPE)
+RECIPES = (
+    flow.RECIPE,
+    published.RECIPE,
+    policy.RECIPE,
+    mirror.RECIPE,
+    entropy.RECIPE,
+    bilevel.RECIPE,
+    control.RECIPE,
+    overview.RECIPE,
+)
