@@ -12,7 +12,9 @@ from lightning_toys.errors import NonFiniteError, ToyError
 from lightning_toys.nets import Network
 from lightning_toys.training.data import MAX_BLOCK, ToyDataModule, block_steps
 from lightning_toys.training.loader import SHUFFLE_BLOCK, Block, BlockLoader, OneBatch
-from lightning_toys.training.module import ToyModule, check_seeds, clip_per_replica
+from lightning_toys.training.module import ToyModule
+from lightning_toys.training.options import check_seeds
+from lightning_toys.training.stepping import clip_per_replica
 
 SEEDS = [3, 0, 12]
 N = 10

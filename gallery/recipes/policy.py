@@ -32,14 +32,6 @@ CHANGES = {
     "conditional": "--model.tangent conditional",
 }
 
-MEANFLOW = Run(
-    name="meanflow",
-    commands=(f"fit {CONFIG}/meanflow.yaml", f"test {CONFIG}/meanflow.yaml"),
-    folder="generative_policy/gallery/meanflow",
-    seeds="0 to 3",
-    minutes=21,
-    quick=QUICK,
-)
 TARGET_STD = Run(
     name="target_std",
     commands=(f"sweep {CONFIG}/meanflow.yaml --grid.model.target_std '[0.01,0.0,0.001,0.1]'",),
@@ -106,6 +98,11 @@ def words(r: Content, *metrics: str) -> list[str]:
 def cell(at: Folders, std: str) -> Content:
     """Return a test of the sweep over target_std."""
     return results(at["target_std"] / f"target_std={std}", "test")
+
+
+def shipped(at: Folders) -> Content:
+    """Return the test of the shipped recipe: the sweep's cell with the configuration's own target_std."""
+    return cell(at, "0.01")
 
 
 def reference(r: Content, name: str, metric: str, digits: int) -> str:
@@ -212,12 +209,12 @@ def seeds_in_words(found: list[float]) -> str:
 
 def meanflow(metric: str, digits: int) -> Make:
     """Return what writes the mean of a metric of the shipped recipe."""
-    return lambda at: fixed(mean_ci(values(results(at["meanflow"], "test"), metric)).mean, digits)
+    return lambda at: fixed(mean_ci(values(shipped(at), metric)).mean, digits)
 
 
 def target(metric: str, digits: int) -> Make:
     """Return what writes a metric of a sample of the target itself."""
-    return lambda at: fixed(results(at["meanflow"], "test")["references"]["target"][metric], digits)
+    return lambda at: fixed(shipped(at)["references"]["target"][metric], digits)
 
 
 def side_by_side(at: Folders) -> str:
@@ -237,20 +234,23 @@ FLOW_STEPS = {"1 (Euler)": "@euler-1", **{str(n): f"@euler-{n}" for n in (2, 4, 
 
 RECIPE = Recipe(
     name="policy",
-    runs=(MEANFLOW, TARGET_STD, FLOW, *ABLATION.values(), EDM, GAUSSIAN, BANDIT),
+    runs=(TARGET_STD, FLOW, *ABLATION.values(), EDM, GAUSSIAN, BANDIT),
     figures=(
         *entries(
-            ["meanflow"],
-            {"meanflow_samples": "figures/samples.png", "meanflow_by_step": "figures/by_step.png"},
+            ["target_std"],
+            {f"meanflow_{n}": f"target_std=0.01/figures/{n}.png" for n in ("samples", "by_step")},
         ),
         *entries(["target_std", "gaussian", "policy_flow"], {"policies_side_by_side": side_by_side}),
         *entries(["gaussian"], {"gaussian_modes_chosen": "figures/modes_chosen.png"}),
         *entries(["bandit"], {"bandit_regret": "comparison/regret_curves.png"}),
     ),
     tables=(
-        *entries(["target_std"], {"policy.target_std": target_std_table}),
         *entries(
-            ["meanflow"], {"policy.steps": lambda at: steps_table(results(at["meanflow"], "test"), STEPS, "steps")}
+            ["target_std"],
+            {
+                "policy.target_std": target_std_table,
+                "policy.steps": lambda at: steps_table(shipped(at), STEPS, "steps"),
+            },
         ),
         *entries(
             ["policy_flow"],
@@ -266,28 +266,21 @@ RECIPE = Recipe(
     ),
     numbers=(
         *entries(
-            ["meanflow"],
+            ["target_std"],
             {
-                "policy.tv": lambda at: spread_to(values(results(at["meanflow"], "test"), "tv"), 3),
-                "policy.off3": lambda at: spread_to(values(results(at["meanflow"], "test"), "off3"), 3),
+                "policy.tv": lambda at: spread_to(values(shipped(at), "tv"), 3),
+                "policy.off3": lambda at: spread_to(values(shipped(at), "off3"), 3),
                 "policy.off3.mean": meanflow("off3", 3),
                 "policy.off3.two": meanflow("off3@2", 3),
                 "policy.off3.64": meanflow("off3@64", 3),
                 "policy.entropy.two": meanflow("entropy_knn@2", 2),
-                "policy.off3.seeds": lambda at: between(values(results(at["meanflow"], "test"), "off3"), 3),
-                "policy.tv.seeds": lambda at: seeds_in_words(values(results(at["meanflow"], "test"), "tv")),
+                "policy.off3.seeds": lambda at: between(values(shipped(at), "off3"), 3),
+                "policy.tv.seeds": lambda at: seeds_in_words(values(shipped(at), "tv")),
                 "policy.target.tv": target("tv", 3),
                 "policy.target.off3": target("off3", 3),
                 "policy.target.off3.long": target("off3", 4),
                 "policy.target.entropy": target("entropy_knn", 2),
-                "policy.exact_flow": lambda at: fixed(
-                    results(at["meanflow"], "test")["references"]["exact_flow_64"]["entropy_knn"], 2
-                ),
-            },
-        ),
-        *entries(
-            ["target_std"],
-            {
+                "policy.exact_flow": lambda at: fixed(shipped(at)["references"]["exact_flow_64"]["entropy_knn"], 2),
                 "policy.entropy.none": lambda at: " and ".join(
                     fixed(mean_ci(values(cell(at, s), "entropy_knn")).mean, 1) for s in ("0.0", "0.001")
                 ),

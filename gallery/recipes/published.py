@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from functools import partial
 from itertools import product
@@ -239,6 +240,12 @@ def interval(ax: Axes, mean: float, half: float, y: float, colour: str, marker: 
     ax.errorbar(mean, y, xerr=[[left], [half]], fmt=marker, color=colour, capsize=3, markersize=5.5, label=label)
 
 
+def hours(at: Folders) -> str:
+    """Write what the sweep and its tests took, two at a time."""
+    stamp = json.loads((at["published"].parents[1] / "stamps/published.json").read_text())
+    return f"{stamp['seconds'] / 3600:.1f} hours"
+
+
 def drawing(at: Folders) -> str:
     """Draw ours beside the published numbers."""
     figure, axes = new_figure(1, 2, size=(9.6, 4.2), sharey=True, sharex=True)
@@ -313,6 +320,7 @@ RECIPE = Recipe(
             ),
             "flow.nine_steps": nine_steps,
             "published.boundary": boundary_change,
+            "published.hours": hours,
         },
     ),
 )

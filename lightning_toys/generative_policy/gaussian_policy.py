@@ -17,8 +17,8 @@ from lightning_toys.generative_policy.mixture import Mixture, Target
 from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
 from lightning_toys.nets import Network, keyed_uniform
 from lightning_toys.training.loader import Batch
-from lightning_toys.training.module import idle_flags, made
 from lightning_toys.training.noise import NoiseStream
+from lightning_toys.training.options import idle_flags, made
 from lightning_toys.training.replica_parallel import Parallel
 
 

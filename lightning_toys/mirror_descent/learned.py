@@ -35,8 +35,8 @@ from lightning_toys.mirror_descent.world import World
 from lightning_toys.nets import Network
 from lightning_toys.stats import mean_ci, paired_difference, written
 from lightning_toys.training.loader import Batch
-from lightning_toys.training.module import fitting, made
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
+from lightning_toys.training.options import fitting, made
 from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
 

@@ -28,7 +28,8 @@ from lightning_toys.mirror_descent.tilt import Reward, StateReward
 from lightning_toys.mirror_descent.world import Settings, World
 from lightning_toys.stats import holm
 from lightning_toys.training.loader import Batch
-from lightning_toys.training.module import ToyModule, fitting
+from lightning_toys.training.module import ToyModule
+from lightning_toys.training.options import fitting
 from lightning_toys.training.results import Report, set_aside, write_atomic
 from lightning_toys.training.ticker import Ticker
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightning_toys.errors import note, require
-from lightning_toys.training.module import made
+from lightning_toys.training.options import made
 from lightning_toys.update_entropy import figures
 from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments, hyper_of, moments_of
 from lightning_toys.update_entropy.attribution import Ranks

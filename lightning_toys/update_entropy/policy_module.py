@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lightning_toys.errors import note, require
 from lightning_toys.training.checkpoint_form import unlike
 from lightning_toys.training.loader import Block, DrawnBlock
-from lightning_toys.training.module import ToyModule, fitting
+from lightning_toys.training.module import ToyModule
+from lightning_toys.training.options import fitting
 from lightning_toys.training.results import Report
 from lightning_toys.update_entropy.checkpoints import (
     check_temperature,

@@ -1,0 +1,46 @@
+"""Options of modules: seeds, dataclasses and data as they were given, and flags that do nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from lightning.pytorch import LightningDataModule
+
+from lightning_toys.errors import require
+
+
+def check_seeds(seeds: Sequence[int]) -> list[int]:
+    """Refuse an empty, repeated or negative list of replica seeds."""
+    require(len(seeds) > 0, "--model.seeds: [] is not allowed; give at least one seed, such as [0]")
+    require(
+        min(seeds) >= 0 and max(seeds) < 2**63, f"--model.seeds: {list(seeds)} is not allowed; seeds are in [0, 2^63)"
+    )
+    require(len(set(seeds)) == len(seeds), f"--model.seeds: {list(seeds)} is not allowed; a seed appears twice")
+    return list(seeds)
+
+
+Data = TypeVar("Data", bound=LightningDataModule)
+
+
+def fitting(data: LightningDataModule | None, kind: type[Data]) -> Data:
+    """Return ``data`` if it is what the experiment learns from, and refuse it otherwise."""
+    name = type(data).__name__ if data is not None else "none"
+    require(isinstance(data, kind), f"--data: {name} is not allowed; give {kind.__name__}")
+    assert isinstance(data, kind)
+    return data
+
+
+Options = TypeVar("Options")
+
+
+def made(kind: type[Options], given: Options | dict[str, Any] | None, default: Options | None = None) -> Options:
+    """Return a dataclass of options as it was given, from a checkpoint's plain values, or its default."""
+    if isinstance(given, dict):
+        return kind(**given)
+    return given or default or kind()
+
+
+def idle_flags(wants: str, *names: str) -> dict[str, str]:
+    """Return flags of the model, and what they want to do something; see :meth:`ToyModule.idle`."""
+    return {f"--model.{n}": wants for n in names}

@@ -1,0 +1,69 @@
+"""What a module of replicas writes down: every replica's value, the mean and its interval; and when it gives up."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from lightning_toys.errors import NonFiniteError
+from lightning_toys.stats import mean_ci
+from lightning_toys.training.replica_parallel import SharedReplicas
+from lightning_toys.training.results import Report, is_main
+
+
+class RecordedReplicas(SharedReplicas):
+    """Replicas whose metrics go to the loggers, and whose run stops where one of them is not finite.
+
+    Attributes:
+        monitors_loss: whether there is a training loss at every validation.
+        banded: names of what was logged with its interval, in their order.
+        last_losses: each replica's loss at the last step.
+        loaded_step: the step that the weights are of, where they come from a checkpoint.
+    """
+
+    monitors_loss: bool = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.banded: dict[str, None] = {}
+        self.last_losses = torch.zeros(0)
+        self.loaded_step = 0
+
+    def write_scalars(self, metrics: dict[str, Tensor], step: int | None = None) -> None:
+        """Write metrics (R,) to every logger: mean, 95 % interval, and each replica's value.
+
+        This goes past ``self.log``: a call of that costs as much as a quarter of a training step, and its x-axis
+        counts Trainer batches, not optimiser steps.
+        """
+        if not self.trainer.is_global_zero:
+            return
+        row: dict[str, float] = {}
+        for name, values in metrics.items():
+            v = values.detach().double().cpu().tolist()
+            estimate = mean_ci(v)
+            row[name] = estimate.mean
+            if len(v) > 1:
+                # groups of their own: TensorBoard's first cards are the means
+                self.banded[name] = None
+                row[f"interval/{name}/lo"], row[f"interval/{name}/hi"] = estimate.lo, estimate.hi
+                row.update({f"replicas/{name}/seed_{s}": x for s, x in zip(self.seeds, v, strict=True)})
+        for logger in self.trainer.loggers:
+            logger.log_metrics(row, step=step or self.global_step or self.loaded_step)
+
+    def write_evaluation(self, report: Report) -> None:
+        """Write a validation's metrics as ``eval/...``; means under these names are what callbacks can monitor."""
+        means = {f"eval/{k}": sum(v) / len(v) for k, v in report.metrics.items() if is_main(k)}
+        if self.trainer.state.fn == "fit" and self.monitors_loss:
+            means["train/loss"] = float(self.last_losses.mean())
+        self.log_dict(means, logger=False, batch_size=1, sync_dist=self.trainer.world_size > 1)
+        if not self.trainer.sanity_checking:
+            shown = {k: torch.tensor(v) for k, v in report.metrics.items() if "_dim" not in k}
+            # a group of their own: TensorBoard's first cards are those of the whole law
+            self.write_scalars({f"{'modes' if '_mode' in k else 'eval'}/{k}": v for k, v in shown.items()})
+
+    def refuse_non_finite(self, what: str, bad: Tensor, step: int) -> NoReturn:
+        """Stop the run, naming the replicas where ``bad`` (R,) is true."""
+        who = [s for s, b in zip(self.seeds, bad.tolist(), strict=True) if b]
+        raise NonFiniteError(f"the {what} not finite at step {step} in the replicas of seeds {who}")
