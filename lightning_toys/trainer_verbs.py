@@ -139,29 +139,12 @@ class ToysCLI(LightningCLI):
         ToyParser.command = rest
         self.config = parse(parser, [verb, *stacked, *rest])
         settings = self.config[verb]
-        experiment = experiment_of(settings.model.class_path)
-        for flag in ("variant", "name"):
-            value = settings.run[flag]
-            if value is not None and (not value or set("/\0") & set(value) or value in (".", "..") or len(value) > 200):
-                raise ToyError(f"--run.{flag}: {value!r} is not allowed; give a folder's name, without /")
-        variant = settings.run.variant or (Path(configs[0]).stem if configs else "unnamed")
-        where = (Path(settings.run.root), experiment, variant, settings.run.name)
-        word = settings.get("ckpt_path")
-        check_root(settings.run.root)
-        root = Path(settings.run.root)
-        self.standing = {p for p in (root, *root.parents) if p.exists()}
-        if settings.get("weights_only") is False:
-            raise ToyError("--weights_only: False is not allowed; checkpoints hold tensors and plain values alone")
-        if settings.seed_everything is not None and settings.seed_everything is not False:
-            raise ToyError(
-                f"--seed_everything: {settings.seed_everything} is not allowed, it would change nothing: every "
-                "draw is keyed; give --model.seeds"
-            )
-        if settings.get("return_predictions") is False:
-            raise ToyError("--return_predictions: False is not allowed; predictions are what predict writes")
+        refuse_idle(settings)
         kind, given = experiment_class(settings.model.class_path), settings.model.get("init_args")
         if verb == "fit" and not kind.trains:
             raise NothingToTrainError(f"fit: {kind.__name__} has nothing to train; give the verb test")
+        where = self.place(settings)
+        word = settings.get("ckpt_path")
         if word is None and verb != "fit" and not kind.stands_alone(given.as_dict() if given else {}):
             word = "last"
         if word is None:
@@ -175,24 +158,41 @@ class ToysCLI(LightningCLI):
         if elsewhere and taken and process_rank() == 0:  # the others may find it begun
             raise ToyError(f"--ckpt_path: {path} is not of {self.run.path}, which holds a run; give another --run.name")
         checkpoint: dict[str, Any] = read_checkpoint(path)
-        if why := malformed(checkpoint, verb == "fit"):
-            raise ToyError(f"--ckpt_path: {path} is no whole checkpoint: {why}")
-        made_by = checkpoint["toy"]["config"]["model"]["class_path"]
-        if made_by != settings.model.class_path:
-            raise ToyError(f"--ckpt_path: {path} is a checkpoint of {made_by}, not of {settings.model.class_path}")
+        before = self.dump(verb)
+        stored = self.stored_settings(path, checkpoint, before)
         self.checkpoint_path, self.checkpoint = path, checkpoint
-        held = {k: checkpoint["toy"]["config"].get(k) for k in ("model", "data")}
-        stored, before = yaml.safe_dump(held), self.dump(verb)
-        if strange := sorted(c for c in class_paths(held) - class_paths(before) if not c.startswith("lightning_toys.")):
-            raise ToyError(f"--ckpt_path: {path} names the class {strange[0]}; if it is yours, give it here too")
-        ToyParser.files = {**ToyParser.files, str(path): held}
-        self.config = parse(parser, [verb, *stacked, "-c", stored, *rest])
+        ToyParser.files = {**ToyParser.files, str(path): stored}
+        self.config = parse(parser, [verb, *stacked, "-c", yaml.safe_dump(stored), *rest])
         seeds, kept = self.config[verb].model.init_args.get("seeds"), checkpoint["toy"]["seeds"]
         if seeds is not None and list(seeds) != kept:
             raise ToyError(f"--model.seeds: {list(seeds)} is not allowed; {path} holds the replicas of seeds {kept}")
         # the seeds are what the checkpoint's replicas are
         self.taken = [x for x in differences(before, self.dump(verb)) if x[0] != "--model.seeds"]
         self.config[verb].ckpt_path = str(path)
+
+    def place(self, settings: Namespace) -> tuple[Path, str, str, str | None]:
+        """Return root, experiment, variant and name of the run, refused where they are no folders' names."""
+        for flag in ("variant", "name"):
+            value = settings.run[flag]
+            if value is not None and (not value or set("/\0") & set(value) or value in (".", "..") or len(value) > 200):
+                raise ToyError(f"--run.{flag}: {value!r} is not allowed; give a folder's name, without /")
+        check_root(settings.run.root)
+        root = Path(settings.run.root)
+        self.standing = {p for p in (root, *root.parents) if p.exists()}
+        variant = settings.run.variant or (Path(self.files[0]).stem if self.files else "unnamed")
+        return root, experiment_of(settings.model.class_path), variant, settings.run.name
+
+    def stored_settings(self, path: Path, checkpoint: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        """Return a checkpoint's model and data sections, once it is whole and names no class that is not given here."""
+        if why := malformed(checkpoint, self.words[0] == "fit"):
+            raise ToyError(f"--ckpt_path: {path} is no whole checkpoint: {why}")
+        held: dict[str, Any] = {k: checkpoint["toy"]["config"].get(k) for k in ("model", "data")}
+        made_by, wanted = held["model"]["class_path"], given["model"]["class_path"]
+        if made_by != wanted:
+            raise ToyError(f"--ckpt_path: {path} is a checkpoint of {made_by}, not of {wanted}")
+        if strange := sorted(c for c in class_paths(held) - class_paths(given) if not c.startswith("lightning_toys.")):
+            raise ToyError(f"--ckpt_path: {path} names the class {strange[0]}; if it is yours, give it here too")
+        return held
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: LightningCLI would let the checkpoint's settings beat the flags here."""
@@ -412,6 +412,19 @@ class ToysCLI(LightningCLI):
         arrays: dict[str, Any] = {k: v.cpu().numpy() for k, v in found.items()}
         np.savez_compressed(path, **arrays, seeds=np.array(self.model.seeds))
         note(f"predictions are in {path}")
+
+
+def refuse_idle(settings: Namespace) -> None:
+    """Refuse flags of Lightning's verbs that would be unsafe or change nothing here."""
+    if settings.get("weights_only") is False:
+        raise ToyError("--weights_only: False is not allowed; checkpoints hold tensors and plain values alone")
+    if settings.seed_everything is not None and settings.seed_everything is not False:
+        raise ToyError(
+            f"--seed_everything: {settings.seed_everything} is not allowed, it would change nothing: every "
+            "draw is keyed; give --model.seeds"
+        )
+    if settings.get("return_predictions") is False:
+        raise ToyError("--return_predictions: False is not allowed; predictions are what predict writes")
 
 
 def parse(parser: LightningArgumentParser, words: list[str]) -> Namespace:
