@@ -59,7 +59,7 @@ def perform_all(runs: Sequence[Run], root: Path, full: bool, jobs: int) -> list[
             perform(run, root, full)
         except RuntimeError as error:
             return str(error)
-        return ""
+        return "" if finished(run, root, full) else f"{run.name}: its code changed while it ran; build again"
 
     with ThreadPoolExecutor(jobs) as pool:
         for k, error in enumerate(pool.map(attempt, waiting), 1):

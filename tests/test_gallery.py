@@ -241,6 +241,19 @@ def test_a_finished_run_is_run_again_only_if_something_changed(tmp_path: Path, m
     assert "--ckpt_path" not in calls[1]  # of another code: begun anew
 
 
+def test_a_run_whose_code_changed_meanwhile_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    versions = iter("a")  # of its stamp; then of what is looked for
+    monkeypatch.setattr(running, "code_version", lambda _: next(versions, "b"))
+    monkeypatch.setattr(running, "git_state", lambda: {"commit": "0", "dirty": False})
+    monkeypatch.setattr(running, "start", trained(tmp_path, [], 0))
+    assert build.perform_all([fake(tmp_path)], tmp_path, True, 1) == [
+        "demo: its code changed while it ran; build again"
+    ]
+    assert "error: demo: its code changed" in capsys.readouterr().out
+
+
 def test_a_cut_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
     monkeypatch.setattr(running, "start", trained(tmp_path, calls, 130))

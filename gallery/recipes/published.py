@@ -267,7 +267,7 @@ def drawing(at: Folders) -> str:
         ax.set_xscale("log")
         ax.set_xlim(0.0015, 0.3)
         ax.set_title(kind)
-        ax.set_xlabel("RMSE on 100 000 points (three seeds; mean, 95 % interval)")
+    figure.supxlabel("RMSE on 100 000 points (each seed; mean and 95 % interval)", fontsize=10)
     axes[0, 0].set_yticks(range(len(shown)), shown)
     axes[0, 0].set_ylim(len(shown) - 0.5, -0.5)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
