@@ -17,12 +17,12 @@ from gallery.read import figures_of, short
 from lightning_toys.stats import Estimate, paired_difference
 
 LEVEL = 0.05  # below it, after Holm's adjustment, a difference counts
-NEAR = 1.5  # a level is reproduced where the whole interval of ours / published lies within this factor
+NEAR = 1.5  # numbers are alike where the whole interval of their ratio lies within this factor
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published mean and standard deviation over ``n`` seeds."""
+    """A published mean and standard deviation (over n - 1) of ``n`` seeds."""
 
     mean: float
     sd: float
@@ -42,6 +42,11 @@ class Ratio:
         value, lo, hi = (rounded(x) for x in (self.value, self.lo, self.hi))
         return f"{value} ({lo} to {hi})"
 
+    @property
+    def near_one(self) -> bool:
+        """Whether the whole interval lies within the factor NEAR of 1."""
+        return self.lo > 1 / NEAR and self.hi < NEAR
+
 
 def rounded(x: float) -> str:
     """Write a ratio to two significant figures, large ones without a fraction."""
@@ -53,11 +58,23 @@ def p_words(p: float) -> str:
     return "1" if p > 0.995 else short(f"{p:.2g}")
 
 
-def welch(a: Published, b: Published) -> Ratio:
-    """Compare two means as a relative difference: a / b, its Welch interval over b's mean, and Welch's p-value.
+def percent(ratio: Ratio) -> str:
+    """Write a ratio's distance from 1 in per cent."""
+    value, lo, hi = (round(100 * (x - 1)) for x in (ratio.value, ratio.lo, ratio.hi))
+    return f"{value:+d} % ({lo:+d} to {hi:+d})"
 
-    The difference of means has variance s_a^2 / n_a + s_b^2 / n_b and Satterthwaite's degrees of freedom (Welch 1947);
-    ``b`` scales it to a ratio and is taken as it stands.
+
+def said(text: str) -> Published:
+    """Read ``mean ± SD`` as it was published."""
+    mean, _, sd = text.partition(" ± ")
+    return Published(float(mean), float(sd))
+
+
+def welch(a: Published, b: Published) -> Ratio:
+    """Compare two means by Welch's test: a / b, and the interval of 1 + (a - b) / b for ``b`` as it stands.
+
+    The difference of means has variance s_a^2 / n_a + s_b^2 / n_b and Satterthwaite's degrees of freedom (Welch
+    1947). It is scaled by b's mean to be read; the interval is the difference's, and may reach below 0.
     """
     va, vb = a.sd**2 / a.n, b.sd**2 / b.n
     dof = (va + vb) ** 2 / (va**2 / (a.n - 1) + vb**2 / (b.n - 1))
@@ -88,46 +105,68 @@ def paired_ratio(a: Mapping[int, float], b: Mapping[int, float]) -> Ratio:
 
 
 def level_verdict(ratio: Ratio, p_adjusted: float) -> str:
-    """Say of a published level what ours / published allows: ``holds``, ``differs`` or ``cannot tell``."""
+    """Say of a published level what ours / published allows: ``differs``, else ``holds``, else ``cannot tell``."""
     if p_adjusted < LEVEL:
         return "differs"
-    return "holds" if ratio.lo > 1 / NEAR and ratio.hi < NEAR else "cannot tell"
+    return "holds" if ratio.near_one else "cannot tell"
 
 
-def claim_verdict(published: float, plain: tuple[float, float], mended: tuple[float, float], change: float) -> str:
-    """Say of a published comparison what our runs allow.
+@dataclass(frozen=True)
+class Comparison:
+    """A published ratio of two modes' errors beside ours; p-values are adjusted over the claims.
 
-    Args:
-        published: the published ratio of two modes' errors; which side of 1 it lies on is the claim.
-        plain: our ratio by the published protocol, and its adjusted p-value.
-        mended: the same with the protocol's flaw mended.
-        change: adjusted p-value of the change from one to the other in the same checkpoints.
-
-    Returns:
-        ``holds``: seen with the flaw mended. ``artefact``: seen by the published protocol, and mending changes it so
-        that it is not seen any more, or turns it round. ``reversed``: the other way round with the flaw mended, and not
-        seen by the published protocol. ``cannot tell``: anything else.
+    Attributes:
+        published: which side of 1 it lies on is the claim.
+        plain: ours by the published protocol.
+        plain_p: its p-value.
+        mended: ours with the protocol's flaw mended.
+        mended_p: its p-value.
+        change_p: of the change from one to the other in the same checkpoints.
     """
 
-    def side(found: tuple[float, float]) -> int:
-        ratio, p = found
-        return 0 if p >= LEVEL else 1 if (ratio > 1) == (published > 1) else -1
+    published: float
+    plain: Ratio
+    plain_p: float
+    mended: Ratio
+    mended_p: float
+    change_p: float
 
-    a, b = side(plain), side(mended)
-    if b == 1:
-        return "holds"
-    if a == 1 and change < LEVEL:
-        return "artefact"
-    return "reversed" if b == -1 and a != 1 else "cannot tell"
+    def side(self, ratio: Ratio, p: float) -> int:
+        """Return 1 where a ratio shows the claim, -1 where it shows the reverse, 0 where it shows neither."""
+        return 0 if p >= LEVEL else 1 if (ratio.value > 1) == (self.published > 1) else -1
+
+    @property
+    def verdict(self) -> str:
+        """What may be said of the claim.
+
+        ``holds``: the mended ratio shows it; ``holds, smaller`` where its whole interval lies between 1 and what was
+        published. ``artefact``: only the published protocol shows it; mending changes it, and what is left is the
+        reverse, or within the factor NEAR of 1. ``reversed``: the mended ratio shows the reverse. ``cannot tell``:
+        anything else: that nothing is seen is no proof that there is nothing.
+        """
+        plain, mended = self.side(self.plain, self.plain_p), self.side(self.mended, self.mended_p)
+        if mended == 1:
+            up = self.published > 1
+            smaller = self.mended.hi < self.published if up else self.mended.lo > self.published
+            return "holds, smaller" if smaller else "holds"
+        if plain == 1 and self.change_p < LEVEL and (mended == -1 or self.mended.near_one):
+            return "artefact"
+        return "reversed" if mended == -1 else "cannot tell"
+
+
+def agrees(published: float, found: Estimate) -> bool:
+    """Whether a number lies in an interval of ours that is no wider than the factor NEAR around it."""
+    return found.lo <= published <= found.hi and found.lo > published / NEAR and found.hi < published * NEAR
 
 
 def number_verdict(published: float, plain: Estimate, mended: Estimate, change: float) -> str:
     """Say of a published number without an error of its own what our two intervals allow.
 
     Returns:
-        ``holds``: our interval has it with the protocol's flaw mended. ``artefact``: only the published protocol's
-        interval has it, and mending changes the same checkpoints' number. ``cannot tell``: anything else.
+        ``holds``: ours agrees with the protocol's flaw mended. ``artefact``: ours agrees by the published protocol
+        only, and mending changes the same checkpoints' number. ``cannot tell``: anything else.
     """
-    if mended.lo <= published <= mended.hi:
+    if agrees(published, mended):
         return "holds"
-    return "artefact" if plain.lo <= published <= plain.hi and change < LEVEL else "cannot tell"
+    seen = agrees(published, plain) and not mended.lo <= published <= mended.hi
+    return "artefact" if seen and change < LEVEL else "cannot tell"

@@ -9,14 +9,16 @@ import pytest
 from scipy import stats as scipy_stats
 
 from gallery.verdicts import (
+    Comparison,
     Published,
     Ratio,
-    claim_verdict,
     level_verdict,
     number_verdict,
     p_words,
     paired_ratio,
+    percent,
     rounded,
+    said,
     summed_up,
     welch,
 )
@@ -75,28 +77,35 @@ def test_a_level(ratio: Ratio, p: float, word: str) -> None:
 
 
 SEEN, UNSEEN = 0.01, 0.3
+FAR, NEAR, HALF = Ratio(4, 3, 5, 0), Ratio(1.1, 0.9, 1.3, 0), Ratio(0.5, 0.4, 0.6, 0)
+VAGUE = Ratio(1.6, 0.9, 2.9, 0)
+
+
+def turned(ratio: Ratio) -> Ratio:
+    return Ratio(1 / ratio.value, 1 / ratio.hi, 1 / ratio.lo, ratio.p_value)
 
 
 @pytest.mark.parametrize(
     ("plain", "mended", "change", "word"),
     [
-        ((4.0, SEEN), (3.0, SEEN), UNSEEN, "holds"),
-        ((4.0, SEEN), (3.0, SEEN), SEEN, "holds"),  # smaller, and still there
-        ((4.0, UNSEEN), (3.0, SEEN), UNSEEN, "holds"),
-        ((4.0, SEEN), (1.1, UNSEEN), SEEN, "artefact"),
-        ((4.0, SEEN), (0.5, SEEN), SEEN, "artefact"),
-        ((4.0, SEEN), (1.1, UNSEEN), UNSEEN, "cannot tell"),  # not seen is not: not there
-        ((4.0, SEEN), (0.5, SEEN), UNSEEN, "cannot tell"),
-        ((4.0, UNSEEN), (1.1, UNSEEN), SEEN, "cannot tell"),
-        ((0.4, SEEN), (0.5, SEEN), UNSEEN, "reversed"),
-        ((0.9, UNSEEN), (0.5, SEEN), UNSEEN, "reversed"),
-        ((0.4, SEEN), (0.9, UNSEEN), UNSEEN, "cannot tell"),
+        ((FAR, SEEN), (FAR, SEEN), UNSEEN, "holds"),
+        ((FAR, UNSEEN), (FAR, SEEN), UNSEEN, "holds"),
+        ((FAR, SEEN), (Ratio(1.3, 1.1, 1.6, 0), SEEN), SEEN, "holds, smaller"),  # than the published 3.5
+        ((FAR, SEEN), (NEAR, UNSEEN), SEEN, "artefact"),
+        ((FAR, SEEN), (HALF, SEEN), SEEN, "artefact"),
+        ((FAR, SEEN), (VAGUE, UNSEEN), SEEN, "cannot tell"),  # not seen is no proof that it is not there
+        ((FAR, SEEN), (NEAR, UNSEEN), UNSEEN, "cannot tell"),
+        ((FAR, UNSEEN), (NEAR, UNSEEN), SEEN, "cannot tell"),
+        ((FAR, SEEN), (HALF, SEEN), UNSEEN, "reversed"),
+        ((HALF, SEEN), (HALF, SEEN), UNSEEN, "reversed"),
+        ((NEAR, UNSEEN), (HALF, SEEN), UNSEEN, "reversed"),
+        ((HALF, SEEN), (NEAR, UNSEEN), UNSEEN, "cannot tell"),
     ],
 )
-def test_a_claim(plain: tuple[float, float], mended: tuple[float, float], change: float, word: str) -> None:
-    assert claim_verdict(2.0, plain, mended, change) == word
-    turned = [(1 / ratio, p) for ratio, p in (plain, mended)]
-    assert claim_verdict(0.5, turned[0], turned[1], change) == word  # the same claim, told from the other side
+def test_a_claim(plain: tuple[Ratio, float], mended: tuple[Ratio, float], change: float, word: str) -> None:
+    assert Comparison(3.5, *plain, *mended, change).verdict == word
+    other = [(turned(ratio), p) for ratio, p in (plain, mended)]
+    assert Comparison(1 / 3.5, *other[0], *other[1], change).verdict == word  # the same, told from the other side
 
 
 @pytest.mark.parametrize(
@@ -106,14 +115,27 @@ def test_a_claim(plain: tuple[float, float], mended: tuple[float, float], change
         (0.40, UNSEEN, "cannot tell"),
         (0.02, SEEN, "holds"),
         (0.02, UNSEEN, "holds"),
+        (0.016, UNSEEN, "cannot tell"),  # in the interval, which reaches to more than half as much again
         (0.90, SEEN, "cannot tell"),  # by neither
     ],
 )
 def test_a_number(published: float, change: float, word: str) -> None:
-    assert number_verdict(published, Estimate(0.37, 0.3, 0.45, 3), Estimate(0.02, 0.01, 0.03, 3), change) == word
+    assert number_verdict(published, Estimate(0.37, 0.3, 0.45, 3), Estimate(0.02, 0.015, 0.025, 3), change) == word
+
+
+def test_a_wide_interval_agrees_with_nothing() -> None:
+    wide, narrow = Estimate(0.4, 0.1, 0.9, 3), Estimate(0.02, 0.01, 0.03, 3)
+    assert number_verdict(0.4, wide, narrow, SEEN) == "cannot tell"
+    assert number_verdict(0.4, narrow, wide, SEEN) == "cannot tell"
+    assert number_verdict(0.4, Estimate(0.37, 0.3, 0.45, 3), wide, SEEN) == "cannot tell"
+
+
+def test_published_numbers_are_read_as_they_stand() -> None:
+    assert said(".008062 ± .0074") == Published(0.008062, 0.0074, 3)
 
 
 def test_ratios_in_words() -> None:
     assert str(Ratio(0.987, 0.0123, 123.4, 0.5)) == ".99 (.012 to 123)"
     assert [rounded(x) for x in (1.0, 9.96, 10.4, -0.5)] == ["1.0", "10", "10", "-.50"]
+    assert percent(Ratio(1.08, 0.77, 1.4, 0.5)) == "+8 % (-23 to +40)"
     assert [p_words(p) for p in (1.0, 0.5, 0.00012)] == ["1", ".5", ".00012"]
