@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lightning_toys.errors import note, require
 from lightning_toys.training.callbacks import FigureWriter
@@ -68,6 +69,7 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
     for flag, values, why in RULES:
         value = trainer.get(flag)
         require(value in values, f"--trainer.{flag}: {value!r} is not allowed, {why}")
+    check_strategy(trainer.strategy)
     require(
         trainer.overfit_batches == 0 and trainer.limit_train_batches in (None, 1.0),
         "--trainer.overfit_batches, --trainer.limit_train_batches: not allowed, a batch of the Trainer's holds "
@@ -90,6 +92,28 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
         require(not why, f"--trainer.callbacks: {type(callback).__name__} is not allowed, it {why}")
     if verb == "fit":
         check_fit(trainer, module, data)
+
+
+def check_strategy(strategy: Any) -> None:
+    """Refuse strategies under which clipping, averaging or a run's settings would be silently wrong.
+
+    Args:
+        strategy: the Trainer's setting, a name or an object.
+
+    Raises:
+        ToyError: names the flag.
+    """
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    shards = isinstance(strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy)
+    require(
+        not shards and not name.startswith(("fsdp", "deepspeed")),
+        f"--trainer.strategy: {name!r} is not allowed, it cuts up parameters that each process needs whole; give ddp",
+    )
+    spawns = isinstance(strategy, DDPStrategy) and getattr(strategy, "_start_method", None) == "spawn"
+    require(
+        not spawns and "spawn" not in name,
+        f"--trainer.strategy: {name!r} is not allowed, its processes know nothing of what this one has set; give ddp",
+    )
 
 
 def check_fit(trainer: Namespace, module: ToyModule, data: LightningDataModule | None) -> None:
