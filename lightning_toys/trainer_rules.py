@@ -25,10 +25,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lightning_toys.errors import note, require
-from lightning_toys.training.callbacks import FigureWriter
 from lightning_toys.training.compiling import check_compiler
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.monitors import monitoring
+from lightning_toys.training.reporting import FigureWriter
 
 IDLE: Mapping[type[Callback], str] = {  # callbacks that wait for more epochs, for each step, or for Lightning's own
     StochasticWeightAveraging: "waits for a second epoch; give --model.ema_decay where there is one",

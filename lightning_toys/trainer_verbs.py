@@ -57,11 +57,12 @@ from lightning_toys.settings import (
 from lightning_toys.stats import mean_ci, written
 from lightning_toys.trainer_rules import callbacks_of, check_figures, check_trainer, tell
 from lightning_toys.training.board import LayoutWriter
-from lightning_toys.training.callbacks import FigureWriter, Progress, RescueCheckpoint, ResultsWriter, ValidationClock
+from lightning_toys.training.callbacks import RescueCheckpoint, ValidationClock
 from lightning_toys.training.checkpoint_form import malformed
 from lightning_toys.training.metrics_csv import MetricsCSV, read_run
 from lightning_toys.training.monitors import MonitorCheck, monitoring
 from lightning_toys.training.replica_parallel import ReplicaStrategy
+from lightning_toys.training.reporting import FigureWriter, Progress, Reporter, ResultsWriter
 from lightning_toys.training.results import Report, set_aside, write_atomic
 from lightning_toys.training.results_form import results_step
 from lightning_toys.training.run_folder import (
@@ -396,7 +397,7 @@ class ToysCLI(LightningCLI):
         late = newest and (found is None or found < step) and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if self.trainer.strategy.broadcast(late):  # ranks may see different states of a folder, and must not part
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, ResultsWriter | FigureWriter):
+                if isinstance(callback, Reporter):
                     callback.ends_fit = True
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 

@@ -1,27 +1,21 @@
-"""Callbacks that every experiment has: validation clock, checkpoints, progress, figures, results."""
+"""Callbacks that every run is steered by: when it is validated, when it is saved, and how it is stopped."""
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from tqdm import tqdm
 
 from lightning_toys.errors import ToyError, note, require
 from lightning_toys.training.data import ToyDataModule
-from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.module import ToyModule
-from lightning_toys.training.results import is_main, set_aside, write_atomic, write_results
+from lightning_toys.training.results import set_aside
 from lightning_toys.training.run_folder import RunFolder, read_checkpoint
 
 
@@ -219,183 +213,3 @@ class RescueCheckpoint(Callback):
             if trainer.is_global_zero:
                 partial.unlink(missing_ok=True)
             raise
-
-
-class Progress(Callback):
-    """A progress bar with an ETA, fed once a block; a line now and then where the output is no terminal.
-
-    Args:
-        line_seconds: time between two lines without a terminal.
-    """
-
-    def __init__(self, line_seconds: float = 15.0) -> None:
-        self.line_seconds = line_seconds
-        self.bar: tqdm[Any] | None = None
-        self.start_time = self.last_line = 0.0
-        self.start_step = 0
-        self.seconds_per_step: float | None = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar at the resumed step."""
-        self.start_time = self.last_line = time.monotonic()
-        self.start_step = trainer.global_step
-        if trainer.is_global_zero and sys.stderr.isatty():
-            self.bar = tqdm(
-                total=trainer.max_steps, initial=trainer.global_step, unit="step", mininterval=0.5, dynamic_ncols=True
-            )
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Advance."""
-        now, step = time.monotonic(), trainer.global_step
-        if self.bar is not None:
-            if now - self.last_line > 0.5:
-                self.last_line = now
-                self.bar.set_postfix_str(f"loss {float(pl_module.last_losses.mean()):.3g}", refresh=False)  # type: ignore[operator]
-            self.bar.update(step - self.bar.n)
-        elif now - self.last_line > self.line_seconds and trainer.is_global_zero:
-            self.last_line = now
-            left = (now - self.start_time) / max(step - self.start_step, 1) * (trainer.max_steps - step)
-            loss = float(pl_module.last_losses.mean())  # type: ignore[operator]
-            print(f"step {step}/{trainer.max_steps}  loss {loss:.3g}  {left:.0f} s left", file=sys.stderr, flush=True)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar and note the speed."""
-        taken = trainer.global_step - self.start_step
-        if taken:
-            self.seconds_per_step = (time.monotonic() - self.start_time) / taken
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the bar, so that the error stands on a line of its own."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-
-class FigureWriter(Callback):
-    """Draws the module's figures into figures/*.png and into TensorBoard.
-
-    Args:
-        every_n_validations: draw at every n-th validation within `fit`, besides the end; 0 for the end only.
-        dpi: resolution of the PNG files.
-        enabled: false draws nothing, which saves some seconds a run in a large sweep.
-    """
-
-    run: RunFolder
-
-    def __init__(self, every_n_validations: int = 0, dpi: int = 150, enabled: bool = True) -> None:
-        require(every_n_validations >= 0, f"--figures.every_n_validations: {every_n_validations} is not allowed")
-        require(dpi >= 10, f"--figures.dpi: {dpi} is not allowed; give an integer >= 10")
-        self.every_n_validations, self.dpi, self.enabled = every_n_validations, dpi, enabled
-        self.count = 0
-        self.ends_fit = False  # whether a validation stands for the end of a `fit` that was stopped before it
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw while training, where asked to."""
-        if self.ends_fit:
-            self.draw(trainer, pl_module, "fit")
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        self.count += 1
-        if self.every_n_validations and self.count % self.every_n_validations == 0:
-            self.draw(trainer, pl_module, "train", to_disk=False)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last validation and the training curves."""
-        self.draw(trainer, pl_module, "fit")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the test's findings."""
-        self.draw(trainer, pl_module, "test")
-
-    def draw(self, trainer: Trainer, pl_module: LightningModule, stage: str, to_disk: bool = True) -> None:
-        """Draw every figure of the module that has something to show."""
-        assert isinstance(pl_module, ToyModule)
-        if not self.enabled or not trainer.is_global_zero:
-            return
-        if pl_module.last_report is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        for logger in trainer.loggers:
-            logger.save()
-        step = pl_module.global_step or pl_module.loaded_step
-        for name, figure in pl_module.figures(self.run.path).items():
-            if to_disk:
-                self.run.figures.mkdir(parents=True, exist_ok=True)
-                path = self.run.figures / f"{name}.png"
-                drawn = io.BytesIO()
-                figure.savefig(drawn, dpi=self.dpi)
-                if not path.exists() or path.read_bytes() != drawn.getvalue():
-                    set_aside(path)
-                    write_atomic(path, drawn.getvalue())
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure(f"{stage}/{name}", figure, step, close=False)
-
-
-class ResultsWriter(Callback):
-    """Writes results.json after `fit` and `test`, validation.json after `validate`, and loggers' hyper-parameters.
-
-    TensorBoard's row of them wants the metrics beside them, and comes at the end; other loggers are told at the start.
-    """
-
-    run: RunFolder
-    hparams: dict[str, Any]
-    settings: dict[str, Any]
-
-    def __init__(self) -> None:
-        self.hparams, self.settings = {}, {}
-        self.ends_fit = False  # whether a validation stands for the end of a `fit` that was stopped before it
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell the user's loggers the settings, now that nothing is refused any more."""
-        for logger in trainer.loggers:
-            if not isinstance(logger, TensorBoardLogger | MetricsCSV):
-                logger.log_hyperparams(self.hparams)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last validation."""
-        self.write(trainer, pl_module, "fit")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write, under the verb `validate`."""
-        if trainer.state.fn == "validate":
-            self.write(trainer, pl_module, "fit" if self.ends_fit else "validate")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the test's findings."""
-        self.write(trainer, pl_module, "test")
-
-    def write(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write results.json, and the HParams row once a verb."""
-        assert isinstance(pl_module, ToyModule)
-        report = pl_module.last_report
-        if report is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        progress = next((c for c in trainer.callbacks if isinstance(c, Progress)), None)  # type: ignore[attr-defined]
-        step = pl_module.global_step or pl_module.loaded_step
-        extra = {
-            "stage": stage,
-            "label": pl_module.label,
-            "settings": self.settings,
-            "module": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
-            "headline": list(pl_module.headline),
-            "metric_labels": dict(pl_module.metric_labels),
-            "step": step,
-            "seconds_per_step": progress.seconds_per_step if progress else None,
-        }
-        device = str(pl_module.device)
-        if pl_module.device.type == "cuda":
-            device = torch.cuda.get_device_name(pl_module.device)
-        self.run.path.mkdir(parents=True, exist_ok=True)
-        # a test's readouts stay where `compare` looks for them
-        path: Path = self.run.path / ("validation.json" if stage == "validate" else "results.json")
-        write_results(path, report, self.run.experiment, self.run.variant, device, extra)
-        if stage == "validate":
-            return
-        scores = {f"{stage}/{k}": sum(v) / len(v) for k, v in report.metrics.items() if is_main(k)}
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and stage == "fit":
-                logger.log_hyperparams(self.hparams, scores, step=step)
-                logger.experiment.flush()
