@@ -20,8 +20,8 @@ COMPILED = {kind.__name__: c for kind, c in FIRST.items() if "compile" in kind._
 DOUBLE = ("--trainer.precision", "64-true")  # in single precision Muon rounds to 8 bits
 ORACLE = ("--model.tangent", "oracle", "--data.coupling", "Independent")
 CASES = [
-    ("FlowVsRegression", ("--model.mode", "mip")),
     ("GaussianPolicy", DOUBLE),
+    pytest.param("FlowVsRegression", ("--model.mode", "mip"), marks=pytest.mark.slow),
     pytest.param("FlowVsRegression", ("--model.network.kind", "film", "--model.mode", "flow"), marks=pytest.mark.slow),
     pytest.param("FlowVsRegression", ("--trainer.precision", "bf16-mixed"), marks=pytest.mark.slow),
     pytest.param("MeanFlowPolicy", DOUBLE, marks=pytest.mark.slow),

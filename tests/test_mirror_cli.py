@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -215,10 +216,14 @@ def test_two_processes_are_one(mirror: Runner) -> None:
 
 
 def test_sigterm_ends_a_test(mirror: Runner) -> None:
-    process = mirror.start("test", "analytic", "--model.chains", "100000000", "--model.samplers", "[pc_mala]")
-    started = mirror.root.parent  # nothing is written before the end: the warm-up is waited out by time alone
-    assert started.exists()
-    time.sleep(12)
+    process = mirror.start("test", "analytic", "--model.chains", "20000000", "--model.samplers", "[pc_mala]")
+    # nothing is written before the end: that the chains are there shows that they are being drawn
+    status, deadline, kilobytes = Path(f"/proc/{process.pid}/status"), time.monotonic() + 120, 0
+    while kilobytes < 700_000:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+        kilobytes = int(re.search(r"^VmRSS:\s*(\d+) kB", status.read_text(), re.M)[1])  # type: ignore[index]
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
