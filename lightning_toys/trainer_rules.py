@@ -21,14 +21,13 @@ from lightning.pytorch.callbacks import (
     ThroughputMonitor,
     WeightAveraging,
 )
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lightning_toys.errors import note, require
 from lightning_toys.training.compiling import check_compiler
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.monitors import monitoring
-from lightning_toys.training.reporting import FigureWriter
+from lightning_toys.training.reporting import SHOWING, FigureWriter
 
 IDLE: Mapping[type[Callback], str] = {  # callbacks that wait for more epochs, for each step, or for Lightning's own
     StochasticWeightAveraging: "waits for a second epoch; give --model.ema_decay where there is one",
@@ -145,12 +144,12 @@ def check_figures(figures: FigureWriter, logger: Any) -> None:
         ToyError: names the flag.
     """
     boards = logger in (None, True) or any(
-        isinstance(x, TensorBoardLogger) for x in (logger if isinstance(logger, list) else [logger])
+        isinstance(x, SHOWING) for x in (logger if isinstance(logger, list) else [logger])
     )
     require(
         boards or not figures.enabled or not figures.every_n_validations,
-        f"--figures.every_n_validations: {figures.every_n_validations} is not allowed without a TensorBoardLogger, "
-        "which shows them; give 0",
+        f"--figures.every_n_validations: {figures.every_n_validations} is not allowed without a logger that shows "
+        "them, such as TensorBoardLogger; give 0",
     )
 
 

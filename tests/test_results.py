@@ -465,3 +465,31 @@ def test_csv_keeps_one_row_a_step_whenever_it_is_flushed(tmp_path: Path) -> None
     assert rows(tmp_path / "eager")[-1] == {"step": "3", "a": "4.0", "b": "5.0"}
     log(tmp_path / "eager", (3, {"b": 6.0}))
     assert [r["b"] for r in rows(tmp_path / "eager")[-2:]] == ["5.0", "6.0"]
+
+
+def test_other_loggers_are_shown_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for what those packages are asked; with the packages themselves it was tried by hand."""
+    from types import SimpleNamespace
+
+    from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, WandbLogger
+
+    from lightning_toys.plotting import new_figure
+    from lightning_toys.training.reporting import SHOWING, show
+
+    asked: list[tuple[Any, ...]] = []
+    experiment = SimpleNamespace(log_figure=lambda *words, **more: asked.append((*words, more)))
+    for kind in (MLFlowLogger, CometLogger):
+        monkeypatch.setattr(kind, "experiment", experiment)
+    monkeypatch.setattr(MLFlowLogger, "run_id", "r")
+    monkeypatch.setattr(WandbLogger, "log_image", lambda self, *words: asked.append(words))
+    figure, axes = new_figure(size=(2, 1))
+    axes[0, 0].plot([0, 1])
+    for kind in (MLFlowLogger, CometLogger, WandbLogger, CSVLogger):
+        show(object.__new__(kind), "fit/errors", figure, 7)
+    assert asked[0] == ("r", figure, "fit/errors-7.png", {})
+    assert asked[1] == ("fit/errors", figure, {"step": 7})
+    name, (pixels,), step = asked[2]
+    assert (name, step, pixels.shape) == ("fit/errors", 7, (100, 200, 4))
+    assert len(set(pixels[..., 0].flat)) > 2  # it is drawn
+    assert len(asked) == 3
+    assert CSVLogger not in SHOWING

@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from lightning_toys.errors import require
@@ -102,8 +105,25 @@ class Reporter(Callback):
         self.report(trainer, pl_module, "test")
 
 
+SHOWING = (TensorBoardLogger, WandbLogger, MLFlowLogger, CometLogger)  # loggers that show pictures
+
+
+def show(logger: Logger, name: str, figure: Figure, step: int) -> None:
+    """Give a figure to a logger, where it shows pictures."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_figure(name, figure, step, close=False)
+    elif isinstance(logger, WandbLogger):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()  # type: ignore[no-untyped-call]
+        logger.log_image(name, [np.asarray(canvas.buffer_rgba())], step)  # type: ignore[no-untyped-call]
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_figure(logger.run_id, figure, f"{name}-{step}.png")
+    elif isinstance(logger, CometLogger):
+        logger.experiment.log_figure(name, figure, step=step)
+
+
 class FigureWriter(Reporter):
-    """Draws the module's figures into figures/*.png and into TensorBoard.
+    """Draws the module's figures into figures/*.png, and shows them in TensorBoard (or W&B, MLflow, Comet).
 
     Args:
         every_n_validations: draw at every n-th validation within `fit`, besides the end; 0 for the end only.
@@ -151,8 +171,7 @@ class FigureWriter(Reporter):
                     set_aside(path)
                     write_atomic(path, drawn.getvalue())
             for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure(f"{stage}/{name}", figure, step, close=False)
+                show(logger, f"{stage}/{name}", figure, step)
 
 
 class ResultsWriter(Reporter):
