@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from gallery.read import (
@@ -12,6 +13,7 @@ from gallery.read import (
     difference,
     entries,
     fixed,
+    paired,
     results,
     short,
     spread,
@@ -20,7 +22,7 @@ from gallery.read import (
     values,
 )
 from gallery.recipe import Folders, Recipe, Run
-from lightning_toys.stats import holm, mean_ci, written
+from lightning_toys.stats import PairedDifference, holm, mean_ci, written
 
 QUICK = "--trainer.max_steps 300 --model.seeds '[0,1]' --model.evaluation.samples 3000"
 CONFIG = "-c configs/generative_policy"
@@ -136,20 +138,37 @@ def steps_table(r: Content, readouts: dict[str, str], head: str) -> str:
     return table(f"{head} | TV | off 3 sd | off 5 sd | entropy, k-NN", rows)
 
 
+def changes(at: Folders, metric: str) -> dict[str, tuple[PairedDifference, float]]:
+    """Return what each change adds to a metric, paired with what is shipped, and its p-value by Holm."""
+    found = {n: results(at[run.name]) for n, run in ABLATION.items()}
+    against = {n: difference(r, found["shipped"], metric) for n, r in found.items() if n != "shipped"}
+    return dict(zip(against, zip(against.values(), adjusted(against.values()), strict=True), strict=True))
+
+
+def adjusted(differences: Iterable[PairedDifference]) -> list[float]:
+    """Return p-values by Holm."""
+    return [float(p) for p in holm([d.p_value for d in differences])]
+
+
 def ablation_table(at: Folders) -> str:
     """Return one change at a time, paired with what is shipped."""
-    found = {n: results(at[run.name]) for n, run in ABLATION.items()}
-    against = {n: difference(r, found["shipped"], "off3") for n, r in found.items() if n != "shipped"}
-    adjusted = dict(zip(against, holm([d.p_value for d in against.values()]), strict=True))
-    rows = []
-    for name, r in found.items():
+    against, rows = changes(at, "off3"), []
+    for name, run in ABLATION.items():
         row = [f"`{CHANGES[name]}`" if CHANGES[name] else "as shipped"]
-        row += words(r, "tv", "off3", "off5", "entropy_knn")
+        row += words(results(at[run.name]), "tv", "off3", "off5", "entropy_knn")
+        more = ["", ""]
         if name in against:
-            row += [written(against[name].estimate), short(f"{adjusted[name]:.2g}")]
-        rows.append(row if name in against else [*row, "", ""])
+            d, p = against[name]
+            more = [written(d.estimate), short(f"{p:.2g}")]
+        rows.append([*row, *more])
     head = "after 5000 steps | TV | off 3 sd | off 5 sd | entropy, k-NN | off 3 sd minus shipped, paired | p (Holm)"
     return table(head, rows).replace("|  |  |", "| | |")
+
+
+def ablation_off5(at: Folders) -> str:
+    """Write what each change adds to the share beyond 5 standard deviations."""
+    found = [f"{short(written(d.estimate))} (p = {short(f'{p:.2g}')})" for d, p in changes(at, "off5").values()]
+    return f"{', '.join(found[:-1])} and {found[-1]}"
 
 
 def gaussian_table(at: Folders) -> str:
@@ -175,14 +194,14 @@ def gaussian_table(at: Folders) -> str:
 def bandit_table(at: Folders) -> str:
     """Return each policy's regret, paired with the Gaussian's."""
     labels = {"gaussian": "SAC Gaussian", "meanflow": "SMFP, one step", "flow": "flow, 8 Euler steps"}
-    found = {n: results(at["bandit"] / f"policy={n}") for n in labels}
+    found = {n: bandit(at, n) for n in labels}
     against = {n: difference(found[n], found["gaussian"], "regret") for n in ("meanflow", "flow")}
-    adjusted = dict(zip(against, holm([d.p_value for d in against.values()]), strict=True))
+    p = dict(zip(against, adjusted(against.values()), strict=True))
     rows = []
     for name, label in labels.items():
         row = [label, *words(found[name], "regret")]
         if name in against:
-            row += [written(against[name].estimate), short(f"{adjusted[name]:.1g}")]
+            row += [written(against[name].estimate), short(f"{p[name]:.1g}")]
         rows.append(row if name in against else [*row, "", ""])
     uniform = found["gaussian"]["references"]["uniform"]["regret"]
     rows += [["reference: uniform actions", f"{uniform:.3f}", "", ""]]
@@ -190,9 +209,14 @@ def bandit_table(at: Folders) -> str:
     return table("policy | regret | minus the Gaussian's, paired | p (Holm)", rows).replace("|  |  |", "| | |")
 
 
+def bandit(at: Folders, policy: str) -> Content:
+    """Return a policy's results."""
+    return results(at["bandit"] / f"policy={policy}")
+
+
 def regrets(at: Folders, policy: str) -> list[float]:
     """Return each seed's regret."""
-    return values(results(at["bandit"] / f"policy={policy}"), "regret")
+    return values(bandit(at, policy), "regret")
 
 
 def early(folder: Path, step: int) -> float:
@@ -306,6 +330,7 @@ RECIPE = Recipe(
                 ),
             },
         ),
+        *entries([run.name for run in ABLATION.values()], {"policy.ablation.off5": ablation_off5}),
         *entries(
             ["edm"],
             {
@@ -326,6 +351,7 @@ RECIPE = Recipe(
                 "bandit.gaussian.second": lambda at: fixed(mean_ci(sorted(regrets(at, "gaussian"))[1:]).mean, 2),
                 "bandit.gaussian.first": lambda at: fixed(min(regrets(at, "gaussian")), 3),
                 "bandit.flow.early": lambda at: fixed(early(at["bandit"] / "policy=flow", 600), 2),
+                "bandit.flow_meanflow": lambda at: paired(bandit(at, "flow"), bandit(at, "meanflow"), "regret"),
                 "bandit.flow.end": lambda at: fixed(mean_ci(regrets(at, "flow")).mean, 2),
                 "bandit.flow.seeds": lambda at: between(regrets(at, "flow"), 2),
             },
