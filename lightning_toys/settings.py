@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+import torch
+
 from lightning_toys.errors import ToyError
 from lightning_toys.training.module import ToyModule
 
@@ -67,8 +69,12 @@ def experiment_class(class_path: str) -> type[ToyModule]:
 def beyond_memory(error: Exception) -> str:
     """Return what an error says of memory that is not there, empty if it is another error."""
     text = " ".join(str(error).split())
-    words = ("memory", "array is too big", "calculation overflowed", "maximum allowed dimension")
-    return text[:200] or "out of memory" if isinstance(error, MemoryError) or any(w in text for w in words) else ""
+    words = (
+        *("out of memory", "t allocate memory", "not enough memory", "nable to allocate"),
+        *("array is too big", "calculation overflowed", "maximum allowed dimension"),
+    )
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return text[:200] or "out of memory" if known or any(w in text for w in words) else ""
 
 
 def largest(settings: dict[str, Any]) -> str:

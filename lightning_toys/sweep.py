@@ -178,7 +178,10 @@ def sweep_command(args: Sequence[str]) -> None:
             f"--sweep.jobs, --sweep.devices: not allowed beside {neighbours} ranks on this machine, each of which "
             "takes cells on its own device; give one rank a machine, or neither flag"
         )
-    named = check_devices(settings.devices or [], devices())
+    found = devices()
+    named = check_devices(settings.devices or [], found)
+    if named:  # before anything here wakes the GPUs, as a search's rehearsal does
+        os.environ["CUDA_VISIBLE_DEVICES"] = named[0]
     old, chooser = None, None
     if threading.current_thread() is threading.main_thread():
         old = signal.signal(signal.SIGTERM, terminate)  # what is held is released on the way out
@@ -198,10 +201,8 @@ def sweep_command(args: Sequence[str]) -> None:
             note(f"{len(failed)} failed before: {', '.join(failed)}{again}")
         jobs = settings.jobs or max(len(named), 1)
         if jobs > 1:
-            Foreman(plan, jobs, named or devices()).run()
+            Foreman(plan, jobs, named or found).run()
         else:
-            if named:
-                os.environ["CUDA_VISIBLE_DEVICES"] = named[0]
             work(plan, chooser)
         close(plan, chooser)
     finally:

@@ -65,6 +65,13 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
         not allowed or precision in (*allowed, *(p.removesuffix("-true") for p in allowed)),
         f"--trainer.precision: {precision!r} is not allowed here; give one of {', '.join(allowed)}",
     )
+    plugins = trainer.get("plugins")
+    given = plugins if isinstance(plugins, list) else [plugins]
+    require(
+        precision not in ("16-mixed", "16") and not any(getattr(p, "scaler", None) for p in given),
+        f"--trainer.precision: {precision!r} is not allowed, its gradient scaler is one for all replicas; give "
+        "bf16-mixed",
+    )
     for flag, values, why in RULES:
         value = trainer.get(flag)
         require(value in values, f"--trainer.{flag}: {value!r} is not allowed, {why}")

@@ -18,6 +18,7 @@ from lightning_toys.cli import main
 from lightning_toys.flow_vs_regression.module import FlowVsRegression
 from lightning_toys.generative_policy import FlowPolicy, GaussianPolicy
 from lightning_toys.mirror_descent.module import TiltedSampling
+from lightning_toys.settings import beyond_memory
 from lightning_toys.training.loader import Batch
 
 REFERENCES = {
@@ -513,3 +514,18 @@ def test_load_from_checkpoint_in_python(runner: Runner) -> None:
     module = FlowVsRegression.load_from_checkpoint(path, weights_only=True)
     x = torch.zeros(2, 5, 1)
     assert module.net(x, x, x).shape == (2, 5, 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "memory"),
+    [
+        ("CUDA out of memory. Tried to allocate 20.00 GiB", True),
+        ("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate", True),
+        ("Unable to allocate 7.28 TiB for an array with shape (1000000, 1000000)", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("pin memory thread exited unexpectedly", False),
+    ],
+)
+def test_what_is_told_as_too_little_memory(said: str, memory: bool) -> None:
+    assert bool(beyond_memory(RuntimeError(said))) == memory
+    assert beyond_memory(MemoryError()) == "out of memory"

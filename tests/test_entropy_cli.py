@@ -381,6 +381,11 @@ def test_files_of_somebodys_training_are_probed_without_a_run(entropy: Runner, t
     assert code == 2
     assert "--model.optimizer_state: nowhere.pt is not there" in err
     assert not entropy.folder("arithmetic", "x").exists()
+    short = ("--model.warm_steps", "0", "--trainer.max_steps", "1", "--run.name", "tuned")
+    entropy.ok("fit", "arithmetic", *files[:2], *QUIET, *short)
+    held = entropy.checkpoint("arithmetic", "tuned")["state_dict"].keys() - {"best_score"}
+    assert held  # what was trained, and nothing of the backbone
+    assert all(name.startswith("net.0.") and is_adapter(name) for name in held)
 
 
 def test_flags_beat_the_optimisers_settings_in_a_checkpoint(entropy: Runner) -> None:

@@ -152,3 +152,16 @@ def test_a_replica_of_many_is_the_solo_run() -> None:
         for p, q, old in zip(*(a + b for a, b in (many, solo, before)), strict=True):
             torch.testing.assert_close(p[r], q[0], rtol=1e-5, atol=1e-3)  # bfloat16 may round otherwise
             assert (q - old).abs().max() > 0.02
+
+
+def test_counts_of_steps_go_to_the_parameters_device() -> None:
+    """A fused kernel wants them there; a checkpoint is read to the CPU, and Lightning moves all but these."""
+    here = problem([5])
+    optimiser = make(*here)
+    train(*here, optimiser, 2)
+    there = [[nn.Parameter(p.detach().to("meta")) for p in group] for group in here]
+    resumed = make(*there)
+    resumed.load_state_dict(optimiser.state_dict())
+    states = [resumed.state[p] for p in there[1]]
+    assert [s["step"].device.type for s in states] == ["meta"] * len(states)
+    assert [s["exp_avg"].device.type for s in states] == ["meta"] * len(states)

@@ -22,6 +22,7 @@ REFUSED = (
     ("--trainer.gradient_clip_algorithm value", "norm", "--model.clip_grad_norm"),
     ("--trainer.barebones true", "results", "--trainer.logger false"),
     ("--trainer.reload_dataloaders_every_n_epochs 1", "one epoch"),
+    ("--trainer.precision 16-mixed", "--trainer.precision: '16-mixed'", "bf16-mixed"),
     ("--trainer.strategy fsdp --trainer.devices 2", "--trainer.strategy: 'fsdp'", "cuts up parameters", "give ddp"),
     ("--trainer.strategy deepspeed_stage_2", "--trainer.strategy: 'deepspeed_stage_2'", "give ddp"),
     ("--trainer.strategy ddp_spawn --trainer.devices 2", "--trainer.strategy: 'ddp_spawn'", "give ddp"),

@@ -28,6 +28,7 @@ from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
 
 CHUNK = 2**21  # activations of one layer evaluated at a time: 8 MiB, which stays in a CPU's cache
+GPU_CHUNK = 2**27  # 512 MiB: there each chunk reads all weights anew
 
 
 @dataclass
@@ -203,7 +204,7 @@ class FlowVsRegression(ToyModule):
         R, K, M, D = x0.shape
         c_rows = c.to(like).unsqueeze(1).expand(R, K, M, 1).reshape(R, K * M, 1)
         x_rows = x0.to(like).reshape(R, K * M, D)
-        size = max(1, CHUNK // (R * self.network.hidden))
+        size = max(1, (CHUNK if like.device.type == "cpu" else GPU_CHUNK) // (R * self.network.hidden))
         out = [
             readout.sample(net, a, b)
             for a, b in zip(torch.split(c_rows, size, dim=1), torch.split(x_rows, size, dim=1), strict=True)
@@ -264,7 +265,7 @@ class FlowVsRegression(ToyModule):
             self.keep_best(scores.to(self.device))
             self.write_scalars({"holdout/l2": scores})
         apart = self.trainer.world_size > 1
-        self.log("holdout/l2", scores.mean().float(), logger=False, batch_size=1, sync_dist=apart)
+        self.log("holdout/l2", scores.mean().float().to(self.device), logger=False, batch_size=1, sync_dist=apart)
 
     def test_step(self, grid: Tensor, batch_idx: int) -> None:
         """Score every readout on the whole grid."""

@@ -183,7 +183,7 @@ class BanditPolicy(ToyModule):
         n = state.shape[1]
         rows = slice(batch.first, batch.first + n)
         noise = {k: v.at(step, state)[:, rows] for k, v in self.noise.items() if k != "time"}
-        loss = torch.zeros(state.shape[:2]).to(state)
+        loss = state.new_zeros(state.shape[:2])
         if self.critic_kind == "learned":
             with torch.no_grad():
                 action = self.part("actor").act(state, noise["act/e"], noise["act/xi"])

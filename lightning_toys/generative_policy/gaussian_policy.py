@@ -44,7 +44,7 @@ class StatelessNet(nn.Module):
     def forward(self) -> Tensor:
         """Return (R, 1, 4)."""
         like = next(self.net.parameters())
-        state = torch.zeros(len(like), 1, 1).to(like)
+        state = like.new_zeros(len(like), 1, 1)
         out: Tensor = self.net(state, state)
         return out
 

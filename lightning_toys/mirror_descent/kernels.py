@@ -170,12 +170,10 @@ def select(taken: Tensor, new: Tensor, old: Tensor) -> Tensor:
 def gaussian(mean: float, precision: float) -> Target:
     """Return the target N(mean, 1 / precision) of one coordinate."""
 
-    nought = torch.zeros(())
-
     def target(x: Tensor) -> tuple[Tensor, Tensor]:
         away = x - mean
         gradient = away * -precision
-        return torch.addcmul(nought.to(x), away, gradient, value=0.5)[0], gradient
+        return torch.addcmul(x.new_zeros(()), away, gradient, value=0.5)[0], gradient
 
     return target
 

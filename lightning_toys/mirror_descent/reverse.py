@@ -219,7 +219,8 @@ class TwistedSMC(Sampler):
             log_w = log_w + (log_ratio + seen.log_twist - before).double()
         log_z = log_z + torch.logsumexp(log_w, -1) - math.log(n)
         weight = torch.softmax(log_w, -1)
-        kept = torch.stack([systematic(w, float(u)) for w, u in zip(weight, noise.uniform()[0], strict=False)])
+        starts = noise.uniform()[0, : len(weight)].tolist()
+        kept = torch.stack([systematic(w, u) for w, u in zip(weight, starts, strict=True)])
         x = x.gather(2, kept.expand(2, runs, n)).reshape(2, BLOCK)
         extra = {
             "log_z": log_z.tolist(),

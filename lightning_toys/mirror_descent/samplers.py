@@ -127,7 +127,8 @@ class Importance(Sampler):
         log_w = beta * (Q.b * a - 0.5 * Q.A * a * a)
         log_w = log_w.double().view(-1, GROUP)
         weight = torch.softmax(log_w, -1)
-        kept = torch.stack([systematic(w, float(u)) for w, u in zip(weight, noise.uniform()[0], strict=False)])
+        starts = noise.uniform()[0, : len(weight)].tolist()
+        kept = torch.stack([systematic(w, u) for w, u in zip(weight, starts, strict=True)])
         kept = (kept + GROUP * torch.arange(len(kept), device=kept.device)[:, None]).ravel()
         extra = {
             "ess_fraction": (1 / (weight.square().sum(-1) * GROUP)).tolist(),

@@ -78,6 +78,13 @@ class ReplicaMuon(torch.optim.Optimizer):
             (self.muon_step if group["muon"] else self.adamw_step)(group)
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state, its counts of steps on the parameters' device: torch moves those for its own kinds only."""
+        super().load_state_dict(state_dict)
+        for p, state in self.state.items():
+            if "step" in state:
+                state["step"] = state["step"].to(p.device)
+
     def muon_step(self, group: dict[str, Any]) -> None:
         """Update the matrices."""
         beta, lr, decay = group["momentum"], group["lr"], group["weight_decay"]

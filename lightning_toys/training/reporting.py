@@ -210,9 +210,8 @@ class ResultsWriter(Reporter):
             "step": step,
             "seconds_per_step": progress.seconds_per_step if progress else None,
         }
-        device = str(pl_module.device)
-        if pl_module.device.type == "cuda":
-            device = torch.cuda.get_device_name(pl_module.device)
+        where = trainer.strategy.root_device  # at the end of `fit` the module is on the CPU already
+        device = torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)
         self.run.path.mkdir(parents=True, exist_ok=True)
         # a test's readouts stay where `compare` looks for them
         path: Path = self.run.path / ("validation.json" if stage == "validate" else "results.json")

@@ -112,7 +112,6 @@ class TrainedReplicas(RecordedReplicas):
         hooked |= any(getattr(type(self), h) is not getattr(LightningModule, h) for h in (*hooks, "backward"))
         return (
             type(trainer.strategy) in (SingleDeviceStrategy, ReplicaStrategy)
-            and getattr(trainer.precision_plugin, "scaler", None) is None
             and type(trainer.precision_plugin) in (Precision, MixedPrecision, DoublePrecision)
             and isinstance(trainer.profiler, PassThroughProfiler)  # type: ignore[attr-defined]
             and not hooked
@@ -152,8 +151,6 @@ class TrainedReplicas(RecordedReplicas):
                     optimizer.zero_grad()
                     self.manual_backward(loss.sum() * block.world)
                 if self.clip_grad_norm is not None:
-                    if (scaler := getattr(self.trainer.precision_plugin, "scaler", None)) is not None:
-                        scaler.unscale_(self.trainer.optimizers[0])  # else the norm is that of scaled gradients
                     clip_per_replica(parameters, self.clip_grad_norm)
                 if direct:  # what Lightning's wrapper counts; `global_step` reads it
                     progress.increment_ready()

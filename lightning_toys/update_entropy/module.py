@@ -110,7 +110,7 @@ class UpdateEntropy(PolicyModule):
             f"--model.seeds: {self.seeds} is not allowed with --model.backbone; give one seed a run",
         )
         self.strict_loading = backbone is None  # a checkpoint keeps what was trained, not the backbone again
-        self.prepared: nn.Module | None = None
+        self.prepared = []
         self.policy, self.rollouts, self.plan = made(TinyPolicy, policy), made(Rollouts, rollouts), made(Plan, plan)
         require(warm_steps >= 0, f"--model.warm_steps: {warm_steps} is not allowed; give an integer >= 0")
         require(0 < warm_lr < math.inf, f"--model.warm_lr: {warm_lr} is not allowed; give a number > 0")

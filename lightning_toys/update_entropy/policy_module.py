@@ -59,7 +59,7 @@ class PolicyModule(ToyModule):
         adapter: folder of a peft adapter to go on from.
         batches: of each replica, the responses that are being learned from.
         loaded_optimizers: states of a checkpoint's optimisers.
-        prepared: the backbone, once it has been read.
+        prepared: the backbone, once it has been read: a list, since a submodule would be in checkpoints beside the net.
     """
 
     policy: TinyPolicy
@@ -74,7 +74,7 @@ class PolicyModule(ToyModule):
     adapter: str | None
     batches: list[PolicyBatch]
     loaded_optimizers: list[dict[str, Any]]
-    prepared: nn.Module | None
+    prepared: list[nn.Module]
 
     # building
 
@@ -90,9 +90,9 @@ class PolicyModule(ToyModule):
         """See :meth:`ToyModule.build`: one policy a replica."""
         if self.backbone is None:
             return nn.ModuleList(self.policy_of(s) for s in self.seeds)
-        if self.prepared is None:  # which takes long to load, and is asked for twice
-            self.prepared = nn.ModuleList(self.policy_of(s) for s in self.seeds)
-        return self.prepared
+        if not self.prepared:  # which takes long to load, and is asked for twice
+            self.prepared = [nn.ModuleList(self.policy_of(s) for s in self.seeds)]
+        return self.prepared[0]
 
     def policy_of(self, seed: int) -> nn.Module:
         """Return the policy of a replica."""
@@ -237,7 +237,7 @@ class PolicyModule(ToyModule):
         ]
         looks = [look for _, _, look in found]
         seen = {f"train/{name}": [getattr(x, name) for x in looks] for name in vars(looks[0])}
-        values = torch.tensor(list(seen.values()), dtype=torch.float64)
+        values = torch.tensor(list(seen.values()), dtype=torch.float64, device=self.device)  # NCCL sums on GPUs alone
         if world > 1:
             values = self.trainer.strategy.reduce(values, reduce_op="mean")
         self.write_scalars(dict(zip(seen, values, strict=True)), step + 1)

@@ -151,7 +151,7 @@ def ridge_adjoint(
     B, k = features_in.shape[1:]
     gram = features_in.mT @ features_in / B
     size = torch.diagonal(gram, dim1=1, dim2=2).mean(1)
-    gram = gram + (ridge * size)[:, None, None] * torch.eye(k).to(gram)
+    gram = gram + (ridge * size)[:, None, None] * torch.eye(k, dtype=gram.dtype, device=gram.device)
     right = features_out.mT @ slope * (-0.5 / slope.shape[1])
     c = torch.cholesky_solve(right, torch.linalg.cholesky(gram)) * inverse(total)[:, None, None]
     return c, features_in @ c
