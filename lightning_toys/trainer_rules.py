@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import (
@@ -126,6 +127,7 @@ def check_fit(trainer: Namespace, module: ToyModule, data: LightningDataModule |
     """Refuse, or tell of, what matters to training alone."""
     if module.compiles:
         check_compiler("--model.compile")
+        torch.compiler.reset()  # else the cells of a sweep before this one count towards its limit of shapes
     if trainer.limit_val_batches in (0, 0.0):
         names = [type(c).__name__ for c in monitoring(callbacks_of(trainer))]
         require(
