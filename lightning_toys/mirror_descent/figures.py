@@ -12,6 +12,7 @@ from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats as scipy_stats
+from scipy.optimize import isotonic_regression
 
 from lightning_toys.mirror_descent.diagnostics import Array, Sample
 from lightning_toys.mirror_descent.world import World
@@ -82,8 +83,8 @@ def draw_frontier(metrics: Mapping[str, list[float]], costs: Mapping[str, int], 
         ax.set_yscale("log")
         ax.set_xlabel("evaluations of score, Q and refresh to a sample")
         ax.set_title(title, fontsize=9)
-        ax.set_xlim(min(costs.values()) / 2, max(costs.values()) * 8)
-        label_apart(ax, places)
+        ax.set_xlim(min(costs.values()) / 2, max(costs.values()) * 12)
+        label_column(ax, places)
     for kind, (label, _) in enumerate(FAMILIES):
         axes[0, 0].plot([], [], color=COLOURS[kind], marker=MARKERS[kind], linestyle="none", label=label)
     axes[0, 0].plot([], [], color=GREY, linestyle=":", label="what exact draws would show")
@@ -130,26 +131,27 @@ def animate(path: Path, world: World, name: str, steps: Array, bins: int, dpi: i
             writer.grab_frame()
 
 
-def label_apart(ax: Axes, places: Sequence[tuple[float, float, str]], gap: float = 0.032) -> None:
-    """Write names beside points (x, y) on logarithmic axes, each at the nearest height where it overlaps no other."""
+def label_column(ax: Axes, places: Sequence[tuple[float, float, str]], gap: float = 0.046) -> None:
+    """Write the names of points (x, y) on logarithmic axes in a column at the right, in the order of their heights."""
     low, high = np.log10(ax.get_ylim())
-    left, right = np.log10(ax.get_xlim())
-    put: list[tuple[float, float]] = []
-    for x, y, name in sorted(places, key=lambda p: p[1]):
-        across, up = (math.log10(x) - left) / (right - left), (math.log10(y) - low) / (high - low)
-        steps = [k * s * gap / 4 for k in range(200) for s in (1, -1)]
-        heights = [up + d for d in steps if 0.01 < up + d < 1.02]
-        near = [v for u, v in put if abs(across - u) < 0.25]
-        up = next((v for v in heights if all(abs(v - w) >= gap for w in near)), up)
-        put.append((across, up))
+    ordered = sorted(places, key=lambda p: p[1])
+    wanted = np.array([(math.log10(y) - low) / (high - low) for _, y, _ in ordered])
+    steps = gap * np.arange(len(wanted))
+    # the nearest heights that are a gap apart: an isotonic fit, once the gaps are taken off
+    heights = isotonic_regression(wanted - steps).x + steps
+    heights -= max(0.0, heights[-1] - 0.98)
+    heights += max(0.0, 0.02 - heights[0])
+    for (x, y, name), up in zip(ordered, heights, strict=True):
+        colour = COLOURS[family(name)]
         ax.annotate(
             name,
             (x, y),
-            xytext=(across + 0.025, up),
+            xytext=(0.8, up),
             textcoords="axes fraction",
-            fontsize=7,
+            fontsize=7.5,
+            color=colour,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6, "shrinkA": 0, "shrinkB": 4},
         )
 
 
