@@ -70,11 +70,11 @@ def draw_predictions(folder: Path, seeds: Sequence[int], first_step: int = 0) ->
     ax.errorbar(x, found["measured"][0], yerr=1.96 * found["measured_se"][0], fmt="s", color=COLOURS[1], markersize=4,
                 capsize=2, linewidth=0.8, label="measured, 95 %")  # fmt: skip
     ax.set_title(
-        f"measured within the predicted interval at {alone:.0%} of the steps, within both errors at {inside:.0%}\n"
-        f"seed {seeds[0]}, sum over the steps (± one s.e.): {sums[0]} predicted, {sums[1]} measured",
-        fontsize=9,
+        f"within the predicted interval at {alone:.0%} of the steps, within both errors at {inside:.0%}\n"
+        f"seed {seeds[0]}, sums (± one s.e.): {sums[0]} predicted, {sums[1]} measured",
+        fontsize=8.5,
     )
-    ax.set_ylabel("change of entropy by the step, nats a token")
+    ax.set_ylabel("change of entropy, nats a token")
     for (name, values), colour in zip(parts.items(), (COLOURS[1], COLOURS[2], COLOURS[3]), strict=True):
         axes[0, 1].plot(x, values, color=colour, label=name)
     axes[0, 1].plot(x, predicted[0], color="black", linewidth=1, linestyle="--", label="their sum")

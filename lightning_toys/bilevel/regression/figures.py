@@ -61,13 +61,14 @@ def draw_weights(lam: Tensor, every: int, oracle: np.ndarray, label: str) -> Fig
         label: name of the run.
     """
     figure, axes = new_figure(1, 2, size=(9.6, 4.0), width_ratios=[2.2, 1], sharey=True)
+    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr,call-arg]
     heat, side = axes[0]
     w = normalised(lam).mean(1).numpy()
     n, lags = w.shape[0], np.arange(1, w.shape[1] + 1)
     heat.grid(False)
     edges = (np.arange(n + 1) * every, np.arange(w.shape[1] + 1) + 0.5)
     mesh = heat.pcolormesh(*edges, w.T, cmap="cividis", vmin=0, rasterized=True)
-    figure.colorbar(mesh, ax=heat, label="weight / sum of weights")
+    figure.colorbar(mesh, ax=heat, pad=0.02).ax.set_title("weight / sum", fontsize=8)
     heat.set_xlabel("time t (steps)")
     heat.set_ylabel("lag (steps)")
     late = normalised(last_sixth(lam)).numpy()
@@ -75,6 +76,8 @@ def draw_weights(lam: Tensor, every: int, oracle: np.ndarray, label: str) -> Fig
         side.plot(row, lags, color=COLOURS[0], alpha=0.45, linewidth=1)
     side.plot(late.mean(0), lags, color=COLOURS[0], linewidth=1.8, label="learned: seeds, mean")
     side.plot(oracle, lags, "o", color=COLOURS[1], markersize=3.5, label="best if solved exactly")
+    side.set_ylabel("lag (steps)")
+    side.tick_params(labelleft=True)
     side.set_xlabel("weight / sum, last sixth of the run")
     side.legend(frameon=False, fontsize=8, loc="center right")
     figure.suptitle(f"{label}: weight of each lag, mean over {lam.shape[1]} seed{'s' if lam.shape[1] > 1 else ''}")
