@@ -292,7 +292,6 @@ WHOLE = {
     "rotation": (
         ("RMSE", "l2", "zeros"),
         ("perpendicular", "perpendicular", "zeros"),
-        ("cosine", "cosine", "zeros"),
     ),
 }
 
