@@ -151,7 +151,7 @@ def fill_docs(found: dict[str, Any]) -> None:
 
 
 def adopt() -> int:
-    """Enter what stands in the docs, is of a recipe and is not in docs/gallery.json yet, as not rebuilt."""
+    """Enter what stands in the docs and is of a recipe, as not rebuilt: what is new, or was so and has other runs now."""
     found, commit = manifest.read(), git_state()["commit"]
     pages = {str(p): p.read_text() for p in (REPO / "README.md", *sorted((REPO / "docs").glob("*.md")))}
     texts = {
@@ -162,10 +162,13 @@ def adopt() -> int:
     for recipe in RECIPES:
         for kind in manifest.KINDS:
             for entry in getattr(recipe, kind):
-                if entry.name not in found[kind] and entry.name in texts[kind]:
+                old = found[kind].get(entry.name)
+                new = old is None or (not old["rebuilt"] and old["runs"] != list(entry.runs))
+                if new and entry.name in texts[kind]:
                     content = {**texts[kind][entry.name], "commit": commit}
                     manifest.adopt(found, kind, entry, [run for r in RECIPES for run in r.runs], content)
                     say(f"adopted, not rebuilt: {entry.name}")
+    manifest.drop_unused(found, RECIPES)
     manifest.write(found, manifest.DOCS)
     return 0
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gallery.recipe import Entry, Run
+from gallery.recipe import Entry, Recipe, Run
 from gallery.running import REPO
 
 KINDS = ("figures", "tables", "numbers")
@@ -45,6 +45,15 @@ def record_run(manifest: dict[str, Any], run: Run, stamp: dict[str, Any]) -> Non
 def record_entry(manifest: dict[str, Any], kind: str, entry: Entry, content: dict[str, str]) -> None:
     """Enter what has been made from its runs."""
     manifest[kind][entry.name] = {"runs": list(entry.runs), "rebuilt": True, **content}
+
+
+def drop_unused(manifest: dict[str, Any], recipes: Sequence[Recipe]) -> None:
+    """Take out entries that no recipe makes any more, and runs that none is of."""
+    for kind in KINDS:
+        made = {entry.name for r in recipes for entry in getattr(r, kind)}
+        manifest[kind] = {name: entry for name, entry in manifest[kind].items() if name in made}
+    used = {run for kind in KINDS for entry in manifest[kind].values() for run in entry["runs"]}
+    manifest["runs"] = {name: run for name, run in manifest["runs"].items() if name in used}
 
 
 def adopt(manifest: dict[str, Any], kind: str, entry: Entry, runs: Sequence[Run], content: dict[str, str]) -> None:

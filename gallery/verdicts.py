@@ -70,6 +70,12 @@ def said(text: str) -> Published:
     return Published(float(mean), float(sd))
 
 
+def written_sd(x: Published) -> str:
+    """Write mean ± SD, both to the SD's second digit."""
+    digits = 1 - math.floor(math.log10(x.sd))
+    return short(f"{x.mean:.{digits}f} ± {x.sd:.{digits}f}")
+
+
 def welch(a: Published, b: Published) -> Ratio:
     """Compare two means by Welch's test: a / b, and the interval of 1 + (a - b) / b for ``b`` as it stands.
 

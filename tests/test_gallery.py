@@ -13,7 +13,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from gallery import build, check, marks, running
+from gallery import build, check, manifest, marks, running
 from gallery.recipe import Run
 from gallery.recipes import RECIPES
 from lightning_toys.cli import main
@@ -204,6 +204,15 @@ def test_every_flag_of_the_recipes_is_known(config: str, capsys: pytest.CaptureF
 
 def test_a_renamed_flag_is_noticed() -> None:
     assert main(["fit", "-c", CONFIGS[0], "--model.renamed", "1", "--print_config"]) == 2
+
+
+def test_what_no_recipe_makes_is_dropped(docs: check.Docs) -> None:
+    found = docs.manifest
+    kept = copy.deepcopy(found)
+    found["numbers"]["gone"] = {"runs": ["forgotten"], "rebuilt": True, "value": "1"}
+    found["runs"]["forgotten"] = {"commands": []}
+    manifest.drop_unused(found, RECIPES)
+    assert found == kept
 
 
 # runs

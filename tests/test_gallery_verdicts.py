@@ -21,6 +21,7 @@ from gallery.verdicts import (
     said,
     summed_up,
     welch,
+    written_sd,
 )
 from lightning_toys.stats import Estimate
 
@@ -132,6 +133,7 @@ def test_a_wide_interval_agrees_with_nothing() -> None:
 
 def test_published_numbers_are_read_as_they_stand() -> None:
     assert said(".008062 ± .0074") == Published(0.008062, 0.0074, 3)
+    assert written_sd(Published(0.0033684, 0.0000391)) == ".003368 ± .000039"
 
 
 def test_ratios_in_words() -> None:

@@ -23,6 +23,7 @@ from gallery.verdicts import (
     said,
     summed_up,
     welch,
+    written_sd,
 )
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, new_figure
 from lightning_toys.stats import holm, mean_ci, written
@@ -180,7 +181,7 @@ def level_table(at: Folders) -> str:
     rows = []
     for kind, row in product(KINDS, range(len(ROWS))):
         c, o = (row, kind), ours[row, kind]
-        numbers = [NUMBERS[kind][row], f"{figures_of(o.mean, 3)} ± {figures_of(o.sd, 2)}"]
+        numbers = [NUMBERS[kind][row], written_sd(o)]
         found = ["-", "-", "trained otherwise"]
         if c in ratios:
             found = [percent(ratios[c]), p_words(adjusted[c]), level_verdict(ratios[c], adjusted[c])]
