@@ -151,7 +151,7 @@ def fill_docs(found: dict[str, Any]) -> None:
 
 
 def adopt() -> int:
-    """Enter what stands in the docs and is of a recipe, as not rebuilt: what is new, or was so and has other runs now."""
+    """Enter what the docs have of a recipe, as not rebuilt: what is new, or was so and is of other runs now."""
     found, commit = manifest.read(), git_state()["commit"]
     pages = {str(p): p.read_text() for p in (REPO / "README.md", *sorted((REPO / "docs").glob("*.md")))}
     texts = {
