@@ -42,9 +42,6 @@ AGENT_SWEEP = Run(
 FOUR_OMD = sweep("four_omd", f"--grid.model.agent '[omd]' {WIDE} --model.solver.num_q_steps 4", 20)
 FOUR = sweep("four", "--grid.model.agent '[funcbo,mle]' --grid.model.solver.num_q_steps '[4]'", 20)
 STOPPED = sweep("stopped", f"--model.agent funcbo {WIDE} --model.solver.state_gradient false", 10)
-LAGGED = sweep(
-    "lagged", "--model.agent funcbo --grid.model.model_hidden_dim '[3]' --model.solver.inner_value lagged", 5
-)
 METRICS = ("return", "td_error", "model_error", "reward_error")
 
 
@@ -123,7 +120,7 @@ def more(at: Folders, name: str, width: str = "32") -> str:
 
 RECIPE = Recipe(
     name="control",
-    runs=(AGENT_SWEEP, FOUR_OMD, FOUR, STOPPED, LAGGED),
+    runs=(AGENT_SWEEP, FOUR_OMD, FOUR, STOPPED),
     figures=entries(["agents"], {"bilevel_agents": "comparison/agents.png"}),
     tables=entries(["agents"], {"control.agents": agents_table}),
     numbers=(
@@ -191,9 +188,6 @@ RECIPE = Recipe(
                 )
             }
             | {"control.stopped.p": stopped_p},
-        ),
-        *entries(
-            ["lagged"], {"control.lagged.3": lambda at: returned(results(at["lagged"] / "model_hidden_dim=3", "test"))}
         ),
     ),
 )
