@@ -1,4 +1,4 @@
 from lightning_toys.cli import main
 
-if __name__ == "__main__":  # a strategy that spawns its processes imports this file in each
+if __name__ == "__main__":  # whatever spawns a process imports this file in it
     raise SystemExit(main())

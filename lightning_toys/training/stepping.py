@@ -103,7 +103,7 @@ class TrainedReplicas(RecordedReplicas):
         """Whether backward and optimiser step may go past Lightning's wrappers, which then would only pass them on.
 
         In a small model those wrappers cost a sixth of a step. They matter to a strategy of several processes, to a
-        gradient scaler, to a profiler, and to hooks that somebody overrides; then they are used.
+        profiler, and to hooks that somebody overrides; then they are used.
         """
         trainer = self.trainer
         hooks = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
