@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_toys.mirror_descent.fused import normals_of, uniforms_of
 from lightning_toys.training.compiling import kept_compiled
-from lightning_toys.training.noise import keyed_bits
+from lightning_toys.training.noise import keyed_bits, sent
 
 Array = NDArray[np.float64]
 BLOCK = 2**15  # chains that share a generator: enough that Python costs little, and what they need stays in the cache
@@ -26,8 +26,9 @@ class Noise:
     """Random numbers of one block of chains: a function of (seed, block, stream), and of the order of the calls.
 
     Raw words of SFC64, turned into normals by Box and Muller's transform in torch, which vectorises: a third of the
-    time of ``Generator.standard_normal``. Made on the CPU in any case: every device sees the same numbers. In float32
-    they end at 5.8 standard deviations (1e-8 of them would lie beyond).
+    time of ``Generator.standard_normal``. The words are made on the CPU in any case, and turned into numbers where they
+    are wanted: devices see the same ones up to roundings. In float32 they end at 5.8 standard deviations (1e-8 of them
+    would lie beyond).
 
     Args:
         seed: replica seed.
@@ -56,7 +57,7 @@ class Noise:
         """Return ``rows`` rows of what was drawn ahead, and draw again when they run out."""
         drawn, used = self.stock.get(law, (self.like, self.ahead))
         if used + rows > self.ahead:
-            drawn, used = draw(max(self.ahead, rows)).to(self.like.device), 0
+            drawn, used = draw(max(self.ahead, rows)), 0
         self.stock[law] = drawn, used + rows
         return drawn[used : used + rows]
 
@@ -65,7 +66,7 @@ class Noise:
         if self.compiled:
             return kept_compiled(uniforms_of)(self.words(rows))
         drawn, grain = self.grains(rows)
-        return torch.add(drawn.new_tensor(0.5), drawn, alpha=grain)
+        return torch.add(drawn.new_full((), 0.5), drawn, alpha=grain)
 
     def draw_normal(self, rows: int) -> Tensor:
         """Draw standard normals (rows, BLOCK)."""
@@ -74,7 +75,7 @@ class Noise:
         drawn, grain = self.grains(rows)
         first, angle = drawn.view(rows, 2, BLOCK // 2).unbind(1)
         # the logarithm of (0, 1]; an angle in [-pi, pi)
-        radius = torch.add(drawn.new_tensor(0.5 + grain), first, alpha=grain).log_().mul_(-2.0).sqrt_()
+        radius = torch.add(drawn.new_full((), 0.5 + grain), first, alpha=grain).log_().mul_(-2.0).sqrt_()
         angle = angle * (2 * math.pi * grain)
         out = torch.empty_like(drawn).view(rows, 2, BLOCK // 2)
         torch.mul(radius, angle.cos(), out=out[:, 0])
@@ -84,13 +85,13 @@ class Noise:
     def grains(self, rows: int) -> tuple[Tensor, float]:
         """Return whole numbers (rows, BLOCK) as floats, all alike, and the factor that takes them to [-1/2, 1/2)."""
         if self.like.dtype == torch.float64:
-            words = torch.from_numpy(self.bits.random_raw(rows * BLOCK)).view(torch.int64)
+            words = sent(self.bits.random_raw(rows * BLOCK).view(np.int64), self.like.device)
             return (words >> 11).double().view(rows, BLOCK), 2.0**-53
         return (self.words(rows) >> 8).float(), 2.0**-24
 
     def words(self, rows: int) -> Tensor:
         """Return raw words of 32 bits (rows, BLOCK)."""
-        return torch.from_numpy(self.bits.random_raw(rows * BLOCK // 2)).view(torch.int32).view(rows, BLOCK)
+        return sent(self.bits.random_raw(rows * BLOCK // 2).view(np.int32), self.like.device).view(rows, BLOCK)
 
 
 # a target: x (D, B) to (log density up to a constant (B,), gradient (D, B))

@@ -88,6 +88,7 @@ class BlockLoader:
         self.batch_size, self.max_steps, self.block_steps = batch_size, max_steps, block_steps
         self.rank, self.world = rank, world
         self.next_step = 0
+        self.drawn: dict[int, list[np.ndarray]] = {}
 
     @property
     def steps_per_pass(self) -> int | None:
@@ -102,16 +103,15 @@ class BlockLoader:
     def permutations(self, first_pass: int, passes: int) -> np.ndarray:
         """Return the row order of each replica in passes ``first_pass`` ...: (R, passes, N)."""
         n = self.columns[0].shape[1]
-        wanted = range(first_pass, first_pass + passes)
-        out = []
-        for seed in self.seeds:
-            rows = []
-            for index in range(wanted[0] // SHUFFLE_BLOCK, wanted[-1] // SHUFFLE_BLOCK + 1):
-                generator = keyed_generator(seed, index, "shuffle")
-                rows.append(generator.permuted(np.tile(np.arange(n), (SHUFFLE_BLOCK, 1)), axis=1))
-            skip = first_pass % SHUFFLE_BLOCK
-            out.append(np.concatenate(rows)[skip : skip + passes])
-        return np.stack(out)
+        wanted = range(first_pass // SHUFFLE_BLOCK, (first_pass + passes - 1) // SHUFFLE_BLOCK + 1)
+        rows, skip = np.tile(np.arange(n), (SHUFFLE_BLOCK, 1)), first_pass % SHUFFLE_BLOCK
+        # the next block mostly begins among the passes that this one ends with
+        self.drawn = {
+            index: self.drawn.get(index)
+            or [keyed_generator(seed, index, "shuffle").permuted(rows, axis=1) for seed in self.seeds]
+            for index in wanted
+        }
+        return np.concatenate([np.stack(self.drawn[index]) for index in wanted], axis=1)[:, skip : skip + passes]
 
     def block(self, start: int, stop: int) -> Block | DrawnBlock:
         """Gather the rows of steps ``start`` to ``stop - 1``."""

@@ -44,6 +44,12 @@ def tag_of(stream: str) -> int:
     return int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "little")
 
 
+def sent(x: np.ndarray, device: torch.device) -> Tensor:
+    """Return ``x`` as a tensor on a device; a GPU fetches it while this process goes on."""
+    found = torch.from_numpy(x)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
+
+
 def normal(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Draw standard normals in float32."""
     return generator.standard_normal(shape, dtype=np.float32)
@@ -86,6 +92,6 @@ class NoiseStream:
             draws = [
                 self.law(keyed_generator(seed, index, self.name), (self.block, *self.shape)) for seed in self.seeds
             ]
-            self._cache = torch.from_numpy(np.stack(draws, axis=1)).to(like.device, like.dtype)
+            self._cache = sent(np.stack(draws, axis=1), like.device).to(like.dtype)
             self._index = index
         return self._cache[offset]

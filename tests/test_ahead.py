@@ -1,0 +1,124 @@
+"""Draws made ahead by other processes: the numbers, the signals and the runs of draws made in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, Runner
+
+from lightning_toys.generative_policy.couplings import OptimalTransport
+from lightning_toys.generative_policy.data import Pairs
+from lightning_toys.generative_policy.mixture import ThreeModes
+from lightning_toys.training.ahead import AheadLoader, Parts, chunks
+from lightning_toys.training.loader import DrawnLoader
+
+SEEDS = [5, 0, 9]
+SHORT = ("--model.seeds", "[4,1,7]", "--trainer.max_steps", "130", "--trainer.val_check_interval", "60")
+
+
+def pairs(seeds: list[int]) -> Pairs:
+    return Pairs(ThreeModes(), OptimalTransport(4), seeds, 8)
+
+
+def settled(loader: DrawnLoader, begin: int = 0) -> DrawnLoader:
+    loader.max_steps, loader.block_steps, loader.next_step = 75, 20, begin
+    return loader
+
+
+def test_chunks_are_all_replicas_in_order() -> None:
+    for replicas in range(1, 9):
+        for workers in range(1, 12):
+            parts = chunks(replicas, workers)
+            assert [r for c in parts for r in range(replicas)[c]] == list(range(replicas))
+            assert len(parts) == min(replicas, workers)
+            sizes = [len(range(replicas)[c]) for c in parts]
+            assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("begin", [0, 20, 27, 60])
+@pytest.mark.parametrize("workers", [1, 2, 5, 7])
+def test_the_same_blocks(begin: int, workers: int) -> None:
+    """Whatever the number of processes, and from within a block too; the last block is cut."""
+    plain = list(settled(DrawnLoader(pairs(SEEDS), 8), begin))
+    ahead = AheadLoader([pairs(SEEDS[c]) for c in chunks(3, workers)], 8, workers)
+    blocks = list(settled(ahead, begin))
+    assert [(b.start, b.stop) for b in blocks] == [(b.start, b.stop) for b in plain]
+    assert blocks[-1].stop == 75
+    for one, two in zip(plain, blocks, strict=True):
+        for a, b in zip(one.columns, two.columns, strict=True):
+            assert torch.equal(a, b)
+            assert a.shape == (3, one.stop - one.start, 8, 2)
+
+
+def test_parts_are_blocks_by_chunks() -> None:
+    def draw(k: int) -> Callable[[int, int], tuple[torch.Tensor, ...]]:
+        return lambda start, stop: (torch.tensor([[k, start, stop]]),)
+
+    parts = Parts([draw(0), draw(1)], 27, 75, 20)
+    found = [parts[i][0][0].tolist() for i in range(len(parts))]
+    bounds = [(27, 40), (40, 60), (60, 75)]
+    assert found == [[k, *b] for b in bounds for k in (0, 1)]
+
+
+def test_the_global_generator_stays_as_it_is() -> None:
+    before = torch.random.get_rng_state(), np.random.get_state()[1]
+    list(settled(AheadLoader([pairs(SEEDS)], 8, 1)))
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+def test_training_is_bitwise_the_same(policies: Runner, bitwise: Callable[..., None]) -> None:
+    """And a run stopped with two processes goes on with none."""
+    constant = ("--model.lr_decay", "constant")
+    policies.ok("fit", "meanflow", *SHORT, *constant, "--run.name", "plain")
+    policies.ok("fit", "meanflow", *SHORT, *constant, "--run.name", "ahead", "--data.num_workers", "2")
+    cut = (*SHORT, *constant, "--run.name", "cut")
+    policies.ok("fit", "meanflow", *cut, "--trainer.max_steps", "70", "--data.num_workers", "2")
+    policies.ok("fit", "meanflow", *cut, "--ckpt_path", "last", "--data.num_workers", "0")
+    plain = policies.checkpoint("meanflow", "plain")
+    for other in ("ahead", "cut"):
+        found = policies.checkpoint("meanflow", other)
+        for key in ("state_dict", "optimizer_states", "global_step"):
+            bitwise(plain[key], found[key], key)
+    rows = [(policies.folder("meanflow", n) / "metrics.csv").read_bytes() for n in ("plain", "ahead")]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group(policies: Runner, number: signal.Signals) -> None:
+    """Ctrl-C and a scheduler reach every process: one checkpoint, no traceback of a worker, no process left."""
+    words = policies.words("fit", "meanflow", *SHORT, "--trainer.max_steps", "100000", "--run.name", "cut")
+    words = [sys.executable, "cli.py", *words, "--data.num_workers", "2", "--checkpoint.every_n_steps", "20"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        words, cwd=REPO, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    last = policies.folder("meanflow", "cut") / "checkpoints" / "last.ckpt"
+    end = time.monotonic() + 90
+    while not last.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in err
+    assert "Error" not in err
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert policies.checkpoint("meanflow", "cut")["global_step"] > 0
+
+
+def test_bad_numbers_of_processes_are_refused(policies: Runner) -> None:
+    code, err = policies.code("fit", "meanflow", "--data.num_workers", "-1")
+    assert code == 2
+    assert "--data.num_workers: -1 is not allowed; give an integer >= 0" in err
+    assert err.count("\n") == 1
