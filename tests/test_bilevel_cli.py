@@ -91,6 +91,24 @@ def test_resume_is_bitwise(control: Runner, bitwise: Callable[..., None], flags:
         assert rows[0] == rows[1]
 
 
+def test_going_on_before_anything_is_learned(control: Runner, bitwise: Callable[..., None]) -> None:
+    """Among the random steps no optimiser holds moments; after them, one without is refused."""
+    control.ok("fit", "control", *QUIET, "--run.name", "whole", "--trainer.max_steps", "70")
+    control.ok("fit", "control", *QUIET, "--run.name", "cut", "--trainer.max_steps", "30")
+    assert not any(o["state"] for o in control.checkpoint("control", "cut")["optimizer_states"])
+    control.ok("fit", "control", *QUIET, "--run.name", "cut", "--trainer.max_steps", "70", "--ckpt_path", "last")
+    bitwise(*(contents(control, n) for n in ("whole", "cut")))
+    last = control.folder("control", "cut") / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    for optimizer in checkpoint["optimizer_states"]:
+        optimizer["state"] = {}
+    torch.save(checkpoint, last)
+    more = ("--run.name", "cut", "--trainer.max_steps", "90", "--ckpt_path", "last")
+    code, err = control.code("fit", "control", *QUIET, *more)
+    assert code == 2
+    assert "optimizer_states holds no moments, at step 30" in err
+
+
 @pytest.mark.slow  # tests/test_kill.py has it in the gate
 def test_killed_and_going_on(control: Runner, bitwise: Callable[..., None]) -> None:
     flags = ("--trainer.max_steps", "5000", *QUIET)

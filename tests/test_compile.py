@@ -1,4 +1,4 @@
-"""``--model.compile true``: the same training, by compiled code; its CUDA graphs are not tried here."""
+"""``--model.compile true``: the same training, by compiled code; on a GPU, where there is one, by CUDA graphs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lightning_toys.cli import main
 from lightning_toys.training.module import ToyModule
 
 compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 COMPILED = {kind.__name__: c for kind, c in FIRST.items() if "compile" in kind.__init__.__annotations__}
 DOUBLE = ("--trainer.precision", "64-true")  # in single precision Muon rounds to 8 bits
 ORACLE = ("--model.tangent", "oracle", "--data.coupling", "Independent")
@@ -36,8 +37,11 @@ def test_what_takes_the_flag() -> None:
 
 
 @compiler
+@pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=gpu)])
 @pytest.mark.parametrize(("name", "flags"), CASES)
-def test_the_same_training(name: str, flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_training(
+    name: str, flags: tuple[str, ...], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a break in the graph; begun by one and ended by the other, too."""
     config, parts = COMPILED[name], set()
     quick = ToyModule.quick
@@ -53,9 +57,9 @@ def test_the_same_training(name: str, flags: tuple[str, ...], tmp_path: Path, mo
         words = ["fit", "-c", str(config.relative_to(REPO)), *tiny(config), "--run.root", str(tmp_path), *flags]
         words += [] if name == "FlowVsRegression" else ["--model.lr_decay", "constant"]  # whatever the length
         words += ["--run.name", run, "--trainer.max_steps", str(steps), "--figures.enabled", "false", *more]
-        assert main([*words, "--trainer.accelerator", "cpu"]) == 0
+        assert main([*words, "--trainer.accelerator", device, "--trainer.devices", "1"]) == 0
         last = tmp_path / config.parent.name / config.stem / run / "checkpoints/last.ckpt"
-        found: dict[str, Any] = torch.load(last, weights_only=True)["state_dict"]
+        found: dict[str, Any] = torch.load(last, weights_only=True, map_location="cpu")["state_dict"]
         return found
 
     plain = fit("plain", 12)

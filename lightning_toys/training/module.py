@@ -206,4 +206,8 @@ class ToyModule(TrainedReplicas):
         finally:
             del self.net
         optimizers = list(made) if isinstance(made, tuple | list) else [made]
-        return optimizers_misfit(checkpoint["optimizer_states"], optimizers, int(checkpoint["global_step"]))
+        return optimizers_misfit(checkpoint["optimizer_states"], optimizers, self.updates_of(checkpoint))
+
+    def updates_of(self, checkpoint: dict[str, Any]) -> int:
+        """Return the optimiser steps behind a checkpoint; where there are some, its optimisers hold moments."""
+        return int(checkpoint["global_step"])

@@ -162,7 +162,8 @@ class BilevelControl(ToyModule):
         replay = fitting(data, ReplayData)
         made = make_environments(self.env, self.seeds[:1], "train", 1, self.disturbance)
         made.close()
-        return {"states": made.observation_size, "actions": made.actions, "capacity": replay.capacity}
+        sizes = {"states": made.observation_size, "actions": made.actions, "capacity": replay.capacity}
+        return {**sizes, "init_steps": replay.init_steps}
 
     def build(self) -> Nets:
         """See :meth:`ToyModule.build`."""
@@ -309,6 +310,11 @@ class BilevelControl(ToyModule):
         super().on_load_checkpoint(checkpoint)
         self.stored_environments = checkpoint["toy"].get("environments")
         self.returns = checkpoint["toy"].get("returns", self.returns)
+
+    def updates_of(self, checkpoint: dict[str, Any]) -> int:
+        """See :meth:`ToyModule.updates_of`: the random steps before learning begins make none."""
+        warm = checkpoint["toy"]["sizes"].get("init_steps")
+        return max(0, super().updates_of(checkpoint) - (warm if isinstance(warm, int) else 0))
 
     def extras_misfit(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
         """See :meth:`ToyModule.extras_misfit`: the environments, and returns not yet logged; a test reads neither."""
