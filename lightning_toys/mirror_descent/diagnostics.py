@@ -90,7 +90,7 @@ def law_metrics(world: World, sample: Sample, bins: int, independent: bool = Tru
         out[f"{name}_kl_hist"] = histogram_kl(x, mean, math.sqrt(variance), bins)
         out[f"{name}_w1"] = wasserstein(x, mean, math.sqrt(variance))
         if independent:
-            out[f"{name}_ks_p"] = float(scipy_stats.kstest(x, "norm", (mean, math.sqrt(variance))).pvalue)
+            out[f"{name}_ks_p"] = float(scipy_stats.kstest((x - mean) / math.sqrt(variance), "norm").pvalue)
         out[f"{name}_mean"], out[f"{name}_var"] = float(m[i]), float(C[i, i])
     out["joint_kl"] = gaussian_kl(m, C, target.m, target.C)
     if independent:
