@@ -57,6 +57,8 @@ def test_fit_and_test_leave_what_is_promised(control: Runner) -> None:
     control.ok("test", "control", "--ckpt_path", "last", "--model.record", "true")
     found = metrics(control)
     assert all(8 <= v <= 500 for v in found["return"]["values"])
+    random = json.loads((folder / "results.json").read_text())["references"]["random actions"]
+    assert 8 <= random["return"] == random["length"] <= 100
     for seed in (4, 1):
         with Image.open(folder / "figures" / f"episode_seed_{seed}.gif") as gif:
             assert gif.n_frames > 1

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gallery.read import Content, Make, difference, entries, paired, results, short, spread, spread_to, table, values
+from gallery.read import (
+    Content,
+    Make,
+    difference,
+    entries,
+    figures_of,
+    paired,
+    results,
+    short,
+    spread,
+    spread_to,
+    table,
+    values,
+)
 from gallery.recipe import Folders, Recipe, Run
 from lightning_toys.stats import holm
 
@@ -57,6 +70,8 @@ def agents_table(at: Folders) -> str:
         for name in AGENTS:
             r = agent(at, name, width)
             rows.append([name, width, *(spread(values(r, m)) for m in METRICS)])
+    if random := r["references"].get("random actions"):
+        rows.append(["random actions", "", figures_of(random["return"], 3), "", "", ""])
     return table("agent | model width | return | d - y | next state | reward", rows)
 
 

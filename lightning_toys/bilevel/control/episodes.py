@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_toys.bilevel.control.environments import Disturbance, Environments, Gymnasium, reason
+from lightning_toys.bilevel.control.environments import LIKE, Disturbance, Environments, Gymnasium, reason
 from lightning_toys.errors import ToyError, require
+from lightning_toys.training.noise import NoiseStream, uniform
 
 
 def play(
@@ -39,6 +40,21 @@ def play(
             return totals, lengths
     still = environments.episodes == episode
     return np.where(still, environments.totals, totals), np.where(still, environments.lengths, lengths)
+
+
+class RandomActions:
+    """A policy that takes every action with the same probability, whatever it sees: keyed by seed, stream and step."""
+
+    def __init__(self, environments: Environments) -> None:
+        self.actions, self.steps = environments.actions, 0
+        stream = f"{environments.stream}/random"
+        self.noise = NoiseStream(environments.seeds, stream, (environments.copies,), uniform)
+
+    def __call__(self, observation: np.ndarray) -> np.ndarray:
+        """Return the next step's actions (R, copies)."""
+        drawn = self.noise.at(self.steps, LIKE).numpy()
+        self.steps += 1
+        return (drawn.astype(np.float64) * self.actions).astype(np.int64)
 
 
 def record(

@@ -10,7 +10,7 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_toys.plotting import COLOURS, band, new_figure
+from lightning_toys.plotting import COLOURS, GREY, band, new_figure
 from lightning_toys.training.metrics_csv import read_run, replica_columns
 
 AGENTS = ("omd", "funcbo", "mle", "vep")
@@ -67,16 +67,20 @@ def draw_comparison(runs: dict[str, Path]) -> dict[str, Figure]:
     figure, axes = new_figure(len(found), 3, size=(11.5, 0.6 + 3.1 * len(found)))
     for row, (width, cells) in zip(axes, sorted(found.items()), strict=True):
         agents = [agent for agent, _ in cells.values()]
+        random: dict[str, float] = {}
         alone = len(set(agents)) == len(agents)  # then its name says all, and it has its colour in every picture
         for i, (label, (agent, folder)) in enumerate(cells.items()):
-            seeds = json.loads((folder / "results.json").read_text())["seeds"]
+            results = json.loads((folder / "results.json").read_text())
+            seeds, random = results["seeds"], results["references"].get("random actions", random)
             rows, name = read_run(folder), agent if alone else label
             colour = COLOURS[AGENTS.index(agent) if alone else i % len(COLOURS)]
             for ax, (metric, _) in zip(row, PANELS, strict=True):
                 steps, values = replica_columns(rows, f"eval/{metric}", seeds)
                 if len(steps):
                     band(ax, steps, values, colour, f"{name}, {len(values)} seeds")
-        for ax, (_, title) in zip(row, PANELS, strict=True):
+        for ax, (metric, title) in zip(row, PANELS, strict=True):
+            if metric in random:
+                ax.axhline(random[metric], color=GREY, linestyle="--", linewidth=1, label="random actions")
             finish(ax, title)
         row[0].set_title(f"model width {width}", fontsize=9, loc="left")
         row[0].legend(frameon=False, fontsize=8)

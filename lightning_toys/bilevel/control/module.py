@@ -25,7 +25,7 @@ from lightning_toys.bilevel.control.environments import (
     Environments,
     make_environments,
 )
-from lightning_toys.bilevel.control.episodes import play, record, write_gif
+from lightning_toys.bilevel.control.episodes import RandomActions, play, record, write_gif
 from lightning_toys.bilevel.control.learner import Learner, Nets, Solver
 from lightning_toys.bilevel.control.replay import Replay
 from lightning_toys.bilevel.vectors import Tensors, flatten
@@ -342,12 +342,17 @@ class BilevelControl(ToyModule):
 
     # judging
 
+    def played(self, stream: str, episodes: int, step: int, greedy: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Return sums of rewards and lengths (R, episodes), the drift as at a step; of random actions if not greedy."""
+        environments = make_environments(self.env, self.seeds, stream, episodes, self.disturbance)
+        found = play(environments, self.greedy if greedy else RandomActions(environments), clock=step)
+        environments.close()
+        return found
+
     def evaluation(self, stream: str, episodes: int) -> Report:
         """Play episodes with greedy actions, the same first states each time; measure errors on the replay."""
-        environments = make_environments(self.env, self.seeds, stream, episodes, self.disturbance)
         step = self.global_step or self.loaded_step
-        totals, lengths = play(environments, self.greedy, clock=step)
-        environments.close()
+        totals, lengths = self.played(stream, episodes, step)
         found = {"return": totals.mean(1), "length": lengths.astype(np.float64).mean(1)}
         if episodes > 1:
             found["return_sd"] = totals.std(1, ddof=1)
@@ -386,7 +391,11 @@ class BilevelControl(ToyModule):
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         """Play other episodes, and more of them; record one where that is asked for."""
-        self.last_report = self.evaluation("test", self.test_episodes)
+        report = self.evaluation("test", self.test_episodes)
+        totals, lengths = self.played("test", self.test_episodes, self.global_step or self.loaded_step, greedy=False)
+        # what an agent has to beat, in the same episodes
+        report.references = {"random actions": {"return": float(totals.mean()), "length": float(lengths.mean())}}
+        self.last_report = report
         if self.records and self.trainer.is_global_zero:
             folder = self.run_folder / "figures"
             folder.mkdir(parents=True, exist_ok=True)
