@@ -83,7 +83,9 @@ def step_seconds(what: Trained, replicas: int, accelerator: str, quick: bool, co
         steps = 2 * BLOCK_STEPS if quick else 8 * BLOCK_STEPS if replicas <= MANY else 4 * BLOCK_STEPS
     else:
         steps = 2 * SHORT if quick or long else max(20, 400 // replicas)
-    return fit(what.config, flags, replicas, steps, accelerator, SHORT if long else WARM)
+    # the clock starts once what was drawn ahead of the first step is used up
+    warm = 3 * BLOCK_STEPS if "--data.num_workers" in what.flags else SHORT if long else WARM
+    return fit(what.config, flags, replicas, steps, accelerator, warm)
 
 
 def chain_steps(chains: int, device: str) -> float:

@@ -149,8 +149,10 @@ def wrong_prose(docs: Docs) -> list[str]:
 
 def summary(manifest: dict[str, Any]) -> str:
     """Return how much of the docs was rebuilt."""
-    words = []
+    words, left = [], 0
     for kind in KINDS:
-        entries = manifest[kind].values()
-        words.append(f"{sum(e['rebuilt'] for e in entries)} of {len(entries)} {kind}")
-    return f"rebuilt from their runs: {', '.join(words)}; the others are as an earlier run left them in the docs"
+        rebuilt = [e["rebuilt"] for e in manifest[kind].values()]
+        words.append(f"{sum(rebuilt)} of {len(rebuilt)} {kind}")
+        left += len(rebuilt) - sum(rebuilt)
+    more = "; the others are as an earlier run left them in the docs" if left else ""
+    return f"rebuilt from their runs: {', '.join(words)}{more}"

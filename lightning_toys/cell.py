@@ -92,8 +92,13 @@ class Chooser(Protocol):
 
 
 def fingerprint(base: Sequence[str], cell: Cell) -> list[str]:
-    """Return what a cell is run with: its words, with the files' contents in place of their names."""
+    """Return what a cell is run with: its words, with the files' contents in place of their names.
+
+    Without ``--data.num_workers``, which changes no number: another machine may go on with other processes.
+    """
     configs, rest = split_configs(list(base))
+    flag = "--data.num_workers"
+    rest = [w for k, w in enumerate(rest) if not w.startswith(f"{flag}=") and flag not in (w, rest[k - 1] if k else "")]
     return [*(Path(c).read_text() for c in (*configs, *cell.configs)), *rest, *cell.flags]
 
 

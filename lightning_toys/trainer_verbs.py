@@ -53,6 +53,7 @@ from lightning_toys.settings import (
     experiment_of,
     flatten,
     largest,
+    lasting,
     short,
 )
 from lightning_toys.stats import mean_ci, written
@@ -215,10 +216,10 @@ class ToysCLI(LightningCLI):
         for callback in (rescue, figures, results):
             callback.run = self.run
         plain = self.dump(str(self.subcommand))
-        settings_shown = flatten({k: plain[k] for k in ("model", "data")})
+        settings_shown = flatten(lasting(plain))
         results.settings = settings_shown
         results.hparams = {k: short(v) for k, v in settings_shown.items() if v != "None" and ".test_" not in k}
-        self.model.config = {k: plain[k] for k in ("model", "data")}
+        self.model.config = lasting(plain)
         self.model.run_folder = self.run.path
         given = callbacks_of(trainer)
         if monitoring(given) and not trainer.num_sanity_val_steps:

@@ -201,7 +201,7 @@ IDLE = (
     (
         "generative_policy/gaussian",
         "--model.parameters free",
-        "--model.network.layers 4 --model.evaluation.nfe '[3]' --data.coupling OptimalTransport",
+        "--model.network.layers 4 --model.evaluation.nfe '[3]' --data.coupling OptimalTransport --data.num_workers 2",
     ),
     (
         "generative_policy/meanflow",

@@ -56,8 +56,8 @@ class MixtureData(ToyDataModule):
         target: the law of x.
         coupling: which e goes with which x.
         batch_size: pairs of one optimiser step.
-        num_workers: processes that draw ahead of training; 0 draws in between. The numbers are the same. Optimal
-            transport takes some .7 ms a replica-step, for which a GPU with hundreds of replicas would wait.
+        num_workers: processes, on each rank, that draw ahead of training; 0 draws in between. The numbers are the same.
+            With hundreds of replicas a GPU would wait for optimal transport.
     """
 
     drawn = True

@@ -100,7 +100,8 @@ class GaussianPolicy(GenerativePolicy):
     def idle(self) -> dict[str, str]:
         """See :meth:`ToyModule.idle`."""
         flow = "a policy that is a flow"
-        out = super().idle() | idle_flags(flow, "evaluation.nfe", "evaluation.test_nfe") | {"--data.coupling": flow}
+        out = super().idle() | idle_flags(flow, "evaluation.nfe", "evaluation.test_nfe")
+        out |= {"--data.coupling": flow, "--data.num_workers": flow}  # no sample is drawn
         if self.parameters_from == "free":
             return out | idle_flags("--model.parameters network", "network.")
         return out | self.network.idle(with_time=False)

@@ -1,25 +1,32 @@
 """Draws that other processes make ahead of training.
 
-What a step is drawn from is a pure function of its replica and its number, so any process may draw it: torch's
-DataLoader hands out parts (a block of steps, some of the replicas) to its workers in turn, and they are put together in
-order. The numbers are those of a draw in this process, bit for bit.
+What a step is drawn from is a pure function of its replica and its number, so any process may draw it: parts (a block
+of steps, some of the replicas) are handed out in order, and put together in order. The numbers are those of a draw in
+this process, bit for bit.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice, tee
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from lightning_toys.errors import ToyError
 from lightning_toys.training.loader import Block, DrawnBlock, DrawnLoader
 
 Draw = Callable[[int, int], tuple[Tensor, ...]]
+AHEAD = 2  # parts that are drawn or waiting for each process
+draws: Sequence[Draw] = ()  # a worker's own
 
 
 def chunks(replicas: int, workers: int) -> list[slice]:
@@ -28,72 +35,80 @@ def chunks(replicas: int, workers: int) -> list[slice]:
     return [slice(replicas * k // n, replicas * (k + 1) // n) for k in range(n)]
 
 
-class Parts(Dataset[list[np.ndarray]]):
-    """Part i: of block i // n, counted from the block that holds step ``begin``, the i % n-th of the n draws.
-
-    Arrays, not tensors: those would go through shared memory, of which a container may have little.
-    """
-
-    def __init__(self, draws: Sequence[Draw], begin: int, end: int, block_steps: int) -> None:
-        self.draws, self.begin, self.end, self.block_steps = draws, begin, end, block_steps
-
-    def __len__(self) -> int:
-        return (-(-self.end // self.block_steps) - self.begin // self.block_steps) * len(self.draws)
-
-    def __getitem__(self, i: int) -> list[np.ndarray]:
-        k, part = divmod(i, len(self.draws))
-        first = (self.begin // self.block_steps + k) * self.block_steps
-        start, stop = max(first, self.begin), min(first + self.block_steps, self.end)
-        return [x.numpy() for x in self.draws[part](start, stop)]
+def end_with_parent() -> None:
+    """End this process when the one that started it ends, however it does: nothing here is worth saving."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
-def as_it_is(part: list[np.ndarray]) -> list[np.ndarray]:
-    """Return a part as it was drawn: no collation."""
-    return part
-
-
-def leave_signals(worker: int) -> None:
-    """Let the main process alone act on Ctrl-C and on a scheduler's SIGTERM, which reach a whole group of processes."""
+def begin(given: Sequence[Draw]) -> None:
+    """Make ready a worker. The main process alone acts on Ctrl-C and SIGTERM, which reach whole groups of processes."""
+    global draws
+    draws = given
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+
+
+def draw_part(part: int, start: int, stop: int) -> list[np.ndarray]:
+    """Draw a part in a worker. Arrays: tensors would go through shared memory, of which a container may have little."""
+    return [x.numpy() for x in draws[part](start, stop)]
 
 
 class AheadLoader(DrawnLoader):
-    """A :class:`DrawnLoader` whose draws are made by other processes, two parts ahead each.
+    """A :class:`DrawnLoader` whose draws are made by other processes.
 
     Args:
-        draws: one draw for each of the replicas' :func:`chunks`, in their order.
+        draws: one draw for each of the replicas' :func:`chunks`, in their order; they can be pickled.
         batch_size: rows a step.
-        workers: processes; at least as many as there are draws.
+        workers: processes.
     """
 
     def __init__(self, draws: Sequence[Draw], batch_size: int, workers: int) -> None:
-        super().__init__(self.joined, batch_size)
+        super().__init__(self.alone, batch_size)
         self.draws, self.workers = list(draws), workers
-        self.coming: Iterator[Any] = iter(())
 
-    def joined(self, start: int, stop: int) -> tuple[Tensor, ...]:
-        """Return the next block's columns, its parts put together."""
-        parts = [next(self.coming) for _ in self.draws]
-        return tuple(torch.from_numpy(np.concatenate(columns)) for columns in zip(*parts, strict=True))
+    def alone(self, start: int, stop: int) -> tuple[Tensor, ...]:
+        """Draw in this process."""
+        return tuple(torch.cat(columns) for columns in zip(*(d(start, stop) for d in self.draws), strict=True))
 
     def __iter__(self) -> Iterator[Block | DrawnBlock]:
-        n = len(self.draws)
-        parts = Parts(self.draws, self.next_step, self.max_steps, self.block_steps)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create")  # more than there are cores: as asked
-            self.coming = iter(
-                DataLoader(
-                    parts,
-                    batch_size=None,
-                    sampler=range(len(parts)),
-                    num_workers=self.workers // n * n,  # each keeps to one part of the replicas, whose noise it has
-                    collate_fn=as_it_is,
-                    worker_init_fn=leave_signals,
-                    generator=torch.Generator(),  # it seeds workers, which draw nothing from it; else the global one
-                )
-            )
+        bounds, more = tee(self.bounds())
+        tasks = ((part, *ends) for ends in more for part in range(len(self.draws)))
+        pool = ProcessPoolExecutor(self.workers, initializer=begin, initargs=(self.draws,))
+        coming: deque[Future[list[np.ndarray]]] = deque()
         try:
-            yield from super().__iter__()
+            for start, stop in bounds:
+                parts = []
+                for _ in self.draws:
+                    coming.extend(self.handed_out(pool, islice(tasks, AHEAD * self.workers - len(coming))))
+                    parts.append(coming.popleft().result())
+                self.next_step = stop
+                columns = tuple(torch.from_numpy(np.concatenate(x)) for x in zip(*parts, strict=True))
+                yield DrawnBlock(start, stop, self.batch_size, self.rank, self.world, columns)
+        except BrokenProcessPool:
+            raise ToyError(
+                f"--data.num_workers: one of {self.workers} processes has died (of too little memory?); give fewer"
+            ) from None
         finally:
-            self.coming = iter(())  # which ends the processes
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def handed_out(
+        self, pool: ProcessPoolExecutor, tasks: Iterable[tuple[int, int, int]]
+    ) -> list[Future[list[np.ndarray]]]:
+        """Return what is to come of some tasks.
+
+        Raises:
+            ToyError: no more processes can be started.
+        """
+        before = set(multiprocessing.active_children())
+        try:
+            return [pool.submit(draw_part, *t) for t in tasks]
+        except OSError as error:
+            for process in set(multiprocessing.active_children()) - before:
+                process.kill()  # nobody would give it work, or wait for its end
+            why = f"not all of them can be started ({error.strerror})"
+            raise ToyError(f"--data.num_workers: {self.workers} is not allowed; {why}; give fewer") from None

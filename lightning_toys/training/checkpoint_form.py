@@ -137,7 +137,9 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def optimizers_misfit(states: Sequence[Any], optimizers: Sequence[torch.optim.Optimizer], step: int) -> str:
+def optimizers_misfit(
+    states: Sequence[Any], optimizers: Sequence[torch.optim.Optimizer], step: int, learned: bool
+) -> str:
     """Return where stored optimisers differ from those that are to go on with them, empty if nowhere.
 
     Torch would take up a state of other shapes without a word, and Lightning a list that is too short.
@@ -146,13 +148,14 @@ def optimizers_misfit(states: Sequence[Any], optimizers: Sequence[torch.optim.Op
         states: of the checkpoint.
         optimizers: of this run, of which nothing is changed.
         step: of the checkpoint.
+        learned: whether an optimiser has taken a step by then.
     """
     if len(states) != len(optimizers):
         return f"optimizer_states has {len(states)} optimisers, where {len(optimizers)} are wanted"
     for i, (state, optimizer) in enumerate(zip(states, optimizers, strict=True)):
         if why := state_misfit(state, optimizer):
             return f"optimizer_states[{i}]: {why}"
-    if step and not any(state["state"] for state in states):
+    if learned and not any(state["state"] for state in states):
         return f"optimizer_states holds no moments, at step {step}"
     return ""
 

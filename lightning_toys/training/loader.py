@@ -102,16 +102,20 @@ class BlockLoader:
 
     def permutations(self, first_pass: int, passes: int) -> np.ndarray:
         """Return the row order of each replica in passes ``first_pass`` ...: (R, passes, N)."""
-        n = self.columns[0].shape[1]
         wanted = range(first_pass // SHUFFLE_BLOCK, (first_pass + passes - 1) // SHUFFLE_BLOCK + 1)
-        rows, skip = np.tile(np.arange(n), (SHUFFLE_BLOCK, 1)), first_pass % SHUFFLE_BLOCK
         # the next block mostly begins among the passes that this one ends with
-        self.drawn = {
-            index: self.drawn.get(index)
-            or [keyed_generator(seed, index, "shuffle").permuted(rows, axis=1) for seed in self.seeds]
-            for index in wanted
-        }
-        return np.concatenate([np.stack(self.drawn[index]) for index in wanted], axis=1)[:, skip : skip + passes]
+        self.drawn = {index: self.drawn.get(index) or self.shuffles(index) for index in wanted}
+        parts = []
+        for index in wanted:
+            cut = slice(max(0, first_pass - index * SHUFFLE_BLOCK), first_pass + passes - index * SHUFFLE_BLOCK)
+            parts.append(np.stack([rows[cut] for rows in self.drawn[index]]))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def shuffles(self, index: int) -> list[np.ndarray]:
+        """Return each replica's row orders (SHUFFLE_BLOCK, N) of one block of passes."""
+        n = self.columns[0].shape[1]
+        rows = np.tile(np.arange(n), (SHUFFLE_BLOCK, 1))
+        return [keyed_generator(seed, index, "shuffle").permuted(rows, axis=1).astype(np.int32) for seed in self.seeds]
 
     def block(self, start: int, stop: int) -> Block | DrawnBlock:
         """Gather the rows of steps ``start`` to ``stop - 1``."""
@@ -124,16 +128,22 @@ class BlockLoader:
         columns = tuple(x[replica, order] for x in self.columns)
         return Block(start, stop, first, self.batch_size, self.rank, self.world, columns)
 
-    def __iter__(self) -> Iterator[Block | DrawnBlock]:
+    def bounds(self) -> Iterator[tuple[int, int]]:
+        """Yield first step and end of each block that is left."""
         if self.next_step >= self.max_steps:
             # a Trainer that still wants steps has lost count, and would ask for ever
             raise RuntimeError(
                 f"the loader is at step {self.next_step} of {self.max_steps}, and more steps are asked for"
             )
-        while self.next_step < self.max_steps:
-            start = self.next_step
+        start = self.next_step
+        while start < self.max_steps:
             # blocks end on multiples of their size, so that a cut one does not shift those after it
             stop = min((start // self.block_steps + 1) * self.block_steps, self.max_steps)
+            yield start, stop
+            start = stop
+
+    def __iter__(self) -> Iterator[Block | DrawnBlock]:
+        for start, stop in self.bounds():
             self.next_step = stop
             yield self.block(start, stop)
 

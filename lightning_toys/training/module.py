@@ -206,8 +206,9 @@ class ToyModule(TrainedReplicas):
         finally:
             del self.net
         optimizers = list(made) if isinstance(made, tuple | list) else [made]
-        return optimizers_misfit(checkpoint["optimizer_states"], optimizers, self.updates_of(checkpoint))
+        step = int(checkpoint["global_step"])
+        return optimizers_misfit(checkpoint["optimizer_states"], optimizers, step, self.has_learned(checkpoint))
 
-    def updates_of(self, checkpoint: dict[str, Any]) -> int:
-        """Return the optimiser steps behind a checkpoint; where there are some, its optimisers hold moments."""
-        return int(checkpoint["global_step"])
+    def has_learned(self, checkpoint: dict[str, Any]) -> bool:
+        """Whether an optimiser step lies behind a checkpoint: then its optimisers hold moments."""
+        return int(checkpoint["global_step"]) > 0

@@ -162,8 +162,7 @@ class BilevelControl(ToyModule):
         replay = fitting(data, ReplayData)
         made = make_environments(self.env, self.seeds[:1], "train", 1, self.disturbance)
         made.close()
-        sizes = {"states": made.observation_size, "actions": made.actions, "capacity": replay.capacity}
-        return {**sizes, "init_steps": replay.init_steps}
+        return {"states": made.observation_size, "actions": made.actions, "capacity": replay.capacity}
 
     def build(self) -> Nets:
         """See :meth:`ToyModule.build`."""
@@ -311,10 +310,12 @@ class BilevelControl(ToyModule):
         self.stored_environments = checkpoint["toy"].get("environments")
         self.returns = checkpoint["toy"].get("returns", self.returns)
 
-    def updates_of(self, checkpoint: dict[str, Any]) -> int:
-        """See :meth:`ToyModule.updates_of`: the random steps before learning begins make none."""
-        warm = checkpoint["toy"]["sizes"].get("init_steps")
-        return max(0, super().updates_of(checkpoint) - (warm if isinstance(warm, int) else 0))
+    def has_learned(self, checkpoint: dict[str, Any]) -> bool:
+        """See :meth:`ToyModule.has_learned`: the random steps at the beginning are none of an optimiser's."""
+        data = checkpoint["toy"]["config"].get("data")
+        given = data.get("init_args") if isinstance(data, dict) else None
+        warm = given.get("init_steps") if isinstance(given, dict) else None
+        return int(checkpoint["global_step"]) > (warm if isinstance(warm, int) else 0)
 
     def extras_misfit(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
         """See :meth:`ToyModule.extras_misfit`: the environments, and returns not yet logged; a test reads neither."""
