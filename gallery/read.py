@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gallery.recipe import Entry, Folders
-from lightning_toys.stats import PairedDifference, mean_ci, paired_difference, written
+from lightning_toys.stats import PairedDifference, holm, mean_ci, paired_difference, written
 
 Content = dict[str, Any]
 Make = Callable[[Folders], str]
@@ -71,6 +71,11 @@ def difference(a: Content, b: Content, metric: str) -> PairedDifference:
     if found is None:
         raise ValueError(f"{metric}: fewer than two seeds are shared")
     return found
+
+
+def adjusted(differences: Iterable[PairedDifference]) -> list[float]:
+    """Return the p-values of several differences, adjusted by Holm."""
+    return [float(p) for p in holm([d.p_value for d in differences])]
 
 
 def paired(a: Content, b: Content, metric: str) -> str:

@@ -28,6 +28,18 @@ def flags(args: Sequence[str]) -> dict[str, str | None]:
     return found
 
 
+def without(args: Sequence[str], flag: str) -> list[str]:
+    """Return the words of a command line but ``--flag value`` or ``--flag=value`` of one flag."""
+    out, i = [], 0
+    while i < len(args):
+        if args[i] == flag:
+            i += 1
+        elif not args[i].startswith(f"{flag}="):
+            out.append(args[i])
+        i += 1
+    return out
+
+
 def split_configs(args: Sequence[str]) -> tuple[list[str], list[str]]:
     """Part a command line into its configuration files, in order, and the rest."""
     configs, rest, i = [], [], 0

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from lightning_toys.arguments import split_configs
+from lightning_toys.arguments import split_configs, without
 from lightning_toys.claims import STALE, Claim, ClaimLostError, look, take
 from lightning_toys.errors import NonFiniteError, ToyError, is_disk_full, note
 from lightning_toys.trainer_verbs import run_trainer
@@ -97,9 +97,11 @@ def fingerprint(base: Sequence[str], cell: Cell) -> list[str]:
     Without ``--data.num_workers``, which changes no number: another machine may go on with other processes.
     """
     configs, rest = split_configs(list(base))
-    flag = "--data.num_workers"
-    rest = [w for k, w in enumerate(rest) if not w.startswith(f"{flag}=") and flag not in (w, rest[k - 1] if k else "")]
-    return [*(Path(c).read_text() for c in (*configs, *cell.configs)), *rest, *cell.flags]
+    return [
+        *(Path(c).read_text() for c in (*configs, *cell.configs)),
+        *without(rest, "--data.num_workers"),
+        *cell.flags,
+    ]
 
 
 def read_mark(folder: Path) -> dict[str, Any]:

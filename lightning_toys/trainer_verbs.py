@@ -215,11 +215,10 @@ class ToysCLI(LightningCLI):
         rescue, figures, results = settings.checkpoint, settings.figures, ResultsWriter()
         for callback in (rescue, figures, results):
             callback.run = self.run
-        plain = self.dump(str(self.subcommand))
-        settings_shown = flatten(lasting(plain))
+        self.model.config = lasting(self.dump(str(self.subcommand)))
+        settings_shown = flatten(self.model.config)
         results.settings = settings_shown
         results.hparams = {k: short(v) for k, v in settings_shown.items() if v != "None" and ".test_" not in k}
-        self.model.config = lasting(plain)
         self.model.run_folder = self.run.path
         given = callbacks_of(trainer)
         if monitoring(given) and not trainer.num_sanity_val_steps:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,15 @@ def fork(work: Callable[[], object], says: Path) -> int:
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 60) -> None:
+    """Wait until a process has written a file."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
 
 
 def two_ranks(jobs: list[list[str]], tmp_path: Path) -> list[list[tuple[int, str]]]:

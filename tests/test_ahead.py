@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO, Runner
+from processes import wait_for
 
 from lightning_toys.cell import Cell, fingerprint
 from lightning_toys.errors import ToyError
@@ -161,11 +162,7 @@ def started(policies: Runner) -> subprocess.Popen[str]:
         words, cwd=REPO, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
     )
     last = policies.folder("meanflow", "cut") / "checkpoints" / "last.ckpt"
-    end = time.monotonic() + 90
-    while not last.exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(last, process, 90)
     return process
 
 

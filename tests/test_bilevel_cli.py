@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import Runner
 from PIL import Image
+from processes import wait_for
 
 from lightning_toys.training.metrics_csv import read_csv
 
@@ -116,11 +117,7 @@ def test_killed_and_going_on(control: Runner, bitwise: Callable[..., None]) -> N
     flags = ("--trainer.max_steps", "5000", *QUIET)
     process = control.start("fit", "control", *flags, "--run.name", "cut")
     last = control.folder("control", "cut") / "checkpoints" / "last.ckpt"
-    end = time.monotonic() + 120
-    while not last.exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(last, process, 120)
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)

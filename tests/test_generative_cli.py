@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from conftest import Runner
+from processes import wait_for
 
 from lightning_toys.training.metrics_csv import read_csv
 
@@ -30,11 +30,7 @@ def test_killed_and_going_on(policies: Runner, bitwise: Callable[..., None], var
     flags = (*SHORT, "--trainer.max_steps", "3000", "--trainer.log_every_n_steps", "10")
     process = policies.start("fit", variant, *flags, "--run.name", "cut")
     last = policies.folder(variant, "cut") / "checkpoints" / "last.ckpt"
-    end = time.monotonic() + 90
-    while not last.exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(last, process, 90)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     stopped = policies.checkpoint(variant, "cut")["global_step"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Runner
+from processes import wait_for
 
 from lightning_toys.cli import main
 from lightning_toys.training.metrics_csv import read_csv
@@ -51,14 +52,6 @@ def test_stopping_early_and_going_on(runner: Runner, bitwise: Callable[..., None
     bitwise(one["optimizer_states"], two["optimizer_states"], "optimizer")
     if cut == 120:
         check_same(runner, "flow", "whole", "cut", bitwise)
-
-
-def wait_for(path: Path, process: object, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not appear"
-        assert process.poll() is None, process.stderr.read()  # type: ignore[attr-defined]
-        time.sleep(0.01)
 
 
 LONG = (*BUSY, "--model.network.hidden", "64", "--trainer.max_steps", "2000")

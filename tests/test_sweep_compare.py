@@ -8,12 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import REPO, Runner
+from processes import wait_for
 from scipy import stats as scipy_stats
 
 from lightning_toys import cell, cli
@@ -91,11 +91,7 @@ def test_a_killed_sweep_goes_on(runner: Runner, monkeypatch: pytest.MonkeyPatch)
     process = runner.start("sweep", "flow", *flags)
     folder = runner.root / "flow_vs_regression" / "grid"
     second = folder / "mode=flow" / "checkpoints" / "last.ckpt"
-    end = time.monotonic() + 120
-    while not second.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(second, process, 120)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     first_results = (folder / "mode=regression" / "results.json").read_bytes()

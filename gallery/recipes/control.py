@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from gallery.read import (
     Content,
     Make,
+    adjusted,
     difference,
     entries,
     figures_of,
@@ -19,7 +20,6 @@ from gallery.read import (
     values,
 )
 from gallery.recipe import Folders, Recipe, Run
-from lightning_toys.stats import holm
 
 CONFIG = "-c configs/bilevel/control.yaml"
 AGENTS, WIDTHS = ("omd", "funcbo", "mle", "vep"), ("3", "32")
@@ -95,21 +95,20 @@ def behind(a: tuple[str, str], b: tuple[str, str]) -> Make:
 AGAINST_MLE = [(a, w) for a in ("omd", "funcbo", "vep") for w in WIDTHS]
 
 
-def adjusted(pairs: Sequence[tuple[Content, Content]], which: int) -> str:
+def returns_p(pairs: Sequence[tuple[Content, Content]], which: int) -> str:
     """Write the p-value of one paired difference of returns among several, adjusted by Holm."""
-    p = holm([difference(a, b, "return").p_value for a, b in pairs])[which]
-    return short(f"{p:.2g}")
+    return short(f"{adjusted(difference(a, b, 'return') for a, b in pairs)[which]:.2g}")
 
 
 def behind_mle(name: str, width: str) -> Make:
     """Return what writes the p-value of an agent's difference from mle, adjusted over every agent and width."""
     which = AGAINST_MLE.index((name, width))
-    return lambda at: adjusted([(agent(at, a, w), agent(at, "mle", w)) for a, w in AGAINST_MLE], which)
+    return lambda at: returns_p([(agent(at, a, w), agent(at, "mle", w)) for a, w in AGAINST_MLE], which)
 
 
 def more_omd(width: str) -> Make:
     """Return what writes the p-value of what four inner steps add to omd, adjusted over both widths."""
-    return lambda at: adjusted([(four(at, "omd", w), agent(at, "omd", w)) for w in WIDTHS], WIDTHS.index(width))
+    return lambda at: returns_p([(four(at, "omd", w), agent(at, "omd", w)) for w in WIDTHS], WIDTHS.index(width))
 
 
 def of_four(which: int) -> Make:
@@ -117,7 +116,7 @@ def of_four(which: int) -> Make:
 
     def write(at: Folders) -> str:
         mle = four(at, "mle")
-        return adjusted([(mle, agent(at, "mle", "32")), (mle, four(at, "funcbo")), (mle, four(at, "omd"))], which)
+        return returns_p([(mle, agent(at, "mle", "32")), (mle, four(at, "funcbo")), (mle, four(at, "omd"))], which)
 
     return write
 
@@ -125,7 +124,7 @@ def of_four(which: int) -> Make:
 def stopped_p(at: Folders) -> str:
     """Write the p-values of what the stopped gradient costs at each width, adjusted over both."""
     pairs = [(agent(at, "funcbo", w), results(at["stopped"] / f"model_hidden_dim={w}", "test")) for w in WIDTHS]
-    return " and ".join(adjusted(pairs, i) for i in range(len(pairs)))
+    return " and ".join(returns_p(pairs, i) for i in range(len(pairs)))
 
 
 def more(at: Folders, name: str, width: str = "32") -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from gallery.read import (
     Content,
     Make,
+    adjusted,
     between,
     csv_rows,
     difference,
@@ -22,7 +22,7 @@ from gallery.read import (
     values,
 )
 from gallery.recipe import Folders, Recipe, Run
-from lightning_toys.stats import PairedDifference, holm, mean_ci, written
+from lightning_toys.stats import PairedDifference, mean_ci, written
 
 QUICK = "--trainer.max_steps 300 --model.seeds '[0,1]' --model.evaluation.samples 3000"
 CONFIG = "-c configs/generative_policy"
@@ -143,11 +143,6 @@ def changes(at: Folders, metric: str) -> dict[str, tuple[PairedDifference, float
     found = {n: results(at[run.name]) for n, run in ABLATION.items()}
     against = {n: difference(r, found["shipped"], metric) for n, r in found.items() if n != "shipped"}
     return dict(zip(against, zip(against.values(), adjusted(against.values()), strict=True), strict=True))
-
-
-def adjusted(differences: Iterable[PairedDifference]) -> list[float]:
-    """Return p-values by Holm."""
-    return [float(p) for p in holm([d.p_value for d in differences])]
 
 
 def ablation_table(at: Folders) -> str:

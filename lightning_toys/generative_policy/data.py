@@ -13,7 +13,7 @@ from lightning_toys.generative_policy.couplings import Coupling, Independent
 from lightning_toys.generative_policy.mixture import Target, ThreeModes
 from lightning_toys.training.ahead import AheadLoader, chunks
 from lightning_toys.training.data import ToyDataModule
-from lightning_toys.training.loader import DrawnLoader
+from lightning_toys.training.loader import BlockLoader, DrawnLoader, draw_nothing
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 
 
@@ -42,11 +42,6 @@ class Pairs:
             columns.append(torch.cat([x, torch.from_numpy(e)], dim=-1))
         both = torch.stack(columns, dim=1)
         return both[..., :2], both[..., 2:]
-
-
-def nothing(start: int, stop: int) -> tuple[Tensor, ...]:
-    """Draw nothing, for a loss that reads no data."""
-    return ()
 
 
 class MixtureData(ToyDataModule):
@@ -80,12 +75,12 @@ class MixtureData(ToyDataModule):
             f"--data.batch_size: {batch_size} is not allowed; give a multiple of --data.coupling.size {size}",
         )
 
-    def loader(self, seeds: Sequence[int]) -> DrawnLoader:
+    def loader(self, seeds: Sequence[int]) -> BlockLoader:
         """See :meth:`ToyDataModule.loader`."""
         n = self.batch_size
         assert self.trainer is not None
         if not getattr(self.trainer.lightning_module, "reads_data", True):
-            return DrawnLoader(nothing, n)
+            return DrawnLoader(draw_nothing, n)
         if self.num_workers == 0:
             return DrawnLoader(Pairs(self.target, self.coupling, seeds, n), n)
         parts = [Pairs(self.target, self.coupling, seeds[c], n) for c in chunks(len(seeds), self.num_workers)]

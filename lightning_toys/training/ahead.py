@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from lightning_toys.errors import ToyError
-from lightning_toys.training.loader import Block, DrawnBlock, DrawnLoader
+from lightning_toys.training.loader import Block, BlockLoader, DrawnBlock
+from lightning_toys.training.replica_parallel import share
 
 Draw = Callable[[int, int], tuple[Tensor, ...]]
 AHEAD = 2  # parts that are drawn or waiting for each process
@@ -32,7 +33,7 @@ draws: Sequence[Draw] = ()  # a worker's own
 def chunks(replicas: int, workers: int) -> list[slice]:
     """Return the replicas' parts, one to a worker while there are enough replicas; sizes differ by one at most."""
     n = min(replicas, workers)
-    return [slice(replicas * k // n, replicas * (k + 1) // n) for k in range(n)]
+    return [share(replicas, k, n) for k in range(n)]
 
 
 def end_with_parent() -> None:
@@ -58,8 +59,8 @@ def draw_part(part: int, start: int, stop: int) -> list[np.ndarray]:
     return [x.numpy() for x in draws[part](start, stop)]
 
 
-class AheadLoader(DrawnLoader):
-    """A :class:`DrawnLoader` whose draws are made by other processes.
+class AheadLoader(BlockLoader):
+    """A :class:`~lightning_toys.training.loader.DrawnLoader` whose draws are made by other processes.
 
     Args:
         draws: one draw for each of the replicas' :func:`chunks`, in their order; they can be pickled.
@@ -68,12 +69,8 @@ class AheadLoader(DrawnLoader):
     """
 
     def __init__(self, draws: Sequence[Draw], batch_size: int, workers: int) -> None:
-        super().__init__(self.alone, batch_size)
+        super().__init__((), (), batch_size, 1, 1)
         self.draws, self.workers = list(draws), workers
-
-    def alone(self, start: int, stop: int) -> tuple[Tensor, ...]:
-        """Draw in this process."""
-        return tuple(torch.cat(columns) for columns in zip(*(d(start, stop) for d in self.draws), strict=True))
 
     def __iter__(self) -> Iterator[Block | DrawnBlock]:
         bounds, more = tee(self.bounds())

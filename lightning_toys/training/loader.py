@@ -93,7 +93,7 @@ class BlockLoader:
     @property
     def steps_per_pass(self) -> int | None:
         """Optimiser steps that it takes to see every row once; None where rows are drawn anew at every step."""
-        return -(-self.columns[0].shape[1] // self.batch_size)
+        return -(-self.columns[0].shape[1] // self.batch_size) if self.columns else None
 
     def __len__(self) -> int:
         # The run is one long Lightning epoch that max_steps ends. A known length keeps Lightning from prefetching, so
@@ -173,6 +173,11 @@ class DrawnBlock(NamedTuple):
         return Batch(tuple(x[:, k, first:last] for x in self.columns), n, first, last)
 
 
+def draw_nothing(start: int, stop: int) -> tuple[Tensor, ...]:
+    """Draw no columns, where only the steps are wanted."""
+    return ()
+
+
 class DrawnLoader(BlockLoader):
     """A :class:`BlockLoader` whose rows come from ``draw(start, stop)``, a pure function of the steps.
 
@@ -184,11 +189,6 @@ class DrawnLoader(BlockLoader):
     def __init__(self, draw: Callable[[int, int], tuple[Tensor, ...]], batch_size: int) -> None:
         super().__init__((), (), batch_size, 1, 1)
         self.draw = draw
-
-    @property
-    def steps_per_pass(self) -> None:
-        """See :attr:`BlockLoader.steps_per_pass`."""
-        return
 
     def block(self, start: int, stop: int) -> DrawnBlock:
         """Draw the rows of steps ``start`` to ``stop - 1``."""

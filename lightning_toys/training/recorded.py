@@ -50,7 +50,12 @@ class RecordedReplicas(SharedReplicas):
                 row[f"interval/{name}/lo"], row[f"interval/{name}/hi"] = estimate.lo, estimate.hi
                 row.update({f"replicas/{name}/seed_{s}": x for s, x in zip(self.seeds, v, strict=True)})
         for logger in self.trainer.loggers:
-            logger.log_metrics(row, step=step or self.global_step or self.loaded_step)
+            logger.log_metrics(row, step=step or self.reached)
+
+    @property
+    def reached(self) -> int:
+        """The optimiser step that the weights are of: trained to, or else loaded."""
+        return self.global_step or self.loaded_step
 
     def write_evaluation(self, report: Report) -> None:
         """Write a validation's metrics as ``eval/...``; means under these names are what callbacks can monitor."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from lightning_toys.errors import require
 from lightning_toys.training.data import ToyDataModule
-from lightning_toys.training.loader import DrawnLoader
+from lightning_toys.training.loader import DrawnLoader, draw_nothing
 
 
 class ReplayData(ToyDataModule):
@@ -37,8 +35,4 @@ class ReplayData(ToyDataModule):
 
     def loader(self, seeds: Sequence[int]) -> DrawnLoader:
         """See :meth:`ToyDataModule.loader`: only the steps are handed out, the module keeps the transitions."""
-
-        def nothing(start: int, stop: int) -> tuple[Tensor, ...]:
-            return ()
-
-        return DrawnLoader(nothing, self.batch_size)
+        return DrawnLoader(draw_nothing, self.batch_size)

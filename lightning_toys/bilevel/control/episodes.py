@@ -42,6 +42,11 @@ def play(
     return np.where(still, environments.totals, totals), np.where(still, environments.lengths, lengths)
 
 
+def actions_of(u: np.ndarray, actions: int) -> np.ndarray:
+    """Turn uniforms in [0, 1), float64, into actions that are each as likely."""
+    return np.minimum((u * actions).astype(np.int64), actions - 1)
+
+
 class RandomActions:
     """A policy that takes every action with the same probability, whatever it sees: keyed by seed, stream and step."""
 
@@ -52,9 +57,9 @@ class RandomActions:
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
         """Return the next step's actions (R, copies)."""
-        drawn = self.noise.at(self.steps, LIKE).numpy()
+        u = self.noise.at(self.steps, LIKE).numpy().astype(np.float64)
         self.steps += 1
-        return (drawn.astype(np.float64) * self.actions).astype(np.int64)
+        return actions_of(u, self.actions)
 
 
 def record(

@@ -25,7 +25,7 @@ from lightning_toys.bilevel.control.environments import (
     Environments,
     make_environments,
 )
-from lightning_toys.bilevel.control.episodes import RandomActions, play, record, write_gif
+from lightning_toys.bilevel.control.episodes import RandomActions, actions_of, play, record, write_gif
 from lightning_toys.bilevel.control.learner import Learner, Nets, Solver
 from lightning_toys.bilevel.control.replay import Replay
 from lightning_toys.bilevel.vectors import Tensors, flatten
@@ -212,7 +212,7 @@ class BilevelControl(ToyModule):
             random: whether all actions are.
         """
         u = self.noise.at(step, torch.empty(0)).numpy().astype(np.float64)
-        chosen = np.minimum((u[:, 1] * self.sizes["actions"]).astype(np.int64), self.sizes["actions"] - 1)
+        chosen = actions_of(u[:, 1], self.sizes["actions"])
         if random:
             return np.asarray(chosen[:, None])
         q = self.nets.q.trace(self.tensor(observation)).output
@@ -343,17 +343,17 @@ class BilevelControl(ToyModule):
 
     # judging
 
-    def played(self, stream: str, episodes: int, step: int, greedy: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Return sums of rewards and lengths (R, episodes), the drift as at a step; of random actions if not greedy."""
+    def played(self, stream: str, episodes: int, greedy: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Return sums of rewards and lengths (R, episodes), the drift as it is now; of random actions if not greedy."""
         environments = make_environments(self.env, self.seeds, stream, episodes, self.disturbance)
-        found = play(environments, self.greedy if greedy else RandomActions(environments), clock=step)
+        found = play(environments, self.greedy if greedy else RandomActions(environments), clock=self.reached)
         environments.close()
         return found
 
     def evaluation(self, stream: str, episodes: int) -> Report:
         """Play episodes with greedy actions, the same first states each time; measure errors on the replay."""
-        step = self.global_step or self.loaded_step
-        totals, lengths = self.played(stream, episodes, step)
+        step = self.reached
+        totals, lengths = self.played(stream, episodes)
         found = {"return": totals.mean(1), "length": lengths.astype(np.float64).mean(1)}
         if episodes > 1:
             found["return_sd"] = totals.std(1, ddof=1)
@@ -393,7 +393,7 @@ class BilevelControl(ToyModule):
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         """Play other episodes, and more of them; record one where that is asked for."""
         report = self.evaluation("test", self.test_episodes)
-        totals, lengths = self.played("test", self.test_episodes, self.global_step or self.loaded_step, greedy=False)
+        totals, lengths = self.played("test", self.test_episodes, greedy=False)
         # what an agent has to beat, in the same episodes
         report.references = {"random actions": {"return": float(totals.mean()), "length": float(lengths.mean())}}
         self.last_report = report
