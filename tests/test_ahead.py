@@ -82,6 +82,18 @@ def test_draws_can_be_sent_to_a_fresh_process() -> None:
         assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_processes_leave_signals_to_the_main_one(number: signal.Signals) -> None:
+    before, blocks = set(multiprocessing.active_children()), iter(settled(AheadLoader([pairs(SEEDS)], 8, 2)))
+    first = next(blocks)
+    mine = set(multiprocessing.active_children()) - before
+    assert len(mine) == 2
+    for process in mine:
+        os.kill(process.pid or 0, number)
+    assert [b.start for b in (first, *blocks)] == [0, 20, 40, 60]
+    ended(before)
+
+
 class Failing(OptimalTransport):
     """A coupling that fails in its own way."""
 

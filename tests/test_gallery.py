@@ -14,9 +14,12 @@ import yaml
 from markdown_it import MarkdownIt
 
 from gallery import build, check, manifest, marks, running
+from gallery.read import adjusted
 from gallery.recipe import Run
 from gallery.recipes import RECIPES
+from gallery.recipes.control import returns_p
 from lightning_toys.cli import main
+from lightning_toys.stats import Estimate, PairedDifference
 
 REPO = Path(__file__).resolve().parent.parent
 RUNS = [run for recipe in RECIPES for run in recipe.runs]
@@ -293,3 +296,12 @@ def test_what_a_sweep_left_is_not_taken_away_by_a_test_of_a_cell(
 def test_unknown_names_are_refused_in_a_line() -> None:
     with pytest.raises(SystemExit, match="'flwo' is not allowed"):
         build.main(["--only", "flwo"])
+
+
+def test_p_values_are_adjusted_by_holm() -> None:
+    """The least by how many there are, the next by one less, never below the one before."""
+    differences = [PairedDifference(Estimate(0.0, -1.0, 1.0, 8), p) for p in (0.03, 0.01, 0.02)]
+    assert adjusted(differences) == pytest.approx([0.04, 0.03, 0.04])
+    runs = [{"seeds": [0, 1, 2], "metrics": {"return": {"values": v}}} for v in ([1, 2, 4], [0, 0, 0], [0, 3, 0])]
+    # of the differences (1, 2, 4) and (1, -1, 4), Student's t with two degrees of freedom; twice the lesser p
+    assert [returns_p([(runs[0], runs[1]), (runs[0], runs[2])], i) for i in (0, 1)] == [".24", ".46"]  # scipy: .23617, .45567
