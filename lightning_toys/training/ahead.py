@@ -91,7 +91,8 @@ class AheadLoader(BlockLoader):
                 f"--data.num_workers: one of {self.workers} processes has died (of too little memory?); give fewer"
             ) from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # not without waiting: the interpreter's exit would write to a pipe that is being closed
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def handed_out(
         self, pool: ProcessPoolExecutor, tasks: Iterable[tuple[int, int, int]]
