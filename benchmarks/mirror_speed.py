@@ -118,7 +118,7 @@ def batched(chains: int, compiled: bool = False) -> float:
     total = 0.0
     start = time.process_time()
     for block in range(blocks):
-        total += float(sampler.draw(Noise(0, block, "benchmark", like, compiled)).a.sum())
+        total += float(sampler.draw(Noise([(0, block)], "benchmark", like, compiled)).a.sum())
     taken = time.process_time() - start
     assert abs(total / (blocks * BLOCK) - 0.93806) < 0.02
     return blocks * BLOCK / taken

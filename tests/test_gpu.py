@@ -66,7 +66,7 @@ def test_going_on(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_chains_see_the_cpus_numbers(dtype: torch.dtype) -> None:
-    both = [Noise(3, 5, "test", torch.zeros((), dtype=dtype, device=d)) for d in ("cpu", "cuda")]
+    both = [Noise([(3, 5)], "test", torch.zeros((), dtype=dtype, device=d)) for d in ("cpu", "cuda")]
     for law in ("normal", "uniform"):
         one, two = (getattr(n, law)(3) for n in both)
         assert two.device.type == "cuda"

@@ -24,12 +24,12 @@ torchs_own = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 def test_one_formula_and_the_other() -> None:
     """Uncompiled, so that a wrong formula would show as more than a rounding."""
-    words = Noise(1, 2, "test", LIKE).words(4)
-    assert torch.allclose(fused.normals_of(words), Noise(1, 2, "test", LIKE).normal(4), atol=2e-6)
-    assert torch.equal(fused.uniforms_of(words), Noise(1, 2, "test", LIKE).uniform(4))
-    noise, law, eta = Noise(0, 0, "test", LIKE), gaussian(0.7, 3.0), 0.3
+    words = Noise([(1, 2)], "test", LIKE).words(4)
+    assert torch.allclose(fused.normals_of(words), Noise([(1, 2)], "test", LIKE).normal(4), atol=2e-6)
+    assert torch.equal(fused.uniforms_of(words), Noise([(1, 2)], "test", LIKE).uniform(4))
+    noise, law, eta = Noise([(0, 0)], "test", LIKE), gaussian(0.7, 3.0), 0.3
     x = 2 * noise.normal()
-    xi, u = Noise(0, 1, "test", LIKE).normal()[0], Noise(0, 1, "other", LIKE).uniform()[0]
+    xi, u = Noise([(0, 1)], "test", LIKE).normal()[0], Noise([(0, 1)], "other", LIKE).uniform()[0]
 
     class Given(Noise):
         def normal(self, rows: int = 1) -> torch.Tensor:
@@ -39,7 +39,7 @@ def test_one_formula_and_the_other() -> None:
             return u.unsqueeze(0)
 
     state = start(x, law)
-    new, info = langevin_proposal(Given(0, 0, "", LIKE), state, law, eta)
+    new, info = langevin_proposal(Given([(0, 0)], "", LIKE), state, law, eta)
     after, accepted = fused.gaussian_mala(x[0], xi, u, torch.tensor([0.7, 3.0, (eta / 2) ** 0.5]))
     assert 0.3 < float(accepted.mean()) < 0.99
     same = accepted == info.accepted
@@ -51,7 +51,7 @@ def test_one_formula_and_the_other() -> None:
 @torchs_own
 def test_compiled_chains_are_the_same_chains() -> None:
     world = World(Joint(), StateReward(), TFGPlusFinalMALA(), 1.5, Settings(K=10, action_steps_per_level=2))
-    plain, quick = (PCMALA(world).draw(Noise(0, 0, "test", LIKE, compiled)) for compiled in (False, True))
+    plain, quick = (PCMALA(world).draw(Noise([(0, 0)], "test", LIKE, compiled)) for compiled in (False, True))
     close = (plain.a - quick.a).abs() < 1e-4
     assert float(close.float().mean()) > 0.999
     assert plain.accepted is not None

@@ -45,13 +45,13 @@ def having(world: World = WORLD, **settings: object) -> World:
 
 
 def test_noise_is_normal_and_uniform() -> None:
-    noise = Noise(0, 0, "test", LIKE)
+    noise = Noise([(0, 0)], "test", LIKE)
     z, u = noise.normal(4).ravel().numpy(), noise.uniform(4).ravel().numpy()
     assert scipy_stats.kstest(z, "norm").pvalue > 1e-3
     assert scipy_stats.kstest(u, "uniform").pvalue > 1e-3
     assert u.min() >= 0
     # no memory between the halves of Box and Muller's pairs, nor between rows
-    a = Noise(1, 0, "test", LIKE).normal(2)
+    a = Noise([(1, 0)], "test", LIKE).normal(2)
     pairs = [(a[0, : BLOCK // 2], a[0, BLOCK // 2 :]), (a[0], a[1])]
     for x, y in pairs:
         for f, g in ((x, y), (x.square(), y.square())):
@@ -59,11 +59,11 @@ def test_noise_is_normal_and_uniform() -> None:
 
 
 def test_noise_depends_on_its_key_alone() -> None:
-    first = Noise(3, 5, "a", LIKE).normal()
-    assert torch.equal(first, Noise(3, 5, "a", LIKE).normal())
-    for other in (Noise(4, 5, "a", LIKE), Noise(3, 6, "a", LIKE), Noise(3, 5, "b", LIKE)):
+    first = Noise([(3, 5)], "a", LIKE).normal()
+    assert torch.equal(first, Noise([(3, 5)], "a", LIKE).normal())
+    for other in (Noise([(4, 5)], "a", LIKE), Noise([(3, 6)], "a", LIKE), Noise([(3, 5)], "b", LIKE)):
         assert not torch.equal(first, other.normal())
-    single = Noise(3, 5, "a", torch.zeros(())).normal(8)
+    single = Noise([(3, 5)], "a", torch.zeros(())).normal(8)
     assert single.dtype == torch.float32
     assert single.isfinite().all()
 
@@ -79,6 +79,26 @@ def test_chains_do_not_depend_on_how_many_there_are(name: str) -> None:
         assert len(b.a) == 2 * BLOCK + 10
     solo = bench.run(sampler, [2], 500, LIKE)[0]
     assert np.array_equal(solo.a, few[1].a)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_blocks_side_by_side(name: str, dtype: torch.dtype) -> None:
+    """As a GPU draws them: everything that is kept of each block is what it is alone, bit for bit."""
+    sampler = SAMPLERS[name](having(mcmc_steps=4, K=4, predictor_K=8, smc_K=5, smc_particles=2**10))
+    like = torch.zeros((), dtype=dtype)
+    keys = [(7, 0), (7, 1), (2, 0), (2, 1), (2, 2)]
+    alone = [block for key in keys for block in bench.some_blocks(sampler, [key], like)]
+    for one, two in zip(alone, bench.some_blocks(sampler, keys, like), strict=True):
+        assert one.keys() == two.keys()
+        for k, v in one.items():
+            assert v == two[k] if k == "extra" else np.array_equal(v, two[k]), k
+    assert not np.array_equal(alone[0]["a"], alone[1]["a"])
+    few, many = (bench.run(sampler, [7, 2], 2 * BLOCK + 10, like, wide=wide) for wide in (1, 4))
+    for a, b in zip(few, many, strict=True):
+        assert np.array_equal(a.a, b.a)
+        assert np.array_equal(a.s, b.s)
+        assert (a.accepted, a.jump, a.extra) == (b.accepted, b.jump, b.extra)
 
 
 # kernels
@@ -121,7 +141,7 @@ def test_mala_kernel_is_its_matrix(sign: float) -> None:
     state = start(torch.full((1, 4 * BLOCK), x0, dtype=torch.float64), torch_skewed)
     state = state._replace(grad=sign * state.grad)
 
-    noise = Noise(0, 0, "test/mala", LIKE)
+    noise = Noise([(0, 0)], "test/mala", LIKE)
     parts = []
     for k in range(4):
         piece = type(state)(*(v[..., k * BLOCK : (k + 1) * BLOCK] for v in state))
@@ -148,7 +168,7 @@ def test_mala_keeps_a_skewed_target() -> None:
     cdf = np.cumsum(p) / p.sum()
     u = keyed_generator(0, 0, "test/skewed").random(BLOCK)
     x = torch.from_numpy(np.interp(u, cdf, grid)).unsqueeze(0)
-    noise, state, plain = Noise(0, 0, "test/keep", LIKE), start(x, torch_skewed), x
+    noise, state, plain = Noise([(0, 0)], "test/keep", LIKE), start(x, torch_skewed), x
     for _ in range(10):
         state, _ = mala(noise, state, torch_skewed, 0.4)
         plain = ula(noise, plain, torch_skewed(plain)[1], 0.4)
@@ -167,12 +187,16 @@ def test_ula_ends_at_its_own_variance() -> None:
 
 
 def test_systematic_resampling() -> None:
-    """Index i is kept floor or ceil of N w_i times, N w_i on average over the uniform."""
-    w = torch.tensor([0.1, 0.37, 0.0, 0.53], dtype=torch.float64)
-    counts = torch.stack([torch.bincount(systematic(w, (k + 0.5) / 50), minlength=4) for k in range(50)]).double()
-    assert ((counts - 4 * w).abs() < 1).all()
-    torch.testing.assert_close(counts.mean(0), 4 * w, atol=0.02, rtol=0)
-    assert systematic(w, 1.0).max() == 3
+    """Index i is kept floor or ceil of N w_i times, N w_i on average over the uniform, group by group."""
+    w = torch.tensor([[0.1, 0.37, 0.0, 0.53], [0.25, 0.25, 0.1, 0.4]], dtype=torch.float64)
+    for group in range(2):
+        uniforms = torch.full((2, 50), 0.9)
+        uniforms[group] = (torch.arange(50) + 0.5) / 50
+        kept = torch.stack([systematic(w, u)[group] for u in uniforms.T])
+        counts = torch.stack([torch.bincount(row, minlength=4) for row in kept]).double()
+        assert ((counts - 4 * w[group]).abs() < 1).all()
+        torch.testing.assert_close(counts.mean(0), 4 * w[group], atol=0.02, rtol=0)
+    assert systematic(w, torch.ones(2)).max() == 3
 
 
 # exact laws
@@ -237,7 +261,7 @@ def test_smc_is_unbiased_in_z(twist: str, particles: int) -> None:
     """Over independent runs, at few particles too; a twist that is left out of the weights is not."""
     sampler = SAMPLERS["smc_twisted"](having(smc_K=8, smc_particles=particles, smc_twist=twist))
     truth = WORLD.target.log_z
-    drawn = [sampler.draw(Noise(s, 0, "test/z", LIKE)).extra for s in range(12)]
+    drawn = [sampler.draw(Noise([(s, 0)], "test/z", LIKE)).extra for s in range(12)]
     z = np.exp(np.concatenate([x["log_z"] for x in drawn]) - truth)  # type: ignore[index]
     assert len(z) == 12 * BLOCK // particles
     assert abs(z.mean() - 1) < 4 * z.std(ddof=1) / math.sqrt(len(z))
@@ -245,7 +269,7 @@ def test_smc_is_unbiased_in_z(twist: str, particles: int) -> None:
     sampler.constant = lambda k: 0.0  # type: ignore[attr-defined]
     sampler.log_twist = lambda k, x: 0 * x[0]  # type: ignore[attr-defined]
     sampler.pulls = [(0.3 * G, 0.3 * g) for G, g in sampler.pulls]  # type: ignore[attr-defined]  # lighter tails
-    plain = np.exp(np.concatenate([sampler.draw(Noise(s, 0, "test/z", LIKE)).extra["log_z"] for s in range(12)]))  # type: ignore[index]
+    plain = np.exp(np.concatenate([sampler.draw(Noise([(s, 0)], "test/z", LIKE)).extra["log_z"] for s in range(12)]))  # type: ignore[index]
     assert abs(plain.mean() - 1) < 4 * plain.std(ddof=1) / math.sqrt(len(plain))
     assert abs(math.exp(truth) - 1) > 0.5
 
@@ -388,7 +412,7 @@ def test_cost_counts_alike() -> None:
 
     state = start(torch.zeros(1, BLOCK), counted)
     for _ in range(11):
-        state, _ = mala(Noise(0, 0, "test", torch.zeros(())), state, counted, 0.5)
+        state, _ = mala(Noise([(0, 0)], "test", torch.zeros(())), state, counted, 0.5)
     assert calls == costs["mala"].score
 
 

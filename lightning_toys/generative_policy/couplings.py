@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from lightning_toys.errors import require
 
@@ -18,6 +22,14 @@ class Coupling:
 
     def pair(self, x: Array, e: Array) -> Array:
         """Return e (B, 2) in the order in which its rows go with those of x (B, 2)."""
+        raise NotImplementedError
+
+    def pairs_on(self, device: torch.device) -> bool:
+        """Return whether :meth:`pair_there` is to be used where training runs on a device, in place of :meth:`pair`."""
+        return False
+
+    def pair_there(self, x: Tensor, e: Tensor) -> Tensor:
+        """Return e (..., B, 2) paired with x (..., B, 2) as :meth:`pair` does it, but where the tensors are."""
         raise NotImplementedError
 
 
@@ -52,3 +64,14 @@ class OptimalTransport(Coupling):
             _, columns = linear_sum_assignment(x[group] @ e[group].T, maximize=True)
             out[group] = e[group][columns]
         return out
+
+    def pairs_on(self, device: torch.device) -> bool:
+        """See :meth:`Coupling.pairs_on`: a GPU would wait for the host's assignments. Torch for CUDA brings triton."""
+        return device.type == "cuda" and find_spec("triton") is not None
+
+    def pair_there(self, x: Tensor, e: Tensor) -> Tensor:
+        """See :meth:`Coupling.pair_there`: the host's pairs, but for two assignments as good to seven digits."""
+        from lightning_toys.generative_policy.assignment import assign  # not where there is no triton
+
+        points, groups = (t.reshape(*t.shape[:-2], -1, self.divides, 2) for t in (x, e))
+        return groups.take_along_dim(assign(points, groups).unsqueeze(-1), -2).view(e.shape)

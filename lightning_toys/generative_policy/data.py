@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from lightning_toys.generative_policy.couplings import Coupling, Independent
 from lightning_toys.generative_policy.mixture import Target, ThreeModes
 from lightning_toys.training.ahead import AheadLoader, chunks
 from lightning_toys.training.data import ToyDataModule
-from lightning_toys.training.loader import BlockLoader, DrawnLoader, draw_nothing
+from lightning_toys.training.loader import BlockLoader, DrawnBlock, DrawnLoader, draw_nothing
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 
 
@@ -52,7 +53,7 @@ class MixtureData(ToyDataModule):
         coupling: which e goes with which x.
         batch_size: pairs of one optimiser step.
         num_workers: processes, on each rank, that draw ahead of training; 0 draws in between. The numbers are the same.
-            With hundreds of replicas a GPU would wait for optimal transport.
+            With hundreds of replicas a GPU would wait for the draws.
     """
 
     drawn = True
@@ -81,10 +82,24 @@ class MixtureData(ToyDataModule):
         assert self.trainer is not None
         if not getattr(self.trainer.lightning_module, "reads_data", True):
             return DrawnLoader(draw_nothing, n)
+        coupling = Independent() if self.pairs_there else self.coupling
         if self.num_workers == 0:
-            return DrawnLoader(Pairs(self.target, self.coupling, seeds, n), n)
-        parts = [Pairs(self.target, self.coupling, seeds[c], n) for c in chunks(len(seeds), self.num_workers)]
+            return DrawnLoader(Pairs(self.target, coupling, seeds, n), n)
+        parts = [Pairs(self.target, coupling, seeds[c], n) for c in chunks(len(seeds), self.num_workers)]
         return AheadLoader(parts, n, self.num_workers)
+
+    @property
+    def pairs_there(self) -> bool:
+        """Whether what was drawn is coupled on the device that trains."""
+        assert self.trainer is not None
+        return self.coupling.pairs_on(self.trainer.strategy.root_device)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Couple a block of draws on the device, where that is done there."""
+        if not (isinstance(batch, DrawnBlock) and batch.columns and self.pairs_there):
+            return batch
+        x, e = batch.columns
+        return batch._replace(columns=(x, self.coupling.pair_there(x, e)))
 
     def sample(self, seed: int, n: int, stream: str) -> Tensor:
         """Return n samples (n, 2) of the target, float64, keyed by (seed, stream)."""

@@ -77,7 +77,7 @@ class PCULA(Annealed):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        s, watch = self.world.settings, Watch(self.watched)
+        s, watch = self.world.settings, Watch(self.watched, noise.blocks)
         x = from_prior(noise, self.world.levels[0].level).unsqueeze(0)
         for law in self.rounds:
             spread, pull = math.sqrt(self.noise_variance(law)), self.world.model.pull(law)
@@ -117,7 +117,7 @@ class PCMALA(Annealed):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        s, watch = self.world.settings, Watch(self.watched)
+        s, watch = self.world.settings, Watch(self.watched, noise.blocks)
         x = from_prior(noise, self.world.levels[0].level).unsqueeze(0)
         if noise.compiled and self.world.model.exact:
             a = self.correct(noise, self.leap(noise, x[0], watch), watch)
@@ -187,7 +187,7 @@ class PCJointMALA(Annealed):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        s, watch, first = self.world.settings, Watch(self.watched), self.world.levels[0].level
+        s, watch, first = self.world.settings, Watch(self.watched, noise.blocks), self.world.levels[0].level
         a = from_prior(noise, first)
         state_next = refresh(noise, first, a)
         for at in self.rounds:

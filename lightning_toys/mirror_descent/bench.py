@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,30 @@ from torch import Tensor
 
 from lightning_toys.mirror_descent.diagnostics import Sample
 from lightning_toys.mirror_descent.kernels import BLOCK, Noise
-from lightning_toys.mirror_descent.samplers import Draws, Sampler
+from lightning_toys.mirror_descent.samplers import Sampler
+
+WIDE = 16  # blocks side by side on a GPU: what a kernel costs there is its launch, up to a million chains or so
 
 
-def one_block(sampler: Sampler, seed: int, block: int, like: Tensor) -> dict[str, Any]:
-    """Return what a sampler draws in one block of chains, as float64 arrays; a function of (seed, block) alone."""
-    found: Draws = sampler.draw(Noise(seed, block, f"sampler/{sampler.name}", like, sampler.world.settings.compile))
+def some_blocks(sampler: Sampler, keys: Sequence[tuple[int, int]], like: Tensor) -> list[dict[str, Any]]:
+    """Return what a sampler draws in each block, as float64 arrays: a function of the block's (seed, index) alone."""
+    noise = Noise(keys, f"sampler/{sampler.name}", like, sampler.world.settings.compile)
+    found, n = sampler.draw(noise), len(keys)
 
-    def kept(x: Tensor | None) -> Any:
-        return None if x is None else x.detach().cpu().double().numpy()
+    def parts(x: Tensor | None, dim: int) -> list[Any]:
+        if x is None:
+            return [None] * n
+        whole = x.detach().cpu().double().numpy()
+        return [part.squeeze(dim) if dim else part for part in np.split(whole, n, axis=dim)]
 
-    fields = ("a", "s", "accepted", "path", "jumps")
-    return {**{name: kept(getattr(found, name)) for name in fields}, "extra": found.extra}
+    # the blocks of chains lie along the last axis, those of what was noted along the second
+    columns = {"a": parts(found.a, 0), "s": parts(found.s, 0)}
+    columns |= {k: parts(getattr(found, k), 1) for k in ("accepted", "path", "jumps")}
+    extra = {k: np.split(np.array(v), n) for k, v in (found.extra or {}).items()}
+    return [
+        {k: v[i] for k, v in columns.items()} | {"extra": {k: v[i].tolist() for k, v in extra.items()} or None}
+        for i in range(n)
+    ]
 
 
 def join(blocks: Sequence[dict[str, Any]], chains: int) -> Sample:
@@ -48,6 +61,7 @@ def run(
     rank: int = 0,
     world: int = 1,
     tick: Callable[[], None] = lambda: None,
+    wide: int = 0,
 ) -> list[Sample]:
     """Return each seed's draws, the same on every rank and however many there are.
 
@@ -59,14 +73,19 @@ def run(
         rank: this process's rank.
         world: number of processes; block i is the rank's own if i % world == rank.
         tick: called after each block.
+        wide: blocks drawn side by side, the same draws up to roundings; 0 takes WIDE on a GPU, and 1 elsewhere.
     """
     each = dict(zip(seeds, samplers, strict=True)) if isinstance(samplers, Sequence) else dict.fromkeys(seeds, samplers)
     count = -(-chains // BLOCK)
     wanted = [(seed, block) for seed in seeds for block in range(count)]
-    mine = {}
-    for key in wanted[rank::world]:
-        mine[key] = one_block(each[key[0]], *key, like)
-        tick()
+    wide = wide or (WIDE if like.device.type == "cuda" else 1)
+    mine: dict[tuple[int, int], dict[str, Any]] = {}
+    for sampler, own in groupby(wanted[rank::world], lambda key: each[key[0]]):
+        keys = list(own)
+        for some in (keys[i : i + wide] for i in range(0, len(keys), wide)):
+            mine |= dict(zip(some, some_blocks(sampler, some, like), strict=True))
+            for _ in some:
+                tick()
     found = mine
     if world > 1:
         parts: list[Any] = [None] * world

@@ -5,8 +5,11 @@ Info says whether each chain's proposal was taken. What a step costs is counted 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -23,16 +26,17 @@ BLOCK = 2**15  # chains that share a generator: enough that Python costs little,
 
 
 class Noise:
-    """Random numbers of one block of chains: a function of (seed, block, stream), and of the order of the calls.
+    """Random numbers of blocks of chains side by side; each a function of its key and of the order of calls.
 
     Raw words of SFC64, turned into normals by Box and Muller's transform in torch, which vectorises: a third of the
     time of ``Generator.standard_normal``. The words are made on the CPU in any case, and turned into numbers where they
     are wanted: devices see the same ones up to roundings. In float32 they end at 5.8 standard deviations (1e-8 of them
     would lie beyond).
 
+    B below is BLOCK times the number of blocks.
+
     Args:
-        seed: replica seed.
-        block: index of the block of chains.
+        keys: seed of the replica and index of the block, for each block.
         stream: name of the use.
         like: gives dtype and device.
         compiled: whether float32 numbers are made by compiled code, which rounds a little differently.
@@ -40,17 +44,26 @@ class Noise:
 
     ahead = 4  # rows drawn at once: a row's arithmetic costs little more than Python's calls
 
-    def __init__(self, seed: int, block: int, stream: str, like: Tensor, compiled: bool = False) -> None:
-        self.bits, self.like = keyed_bits(seed, block, stream), like
+    def __init__(self, keys: Sequence[tuple[int, int]], stream: str, like: Tensor, compiled: bool = False) -> None:
+        self.bits, self.like = [keyed_bits(*key, stream) for key in keys], like
         self.compiled = compiled and like.dtype == torch.float32
         self.stock: dict[str, tuple[Tensor, int]] = {}
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks lie side by side."""
+        return len(self.bits)
+
     def uniform(self, rows: int = 1) -> Tensor:
-        """Return uniforms (rows, BLOCK) in [0, 1); the caller may write into them."""
+        """Return uniforms (rows, B) in [0, 1); the caller may write into them."""
         return self.next("uniform", self.draw_uniform, rows)
 
+    def uniforms_of_groups(self, groups: int) -> Tensor:
+        """Return a uniform for each of ``groups`` groups of every block (blocks * groups,), block by block."""
+        return self.uniform().view(self.blocks, BLOCK)[:, :groups].flatten()
+
     def normal(self, rows: int = 1) -> Tensor:
-        """Return standard normals (rows, BLOCK); the caller may write into them."""
+        """Return standard normals (rows, B); the caller may write into them."""
         return self.next("normal", self.draw_normal, rows)
 
     def next(self, law: str, draw: Callable[[int], Tensor], rows: int) -> Tensor:
@@ -62,36 +75,55 @@ class Noise:
         return drawn[used : used + rows]
 
     def draw_uniform(self, rows: int) -> Tensor:
-        """Draw uniforms (rows, BLOCK)."""
+        """Draw uniforms (rows, B)."""
         if self.compiled:
             return kept_compiled(uniforms_of)(self.words(rows))
         drawn, grain = self.grains(rows)
         return torch.add(drawn.new_full((), 0.5), drawn, alpha=grain)
 
     def draw_normal(self, rows: int) -> Tensor:
-        """Draw standard normals (rows, BLOCK)."""
+        """Draw standard normals (rows, B)."""
         if self.compiled:
-            return kept_compiled(normals_of)(self.words(rows))
+            return kept_compiled(normals_of)(self.words(rows).view(-1, BLOCK)).view(rows, -1)
         drawn, grain = self.grains(rows)
-        first, angle = drawn.view(rows, 2, BLOCK // 2).unbind(1)
+        halves = drawn.view(-1, 2, BLOCK // 2)
+        first, angle = halves.unbind(1)
         # the logarithm of (0, 1]; an angle in [-pi, pi)
         radius = torch.add(drawn.new_full((), 0.5 + grain), first, alpha=grain).log_().mul_(-2.0).sqrt_()
         angle = angle * (2 * math.pi * grain)
-        out = torch.empty_like(drawn).view(rows, 2, BLOCK // 2)
+        out = torch.empty_like(halves)
         torch.mul(radius, angle.cos(), out=out[:, 0])
         torch.mul(radius, angle.sin(), out=out[:, 1])
-        return out.view(rows, BLOCK)
+        return out.view(rows, -1)
 
     def grains(self, rows: int) -> tuple[Tensor, float]:
-        """Return whole numbers (rows, BLOCK) as floats, all alike, and the factor that takes them to [-1/2, 1/2)."""
+        """Return whole numbers (rows, B) as floats, all alike, and the factor that takes them to [-1/2, 1/2)."""
         if self.like.dtype == torch.float64:
-            words = sent(self.bits.random_raw(rows * BLOCK).view(np.int64), self.like.device)
-            return (words >> 11).double().view(rows, BLOCK), 2.0**-53
+            return (self.raw(rows, BLOCK) >> 11).double(), 2.0**-53
         return (self.words(rows) >> 8).float(), 2.0**-24
 
     def words(self, rows: int) -> Tensor:
-        """Return raw words of 32 bits (rows, BLOCK)."""
-        return sent(self.bits.random_raw(rows * BLOCK // 2).view(np.int32), self.like.device).view(rows, BLOCK)
+        """Return raw words of 32 bits (rows, B)."""
+        return self.raw(rows, BLOCK // 2).view(torch.int32)
+
+    def raw(self, rows: int, n: int) -> Tensor:
+        """Return raw words of 64 bits on the device (rows, blocks * n), each block's from its own generator."""
+        if self.blocks == 1:
+            return sent(self.bits[0].random_raw(rows * n).view(np.int64), self.like.device).view(rows, n)
+        out = torch.empty(rows, self.blocks, n, dtype=torch.int64, pin_memory=self.like.device.type == "cuda")
+        columns = out.numpy().view(np.uint64)
+
+        def fill(block: int) -> None:
+            columns[:, block] = self.bits[block].random_raw(rows * n).reshape(rows, n)
+
+        list(threads().map(fill, range(self.blocks)))
+        return out.view(rows, -1).to(self.like.device, non_blocking=True)
+
+
+@functools.cache
+def threads() -> ThreadPoolExecutor:
+    """Return the threads that draw words of several blocks at once: the generators work without the interpreter."""
+    return ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 
 
 # a target: x (D, B) to (log density up to a constant (B,), gradient (D, B))

@@ -182,7 +182,8 @@ class TwistedSMC(Sampler):
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`: a block holds BLOCK / smc_particles independent runs."""
         s, like = self.world.settings, noise.like
-        n, runs = s.smc_particles, BLOCK // s.smc_particles
+        n, of_block = s.smc_particles, BLOCK // s.smc_particles
+        runs = noise.blocks * of_block
 
         def normal() -> Tensor:
             return noise.normal(2).view(2, runs, n)
@@ -196,11 +197,11 @@ class TwistedSMC(Sampler):
         for k in range(len(self.moves)):
             weight = torch.softmax(log_w, -1)
             share = 1 / (weight.square().sum(-1) * n)
-            uniform = noise.uniform()[0, :runs]
+            uniform = noise.uniforms_of_groups(of_block)
             low = share < s.ess_threshold
             if bool(low.any()):
                 resampled += low.cpu()
-                kept = torch.stack([systematic(w, float(u)) for w, u in zip(weight, uniform, strict=True)])
+                kept = systematic(weight, uniform)
                 kept = torch.where(low[:, None], kept, torch.arange(n, device=kept.device))
                 x = x.gather(2, kept.expand(2, runs, n))
                 seen = self.look(k, x)
@@ -219,9 +220,8 @@ class TwistedSMC(Sampler):
             log_w = log_w + (log_ratio + seen.log_twist - before).double()
         log_z = log_z + torch.logsumexp(log_w, -1) - math.log(n)
         weight = torch.softmax(log_w, -1)
-        starts = noise.uniform()[0, : len(weight)].tolist()
-        kept = torch.stack([systematic(w, u) for w, u in zip(weight, starts, strict=True)])
-        x = x.gather(2, kept.expand(2, runs, n)).reshape(2, BLOCK)
+        kept = systematic(weight, noise.uniforms_of_groups(of_block))
+        x = x.gather(2, kept.expand(2, runs, n)).flatten(1)
         extra = {
             "log_z": log_z.tolist(),
             "ess_fraction": (1 / (weight.square().sum(-1) * n)).tolist(),

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_toys.mirror_descent import affine
 from lightning_toys.mirror_descent.affine import Affine, Law
 from lightning_toys.mirror_descent.joint import Level
-from lightning_toys.mirror_descent.kernels import Noise, State, independence, mala, start, ula
+from lightning_toys.mirror_descent.kernels import BLOCK, Noise, State, independence, mala, start, ula
 from lightning_toys.mirror_descent.world import Cost, World
 
 WATCHED = 64  # chains of a block whose path is kept
@@ -22,15 +22,15 @@ COUNTED = 1024  # chains of a block that acceptance and jumps are averaged over
 
 @dataclass
 class Draws:
-    """What a sampler made of one block of chains.
+    """What a sampler made of some blocks of chains, side by side.
 
     Attributes:
         a: actions (B,).
         s: next states (B,).
-        accepted: mean acceptance of each step (T,), or none.
-        path: actions of the watched chains at every step (T, W), or none.
-        jumps: mean squared jump of the action in each step (T,), or none.
-        extra: other numbers, by name: one of each independent group of chains.
+        accepted: mean acceptance of each step in each block (T, blocks), or none.
+        path: actions of each block's watched chains at every step (T, blocks, W), or none.
+        jumps: mean squared jump of the action in each step and block (T, blocks), or none.
+        extra: other numbers, by name: one of each independent group of chains, block by block.
     """
 
     a: Tensor
@@ -57,7 +57,7 @@ class Sampler:
         self.world = world
 
     def draw(self, noise: Noise) -> Draws:
-        """Return one block of draws."""
+        """Return draws of as many blocks as the noise has."""
         raise NotImplementedError
 
     def cost(self) -> Cost:
@@ -80,36 +80,41 @@ def exact_law(world: World) -> Law:
 
 
 def from_prior(noise: Noise, level: Level) -> Tensor:
-    """Draw actions (BLOCK,) of the untilted law at a level."""
+    """Draw actions (B,) of the untilted law at a level."""
     return noise.normal()[0] * math.sqrt(level.C[0, 0]) + float(level.m[0])
 
 
 class Watch:
-    """Notes what the chains of a block do.
+    """Notes what the chains of each block do.
 
     Args:
-        watched: chains whose path is kept.
+        watched: chains of a block whose path is kept.
+        blocks: how many blocks lie side by side.
     """
 
-    def __init__(self, watched: int) -> None:
-        self.kept, self.watched = max(watched, COUNTED), watched
+    def __init__(self, watched: int, blocks: int) -> None:
+        self.kept, self.watched, self.blocks = max(watched, COUNTED), watched, blocks
         self.accepted: list[Tensor] = []
         self.path: list[Tensor] = []
 
     def note(self, before: Tensor, after: Tensor, accepted: Tensor | None = None) -> None:
         """Note one step of the actions (B,)."""
         if not self.path:
-            self.path.append(before[: self.kept].clone())
-        self.path.append(after[: self.kept].clone())
+            self.path.append(self.some(before, self.kept))
+        self.path.append(self.some(after, self.kept))
         if accepted is not None:
-            self.accepted.append(accepted[:COUNTED].clone())
+            self.accepted.append(self.some(accepted, COUNTED))
+
+    def some(self, x: Tensor, n: int) -> Tensor:
+        """Return a copy of what belongs to each block's first n chains (blocks, n)."""
+        return x.view(self.blocks, -1)[:, :n].clone()
 
     def draws(self, a: Tensor, s: Tensor) -> Draws:
         """Return the block's draws with what was noted."""
-        accepted = torch.stack(self.accepted).mean(1) if self.accepted else None
+        accepted = torch.stack(self.accepted).mean(-1) if self.accepted else None
         path = torch.stack(self.path)
-        jumps = path[:, :COUNTED].diff(dim=0).square().mean(1)
-        return Draws(a, s, accepted, path[1:, : self.watched] if self.watched else None, jumps)
+        jumps = path[..., :COUNTED].diff(dim=0).square().mean(-1)
+        return Draws(a, s, accepted, path[1:, :, : self.watched] if self.watched else None, jumps)
 
 
 class Importance(Sampler):
@@ -127,8 +132,7 @@ class Importance(Sampler):
         log_w = beta * (Q.b * a - 0.5 * Q.A * a * a)
         log_w = log_w.double().view(-1, GROUP)
         weight = torch.softmax(log_w, -1)
-        starts = noise.uniform()[0, : len(weight)].tolist()
-        kept = torch.stack([systematic(w, u) for w, u in zip(weight, starts, strict=True)])
+        kept = systematic(weight, noise.uniforms_of_groups(BLOCK // GROUP))
         kept = (kept + GROUP * torch.arange(len(kept), device=kept.device)[:, None]).ravel()
         extra = {
             "ess_fraction": (1 / (weight.square().sum(-1) * GROUP)).tolist(),
@@ -141,11 +145,16 @@ class Importance(Sampler):
         return Cost(prior=1, value=1, refresh=1)
 
 
-def systematic(weight: Tensor, uniform: float) -> Tensor:
-    """Return the indices that systematic resampling keeps: weight (N,), sum 1; index i about N weight_i times."""
-    n = len(weight)
-    places = (torch.arange(n, dtype=weight.dtype, device=weight.device) + uniform) / n
-    return torch.searchsorted(weight.cumsum(0), places).clamp_(max=n - 1)
+def systematic(weight: Tensor, uniform: Tensor) -> Tensor:
+    """Return the indices (groups, N) that systematic resampling keeps in each group, index i about N weight_i times.
+
+    Args:
+        weight: (groups, N), each row of sum 1.
+        uniform: one of each group (groups,).
+    """
+    n = weight.shape[-1]
+    places = (torch.arange(n, dtype=weight.dtype, device=weight.device) + uniform.to(weight)[:, None]) / n
+    return torch.searchsorted(weight.cumsum(-1), places).clamp_(max=n - 1)
 
 
 class IndependenceMH(Sampler):
@@ -156,7 +165,7 @@ class IndependenceMH(Sampler):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        world, watch = self.world, Watch(self.watched)
+        world, watch = self.world, Watch(self.watched, noise.blocks)
         clean, Q, beta = world.joint.clean, world.target.Q, world.strength
 
         def value(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,7 +193,7 @@ class ULA(Sampler):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        world, watch = self.world, Watch(self.watched)
+        world, watch = self.world, Watch(self.watched, noise.blocks)
         eta = world.settings.ula_step
         x, pull = from_prior(noise, world.joint.clean).unsqueeze(0), world.model.pull(world.target)
         for _ in range(world.settings.mcmc_steps):
@@ -222,7 +231,7 @@ class MALA(Sampler):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        world, watch = self.world, Watch(self.watched)
+        world, watch = self.world, Watch(self.watched, noise.blocks)
         law = world.model.action(world.target)
         eta = world.settings.mala_step / world.target.tau
         state: State = start(from_prior(noise, world.joint.clean).unsqueeze(0), law)
@@ -252,7 +261,7 @@ class Gibbs(Sampler):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        world, watch, joint, target = self.world, Watch(self.watched), self.world.joint, self.world.target
+        world, watch, joint, target = self.world, Watch(self.watched, noise.blocks), self.world.joint, self.world.target
         tau = self.posterior_precision
         a = from_prior(noise, joint.clean)
         for _ in range(world.settings.mcmc_steps):
