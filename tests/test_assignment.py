@@ -78,7 +78,7 @@ def test_training_sees_the_hosts_pairs(
     policies: Runner, bitwise: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, whoever draws; the stand-in solves on the host what a GPU would be given."""
-    flags = ("--model.seeds", "[4,1]", "--trainer.max_steps", "60")
+    flags = ("--model.seeds", "[4,1]", "--trainer.max_steps", "60", "--trainer.accelerator", "cpu")
     policies.ok("fit", "meanflow", *flags, "--run.name", "host")
     given: list[torch.Size] = []
 
@@ -95,6 +95,17 @@ def test_training_sees_the_hosts_pairs(
         given.clear()
         for key in ("state_dict", "optimizer_states"):
             bitwise(policies.checkpoint("meanflow", "host")[key], policies.checkpoint("meanflow", name)[key], key)
+
+
+@pytest.mark.skipif(not GPU, reason="no GPU")
+def test_training_on_a_gpu(policies: Runner, bitwise: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With pairs made there or on the host: the same weights, bit for bit."""
+    flags = ("--model.seeds", "[4,1]", "--trainer.max_steps", "60", "--trainer.accelerator", "gpu")
+    policies.ok("fit", "meanflow", *flags, "--run.name", "there")
+    monkeypatch.setattr(OptimalTransport, "pairs_on", lambda self, device: False)
+    policies.ok("fit", "meanflow", *flags, "--run.name", "host")
+    one, two = (policies.checkpoint("meanflow", name)["state_dict"] for name in ("there", "host"))
+    bitwise(one, two, "state_dict")
 
 
 def test_where_pairs_are_made() -> None:

@@ -34,8 +34,10 @@ def test_every_verb(cell: Cell, tmp_path: Path, capsys: pytest.CaptureFixture[st
     one, two = (metrics(tmp_path / d / cell.folder("test") / "results.json") for d in ("cpu", "gpu"))
     assert one.keys() == two.keys()
     for name in one:
+        # a rounding changes which particle is resampled: a few of two hundred chains are others then
+        close = max(CLOSE[cell.precision], 2e-2 if name.endswith("@smc_twisted") else 0)
         for a, b in zip(one[name]["values"], two[name]["values"], strict=True):
-            assert same(a, b, CLOSE[cell.precision]), f"{cell.label} {name}: {a} and {b}"
+            assert same(a, b, close), f"{cell.label} {name}: {a} and {b}"
 
 
 def fit(root: Path, name: str, run: str, steps: int, *flags: str) -> dict[str, Any]:
@@ -50,11 +52,17 @@ def fit(root: Path, name: str, run: str, steps: int, *flags: str) -> dict[str, A
     return found
 
 
+def apart(a: dict[str, Any], b: dict[str, Any]) -> float:
+    """Distance between the weights of two checkpoints."""
+    pairs = [(x.double(), b["state_dict"][k].double()) for k, x in a["state_dict"].items() if x.is_floating_point()]
+    return float(sum((x - y).square().sum() for x, y in pairs)) ** 0.5
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_going_on(name: str, tmp_path: Path) -> None:
     """Stopped and gone on with on the GPU: bit for bit the run left alone. Begun on one device, ended on the other."""
     whole = fit(tmp_path, name, "whole", 6, *GPU)
-    fit(tmp_path, name, "cut", 3, *GPU)
+    half = fit(tmp_path, name, "cut", 3, *GPU)
     cut = fit(tmp_path, name, "cut", 6, *GPU, "--ckpt_path", "last")
     for key in ("state_dict", "optimizer_states", "global_step"):
         assert_bitwise_equal(whole[key], cut[key], key)
@@ -62,6 +70,8 @@ def test_going_on(name: str, tmp_path: Path) -> None:
         fit(tmp_path, name, run, 3, *first)
         moved = fit(tmp_path, name, run, 6, *second, "--ckpt_path", "last")
         assert moved["global_step"] == whole["global_step"]
+        # what the last three steps changed is the same change, up to roundings
+        assert apart(moved, whole) < 0.1 * apart(half, whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

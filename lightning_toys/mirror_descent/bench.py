@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -15,7 +15,8 @@ from lightning_toys.mirror_descent.diagnostics import Sample
 from lightning_toys.mirror_descent.kernels import BLOCK, Noise
 from lightning_toys.mirror_descent.samplers import Sampler
 
-WIDE = 16  # blocks side by side on a GPU: what a kernel costs there is its launch, up to a million chains or so
+# blocks side by side on a GPU: what a kernel costs there is its launch, up to a million chains or so
+WIDE = {True: 64, False: 8}  # with the exact law, and with a learned one, whose graph needs the memory
 
 
 def some_blocks(sampler: Sampler, keys: Sequence[tuple[int, int]], like: Tensor) -> list[dict[str, Any]]:
@@ -37,6 +38,12 @@ def some_blocks(sampler: Sampler, keys: Sequence[tuple[int, int]], like: Tensor)
         {k: v[i] for k, v in columns.items()} | {"extra": {k: v[i].tolist() for k, v in extra.items()} or None}
         for i in range(n)
     ]
+
+
+def parts_of(keys: Sequence[tuple[int, int]], most: int) -> Iterator[Sequence[tuple[int, int]]]:
+    """Yield the keys in their order, ``most`` at once."""
+    for i in range(0, len(keys), most):
+        yield keys[i : i + most]
 
 
 def join(blocks: Sequence[dict[str, Any]], chains: int) -> Sample:
@@ -73,16 +80,15 @@ def run(
         rank: this process's rank.
         world: number of processes; block i is the rank's own if i % world == rank.
         tick: called after each block.
-        wide: blocks drawn side by side, the same draws up to roundings; 0 takes WIDE on a GPU, and 1 elsewhere.
+        wide: blocks drawn side by side, the same draws up to roundings; 0 takes WIDE's on a GPU, and 1 elsewhere.
     """
     each = dict(zip(seeds, samplers, strict=True)) if isinstance(samplers, Sequence) else dict.fromkeys(seeds, samplers)
     count = -(-chains // BLOCK)
     wanted = [(seed, block) for seed in seeds for block in range(count)]
-    wide = wide or (WIDE if like.device.type == "cuda" else 1)
     mine: dict[tuple[int, int], dict[str, Any]] = {}
     for sampler, own in groupby(wanted[rank::world], lambda key: each[key[0]]):
-        keys = list(own)
-        for some in (keys[i : i + wide] for i in range(0, len(keys), wide)):
+        keys, most = list(own), WIDE[sampler.world.model.exact] if like.device.type == "cuda" else 1
+        for some in parts_of(keys, wide or most):
             mine |= dict(zip(some, some_blocks(sampler, some, like), strict=True))
             for _ in some:
                 tick()
