@@ -54,7 +54,7 @@ def fit(root: Path, name: str, run: str, steps: int, *flags: str) -> dict[str, A
 
 def apart(a: dict[str, Any], b: dict[str, Any]) -> float:
     """Distance between the weights of two checkpoints."""
-    pairs = [(x.double(), b["state_dict"][k].double()) for k, x in a["state_dict"].items() if x.is_floating_point()]
+    pairs = [(x.double(), b["state_dict"][k].double()) for k, x in a["state_dict"].items() if k.startswith("net.")]
     return float(sum((x - y).square().sum() for x, y in pairs)) ** 0.5
 
 
