@@ -55,6 +55,8 @@ def test_the_assignments_are_scipys(n: int) -> None:
     assert np.array_equal(found.cpu().numpy(), scipys(x, e))
     assert torch.equal(assign(x[None], e[None])[0], found)
     assert assign(x[:0], e[:0]).shape == (0, n)
+    with pytest.raises(ValueError, match="not finite"):
+        assign(x, e / 0)
     # one pair moved is worse, so that the totals below can fail
     shifted = found[:, torch.tensor([1, 0, *range(2, n)])].cpu().numpy()
     assert (total(x, e, shifted) < total(x, e, scipys(x, e))).all()

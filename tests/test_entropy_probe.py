@@ -30,6 +30,7 @@ from lightning_toys.update_entropy.estimators import (
     prefix_weighted,
     sequence_weighted,
 )
+from lightning_toys.update_entropy.figures import told_apart
 from lightning_toys.update_entropy.findings import Findings
 from lightning_toys.update_entropy.probe import FLAVOURS, Plan, probe
 from lightning_toys.update_entropy.report import report_of, summary_lines, write_findings
@@ -428,3 +429,13 @@ def test_the_lines_to_read(case: Case, tmp_path: Path, kind: Kind, unit: str) ->
     assert f"dH/d eta {value:.4g} ± {se:.2g} ± {e.update_errors['full']:.2g} (U)" in lines[0]
     assert [("within rounding" in line) for line in lines[1:4]] == [False, True, False]
     assert f"linear {0.015 * value:.4g}" in lines[3]
+
+
+def test_questions_are_told_apart() -> None:
+    """What all of them end in says nothing; a long one keeps its end."""
+    asked = ["user: how many eggs? assistant", "user: how many hens? assistant", "user: how many? assistant"]
+    assert told_apart(asked) == ["user: how many eggs?", "user: how many hens?", "user: how many?"]
+    assert told_apart(asked, 10) == ["…any eggs?", "…any hens?", "…how many?"]
+    assert told_apart(["3+4=", "5+6="]) == ["3+4=", "5+6="]
+    assert told_apart(["a b", "a b"]) == ["a b"] * 2
+    assert told_apart(["a b", "c a b"]) == ["", "c"]

@@ -69,8 +69,13 @@ def assign(x: Tensor, e: Tensor) -> Tensor:
     Args:
         x: (..., n, 2), single precision, on a GPU.
         e: (..., n, 2), likewise.
+
+    Raises:
+        ValueError: a number is not finite, with which the search would not end.
     """
     *shape, n, _ = x.shape
+    if not bool(torch.isfinite(x).all() & torch.isfinite(e).all()):
+        raise ValueError("an assignment of points that are not finite")
     out = torch.empty((*shape, n), dtype=torch.int64, device=x.device)
     if problems := out.numel() // n:
         N = triton.next_power_of_2(n)

@@ -51,6 +51,9 @@ class Target:
         raise NotImplementedError
 
 
+LARGEST = 1e9  # of a mixture's numbers: the squares of what is drawn stay in single precision
+
+
 class Mixture(Target):
     """sum_i w_i N(mu_i, s_i^2 I).
 
@@ -74,9 +77,12 @@ class Mixture(Target):
         require(
             all(len(m) == self.dim for m in means), f"{flag}.means: {list(means)} is not allowed; a centre is [x, y]"
         )
+        far = max(abs(float(v)) for m in means for v in m)
+        require(far <= LARGEST, f"{flag}.means: {far} is not allowed; give numbers up to {LARGEST:g} in size")
         each = [float(stds)] * n if isinstance(stds, int | float) else [float(s) for s in stds]
         require(len(each) == n, f"{flag}.stds: {len(each)} numbers do not fit {n} means")
-        require(min(each) > 0, f"{flag}.stds: {min(each)} is not allowed; give numbers > 0")
+        for s in each:
+            require(0 < s <= LARGEST, f"{flag}.stds: {s} is not allowed; give numbers > 0, up to {LARGEST:g}")
         given = [1.0] * n if weights is None else [float(w) for w in weights]
         require(len(given) == n, f"{flag}.weights: {len(given)} numbers do not fit {n} means")
         require(min(given) > 0, f"{flag}.weights: {min(given)} is not allowed; give numbers > 0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -172,21 +173,22 @@ def draw_tokens(f: Findings, tokens: Tokens, unit: str, rows: int = 8) -> Figure
     shares = array(f.token_slopes)
     order = np.argsort(-np.abs(shares.sum(1)))[:rows]
     width = max(f.update.sequences.lengths[i] for i in order)
-    figure, axes = new_figure(1, 1, size=(min(16.0, 3.2 + 0.3 * width), 1.2 + 0.42 * len(order)))
+    figure, axes = new_figure(1, 1, size=(min(16.0, 3.2 + 0.34 * width), 1.2 + 0.42 * len(order)))
     ax = axes[0, 0]
     ax.grid(False)
     shown = shares[order, :width]
     bound = float(np.abs(shown).max()) or 1.0
     image = ax.imshow(shown, cmap="PuOr", norm=TwoSlopeNorm(0, -bound, bound), aspect="auto")
     labels = []
-    for i, j in enumerate(order):
+    questions = told_apart([tokens.decode(f.update.sequences.prompts[j]) for j in order])
+    for i, (j, asked) in enumerate(zip(order, questions, strict=True)):
         response = f.update.sequences.responses[j]
         for k, token in enumerate(response):
             word = tokens.decode([token]) or "■"
             dark = abs(shown[i, k]) > 0.6 * bound
-            ax.text(k, i, word.strip()[:6] or "␣", ha="center", va="center", fontsize=8 if len(word) < 3 else 5,
-                    color="white" if dark else "black")  # fmt: skip
-        asked = " ".join(tokens.decode(f.update.sequences.prompts[j]).split())[-18:]
+            word = word.strip()[:9] or "␣"
+            size = 8.0 if len(word) < 3 else min(5.0, 36 / len(word))
+            ax.text(k, i, word, ha="center", va="center", fontsize=size, color="white" if dark else "black")
         labels.append(
             f"{asked}  A {float(f.update.strengths[j] > 0) * 2 - 1:+.0f}" if f.update.strengths[j] else f"{asked}  A 0"
         )
@@ -199,6 +201,16 @@ def draw_tokens(f: Findings, tokens: Tokens, unit: str, rows: int = 8) -> Figure
         fontsize=9,
     )
     return figure
+
+
+def told_apart(texts: Sequence[str], most: int = 28) -> list[str]:
+    """Return the ends of texts, without the words that all of them end in, cut to ``most`` characters."""
+    words = [text.split() for text in texts]
+    if len({tuple(w) for w in words}) > 1:
+        alike = next(k for k in count(1) if len({tuple(w[-k:]) for w in words}) > 1) - 1
+        words = [w[: len(w) - alike] for w in words]
+    whole = [" ".join(w) for w in words]
+    return [text if len(text) <= most else "…" + text[1 - most :] for text in whole]
 
 
 def draw_findings(seeds: Sequence[int], findings: Sequence[Findings], tokens: Tokens, kind: Kind) -> dict[str, Figure]:
