@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 BLOCK = re.compile(r"^<!-- gallery: (\S+) -->\n(.*?)\n<!-- end gallery: \1 -->$", re.M | re.S)
 SPAN = re.compile(r"<!-- g:(\S+) -->(.*?)<!-- /g -->")
-IMAGE = re.compile(r"\]\((?:docs/)?images/(\w+)\.png\)")
+IMAGE = re.compile(r"""(?:\]\(|src=")(?:docs/)?images/(\w+)\.png[)"]""")
 COMMENT = re.compile(r"<!--.*?-->", re.S)
 # a mark that begins a line, or a list's item, begins a block of HTML: the rest of the line would not be Markdown
 BEGINS = re.compile(r"^\s*(?:[-*+]\s+|\d+\.\s+|>\s*)*<!-- (?:g:|/g)", re.M)
