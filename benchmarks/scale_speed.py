@@ -94,7 +94,7 @@ def chain_steps(chains: int, device: str) -> float:
     """Return chain-steps a second."""
     world = World(Joint(), StateReward(), Linear(), 1.5)
     sampler, like = PCMALA(world), torch.zeros((), device=device)
-    blocks, wide = -(-chains // BLOCK), 1 if device == "cpu" else WIDE[True]
+    blocks, wide = -(-chains // BLOCK), 1 if device == "cpu" else WIDE
     begin = StepClock.clock()
     total = torch.zeros((), device=device, dtype=torch.float64)
     for first in range(0, blocks, wide):
@@ -108,7 +108,7 @@ def chain_steps(chains: int, device: str) -> float:
 def chain_table(device: str, most: int) -> Iterator[str]:
     """Yield the lines of the second table, to 10^most chains."""
     yield from ("", "| chains | chain-steps per second |", "|---:|---:|")
-    for blocks in (1, 1 if device == "cpu" else WIDE[True]):
+    for blocks in (1, 1 if device == "cpu" else WIDE):
         chain_steps(blocks * BLOCK, device)  # warm
     for exponent in range(4, 1 + most):
         yield f"| 10^{exponent} | {chain_steps(10**exponent, device):.3g} |"

@@ -332,6 +332,7 @@ def test_checkerboard_distance_outside() -> None:
         ({"stds": [0.1, -0.1]}, "stds"),
         ({"stds": [0.1, 1e39]}, "stds"),  # infinite in single precision
         ({"means": [[0.0, 1.0], [2.0, -1e10]]}, "means"),
+        ({"means": [[0.0, 1.0], [float("nan"), 0.0]]}, "means"),
         ({"weights": [1.0]}, "weights"),
         ({"weights": [1.0, 0.0]}, "weights"),
         ({"modes": [0]}, "modes"),

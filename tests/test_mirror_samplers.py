@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from lightning_toys.mirror_descent.diagnostics import (
 from lightning_toys.mirror_descent.facts import density_moments, facts_of, law_reached
 from lightning_toys.mirror_descent.joint import Joint, gaussian_kl
 from lightning_toys.mirror_descent.kernels import BLOCK, Noise, gaussian, mala, mala_matrix, start, ula
+from lightning_toys.mirror_descent.model import LearnedModel
 from lightning_toys.mirror_descent.registry import SAMPLERS
 from lightning_toys.mirror_descent.samplers import systematic
 from lightning_toys.mirror_descent.schedules import LateConstant, LateRamp, Linear, SigmaPower, TFGPlusFinalMALA
@@ -99,6 +101,42 @@ def test_blocks_side_by_side(name: str, dtype: torch.dtype) -> None:
         assert np.array_equal(a.a, b.a)
         assert np.array_equal(a.s, b.s)
         assert (a.accepted, a.jump, a.extra) == (b.accepted, b.jump, b.extra)
+
+
+def test_fewer_blocks_where_the_memory_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same draws; what one block takes is not there either: an error."""
+    sampler = SAMPLERS["pc_mala"](having(K=4))
+    wanted, draw, sizes = bench.run(sampler, [7, 2], 3 * BLOCK, LIKE), bench.some_blocks, []
+
+    def some_blocks(sampler: Any, keys: Any, like: torch.Tensor) -> Any:
+        sizes.append(len(keys))
+        if len(keys) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return draw(sampler, keys, like)
+
+    monkeypatch.setattr(bench, "some_blocks", some_blocks)
+    most, ticks = 2, []
+    found = bench.run(sampler, [7, 2], 3 * BLOCK, LIKE, wide=5, tick=ticks.append)
+    assert (sizes, ticks) == ([5, 2, 3, 1, 2, 1], [5, 1])
+    for a, b in zip(wanted, found, strict=True):
+        assert np.array_equal(a.a, b.a)
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        bench.run(sampler, [7], BLOCK, LIKE)
+
+
+def test_how_many_blocks_at_once() -> None:
+    exact = SAMPLERS["pc_mala"](having())
+    gpu = torch.zeros((), device="meta")
+
+    class There:
+        device = torch.device("cuda")
+
+    assert bench.blocks_at_once(exact, LIKE) == bench.blocks_at_once(exact, gpu) == 1
+    assert bench.blocks_at_once(exact, There()) == bench.WIDE  # type: ignore[arg-type]
+    assert bench.blocks_at_once(SAMPLERS["pc_mala"](having(compile=True)), There()) == 1  # type: ignore[arg-type]
+    learned = SAMPLERS["pc_mala"](dataclasses.replace(having(), model=LearnedModel(None)))  # type: ignore[arg-type]
+    assert bench.blocks_at_once(learned, There()) == bench.WIDE_LEARNED  # type: ignore[arg-type]
 
 
 # kernels

@@ -73,11 +73,12 @@ def assign(x: Tensor, e: Tensor) -> Tensor:
     Raises:
         ValueError: a number is not finite, with which the search would not end.
     """
+    x, e = x.float().contiguous(), e.float().contiguous()
     *shape, n, _ = x.shape
     if not bool(torch.isfinite(x).all() & torch.isfinite(e).all()):
         raise ValueError("an assignment of points that are not finite")
     out = torch.empty((*shape, n), dtype=torch.int64, device=x.device)
     if problems := out.numel() // n:
         N = triton.next_power_of_2(n)
-        solve[(problems,)](x.float().contiguous(), e.float().contiguous(), out, n, N=N, num_warps=max(1, N // 128))
+        solve[(problems,)](x, e, out, n, N=N, num_warps=min(8, max(1, N // 128)))
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.util import find_spec
 
 import numpy as np
@@ -10,9 +11,26 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lightning_toys.errors import require
+from lightning_toys.errors import note, require
 
 Array = NDArray[np.float32]
+
+
+@functools.cache
+def kernel_works(device: str) -> bool:
+    """Return whether a GPU solves assignments, by solving one: triton wants a recent GPU, and a compiler for itself."""
+    if find_spec("triton") is None:  # torch for CUDA brings it on Linux
+        return False
+    from lightning_toys.generative_policy.assignment import assign
+
+    points = torch.tensor([[1.0, 0.0], [0.0, 1.0]], device=device)
+    try:
+        return assign(points, points).tolist() == [0, 1]
+    except Exception as error:  # whatever triton raises: the host can do it too
+        note(
+            f"optimal transport is solved on the host: triton does not work here ({' '.join(str(error).split())[:200]})"
+        )
+        return False
 
 
 class Coupling:
@@ -66,8 +84,8 @@ class OptimalTransport(Coupling):
         return out
 
     def pairs_on(self, device: torch.device) -> bool:
-        """See :meth:`Coupling.pairs_on`: a GPU would wait for the host's assignments. Torch for CUDA brings triton."""
-        return device.type == "cuda" and find_spec("triton") is not None
+        """See :meth:`Coupling.pairs_on`: a GPU would wait for the host's assignments."""
+        return device.type == "cuda" and kernel_works(str(device))
 
     def pair_there(self, x: Tensor, e: Tensor) -> Tensor:
         """See :meth:`Coupling.pair_there`: the host's pairs, but for two assignments as good to seven digits."""

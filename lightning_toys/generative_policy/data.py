@@ -90,9 +90,10 @@ class MixtureData(ToyDataModule):
 
     @property
     def pairs_there(self) -> bool:
-        """Whether what was drawn is coupled on the device that trains."""
+        """Whether draws are coupled on the device that trains: not where Lightning halves their precision first."""
         assert self.trainer is not None
-        return self.coupling.pairs_on(self.trainer.strategy.root_device)
+        halved = self.trainer.precision in ("bf16-true", "16-true")
+        return not halved and self.coupling.pairs_on(self.trainer.strategy.root_device)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Couple a block of draws on the device, where that is done there."""

@@ -77,8 +77,8 @@ class Mixture(Target):
         require(
             all(len(m) == self.dim for m in means), f"{flag}.means: {list(means)} is not allowed; a centre is [x, y]"
         )
-        far = max(abs(float(v)) for m in means for v in m)
-        require(far <= LARGEST, f"{flag}.means: {far} is not allowed; give numbers up to {LARGEST:g} in size")
+        for v in (float(v) for m in means for v in m):
+            require(abs(v) <= LARGEST, f"{flag}.means: {v} is not allowed; give numbers up to {LARGEST:g} in size")
         each = [float(stds)] * n if isinstance(stds, int | float) else [float(s) for s in stds]
         require(len(each) == n, f"{flag}.stds: {len(each)} numbers do not fit {n} means")
         for s in each:

@@ -15,12 +15,15 @@ from lightning_toys.mirror_descent.diagnostics import Sample
 from lightning_toys.mirror_descent.kernels import BLOCK, Noise
 from lightning_toys.mirror_descent.samplers import Sampler
 
-# blocks side by side on a GPU: what a kernel costs there is its launch, up to a million chains or so
-WIDE = {True: 64, False: 8}  # with the exact law, and with a learned one, whose graph needs the memory
+WIDE = 64  # blocks side by side on a GPU: what a kernel costs there is its launch, up to a million chains or so
+WIDE_LEARNED = 8  # with a learned law, whose graph takes a quarter of a GiB a block in a narrow network
 
 
 def some_blocks(sampler: Sampler, keys: Sequence[tuple[int, int]], like: Tensor) -> list[dict[str, Any]]:
-    """Return what a sampler draws in each block, as float64 arrays: a function of the block's (seed, index) alone."""
+    """Return what a sampler draws in each block, as float64 arrays: a function of the block's (seed, index).
+
+    Of it alone on a CPU, bit for bit; on a GPU what lies beside it may change roundings, and a decision now and then.
+    """
     noise = Noise(keys, f"sampler/{sampler.name}", like, sampler.world.settings.compile)
     found, n = sampler.draw(noise), len(keys)
 
@@ -38,6 +41,25 @@ def some_blocks(sampler: Sampler, keys: Sequence[tuple[int, int]], like: Tensor)
         {k: v[i] for k, v in columns.items()} | {"extra": {k: v[i].tolist() for k, v in extra.items()} or None}
         for i in range(n)
     ]
+
+
+def fitting_blocks(sampler: Sampler, keys: Sequence[tuple[int, int]], like: Tensor) -> list[dict[str, Any]]:
+    """Return :func:`some_blocks`, of fewer blocks at once where the device's memory is too small for all."""
+    try:
+        return some_blocks(sampler, keys, like)
+    except torch.OutOfMemoryError:
+        if len(keys) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(keys) // 2
+    return [block for part in (keys[:half], keys[half:]) for block in fitting_blocks(sampler, part, like)]
+
+
+def blocks_at_once(sampler: Sampler, like: Tensor) -> int:
+    """Return how many blocks to draw side by side: one where code is compiled, anew for each number of them."""
+    if like.device.type != "cuda" or sampler.world.settings.compile:
+        return 1
+    return WIDE if sampler.world.model.exact else WIDE_LEARNED
 
 
 def parts_of(keys: Sequence[tuple[int, int]], most: int) -> Iterator[Sequence[tuple[int, int]]]:
@@ -67,10 +89,10 @@ def run(
     like: Tensor,
     rank: int = 0,
     world: int = 1,
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[int], None] = lambda blocks: None,
     wide: int = 0,
 ) -> list[Sample]:
-    """Return each seed's draws, the same on every rank and however many there are.
+    """Return each seed's draws, the same on every rank and, on a CPU, however many there are.
 
     Args:
         samplers: the sampler, or one of each seed.
@@ -79,19 +101,17 @@ def run(
         like: gives dtype and device.
         rank: this process's rank.
         world: number of processes; block i is the rank's own if i % world == rank.
-        tick: called after each block.
-        wide: blocks drawn side by side, the same draws up to roundings; 0 takes WIDE's on a GPU, and 1 elsewhere.
+        tick: called with the number of blocks that have been drawn since.
+        wide: blocks drawn side by side; 0 leaves it to :func:`blocks_at_once`.
     """
     each = dict(zip(seeds, samplers, strict=True)) if isinstance(samplers, Sequence) else dict.fromkeys(seeds, samplers)
     count = -(-chains // BLOCK)
     wanted = [(seed, block) for seed in seeds for block in range(count)]
     mine: dict[tuple[int, int], dict[str, Any]] = {}
     for sampler, own in groupby(wanted[rank::world], lambda key: each[key[0]]):
-        keys, most = list(own), WIDE[sampler.world.model.exact] if like.device.type == "cuda" else 1
-        for some in parts_of(keys, wide or most):
-            mine |= dict(zip(some, some_blocks(sampler, some, like), strict=True))
-            for _ in some:
-                tick()
+        for some in parts_of(list(own), wide or blocks_at_once(sampler, like)):
+            mine |= dict(zip(some, fitting_blocks(sampler, some, like), strict=True))
+            tick(len(some))
     found = mine
     if world > 1:
         parts: list[Any] = [None] * world

@@ -123,7 +123,8 @@ class Noise:
 @functools.cache
 def threads() -> ThreadPoolExecutor:
     """Return the threads that draw words of several blocks at once: the generators work without the interpreter."""
-    return ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolExecutor(min(16, cores))
 
 
 # a target: x (D, B) to (log density up to a constant (B,), gradient (D, B))

@@ -170,7 +170,7 @@ class TiltedSampling(ToyModule):
             self.like,
             trainer.global_rank,
             trainer.world_size,
-            lambda: ticker.tick(samplers[0].name),
+            lambda blocks: ticker.tick(samplers[0].name, blocks),
         )
 
     def ticks(self, chains: int) -> int:

@@ -34,13 +34,13 @@ class Ticker:
         if self.bar is not None:
             self.bar.close()
 
-    def tick(self, word: str = "") -> None:
-        """Count one piece; ``word`` names what it was."""
-        self.done += 1
+    def tick(self, word: str = "", pieces: int = 1) -> None:
+        """Count one piece or several; ``word`` names what it was."""
+        self.done += pieces
         now = time.monotonic()
         if self.bar is not None:
             self.bar.set_postfix_str(word, refresh=False)
-            self.bar.update()
+            self.bar.update(pieces)
         elif self.shown and now - self.last > self.line_seconds:
             self.last = now
             left = (now - self.begin) / self.done * (self.total - self.done)
