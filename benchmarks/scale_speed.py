@@ -11,7 +11,8 @@
   evaluation sequences of 64 tokens after prompts of 8; the backbone in single precision and in bf16, the adapter in
   single precision in both; how far the halved precision moves what is found. Left out where the model is not installed.
 - compiled: a step with ``--model.compile true`` (on a GPU: CUDA graphs) beside one without, and of the Gaussian policy,
-  whose step is nearly all overhead.
+  whose step is nearly all overhead. Each time in a process of its own: where something was compiled, or a thousand
+  replicas were trained, an uncompiled step takes longer afterwards.
 
 CPU: one thread, CPU time. GPU: wall time once the device has done all that it was given. Medians of rounds.
 """
@@ -19,10 +20,12 @@ CPU: one thread, CPU time. GPU: wall time once the device has done all that it w
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -88,6 +91,20 @@ def step_seconds(what: Trained, replicas: int, accelerator: str, quick: bool, co
     # the clock starts once what was drawn ahead of the first step is used up
     warm = 3 * BLOCK_STEPS if "--data.num_workers" in what.flags else SHORT if long else WARM
     return fit(what.config, flags, replicas, steps, accelerator, warm)
+
+
+def alone(what: Trained, replicas: int, accelerator: str, quick: bool, compiles: str) -> float:
+    """Return :func:`step_seconds` of a fresh process."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, initializer=begin, initargs=(accelerator,)) as pool:
+        return pool.submit(step_seconds, what, replicas, accelerator, quick, compiles).result()
+
+
+def begin(accelerator: str) -> None:
+    """Make ready a process that measures."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    StepClock.clock = gpu_wall_clock if accelerator == "gpu" else time.process_time
 
 
 def chain_steps(chains: int, device: str) -> float:
@@ -200,7 +217,7 @@ def compiled_table(accelerator: str, rounds: int, quick: bool) -> Iterator[str]:
     for (name, what), r in product(shown.items(), (1, 16) if accelerator == "cpu" else (1, 256)):
         taken: dict[str, list[float]] = {"false": [], "true": []}
         for _, word in product(range(rounds), taken):
-            taken[word].append(1000 * step_seconds(what, r, accelerator, quick, word))
+            taken[word].append(1000 * alone(what, r, accelerator, quick, word))
         ratios = [a / b for a, b in zip(taken["true"], taken["false"], strict=True)]
         yield f"| {name} | {r} | {spread(taken['false'])} | {spread(taken['true'])} | {spread(ratios)} |"
 
@@ -213,10 +230,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds; its numbers mean nothing")
     parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    keep_freed_memory()
+    begin(options.accelerator)
     gpu = options.accelerator == "gpu"
-    StepClock.clock = gpu_wall_clock if gpu else time.process_time
     rounds = 1 if options.quick else 3
     largest = options.largest or (1024 if gpu else 256)  # 1024 of MeanFlow take more than 20 GB
     device = "cuda" if gpu else "cpu"
