@@ -21,15 +21,14 @@ def kernel_works(device: str) -> bool:
     """Return whether a GPU solves assignments, by solving one: triton wants a recent GPU, and a compiler for itself."""
     if find_spec("triton") is None:  # torch for CUDA brings it on Linux
         return False
-    from lightning_toys.generative_policy.assignment import assign
-
     points = torch.tensor([[1.0, 0.0], [0.0, 1.0]], device=device)
     try:
+        from lightning_toys.generative_policy.assignment import assign
+
         return assign(points, points).tolist() == [0, 1]
     except Exception as error:  # whatever triton raises: the host can do it too
-        note(
-            f"optimal transport is solved on the host: triton does not work here ({' '.join(str(error).split())[:200]})"
-        )
+        why = " ".join(str(error).split())[:200]
+        note(f"optimal transport is solved on the host: triton does not work here ({why})")
         return False
 
 
