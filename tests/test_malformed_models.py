@@ -124,6 +124,12 @@ TOKENIZERS: dict[str, Act] = {
     "cut": write("tokenizer.json", "{"),
     "list": write("tokenizer.json", "[]"),
     "no_model": edit("tokenizer.json", model=...),
+    # the Rust of tokenizers 0.23 panics, which is no Exception in Python
+    "prefix_longer_than_a_merge": edit(
+        "tokenizer.json",
+        model={"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+        | {"continuing_subword_prefix": "######"},
+    ),
     "class_unknown": edit("tokenizer_config.json", tokenizer_class="os.system"),
     "config_list": write("tokenizer_config.json", "[1]"),
     "config_cut": write("tokenizer_config.json", "{"),
@@ -174,6 +180,10 @@ GGUFS = {
     "product_wraps": gguf_head(count=1, rest=tensor([2**32, 2**32])),
     "offset_absurd": gguf_head(count=1, rest=tensor([4], offset=2**62)),
     "quantisation_unknown": gguf_head(count=1, rest=tensor([4], kind=999)),
+    "alignment_none": gguf_head(values=1, rest=word(b"general.alignment") + struct.pack("<II", 4, 0)),
+    "alignment_odd": gguf_head(values=1, rest=word(b"general.alignment") + struct.pack("<II", 4, 3)),
+    "alignment_absurd": gguf_head(values=1, rest=word(b"general.alignment") + struct.pack("<II", 4, 2**31)),
+    "alignment_text": gguf_head(values=1, rest=word(b"general.alignment") + struct.pack("<I", 8) + word(b"32")),
     "nothing_in_it": gguf_head(),
 }
 

@@ -39,7 +39,7 @@ def listed(items: Sequence[str], limit: int = 8) -> str:
     return "; ".join([*items[:limit], *rest])
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """Return what a library's error says, in one line and not too long a one."""
     if isinstance(error, pickle.UnpicklingError):  # torch's advice in it is to let the file run code
         return "it is no file of torch's, or holds more than tensors and plain values"
@@ -225,7 +225,10 @@ def load_tokens(path: str | Path) -> Tokens:
             found = transformers.AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, **options
             )
-    except Exception as error:
+    except BaseException as error:
+        # what Rust panics with is no Exception; it has then printed a line of its own
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise refusal(BACKBONE, f"{path} has no tokenizer that can be read: {said(error)}") from error
     # where its files are missing, transformers builds one out of special tokens alone, which turns any text into none
     if len(found) <= len(set(found.all_special_ids)):
