@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -36,9 +35,9 @@ from measuring import WARM, StepClock, fit, gpu_wall_clock, machine, spread, wri
 
 from lightning_toys.errors import ToyError
 from lightning_toys.mirror_descent.annealed import PCMALA
-from lightning_toys.mirror_descent.bench import WIDE
+from lightning_toys.mirror_descent.bench import blocks_at_once
 from lightning_toys.mirror_descent.joint import Joint
-from lightning_toys.mirror_descent.kernels import BLOCK, Noise
+from lightning_toys.mirror_descent.kernels import BLOCK, Noise, cores
 from lightning_toys.mirror_descent.schedules import Linear
 from lightning_toys.mirror_descent.tilt import StateReward
 from lightning_toys.mirror_descent.world import World
@@ -53,7 +52,6 @@ from lightning_toys.update_entropy.policy import TinyPolicy
 from lightning_toys.update_entropy.sequences import Sequences
 
 REPLICAS = (1, 16, 256, 1024)
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 MANY, SHORT = 256, 5  # replicas whose steps are long, and the steps of a block then
 BLOCK_STEPS = data.MAX_BLOCK
 GOAL = (256, 2.5)  # replicas that are to cost so many times one, on a GPU
@@ -68,7 +66,7 @@ class Trained(NamedTuple):
 
 FLOW = {"flow, 3x256": Trained("flow_vs_regression/flow.yaml")}
 MEANFLOW = "generative_policy/meanflow.yaml"
-SHIPPED = {"cpu": Trained(MEANFLOW), "gpu": Trained(MEANFLOW, ("--data.num_workers", str(CORES)))}
+SHIPPED = {"cpu": Trained(MEANFLOW), "gpu": Trained(MEANFLOW, ("--data.num_workers", str(cores())))}
 ALONE = {"MeanFlow, drawn in between": Trained(MEANFLOW)}
 GAUSSIAN = {"Gaussian policy, 2x64": Trained("generative_policy/gaussian.yaml")}
 
@@ -96,11 +94,11 @@ def step_seconds(what: Trained, replicas: int, accelerator: str, quick: bool, co
 def alone(what: Trained, replicas: int, accelerator: str, quick: bool, compiles: str) -> float:
     """Return :func:`step_seconds` of a fresh process."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, initializer=begin, initargs=(accelerator,)) as pool:
+    with ProcessPoolExecutor(1, spawn, initializer=get_ready, initargs=(accelerator,)) as pool:
         return pool.submit(step_seconds, what, replicas, accelerator, quick, compiles).result()
 
 
-def begin(accelerator: str) -> None:
+def get_ready(accelerator: str) -> None:
     """Make ready a process that measures."""
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -111,7 +109,7 @@ def chain_steps(chains: int, device: str) -> float:
     """Return chain-steps a second."""
     world = World(Joint(), StateReward(), Linear(), 1.5)
     sampler, like = PCMALA(world), torch.zeros((), device=device)
-    blocks, wide = -(-chains // BLOCK), 1 if device == "cpu" else WIDE
+    blocks, wide = -(-chains // BLOCK), blocks_at_once(sampler, like)
     begin = StepClock.clock()
     total = torch.zeros((), device=device, dtype=torch.float64)
     for first in range(0, blocks, wide):
@@ -125,8 +123,8 @@ def chain_steps(chains: int, device: str) -> float:
 def chain_table(device: str, most: int) -> Iterator[str]:
     """Yield the lines of the second table, to 10^most chains."""
     yield from ("", "| chains | chain-steps per second |", "|---:|---:|")
-    for blocks in (1, 1 if device == "cpu" else WIDE):
-        chain_steps(blocks * BLOCK, device)  # warm
+    for exponent in (4, 6):
+        chain_steps(10**exponent, device)  # warm
     for exponent in range(4, 1 + most):
         yield f"| 10^{exponent} | {chain_steps(10**exponent, device):.3g} |"
 
@@ -230,7 +228,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds; its numbers mean nothing")
     parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
     options = parser.parse_args()
-    begin(options.accelerator)
+    get_ready(options.accelerator)
     gpu = options.accelerator == "gpu"
     rounds = 1 if options.quick else 3
     largest = options.largest or (1024 if gpu else 256)  # 1024 of MeanFlow take more than 20 GB

@@ -71,7 +71,7 @@ def test_the_assignments_are_scipys(n: int, assign: Assign) -> None:
     for wrong in (e / 0, 1e39 * e.double()):  # the second is finite, and is not in single precision
         with pytest.raises(ValueError, match="not finite"):
             assign(x, wrong)
-    # one pair moved is worse, so that the totals below can fail
+    # two pairs changed are worse
     shifted = found[:, torch.tensor([1, 0, *range(2, n)])].cpu().numpy()
     assert (total(x, e, shifted) < total(x, e, scipys(x, e))).all()
 
@@ -125,8 +125,8 @@ def test_training_on_a_gpu(policies: Runner, bitwise: Callable[..., None], monke
     bitwise(one, two, "state_dict")
 
 
-def test_where_pairs_are_made(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """On a GPU that triton can use; on the host, with a word, where it cannot."""
+def test_where_pairs_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that triton can use; on the host where it cannot."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     tried: list[str] = []
 

@@ -43,18 +43,6 @@ def some_blocks(sampler: Sampler, keys: Sequence[tuple[int, int]], like: Tensor)
     ]
 
 
-def fitting_blocks(sampler: Sampler, keys: Sequence[tuple[int, int]], like: Tensor) -> list[dict[str, Any]]:
-    """Return :func:`some_blocks`, of fewer blocks at once where the device's memory is too small for all."""
-    try:
-        return some_blocks(sampler, keys, like)
-    except torch.OutOfMemoryError:
-        if len(keys) == 1:
-            raise
-    torch.cuda.empty_cache()
-    half = len(keys) // 2
-    return [block for part in (keys[:half], keys[half:]) for block in fitting_blocks(sampler, part, like)]
-
-
 def blocks_at_once(sampler: Sampler, like: Tensor) -> int:
     """Return how many blocks to draw side by side: one where code is compiled, anew for each number of them."""
     if like.device.type != "cuda" or sampler.world.settings.compile:
@@ -62,10 +50,23 @@ def blocks_at_once(sampler: Sampler, like: Tensor) -> int:
     return WIDE if sampler.world.model.exact else WIDE_LEARNED
 
 
-def parts_of(keys: Sequence[tuple[int, int]], most: int) -> Iterator[Sequence[tuple[int, int]]]:
-    """Yield the keys in their order, ``most`` at once."""
-    for i in range(0, len(keys), most):
-        yield keys[i : i + most]
+def drawn(
+    sampler: Sampler, keys: Sequence[tuple[int, int]], like: Tensor, most: int
+) -> Iterator[dict[tuple[int, int], dict[str, Any]]]:
+    """Yield :func:`some_blocks` by key, ``most`` at once; fewer from where the device's memory was too small on."""
+    while keys:
+        some, found = keys[:most], None
+        try:
+            found = some_blocks(sampler, some, like)
+        except torch.OutOfMemoryError:
+            if len(some) == 1:
+                raise
+        if found is None:  # the error is gone by now, and the tensors that it held
+            torch.cuda.empty_cache()
+            most = len(some) // 2
+            continue
+        yield dict(zip(some, found, strict=True))
+        keys = keys[len(some) :]
 
 
 def join(blocks: Sequence[dict[str, Any]], chains: int) -> Sample:
@@ -109,8 +110,8 @@ def run(
     wanted = [(seed, block) for seed in seeds for block in range(count)]
     mine: dict[tuple[int, int], dict[str, Any]] = {}
     for sampler, own in groupby(wanted[rank::world], lambda key: each[key[0]]):
-        for some in parts_of(list(own), wide or blocks_at_once(sampler, like)):
-            mine |= dict(zip(some, fitting_blocks(sampler, some, like), strict=True))
+        for some in drawn(sampler, list(own), like, wide or blocks_at_once(sampler, like)):
+            mine |= some
             tick(len(some))
     found = mine
     if world > 1:

@@ -108,7 +108,7 @@ class Noise:
 
     def raw(self, rows: int, n: int) -> Tensor:
         """Return raw words of 64 bits on the device (rows, blocks * n), each block's from its own generator."""
-        if self.blocks == 1:
+        if self.blocks == 1:  # without the copy
             return sent(self.bits[0].random_raw(rows * n).view(np.int64), self.like.device).view(rows, n)
         out = torch.empty(rows, self.blocks, n, dtype=torch.int64, pin_memory=self.like.device.type == "cuda")
         columns = out.numpy().view(np.uint64)
@@ -123,8 +123,12 @@ class Noise:
 @functools.cache
 def threads() -> ThreadPoolExecutor:
     """Return the threads that draw words of several blocks at once: the generators work without the interpreter."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ThreadPoolExecutor(min(16, cores))
+    return ThreadPoolExecutor(min(16, cores()))
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # a target: x (D, B) to (log density up to a constant (B,), gradient (D, B))
