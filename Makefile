@@ -57,7 +57,7 @@ browser:
 	  (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core)
 
 screenshots: $(STAMP) browser
-	LIGHTNING_TOYS_SCREENSHOTS=docs/images $(PY) -m pytest -q tests/test_tensorboard.py
+	LIGHTNING_TOYS_SCREENSHOTS=docs/images $(PY) -m pytest -q tests/training/test_tensorboard.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -37,7 +37,7 @@ from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments, tota
 from lightning_toys.update_entropy.attribution import entropy_rows, make_update, slopes, token_slopes
 from lightning_toys.update_entropy.derivatives import entropy_gradient, moved, trainable
 from lightning_toys.update_entropy.estimators import prefix_weighted
-from lightning_toys.update_entropy.passes import evaluate, ready
+from lightning_toys.update_entropy.forward import evaluate, ready
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
 from lightning_toys.update_entropy.probe import CLOSED, Plan, probe
 from lightning_toys.update_entropy.sequences import Sequences

@@ -31,9 +31,9 @@ from measuring import machine, spread, write_section
 from lightning_toys.mirror_descent.annealed import PCMALA
 from lightning_toys.mirror_descent.joint import Joint
 from lightning_toys.mirror_descent.kernels import BLOCK, Noise
+from lightning_toys.mirror_descent.problem import World
 from lightning_toys.mirror_descent.schedules import Linear
 from lightning_toys.mirror_descent.tilt import StateReward
-from lightning_toys.mirror_descent.world import World
 from lightning_toys.training.allocator import keep_freed_memory
 
 WORLD = World(Joint(), StateReward(), Linear(), 1.5)

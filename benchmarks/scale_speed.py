@@ -38,16 +38,16 @@ from lightning_toys.mirror_descent.annealed import PCMALA
 from lightning_toys.mirror_descent.bench import blocks_at_once
 from lightning_toys.mirror_descent.joint import Joint
 from lightning_toys.mirror_descent.kernels import BLOCK, Noise, cores
+from lightning_toys.mirror_descent.problem import World
 from lightning_toys.mirror_descent.schedules import Linear
 from lightning_toys.mirror_descent.tilt import StateReward
-from lightning_toys.mirror_descent.world import World
 from lightning_toys.training import data
 from lightning_toys.training.allocator import keep_freed_memory
 from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments
 from lightning_toys.update_entropy.attribution import Slopes, make_update, slopes
 from lightning_toys.update_entropy.checkpoints import load_backbone, resolve_backbone
 from lightning_toys.update_entropy.derivatives import trainable
-from lightning_toys.update_entropy.passes import evaluate
+from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.policy import TinyPolicy
 from lightning_toys.update_entropy.sequences import Sequences
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_toys.commands.trainer.toys_cli import run_trainer
 from lightning_toys.errors import (
     DiskFullError,
     NonFiniteError,
@@ -19,7 +20,6 @@ from lightning_toys.errors import (
     did_you_mean,
     tell_disk_full,
 )
-from lightning_toys.trainer_verbs import run_trainer
 from lightning_toys.training.allocator import keep_freed_memory
 
 TRAINER_VERBS = ("fit", "validate", "test", "predict")
@@ -63,11 +63,11 @@ def dispatch(args: Sequence[str]) -> None:
     if verb not in VERBS:
         raise ToyError(f"{verb!r} is no verb; give one of {', '.join(VERBS)}{did_you_mean(verb, VERBS)}")
     if verb == "compare":
-        from lightning_toys.compare import compare_command
+        from lightning_toys.commands.compare.report import compare_command
 
         compare_command(args[1:])
     elif verb == "sweep":
-        from lightning_toys.sweep import sweep_command
+        from lightning_toys.commands.sweep.command import sweep_command
 
         sweep_command(args[1:])
     else:

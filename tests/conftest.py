@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from malformed import Refusal
 
 from lightning_toys.cli import main
+from tests.malformed import Refusal
 
 REPO = Path(__file__).resolve().parent.parent
 SMALL = (

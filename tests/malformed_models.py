@@ -15,10 +15,9 @@ from lightning_toys.errors import ToyError
 
 for needed in ("gguf", "peft", "transformers"):
     pytest.importorskip(needed)
-from test_entropy_checkpoints import a_model, a_tokenizer, adapted, write_gguf  # noqa: E402
-from test_entropy_optimizer_files import steps  # noqa: E402
-
 from lightning_toys.update_entropy.optimizer_files import save_optimizer_state  # noqa: E402
+from tests.update_entropy.test_checkpoints import a_model, a_tokenizer, adapted, write_gguf  # noqa: E402
+from tests.update_entropy.test_optimizer_files import steps  # noqa: E402
 
 HUGE, W = 2**40, "model.safetensors"
 CODE = "import pathlib\npathlib.Path({canary!r}).touch()\nclass Own: pass\n"

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import REPO
+
+from tests.conftest import REPO
 
 SOURCES = sorted([REPO / "cli.py", *(REPO / "lightning_toys").rglob("*.py"), *(REPO / "benchmarks").rglob("*.py")])
 UNPICKLERS = ("load", "loads", "Unpickler")

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import REPO, Runner
-from shipped import CONFIGS, FIRST, READS, kind_of, module_class, tiny
 
 from lightning_toys.cli import main
+from lightning_toys.commands.settings import beyond_memory
 from lightning_toys.flow_vs_regression.module import FlowVsRegression
 from lightning_toys.generative_policy import FlowPolicy, GaussianPolicy
 from lightning_toys.mirror_descent.module import TiltedSampling
-from lightning_toys.settings import beyond_memory
 from lightning_toys.training.loader import Batch
+from tests.conftest import REPO, Runner
+from tests.shipped import CONFIGS, FIRST, READS, kind_of, module_class, tiny
 
 REFERENCES = {
     "flow_vs_regression": {"zero", "nearest", "linear", "cubic_spline", "gaussian_process"},

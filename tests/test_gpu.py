@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import assert_bitwise_equal
-from shipped import FIRST, module_class, refusal
-from test_matrix import CLOSE, Cell, cells, check, metrics, same
 
 from lightning_toys.cli import main
 from lightning_toys.mirror_descent import bench
 from lightning_toys.mirror_descent.annealed import PCMALA
 from lightning_toys.mirror_descent.joint import Joint
 from lightning_toys.mirror_descent.kernels import BLOCK, Noise
+from lightning_toys.mirror_descent.problem import World
 from lightning_toys.mirror_descent.schedules import Linear
 from lightning_toys.mirror_descent.tilt import StateReward
-from lightning_toys.mirror_descent.world import World
+from tests.conftest import assert_bitwise_equal
+from tests.shipped import FIRST, module_class, refusal
+from tests.test_matrix import CLOSE, Cell, cells, check, metrics, same
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 GPU = ("--trainer.accelerator", "gpu", "--trainer.devices", "1")

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPO
-from processes import fork
-from shipped import FIRST, module_class, tiny
 
 from lightning_toys.cli import main
 from lightning_toys.training.metrics_csv import read_csv
 from lightning_toys.training.noise import keyed_generator
 from lightning_toys.training.run_folder import SWEEP_MARK
+from tests.conftest import REPO
+from tests.processes import fork
+from tests.shipped import FIRST, module_class, tiny
 
 TRAINED = [c for kind, c in FIRST.items() if kind.trains]
 # steps that take some seconds, and how often there is a validation, a checkpoint and a row

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import REPO
-from processes import two_ranks
-from shipped import FIRST, PRECISIONS, SHIPPED, VERBS, WHOLE, kind_of, module_class, precisions, refusal, tiny
 
 from lightning_toys.cli import main
+from tests.conftest import REPO
+from tests.processes import two_ranks
+from tests.shipped import FIRST, PRECISIONS, SHIPPED, VERBS, WHOLE, kind_of, module_class, precisions, refusal, tiny
 
 # after two steps, one process and two differ by rounding; the second factor is what a sum over ranks in bf16 may do
 CLOSE = {"32-true": 2e-3, "bf16-mixed": 5e-2, "64-true": 1e-6}

@@ -20,10 +20,10 @@ from lightning_toys.flow_vs_regression.metrics import score
 from lightning_toys.flow_vs_regression.objectives import Mode, Readout, X0Law, make_objective
 from lightning_toys.flows import Solver, check_nfe
 from lightning_toys.nets import ConditionalNet, Network
+from lightning_toys.training.configuration import fitting, idle_flags, made
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
-from lightning_toys.training.options import fitting, idle_flags, made
 from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
 

@@ -20,10 +20,10 @@ from lightning_toys.generative_policy.bandit import angles_to_states, choose
 from lightning_toys.generative_policy.bandit_data import BanditData
 from lightning_toys.generative_policy.meanflow import TimeLaw
 from lightning_toys.nets import ConditionalNet, Network
+from lightning_toys.training.configuration import fitting, idle_flags, made
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
-from lightning_toys.training.options import fitting, idle_flags, made
 from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
 

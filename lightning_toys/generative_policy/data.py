@@ -12,10 +12,10 @@ from torch import Tensor
 from lightning_toys.errors import require
 from lightning_toys.generative_policy.couplings import Coupling, Independent
 from lightning_toys.generative_policy.mixture import Target, ThreeModes
-from lightning_toys.training.ahead import AheadLoader, chunks
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import BlockLoader, DrawnBlock, DrawnLoader, draw_nothing
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
+from lightning_toys.training.prefetch import AheadLoader, chunks
 
 
 class Pairs:

@@ -16,9 +16,9 @@ from lightning_toys.generative_policy.gaussian import Bound, bounded_log_sigma, 
 from lightning_toys.generative_policy.mixture import Mixture, Target
 from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
 from lightning_toys.nets import Network, keyed_uniform
+from lightning_toys.training.configuration import idle_flags, made
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.noise import NoiseStream
-from lightning_toys.training.options import idle_flags, made
 from lightning_toys.training.replica_parallel import Parallel
 
 

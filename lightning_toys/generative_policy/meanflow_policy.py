@@ -31,9 +31,9 @@ from lightning_toys.generative_policy.mixture import Mixture, Target
 from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
 from lightning_toys.generative_policy.reference_flow import flow_log_prob, flow_sample
 from lightning_toys.nets import Network
+from lightning_toys.training.configuration import idle_flags, made
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.noise import NoiseStream, uniform
-from lightning_toys.training.options import idle_flags, made
 from lightning_toys.training.replica_parallel import Parallel
 
 JUDGED = 2000  # points at which the average velocity is held against the exact one, and likelihoods are taken

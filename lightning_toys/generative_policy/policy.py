@@ -19,9 +19,9 @@ from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.metrics import score
 from lightning_toys.generative_policy.mixture import Mixture
 from lightning_toys.generative_policy.reference_flow import flow_sample
+from lightning_toys.training.configuration import fitting
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import keyed_generator
-from lightning_toys.training.options import fitting
 from lightning_toys.training.results import Report
 
 ROWS = 2**14  # rows of one replica that go through a network at a time

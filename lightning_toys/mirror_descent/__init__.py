@@ -3,6 +3,7 @@
 from lightning_toys.mirror_descent.data import LinearGaussian
 from lightning_toys.mirror_descent.learned import LearnedSampling
 from lightning_toys.mirror_descent.module import TiltedSampling
+from lightning_toys.mirror_descent.problem import Settings
 from lightning_toys.mirror_descent.schedules import (
     Constant,
     LateConstant,
@@ -12,7 +13,6 @@ from lightning_toys.mirror_descent.schedules import (
     TFGPlusFinalMALA,
 )
 from lightning_toys.mirror_descent.tilt import ActionValue, StateReward
-from lightning_toys.mirror_descent.world import Settings
 
 __all__ = [
     "ActionValue",

@@ -22,9 +22,9 @@ from lightning_toys.mirror_descent.kernels import (
     start,
     ula,
 )
+from lightning_toys.mirror_descent.problem import Cost
 from lightning_toys.mirror_descent.samplers import Draws, Sampler, Watch, from_prior, langevin, refresh
 from lightning_toys.mirror_descent.tilt import Tilted
-from lightning_toys.mirror_descent.world import Cost
 from lightning_toys.training.compiling import kept_compiled
 
 

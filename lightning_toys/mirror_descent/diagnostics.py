@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
 from lightning_toys.mirror_descent.joint import gaussian_kl
-from lightning_toys.mirror_descent.world import World
+from lightning_toys.mirror_descent.problem import World
 from lightning_toys.training.noise import keyed_generator
 
 Array = NDArray[np.float64]

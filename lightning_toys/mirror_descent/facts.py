@@ -11,9 +11,9 @@ from lightning_toys.mirror_descent.affine import Law
 from lightning_toys.mirror_descent.annealed import PCMALA, PCULA
 from lightning_toys.mirror_descent.diagnostics import Fact, Sample, lag_one, mean_fact, moment_facts
 from lightning_toys.mirror_descent.joint import gaussian_kl
+from lightning_toys.mirror_descent.problem import World
 from lightning_toys.mirror_descent.reverse import TwistedSMC
 from lightning_toys.mirror_descent.samplers import GROUP, Gibbs, Importance, Sampler, exact_law
-from lightning_toys.mirror_descent.world import World
 from lightning_toys.stats import mean_ci, written
 
 OFF = 1e-4  # nats that a schedule may end off the target without a warning

@@ -15,7 +15,7 @@ from scipy import stats as scipy_stats
 from scipy.optimize import isotonic_regression
 
 from lightning_toys.mirror_descent.diagnostics import Array, Sample
-from lightning_toys.mirror_descent.world import World
+from lightning_toys.mirror_descent.problem import World
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, new_figure
 from lightning_toys.stats import mean_ci
 

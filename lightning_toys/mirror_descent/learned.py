@@ -19,6 +19,7 @@ from lightning_toys.mirror_descent import figures
 from lightning_toys.mirror_descent.data import LinearGaussian
 from lightning_toys.mirror_descent.model import LearnedModel
 from lightning_toys.mirror_descent.module import TiltedSampling
+from lightning_toys.mirror_descent.problem import World
 from lightning_toys.mirror_descent.registry import BY_SCORE, SAMPLERS
 from lightning_toys.mirror_descent.samplers import Sampler
 from lightning_toys.mirror_descent.score import (
@@ -31,12 +32,11 @@ from lightning_toys.mirror_descent.score import (
     relative_error,
     training_levels,
 )
-from lightning_toys.mirror_descent.world import World
 from lightning_toys.nets import Network
 from lightning_toys.stats import mean_ci, paired_difference, written
+from lightning_toys.training.configuration import fitting, made
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
-from lightning_toys.training.options import fitting, made
 from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
 

@@ -21,17 +21,17 @@ from lightning_toys.mirror_descent.diagnostics import Sample, exact_draws, law_m
 from lightning_toys.mirror_descent.facts import fact_table, facts_of, law_reached, law_table
 from lightning_toys.mirror_descent.joint import gaussian_kl
 from lightning_toys.mirror_descent.kernels import BLOCK
+from lightning_toys.mirror_descent.problem import Settings, World
 from lightning_toys.mirror_descent.registry import SAMPLERS, check_samplers
 from lightning_toys.mirror_descent.samplers import Sampler
 from lightning_toys.mirror_descent.schedules import Linear, Schedule
 from lightning_toys.mirror_descent.tilt import Reward, StateReward
-from lightning_toys.mirror_descent.world import Settings, World
 from lightning_toys.stats import holm
+from lightning_toys.training.configuration import fitting
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
-from lightning_toys.training.options import fitting
+from lightning_toys.training.progress import Ticker
 from lightning_toys.training.results import Report, set_aside, write_atomic
-from lightning_toys.training.ticker import Ticker
 
 KS = ("action_ks_p", "state_ks_p", "residual_ks_p")
 SWEPT = ("pc_ula", "pc_mala", "pc_joint_mala")  # whose refreshes are swept

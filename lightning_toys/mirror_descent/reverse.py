@@ -17,8 +17,8 @@ from lightning_toys.mirror_descent.kernels import BLOCK, Noise
 from lightning_toys.mirror_descent.model import linear
 from lightning_toys.mirror_descent.predictors import STEPS, log_snr_levels, plan
 from lightning_toys.mirror_descent.predictors import start as starting_law
+from lightning_toys.mirror_descent.problem import Cost, World
 from lightning_toys.mirror_descent.samplers import Draws, Sampler, systematic
-from lightning_toys.mirror_descent.world import Cost, World
 
 
 def root(C: Array) -> Array:

@@ -13,7 +13,7 @@ from lightning_toys.mirror_descent import affine
 from lightning_toys.mirror_descent.affine import Affine, Law
 from lightning_toys.mirror_descent.joint import Level
 from lightning_toys.mirror_descent.kernels import BLOCK, Noise, State, independence, mala, start, ula
-from lightning_toys.mirror_descent.world import Cost, World
+from lightning_toys.mirror_descent.problem import Cost, World
 
 WATCHED = 64  # chains of a block whose path is kept
 GROUP = 2**12  # draws that importance weighs against each other

@@ -12,11 +12,11 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_toys.training.checkpoint_form import optimizers_misfit
-from lightning_toys.training.options import check_seeds, idle_flags
+from lightning_toys.training.checkpoint_format import optimizers_misfit
+from lightning_toys.training.configuration import check_seeds, idle_flags
+from lightning_toys.training.optimization import TrainedReplicas
 from lightning_toys.training.replica_parallel import Parallel, ReplicaStrategy, share, with_states
 from lightning_toys.training.results import Report
-from lightning_toys.training.stepping import TrainedReplicas
 
 
 class ToyModule(TrainedReplicas):

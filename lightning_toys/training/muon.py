@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_toys.training.quick_adam import fused_step
+from lightning_toys.training.fused_adam import fused_step
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024; the same as torch.optim.Muon's
 ITERATIONS = 5

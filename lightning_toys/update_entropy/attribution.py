@@ -26,8 +26,8 @@ from lightning_toys.update_entropy.derivatives import (
     weighted_gradient,
 )
 from lightning_toys.update_entropy.estimators import Kind, Scores, coefficients, first_orders, length_weights, terms
+from lightning_toys.update_entropy.forward import Passes, evaluate
 from lightning_toys.update_entropy.grpo import token_weights
-from lightning_toys.update_entropy.passes import Passes, evaluate
 from lightning_toys.update_entropy.sequences import Sequences
 
 

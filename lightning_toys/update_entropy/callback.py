@@ -16,7 +16,7 @@ from lightning_toys.training.module import ToyModule
 from lightning_toys.update_entropy.adamw import AdamWState, AdamWStep, Tensors, norm, read_state
 from lightning_toys.update_entropy.attribution import covariances, entropy_rows
 from lightning_toys.update_entropy.estimators import Estimate, Kind, Scores, entropy, prefix_weighted
-from lightning_toys.update_entropy.passes import evaluate
+from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.rollouts import draw, uniforms
 from lightning_toys.update_entropy.sequences import Sequences
 

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_toys.update_entropy.adamw import Tensors
 from lightning_toys.update_entropy.estimators import Kind, Scores, coefficients, surrogate, terms
-from lightning_toys.update_entropy.passes import evaluate
+from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.sequences import (
     Packed,
     Sequences,

@@ -14,11 +14,11 @@ from matplotlib.ticker import MaxNLocator
 
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, band, new_figure
 from lightning_toys.training.metrics_csv import read_run, replica_columns
+from lightning_toys.update_entropy.cache import array
 from lightning_toys.update_entropy.estimators import Kind
-from lightning_toys.update_entropy.findings import Findings
 from lightning_toys.update_entropy.history import gains, smoothed
-from lightning_toys.update_entropy.memo import array
 from lightning_toys.update_entropy.report import correlation, unit_of
+from lightning_toys.update_entropy.summary import Findings
 from lightning_toys.update_entropy.task import Tokens
 
 

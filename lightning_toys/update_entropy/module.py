@@ -13,21 +13,21 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightning_toys.errors import note, require
-from lightning_toys.training.options import made
+from lightning_toys.training.configuration import made
 from lightning_toys.update_entropy import figures
 from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments, hyper_of, moments_of
 from lightning_toys.update_entropy.attribution import Ranks
+from lightning_toys.update_entropy.cache import Memo
 from lightning_toys.update_entropy.data import FREE
-from lightning_toys.update_entropy.findings import Findings
 from lightning_toys.update_entropy.grpo import Clipping, advantages
 from lightning_toys.update_entropy.history import gains
-from lightning_toys.update_entropy.memo import Memo
 from lightning_toys.update_entropy.optimizer_files import load_optimizer_state
 from lightning_toys.update_entropy.policy import TinyPolicy
 from lightning_toys.update_entropy.policy_module import PolicyModule
 from lightning_toys.update_entropy.probe import Plan, draw_update, probe
 from lightning_toys.update_entropy.report import label_of, report_of, summary_lines, write_findings
 from lightning_toys.update_entropy.sequences import Sequences, pack
+from lightning_toys.update_entropy.summary import Findings
 from lightning_toys.update_entropy.training import (
     PolicyBatch,
     Rollouts,

@@ -10,10 +10,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_toys.errors import note, require
-from lightning_toys.training.checkpoint_form import unlike
+from lightning_toys.training.checkpoint_format import unlike
+from lightning_toys.training.configuration import fitting
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule
-from lightning_toys.training.options import fitting
 from lightning_toys.training.results import Report
 from lightning_toys.update_entropy.checkpoints import (
     check_temperature,
@@ -23,8 +23,8 @@ from lightning_toys.update_entropy.checkpoints import (
 )
 from lightning_toys.update_entropy.data import FREE, TextData
 from lightning_toys.update_entropy.estimators import entropy
+from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.grpo import Clipping
-from lightning_toys.update_entropy.passes import evaluate
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
 from lightning_toys.update_entropy.probe import Plan
 from lightning_toys.update_entropy.training import (

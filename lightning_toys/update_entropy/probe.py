@@ -25,6 +25,7 @@ from lightning_toys.update_entropy.attribution import (
     make_update,
     token_slopes,
 )
+from lightning_toys.update_entropy.cache import Memo, digest, fingerprint
 from lightning_toys.update_entropy.derivatives import curvatures, moved, trainable, weighted_gradient
 from lightning_toys.update_entropy.estimators import (
     Estimate,
@@ -36,11 +37,10 @@ from lightning_toys.update_entropy.estimators import (
     second_order,
     sequence_weighted,
 )
-from lightning_toys.update_entropy.findings import EvaluationFindings, Findings
+from lightning_toys.update_entropy.forward import Passes, evaluate, ready
 from lightning_toys.update_entropy.grpo import advantages, groups, informative
-from lightning_toys.update_entropy.memo import Memo, digest, fingerprint
-from lightning_toys.update_entropy.passes import Passes, evaluate, ready
 from lightning_toys.update_entropy.sequences import Sequences
+from lightning_toys.update_entropy.summary import EvaluationFindings, Findings
 
 FLAVOURS = ("full", "baseline", "grad", "baseline_plus_grad")
 CLOSED = 1e-6  # a sum of parts this close to the step, relative, is the step: one pass serves both

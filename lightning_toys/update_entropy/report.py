@@ -13,11 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from lightning_toys.training.results import Report, plain, set_aside, write_atomic
+from lightning_toys.update_entropy.cache import array
 from lightning_toys.update_entropy.estimators import Estimate, Kind, Weighted
-from lightning_toys.update_entropy.findings import EvaluationFindings, Findings
 from lightning_toys.update_entropy.grpo import advantages
-from lightning_toys.update_entropy.memo import array
 from lightning_toys.update_entropy.probe import Plan
+from lightning_toys.update_entropy.summary import EvaluationFindings, Findings
 from lightning_toys.update_entropy.task import Tokens
 
 

@@ -26,7 +26,7 @@ from lightning_toys.bilevel.control.nets import HeadMLP
 from lightning_toys.bilevel.control.replay import Batch
 from lightning_toys.bilevel.vectors import Tensors, flatten, recent_mean_, unflatten
 from lightning_toys.errors import require
-from lightning_toys.training.quick_adam import step_adam
+from lightning_toys.training.fused_adam import step_adam
 
 
 @dataclass

@@ -30,11 +30,11 @@ from lightning_toys.bilevel.control.learner import Learner, Nets, Solver
 from lightning_toys.bilevel.control.replay import Replay
 from lightning_toys.bilevel.vectors import Tensors, flatten
 from lightning_toys.errors import note, require
-from lightning_toys.training.checkpoint_form import Like, unlike
+from lightning_toys.training.checkpoint_format import Like, unlike
+from lightning_toys.training.configuration import fitting, idle_flags, made
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import NoiseStream, uniform
-from lightning_toys.training.options import fitting, idle_flags, made
 from lightning_toys.training.results import Report, set_aside
 
 JUDGED = 1024  # transitions that errors are measured on

@@ -32,10 +32,10 @@ from lightning_toys.bilevel.regression.metrics import last_sixth, local_regret, 
 from lightning_toys.bilevel.regression.mlp import MLP
 from lightning_toys.bilevel.regression.stream import Stream
 from lightning_toys.errors import require
-from lightning_toys.training.checkpoint_form import Like, unlike
+from lightning_toys.training.checkpoint_format import Like, unlike
+from lightning_toys.training.configuration import fitting, idle_flags
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule
-from lightning_toys.training.options import fitting, idle_flags
 from lightning_toys.training.results import Report
 
 JUDGED = 10  # steps between two hypergradients of the judge, and between two records of the weights

@@ -1,0 +1,170 @@
+"""The runs of a comparison: found, read, grouped by target and labelled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_toys.commands.settings import flatten, short
+from lightning_toys.commands.strict_yaml import strict_load
+from lightning_toys.errors import ToyError, note
+from lightning_toys.training.results import is_main
+from lightning_toys.training.results_format import read_results
+
+MAX_KEYS = 4  # settings that a run's name spells out
+
+
+@dataclass(frozen=True)
+class Run:
+    """One results.json.
+
+    Attributes:
+        folder: where it lies.
+        label: what tells it from the others of its group.
+        content: what it says.
+        group: what tells its target from others'; empty where all runs have one. Errors on different targets are
+            answers to different questions: they get a table each, and no differences.
+    """
+
+    folder: Path
+    label: str
+    content: dict[str, Any]
+    group: str = ""
+
+    @property
+    def name(self) -> str:
+        """What tells it from all others."""
+        return f"{self.group}, {self.label}" if self.group else self.label
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Return a metric's finite values by seed; empty where the run lacks it."""
+        found = self.content["metrics"].get(metric)
+        if found is None:
+            return {}
+        return {s: v for s, v in zip(self.content["seeds"], found["values"], strict=True) if v is not None}
+
+    @property
+    def main_metrics(self) -> list[str]:
+        """The configured readout's metrics, those of single outputs and modes left out."""
+        return [m for m in self.content["metrics"] if is_main(m)]
+
+    @property
+    def headline(self) -> list[str]:
+        """The metrics whose every readout is worth a table."""
+        return list(self.content.get("headline", ["l2"]))
+
+    def label_of(self, metric: str) -> str:
+        """Return a metric's name for an axis."""
+        return str(self.content.get("metric_labels", {}).get(metric, metric))
+
+    def readouts(self, metric: str) -> list[str]:
+        """Return the readouts that a metric is known of, names like ``zeros/euler-9``."""
+        return [m.removeprefix(f"{metric}@") for m in self.content["metrics"] if m.startswith(f"{metric}@")]
+
+
+def find_results(paths: Sequence[Path]) -> list[Path]:
+    """Return the results.json of each run folder named, or of all below a folder named.
+
+    Raises:
+        ToyError: a path does not exist, or holds no results.
+    """
+    out: list[Path] = []
+    for path in paths:
+        if not os.path.exists(path):  # Path's raises where a name is too long
+            raise ToyError(f"compare: no file or folder {str(path)!r}")
+        if path.is_file():
+            found = [path]
+        elif (path / "results.json").is_file():
+            found = [path / "results.json"]
+        else:
+            found = sorted(path.rglob("results.json"))
+        if not found:
+            raise ToyError(f"compare: no results.json in {path}; run `test` first")
+        out += [f for f in found if f not in out]
+    return out
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """Return a run's flat model and data settings."""
+    config = folder / "config.yaml"
+    if not config.is_file():
+        return {}
+    try:
+        loaded = strict_load(config.read_text())
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise ToyError(f"compare: {config} cannot be read ({' '.join(str(error).split())[:160]})") from None
+    if not isinstance(loaded, dict):
+        raise ToyError(f"compare: {config} is not a configuration")
+    return flatten({k: loaded.get(k) for k in ("model", "data")})
+
+
+def load_runs(files: Sequence[Path]) -> list[Run]:
+    """Read the runs and label each by the settings in which they differ.
+
+    Raises:
+        ToyError: a file is no results.json of this project, or the runs are of different experiments.
+    """
+    contents = []
+    for file in files:
+        try:
+            contents.append(read_results(file))
+        except (ValueError, OSError) as error:
+            why = " ".join(str(error).split())
+            raise ToyError(f"compare: {file} is not a results.json of lightning_toys ({why})") from None
+    experiments = sorted({c["experiment"] for c in contents})
+    if len(experiments) > 1:
+        raise ToyError(f"compare: the runs are of different experiments: {', '.join(experiments)}")
+    flat = [c.get("settings") or settings(f.parent) for f, c in zip(files, contents, strict=True)]
+    if asked := [k for k in differing(flat) if k.startswith("data.target")]:
+        note(f"note: the runs differ in {', '.join(asked)}: errors are answers to different questions, in a table each")
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, s in enumerate(flat):
+        groups.setdefault(tuple(repr(s.get(k)) for k in asked), []).append(i)
+    out: list[Run] = []
+    for name, members in zip(group_names(asked, [flat[m[0]] for m in groups.values()]), groups.values(), strict=True):
+        labels = labels_of([files[i] for i in members], [contents[i] for i in members], [flat[i] for i in members])
+        out += [Run(files[i].parent, x, contents[i], name) for i, x in zip(members, labels, strict=True)]
+    return out
+
+
+def differing(flat: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the settings that are not the same in all runs."""
+    return [k for k in dict.fromkeys(k for s in flat for k in s) if len({repr(s.get(k)) for s in flat}) > 1]
+
+
+def words(settings: dict[str, Any], keys: Sequence[str]) -> str:
+    """Return some settings as a name."""
+    found = {k: short(settings[k]) for k in keys if k in settings}
+    plain = (".mode", ".kind", ".target")
+    return " ".join(str(v) if k.endswith(plain) else f"{k.split('.')[-1]}={v}" for k, v in found.items())
+
+
+def group_names(keys: Sequence[str], flat: Sequence[dict[str, Any]]) -> list[str]:
+    """Return as few words as tell the groups apart; nothing where there is one group."""
+    for n in range(len(keys) + 1):
+        names = [words(s, keys[:n]) for s in flat]
+        if len(set(names)) == len(flat):
+            return names
+    return [str(i) for i in range(len(flat))]
+
+
+def labels_of(files: Sequence[Path], contents: Sequence[dict[str, Any]], flat: Sequence[dict[str, Any]]) -> list[str]:
+    """Label runs by the settings in which they differ."""
+    keys = [k for k in differing(flat) if not k.startswith("model.evaluation.test_") and k != "model.seeds"]
+    # of runs that differ in much, such as in their model, the settings would be no name
+    spelt = len(keys) <= MAX_KEYS
+    labels = [
+        (spelt and words(s, keys)) or content.get("label", file.parent.name)
+        for file, content, s in zip(files, contents, flat, strict=True)
+    ]
+    if len(set(labels)) == len(labels):
+        return labels
+    places = [f.parent.name for f in files]
+    if len(set(places)) < len(places):
+        places = [f"{f.parent.parent.name}/{f.parent.name}" for f in files]
+    return [f"{label} ({place})" for label, place in zip(labels, places, strict=True)]

@@ -1,0 +1,183 @@
+"""The Trainer's command line: flags over a checkpoint's settings over files, and the run folder that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+# the experiments register their classes for short names
+import lightning_toys.bilevel
+import lightning_toys.flow_vs_regression
+import lightning_toys.generative_policy
+import lightning_toys.mirror_descent
+import lightning_toys.update_entropy  # noqa: F401
+from lightning_toys.commands.settings import class_paths, differences, experiment_class, experiment_of
+from lightning_toys.commands.trainer.arguments import (
+    Refused,
+    ToyParser,
+    check_configs,
+    check_words,
+    flags,
+    settle_length,
+    split_configs,
+)
+from lightning_toys.errors import NothingToTrainError, ToyError, process_rank
+from lightning_toys.training.callbacks import RescueCheckpoint
+from lightning_toys.training.checkpoint_format import malformed
+from lightning_toys.training.reporting import FigureWriter
+from lightning_toys.training.run_folder import RunFolder, check_root, new_run, read_checkpoint, resolve_checkpoint
+
+ROOT = "lightning_logs"
+
+
+class SettingsCLI(LightningCLI):
+    """LightningCLI up to the settings: a run's folder, and checkpoints whose settings yield to flags."""
+
+    run: RunFolder
+    checkpoint_path: Path | None
+    checkpoint: dict[str, Any] | None
+    standing: set[Path]  # of the run folder's root and the folders above, those that were there before
+
+    def __init__(self, args: Sequence[str], dry: bool = False) -> None:
+        self.words, self.dry = list(args), dry
+        self.files, self.rest = split_configs(self.words[1:])
+        ToyParser.files = check_configs(self.files)  # before the parser is built, which takes much longer
+        check_words(flags(self.rest))
+        self.checkpoint_path, self.checkpoint = None, None
+        self.taken: list[tuple[str, Any, Any]] = []  # settings that the checkpoint has its way with
+        super().__init__(
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=False,  # every draw is keyed; nothing reads the global generators
+            auto_configure_optimizers=False,
+            parser_class=ToyParser,
+            trainer_defaults={
+                "devices": 1,  # more seeds on one device beat more devices; a multi-GPU machine has to be asked for
+                "enable_progress_bar": False,  # ours costs nothing and counts optimiser steps
+                "enable_model_summary": False,
+                "check_val_every_n_epoch": None,
+                "val_check_interval": 1000,
+                "log_every_n_steps": 100,
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,
+            },
+            args=list(args),
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the verb that is run: parsers for all of Lightning's four would take as long again as the rest."""
+        return {self.words[0]: LightningCLI.subcommands()[self.words[0]]}
+
+    def _dump_config(self) -> None:
+        """Keep the verb's settings for hyper-parameters; Lightning's own check all of them once more."""
+        if not hasattr(self, "config_dump"):
+            self.config_dump = self.dump(self.words[0])
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run folder and the standing callbacks' settings."""
+        parser.add_argument("--run.root", type=str, default=ROOT, help="folder of all runs")
+        parser.add_argument("--run.variant", type=str | None, default=None, help="default: the first -c file's name")
+        parser.add_argument("--run.name", type=str | None, default=None, help="default: version_0, version_1, ...")
+        parser.add_class_arguments(RescueCheckpoint, "checkpoint")
+        parser.add_class_arguments(FigureWriter, "figures")
+
+    # parsing
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse flags over the checkpoint's settings over the files, and choose the run folder."""
+        verb, configs = self.words[0], self.files
+        rest = settle_length(self.rest)
+        stacked = [w for c in configs for w in ("-c", c)]
+        ToyParser.command = rest
+        self.config = parse(parser, [verb, *stacked, *rest])
+        settings = self.config[verb]
+        refuse_idle(settings)
+        kind, given = experiment_class(settings.model.class_path), settings.model.get("init_args")
+        if verb == "fit" and not kind.trains:
+            raise NothingToTrainError(f"fit: {kind.__name__} has nothing to train; give the verb test")
+        where = self.place(settings)
+        word = settings.get("ckpt_path")
+        if word is None and verb != "fit" and not kind.stands_alone(given.as_dict() if given else {}):
+            word = "last"
+        if word is None:
+            self.run = new_run(*where)
+            return
+        # of the line alone: a run's own config.yaml names where it was made, which may not be where it lies
+        asked = {k for k in ("root", "variant", "name") if f"--run.{k}" in flags(rest)}
+        path, self.run = resolve_checkpoint(word, *where, asked)
+        elsewhere = self.run.path.resolve() not in path.resolve().parents
+        taken = self.run.used if verb == "fit" else asked and any(self.run.checkpoints.glob("*.ckpt"))
+        if elsewhere and taken and process_rank() == 0:  # the others may find it begun
+            raise ToyError(f"--ckpt_path: {path} is not of {self.run.path}, which holds a run; give another --run.name")
+        checkpoint: dict[str, Any] = read_checkpoint(path)
+        before = self.dump(verb)
+        stored = self.stored_settings(path, checkpoint, before)
+        self.checkpoint_path, self.checkpoint = path, checkpoint
+        ToyParser.files = {**ToyParser.files, str(path): stored}
+        self.config = parse(parser, [verb, *stacked, "-c", yaml.safe_dump(stored), *rest])
+        seeds, kept = self.config[verb].model.init_args.get("seeds"), checkpoint["toy"]["seeds"]
+        if seeds is not None and list(seeds) != kept:
+            raise ToyError(f"--model.seeds: {list(seeds)} is not allowed; {path} holds the replicas of seeds {kept}")
+        # the seeds are what the checkpoint's replicas are
+        self.taken = [x for x in differences(before, self.dump(verb)) if x[0] != "--model.seeds"]
+        self.config[verb].ckpt_path = str(path)
+
+    def place(self, settings: Namespace) -> tuple[Path, str, str, str | None]:
+        """Return root, experiment, variant and name of the run, refused where they are no folders' names."""
+        for flag in ("variant", "name"):
+            value = settings.run[flag]
+            if value is not None and (not value or set("/\0") & set(value) or value in (".", "..") or len(value) > 200):
+                raise ToyError(f"--run.{flag}: {value!r} is not allowed; give a folder's name, without /")
+        check_root(settings.run.root)
+        root = Path(settings.run.root)
+        self.standing = {p for p in (root, *root.parents) if p.exists()}
+        variant = settings.run.variant or (Path(self.files[0]).stem if self.files else "unnamed")
+        return root, experiment_of(settings.model.class_path), variant, settings.run.name
+
+    def stored_settings(self, path: Path, checkpoint: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        """Return a checkpoint's model and data sections, once it is whole and names no class that is not given here."""
+        if why := malformed(checkpoint, self.words[0] == "fit"):
+            raise ToyError(f"--ckpt_path: {path} is no whole checkpoint: {why}")
+        held: dict[str, Any] = {k: checkpoint["toy"]["config"].get(k) for k in ("model", "data")}
+        made_by, wanted = held["model"]["class_path"], given["model"]["class_path"]
+        if made_by != wanted:
+            raise ToyError(f"--ckpt_path: {path} is a checkpoint of {made_by}, not of {wanted}")
+        if strange := sorted(c for c in class_paths(held) - class_paths(given) if not c.startswith("lightning_toys.")):
+            raise ToyError(f"--ckpt_path: {path} names the class {strange[0]}; if it is yours, give it here too")
+        return held
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: LightningCLI would let the checkpoint's settings beat the flags here."""
+
+    def dump(self, verb: str) -> dict[str, Any]:
+        """Return the verb's configuration as plain values."""
+        text = self._subcommand_parsers[verb].dump(self.config[verb], skip_none=False, skip_validation=True)
+        plain: dict[str, Any] = yaml.safe_load(text)
+        return plain
+
+
+def refuse_idle(settings: Namespace) -> None:
+    """Refuse flags of Lightning's verbs that would be unsafe or change nothing here."""
+    if settings.get("weights_only") is False:
+        raise ToyError("--weights_only: False is not allowed; checkpoints hold tensors and plain values alone")
+    if settings.seed_everything is not None and settings.seed_everything is not False:
+        raise ToyError(
+            f"--seed_everything: {settings.seed_everything} is not allowed, it would change nothing: every "
+            "draw is keyed; give --model.seeds"
+        )
+    if settings.get("return_predictions") is False:
+        raise ToyError("--return_predictions: False is not allowed; predictions are what predict writes")
+
+
+def parse(parser: LightningArgumentParser, words: list[str]) -> Namespace:
+    """Parse a command line; an error is a ToyError."""
+    try:
+        return parser.parse_args(words)
+    except Refused as refused:
+        raise ToyError(str(refused.code)) from None

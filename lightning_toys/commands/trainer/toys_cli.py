@@ -1,0 +1,282 @@
+"""The Trainer's verbs: LightningCLI with run folders, checkpoints that yield to flags, and one-line errors."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_toys.commands.settings import beyond_memory, flatten, largest, lasting, short
+from lightning_toys.commands.trainer.arguments import ToyParser, explain, flags
+from lightning_toys.commands.trainer.rules import callbacks_of, check_figures, check_trainer, tell
+from lightning_toys.commands.trainer.settings import SettingsCLI
+from lightning_toys.errors import DiskFullError, ToyError, is_disk_full, note, process_rank, require
+from lightning_toys.stats import mean_ci, written
+from lightning_toys.training.callbacks import ValidationClock
+from lightning_toys.training.metrics_csv import MetricsCSV, read_run
+from lightning_toys.training.monitors import MonitorCheck, monitoring
+from lightning_toys.training.replica_parallel import ReplicaStrategy
+from lightning_toys.training.reporting import Progress, Reporter, ResultsWriter
+from lightning_toys.training.results import Report, set_aside, write_atomic
+from lightning_toys.training.results_format import results_step
+from lightning_toys.training.run_folder import RUN_VARIABLE, SWEEP_MARK, new_run
+from lightning_toys.training.tensorboard_layout import LayoutWriter
+
+
+class ToysCLI(SettingsCLI):
+    """LightningCLI with run folders, checkpoints that yield to flags, and one-line errors."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer with our callbacks and loggers beside the user's."""
+        settings = self.config_init[self.subcommand]
+        trainer: Namespace = settings.trainer
+        rescue, figures, results = settings.checkpoint, settings.figures, ResultsWriter()
+        for callback in (rescue, figures, results):
+            callback.run = self.run
+        self.model.config = lasting(self.dump(str(self.subcommand)))
+        settings_shown = flatten(self.model.config)
+        results.settings = settings_shown
+        results.hparams = {k: short(v) for k, v in settings_shown.items() if v != "None" and ".test_" not in k}
+        self.model.run_folder = self.run.path
+        given = callbacks_of(trainer)
+        if monitoring(given) and not trainer.num_sanity_val_steps:
+            kwargs["num_sanity_val_steps"] = 1
+        # figures read metrics.csv, and results note the speed: both come after what they look at
+        first, last = (ValidationClock(), Progress()), (rescue, figures, results, LayoutWriter())
+        kwargs["callbacks"] = [MonitorCheck(), *given, *first, *last]
+        kwargs["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in given)
+        kwargs["default_root_dir"] = str(self.run.path)
+        kwargs["logger"] = self.loggers(trainer.logger)
+        if self.subcommand == "fit" and self.checkpoint_path is None and not self.dry:
+            os.environ[RUN_VARIABLE] = self.run.name  # for the child processes that a strategy may start
+        if self.strategy is not None:
+            kwargs["strategy"] = self.strategy
+        return self.trainer_class(**{**trainer, **kwargs})
+
+    def replica_strategy(self, trainer: Namespace) -> Any:
+        """Return the strategy that shares replicas out, or the given one where there is one process only."""
+        require(
+            trainer.strategy in ("auto", "ddp"),
+            f"--trainer.strategy: {trainer.strategy!r} is not allowed with --model.parallel replicas; give auto or ddp",
+        )
+        processes = self.trainer_class(**{**trainer, "logger": False, "enable_checkpointing": False}).world_size
+        require(
+            processes <= len(self.model.seeds),
+            f"--model.parallel: replicas is not allowed with {len(self.model.seeds)} of --model.seeds on {processes} "
+            "processes; give a seed for each, or fewer devices",
+        )
+        return ReplicaStrategy() if processes > 1 else trainer.strategy
+
+    def loggers(self, given: Any) -> Any:
+        """Return TensorBoard and metrics.csv where the user says nothing; the user's and metrics.csv else."""
+        if given is False:
+            return False
+        read_run(self.run.path)  # what a table is added to has to be one
+        step = self.checkpoint["global_step"] if self.checkpoint is not None else None
+        table = MetricsCSV(self.run.path, resume_step=step if self.subcommand == "fit" else None)
+        if given is None or given is True:
+            board = TensorBoardLogger(
+                self.run.root,
+                name=f"{self.run.experiment}/{self.run.variant}",
+                version=self.run.name,
+                default_hp_metric=False,
+                purge_step=step + 1 if step is not None and self.subcommand == "fit" else None,
+            )
+            return [board, table]
+        return [*given, table] if isinstance(given, list) else [given, table]
+
+    def instantiate_classes(self) -> None:
+        """Instantiate, then keep the configuration in the run folder: the first as config.yaml."""
+        try:
+            self.config_init = self.parser.instantiate_classes(self.config)
+        except ValueError as error:  # jsonargparse's report of a check in a constructor
+            parser = self._subcommand_parsers[self.words[0]]
+            raise ToyError(explain(str(error), ToyParser.command, parser)) from None
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._get(self.config_init, "model")
+        self.model.sizes = self.model.measure(self.datamodule)
+        if self.checkpoint is not None:
+            self.check_fit(self.checkpoint)
+        trainer = self.config_init[self.subcommand].trainer
+        if self.subcommand == "predict" and type(self.model).predict_step is LightningModule.predict_step:
+            raise ToyError(f"predict: {type(self.model).__name__} has no predictions to write; give the verb test")
+        check_trainer(trainer, self.model, self.datamodule, str(self.subcommand))
+        if self.subcommand == "fit":
+            check_figures(self.config_init.fit.figures, trainer.logger)
+        self.strategy = self.replica_strategy(trainer) if self.model.parallel == "replicas" else None
+        claimed = self.claim(bool(trainer.fast_dev_run))
+        try:
+            self.trainer = self.instantiate_trainer()
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            if claimed:
+                self.leave()
+            raise ToyError(f"--trainer: {' '.join(str(error).split())}") from None
+        if not self.dry:
+            tell(trainer, self.model, str(self.subcommand), flags(self.rest))
+        for key, now, was in self.taken:
+            note(f"{key} is {now!r} as in the checkpoint, not {was!r} as in the configuration; a flag would win")
+
+    def check_fit(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that is of another network, or whose optimisers cannot go on."""
+        net = self.model.build()
+        resumes = self.subcommand == "fit"
+        if why := self.model.misfit(checkpoint, net):
+            asked = [w.split("=")[0] for w in ToyParser.command if w.startswith(("--model", "--data"))]
+            blame = f"; asked for by {', '.join(asked)}" if asked else ""
+            raise ToyError(f"--ckpt_path: {self.checkpoint_path} does not fit the network: {why}{blame}")
+        if why := self.model.extras_misfit(checkpoint["toy"], int(checkpoint["global_step"]), resumes):
+            raise ToyError(f"--ckpt_path: {self.checkpoint_path} cannot be used: toy.{why}")
+        if resumes and (why := self.model.optimizers_misfit(checkpoint, net)):
+            raise ToyError(f"--ckpt_path: {self.checkpoint_path} cannot be gone on with: {why}")
+
+    def claim(self, fast_dev_run: bool) -> bool:
+        """Make a new run's folder, so that a run started at the same moment takes the next number."""
+        new = self.subcommand == "fit" and self.checkpoint_path is None
+        if not new or self.dry or fast_dev_run or process_rank() > 0 or self.config.fit.run.name is not None:
+            return False
+        while True:
+            try:
+                self.run.path.mkdir(parents=True)
+                return True
+            except FileExistsError:
+                self.run = new_run(self.run.root, self.run.experiment, self.run.variant, None)
+            except OSError as error:
+                raise ToyError(f"--run.root: {self.run.path} cannot be made ({error.strerror})") from None
+
+    def keep_config(self) -> None:
+        """Write config.yaml (on a resume with other settings: config-1.yaml, ...), and never over another."""
+        text = yaml.safe_dump(self.dump(str(self.subcommand)), sort_keys=False)
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        first = self.run.path / "config.yaml"
+        if not first.exists():
+            write_atomic(first, text)
+        elif first.read_text() != text:
+            k = 1
+            while (other := first.with_name(f"config-{k}.yaml")).exists() and other.read_text() != text:
+                k += 1
+            if not other.exists():
+                write_atomic(other, text)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Have Lightning read checkpoints as we do; its own default is torch's, which the environment can change."""
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb, unless only its input was to be checked."""
+        if self.dry:
+            return
+        fresh = not self.run.used
+        try:
+            super()._run_subcommand(subcommand)
+        except OSError as error:
+            if is_disk_full(error):
+                raise DiskFullError(f"no space left to write to {self.run.path}") from None
+            raise
+        except (ToyError, MemoryError, RuntimeError, ValueError) as error:
+            why = beyond_memory(error)
+            if not (why or isinstance(error, ToyError)):
+                raise
+            if fresh and self.trainer.global_step == 0 and self.trainer.is_global_zero:
+                self.leave()
+            if isinstance(error, ToyError):
+                raise
+            raise ToyError(f"{largest(flatten(self.dump(subcommand)))}: {why}; give smaller sizes") from None
+
+    def leave(self) -> None:
+        """Take away what this command put into a new run's folder, and the folders that were made for it."""
+        for path in self.run.path.iterdir() if self.run.path.is_dir() else ():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != SWEEP_MARK:
+                path.unlink()
+        folder = self.run.path
+        with suppress(OSError):  # until one is not empty
+            while folder not in self.standing:
+                folder.rmdir()
+                folder = folder.parent
+
+    def before_fit(self) -> None:
+        """Keep the configuration once everything has been built without complaint."""
+        if process_rank() == 0 and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.keep_config()
+
+    def before_test(self) -> None:
+        """Keep the configuration of a run that is not trained."""
+        if self.checkpoint is None and process_rank() == 0 and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.keep_config()
+
+    def after_fit(self) -> None:
+        """Say so where a resumed run had nothing left to train, and make up for results that it was stopped before."""
+        step = self.trainer.global_step
+        if self.checkpoint is None or step > self.checkpoint["global_step"]:
+            return
+        note(f"nothing was trained: the checkpoint is at step {step}, and no more are asked for")
+        last, found = self.run.checkpoints / "last.ckpt", results_step(self.run.path)
+        newest = self.checkpoint_path is not None and self.checkpoint_path.resolve() == last.resolve()
+        late = newest and (found is None or found < step) and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.trainer.strategy.broadcast(late):  # ranks may see different states of a folder, and must not part
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Reporter):
+                    callback.ends_fit = True
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Write predictions.npz (c, truth, prediction by replica and draw) into the run folder."""
+        batches: Any = self.trainer.predict(**kwargs)
+        if not batches or not self.trainer.is_global_zero:
+            return
+        found: dict[str, torch.Tensor] = batches[0]
+        path = self.run.path / "predictions.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        set_aside(path)
+        arrays: dict[str, Any] = {k: v.cpu().numpy() for k, v in found.items()}
+        np.savez_compressed(path, **arrays, seeds=np.array(self.model.seeds))
+        note(f"predictions are in {path}")
+
+
+def summary(report: Report, names: Sequence[str]) -> str:
+    """Return the headline metrics in one line."""
+    words = [f"{n} {written(mean_ci(report.metrics[n]))}" for n in names if n in report.metrics]
+    seeds = len(report.seeds)
+    return f"{', '.join(words)} ({seeds} seed{'s' if seeds > 1 else ''}{'; ± half of the 95 % interval' * (seeds > 1)})"
+
+
+def part_ranks() -> None:
+    """Take the process group down before the process ends: gloo's threads, still running, can abort it on its way out.
+
+    Lightning does so for NCCL alone.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def run_trainer(args: Sequence[str]) -> ToysCLI:
+    """Run one of the Trainer's verbs; raises ToyError for input that is the user's to mend."""
+    atexit.unregister(part_ranks)
+    atexit.register(part_ranks)
+    if process_rank() == 0:  # the others got it from the first
+        os.environ.pop(RUN_VARIABLE, None)
+    try:
+        cli = ToysCLI(args)
+    except MisconfigurationException as error:
+        raise ToyError(" ".join(str(error).split())) from None
+    finally:
+        if process_rank() == 0:
+            os.environ.pop(RUN_VARIABLE, None)
+    if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if report := cli.model.last_report:
+            note(summary(report, cli.model.headline))
+        note(f"run folder: {cli.run.path}")
+    return cli

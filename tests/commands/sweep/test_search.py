@@ -1,0 +1,199 @@
+"""sweep --search: trials are shared out, resumed and told to Optuna; no difference comes without its error."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from lightning_toys import cli
+from lightning_toys.commands.sweep.search import without
+from lightning_toys.commands.sweep.search_space import corners, parse_axis
+from lightning_toys.errors import ToyError
+from tests.commands.sweep.test_scale import fork, holder, metrics, wait_for
+from tests.conftest import Runner
+
+LR = ("--search.model.lr", "{low: 1e-4, high: 1e-2, log: true}")
+LAYERS = ("--search.model.network.layers", "{choices: [1, 2]}")
+
+
+def states(folder: Path) -> dict[int, tuple[str, Any, dict[str, Any]]]:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'search.db'}")
+    try:
+        study = optuna.load_study(study_name="search", storage=storage)
+        return {t.number: (t.state.name, t.value, t.params) for t in study.get_trials()}
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def mark(folder: Path, k: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / f"trial-{k:04d}" / "sweep.json").read_text())
+    return found
+
+
+def test_two_processes_share_a_search_and_one_is_killed(
+    runner: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other goes on with the trial that was cut off; trials and numbers are those of one process."""
+    flags = ("--search", *LR, *LAYERS, "--search.trials", "3", "--search.metric", "l2", "--model.seeds", "[0,1,2]")
+    flags += ("--trainer.max_steps", "800", "--checkpoint.every_n_steps", "50")
+    words = runner.words("sweep", "regression", *flags, "--run.variant", "two")
+    folder = runner.root / "flow_vs_regression" / "two"
+    says = [tmp_path / "says-0", tmp_path / "says-1"]
+    pids = [fork(lambda: cli.main(words), s) for s in says]
+
+    def victim() -> int | None:
+        for k in range(3):
+            run = folder / f"trial-{k:04d}"
+            if (run / "checkpoints" / "last.ckpt").exists() and (pid := holder(folder, run.name)):
+                os.kill(pid, signal.SIGSTOP)
+                if holder(folder, run.name) == pid and not (run / "results.json").exists():
+                    return pid
+                os.kill(pid, signal.SIGCONT)
+        return None
+
+    pid = wait_for(victim)
+    os.kill(pid, signal.SIGKILL)
+    codes = {p: os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in pids}
+    text = "\n".join(s.read_text() for s in says)
+    assert codes == {p: -9 if p == pid else 0 for p in pids}, text
+    assert "the cell goes on from its last checkpoint" in text
+    found = states(folder)
+    assert [s for s, _, _ in found.values()] == ["COMPLETE"] * 3
+    runner.ok("sweep", "regression", *flags, "--run.variant", "one")
+    alone = folder.with_name("one")
+    for k in range(3):
+        assert mark(folder, k)["params"] == mark(alone, k)["params"]
+        assert metrics(folder / f"trial-{k:04d}") == metrics(alone / f"trial-{k:04d}")
+        number = mark(folder, k)["trial"]
+        assert found[number][1] == np.mean(metrics(folder / f"trial-{k:04d}")["l2"]["values"])
+        assert found[number][2] == mark(folder, k)["params"]
+        assert sorted(p.name for p in (folder / f"trial-{k:04d}").glob("results*")) == [
+            "results-1.json",
+            "results.json",
+        ]
+    assert len({json.dumps(mark(folder, k)["params"]) for k in range(3)}) == 3
+    # finished trials are not run again, more of them can be asked for, another search needs another name
+    err = runner.ok("sweep", "regression", *flags, "--run.variant", "one")
+    assert "3 of 3 cells are done already" in err
+    assert "cell 1" not in err
+    code, err = runner.code("sweep", "regression", *flags, "--run.variant", "one", "--search.seed", "1")
+    assert code == 2
+    assert "was searched with other settings" in err
+    # the table: best first, each with its interval, differences from the best by seed with theirs
+    rows = list(csv.reader((alone / "comparison" / "trials.csv").read_text().splitlines()))
+    means = [float(r[3]) for r in rows[1:]]
+    assert means == sorted(means)
+    table = (alone / "comparison" / "trials.md").read_text()
+    lines = [x for x in table.splitlines() if x.startswith("| trial-")]
+    assert lines[0].count(" ± ") == 1
+    assert lines[1].count(" ± ") == lines[2].count(" ± ") == 2
+    best = mark(alone, int(rows[1][0][-1]))["params"]
+    assert "looks better than it is" in text
+    line = next(x for x in text.splitlines() if x.startswith("  python cli.py fit"))
+    assert f"--model.lr {json.dumps(best['model.lr'])}" in line
+    assert line.endswith("--model.seeds '[3, 4, 5]'")
+    assert line.count("--model.seeds") == 1
+
+
+def test_trials_that_blow_up_are_told_as_failed(runner: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--search.model.lr", "{choices: [1e30, 1e-3]}", "--search.metric", "l2", "--trainer.max_steps", "60")
+    flags += ("--search.direction", "maximize", "--search.trials", "4", "--model.seeds", "[0]", "--run.variant", "a")
+    folder = runner.root / "flow_vs_regression" / "a"
+    err = runner.ok("sweep", "regression", *flags)
+    found = states(folder)
+    wild = {n for n, (_, _, params) in found.items() if params["model.lr"] == "1e30"}
+    assert 0 < len(wild) < 4
+    assert {n for n, (state, _, _) in found.items() if state == "FAIL"} == wild
+    assert "not finite" in err
+    assert "cannot be told from chance; give more --model.seeds" in err
+    table = (folder / "comparison" / "trials.md").read_text()
+    assert table.count("non-finite") == len(wild)
+    assert "±" not in table.split("\n", 2)[2]  # one seed: no interval, and so no difference
+    rows = [x.split("|") for x in table.splitlines() if x.startswith("| trial-")]
+    assert {r[5].strip() for r in rows} == {"-"}
+    wilder = ("--search.model.lr", "{choices: [1e30, 2e30]}", "--search.trials", "1")
+    code, err = runner.code("sweep", "regression", *flags[:-1], "b", *wilder)
+    assert code == 1
+    assert "all 1 trials failed, the first by: " in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--search.model.lr", "3"], "--search.model.lr: '3' is not allowed; give {low: 1e-4, high: 1e-2, log: true}"),
+        (
+            ["--search.model.lr", "{low: 1, high: 0.1}"],
+            "--search.model.lr: '{low: 1, high: 0.1}' is not allowed, low is",
+        ),
+        (
+            ["--search.model.lr", "{low: 0, high: 0.1, log: true}"],
+            "--search.model.lr: '{low: 0, high: 0.1, log: true}' is",
+        ),
+        (
+            ["--search.model.lr", "{lo: 0, high: 0.1}"],
+            "--search.model.lr: '{lo: 0, high: 0.1}' is not allowed, no key 'lo'",
+        ),
+        (
+            ["--search.model.mode", "{choices: [flow]}"],
+            "--search.model.mode: '{choices: [flow]}' is not allowed, choices",
+        ),
+        (["--search.model.mode", "{choices: [flow, flwo]}"], "--model.mode: 'flwo' is not allowed; give one of"),
+        (["--search.model.lrr", "{low: 0.1, high: 0.2}"], "--model.lrr: no such"),
+        (["--search.model.seeds", "{choices: [1, 2]}"], "--search.model.seeds: is no setting to search"),
+        ([*LR, "--search.trials", "0"], "--search.trials: '0' is not allowed; give an integer >= 1"),
+        ([*LR, "--search.direction", "up"], "--search.direction: 'up' is not allowed; give one of minimize, maximize"),
+        ([*LR, "--search.trial", "3"], "--search.trial: no such flag; give metric, direction, trials, seed"),
+        ([*LR, "--search.metric", "l3"], "--search.metric: no 'l3' in results.json; give one of l1, l2"),
+        ([*LR, "--model.lr", "0.1"], "--model.lr: given beside --search.model.lr; give one of them"),
+        ([*LR, "--grid.model.mode", "[flow]"], "--grid, --search: not allowed together"),
+        ([*LR, "--sweep.retry", "true"], "--sweep.retry: not allowed in a search"),
+        (["--search"], "--search: give at least one flag to choose"),
+    ],
+)
+def test_bad_searches_are_one_line(flags: list[str], says: str, runner: Runner) -> None:
+    metric = [] if "--search.metric" in flags else ["--search.metric", "l2"]
+    code, err = runner.code("sweep", "regression", *metric, *flags)
+    assert code == 2
+    assert err.startswith(f"error: {says}"), err
+    assert err.count("\n") == 1
+    assert not runner.root.exists()
+
+
+def test_metric_and_optuna_are_needed(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, err = runner.code("sweep", "regression", *LR)
+    assert (code, err) == (2, "error: --search.metric: is missing; give a metric of results.json, such as l2\n")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, err = runner.code("sweep", "regression", *LR, "--search.metric", "l2")
+    assert (code, err) == (2, "error: --search: optuna is not installed; pip install 'lightning_toys[search]'\n")
+
+
+def test_spaces() -> None:
+    assert parse_axis("model.lr", "{low: 1e-4, high: 1e-2, log: true}") == {
+        "low": 1e-4,
+        "high": 1e-2,
+        "log": True,
+        "int": False,
+    }
+    layers = parse_axis("x", "{low: 1, high: 8, int: true}")
+    assert (layers["low"], type(layers["high"])) == (1, int)
+    sizes = parse_axis("y", "{choices: [[64, 64], null, relu]}")
+    assert sizes == {"choices": ["[64, 64]", "null", "relu"]}
+    with pytest.raises(ToyError, match="integers where int is true"):
+        parse_axis("x", "{low: 1.5, high: 8, int: true}")
+    # every bound and every choice is checked once, not every combination
+    found = [c.flags for c in corners({"x": layers, "y": sizes})]
+    assert found[0] == ("--x", "1", "--y", "[64, 64]")
+    assert len(found) == 1 + 1 + 2
+    assert {f[1] for f in found} == {"1", "8"}
+    assert {f[3] for f in found} == set(sizes["choices"])
+    assert without(["-c", "a", "--x", "1", "--y=2"], "--x") == ["-c", "a", "--y=2"]
+    assert without(["-c", "a", "--x", "1", "--y=2"], "--y") == ["-c", "a", "--x", "1"]

@@ -1,0 +1,253 @@
+"""What TensorBoard shows of a real run, seen by a real browser: scalars, images and the HParams page.
+
+Needs Debian's packages chromium and chromium-driver; `make browser` installs them where there is apt and root.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Runner
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+ARGUMENTS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1500,1000"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def call(url: str, body: dict[str, Any] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        assert process.poll() is None, "the server stopped"
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"{url} did not come up")
+
+
+class Browser:
+    """Chromium through the WebDriver protocol: no client library is needed for three pages."""
+
+    def __init__(self, base: str, profile: Path) -> None:
+        options = {"args": [*ARGUMENTS, f"--user-data-dir={profile}"], "binary": CHROMIUM}
+        wanted = {"capabilities": {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}}
+        self.url = f"{base}/session/{call(f'{base}/session', wanted)['value']['sessionId']}"
+
+    def open(self, url: str) -> None:
+        call(f"{self.url}/url", {"url": url})
+
+    def run(self, script: str) -> Any:
+        return call(f"{self.url}/execute/sync", {"script": script, "args": []})["value"]
+
+    def wait(self, script: str, seconds: float = 60) -> Any:
+        end = time.monotonic() + seconds
+        while not (value := self.run(script)):
+            assert time.monotonic() < end, f"never true: {script}\n{self.run(TEXT)[:2000]}"
+            time.sleep(0.3)
+        return value
+
+    def screenshot(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(call(f"{self.url}/screenshot")["value"]))
+
+    def close(self) -> None:
+        request = urllib.request.Request(self.url, method="DELETE")
+        urllib.request.urlopen(request, timeout=60).close()
+
+
+# the pages are web components: text and images hide in shadow roots
+WALK = """
+function walk(node, out) {
+  if (node.nodeType === 3) { out.text.push(node.textContent); }
+  if (node.tagName === 'IMG') { out.images.push(node); }
+  if (node.shadowRoot) { walk(node.shadowRoot, out); }
+  for (const child of node.childNodes) {
+    if (!['SCRIPT', 'STYLE'].includes(child.tagName)) { walk(child, out); }
+  }
+  return out;
+}
+const page = walk(document.body, {text: [], images: []});
+const text = page.text.join(' ');
+"""
+TEXT = WALK + "return text;"
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    if CHROMIUM is None or DRIVER is None:
+        assert not os.environ.get("CI"), "in CI the browser test is not skipped: .ci/run installs chromium"
+        pytest.skip("chromium and chromedriver are not installed: `make browser` (Debian, as root) installs them")
+    port = free_port()
+    log = (tmp_path / "driver.log").open("wb")
+    process = subprocess.Popen([DRIVER, f"--port={port}"], stdout=log, stderr=log)
+    try:
+        wait_until_up(f"http://127.0.0.1:{port}/status", process)
+        session = Browser(f"http://127.0.0.1:{port}", tmp_path / "profile")
+        yield session
+        session.close()
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        log.close()
+
+
+@contextlib.contextmanager
+def tensorboard(root: Path, tmp_path: Path) -> Iterator[str]:
+    """A server of the runs below ``root``; gives its address."""
+    port = free_port()
+    with (tmp_path / "tensorboard.log").open("wb") as log:
+        words = [sys.executable, "-m", "tensorboard.main", "--logdir", str(root), "--port", str(port)]
+        server = subprocess.Popen([*words, "--host", "127.0.0.1", "--load_fast", "false"], stdout=log, stderr=log)
+        try:
+            base = f"http://127.0.0.1:{port}"
+            wait_until_up(base, server)
+            yield base
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+def shots_folder(tmp_path: Path) -> Path:
+    """Where screenshots go: into the docs' images by `make screenshots`."""
+    shots = Path(os.environ.get("LIGHTNING_TOYS_SCREENSHOTS", tmp_path))
+    shots.mkdir(parents=True, exist_ok=True)
+    return shots
+
+
+# a real run of each experiment, of half a minute at most
+RUNS = {
+    "flow_vs_regression": ("flow", "--trainer.max_steps", "2000", "--trainer.val_check_interval", "100"),
+    "generative_policy": (
+        *("meanflow", "--trainer.max_steps", "400", "--trainer.val_check_interval", "40"),
+        *("--model.evaluation.samples", "2000", "--model.evaluation.pairs", "200"),
+    ),
+    "mirror_descent": (
+        *("learned", "--trainer.max_steps", "400", "--trainer.val_check_interval", "50", "--model.chains", "1000"),
+        *("--model.settings.smc_particles", "512", "--data.batch_size", "256"),
+    ),
+    "update_entropy": (
+        *("arithmetic", "--model.warm_steps", "60", "--trainer.max_steps", "80", "--trainer.val_check_interval", "10"),
+        *("--model.policy.hidden", "32", "--model.policy.layers", "1", "--trainer.log_every_n_steps", "5"),
+    ),
+    "bilevel": (
+        *("regression", "--trainer.max_steps", "160", "--trainer.val_check_interval", "20"),
+        *("--trainer.log_every_n_steps", "5"),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", RUNS)
+def test_bands_of_every_experiment(experiment: str, runner: Runner, browser: Browser, tmp_path: Path) -> None:
+    """The page of custom scalars has a chart with a band for every curve that is logged by replica."""
+    variant, *flags = RUNS[experiment]
+    each = Runner(runner.root, runner.capture, experiment, ("--figures.enabled", "false"))
+    each.ok("fit", variant, "--model.seeds", "[0,1,2]", *flags)
+    with tensorboard(runner.root, tmp_path) as base:
+        tags: list[str] = []
+        for _ in range(100):
+            found = call(f"{base}/data/plugin/scalars/tags").get(f"{experiment}/{variant}/version_0", {})
+            tags = [t for t in found if t.startswith("interval/") and t.endswith("/lo")]
+            if any("eval/" in t for t in tags):
+                break
+            time.sleep(0.3)
+        named = {t.removeprefix("interval/").removesuffix("/lo") for t in tags}
+        wanted = {n for n in named if "@" not in n and "modes/" not in n and "_dim" not in n}
+        layout = call(f"{base}/data/plugin/custom_scalars/layout")
+        for category in layout["category"]:
+            assert {c["title"] for c in category["chart"]} == wanted
+        browser.open(f"{base}/#custom_scalars")
+        browser.wait(WALK + "return text.includes('mean and 95 % interval over 3 seeds');")
+        browser.wait(WALK + "return text.includes('eval/');")
+        time.sleep(4)
+        browser.screenshot(shots_folder(tmp_path) / f"tensorboard_{experiment}.png")
+
+
+def test_pages_of_a_real_run(runner: Runner, browser: Browser, tmp_path: Path) -> None:
+    figures = ("--figures.enabled", "true", "--figures.dpi", "60")
+    flags = ("--model.seeds", "[0,1,2]", "--trainer.max_steps", "400", "--trainer.val_check_interval", "100")
+    for mode in ("regression", "flow"):
+        runner.ok("fit", mode, *flags, *figures)
+        runner.ok("test", mode, "--ckpt_path", "last", *figures)
+    shots = shots_folder(tmp_path)
+    with tensorboard(runner.root, tmp_path) as base:
+        # what the pages are fed with, said by TensorBoard's own plugins
+        tags: dict[str, Any] = {}
+        for _ in range(100):
+            tags = call(f"{base}/data/plugin/scalars/tags")
+            if len(tags) >= 2 and all("eval/l2" in t for run, t in tags.items() if "hparam" not in run):
+                break
+            time.sleep(0.3)
+        run = "flow_vs_regression/flow/version_0"
+        assert {"train/loss", "interval/train/loss/lo", "replicas/train/loss/seed_1", "eval/l2", "test/l2"} <= set(
+            tags[run]
+        )
+        assert not any("hp_metric" in t for t in tags.values())
+        points = call(f"{base}/data/plugin/scalars/scalars?tag=eval%2Fl2&run={run.replace('/', '%2F')}")
+        assert [p[1] for p in points] == [100, 200, 300, 400]  # optimiser steps, not batches
+
+        browser.open(f"{base}/#timeseries")
+        browser.wait(WALK + "return text.includes('train') && text.includes('eval');")
+        time.sleep(2)
+        browser.screenshot(shots / "tensorboard_scalars.png")
+
+        layout = call(f"{base}/data/plugin/custom_scalars/layout")
+        bands, lines = layout["category"]
+        assert bands["title"] == "mean and 95 % interval over 3 seeds"
+        (band,) = [c for c in bands["chart"] if c["title"] == "eval/l2"]
+        assert band["margin"]["series"] == [
+            {"value": "eval/l2", "lower": "interval/eval/l2/lo", "upper": "interval/eval/l2/hi"}
+        ]
+        assert {"eval/l2", "train/loss"} <= {c["title"] for c in lines["chart"]}
+        browser.open(f"{base}/#custom_scalars")
+        browser.wait(WALK + "return text.includes('mean and 95 % interval over 3 seeds');")
+        browser.wait(WALK + "return text.includes('eval/l2');")
+        time.sleep(3)
+        browser.screenshot(shots / "tensorboard_bands.png")
+
+        browser.open(f"{base}/#images")
+        browser.wait(WALK + "return text.includes('predictions') || text.includes('fit');")
+        loaded = "return page.images.filter(i => i.complete && i.naturalWidth > 100).length;"
+        assert browser.wait(WALK + loaded) >= 1
+        time.sleep(2)
+        browser.screenshot(shots / "tensorboard_images.png")
+
+        browser.open(f"{base}/#hparams")
+        browser.wait(WALK + "return text.includes('model.mode') || text.includes('model');")
+        text = browser.wait(WALK + "return text.includes('straight') || text.includes('regression') ? text : '';")
+        assert "regression" in text
+        assert "flow" in text
+        time.sleep(2)
+        browser.screenshot(shots / "tensorboard_hparams.png")
+        table = call(f"{base}/data/plugin/hparams/experiment", {"experimentName": ""})
+        assert {"model.mode", "model.lr", "data.num_train"} <= {h["name"] for h in table["hparamInfos"]}
+        assert {"fit/l1", "fit/l2"} <= {m["name"]["tag"] for m in table["metricInfos"]}

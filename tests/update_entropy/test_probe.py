@@ -1,0 +1,441 @@
+"""A whole probe and its files against the same numbers made anew: one sequence at a time, one flat vector."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_toys.training.noise import keyed_generator
+from lightning_toys.training.results import Report
+from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments, Tensors
+from lightning_toys.update_entropy.derivatives import trainable
+from lightning_toys.update_entropy.estimators import (
+    Estimate,
+    Kind,
+    Scores,
+    Weighted,
+    clustered,
+    entropy,
+    first_order,
+    prefix_weighted,
+    sequence_weighted,
+)
+from lightning_toys.update_entropy.figures import told_apart
+from lightning_toys.update_entropy.probe import FLAVOURS, Plan, probe
+from lightning_toys.update_entropy.report import report_of, summary_lines, write_findings
+from lightning_toys.update_entropy.rollouts import draw, uniforms
+from lightning_toys.update_entropy.sequences import Sequences
+from lightning_toys.update_entropy.summary import Findings
+from lightning_toys.update_entropy.task import Characters
+from tests.update_entropy.test_estimators import gpt2
+
+HEAT, T, LR, BETAS, EPS, DECAY = 0.6, 7, 0.02, (0.8, 0.99), 1e-6, 0.7
+TOKENS = Characters(',"\n')  # what a table has to quote
+LOST = 1e-17  # too small a step for double precision
+PLANS: dict[str, dict[str, Any]] = {
+    "token": {"kind": "token", "estimator": "prefix", "reference_eta": 0.007},
+    "sequence": {"kind": "sequence", "estimator": "sequence"},
+}
+
+
+def drawn(model: nn.Module, prompts: list[list[int]], group: int, stream: str) -> Sequences:
+    asked = [p for p in prompts for _ in range(group)]
+    u = uniforms(0, 0, stream, range(len(asked)), 5)
+    found = draw(model, asked, [i // group for i in range(len(asked))], u, [TOKENS.end], HEAT)
+    rewards = np.random.default_rng(len(asked)).random(len(asked)).round(2).tolist()
+    return Sequences(found.prompts, found.responses, found.prompt, rewards)
+
+
+class World:
+    """A policy of which one matrix stands still, its batches, their Jacobians, and a state of AdamW."""
+
+    def __init__(self) -> None:
+        self.model = gpt2(TOKENS.size)
+        self.model.transformer.wpe.weight.requires_grad_(False)
+        self.theta = self.flat(trainable(self.model))
+        self.U = drawn(self.model, [[3], [4, 5], [5, 3, 3]], 4, "U")
+        self.E = [drawn(self.model, [[3 + k % 3, 3 + k % 2][: 1 + k % 2] for k in range(6)], 2, s) for s in "ab"]
+        self.of_U, self.of_E = self.jacobian(self.U)[0], [self.jacobian(e) for e in self.E]
+        self.live, self.base = self.scores(self.U), [self.scores(e) for e in self.E]
+        g = torch.Generator().manual_seed(5)
+        size = float(self.gradient().square().mean().sqrt())
+        self.m = size * torch.randn(self.theta.shape, generator=g, dtype=torch.float64)
+        self.s = size**2 * (0.2 + torch.rand(self.theta.shape, generator=g, dtype=torch.float64))
+        self.bound = 0.4 * float(self.gradient().norm())
+
+    def flat(self, tensors: Tensors) -> Tensor:
+        return torch.cat([tensors[n].detach().flatten() for n in trainable(self.model)])
+
+    def shaped(self, vector: Tensor) -> Tensors:
+        like = trainable(self.model)
+        pieces = vector.split([p.numel() for p in like.values()])
+        return {n: v.view(p.shape) for (n, p), v in zip(like.items(), pieces, strict=True)}
+
+    def law(self, sequences: Sequences, i: int, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """l_k and H_k of a sequence on its own."""
+        prompt, response = sequences.prompts[i], sequences.responses[i]
+        ids = torch.tensor([prompt + response])
+        out = functional_call(self.model.eval(), self.shaped(vector), (), {"input_ids": ids, "use_cache": False})
+        logp = torch.log_softmax(out.logits[0, len(prompt) - 1 : -1] / HEAT, -1)
+        return logp[range(len(response)), response], -(logp.exp() * logp).sum(-1)
+
+    def scores(self, sequences: Sequences, vector: Tensor | None = None) -> Scores:
+        n, width = len(sequences), max(sequences.lengths)
+        logp, h, mask = torch.zeros(3, n, width, dtype=torch.float64)
+        with torch.no_grad():
+            for i, k in enumerate(sequences.lengths):
+                logp[i, :k], h[i, :k] = self.law(sequences, i, self.theta if vector is None else vector)
+                mask[i, :k] = 1
+        return Scores(logp, h, mask, torch.tensor(sequences.prompt))
+
+    def jacobian(self, sequences: Sequences) -> Tensor:
+        """Gradients of l_k and of H_k (2, N, T, parameters)."""
+        out = torch.zeros(2, len(sequences), max(sequences.lengths), len(self.theta), dtype=torch.float64)
+        vector = self.theta.clone().requires_grad_()
+        for i in range(len(sequences)):
+            for which, values in enumerate(self.law(sequences, i, vector)):
+                for k, value in enumerate(values):
+                    out[which, i, k] = torch.autograd.grad(value, vector, retain_graph=True)[0]
+        return out
+
+    def advantages(self) -> Tensor:
+        rewards = torch.tensor(self.U.rewards, dtype=torch.float64).view(3, 4)
+        return (rewards - rewards.mean(1, keepdim=True)).flatten()
+
+    def weights(self, rows: list[int]) -> Tensor:
+        """Dr. GRPO's weight of each token (N_U, T) where the batch has these rows alone."""
+        out, numbers = torch.zeros(len(self.U), max(self.U.lengths), dtype=torch.float64), self.U.prompt
+        for i in rows:
+            group = [j for j in rows if numbers[j] == numbers[i]]
+            advantage = self.U.rewards[i] - np.mean([self.U.rewards[j] for j in group])
+            longest = max(self.U.lengths[j] for j in group)
+            prompts = len({numbers[j] for j in rows})
+            out[i, : self.U.lengths[i]] = advantage / (prompts * len(group) * longest)
+        return out
+
+    def gradient(self, rows: list[int] | None = None, keep: Tensor | None = None) -> Tensor:
+        w = self.weights(list(range(len(self.U))) if rows is None else rows)
+        return -torch.einsum("it,itp->p", w if keep is None else w * keep, self.of_U)
+
+    def step(self, g: Tensor, m: Tensor | None = None, betas: tuple[float, float] = BETAS, **other: Any) -> Tensor:
+        """What torch's AdamW does with a gradient, per unit learning rate; its debiased moments are those of BETAS."""
+        p = nn.Parameter(self.theta.clone())
+        p.grad = g.clone()
+        nn.utils.clip_grad_norm_([p], self.bound)
+        optimizer = torch.optim.AdamW([p], **{"lr": LR, "betas": betas, "eps": EPS, "weight_decay": DECAY, **other})
+        a, b = ((1 - now**T) / (1 - was**T) for was, now in zip(BETAS, betas, strict=True))
+        first = a * (self.m if m is None else m)
+        optimizer.state[p] = {"step": torch.tensor(float(T)), "exp_avg": first, "exp_avg_sq": b * self.s}
+        optimizer.step()
+        return (p.detach() - self.theta) / LR
+
+    def parts(self, g: Tensor) -> dict[str, Tensor]:
+        """A step and its parts by leaving each of them out."""
+        full = self.step(g)
+        momentum, decay = full - self.step(g, 0 * self.m), full - self.step(g, weight_decay=0.0)
+        rest = full - momentum - decay
+        return {"full": full, "momentum": momentum, "decay": decay, "grad": rest, "baseline": momentum + decay,
+                "baseline_plus_grad": full}  # fmt: skip
+
+    def gain(self) -> Tensor:
+        """The direction of a part of the gradient, per unit of it."""
+        g = self.gradient()
+        c = self.bound / (float(g.norm()) + 1e-6)  # torch's guard
+        D = ((BETAS[1] * self.s + (1 - BETAS[1]) * (c * g) ** 2) / (1 - BETAS[1] ** (T + 1))).sqrt() + EPS
+        return -(1 - BETAS[0]) * c / (1 - BETAS[0] ** (T + 1)) / D
+
+    def tokens(self) -> Tensor:
+        """The direction of each token of U (N_U, T, parameters)."""
+        return -self.weights(list(range(len(self.U)))).unsqueeze(-1) * self.of_U * self.gain()
+
+
+@dataclass
+class Case:
+    world: World
+    plan: Plan
+    findings: Findings
+
+    def slope(self, v: Tensor, k: int = 0) -> Estimate:
+        dlogp, dentropy = self.world.of_E[k] @ v
+        return first_order(self.world.base[k], dlogp, dentropy, self.plan.kind)
+
+    def change(self, v: Tensor, eta: float, k: int, other: bool = False) -> Weighted:
+        there = self.world.scores(self.world.E[k], self.world.theta + eta * v)
+        how = prefix_weighted if (self.plan.estimator == "prefix") != other else sequence_weighted
+        return how(self.world.base[k], there, self.plan.kind)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+@pytest.fixture(scope="module", params=list(PLANS))
+def case(request: pytest.FixtureRequest, world: World) -> Case:
+    plan = Plan(
+        etas=[1e-3, LOST, 0.015], clip_cov_share=0.1, kl_cov_share=0.15, clip_cov_high=0.2, tf_batch_size=5,
+        grad_chunk_size=5, **PLANS[request.param],
+    )  # fmt: skip
+    m, s = world.shaped(world.m), world.shaped(world.s)
+    hyper = {n: Hyper(LR, BETAS, EPS, DECAY) for n in m}
+    state = AdamWState(hyper, {n: Moments(T, m[n], s[n]) for n in m})
+    return Case(world, plan, probe(world.model, world.U, world.E, state, plan, world.bound, HEAT, attempts=3))
+
+
+def near(wanted: Any, tolerance: float = 1e-7) -> Any:
+    return pytest.approx(wanted, rel=tolerance, abs=1e-12)
+
+
+def same_change(found: Weighted, wanted: Weighted) -> None:
+    for name in ("value", "se"):
+        assert getattr(found.change, name) == near(getattr(wanted.change, name)), name
+    assert found.change.rows.tolist() == near(wanted.change.rows.tolist())
+    assert (found.entropy, found.ess) == near((wanted.entropy, wanted.ess))
+
+
+def test_the_step_and_the_batch(case: Case) -> None:
+    w, f = case.world, case.findings
+    parts = w.parts(w.gradient())
+    assert w.flat(f.update.step.direction).tolist() == near(parts["full"].tolist(), 1e-9)
+    assert f.norms == near({n: float(v.norm()) for n, v in parts.items()})
+    assert len({round(x, 6) for x in f.norms.values()}) == 5  # no part is like another; the last is the whole again
+    assert f.residual < 1e-12
+    assert f.update.step.clip_scale == near(0.4, 1e-5)
+    assert (f.attempts, f.reference_eta) == (3, case.plan.reference_eta or LR)
+    assert f.batch_scores.logp.tolist() == [near(x) for x in w.live.logp.tolist()]
+    assert f.update.weights.tolist() == [near(x) for x in w.weights(list(range(12))).tolist()]
+
+
+def test_slopes_of_the_step_its_parts_and_each_sequence_and_token(case: Case) -> None:
+    w, f = case.world, case.findings
+    parts, tokens = w.parts(w.gradient()), w.tokens()
+    for k, e in enumerate(f.evaluations):
+        assert e.entropy.value == near(entropy(w.base[k], case.plan.kind).value)
+        for name, (value, se) in e.slopes.items():
+            wanted = case.slope(parts[name], k)
+            assert (value, se) == near((wanted.value, wanted.se)), name
+        each = [case.slope(v, k) for v in tokens.sum(1)]
+        assert e.influences[0].tolist() == near([x.value for x in each])
+        assert e.influences[1].tolist() == near([x.se for x in each])
+        assert e.influence.tolist() == [near(x) for x in torch.stack([x.rows for x in each], 1).tolist()]
+    for i, n in enumerate(w.U.lengths):
+        wanted_tokens = [case.slope(tokens[i, t]).value for t in range(n)]
+        assert f.token_slopes[i, :n].tolist() == near(wanted_tokens)
+    assert f.evaluations[0].slopes["full"][0] != near(f.evaluations[1].slopes["full"][0], 0.01)
+
+
+def test_finite_steps(case: Case) -> None:
+    w, f = case.world, case.findings
+    parts, each = w.parts(w.gradient()), w.tokens().sum(1)
+    etas = case.plan.etas
+    for k, e in enumerate(f.evaluations):
+        assert set(e.changes) == set(FLAVOURS)
+        for flavour, by_eta in e.changes.items():
+            assert list(by_eta) == etas
+            for eta, found in by_eta.items():
+                same_change(found, case.change(parts[flavour], eta, k))
+        for eta, found in e.weighting.items():
+            same_change(found, case.change(parts["full"], eta, k, other=True))
+        assert e.lost == [LOST]
+        assert list(e.singles) == sorted({*etas, f.reference_eta})
+        for eta in (etas[0], f.reference_eta):
+            for found, v in zip(e.singles[eta], each, strict=True):
+                same_change(found, case.change(v, eta, k))
+        a, b = e.changes["full"][0.015].change.value, e.weighting[0.015].change.value
+        assert a != near(b, 1e-3)
+
+
+def test_the_curvature_is_the_change_s_second_difference(case: Case) -> None:
+    w, e, d = case.world, case.findings.evaluations[0], 2e-5
+    v = w.parts(w.gradient())["full"]
+    there = [prefix_weighted(w.base[0], w.scores(w.E[0], w.theta + s * v), case.plan.kind).change for s in (d, -d)]
+    assert e.curvature is not None
+    assert e.curvature.value == near(sum(x.value for x in there) / d**2, 1e-3)
+    assert e.curvature.se == near(clustered((there[0].moves + there[1].moves) / d**2, w.base[0].prompt)[0], 1e-3)
+    assert e.linear_until is not None
+    # there the quadratic term is a tenth of the linear one
+    assert abs(e.curvature.value) * e.linear_until**2 / 2 == near(abs(e.slopes["full"][0]) * e.linear_until / 10)
+
+
+def test_steps_that_might_have_been(case: Case) -> None:
+    w, f, plan = case.world, case.findings, case.plan
+    live = w.live.mask.bool()
+    logp = w.live.logp
+    spread = w.advantages().unsqueeze(1).expand_as(logp)
+    cov = torch.where(live, (logp - logp[live].mean()) * (spread - spread[live].mean()), 0.0)
+    assert f.covariances.tolist() == [near(x) for x in cov.tolist()]
+    u = torch.from_numpy(keyed_generator(0, 0, "clip_cov").random(tuple(cov.shape)))
+    may = (cov > plan.clip_cov_low) & (cov < plan.clip_cov_high) & live
+    count = round(plan.clip_cov_share * int(live.sum()))
+    assert 1 < count < int(may.sum())
+    clipped = may & (u <= u[may].sort().values[count - 1])
+    greatest = live & (cov >= cov[live].sort().values[-round(plan.kl_cov_share * int(live.sum()))])
+    g = w.gradient()
+    others = {
+        "no_momentum": w.step(g, 0 * w.m),
+        "no_decay": w.step(g, weight_decay=0.0),
+        "betas_0.9_0.95": w.step(g, betas=(0.9, 0.95)),
+        "betas_0_0.999": w.step(g, betas=(0.0, 0.999)),
+        "clip_cov": w.step(w.gradient(keep=~clipped)),
+        "kl_cov": w.step(w.gradient(keep=~greatest)),
+    }
+    for k, e in enumerate(f.evaluations):
+        wanted = {n: case.slope(v, k) for n, v in others.items()}
+        assert e.counterfactuals == {n: near((x.value, x.se)) for n, x in wanted.items()}
+        assert e.leave_one_out is not None
+        left = [case.slope(w.step(w.gradient([j for j in range(12) if j != i])), k) for i in range(12)]
+        assert e.leave_one_out[0].tolist() == near([x.value for x in left])
+        assert e.leave_one_out[1].tolist() == near([x.se for x in left])
+
+
+def test_errors_of_the_draw_of_the_batch(case: Case) -> None:
+    """The jackknife: (n - 1) / n times the sum of squares, over prompts."""
+    w = case.world
+    steps = [w.parts(w.gradient([i for i in range(12) if w.U.prompt[i] != b])) for b in range(3)]
+    for k, e in enumerate(case.findings.evaluations):
+        assert set(e.update_errors) == {"full", "momentum", "decay", "grad"}
+        for name, found in e.update_errors.items():
+            x = np.array([case.slope(s[name], k).value for s in steps])
+            assert found == pytest.approx(np.sqrt(2 / 3 * ((x - x.mean()) ** 2).sum()), rel=1e-6, abs=1e-10), name
+
+
+def test_the_error_of_few_prompts_by_hand() -> None:
+    moves, prompt = torch.tensor([1.0, 2.0, -3.5, 0.5], dtype=torch.float64), torch.tensor([4, 4, 9, 1])
+    assert clustered(moves, prompt) == (near(np.sqrt(3 / 2 * (3**2 + 3.5**2 + 0.5**2))), 3)
+
+
+def test_other_betas_keep_the_debiased_moments() -> None:
+    m, s, most = torch.rand(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    was, now = (0.8, 0.99), (0.5, 0.9)
+    hyper = {"old": Hyper(betas=was, amsgrad=True), "fresh": Hyper(betas=was)}
+    state = AdamWState(hyper, {"old": Moments(4, m, s, most), "fresh": Moments.fresh(m)})
+    other = state.with_hyper(betas=now)
+    assert {h.betas for h in other.hyper.values()} == {now}
+    assert other.hyper["old"].amsgrad
+    found = other.moments["old"]
+    assert found.max_exp_avg_sq is not None
+    assert (found.exp_avg / (1 - now[0] ** 4)).tolist() == near((m / (1 - was[0] ** 4)).tolist())
+    assert (found.exp_avg_sq / (1 - now[1] ** 4)).tolist() == near((s / (1 - was[1] ** 4)).tolist())
+    assert (found.max_exp_avg_sq / (1 - now[1] ** 4)).tolist() == near((most / (1 - was[1] ** 4)).tolist())
+    assert float(other.moments["fresh"].exp_avg.abs().max()) == 0
+
+
+# what is left on disk
+
+
+@pytest.fixture
+def written(case: Case, tmp_path: Path) -> Path:
+    write_findings(tmp_path / "probe", [8, 9], [case.findings] * 2, TOKENS, case.plan, 17)
+    return tmp_path / "probe" / "seed_9"
+
+
+def test_arrays_are_the_findings(case: Case, written: Path) -> None:
+    for k, e in enumerate(case.findings.evaluations):
+        name = f"eval_{k:02d}"
+        assert np.array_equal(np.load(written / f"{name}_first_order_matrix.npy"), e.influence)
+        stacked = {eta: np.stack([x.change.rows.numpy() for x in found], 1) for eta, found in e.singles.items()}
+        delta = np.load(written / f"{name}_delta_matrix.npy")
+        assert np.array_equal(delta, stacked[case.plan.reference_eta or LR])
+        assert not any(np.array_equal(delta, x) for eta, x in stacked.items() if eta != (case.plan.reference_eta or LR))
+        for eta, x in stacked.items():
+            assert np.array_equal(np.load(written / f"{name}_grad_eta" / f"eta_{eta:g}.npy"), x)
+        for flavour in FLAVOURS:
+            for eta, found in e.changes[flavour].items():
+                rows = np.load(written / f"{name}_per_sequence" / flavour / f"eta_{eta:g}.npy")
+                assert np.array_equal(rows, found.change.rows)
+
+
+def test_tables_are_the_findings(case: Case, written: Path) -> None:
+    w, f, e = case.world, case.findings, case.findings.evaluations[0]
+    assert e.leave_one_out is not None
+    single = [x.change for x in e.singles[f.reference_eta]]
+    A = w.advantages()
+    i, t = np.nonzero(w.live.mask.numpy())
+    wanted: dict[str, dict[str, Any]] = {
+        "sequences": {
+            "row": range(12), "prompt_number": w.U.prompt, "prompt": [TOKENS.decode(p) for p in w.U.prompts],
+            "response": [TOKENS.decode(r) for r in w.U.responses], "length": w.U.lengths, "reward": w.U.rewards,
+            "advantage": A, "logp": w.live.logp.sum(1), "entropy": w.live.entropy.sum(1),
+            "influence": e.influences[0], "influence_se": e.influences[1], "change": [x.value for x in single],
+            "change_se": [x.se for x in single], "slope_without": e.leave_one_out[0],
+            "slope_without_se": e.leave_one_out[1],
+        },
+        "tokens": {
+            "row": i, "position": t, "token": [x for r in w.U.responses for x in r], "reward": np.array(w.U.rewards)[i],
+            "text": [TOKENS.decode([x]) for r in w.U.responses for x in r], "logp": w.live.logp[i, t],
+            "entropy": w.live.entropy[i, t], "advantage": A[i], "influence": f.token_slopes[i, t],
+            "covariance": f.covariances[i, t],
+        },
+    }  # fmt: skip
+    for name, columns in wanted.items():
+        arrays = np.load(written / f"{name}.npz")
+        with (written / f"{name}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert set(arrays.files) == set(columns) == set(rows[0])
+        for column, x in columns.items():
+            texts = [r[column] for r in rows]
+            if arrays[column].dtype.kind == "U":
+                assert arrays[column].tolist() == texts == x, column
+            else:
+                assert [float(v) for v in texts] == arrays[column].tolist(), column
+                assert arrays[column].tolist() == near(list(map(float, x))), column
+
+
+def test_the_summary_is_the_findings(case: Case, written: Path) -> None:
+    f, e = case.findings, case.findings.evaluations[0]
+    said = json.loads((written / "summary.json").read_text())
+    assert (said["seed"], said["step"], said["plan"]["kind"]) == (9, 17, case.plan.kind)
+    assert (said["reference_eta"], said["learning_rate"], said["adamw_step"]) == (f.reference_eta, LR, T)
+    first = said["evaluations"][0]
+    assert first["within_rounding"] == [LOST]
+    report = report_of([9], Report([9], {}), [f]).metrics
+    names = {"full": "slope", "momentum": "slope_momentum", "decay": "slope_decay", "grad": "slope_batch"}
+    for name, key in names.items():
+        numbers = (*e.slopes[name], e.update_errors[name])
+        assert tuple(first["slopes"][name].values()) == near(numbers)
+        assert (*report[key], *report[f"{key}_se"], *report[f"{key}_update_se"]) == numbers
+    for flavour, by_eta in e.changes.items():
+        for eta, x in by_eta.items():
+            assert first["changes"][flavour][f"{eta:g}"]["value"] == near(x.change.value)
+            suffix = "" if flavour == "full" else f"_{flavour}"
+            assert report[f"change{suffix}@eta_{eta:g}"] == [x.change.value]
+            assert report[f"change{suffix}_se@eta_{eta:g}"] == [x.change.se]
+    for name, (value, se) in e.counterfactuals.items():
+        assert tuple(first["counterfactual_slopes"][name].values()) == near((value, se))
+        assert (report[f"slope@{name}"], report[f"slope_se@{name}"]) == ([value], [se])
+    assert e.curvature is not None
+    assert (report["curvature"], report["linear_until"]) == ([e.curvature.value], [e.linear_until])
+    assert first["linear_until"] == near(e.linear_until)
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit"),
+    [("token", "a token;"), ("sequence", "a sequence;"), ("surprisal", "a token (surprisal);")],
+)
+def test_the_lines_to_read(case: Case, tmp_path: Path, kind: Kind, unit: str) -> None:
+    f, e = case.findings, case.findings.evaluations[0]
+    lines = summary_lines([9], [f], tmp_path, kind)
+    value, se = e.slopes["full"]
+    assert f"{e.entropy.value:.4g} ± {e.entropy.se:.2g} nats {unit}" in lines[0]
+    assert f"dH/d eta {value:.4g} ± {se:.2g} ± {e.update_errors['full']:.2g} (U)" in lines[0]
+    assert [("within rounding" in line) for line in lines[1:4]] == [False, True, False]
+    assert f"linear {0.015 * value:.4g}" in lines[3]
+
+
+def test_questions_are_told_apart() -> None:
+    """What all of them end in says nothing; a long one keeps its end."""
+    asked = ["user: how many eggs? assistant", "user: how many hens? assistant", "user: how many? assistant"]
+    assert told_apart(asked) == ["user: how many eggs?", "user: how many hens?", "user: how many?"]
+    assert told_apart(asked, 10) == ["…any eggs?", "…any hens?", "…how many?"]
+    assert told_apart(["3+4=", "5+6="]) == ["3+4=", "5+6="]
+    assert told_apart(["a b", "a b"]) == ["a b"] * 2
+    assert told_apart(["a b", "c a b"]) == ["", "c"]
