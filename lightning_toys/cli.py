@@ -74,7 +74,7 @@ def dispatch(args: Sequence[str]) -> None:
         run_trainer(args)
 
 
-def quiet() -> None:
+def silence_lightning() -> None:
     """Silence Lightning's advertisements; what a user has to know is said by us."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
@@ -92,7 +92,7 @@ def quiet() -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 1 for a failed run, 2 for bad input, 128 + n for signal n."""
-    quiet()
+    silence_lightning()
     keep_freed_memory()
     if "OMP_NUM_THREADS" not in os.environ:
         # small matrices gain little from more, and lose a hundredfold where two runs share the cores

@@ -179,7 +179,7 @@ class Network:
             f"--model.network.heads: {self.heads} does not divide --model.network.hidden {self.hidden}",
         )
 
-    def idle(self, with_time: bool = True) -> dict[str, str]:
+    def unused_settings(self, with_time: bool = True) -> dict[str, str]:
         """Return the flags that do nothing in this network, each with what it wants."""
         out = {} if with_time else {"--model.network.fourier_t": "a network that is fed a time"}
         if self.kind == "transformer":

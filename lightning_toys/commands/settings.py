@@ -25,14 +25,14 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: tree if isinstance(tree, int | float | bool | str) else str(tree)}
 
 
-def lasting(settings: dict[str, Any]) -> dict[str, Any]:
+def reproducible_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the model and data sections without what is the machine's and changes no number: no run is told by it."""
     data = settings["data"]
     inner = {k: v for k, v in (data.get("init_args") or {}).items() if k != "num_workers"}
     return {"model": settings["model"], "data": {**data, "init_args": inner} if "init_args" in data else data}
 
 
-def short(value: Any) -> Any:
+def short_name(value: Any) -> Any:
     """Return a class of ours by its short name."""
     return value.split(".")[-1] if isinstance(value, str) and value.startswith("lightning_toys.") else value
 

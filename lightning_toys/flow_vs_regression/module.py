@@ -20,7 +20,7 @@ from lightning_toys.flow_vs_regression.metrics import score
 from lightning_toys.flow_vs_regression.objectives import Mode, Readout, X0Law, make_objective
 from lightning_toys.flows import Solver, check_nfe
 from lightning_toys.nets import ConditionalNet, Network
-from lightning_toys.training.configuration import fitting, idle_flags, made
+from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
@@ -108,8 +108,8 @@ class FlowVsRegression(ToyModule):
         super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, parallel=parallel, compile=compile)
         self.mode, self.loss = mode, loss
         # a checkpoint's hyper-parameters are plain values: load_from_checkpoint hands dicts over
-        self.network = made(Network, network)
-        self.evaluation = made(Evaluation, evaluation)
+        self.network = as_dataclass(Network, network)
+        self.evaluation = as_dataclass(Evaluation, evaluation)
         self.objective = make_objective(mode, t_star, mip_form)
         self.x0_law: X0Law = x0 if x0 is not None else self.objective.x0_law
         require(
@@ -124,27 +124,27 @@ class FlowVsRegression(ToyModule):
     @property
     def data(self) -> InterpolationData:
         """The data module that the Trainer runs with."""
-        return fitting(self.trainer.datamodule, InterpolationData)  # type: ignore[attr-defined]
+        return require_data(self.trainer.datamodule, InterpolationData)  # type: ignore[attr-defined]
 
     @property
     def label(self) -> str:
         """See :attr:`ToyModule.label`."""
         return f"{self.mode} {self.network.kind}"
 
-    def idle(self) -> dict[str, str]:
-        """See :meth:`ToyModule.idle`."""
-        out = super().idle() | self.network.idle(self.objective.with_time)
+    def unused_settings(self) -> dict[str, str]:
+        """See :meth:`ToyModule.unused_settings`."""
+        out = super().unused_settings() | self.network.unused_settings(self.objective.with_time)
         if self.mode not in ("mip", "mip_one_step"):
-            out |= idle_flags("--model.mode mip or mip_one_step", "t_star", "mip_form")
+            out |= unused_flags("--model.mode mip or mip_one_step", "t_star", "mip_form")
         if self.mode != "flow":
-            out |= idle_flags("--model.mode flow", "evaluation.solver")
+            out |= unused_flags("--model.mode flow", "evaluation.solver")
         if self.mode not in ("flow", "straight_flow"):
-            out |= idle_flags("--model.mode flow or straight_flow", "evaluation.nfe")
+            out |= unused_flags("--model.mode flow or straight_flow", "evaluation.nfe")
         return out
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
-        data = fitting(data, InterpolationData)
+        data = require_data(data, InterpolationData)
         require(
             self.evaluation.weights != "best" or data.held > 0,
             "--model.evaluation.weights: 'best' needs --data.holdout > 0",
@@ -171,7 +171,7 @@ class FlowVsRegression(ToyModule):
         rows = slice(batch.first, batch.first + x1.shape[1])
         x0 = self.x0_noise.at(step, x1)[:, rows] if self.x0_law == "gaussian" else torch.zeros_like(x1)
         t = self.t_noise.at(step, x1)[:, rows] if self.objective.draws_time else torch.zeros(())
-        return self.quick(self.losses)(c, x1, x0, t, batch.total)
+        return self.compiled(self.losses)(c, x1, x0, t, batch.total)
 
     def losses(self, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor, total: int) -> Tensor:
         """Return each replica's loss (R,): sums over c (R, B, 1), x1 and x0 (R, B, D), t (R, B, 1), by ``total``."""

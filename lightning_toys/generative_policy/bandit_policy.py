@@ -20,7 +20,7 @@ from lightning_toys.generative_policy.bandit import angles_to_states, choose
 from lightning_toys.generative_policy.bandit_data import BanditData
 from lightning_toys.generative_policy.meanflow import TimeLaw
 from lightning_toys.nets import ConditionalNet, Network
-from lightning_toys.training.configuration import fitting, idle_flags, made
+from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
@@ -90,8 +90,8 @@ class BanditPolicy(ToyModule):
     ) -> None:
         super().__init__(seeds, lr, weight_decay, clip_grad_norm, None, lr_decay, optimizer, muon_lr, parallel)
         default = Network(hidden=64, layers=3, activation="silu")
-        self.network = made(Network, network, default)
-        self.time = made(TimeLaw, time)
+        self.network = as_dataclass(Network, network, default)
+        self.time = as_dataclass(TimeLaw, time)
         require(
             self.network.kind != "transformer",
             "--model.network.kind: 'transformer' is not allowed here, it has no tangent; give concat or film",
@@ -119,21 +119,24 @@ class BanditPolicy(ToyModule):
     @property
     def data(self) -> BanditData:
         """The data module that the Trainer runs with."""
-        return fitting(self.trainer.datamodule, BanditData)  # type: ignore[attr-defined]
+        return require_data(self.trainer.datamodule, BanditData)  # type: ignore[attr-defined]
 
-    def idle(self) -> dict[str, str]:
-        """See :meth:`ToyModule.idle`."""
-        gaussian, out = self.policy == "gaussian", super().idle() | self.network.idle(self.policy != "gaussian")
+    def unused_settings(self) -> dict[str, str]:
+        """See :meth:`ToyModule.unused_settings`."""
+        gaussian, out = (
+            self.policy == "gaussian",
+            super().unused_settings() | self.network.unused_settings(self.policy != "gaussian"),
+        )
         if gaussian:
             flows = ("temperature", "inner_steps", "candidates", "time.", "network.fourier_c")
-            out |= idle_flags("--model.policy meanflow or flow", *flows)
+            out |= unused_flags("--model.policy meanflow or flow", *flows)
         else:
-            out |= idle_flags("--model.policy gaussian", "entropy") | self.time.idle()
+            out |= unused_flags("--model.policy gaussian", "entropy") | self.time.unused_settings()
         if self.critic_kind == "known":
             out |= {"--data.reward_noise": "--model.critic learned"}
         if self.policy != "meanflow":
-            out |= idle_flags("--model.policy meanflow", "target_std", "time.share")
-        return out if self.policy == "flow" else out | idle_flags("--model.policy flow", "nfe")
+            out |= unused_flags("--model.policy meanflow", "target_std", "time.share")
+        return out if self.policy == "flow" else out | unused_flags("--model.policy flow", "nfe")
 
     @property
     def label(self) -> str:
@@ -142,7 +145,7 @@ class BanditPolicy(ToyModule):
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
-        data = fitting(data, BanditData)
+        data = require_data(data, BanditData)
         return {"batch_size": data.batch_size}
 
     # networks

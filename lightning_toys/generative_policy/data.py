@@ -15,7 +15,7 @@ from lightning_toys.generative_policy.mixture import Target, ThreeModes
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import BlockLoader, DrawnBlock, DrawnLoader, draw_nothing
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
-from lightning_toys.training.prefetch import AheadLoader, chunks
+from lightning_toys.training.prefetch import PrefetchLoader, chunks
 
 
 class Pairs:
@@ -86,7 +86,7 @@ class MixtureData(ToyDataModule):
         if self.num_workers == 0:
             return DrawnLoader(Pairs(self.target, coupling, seeds, n), n)
         parts = [Pairs(self.target, coupling, seeds[c], n) for c in chunks(len(seeds), self.num_workers)]
-        return AheadLoader(parts, n, self.num_workers)
+        return PrefetchLoader(parts, n, self.num_workers)
 
     @property
     def pairs_there(self) -> bool:

@@ -16,7 +16,7 @@ from lightning_toys.generative_policy.gaussian import Bound, bounded_log_sigma, 
 from lightning_toys.generative_policy.mixture import Mixture, Target
 from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
 from lightning_toys.nets import Network, keyed_uniform
-from lightning_toys.training.configuration import idle_flags, made
+from lightning_toys.training.configuration import as_dataclass, unused_flags
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.noise import NoiseStream
 from lightning_toys.training.replica_parallel import Parallel
@@ -90,21 +90,21 @@ class GaussianPolicy(GenerativePolicy):
         super().__init__(
             seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, parallel=parallel, compile=compile
         )
-        self.network = made(Network, network, Network(hidden=64, layers=2))
-        self.evaluation = made(Evaluation, evaluation)
+        self.network = as_dataclass(Network, network, Network(hidden=64, layers=2))
+        self.evaluation = as_dataclass(Evaluation, evaluation)
         self.parameters_from, self.bound = parameters, bound
         self.save_hyperparameters(logger=False)
         self.hparams.update({"network": asdict(self.network), "evaluation": asdict(self.evaluation)})
         self.hparams["seeds"] = self.seeds
 
-    def idle(self) -> dict[str, str]:
-        """See :meth:`ToyModule.idle`."""
+    def unused_settings(self) -> dict[str, str]:
+        """See :meth:`ToyModule.unused_settings`."""
         flow = "a policy that is a flow"
-        out = super().idle() | idle_flags(flow, "evaluation.nfe", "evaluation.test_nfe")
+        out = super().unused_settings() | unused_flags(flow, "evaluation.nfe", "evaluation.test_nfe")
         out |= {"--data.coupling": flow, "--data.num_workers": flow}  # no sample is drawn
         if self.parameters_from == "free":
-            return out | idle_flags("--model.parameters network", "network.")
-        return out | self.network.idle(with_time=False)
+            return out | unused_flags("--model.parameters network", "network.")
+        return out | self.network.unused_settings(with_time=False)
 
     @property
     def label(self) -> str:
@@ -142,7 +142,7 @@ class GaussianPolicy(GenerativePolicy):
         """See :meth:`ToyModule.replica_losses`."""
         like = next(self.net.parameters())
         xi = self.noise.at(step, like)[:, batch.first : batch.last]  # there is no row of data to count
-        return self.quick(self.losses)(xi, self.data.target, batch.total)
+        return self.compiled(self.losses)(xi, self.data.target, batch.total)
 
     def losses(self, xi: Tensor, target: Target, total: int) -> Tensor:
         """Return each replica's loss (R,) for standard normals xi (R, B, 2): a sum divided by ``total``."""

@@ -56,7 +56,7 @@ class TimeLaw:
         require(self.std > 0, f"--model.time.std: {self.std} is not allowed; give a number > 0")
         require(0 <= self.share <= 1, f"--model.time.share: {self.share} is not allowed; give a share in [0, 1]")
 
-    def idle(self) -> dict[str, str]:
+    def unused_settings(self) -> dict[str, str]:
         """Return the flags that do nothing in this law, each with what it wants."""
         wants = "--model.time.kind logit_normal"
         return {} if self.kind == "logit_normal" else {f"--model.time.{n}": wants for n in ("mean", "std")}

@@ -31,7 +31,7 @@ from lightning_toys.generative_policy.mixture import Mixture, Target
 from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
 from lightning_toys.generative_policy.reference_flow import flow_log_prob, flow_sample
 from lightning_toys.nets import Network
-from lightning_toys.training.configuration import idle_flags, made
+from lightning_toys.training.configuration import as_dataclass, unused_flags
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.noise import NoiseStream, uniform
 from lightning_toys.training.replica_parallel import Parallel
@@ -96,9 +96,9 @@ class MeanFlowPolicy(GenerativePolicy):
             seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, optimizer, muon_lr, parallel, compile
         )
         default = Network(activation="silu")
-        self.network = made(Network, network, default)
-        self.evaluation = made(Evaluation, evaluation)
-        self.time = made(TimeLaw, time)
+        self.network = as_dataclass(Network, network, default)
+        self.evaluation = as_dataclass(Evaluation, evaluation)
+        self.time = as_dataclass(TimeLaw, time)
         require(
             self.network.kind != "transformer",
             "--model.network.kind: 'transformer' is not allowed here, it has no tangent; give concat or film",
@@ -117,12 +117,12 @@ class MeanFlowPolicy(GenerativePolicy):
         )
         self.hparams["seeds"] = self.seeds
 
-    def idle(self) -> dict[str, str]:
-        """See :meth:`ToyModule.idle`."""
-        out = super().idle() | self.network.idle() | self.time.idle()
+    def unused_settings(self) -> dict[str, str]:
+        """See :meth:`ToyModule.unused_settings`."""
+        out = super().unused_settings() | self.network.unused_settings() | self.time.unused_settings()
         if not self.target_std:
-            out |= idle_flags("--model.target_std above 0", "target_std_as")
-        return out if self.loss_power else out | idle_flags("--model.loss_power above 0", "loss_floor")
+            out |= unused_flags("--model.target_std above 0", "target_std_as")
+        return out if self.loss_power else out | unused_flags("--model.loss_power above 0", "loss_floor")
 
     @property
     def label(self) -> str:
@@ -159,7 +159,7 @@ class MeanFlowPolicy(GenerativePolicy):
         x, e = batch.columns
         local = slice(batch.first, batch.first + x.shape[1])
         r, t, k = self.time.draw(self.t_noise.at(step, x), local)
-        return self.quick(self.losses)(x, e, r, t, k, self.data.target, batch.total)
+        return self.compiled(self.losses)(x, e, r, t, k, self.data.target, batch.total)
 
     def losses(self, x: Tensor, e: Tensor, r: Tensor, t: Tensor, k: int, target: Target, total: int) -> Tensor:
         """Return each replica's loss (R,) for pairs x, e (R, B, 2) at times r, t (R, B, 1), r < t in the first k rows.
@@ -284,7 +284,7 @@ class FlowPolicy(MeanFlowPolicy):
         parallel: Parallel = "batch",
         compile: bool = False,
     ) -> None:
-        law = made(TimeLaw, time)
+        law = as_dataclass(TimeLaw, time)
         super().__init__(
             seeds=seeds,
             network=network,
@@ -307,9 +307,9 @@ class FlowPolicy(MeanFlowPolicy):
             compile=compile,
         )
 
-    def idle(self) -> dict[str, str]:
-        """See :meth:`ToyModule.idle`."""
-        return super().idle() | idle_flags("a policy that learns mean velocities", "time.share")
+    def unused_settings(self) -> dict[str, str]:
+        """See :meth:`ToyModule.unused_settings`."""
+        return super().unused_settings() | unused_flags("a policy that learns mean velocities", "time.share")
 
     @property
     def label(self) -> str:

@@ -19,7 +19,7 @@ from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.metrics import score
 from lightning_toys.generative_policy.mixture import Mixture
 from lightning_toys.generative_policy.reference_flow import flow_sample
-from lightning_toys.training.configuration import fitting
+from lightning_toys.training.configuration import require_data
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import keyed_generator
 from lightning_toys.training.results import Report
@@ -88,11 +88,11 @@ class GenerativePolicy(ToyModule):
     @property
     def data(self) -> MixtureData:
         """The data module that the Trainer runs with."""
-        return fitting(self.trainer.datamodule, MixtureData)  # type: ignore[attr-defined]
+        return require_data(self.trainer.datamodule, MixtureData)  # type: ignore[attr-defined]
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
-        data = fitting(data, MixtureData)
+        data = require_data(data, MixtureData)
         require(
             self.evaluation.weights != "ema" or self.ema_decay is not None,
             "--model.evaluation.weights: 'ema' needs --model.ema_decay",

@@ -34,7 +34,7 @@ from lightning_toys.mirror_descent.score import (
 )
 from lightning_toys.nets import Network
 from lightning_toys.stats import mean_ci, paired_difference, written
-from lightning_toys.training.configuration import fitting, made
+from lightning_toys.training.configuration import as_dataclass, require_data
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 from lightning_toys.training.replica_parallel import Parallel
@@ -92,7 +92,7 @@ class LearnedSampling(TiltedSampling):
         )
         self.ask(**asked)
         default = Network("film", hidden=32, activation="silu", residual=True)
-        self.network = made(Network, network, default)
+        self.network = as_dataclass(Network, network, default)
         require(
             self.network.kind != "transformer",
             "--model.network.kind: 'transformer' is not allowed here; give concat or film",
@@ -103,9 +103,9 @@ class LearnedSampling(TiltedSampling):
         )
         self.hparams.update({"network": asdict(self.network), "lr": lr, "optimizer": optimizer, "seeds": self.seeds})
 
-    def idle(self) -> dict[str, str]:
-        """See :meth:`ToyModule.idle`."""
-        return super().idle() | self.network.idle()
+    def unused_settings(self) -> dict[str, str]:
+        """See :meth:`ToyModule.unused_settings`."""
+        return super().unused_settings() | self.network.unused_settings()
 
     @property
     def label(self) -> str:
@@ -118,7 +118,7 @@ class LearnedSampling(TiltedSampling):
         """See :meth:`ToyModule.measure`."""
         sizes = super().measure(data)
         z = torch.from_numpy(keyed_generator(0, 0, "data/moments").standard_normal((MOMENTS, 2)))
-        pairs = fitting(data, LinearGaussian).pairs(z)
+        pairs = require_data(data, LinearGaussian).pairs(z)
         return sizes | {"mean": pairs.mean(0).tolist(), "std": pairs.std(0).tolist()}
 
     def build(self) -> EnergyScore:

@@ -27,10 +27,10 @@ from lightning_toys.mirror_descent.samplers import Sampler
 from lightning_toys.mirror_descent.schedules import Linear, Schedule
 from lightning_toys.mirror_descent.tilt import Reward, StateReward
 from lightning_toys.stats import holm
-from lightning_toys.training.configuration import fitting
+from lightning_toys.training.configuration import require_data
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
-from lightning_toys.training.progress import Ticker
+from lightning_toys.training.progress import WorkProgress
 from lightning_toys.training.results import Report, set_aside, write_atomic
 
 KS = ("action_ks_p", "state_ks_p", "residual_ks_p")
@@ -112,7 +112,7 @@ class TiltedSampling(ToyModule):
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
-        data = fitting(data, LinearGaussian)
+        data = require_data(data, LinearGaussian)
         world = World(data.joint, self.reward, self.schedule, self.strength, self.settings)
         if unstable := [n for n in self.names if n in ("ula", "pc_ula")]:
             laws = [world.target, *(world.levels if "pc_ula" in unstable else [])]
@@ -146,7 +146,7 @@ class TiltedSampling(ToyModule):
     @property
     def world(self) -> World:
         """The question asked."""
-        joint = fitting(self.trainer.datamodule, LinearGaussian).joint  # type: ignore[attr-defined]
+        joint = require_data(self.trainer.datamodule, LinearGaussian).joint  # type: ignore[attr-defined]
         return World(joint, self.reward, self.schedule, self.strength, self.settings)
 
     # drawing
@@ -160,7 +160,7 @@ class TiltedSampling(ToyModule):
         """A number with the device and dtype of the chains."""
         return torch.zeros((), device=self.device, dtype=torch.get_default_dtype())
 
-    def sample(self, samplers: Sequence[Sampler], chains: int, ticker: Ticker) -> list[Sample]:
+    def sample(self, samplers: Sequence[Sampler], chains: int, ticker: WorkProgress) -> list[Sample]:
         """Return each seed's draws."""
         trainer = self.trainer
         return bench.run(
@@ -170,7 +170,7 @@ class TiltedSampling(ToyModule):
             self.like,
             trainer.global_rank,
             trainer.world_size,
-            lambda blocks: ticker.tick(samplers[0].name, blocks),
+            lambda blocks: ticker.advance(samplers[0].name, blocks),
         )
 
     def ticks(self, chains: int) -> int:
@@ -190,7 +190,7 @@ class TiltedSampling(ToyModule):
         work += len(swept) * (self.sweep_max_refresh + 1) * self.ticks(self.sweep_chains)
         metrics: dict[str, list[float]] = {}
         self.drawn, self.costs = {}, {}
-        with Ticker(work, "drawing", self.trainer.is_global_zero) as ticker:
+        with WorkProgress(work, "drawing", self.trainer.is_global_zero) as ticker:
             for name, samplers in readouts.items():
                 sampler = samplers[0]
                 samples = self.sample(samplers, self.chains, ticker)
@@ -223,7 +223,7 @@ class TiltedSampling(ToyModule):
             for name, p in zip(names, holm([metrics[n][r] for n in names]), strict=True):
                 metrics.setdefault(name.replace("_p@", "_p_holm@"), []).append(float(p))
 
-    def sweep(self, name: str, world: World, ticker: Ticker) -> dict[str, np.ndarray]:
+    def sweep(self, name: str, world: World, ticker: WorkProgress) -> dict[str, np.ndarray]:
         """Return KLs (R, L + 1) for refresh_L from 0 to L."""
         found: dict[str, list[list[float]]] = {"action_kl": [], "state_kl": []}
         for count in range(self.sweep_max_refresh + 1):
@@ -300,7 +300,7 @@ class TiltedSampling(ToyModule):
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Return each sampler's draws (R, chains, 2), by name."""
         out, readouts = {}, self.readouts(self.world)
-        with Ticker(len(readouts) * self.ticks(self.chains), "drawing", self.trainer.is_global_zero) as ticker:
+        with WorkProgress(len(readouts) * self.ticks(self.chains), "drawing", self.trainer.is_global_zero) as ticker:
             for name, samplers in readouts.items():
                 samples = self.sample(samplers, self.chains, ticker)
                 out[name] = torch.from_numpy(np.stack([np.stack([x.a, x.s], -1) for x in samples]))

@@ -137,7 +137,7 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def optimizers_misfit(
+def optimizer_mismatch(
     states: Sequence[Any], optimizers: Sequence[torch.optim.Optimizer], step: int, learned: bool
 ) -> str:
     """Return where stored optimisers differ from those that are to go on with them, empty if nowhere.

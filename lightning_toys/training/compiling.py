@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 kept: dict[Any, Any] = {}
 
 
-def compiled(f: Callable[Arguments, Result], graphs: bool = False) -> Callable[Arguments, Result]:
+def compile_function(f: Callable[Arguments, Result], graphs: bool = False) -> Callable[Arguments, Result]:
     """Return ``f`` compiled for tensors of fixed shapes, which torch does at the first call and keeps on disk.
 
     Its tensors are laid out afresh at every call: a view's strides tell of what it was cut from, such as a block of

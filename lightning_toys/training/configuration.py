@@ -23,7 +23,7 @@ def check_seeds(seeds: Sequence[int]) -> list[int]:
 Data = TypeVar("Data", bound=LightningDataModule)
 
 
-def fitting(data: LightningDataModule | None, kind: type[Data]) -> Data:
+def require_data(data: LightningDataModule | None, kind: type[Data]) -> Data:
     """Return ``data`` if it is what the experiment learns from, and refuse it otherwise."""
     name = type(data).__name__ if data is not None else "none"
     require(isinstance(data, kind), f"--data: {name} is not allowed; give {kind.__name__}")
@@ -34,13 +34,15 @@ def fitting(data: LightningDataModule | None, kind: type[Data]) -> Data:
 Options = TypeVar("Options")
 
 
-def made(kind: type[Options], given: Options | dict[str, Any] | None, default: Options | None = None) -> Options:
+def as_dataclass(
+    kind: type[Options], given: Options | dict[str, Any] | None, default: Options | None = None
+) -> Options:
     """Return a dataclass of options as it was given, from a checkpoint's plain values, or its default."""
     if isinstance(given, dict):
         return kind(**given)
     return given or default or kind()
 
 
-def idle_flags(wants: str, *names: str) -> dict[str, str]:
-    """Return flags of the model, and what they want to do something; see :meth:`ToyModule.idle`."""
+def unused_flags(wants: str, *names: str) -> dict[str, str]:
+    """Return flags of the model, and what they want to do something; see :meth:`ToyModule.unused_settings`."""
     return {f"--model.{n}": wants for n in names}

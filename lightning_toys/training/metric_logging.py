@@ -9,16 +9,16 @@ from torch import Tensor
 
 from lightning_toys.errors import NonFiniteError
 from lightning_toys.stats import mean_ci
-from lightning_toys.training.replica_parallel import SharedReplicas
+from lightning_toys.training.replica_parallel import ReplicaParallel
 from lightning_toys.training.results import Report, is_main
 
 
-class RecordedReplicas(SharedReplicas):
+class ReplicaLogging(ReplicaParallel):
     """Replicas whose metrics go to the loggers, and whose run stops where one of them is not finite.
 
     Attributes:
         monitors_loss: whether there is a training loss at every validation.
-        banded: names of what was logged with its interval, in their order.
+        interval_names: names of what was logged with its interval, in their order.
         last_losses: each replica's loss at the last step.
         loaded_step: the step that the weights are of, where they come from a checkpoint.
     """
@@ -27,7 +27,7 @@ class RecordedReplicas(SharedReplicas):
 
     def __init__(self) -> None:
         super().__init__()
-        self.banded: dict[str, None] = {}
+        self.interval_names: dict[str, None] = {}
         self.last_losses = torch.zeros(0)
         self.loaded_step = 0
 
@@ -46,14 +46,14 @@ class RecordedReplicas(SharedReplicas):
             row[name] = estimate.mean
             if len(v) > 1:
                 # groups of their own: TensorBoard's first cards are the means
-                self.banded[name] = None
+                self.interval_names[name] = None
                 row[f"interval/{name}/lo"], row[f"interval/{name}/hi"] = estimate.lo, estimate.hi
                 row.update({f"replicas/{name}/seed_{s}": x for s, x in zip(self.seeds, v, strict=True)})
         for logger in self.trainer.loggers:
-            logger.log_metrics(row, step=step or self.reached)
+            logger.log_metrics(row, step=step or self.weights_step)
 
     @property
-    def reached(self) -> int:
+    def weights_step(self) -> int:
         """The optimiser step that the weights are of: trained to, or else loaded."""
         return self.global_step or self.loaded_step
 

@@ -12,14 +12,14 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_toys.training.checkpoint_format import optimizers_misfit
-from lightning_toys.training.configuration import check_seeds, idle_flags
-from lightning_toys.training.optimization import TrainedReplicas
+from lightning_toys.training.checkpoint_format import optimizer_mismatch
+from lightning_toys.training.configuration import check_seeds, unused_flags
+from lightning_toys.training.optimization import ReplicaOptimization
 from lightning_toys.training.replica_parallel import Parallel, ReplicaStrategy, share, with_states
 from lightning_toys.training.results import Report
 
 
-class ToyModule(TrainedReplicas):
+class ToyModule(ReplicaOptimization):
     """Base of the replica experiments.
 
     A subclass builds ``self.net`` in :meth:`build` (every parameter with a leading replica axis), gives each replica's
@@ -36,14 +36,16 @@ class ToyModule(TrainedReplicas):
         optimizer: ``adamw``, or ``muon`` on the hidden matrices and AdamW on the rest.
         muon_lr: Muon's learning rate.
         parallel: what several processes share out: the rows of each ``batch``, or the ``replicas``.
-        compile: whether :meth:`quick` compiles.
+        compile: whether :meth:`compiled` compiles.
     """
 
     headline: Sequence[str] = ("l2",)  # the metrics of which `compare` shows every readout
     metric_labels: Mapping[str, str] = {}  # axis labels, with units
     trains: bool = True  # False: there are no weights, and `test` needs no checkpoint
     precisions: Sequence[str] = ()  # of the Trainer's, those that it can run in; () is all
-    keeps: Sequence[str] = ()  # modules beside the networks that go into a checkpoint, and check themselves
+    checkpointed_modules: Sequence[
+        str
+    ] = ()  # modules beside the networks that go into a checkpoint, and check themselves
     reads_data: bool = True  # False: the loss needs no sample of the data module
     measured_later: Sequence[str] = ()  # metrics that the first validations may lack
 
@@ -62,7 +64,7 @@ class ToyModule(TrainedReplicas):
     ) -> None:
         super().__init__(lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, optimizer, muon_lr, compile)
         self.seeds = check_seeds(seeds)
-        self.parallel, self.mine = parallel, slice(0, len(self.seeds))
+        self.parallel, self.local_replicas = parallel, slice(0, len(self.seeds))
         self.register_buffer("best_score", torch.full((len(self.seeds),), torch.inf))
         self.last_report: Report | None = None
         self.last_losses = torch.zeros(len(self.seeds))
@@ -89,13 +91,13 @@ class ToyModule(TrainedReplicas):
         """A few words that tell this run from others in a comparison."""
         return type(self).__name__
 
-    def idle(self) -> dict[str, str]:
+    def unused_settings(self) -> dict[str, str]:
         """Return the flags that would do nothing beside the other settings, each with what it wants.
 
         A flag ending in a dot stands for all below it. Only the command line is held against them: a file may give what
         another setting would use.
         """
-        return idle_flags("--model.optimizer muon", "muon_lr") if self.optimizer_kind != "muon" else {}
+        return unused_flags("--model.optimizer muon", "muon_lr") if self.optimizer_kind != "muon" else {}
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """Return the figures of the last report, by file name; ``folder`` holds the run's metrics.csv."""
@@ -126,8 +128,8 @@ class ToyModule(TrainedReplicas):
                 return  # load_from_checkpoint: on_load_checkpoint knows the sizes, and comes next
             self.sizes = self.measure(self.trainer.datamodule)  # type: ignore[attr-defined]
         if self._trainer is not None and isinstance(self.trainer.strategy, ReplicaStrategy) and self.in_training:
-            self.mine = share(len(self.seeds), self.trainer.global_rank, self.trainer.world_size)
-            self.best_score = self.best_score[self.mine].clone()
+            self.local_replicas = share(len(self.seeds), self.trainer.global_rank, self.trainer.world_size)
+            self.best_score = self.best_score[self.local_replicas].clone()
         self.net = self.build()
         if self.ema_decay is not None:
             self.ema_net = self.shadow()
@@ -157,7 +159,7 @@ class ToyModule(TrainedReplicas):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the configuration in the checkpoint, plain values only; put every process's replicas together."""
         if self.shares_replicas:
-            checkpoint.update(with_states(checkpoint, self.replica_names, self.everywhere))
+            checkpoint.update(with_states(checkpoint, self.replica_names, self.gather_replicas))
         checkpoint["toy"] = {"seeds": list(self.seeds), "sizes": self.sizes, "config": self.config}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -167,9 +169,9 @@ class ToyModule(TrainedReplicas):
             self.sizes = dict(checkpoint["toy"]["sizes"])
             self.configure_model()
         if self.shares_replicas:
-            checkpoint.update(with_states(checkpoint, self.replica_names, lambda x: x[self.mine].clone()))
+            checkpoint.update(with_states(checkpoint, self.replica_names, lambda x: x[self.local_replicas].clone()))
 
-    def misfit(self, checkpoint: dict[str, Any], net: nn.Module) -> str | None:
+    def network_mismatch(self, checkpoint: dict[str, Any], net: nn.Module) -> str | None:
         """Say where the checkpoint's network differs from ``net``, that :meth:`build` made, if it does."""
         for name, wanted, flag in (
             ("ema_net", self.ema_decay is not None, "--model.ema_decay"),
@@ -182,13 +184,13 @@ class ToyModule(TrainedReplicas):
         copies = ["net", *(s for s in ("ema_net", "best_net") if any(k.startswith(f"{s}.") for k in held))]
         known = {k: v.shape for k, v in self.state_dict().items()}
         known |= {f"{s}.{k}": v for s in copies for k, v in built.items()}
-        for name in [*known, *(k for k in held if k.partition(".")[0] not in self.keeps)]:
+        for name in [*known, *(k for k in held if k.partition(".")[0] not in self.checkpointed_modules)]:
             if held.get(name) != known.get(name):
                 shapes = [str(tuple(s[name])) if name in s else "nothing" for s in (held, known)]
                 return f"it has {shapes[0]} for {name}, where {shapes[1]} is wanted"
         return None
 
-    def extras_misfit(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
+    def extras_mismatch(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
         """Say what is wrong with that which an experiment adds to a checkpoint, if something is.
 
         Args:
@@ -198,7 +200,7 @@ class ToyModule(TrainedReplicas):
         """
         return ""
 
-    def optimizers_misfit(self, checkpoint: dict[str, Any], net: nn.Module) -> str:
+    def optimizer_mismatch(self, checkpoint: dict[str, Any], net: nn.Module) -> str:
         """Say where the checkpoint's optimisers differ from those that this run would train ``net`` with."""
         self.net = net
         try:
@@ -207,7 +209,7 @@ class ToyModule(TrainedReplicas):
             del self.net
         optimizers = list(made) if isinstance(made, tuple | list) else [made]
         step = int(checkpoint["global_step"])
-        return optimizers_misfit(checkpoint["optimizer_states"], optimizers, step, self.has_learned(checkpoint))
+        return optimizer_mismatch(checkpoint["optimizer_states"], optimizers, step, self.has_learned(checkpoint))
 
     def has_learned(self, checkpoint: dict[str, Any]) -> bool:
         """Whether an optimiser step lies behind a checkpoint: then its optimisers hold moments."""

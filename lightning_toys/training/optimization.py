@@ -16,9 +16,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_toys.errors import require
-from lightning_toys.training.compiling import Arguments, Result, compiled
+from lightning_toys.training.compiling import Arguments, Result, compile_function
 from lightning_toys.training.loader import Batch, Block, DrawnBlock
-from lightning_toys.training.metric_logging import RecordedReplicas
+from lightning_toys.training.metric_logging import ReplicaLogging
 from lightning_toys.training.muon import ReplicaMuon, split_hidden
 from lightning_toys.training.replica_parallel import ReplicaStrategy
 
@@ -32,7 +32,7 @@ def clip_per_replica(parameters: Sequence[nn.Parameter], max_norm: float) -> Non
         g.mul_(scale.view(-1, *[1] * (g.dim() - 1)))
 
 
-class TrainedReplicas(RecordedReplicas):
+class ReplicaOptimization(ReplicaLogging):
     """Replicas that learn: one optimiser over all of them, each replica's gradient clipped by itself.
 
     Optimisation is manual for two reasons: many steps fit in one Trainer batch, and clipping is per replica. For the
@@ -164,12 +164,12 @@ class TrainedReplicas(RecordedReplicas):
                     torch._foreach_lerp_(averages, list[Tensor](parameters), 1 - self.ema_decay)
         self.finish_block(block, torch.stack(losses))
 
-    def quick(self, f: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    def compiled(self, f: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         """Return a part of the loss compiled where ``--model.compile`` asks for it, as a CUDA graph on a GPU."""
         if not self.compiles:
             return f
         if f.__name__ not in self.compiled_parts:
-            self.compiled_parts[f.__name__] = compiled(f, self.device.type == "cuda")
+            self.compiled_parts[f.__name__] = compile_function(f, self.device.type == "cuda")
         out: Callable[Arguments, Result] = self.compiled_parts[f.__name__]
         return out
 
@@ -186,7 +186,7 @@ class TrainedReplicas(RecordedReplicas):
         """Check the block's losses (steps, R) and log those at multiples of ``log_every_n_steps``."""
         if block.world > 1:
             losses = self.trainer.strategy.reduce(losses, reduce_op="sum")
-        losses = self.everywhere(losses, dim=1)
+        losses = self.gather_replicas(losses, dim=1)
         if not torch.isfinite(losses).all():
             bad = ~torch.isfinite(losses)
             first = int(bad.any(1).nonzero()[0])
@@ -206,6 +206,6 @@ class TrainedReplicas(RecordedReplicas):
         bad = torch.zeros(len(self.local_seeds), dtype=torch.bool, device=self.device)
         for p in self.net.parameters():
             bad |= ~torch.isfinite(p.detach()).flatten(1).all(1)
-        bad = self.everywhere(bad)
+        bad = self.gather_replicas(bad)
         if bad.any():
             self.refuse_non_finite("weights are", bad, self.global_step)

@@ -26,7 +26,7 @@ from lightning_toys.training.loader import Block, BlockLoader, DrawnBlock
 from lightning_toys.training.replica_parallel import share
 
 Draw = Callable[[int, int], tuple[Tensor, ...]]
-AHEAD = 2  # parts that are drawn or waiting for each process
+PREFETCH = 2  # parts that are drawn or waiting for each process
 draws: Sequence[Draw] = ()  # a worker's own
 
 
@@ -59,7 +59,7 @@ def draw_part(part: int, start: int, stop: int) -> list[np.ndarray]:
     return [x.numpy() for x in draws[part](start, stop)]
 
 
-class AheadLoader(BlockLoader):
+class PrefetchLoader(BlockLoader):
     """A :class:`~lightning_toys.training.loader.DrawnLoader` whose draws are made by other processes.
 
     Args:
@@ -81,7 +81,7 @@ class AheadLoader(BlockLoader):
             for start, stop in bounds:
                 parts = []
                 for _ in self.draws:
-                    coming.extend(self.handed_out(pool, islice(tasks, AHEAD * self.workers - len(coming))))
+                    coming.extend(self.handed_out(pool, islice(tasks, PREFETCH * self.workers - len(coming))))
                     parts.append(coming.popleft().result())
                 self.next_step = stop
                 columns = tuple(torch.from_numpy(np.concatenate(x)) for x in zip(*parts, strict=True))

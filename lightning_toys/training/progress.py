@@ -9,7 +9,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 
-class Ticker:
+class WorkProgress:
     """Counts ``total`` equal pieces of work, with an ETA.
 
     Args:
@@ -25,7 +25,7 @@ class Ticker:
         self.begin = self.last = time.monotonic()
         self.bar = tqdm(total=total, desc=what, mininterval=0.5) if shown and sys.stderr.isatty() else None
 
-    def __enter__(self) -> Ticker:
+    def __enter__(self) -> WorkProgress:
         return self
 
     def __exit__(
@@ -34,7 +34,7 @@ class Ticker:
         if self.bar is not None:
             self.bar.close()
 
-    def tick(self, word: str = "", pieces: int = 1) -> None:
+    def advance(self, word: str = "", pieces: int = 1) -> None:
         """Count one piece or several; ``word`` names what it was."""
         self.done += pieces
         now = time.monotonic()

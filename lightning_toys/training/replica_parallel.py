@@ -71,18 +71,18 @@ def with_states(
     return {"state_dict": weights, "optimizer_states": optimizers}
 
 
-class SharedReplicas(LightningModule):
+class ReplicaParallel(LightningModule):
     """A module of replicas of which this process may train some only.
 
     Attributes:
         seeds: of all replicas.
-        mine: which of them this process trains.
+        local_replicas: which of them this process trains.
         net: their networks; ``ema_net`` and ``best_net`` are copies, where they are wanted.
         best_score: of each replica, lower is better.
     """
 
     seeds: list[int]
-    mine: slice
+    local_replicas: slice
     net: nn.Module
     ema_net: nn.Module | None
     best_net: nn.Module | None
@@ -96,7 +96,7 @@ class SharedReplicas(LightningModule):
     @property
     def local_seeds(self) -> list[int]:
         """The seeds of the replicas that this process trains: all, unless processes share the replicas out."""
-        return self.seeds[self.mine]
+        return self.seeds[self.local_replicas]
 
     @property
     def in_training(self) -> bool:
@@ -113,7 +113,7 @@ class SharedReplicas(LightningModule):
         """Names of what has a replica axis in a state dict: every parameter, and the best scores."""
         return {n for n, _ in self.named_parameters()} | {"best_score"}
 
-    def everywhere(self, values: Tensor, dim: int = 0) -> Tensor:
+    def gather_replicas(self, values: Tensor, dim: int = 0) -> Tensor:
         """Return values of every replica, given those of this process's own along ``dim``."""
         return gathered(values, len(self.seeds), dim) if self.shares_replicas else values
 
@@ -134,9 +134,9 @@ class SharedReplicas(LightningModule):
         if self.aside is None:
             return
         own, self.aside = self.aside, None
-        self.best_score = self.best_score[self.mine].clone()
+        self.best_score = self.best_score[self.local_replicas].clone()
         if self.best_net is not None:
             for p, q in zip(own["best_net"].parameters(), self.best_net.parameters(), strict=True):
-                p.data.copy_(q.data[self.mine])
+                p.data.copy_(q.data[self.local_replicas])
         for name in own.keys() - {"best_score"}:
             setattr(self, name, own[name])

@@ -45,14 +45,14 @@ def is_main(metric: str) -> bool:
     return "@" not in metric and "_dim" not in metric and "_mode" not in metric
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """Turn NaN and infinity, which JSON lacks, into None, at any depth."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): to_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [to_json(v) for v in value]
     return value
 
 
@@ -133,6 +133,6 @@ def write_results(
         "environment": environment(device),
         "git": git_state(),
     }
-    text = json.dumps(plain(content), indent=1) + "\n"  # what cannot be written must not displace what could
+    text = json.dumps(to_json(content), indent=1) + "\n"  # what cannot be written must not displace what could
     set_aside(path)
     write_atomic(path, text)

@@ -29,7 +29,7 @@ def layout_of(names: Sequence[str], seeds: Sequence[int]) -> Layout:
     }
 
 
-class LayoutWriter(Callback):
+class TensorBoardLayout(Callback):
     """Writes the page's layout after the first validation, and again where more is logged at the end."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class LayoutWriter(Callback):
     def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the layout into every TensorBoard logger."""
         assert isinstance(pl_module, ToyModule)
-        names = pl_module.banded
+        names = pl_module.interval_names
         if not trainer.is_global_zero or len(names) == len(self.written):
             return
         self.written = list(names)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightning_toys.errors import note, require
-from lightning_toys.training.configuration import made
+from lightning_toys.training.configuration import as_dataclass
 from lightning_toys.update_entropy import figures
 from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments, hyper_of, moments_of
 from lightning_toys.update_entropy.attribution import Ranks
@@ -111,7 +111,11 @@ class UpdateEntropy(PolicyModule):
         )
         self.strict_loading = backbone is None  # a checkpoint keeps what was trained, not the backbone again
         self.prepared = []
-        self.policy, self.rollouts, self.plan = made(TinyPolicy, policy), made(Rollouts, rollouts), made(Plan, plan)
+        self.policy, self.rollouts, self.plan = (
+            as_dataclass(TinyPolicy, policy),
+            as_dataclass(Rollouts, rollouts),
+            as_dataclass(Plan, plan),
+        )
         require(warm_steps >= 0, f"--model.warm_steps: {warm_steps} is not allowed; give an integer >= 0")
         require(0 < warm_lr < math.inf, f"--model.warm_lr: {warm_lr} is not allowed; give a number > 0")
         require(

@@ -180,7 +180,7 @@ def compare(reading: Reading, wanted: Mapping[str, Tensor]) -> tuple[AdamWState,
                 wrong.append(f"nothing takes the state of {name or f'number {number}'} {shape(entry.get('exp_avg'))}")
                 continue
             seen.add(name)
-            if why := misfit(entry, name, wanted[name], bool(group.get("amsgrad"))):
+            if why := mismatch(entry, name, wanted[name], bool(group.get("amsgrad"))):
                 wrong.append(why)
                 continue
             device = wanted[name].device
@@ -217,7 +217,7 @@ def foreign(group: Mapping[str, Any]) -> str:
     return ""
 
 
-def misfit(entry: Mapping[str, Any], name: str, parameter: Tensor, amsgrad: bool) -> str:
+def mismatch(entry: Mapping[str, Any], name: str, parameter: Tensor, amsgrad: bool) -> str:
     """Return why the state of a parameter cannot be AdamW's, empty if it can."""
     keys = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * (amsgrad or "max_exp_avg_sq" in entry)
     if absent := [k for k in ("step", *keys) if k not in entry]:

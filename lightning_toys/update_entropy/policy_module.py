@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_toys.errors import note, require
 from lightning_toys.training.checkpoint_format import unlike
-from lightning_toys.training.configuration import fitting
+from lightning_toys.training.configuration import require_data
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.results import Report
@@ -80,7 +80,7 @@ class PolicyModule(ToyModule):
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
-        text = fitting(data, TextData)
+        text = require_data(data, TextData)
         if self.backbone is not None:
             return {"vocabulary": 0, "positions": 0}  # the backbone has its own
         positions = text.longest_prompt + text.longest_response + FREE
@@ -102,10 +102,10 @@ class PolicyModule(ToyModule):
         adapted = self.policy.adapted(model, seed) if self.adapter is None else load_adapter(model, self.adapter)
         return adapted.train()  # as everything that a Trainer is given
 
-    def misfit(self, checkpoint: dict[str, Any], net: nn.Module) -> str | None:
+    def network_mismatch(self, checkpoint: dict[str, Any], net: nn.Module) -> str | None:
         """See :meth:`ToyModule.misfit`; of a backbone only what was trained is in a checkpoint."""
         if self.backbone is None:
-            return super().misfit(checkpoint, net)
+            return super().network_mismatch(checkpoint, net)
         built = {f"net.{k}": v.shape for k, v in net.state_dict().items()}
         for name, value in checkpoint["state_dict"].items():
             if name.startswith("net.") and built.get(name) != value.shape:
@@ -121,7 +121,7 @@ class PolicyModule(ToyModule):
     @property
     def text(self) -> TextData:
         """The data module."""
-        return fitting(self.trainer.datamodule, TextData)  # type: ignore[attr-defined]
+        return require_data(self.trainer.datamodule, TextData)  # type: ignore[attr-defined]
 
     def parameters_of(self, model: nn.Module, supervised: bool) -> list[tuple[str, nn.Parameter]]:
         """Return what a phase trains: everything but the adapter, then the adapter alone (if there is one)."""
@@ -268,8 +268,8 @@ class PolicyModule(ToyModule):
                 shares = [mine]
             checkpoint["toy"]["responses"] = [side_by_side(x) for x in zip(*shares, strict=True)]
 
-    def extras_misfit(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
-        """See :meth:`ToyModule.extras_misfit`: responses that more steps are to be taken on; a test reads none."""
+    def extras_mismatch(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
+        """See :meth:`ToyModule.extras_mismatch`: responses that more steps are to be taken on; a test reads none."""
         if not resumes:
             return ""
         if "responses" not in toy:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_toys.training.results import Report, plain, set_aside, write_atomic
+from lightning_toys.training.results import Report, set_aside, to_json, write_atomic
 from lightning_toys.update_entropy.cache import array
 from lightning_toys.update_entropy.estimators import Estimate, Kind, Weighted
 from lightning_toys.update_entropy.grpo import advantages
@@ -155,7 +155,7 @@ def write_arrays(folder: Path, f: Findings) -> None:
         for eta, singles in e.singles.items():
             np.save(inside / f"eta_{eta:g}.npy", np.stack([array(w.change.rows) for w in singles], 1))
             diagnostics[f"{eta:g}"] = [weighted_numbers(w) for w in singles]
-        write_atomic(inside / "diagnostics.json", json.dumps(plain(diagnostics), indent=1) + "\n")
+        write_atomic(inside / "diagnostics.json", json.dumps(to_json(diagnostics), indent=1) + "\n")
 
 
 def text_array(words: Sequence[str]) -> np.ndarray:
@@ -239,7 +239,7 @@ def write_findings(
         inside.mkdir(parents=True)
         write_arrays(inside, f)
         write_tables(inside, f, tokens)
-        write_atomic(inside / "summary.json", json.dumps(plain(summary(f, seed, plan, step)), indent=1) + "\n")
+        write_atomic(inside / "summary.json", json.dumps(to_json(summary(f, seed, plan, step)), indent=1) + "\n")
 
 
 def unit_of(kind: Kind) -> str:

@@ -44,14 +44,14 @@ def test_the_same_training(
 ) -> None:
     """Without a break in the graph; begun by one and ended by the other, too."""
     config, parts = COMPILED[name], set()
-    quick = ToyModule.quick
+    quick = ToyModule.compiled
 
     def seen(self: ToyModule, f: Any) -> Any:
         out = quick(self, f)
         parts.update(self.compiled_parts)
         return out
 
-    monkeypatch.setattr(ToyModule, "quick", seen)
+    monkeypatch.setattr(ToyModule, "compiled", seen)
 
     def fit(run: str, steps: int, *more: str) -> dict[str, Any]:
         words = ["fit", "-c", str(config.relative_to(REPO)), *tiny(config), "--run.root", str(tmp_path), *flags]
@@ -66,7 +66,9 @@ def test_the_same_training(
     assert not parts
     torch._dynamo.reset()
     counters.clear()
-    quickly = fit("quick", 12, "--model.compile", "true", "--trainer.val_check_interval", "5")  # blocks of 5 and of 2
+    quickly = fit(
+        "compiled", 12, "--model.compile", "true", "--trainer.val_check_interval", "5"
+    )  # blocks of 5 and of 2
     batches = 2 if name == "FlowVsRegression" else 1  # of how many sizes
     assert counters["stats"]["unique_graphs"] == batches
     assert parts == {"losses"}

@@ -12,7 +12,7 @@ from lightning_toys.training.noise import keyed_generator
 
 
 def draw(step: int, shape: torch.Size) -> Tensor:
-    return torch.from_numpy(keyed_generator(0, step, "test/quick_adam").standard_normal(tuple(shape))).float()
+    return torch.from_numpy(keyed_generator(0, step, "test/fused_adam").standard_normal(tuple(shape))).float()
 
 
 def walked(quick: bool, steps: int = 5, **options: Any) -> tuple[list[Tensor], list[Tensor]]:

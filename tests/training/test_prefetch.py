@@ -22,7 +22,7 @@ from lightning_toys.generative_policy.couplings import OptimalTransport
 from lightning_toys.generative_policy.data import Pairs
 from lightning_toys.generative_policy.mixture import ThreeModes
 from lightning_toys.training.loader import DrawnLoader
-from lightning_toys.training.prefetch import AheadLoader, chunks
+from lightning_toys.training.prefetch import PrefetchLoader, chunks
 from tests.conftest import REPO, Runner
 from tests.processes import wait_for
 
@@ -54,7 +54,7 @@ def test_chunks_are_all_replicas_in_order() -> None:
 def test_the_same_blocks(begin: int, workers: int) -> None:
     """Whatever the number of processes, and from within a block too; the last block is cut."""
     plain = list(settled(DrawnLoader(pairs(SEEDS), 8), begin))
-    ahead = AheadLoader([pairs(SEEDS[c]) for c in chunks(3, workers)], 8, workers)
+    ahead = PrefetchLoader([pairs(SEEDS[c]) for c in chunks(3, workers)], 8, workers)
     blocks = list(settled(ahead, begin))
     assert [(b.start, b.stop) for b in blocks] == [(b.start, b.stop) for b in plain]
     assert blocks[-1].stop == 75
@@ -65,7 +65,7 @@ def test_the_same_blocks(begin: int, workers: int) -> None:
 
 
 def test_two_readers_at_once_and_a_reader_at_the_end() -> None:
-    ahead = settled(AheadLoader([pairs(SEEDS)], 8, 1))
+    ahead = settled(PrefetchLoader([pairs(SEEDS)], 8, 1))
     first, second = iter(ahead), iter(ahead)
     begun = [next(first).start, next(second).start]
     del first
@@ -84,7 +84,7 @@ def test_draws_can_be_sent_to_a_fresh_process() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_processes_leave_signals_to_the_main_one(number: signal.Signals) -> None:
-    before, blocks = set(multiprocessing.active_children()), iter(settled(AheadLoader([pairs(SEEDS)], 8, 2)))
+    before, blocks = set(multiprocessing.active_children()), iter(settled(PrefetchLoader([pairs(SEEDS)], 8, 2)))
     first = next(blocks)
     mine = set(multiprocessing.active_children()) - before
     assert len(mine) == 2
@@ -111,7 +111,7 @@ class Failing(OptimalTransport):
 def test_a_failure_in_a_process_is_told_of(how: str, said: str) -> None:
     """With the words of the error, and no process is left."""
     before = set(multiprocessing.active_children())
-    ahead = settled(AheadLoader([Pairs(ThreeModes(), Failing(how), SEEDS, 8)], 8, 2))
+    ahead = settled(PrefetchLoader([Pairs(ThreeModes(), Failing(how), SEEDS, 8)], 8, 2))
     with pytest.raises(ToyError, match=said):
         list(ahead)
     ended(before)
@@ -137,13 +137,13 @@ def test_processes_that_cannot_be_started_are_refused(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "fork", fork)
     with pytest.raises(ToyError, match=r"--data\.num_workers: 3 is not allowed; not all of them can be started"):
-        list(settled(AheadLoader([pairs(SEEDS)], 8, 3)))
+        list(settled(PrefetchLoader([pairs(SEEDS)], 8, 3)))
     ended(before)
 
 
 def test_the_global_generator_stays_as_it_is() -> None:
     before = torch.random.get_rng_state(), np.random.get_state()[1]
-    list(settled(AheadLoader([pairs(SEEDS)], 8, 1)))
+    list(settled(PrefetchLoader([pairs(SEEDS)], 8, 1)))
     assert torch.equal(before[0], torch.random.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])
 

@@ -17,9 +17,9 @@ from lightning_toys.training.metrics_csv import MetricsCSV, read_csv
 from lightning_toys.training.results import (
     Report,
     environment,
-    plain,
     set_aside,
     summarise,
+    to_json,
     write_atomic,
     write_results,
 )
@@ -45,16 +45,19 @@ def names(folder: Path) -> list[str]:
 # results.json
 
 
-def test_plain() -> None:
+def test_to_json() -> None:
     given = {"a": [1.5, NAN, (math.inf, -math.inf)], 3: {"b": NAN, "c": "nan", "d": None, "e": True, "f": 7}}
-    assert plain(given) == {"a": [1.5, None, [None, None]], "3": {"b": None, "c": "nan", "d": None, "e": True, "f": 7}}
+    assert to_json(given) == {
+        "a": [1.5, None, [None, None]],
+        "3": {"b": None, "c": "nan", "d": None, "e": True, "f": 7},
+    }
 
 
 def test_summarise() -> None:
     found = summarise([1.0, 3.0])
     half = math.tan(0.475 * math.pi)
     assert found == {"values": [1.0, 3.0], "mean": 2.0, "ci95": [pytest.approx(2 - half), pytest.approx(2 + half)]}
-    assert plain(summarise([1.0]))["ci95"] == [None, None]
+    assert to_json(summarise([1.0]))["ci95"] == [None, None]
 
 
 def test_set_aside_loses_nothing(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from lightning_toys.bilevel.control.replay import Replay
 from lightning_toys.bilevel.vectors import Tensors, flatten
 from lightning_toys.errors import note, require
 from lightning_toys.training.checkpoint_format import Like, unlike
-from lightning_toys.training.configuration import fitting, idle_flags, made
+from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import NoiseStream, uniform
@@ -68,7 +68,7 @@ class BilevelControl(ToyModule):
     """
 
     headline = ("return",)
-    keeps = ("replay",)
+    checkpointed_modules = ("replay",)
     reads_data = False
     monitors_loss = False  # nothing is learned in the first ``--data.init_steps``
     measured_later = ("td_error", "inner_error", "model_error", "reward_error", "value", "gradient_cosine")
@@ -116,7 +116,7 @@ class BilevelControl(ToyModule):
         for name, count in (("eval_episodes", eval_episodes), ("test_episodes", test_episodes)):
             require(count >= 1, f"--model.{name}: {count} is not allowed; give an integer >= 1")
         require(check_gradient >= 0, f"--model.check_gradient: {check_gradient} is not allowed; give an integer >= 0")
-        self.solver, self.disturbance = made(Solver, solver), made(Disturbance, disturbance)
+        self.solver, self.disturbance = as_dataclass(Solver, solver), as_dataclass(Disturbance, disturbance)
         self.agent, self.env, self.hidden_dim, self.model_hidden_dim = agent, env, hidden_dim, model_hidden_dim
         self.value, self.eps, self.inner_lr, self.tau = Value(alpha, discount), eps, inner_lr, tau
         self.heads = 2 if double_q else 1
@@ -130,24 +130,24 @@ class BilevelControl(ToyModule):
         self.returns: list[list[float]] = [[] for _ in self.seeds]
         self.noise = NoiseStream(self.seeds, "act", (3,), uniform)
 
-    def idle(self) -> dict[str, str]:
-        """See :meth:`ToyModule.idle`."""
+    def unused_settings(self) -> dict[str, str]:
+        """See :meth:`ToyModule.unused_settings`."""
         out: dict[str, str] = {}
         if self.agent != "omd":
-            out |= idle_flags("--model.agent omd", "solver.inverse", "solver.cg_steps", "solver.cg_damping")
+            out |= unused_flags("--model.agent omd", "solver.inverse", "solver.cg_steps", "solver.cg_damping")
         elif self.solver.inverse == "identity":
             wants = "--model.solver.inverse gauss_newton or hessian"
             # the check of the gradient has the damping in its finite differences, whatever the inverse
-            out |= idle_flags(wants, "solver.cg_steps", *(() if self.check_gradient else ("solver.cg_damping",)))
+            out |= unused_flags(wants, "solver.cg_steps", *(() if self.check_gradient else ("solver.cg_damping",)))
         if self.agent != "vep":
-            out |= idle_flags("--model.agent vep", "solver.vep_values")
+            out |= unused_flags("--model.agent vep", "solver.vep_values")
         if self.agent != "funcbo":
-            out |= idle_flags("--model.agent funcbo", "solver.inner_value")
+            out |= unused_flags("--model.agent funcbo", "solver.inner_value")
         if self.agent not in ("omd", "funcbo"):
-            out |= idle_flags("--model.agent omd or funcbo", "solver.state_gradient")
+            out |= unused_flags("--model.agent omd or funcbo", "solver.state_gradient")
         if not self.disturbance.drift:
             wants = "--model.disturbance.drift above 0"
-            out |= idle_flags(wants, "disturbance.drift_period", "disturbance.drift_width")
+            out |= unused_flags(wants, "disturbance.drift_period", "disturbance.drift_width")
         return out
 
     @property
@@ -159,7 +159,7 @@ class BilevelControl(ToyModule):
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
-        replay = fitting(data, ReplayData)
+        replay = require_data(data, ReplayData)
         made = make_environments(self.env, self.seeds[:1], "train", 1, self.disturbance)
         made.close()
         return {"states": made.observation_size, "actions": made.actions, "capacity": replay.capacity}
@@ -233,7 +233,7 @@ class BilevelControl(ToyModule):
         for optimizer, lr in zip(self.trainer.optimizers, (self.lr, self.inner_lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        warm = fitting(self.trainer.datamodule, ReplayData).init_steps  # type: ignore[attr-defined]
+        warm = require_data(self.trainer.datamodule, ReplayData).init_steps  # type: ignore[attr-defined]
         if self.trainer.max_steps <= warm and self.trainer.is_global_zero:
             note(
                 f"nothing will be learned: --trainer.max_steps {self.trainer.max_steps} are all random, with "
@@ -246,7 +246,7 @@ class BilevelControl(ToyModule):
     def training_step(self, block: Block | DrawnBlock, batch_idx: int) -> None:
         """Act, store and learn, step by step. Every rank does the same: bit for bit what one process does."""
         outer, inner = self.trainer.optimizers
-        data = fitting(self.trainer.datamodule, ReplayData)  # type: ignore[attr-defined]
+        data = require_data(self.trainer.datamodule, ReplayData)  # type: ignore[attr-defined]
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         environments, learner = self.environments, self.learner
         assert environments is not None
@@ -317,8 +317,8 @@ class BilevelControl(ToyModule):
         warm = given.get("init_steps") if isinstance(given, dict) else None
         return int(checkpoint["global_step"]) > (warm if isinstance(warm, int) else 0)
 
-    def extras_misfit(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
-        """See :meth:`ToyModule.extras_misfit`: the environments, and returns not yet logged; a test reads neither."""
+    def extras_mismatch(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
+        """See :meth:`ToyModule.extras_mismatch`: the environments, and returns not yet logged; a test reads neither."""
         if not resumes:
             return ""
         fresh = make_environments(self.env, self.seeds, "train", 1, self.disturbance)
@@ -346,13 +346,13 @@ class BilevelControl(ToyModule):
     def played(self, stream: str, episodes: int, greedy: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Return sums of rewards and lengths (R, episodes), the drift as it is now; of random actions if not greedy."""
         environments = make_environments(self.env, self.seeds, stream, episodes, self.disturbance)
-        found = play(environments, self.greedy if greedy else RandomActions(environments), clock=self.reached)
+        found = play(environments, self.greedy if greedy else RandomActions(environments), clock=self.weights_step)
         environments.close()
         return found
 
     def evaluation(self, stream: str, episodes: int) -> Report:
         """Play episodes with greedy actions, the same first states each time; measure errors on the replay."""
-        step = self.reached
+        step = self.weights_step
         totals, lengths = self.played(stream, episodes)
         found = {"return": totals.mean(1), "length": lengths.astype(np.float64).mean(1)}
         if episodes > 1:

@@ -33,7 +33,7 @@ from lightning_toys.bilevel.regression.mlp import MLP
 from lightning_toys.bilevel.regression.stream import Stream
 from lightning_toys.errors import require
 from lightning_toys.training.checkpoint_format import Like, unlike
-from lightning_toys.training.configuration import fitting, idle_flags
+from lightning_toys.training.configuration import require_data, unused_flags
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.results import Report
@@ -148,7 +148,7 @@ class WindowRegression(ToyModule):
     @property
     def data(self) -> DriftStream:
         """The data module that the Trainer runs with."""
-        return fitting(self.trainer.datamodule, DriftStream)  # type: ignore[attr-defined]
+        return require_data(self.trainer.datamodule, DriftStream)  # type: ignore[attr-defined]
 
     @property
     def stream(self) -> Stream:
@@ -163,8 +163,8 @@ class WindowRegression(ToyModule):
         assert isinstance(self.net, Learner)
         return self.net
 
-    def idle(self) -> dict[str, str]:
-        """See :meth:`ToyModule.idle`."""
+    def unused_settings(self) -> dict[str, str]:
+        """See :meth:`ToyModule.unused_settings`."""
         out: dict[str, str] = {}
         for algorithm, names in (
             ("aid", ("cg_iterations", "damping", "curvature")),
@@ -172,13 +172,13 @@ class WindowRegression(ToyModule):
             ("funcbo", ("adjoint", "ridge", "adjoint_steps", "adjoint_lr")),
         ):
             if self.algorithm != algorithm:
-                out |= idle_flags(f"--model.algorithm {algorithm}", *names)
+                out |= unused_flags(f"--model.algorithm {algorithm}", *names)
         if self.algorithm == "uniform":
-            return out | idle_flags("an algorithm that learns the weights", "outer_lr", "weights")
+            return out | unused_flags("an algorithm that learns the weights", "outer_lr", "weights")
         if self.algorithm == "funcbo":
             network = self.adjoint == "network"
-            out |= idle_flags("--model.adjoint ridge", "ridge") if network else {}
-            out |= {} if network else idle_flags("--model.adjoint network", "adjoint_steps", "adjoint_lr")
+            out |= unused_flags("--model.adjoint ridge", "ridge") if network else {}
+            out |= {} if network else unused_flags("--model.adjoint network", "adjoint_steps", "adjoint_lr")
         return out
 
     @property
@@ -189,7 +189,7 @@ class WindowRegression(ToyModule):
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
-        data = fitting(data, DriftStream)
+        data = require_data(data, DriftStream)
         return {"inputs": data.shape.inputs, "outputs": data.shape.outputs, "window": data.window}
 
     def build(self) -> Learner:
@@ -319,8 +319,8 @@ class WindowRegression(ToyModule):
         super().on_load_checkpoint(checkpoint)
         self.records = dict(checkpoint["toy"]["records"])
 
-    def extras_misfit(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
-        """See :meth:`ToyModule.extras_misfit`: the records of every step."""
+    def extras_mismatch(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
+        """See :meth:`ToyModule.extras_mismatch`: the records of every step."""
         replicas, seen = len(self.seeds), -(-step // JUDGED)
         sizes: dict[str, tuple[int | None, ...]] = {"loss": (step, replicas)}
         sizes |= dict.fromkeys(("lambda", "slope"), (seen, replicas, self.sizes["window"]))

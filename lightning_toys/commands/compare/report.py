@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from lightning_toys.commands.compare.runs import Run, find_results, load_runs
-from lightning_toys.commands.compare.tables import Sheet, metrics_sheets, paired_sheet, readout_sheets, to_csv
+from lightning_toys.commands.compare.tables import ResultTable, metrics_tables, paired_table, readout_tables, to_csv
 from lightning_toys.errors import ToyError, note
 from lightning_toys.plotting import COLOURS, GREY, new_figure
 from lightning_toys.stats import mean_ci
@@ -58,7 +58,7 @@ def draw(runs: Sequence[Run], metric: str) -> Any:
     return figure
 
 
-def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def by_group(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return the runs by their target."""
     out: dict[str, list[Run]] = {}
     for r in runs:
@@ -66,14 +66,14 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return out
 
 
-def sheets_of(runs: Sequence[Run], baseline: Run) -> list[Sheet]:
+def tables_of(runs: Sequence[Run], baseline: Run) -> list[ResultTable]:
     """Return the tables of runs on one target."""
-    sheets = metrics_sheets(runs)
-    if paired := paired_sheet(runs, baseline):
-        sheets.append(paired)
+    tables = metrics_tables(runs)
+    if paired := paired_table(runs, baseline):
+        tables.append(paired)
     for metric in dict.fromkeys(m for r in runs for m in r.headline):
-        sheets += readout_sheets(runs, metric)
-    return sheets
+        tables += readout_tables(runs, metric)
+    return tables
 
 
 def pictures_of(runs: Sequence[Run]) -> dict[str, Any]:
@@ -98,14 +98,14 @@ def compare_runs(runs: Sequence[Run], out: Path, baselines: Mapping[str, Run] | 
         baselines: by group, what differences are taken from; the first run of a group else.
     """
     own = own_figures(runs)  # first: they read files of the runs, which may be refused
-    groups = grouped(runs)
+    groups = by_group(runs)
     first = {name: members[0] for name, members in groups.items()}
-    sheets = [s for name, x in groups.items() for s in sheets_of(x, {**first, **(baselines or {})}[name])]
+    tables = [s for name, x in groups.items() for s in tables_of(x, {**first, **(baselines or {})}[name])]
     out.mkdir(parents=True, exist_ok=True)
     texts = {
-        "comparison.md": "\n".join(s.markdown() for s in sheets),
+        "comparison.md": "\n".join(s.markdown() for s in tables),
         "comparison.csv": to_csv(runs),
-        "comparison.tex": "\n".join(s.latex() for s in sheets),
+        "comparison.tex": "\n".join(s.latex() for s in tables),
     }
     for name, text in texts.items():
         set_aside(out / name)
@@ -118,8 +118,8 @@ def compare_runs(runs: Sequence[Run], out: Path, baselines: Mapping[str, Run] | 
             figure.savefig(path, dpi=150)
             pictures.append(path)
     console = Console(width=None if Console().is_terminal else 150)
-    for sheet in sheets:  # last: whoever reads them may stop, as `head` does
-        console.print(sheet.rich())
+    for table in tables:  # last: whoever reads them may stop, as `head` does
+        console.print(table.rich())
     note(f"tables: {out}/comparison.md, .csv, .tex")
     note(f"pictures: {', '.join(map(str, pictures))}")
 
@@ -149,14 +149,14 @@ class OneLineParser(argparse.ArgumentParser):
         raise ToyError(f"compare: {message}")
 
 
-def chosen(runs: Sequence[Run], asked: str) -> dict[str, Run]:
+def baselines_named(runs: Sequence[Run], asked: str) -> dict[str, Run]:
     """Return the baseline of each group: the run of that label or folder, or the one whose label holds the words.
 
     Raises:
         ToyError: it fits none, or several of a group.
     """
     out: dict[str, Run] = {}
-    for group, members in grouped(runs).items():
+    for group, members in by_group(runs).items():
         exact = [r for r in members if asked in (r.label, r.name, r.folder.name)]
         hits = exact or [r for r in members if asked in r.name]
         if len(hits) > 1:
@@ -185,7 +185,7 @@ def compare_command(args: Sequence[str]) -> None:
         except (OSError, ValueError) as error:
             raise ToyError(f"--out: {given.out} is no folder that can be made ({said(error)})") from None
     runs = load_runs(find_results(given.runs))
-    baselines = {} if given.baseline is None else chosen(runs, given.baseline)
+    baselines = {} if given.baseline is None else baselines_named(runs, given.baseline)
     out = given.out
     if out is None:
         first = given.runs[0]

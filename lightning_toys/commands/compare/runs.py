@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lightning_toys.commands.settings import flatten, short
+from lightning_toys.commands.settings import flatten, short_name
 from lightning_toys.commands.strict_yaml import strict_load
 from lightning_toys.errors import ToyError, note
 from lightning_toys.training.results import is_main
@@ -139,7 +139,7 @@ def differing(flat: Sequence[dict[str, Any]]) -> list[str]:
 
 def words(settings: dict[str, Any], keys: Sequence[str]) -> str:
     """Return some settings as a name."""
-    found = {k: short(settings[k]) for k in keys if k in settings}
+    found = {k: short_name(settings[k]) for k in keys if k in settings}
     plain = (".mode", ".kind", ".target")
     return " ".join(str(v) if k.endswith(plain) else f"{k.split('.')[-1]}={v}" for k, v in found.items())
 

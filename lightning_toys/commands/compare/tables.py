@@ -17,7 +17,7 @@ MAX_COLUMNS = 6  # metrics in one table
 
 
 @dataclass
-class Sheet:
+class ResultTable:
     """A table: a title, column names and rows of words."""
 
     title: str
@@ -58,20 +58,20 @@ class Sheet:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
-def metrics_sheets(runs: Sequence[Run]) -> list[Sheet]:
+def metrics_tables(runs: Sequence[Run]) -> list[ResultTable]:
     """Return the configured readouts' metrics, and the reference rows, in tables that are not too wide."""
     metrics = list(dict.fromkeys(m for r in runs for m in r.main_metrics))
-    return [metrics_sheet(runs, metrics[i : i + MAX_COLUMNS]) for i in range(0, len(metrics), MAX_COLUMNS)]
+    return [metrics_table(runs, metrics[i : i + MAX_COLUMNS]) for i in range(0, len(metrics), MAX_COLUMNS)]
 
 
-def metrics_sheet(runs: Sequence[Run], metrics: Sequence[str]) -> Sheet:
+def metrics_table(runs: Sequence[Run], metrics: Sequence[str]) -> ResultTable:
     """Return some of the configured readouts' metrics, and the reference rows."""
     rows = []
     for r in runs:
         cells = [written(mean_ci(list(v.values()))) if (v := r.values(m)) else "-" for m in metrics]
         rows.append([r.label, str(len(r.content["seeds"])), *cells])
     rows += reference_rows(runs, metrics)
-    return Sheet(titled(runs, "mean ± half of the 95 % interval over seeds"), ["run", "seeds", *metrics], rows)
+    return ResultTable(titled(runs, "mean ± half of the 95 % interval over seeds"), ["run", "seeds", *metrics], rows)
 
 
 def reference_rows(runs: Sequence[Run], metrics: Sequence[str]) -> list[list[str]]:
@@ -95,7 +95,7 @@ def titled(runs: Sequence[Run], title: str) -> str:
     return f"{runs[0].group}: {title}" if runs[0].group else title
 
 
-def readout_sheets(runs: Sequence[Run], metric: str) -> list[Sheet]:
+def readout_tables(runs: Sequence[Run], metric: str) -> list[ResultTable]:
     """Return a metric of every readout of every run: a table for each set of readouts (and law, where it is wide)."""
     groups: dict[tuple[str, ...], list[Run]] = {}
     for r in runs:
@@ -106,7 +106,7 @@ def readout_sheets(runs: Sequence[Run], metric: str) -> list[Sheet]:
         for columns in [known] if len(known) <= 4 else laws.values():
             for i in range(0, len(columns), MAX_COLUMNS):
                 groups.setdefault(tuple(columns[i : i + MAX_COLUMNS]), []).append(r)
-    sheets = []
+    tables = []
     for names, members in groups.items():
         rows = []
         for r in members:
@@ -118,11 +118,11 @@ def readout_sheets(runs: Sequence[Run], metric: str) -> list[Sheet]:
         if "/" in names[0]:
             title += ", x0 " + (law if one_law else "zeros or Gaussian")
         heads = [n.split("/")[1] if one_law else n.replace("/", " ") for n in names]
-        sheets.append(Sheet(titled(runs, title), ["run", *heads], rows))
-    return sheets
+        tables.append(ResultTable(titled(runs, title), ["run", *heads], rows))
+    return tables
 
 
-def paired_sheet(runs: Sequence[Run], baseline: Run) -> Sheet | None:
+def paired_table(runs: Sequence[Run], baseline: Run) -> ResultTable | None:
     """Return each run's paired differences from the baseline, p-values adjusted by Holm within a metric."""
     rows: list[list[str]] = []
     for metric in baseline.main_metrics:
@@ -140,7 +140,7 @@ def paired_sheet(runs: Sequence[Run], baseline: Run) -> Sheet | None:
     if not rows:
         return None
     columns = ["run", "metric", "difference", "95 % interval", "pairs", "p (Holm)"]
-    return Sheet(titled(runs, f"paired by seed: run minus {baseline.label}"), columns, rows)
+    return ResultTable(titled(runs, f"paired by seed: run minus {baseline.label}"), columns, rows)
 
 
 def to_csv(runs: Sequence[Run]) -> str:

@@ -203,7 +203,7 @@ class Search:
         import optuna
         from rich.console import Console
 
-        from lightning_toys.commands.compare.tables import Sheet
+        from lightning_toys.commands.compare.tables import ResultTable
 
         with self.lock():
             study = self.study()
@@ -243,15 +243,15 @@ class Search:
             )
             table.append([name, *(params.get(k, "") for k in keys), "", "", ""])
         heads = ["trial", *(k.split(".")[-1] for k in keys), self.metric, "seeds", "minus the best", "p (Holm)"]
-        sheet = Sheet(
+        trials_table = ResultTable(
             f"trials, best first: {self.metric} ± half of the 95 % interval, differences by seed", heads, rows
         )
-        Console(width=None if Console().is_terminal else 150).print(sheet.rich())
+        Console(width=None if Console().is_terminal else 150).print(trials_table.rich())
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([["trial", *keys, self.metric, "ci95_lo", "ci95_hi"], *table])
         out = self.folder / "comparison"
         out.mkdir(exist_ok=True)
-        for path, content in ((out / "trials.md", sheet.markdown()), (out / "trials.csv", text.getvalue())):
+        for path, content in ((out / "trials.md", trials_table.markdown()), (out / "trials.csv", text.getvalue())):
             set_aside(path)
             write_atomic(path, content)
         note(f"tables: {out}/trials.md, .csv")

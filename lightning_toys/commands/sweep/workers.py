@@ -195,10 +195,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, terminate)
     threading.Thread(target=watch_parent, args=(int(os.environ[PARENT]),), daemon=True).start()
     plan = Plan.load(sys.stdin.read())
-    from lightning_toys.cli import quiet
+    from lightning_toys.cli import silence_lightning
     from lightning_toys.training.allocator import keep_freed_memory
 
-    quiet()
+    silence_lightning()
     keep_freed_memory()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     sys.argv = plan.command or sys.argv

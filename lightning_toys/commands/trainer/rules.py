@@ -30,7 +30,9 @@ from lightning_toys.training.module import ToyModule
 from lightning_toys.training.monitors import monitoring
 from lightning_toys.training.reporting import SHOWING, FigureWriter
 
-IDLE: Mapping[type[Callback], str] = {  # callbacks that wait for more epochs, for each step, or for Lightning's own
+UNSUPPORTED_CALLBACKS: Mapping[
+    type[Callback], str
+] = {  # callbacks that wait for more epochs, for each step, or for Lightning's own
     StochasticWeightAveraging: "waits for a second epoch; give --model.ema_decay where there is one",
     WeightAveraging: "would average once in many steps; give --model.ema_decay where there is one",
     GradientAccumulationScheduler: "waits for a second epoch; give a larger --data.batch_size",
@@ -95,7 +97,7 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
         f"--trainer.{limit}: {trainer.get(limit)} is not allowed with {verb}, all is judged in one batch",
     )
     for callback in callbacks_of(trainer):
-        why = next((w for kind, w in IDLE.items() if isinstance(callback, kind)), "")
+        why = next((w for kind, w in UNSUPPORTED_CALLBACKS.items() if isinstance(callback, kind)), "")
         require(not why, f"--trainer.callbacks: {type(callback).__name__} is not allowed, it {why}")
     if verb == "fit":
         check_fit(trainer, module, data)
@@ -162,7 +164,7 @@ def check_figures(figures: FigureWriter, logger: Any) -> None:
     )
 
 
-def tell(trainer: Namespace, module: ToyModule, verb: str, given: Collection[str]) -> None:
+def note_unused(trainer: Namespace, module: ToyModule, verb: str, given: Collection[str]) -> None:
     """Tell the user of what is allowed and does nothing.
 
     Args:
@@ -173,7 +175,7 @@ def tell(trainer: Namespace, module: ToyModule, verb: str, given: Collection[str
     """
     if verb == "fit" and trainer.limit_val_batches in (0, 0.0) and not trainer.fast_dev_run:
         note("--trainer.limit_val_batches 0: no validation, and so no results.json; the verb test writes one")
-    idle = module.idle()
+    idle = module.unused_settings()
     for flag in (f.replace(".init_args", "") for f in given):
         for name, wants in idle.items():
             if flag == name or flag.startswith(name if name.endswith(".") else f"{name}."):

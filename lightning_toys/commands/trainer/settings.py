@@ -97,7 +97,7 @@ class SettingsCLI(LightningCLI):
         ToyParser.command = rest
         self.config = parse(parser, [verb, *stacked, *rest])
         settings = self.config[verb]
-        refuse_idle(settings)
+        refuse_unused(settings)
         kind, given = experiment_class(settings.model.class_path), settings.model.get("init_args")
         if verb == "fit" and not kind.trains:
             raise NothingToTrainError(f"fit: {kind.__name__} has nothing to train; give the verb test")
@@ -162,7 +162,7 @@ class SettingsCLI(LightningCLI):
         return plain
 
 
-def refuse_idle(settings: Namespace) -> None:
+def refuse_unused(settings: Namespace) -> None:
     """Refuse flags of Lightning's verbs that would be unsafe or change nothing here."""
     if settings.get("weights_only") is False:
         raise ToyError("--weights_only: False is not allowed; checkpoints hold tensors and plain values alone")

@@ -18,9 +18,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_toys.commands.settings import beyond_memory, flatten, largest, lasting, short
+from lightning_toys.commands.settings import beyond_memory, flatten, largest, reproducible_settings, short_name
 from lightning_toys.commands.trainer.arguments import ToyParser, explain, flags
-from lightning_toys.commands.trainer.rules import callbacks_of, check_figures, check_trainer, tell
+from lightning_toys.commands.trainer.rules import callbacks_of, check_figures, check_trainer, note_unused
 from lightning_toys.commands.trainer.settings import SettingsCLI
 from lightning_toys.errors import DiskFullError, ToyError, is_disk_full, note, process_rank, require
 from lightning_toys.stats import mean_ci, written
@@ -32,7 +32,7 @@ from lightning_toys.training.reporting import Progress, Reporter, ResultsWriter
 from lightning_toys.training.results import Report, set_aside, write_atomic
 from lightning_toys.training.results_format import results_step
 from lightning_toys.training.run_folder import RUN_VARIABLE, SWEEP_MARK, new_run
-from lightning_toys.training.tensorboard_layout import LayoutWriter
+from lightning_toys.training.tensorboard_layout import TensorBoardLayout
 
 
 class ToysCLI(SettingsCLI):
@@ -45,16 +45,16 @@ class ToysCLI(SettingsCLI):
         rescue, figures, results = settings.checkpoint, settings.figures, ResultsWriter()
         for callback in (rescue, figures, results):
             callback.run = self.run
-        self.model.config = lasting(self.dump(str(self.subcommand)))
+        self.model.config = reproducible_settings(self.dump(str(self.subcommand)))
         settings_shown = flatten(self.model.config)
         results.settings = settings_shown
-        results.hparams = {k: short(v) for k, v in settings_shown.items() if v != "None" and ".test_" not in k}
+        results.hparams = {k: short_name(v) for k, v in settings_shown.items() if v != "None" and ".test_" not in k}
         self.model.run_folder = self.run.path
         given = callbacks_of(trainer)
         if monitoring(given) and not trainer.num_sanity_val_steps:
             kwargs["num_sanity_val_steps"] = 1
         # figures read metrics.csv, and results note the speed: both come after what they look at
-        first, last = (ValidationClock(), Progress()), (rescue, figures, results, LayoutWriter())
+        first, last = (ValidationClock(), Progress()), (rescue, figures, results, TensorBoardLayout())
         kwargs["callbacks"] = [MonitorCheck(), *given, *first, *last]
         kwargs["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in given)
         kwargs["default_root_dir"] = str(self.run.path)
@@ -124,7 +124,7 @@ class ToysCLI(SettingsCLI):
                 self.leave()
             raise ToyError(f"--trainer: {' '.join(str(error).split())}") from None
         if not self.dry:
-            tell(trainer, self.model, str(self.subcommand), flags(self.rest))
+            note_unused(trainer, self.model, str(self.subcommand), flags(self.rest))
         for key, now, was in self.taken:
             note(f"{key} is {now!r} as in the checkpoint, not {was!r} as in the configuration; a flag would win")
 
@@ -132,13 +132,13 @@ class ToysCLI(SettingsCLI):
         """Refuse a checkpoint that is of another network, or whose optimisers cannot go on."""
         net = self.model.build()
         resumes = self.subcommand == "fit"
-        if why := self.model.misfit(checkpoint, net):
+        if why := self.model.network_mismatch(checkpoint, net):
             asked = [w.split("=")[0] for w in ToyParser.command if w.startswith(("--model", "--data"))]
             blame = f"; asked for by {', '.join(asked)}" if asked else ""
             raise ToyError(f"--ckpt_path: {self.checkpoint_path} does not fit the network: {why}{blame}")
-        if why := self.model.extras_misfit(checkpoint["toy"], int(checkpoint["global_step"]), resumes):
+        if why := self.model.extras_mismatch(checkpoint["toy"], int(checkpoint["global_step"]), resumes):
             raise ToyError(f"--ckpt_path: {self.checkpoint_path} cannot be used: toy.{why}")
-        if resumes and (why := self.model.optimizers_misfit(checkpoint, net)):
+        if resumes and (why := self.model.optimizer_mismatch(checkpoint, net)):
             raise ToyError(f"--ckpt_path: {self.checkpoint_path} cannot be gone on with: {why}")
 
     def claim(self, fast_dev_run: bool) -> bool:
