@@ -4,17 +4,27 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
+DEMO_STAMP := $(VENV)/.demo
+
 .PHONY: demo test test-all lint audit bench gallery browser screenshots clean
 
-# torch first and alone: its pin decides which build is taken, before anything else asks for "any torch".
-$(STAMP): pyproject.toml constraints.txt
+PIP = $(PY) -m pip install --quiet --disable-pip-version-check
+
+# What the demo runs and no more. torch first and alone: its pin decides which build is taken, before anything else asks
+# for "any torch".
+$(DEMO_STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lightning_toys needs python >= 3.11; set PYTHON=...")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -c constraints.txt -e .
 	@touch $@
 
-demo: $(STAMP)
+# All extras, and the tools of the tests.
+$(STAMP): $(DEMO_STAMP)
+	$(PIP) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(DEMO_STAMP)
 	$(PY) cli.py sweep -c configs/flow_vs_regression/demo.yaml --grid.model.mode '[regression,flow]'
 
 lint: $(STAMP)

@@ -1,32 +1,19 @@
-"""The command line: fit, validate, test and predict through LightningCLI, and compare and sweep beside them."""
+"""The command line: which verb is meant, and its help; a verb's own packages are imported once it is run."""
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
 import sys
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-from lightning_toys.commands.trainer.toys_cli import run_trainer
-from lightning_toys.errors import (
-    DiskFullError,
-    NonFiniteError,
-    ToyError,
-    did_you_mean,
-    tell_disk_full,
-)
-from lightning_toys.training.allocator import keep_freed_memory
+from lightning_toys import __version__
+from lightning_toys.errors import DiskFullError, NonFiniteError, ToyError, did_you_mean, tell_disk_full
 
 TRAINER_VERBS = ("fit", "validate", "test", "predict")
-VERBS = (*TRAINER_VERBS, "compare", "sweep")
+VERBS = (*TRAINER_VERBS, "compare", "sweep", "list", "show", "copy", "new")
 
 HELP = """\
-usage: python cli.py VERB -c configs/EXPERIMENT/VARIANT.yaml [--flag value ...]
+usage: lightning-toys VERB -c EXPERIMENT/VARIANT [--flag value ...]      (in a clone also: python cli.py VERB ...)
 
   fit       train; goes on where a run stopped with --ckpt_path last
   validate  score a checkpoint as training does (validation.json)
@@ -36,67 +23,134 @@ usage: python cli.py VERB -c configs/EXPERIMENT/VARIANT.yaml [--flag value ...]
   sweep     fit and test every cell of a grid, or the trials of a search, then compare (sweep --help):
             sweep -c FILE --grid.model.mode '[regression,flow]' [--grid.ANY.FLAG '[...]'] [--flag value ...]
 
-flags (VERB --help lists all; any class named on the line has its own --model.help, --data.target.help CLASS, ...)
-  -c FILE                     configuration; several are stacked, flags beat files
+  list      the shipped configurations: what each answers, and how long it takes
+  show      print one: show flow_vs_regression/flow
+  copy      write one into a file of your own: copy flow_vs_regression/flow [FILE]
+  new       start an experiment of your own: new NAME writes NAME.py, NAME.yaml and test_NAME.py here
+
+flags (VERB --help lists all; fit --model.help CLASS lists an experiment's own, fit --data.help CLASS its data's)
+  -c FILE                     configuration: a file, or the name of a shipped one; several are stacked, flags beat files
   --print_config              print the whole configuration and stop
   --model.* --data.*          the experiment, e.g. --model.seeds '[0,1,2]' --data.num_train 20
-  --trainer.*                 everything of Lightning's Trainer: max_steps, max_epochs, accelerator, devices,
-                              strategy, precision, logger, callbacks, ...
+  --trainer.*                 Lightning's Trainer: max_steps, max_epochs, accelerator, devices, strategy, precision,
+                              logger, callbacks, ...
   --ckpt_path last|best|PATH  the newest run's checkpoint, or any
   --run.root DIR  --run.variant NAME  --run.name NAME
                               the run folder is root/experiment/variant/name; beside a PATH, where to go on
   --checkpoint.every_n_steps N   --figures.every_n_validations N   --figures.dpi N
+  --version
 
 example
-  python cli.py fit  -c configs/flow_vs_regression/flow.yaml --model.seeds '[0,1,2,3]'
-  python cli.py test -c configs/flow_vs_regression/flow.yaml --ckpt_path last
+  lightning-toys fit  -c flow_vs_regression/flow --model.seeds '[0,1,2,3]'
+  lightning-toys test -c flow_vs_regression/flow --ckpt_path last
   tensorboard --logdir lightning_logs
 """
 
 
+def trainer(verb: str, args: Sequence[str]) -> None:
+    """Run fit, validate, test or predict."""
+    from lightning_toys.commands.trainer.help import asks_for_help, check_class_help, named_classes, trainer_help
+
+    check_class_help(args)
+    commands = [[verb, *args]]
+    if asks_for_help(args):
+        print(trainer_help(verb))
+        commands = [[verb, f"--{section}.help", name] for section, name in named_classes(args).items()]
+    if not commands:
+        return
+    from lightning_toys.commands.trainer.start import prepare
+
+    prepare()
+    from lightning_toys.commands.trainer.toys_cli import run_trainer
+
+    for words in commands:
+        run_trainer(words)
+
+
+def compare(verb: str, args: Sequence[str]) -> None:
+    """Run `compare`."""
+    from lightning_toys.commands.compare.command import compare_command
+
+    compare_command(args)
+
+
+def sweep(verb: str, args: Sequence[str]) -> None:
+    """Run `sweep`."""
+    from lightning_toys.commands.sweep.help import HELP as SWEEP_HELP
+
+    if {"-h", "--help"} & set(args):
+        print(SWEEP_HELP)
+        return
+    from lightning_toys.commands.trainer.start import prepare
+
+    prepare()
+    from lightning_toys.commands.sweep.command import sweep_command
+
+    sweep_command(args)
+
+
+def configurations(verb: str, args: Sequence[str]) -> None:
+    """Run `list`, `show` or `copy`."""
+    from lightning_toys.commands.configs import configs_command
+
+    configs_command(verb, args)
+
+
+def new(verb: str, args: Sequence[str]) -> None:
+    """Run `new`."""
+    from lightning_toys.commands.new import new_command
+
+    new_command(args)
+
+
+COMMANDS: dict[str, Callable[[str, Sequence[str]], None]] = {
+    **dict.fromkeys(TRAINER_VERBS, trainer),
+    "compare": compare,
+    "sweep": sweep,
+    **dict.fromkeys(("list", "show", "copy"), configurations),
+    "new": new,
+}
+
+
+def verb_first(args: Sequence[str]) -> list[str]:
+    """Return a command line with its verb before configurations that were given ahead of it."""
+    ahead: list[str] = []
+    rest = list(args)
+    while rest and rest[0].partition("=")[0] in ("-c", "--config"):
+        taken = 1 if "=" in rest[0] else 2
+        ahead, rest = [*ahead, *rest[:taken]], rest[taken:]
+    return [*rest[:1], *ahead, *rest[1:]] if rest else list(args)
+
+
 def dispatch(args: Sequence[str]) -> None:
-    """Run one command line."""
+    """Run one command line.
+
+    Raises:
+        ToyError: there is no such verb, or the verb's input is bad.
+    """
+    args = verb_first(args)
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP)
         return
     verb = args[0]
-    if verb not in VERBS:
+    if verb in ("--version", "-V"):
+        print(f"lightning-toys {__version__}")
+        return
+    if verb not in COMMANDS:
+        if verb.startswith("-"):
+            raise ToyError(f"{verb}: the verb comes first; give one of {', '.join(VERBS)}")
         raise ToyError(f"{verb!r} is no verb; give one of {', '.join(VERBS)}{did_you_mean(verb, VERBS)}")
-    if verb == "compare":
-        from lightning_toys.commands.compare.report import compare_command
-
-        compare_command(args[1:])
-    elif verb == "sweep":
-        from lightning_toys.commands.sweep.command import sweep_command
-
-        sweep_command(args[1:])
-    else:
-        run_trainer(args)
+    COMMANDS[verb](verb, args[1:])
 
 
-def silence_lightning() -> None:
-    """Silence Lightning's advertisements; what a user has to know is said by us."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what was asked for is said
-    # it would have the state of before the step saved, which ours are not meant to be
-    warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization")
-    # lightning asks torch's pytree under an old name
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*", FutureWarning)
-    # LightningCLI calls jsonargparse by names that version 5 drops; hence our pin below 5
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    # loaders without workers are the point here
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty.*")
+def sigterm_exception() -> tuple[type[BaseException], ...]:
+    """Return Lightning's exception for SIGTERM, where Lightning has been imported."""
+    found = sys.modules.get("lightning.pytorch.utilities.exceptions")
+    return (found.SIGTERMException,) if found else ()
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 1 for a failed run, 2 for bad input, 128 + n for signal n."""
-    silence_lightning()
-    keep_freed_memory()
-    if "OMP_NUM_THREADS" not in os.environ:
-        # small matrices gain little from more, and lose a hundredfold where two runs share the cores
-        torch.set_num_threads(1)
     try:
         dispatch(list(sys.argv[1:] if args is None else args))
     except ToyError as error:
@@ -110,7 +164,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except SIGTERMException:  # before the first step or outside of training: there is nothing to save
+    except sigterm_exception():  # before the first step or outside of training: there is nothing to save
         return 128 + signal.SIGTERM
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
@@ -118,5 +172,6 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def console() -> None:
-    """Entry point of the ``lightning-toys`` script."""
+    """Entry point of the ``lightning-toys`` script, whose working folder is on the path as it is for ``python``."""
+    sys.path.insert(0, "")
     raise SystemExit(main())

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from lightning_toys.cli import main
-from lightning_toys.commands.settings import beyond_memory
+from lightning_toys.commands.trainer.memory import beyond_memory
 from lightning_toys.flow_vs_regression.module import FlowVsRegression
 from lightning_toys.generative_policy import FlowPolicy, GaussianPolicy
 from lightning_toys.mirror_descent.module import TiltedSampling

@@ -1,10 +1,17 @@
 """Which model serves the learner that learns from it?"""
 
-from lightning_toys.bilevel.control.data import ReplayData
-from lightning_toys.bilevel.control.environments import Disturbance
-from lightning_toys.bilevel.control.learner import Solver
-from lightning_toys.bilevel.control.module import BilevelControl
-from lightning_toys.bilevel.regression import DriftStream, Linear, Piecewise, Sine, WindowRegression
+from typing import TYPE_CHECKING
+
+from lightning_toys.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lightning_toys.bilevel.control.data import ReplayData
+    from lightning_toys.bilevel.control.environments import Disturbance
+    from lightning_toys.bilevel.control.learner import Solver
+    from lightning_toys.bilevel.control.module import BilevelControl
+    from lightning_toys.bilevel.regression.data import DriftStream
+    from lightning_toys.bilevel.regression.drift import Linear, Piecewise, Sine
+    from lightning_toys.bilevel.regression.module import WindowRegression
 
 __all__ = [
     "BilevelControl",
@@ -17,3 +24,16 @@ __all__ = [
     "Solver",
     "WindowRegression",
 ]
+
+__getattr__, __dir__, PLACES = lazy_exports(
+    __name__,
+    {
+        "control.data": ["ReplayData"],
+        "control.environments": ["Disturbance"],
+        "control.learner": ["Solver"],
+        "control.module": ["BilevelControl"],
+        "regression.data": ["DriftStream"],
+        "regression.drift": ["Linear", "Piecewise", "Sine"],
+        "regression.module": ["WindowRegression"],
+    },
+)

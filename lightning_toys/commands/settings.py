@@ -1,14 +1,8 @@
-"""Settings before a run: plain, flat and side by side, and the classes that they name."""
+"""Settings before a run: plain, flat and side by side, and the classes that they name. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
-
-import torch
-
-from lightning_toys.errors import ToyError
-from lightning_toys.training.module import ToyModule
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -52,40 +46,3 @@ def class_paths(tree: Any) -> set[str]:
         return set()
     own = {tree["class_path"]} if isinstance(tree.get("class_path"), str) else set()
     return own | {c for item in tree.values() for c in class_paths(item)}
-
-
-def experiment_of(class_path: str) -> str:
-    """Return the experiment's package, ``lightning_toys.EXPERIMENT``, or the top package of somebody else's class."""
-    parts = class_path.split(".")
-    return parts[1] if parts[0] == "lightning_toys" and len(parts) > 2 else parts[0]
-
-
-def experiment_class(class_path: str) -> type[ToyModule]:
-    """Return an experiment's class.
-
-    Raises:
-        ToyError: the class is none of ours.
-    """
-    module, _, name = class_path.rpartition(".")
-    kind = getattr(importlib.import_module(module), name)
-    if not isinstance(kind, type) or not issubclass(kind, ToyModule) or kind.build is ToyModule.build:
-        raise ToyError(f"--model: {class_path} is not an experiment of lightning_toys")
-    return kind
-
-
-def beyond_memory(error: Exception) -> str:
-    """Return what an error says of memory that is not there, empty if it is another error."""
-    text = " ".join(str(error).split())
-    words = (
-        *("out of memory", "t allocate memory", "not enough memory", "nable to allocate"),
-        *("array is too big", "calculation overflowed", "maximum allowed dimension"),
-    )
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return text[:200] or "out of memory" if known or any(w in text for w in words) else ""
-
-
-def largest(settings: dict[str, Any]) -> str:
-    """Return the greatest size among flat settings: what memory most likely ran out for."""
-    sizes = {k: v for k, v in settings.items() if isinstance(v, int) and k.startswith(("model.", "data."))}
-    name = max(sizes, key=lambda k: sizes[k])
-    return f"--{name}: {sizes[name]} is more than memory holds"

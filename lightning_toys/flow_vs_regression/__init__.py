@@ -1,7 +1,21 @@
 """What do flows and regression do between the data points?"""
 
-from lightning_toys.flow_vs_regression.data import InterpolationData
-from lightning_toys.flow_vs_regression.module import FlowVsRegression
-from lightning_toys.flow_vs_regression.targets import Piecewise, Projected, Rotation, Trigonometric
+from typing import TYPE_CHECKING
+
+from lightning_toys.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lightning_toys.flow_vs_regression.data import InterpolationData
+    from lightning_toys.flow_vs_regression.module import FlowVsRegression
+    from lightning_toys.flow_vs_regression.targets import Piecewise, Projected, Rotation, Trigonometric
 
 __all__ = ["FlowVsRegression", "InterpolationData", "Piecewise", "Projected", "Rotation", "Trigonometric"]
+
+__getattr__, __dir__, PLACES = lazy_exports(
+    __name__,
+    {
+        "data": ["InterpolationData"],
+        "module": ["FlowVsRegression"],
+        "targets": ["Piecewise", "Projected", "Rotation", "Trigonometric"],
+    },
+)

@@ -83,6 +83,7 @@ class FlowVsRegression(ToyModule):
         compile: whether the loss is compiled (`torch.compile`): for GPUs; takes half a minute once.
     """
 
+    experiment = "flow_vs_regression"
     metric_labels: Mapping[str, str] = {
         "l2": "RMSE on the evaluation grid (l2)",
         "l1": "mean absolute error on the evaluation grid (l1)",

@@ -1,12 +1,17 @@
 """Which policies can act in many ways at once, and in one step?"""
 
-from lightning_toys.generative_policy.bandit_data import BanditData
-from lightning_toys.generative_policy.bandit_policy import BanditPolicy
-from lightning_toys.generative_policy.couplings import Independent, OptimalTransport
-from lightning_toys.generative_policy.data import MixtureData
-from lightning_toys.generative_policy.gaussian_policy import GaussianPolicy
-from lightning_toys.generative_policy.meanflow_policy import FlowPolicy, MeanFlowPolicy
-from lightning_toys.generative_policy.mixture import Checkerboard, EightGaussians, Mixture, ThreeModes, TwoMoons
+from typing import TYPE_CHECKING
+
+from lightning_toys.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lightning_toys.generative_policy.bandit_data import BanditData
+    from lightning_toys.generative_policy.bandit_policy import BanditPolicy
+    from lightning_toys.generative_policy.couplings import Independent, OptimalTransport
+    from lightning_toys.generative_policy.data import MixtureData
+    from lightning_toys.generative_policy.gaussian_policy import GaussianPolicy
+    from lightning_toys.generative_policy.meanflow_policy import FlowPolicy, MeanFlowPolicy
+    from lightning_toys.generative_policy.mixture import Checkerboard, EightGaussians, Mixture, ThreeModes, TwoMoons
 
 __all__ = [
     "BanditData",
@@ -23,3 +28,16 @@ __all__ = [
     "ThreeModes",
     "TwoMoons",
 ]
+
+__getattr__, __dir__, PLACES = lazy_exports(
+    __name__,
+    {
+        "bandit_data": ["BanditData"],
+        "bandit_policy": ["BanditPolicy"],
+        "couplings": ["Independent", "OptimalTransport"],
+        "data": ["MixtureData"],
+        "gaussian_policy": ["GaussianPolicy"],
+        "meanflow_policy": ["FlowPolicy", "MeanFlowPolicy"],
+        "mixture": ["Checkerboard", "EightGaussians", "Mixture", "ThreeModes", "TwoMoons"],
+    },
+)

@@ -59,6 +59,8 @@ class BanditPolicy(ToyModule):
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
     """
 
+    experiment = "generative_policy"
+    comparison_figures = "lightning_toys.generative_policy.bandit_figures.compare_figures"
     headline = ("regret",)
     metric_labels: Mapping[str, str] = {
         "regret": "expected regret of an action",
@@ -286,11 +288,6 @@ class BanditPolicy(ToyModule):
         state, action = self.shown.states, self.shown.actions
         reward = self.data.bandit.reward(state.expand_as(action), action)
         return {"state": state, "action": action, "reward": reward}
-
-    @staticmethod
-    def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
-        """See :meth:`ToyModule.compare_figures`."""
-        return bandit_figures.compare_figures(runs)
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""

@@ -63,6 +63,8 @@ class Evaluation:
 class GenerativePolicy(ToyModule):
     """Base of the policies on the plane: draws actions, and is judged by them."""
 
+    experiment = "generative_policy"
+    comparison_figures = "lightning_toys.generative_policy.figures.compare_figures"
     evaluation: Evaluation
     headline = ("tv", "off3", "entropy_knn")
     metric_labels: Mapping[str, str] = {
@@ -211,11 +213,6 @@ class GenerativePolicy(ToyModule):
         x = self.draw(self.readouts(ev.nfe, False)[0], ev.samples)
         truth = torch.stack([self.data.sample(s, ev.samples, "evaluation/target") for s in self.seeds])
         return {"samples": x, "target": truth, "log_prob": self.data.target.log_prob(x)}
-
-    @staticmethod
-    def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
-        """See :meth:`ToyModule.compare_figures`."""
-        return figures.compare_figures(runs)
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""

@@ -1,18 +1,23 @@
 """Which samplers and guidance rules reach an exactly known tilted law?"""
 
-from lightning_toys.mirror_descent.data import LinearGaussian
-from lightning_toys.mirror_descent.learned import LearnedSampling
-from lightning_toys.mirror_descent.module import TiltedSampling
-from lightning_toys.mirror_descent.problem import Settings
-from lightning_toys.mirror_descent.schedules import (
-    Constant,
-    LateConstant,
-    LateRamp,
-    Linear,
-    SigmaPower,
-    TFGPlusFinalMALA,
-)
-from lightning_toys.mirror_descent.tilt import ActionValue, StateReward
+from typing import TYPE_CHECKING
+
+from lightning_toys.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lightning_toys.mirror_descent.data import LinearGaussian
+    from lightning_toys.mirror_descent.learned import LearnedSampling
+    from lightning_toys.mirror_descent.module import TiltedSampling
+    from lightning_toys.mirror_descent.problem import Settings
+    from lightning_toys.mirror_descent.schedules import (
+        Constant,
+        LateConstant,
+        LateRamp,
+        Linear,
+        SigmaPower,
+        TFGPlusFinalMALA,
+    )
+    from lightning_toys.mirror_descent.tilt import ActionValue, StateReward
 
 __all__ = [
     "ActionValue",
@@ -28,3 +33,15 @@ __all__ = [
     "TFGPlusFinalMALA",
     "TiltedSampling",
 ]
+
+__getattr__, __dir__, PLACES = lazy_exports(
+    __name__,
+    {
+        "data": ["LinearGaussian"],
+        "learned": ["LearnedSampling"],
+        "module": ["TiltedSampling"],
+        "problem": ["Settings"],
+        "schedules": ["Constant", "LateConstant", "LateRamp", "Linear", "SigmaPower", "TFGPlusFinalMALA"],
+        "tilt": ["ActionValue", "StateReward"],
+    },
+)

@@ -48,6 +48,7 @@ class TiltedSampling(ToyModule):
         asked: see :meth:`ask`.
     """
 
+    experiment = "mirror_descent"
     trains = False
     known: Sequence[str] = list(SAMPLERS)
     headline: Sequence[str] = ("joint_kl", "action_kl", "cond_ratio")

@@ -39,6 +39,8 @@ class ToyModule(ReplicaOptimization):
         compile: whether :meth:`compiled` compiles.
     """
 
+    experiment: str = ""  # the question that it answers: runs of one experiment lie in one folder and are compared
+    comparison_figures: str = ""  # "package.module.function": figures by name of runs {label: folder}, for `compare`
     headline: Sequence[str] = ("l2",)  # the metrics of which `compare` shows every readout
     metric_labels: Mapping[str, str] = {}  # axis labels, with units
     trains: bool = True  # False: there are no weights, and `test` needs no checkpoint
@@ -103,14 +105,10 @@ class ToyModule(ReplicaOptimization):
         """Return the figures of the last report, by file name; ``folder`` holds the run's metrics.csv."""
         return {}
 
-    @staticmethod
-    def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
-        """Return figures that put runs side by side, beyond those that `compare` draws of any metric.
-
-        Args:
-            runs: label to run folder.
-        """
-        return {}
+    @classmethod
+    def experiment_name(cls) -> str:
+        """Return the folder of its runs: what it declares, or the top package of the file that it is defined in."""
+        return cls.experiment or cls.__module__.partition(".")[0]
 
     @classmethod
     def stands_alone(cls, settings: Mapping[str, Any]) -> bool:

@@ -205,6 +205,7 @@ class ResultsWriter(Reporter):
             "label": pl_module.label,
             "settings": self.settings,
             "module": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
+            "comparison_figures": pl_module.comparison_figures,
             "headline": list(pl_module.headline),
             "metric_labels": dict(pl_module.metric_labels),
             "step": step,

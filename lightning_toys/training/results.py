@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import shlex
 import subprocess
@@ -15,9 +14,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lightning_toys.stats import mean_ci
+from lightning_toys.training.files import set_aside, write_atomic
+
+__all__ = [
+    "Report",
+    "environment",
+    "is_main",
+    "set_aside",
+    "summarise",
+    "to_json",
+    "write_atomic",
+    "write_results",
+]
 
 PACKAGES = ("lightning-toys", "torch", "lightning", "torchdiffeq", "numpy", "scipy", "scikit-learn", "matplotlib")
 
@@ -58,6 +67,8 @@ def to_json(value: Any) -> Any:
 
 def environment(device: str) -> dict[str, Any]:
     """Return versions, device, threads and the command."""
+    import torch  # whoever reads results, as `compare` does, need not have it
+
     versions = {}
     for name in PACKAGES:
         try:
@@ -86,30 +97,6 @@ def git_state() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def set_aside(path: Path) -> None:
-    """Move an existing file to the first free ``name-1.ext``, ``name-2.ext``, ...: nothing in a run is overwritten."""
-    if not path.exists():
-        return
-    k = 1
-    while (kept := path.with_name(f"{path.stem}-{k}{path.suffix}")).exists():
-        k += 1
-    path.rename(kept)
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write to a temporary file beside ``path``, then put it in place in one move; on an error nothing is left."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("wb") as f:
-            f.write(content.encode() if isinstance(content, str) else content)
-            f.flush()
-            os.fsync(f.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def summarise(values: Sequence[float]) -> dict[str, Any]:

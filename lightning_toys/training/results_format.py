@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ def read_results(file: Path) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from None
     if why := misshapen(content):
         raise ValueError(why)
-    experiment_named(content.get("module", ""))
     found: dict[str, Any] = content
     return found
 
@@ -50,9 +48,18 @@ def misshapen(content: Any) -> str:
         return "it is no mapping"
     if absent := [k for k in KEYS if k not in content]:
         return f"{', '.join(absent)} is missing"
-    for key, kind in (("experiment", str), ("variant", str), ("label", str), ("module", str), ("settings", dict)):
+    for key, kind in (
+        ("experiment", str),
+        ("variant", str),
+        ("label", str),
+        ("module", str),
+        ("comparison_figures", str),
+        ("settings", dict),
+    ):
         if key in content and not (isinstance(content[key], kind) or (key == "settings" and content[key] is None)):
             return f"{key} is {str(content[key])[:40]!r}"
+    if content.get("comparison_figures", "").rpartition(".")[2] not in ("", "compare_figures"):
+        return f"comparison_figures is {content['comparison_figures'][:40]!r}, no function called compare_figures"
     seeds, metrics, references = content["seeds"], content["metrics"], content["references"]
     if not isinstance(seeds, list) or any(type(s) is not int for s in seeds) or len(set(seeds)) < len(seeds):
         return "seeds are no list of different integers"
@@ -76,23 +83,3 @@ def misshapen(content: Any) -> str:
 def is_number(value: Any) -> bool:
     """Whether a value is a number or missing."""
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def experiment_named(name: str) -> Any:
-    """Return the experiment's class that a run was of, None where it is somebody else's.
-
-    Raises:
-        ValueError: there is no such class among ours.
-    """
-    from lightning_toys.training.module import ToyModule
-
-    place, _, kind = name.rpartition(".")
-    if not place.startswith("lightning_toys."):
-        return None
-    try:
-        found = getattr(importlib.import_module(place), kind, None)
-    except ImportError:
-        found = None
-    if not (isinstance(found, type) and issubclass(found, ToyModule)):
-        raise ValueError(f"module {name[:60]!r} is no experiment of lightning_toys")
-    return found

@@ -1,12 +1,17 @@
 """What does one AdamW step do to a policy's entropy?"""
 
-from lightning_toys.update_entropy.callback import UpdateEntropyCallback
-from lightning_toys.update_entropy.data import ArithmeticData
-from lightning_toys.update_entropy.module import UpdateEntropy
-from lightning_toys.update_entropy.policy import TinyPolicy
-from lightning_toys.update_entropy.probe import Plan
-from lightning_toys.update_entropy.training import Rollouts
-from lightning_toys.update_entropy.word_problems import WordProblemData
+from typing import TYPE_CHECKING
+
+from lightning_toys.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lightning_toys.update_entropy.callback import UpdateEntropyCallback
+    from lightning_toys.update_entropy.data import ArithmeticData
+    from lightning_toys.update_entropy.module import UpdateEntropy
+    from lightning_toys.update_entropy.policy import TinyPolicy
+    from lightning_toys.update_entropy.probe import Plan
+    from lightning_toys.update_entropy.training import Rollouts
+    from lightning_toys.update_entropy.word_problems import WordProblemData
 
 __all__ = [
     "ArithmeticData",
@@ -17,3 +22,16 @@ __all__ = [
     "UpdateEntropyCallback",
     "WordProblemData",
 ]
+
+__getattr__, __dir__, PLACES = lazy_exports(
+    __name__,
+    {
+        "callback": ["UpdateEntropyCallback"],
+        "data": ["ArithmeticData"],
+        "module": ["UpdateEntropy"],
+        "policy": ["TinyPolicy"],
+        "probe": ["Plan"],
+        "training": ["Rollouts"],
+        "word_problems": ["WordProblemData"],
+    },
+)

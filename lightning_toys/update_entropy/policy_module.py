@@ -62,6 +62,7 @@ class PolicyModule(ToyModule):
         prepared: the backbone, once it has been read: a list, since a submodule would be in checkpoints beside the net.
     """
 
+    experiment = "update_entropy"
     policy: TinyPolicy
     rollouts: Rollouts
     plan: Plan

@@ -51,7 +51,7 @@ def finish(ax: Axes, title: str) -> None:
         ax.set_ylim(0, 1.05 * ax.dataLim.y1 or 1)
 
 
-def draw_comparison(runs: dict[str, Path]) -> dict[str, Figure]:
+def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
     """Draw runs side by side: a row of panels for each width of the model, a colour for each agent.
 
     Args:

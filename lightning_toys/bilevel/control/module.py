@@ -67,6 +67,8 @@ class BilevelControl(ToyModule):
         record: write an episode of every replica as a GIF after `test`.
     """
 
+    experiment = "bilevel"
+    comparison_figures = "lightning_toys.bilevel.control.figures.compare_figures"
     headline = ("return",)
     checkpointed_modules = ("replay",)
     reads_data = False
@@ -415,8 +417,3 @@ class BilevelControl(ToyModule):
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""
         return figures.draw_training(folder, self.seeds, self.label)
-
-    @staticmethod
-    def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
-        """See :meth:`ToyModule.compare_figures`."""
-        return figures.draw_comparison(runs)

@@ -74,6 +74,8 @@ class WindowRegression(ToyModule):
         adjoint_lr: Adam's learning rate for the adjoint network.
     """
 
+    experiment = "bilevel"
+    comparison_figures = "lightning_toys.bilevel.regression.figures.compare_figures"
     headline = ("outer_loss", "exact_loss", "local_regret")
     precisions = ("32-true", "64-true")  # conjugate gradient and Adam's small steps drown in half a precision
     metric_labels: Mapping[str, str] = {
@@ -375,11 +377,6 @@ class WindowRegression(ToyModule):
         window = self.at(len(self.records["loss"]) - 1)
         prediction = self.learner.mlp(self.learner.theta, window.outside)
         return {"truth": window.now, "prediction": prediction, "lambda": self.lam}
-
-    @staticmethod
-    def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
-        """See :meth:`ToyModule.compare_figures`."""
-        return figures.compare_figures(runs)
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""

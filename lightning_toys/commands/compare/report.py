@@ -2,60 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
-import numpy as np
 from rich.console import Console
 
+from lightning_toys.commands.compare.own_figures import own_figures
+from lightning_toys.commands.compare.plots import pictures_of
 from lightning_toys.commands.compare.runs import Run, find_results, load_runs
 from lightning_toys.commands.compare.tables import ResultTable, metrics_tables, paired_table, readout_tables, to_csv
 from lightning_toys.errors import ToyError, note
-from lightning_toys.plotting import COLOURS, GREY, new_figure
-from lightning_toys.stats import mean_ci
-from lightning_toys.training.results import set_aside, write_atomic
-from lightning_toys.training.results_format import experiment_named
-
-
-def draw(runs: Sequence[Run], metric: str) -> Any:
-    """Draw a metric of every run: each seed, mean and interval; reference rows as lines."""
-    shown = [r for r in runs if r.values(metric)]
-    figure, axes = new_figure(size=(7.6, 0.42 * len(shown) + 2.0))
-    ax = axes[0, 0]
-    found = [np.array(list(r.values(metric).values())) for r in shown]
-    everything = np.concatenate(found) if found else np.ones(1)
-    # over less than a decade a logarithmic axis has no readable ticks
-    positive = everything.min() > 0 and everything.max() > 5 * everything.min()
-    low = everything.min()
-    for i, values in enumerate(found):
-        e = mean_ci(values)
-        half = 0.0 if math.isnan(e.half_width) else e.half_width
-        left = min(half, e.mean - low / 4) if positive else half  # a logarithmic axis has no 0: the bar leaves it
-        ax.plot(
-            values, np.full(values.size, i), "o", color=COLOURS[0], alpha=0.6, markersize=4, label="_seeds", zorder=4
-        )
-        ax.errorbar(e.mean, i, xerr=[[left], [half]], fmt="D", color=COLOURS[1], capsize=4, markersize=6, zorder=3)
-    styles = (":", "--", "-.", (0, (1, 1)), (0, (5, 1)))
-    references = shown[0].content["references"] if shown else {}
-    for (name, row), style in zip(references.items(), styles, strict=False):
-        value = row.get(metric)
-        # a spline may be orders below: it would squeeze everything else
-        if value is not None and (value > low / 30 if positive else value > -np.abs(everything).max() * 20):
-            ax.axvline(value, color=GREY, linestyle=style, linewidth=1.1, label=f"{name.replace('_', ' ')} {value:.3g}")
-    ax.plot([], [], "o", color=COLOURS[0], alpha=0.4, label="each seed")
-    ax.errorbar([], [], xerr=[], fmt="D", color=COLOURS[1], capsize=4, label="mean and 95 % CI")
-    if positive:
-        ax.set_xscale("log")
-        ax.set_xlim(left=low / 2)
-    ax.set_yticks(range(len(shown)), [r.label for r in shown])
-    ax.set_ylim(len(shown) - 0.4, -0.6)
-    ax.set_xlabel((shown[0].label_of(metric) if shown else metric) + (f": {runs[0].group}" if runs[0].group else ""))
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=4, loc="outside upper center")
-    return figure
+from lightning_toys.training.files import set_aside, write_atomic
 
 
 def by_group(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -74,19 +31,6 @@ def tables_of(runs: Sequence[Run], baseline: Run) -> list[ResultTable]:
     for metric in dict.fromkeys(m for r in runs for m in r.headline):
         tables += readout_tables(runs, metric)
     return tables
-
-
-def pictures_of(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return a figure for each metric of runs on one target, by file name."""
-    metrics = list(dict.fromkeys(m for r in runs for m in r.main_metrics))
-    shown = [m for m in metrics if any(any(r.values(m).values()) for r in runs)]
-    end = f"-{slug(runs[0].group)}" if runs[0].group else ""
-    return {f"{m}{end}": draw(runs, m) for m in shown}
-
-
-def slug(name: str) -> str:
-    """Return a group's name for a file."""
-    return re.sub(r"[^\w.=-]+", "_", name).strip("_")[:80]
 
 
 def compare_runs(runs: Sequence[Run], out: Path, baselines: Mapping[str, Run] | None = None) -> None:
@@ -124,29 +68,10 @@ def compare_runs(runs: Sequence[Run], out: Path, baselines: Mapping[str, Run] | 
     note(f"pictures: {', '.join(map(str, pictures))}")
 
 
-def own_figures(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the figures that an experiment of ours adds to a comparison of its runs."""
-    kind = experiment_named(runs[0].content.get("module", ""))
-    return {} if kind is None else dict(kind.compare_figures({r.name: r.folder for r in runs}))
-
-
 def compare_folder(folder: Path, runs: Sequence[Path]) -> None:
     """Compare a sweep's cells, and say how to look at them."""
     compare_runs(load_runs(find_results(runs)), folder / "comparison")
     note(f"curves and figures: tensorboard --logdir {folder}")
-
-
-def said(error: OSError | ValueError) -> str:
-    """Return what an error of the file system's says, without the name."""
-    return str(getattr(error, "strerror", None) or error)
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """argparse with our errors."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing a usage."""
-        raise ToyError(f"compare: {message}")
 
 
 def baselines_named(runs: Sequence[Run], asked: str) -> dict[str, Run]:
@@ -168,28 +93,3 @@ def baselines_named(runs: Sequence[Run], asked: str) -> dict[str, Run]:
         labels = ", ".join(repr(r.name) for r in runs)
         raise ToyError(f"--baseline: {asked!r} fits 0 of the runs; give one of {labels}")
     return out
-
-
-def compare_command(args: Sequence[str]) -> None:
-    """Run `compare RUN_OR_FOLDER ... [--baseline LABEL] [--out FOLDER]`."""
-    parser = OneLineParser(prog="cli.py compare", description="Put runs side by side.")
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders above them")
-    parser.add_argument(
-        "--baseline", help="label (or part of one) or folder name that differences are taken from; default: the first"
-    )
-    parser.add_argument("--out", type=Path, help="folder for the files; default: comparison/ beside the runs")
-    given = parser.parse_args(list(args))
-    if given.out is not None:
-        try:
-            given.out.mkdir(parents=True, exist_ok=True)
-        except (OSError, ValueError) as error:
-            raise ToyError(f"--out: {given.out} is no folder that can be made ({said(error)})") from None
-    runs = load_runs(find_results(given.runs))
-    baselines = {} if given.baseline is None else baselines_named(runs, given.baseline)
-    out = given.out
-    if out is None:
-        first = given.runs[0]
-        out = (
-            first if first.is_dir() and not (first / "results.json").exists() else runs[0].folder.parent
-        ) / "comparison"
-    compare_runs(runs, out, baselines)

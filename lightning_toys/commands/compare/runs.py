@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lightning_toys.commands.experiments import exported
 from lightning_toys.commands.settings import flatten, short_name
 from lightning_toys.commands.strict_yaml import strict_load
 from lightning_toys.errors import ToyError, note
@@ -116,6 +117,7 @@ def load_runs(files: Sequence[Path]) -> list[Run]:
         except (ValueError, OSError) as error:
             why = " ".join(str(error).split())
             raise ToyError(f"compare: {file} is not a results.json of lightning_toys ({why})") from None
+        check_module(file, contents[-1])
     experiments = sorted({c["experiment"] for c in contents})
     if len(experiments) > 1:
         raise ToyError(f"compare: the runs are of different experiments: {', '.join(experiments)}")
@@ -130,6 +132,18 @@ def load_runs(files: Sequence[Path]) -> list[Run]:
         labels = labels_of([files[i] for i in members], [contents[i] for i in members], [flat[i] for i in members])
         out += [Run(files[i].parent, x, contents[i], name) for i, x in zip(members, labels, strict=True)]
     return out
+
+
+def check_module(file: Path, content: dict[str, Any]) -> None:
+    """Refuse results that name a module of ours that there is not.
+
+    Raises:
+        ToyError: names the file.
+    """
+    module = content.get("module", "")
+    if module.startswith("lightning_toys.") and module not in {place for _, place in exported()}:
+        why = f"module {module[:60]!r} is no experiment of lightning_toys"
+        raise ToyError(f"compare: {file} is not a results.json of lightning_toys ({why})")
 
 
 def differing(flat: Sequence[dict[str, Any]]) -> list[str]:

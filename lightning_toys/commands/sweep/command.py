@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_toys.commands.shipped import find_config
 from lightning_toys.commands.strict_yaml import read_word, write_word
 from lightning_toys.commands.sweep.cell import (
     CLAIMS,
@@ -26,36 +27,12 @@ from lightning_toys.commands.sweep.cell import (
     verdict,
     work,
 )
-from lightning_toys.commands.sweep.claims import BEAT, STALE, take
+from lightning_toys.commands.sweep.claims import STALE, take
 from lightning_toys.commands.sweep.search import Search, trials
 from lightning_toys.commands.sweep.search_space import corners, parse_search
 from lightning_toys.commands.trainer.arguments import check_configs, split_configs
 from lightning_toys.commands.trainer.toys_cli import ToysCLI
 from lightning_toys.errors import NothingToTrainError, ToyError, did_you_mean, note
-
-HELP = f"""\
-usage: python cli.py sweep [-c FILE ...] --grid.ANY.FLAG '[...]' [--grid.ANOTHER '[...]'] [--flag value ...]
-       python cli.py sweep  -c FILE ...  --search.ANY.FLAG '{{low: 1e-4, high: 1e-2, log: true}}' --search.metric NAME
-
-fits and tests every cell, then compares; any number of processes may run the same command on one shared folder: each
-takes cells that nobody else holds. What was done is not run again, what was cut off goes on from its last checkpoint.
-
-  --grid.ANY.FLAG '[a, b]'    the values of a flag; cells are all combinations
-  --grid.config '[a.yaml, b.yaml]'
-                              configuration files, stacked on those of -c, which may then be absent
-  --sweep.jobs N              worker processes on this machine (default 1: this one); where there are GPUs, one a worker
-  --sweep.devices '[0, 1]'    the GPUs to use, one a worker in turn (default: all); without --sweep.jobs, a worker each
-  --sweep.stale SECONDS       a cell's holder on another machine counts as dead after so long without a sign of life
-                              (default {STALE:.0f}; one comes every {BEAT:.0f}); on the same machine a death is seen
-  --sweep.retry true          run cells again that failed before
-
-  --search.ANY.FLAG SPACE     what Optuna chooses: {{low: 1e-4, high: 1e-2, log: true}}, {{low: 1, high: 8, int: true}},
-                              {{choices: [relu, gelu]}}; needs pip install 'lightning_toys[search]'
-  --search.metric NAME        a metric of results.json; its mean over seeds is minimised
-  --search.direction minimize|maximize   --search.trials N (default 20)   --search.seed N (default 0)
-
-every other flag is that of fit (fit --help); docs/scale.md has machines, nodes and schedulers
-"""
 
 SETTINGS = ("jobs", "devices", "stale", "retry")
 
@@ -168,9 +145,6 @@ def sweep_command(args: Sequence[str]) -> None:
     """
     from lightning_toys.commands.sweep.workers import Foreman, devices, leave_group, terminate
 
-    if {"-h", "--help"} & set(args):
-        print(HELP)
-        return
     settings, words = parse_settings(args)
     neighbours = leave_group()
     if neighbours > 1 and (settings.jobs or settings.devices):
@@ -312,7 +286,7 @@ def plan_grid(words: list[str], settings: Settings, command: list[str]) -> Plan:
     if wrong := [v for v in grid.get("config", []) if not isinstance(v, str)]:
         raise ToyError(f"--grid.config: {wrong[0]!r} is not allowed; give names of configuration files")
     try:
-        check_configs(grid.get("config", []))
+        check_configs([find_config(v) for v in grid.get("config", [])])
     except ToyError as error:
         raise ToyError(f"--grid.config{str(error).removeprefix('-c')}") from None
     configs, rest = check_words(words, list(grid), "grid")

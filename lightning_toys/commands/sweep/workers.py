@@ -16,6 +16,7 @@ from typing import IO, Any
 import torch
 
 from lightning_toys.commands.sweep.cell import Plan, holders, settled, work
+from lightning_toys.commands.trainer.start import prepare
 from lightning_toys.errors import DiskFullError, NonFiniteError, note, tell_disk_full
 
 PARENT = "LIGHTNING_TOYS_PARENT"  # tells a worker who started it
@@ -195,11 +196,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, terminate)
     threading.Thread(target=watch_parent, args=(int(os.environ[PARENT]),), daemon=True).start()
     plan = Plan.load(sys.stdin.read())
-    from lightning_toys.cli import silence_lightning
-    from lightning_toys.training.allocator import keep_freed_memory
-
-    silence_lightning()
-    keep_freed_memory()
+    prepare()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     sys.argv = plan.command or sys.argv
     chooser = None

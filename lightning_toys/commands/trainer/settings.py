@@ -10,22 +10,17 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-# the experiments register their classes for short names
-import lightning_toys.bilevel
-import lightning_toys.flow_vs_regression
-import lightning_toys.generative_policy
-import lightning_toys.mirror_descent
-import lightning_toys.update_entropy  # noqa: F401
-from lightning_toys.commands.settings import class_paths, differences, experiment_class, experiment_of
+from lightning_toys.commands.experiments import import_all
+from lightning_toys.commands.settings import class_paths, differences
 from lightning_toys.commands.trainer.arguments import (
-    Refused,
-    ToyParser,
     check_configs,
     check_words,
     flags,
     settle_length,
     split_configs,
 )
+from lightning_toys.commands.trainer.classes import experiment_class
+from lightning_toys.commands.trainer.parser import Refused, ToyParser
 from lightning_toys.errors import NothingToTrainError, ToyError, process_rank
 from lightning_toys.training.callbacks import RescueCheckpoint
 from lightning_toys.training.checkpoint_format import malformed
@@ -50,6 +45,7 @@ class SettingsCLI(LightningCLI):
         check_words(flags(self.rest))
         self.checkpoint_path, self.checkpoint = None, None
         self.taken: list[tuple[str, Any, Any]] = []  # settings that the checkpoint has its way with
+        import_all()  # a configuration may name the experiments' classes by their last names
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -138,7 +134,7 @@ class SettingsCLI(LightningCLI):
         root = Path(settings.run.root)
         self.standing = {p for p in (root, *root.parents) if p.exists()}
         variant = settings.run.variant or (Path(self.files[0]).stem if self.files else "unnamed")
-        return root, experiment_of(settings.model.class_path), variant, settings.run.name
+        return root, experiment_class(settings.model.class_path).experiment_name(), variant, settings.run.name
 
     def stored_settings(self, path: Path, checkpoint: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         """Return a checkpoint's model and data sections, once it is whole and names no class that is not given here."""

@@ -18,8 +18,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_toys.commands.settings import beyond_memory, flatten, largest, reproducible_settings, short_name
-from lightning_toys.commands.trainer.arguments import ToyParser, explain, flags
+from lightning_toys.commands.settings import flatten, reproducible_settings, short_name
+from lightning_toys.commands.trainer.arguments import flags
+from lightning_toys.commands.trainer.memory import beyond_memory, largest
+from lightning_toys.commands.trainer.parser import ToyParser, explain
 from lightning_toys.commands.trainer.rules import callbacks_of, check_figures, check_trainer, note_unused
 from lightning_toys.commands.trainer.settings import SettingsCLI
 from lightning_toys.errors import DiskFullError, ToyError, is_disk_full, note, process_rank, require

@@ -1,0 +1,209 @@
+"""The parser, whose errors are one line with the flag, the value and what is allowed."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_toys.commands.trainer.arguments import SECTIONS, flags
+from lightning_toys.errors import did_you_mean
+
+
+def all_subclasses(base: type) -> list[type]:
+    """Return every imported subclass of ``base``, of subclasses too."""
+    children: list[type] = base.__subclasses__()
+    return [c for child in children for c in (child, *all_subclasses(child))]
+
+
+def class_names() -> set[str]:
+    """Return the names of the classes that a flag can name by its short name: what the experiments export."""
+    names = {c.__name__ for base in (LightningModule, LightningDataModule) for c in all_subclasses(base)}
+    for name, module in list(sys.modules.items()):
+        if name.startswith("lightning_toys.") and name.count(".") == 1:
+            names |= set(getattr(module, "__all__", ()))
+    return {n for n in names if not n.startswith("_")}
+
+
+def option_names(parser: LightningArgumentParser) -> set[str]:
+    """Return every flag that the parser and the experiments' classes take."""
+    import inspect
+
+    from lightning_toys.training.data import ToyDataModule
+    from lightning_toys.training.module import ToyModule
+
+    names = {s for action in parser._actions for s in action.option_strings if s.startswith("--")}
+    for action in parser._actions:  # of the verbs
+        for verb in action.choices.values() if isinstance(action.choices, dict) else ():
+            names |= {s for inner in verb._actions for s in inner.option_strings if s.startswith("--")}
+    for prefix, base in (("--model", ToyModule), ("--data", ToyDataModule)):
+        for cls in all_subclasses(base):
+            # `ask` is where an experiment's __init__ passes its keyword arguments on to
+            signatures = [inspect.signature(f) for f in (cls, getattr(cls, "ask", None)) if f is not None]
+            for name, parameter in [item for s in signatures for item in s.parameters.items()]:
+                if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name == "self":
+                    continue
+                names.add(f"{prefix}.{name}")
+                names |= {f"{prefix}.{name}.{inner}" for inner in inner_options(parameter.annotation, cls)}
+    return names
+
+
+def inner_options(annotation: Any, cls: type) -> set[str]:
+    """Return the fields of the dataclasses, and the parameters of the classes, that an annotation names."""
+    import dataclasses
+    import inspect
+
+    found: set[str] = set()
+    for word in re.findall(r"\w+", str(annotation)):
+        inner = next((x for c in cls.__mro__ if (x := getattr(sys.modules[c.__module__], word, None))), None)
+        if isinstance(inner, type) and inner.__module__.startswith("lightning_toys"):
+            if dataclasses.is_dataclass(inner):
+                found |= {f.name for f in dataclasses.fields(inner)}
+            for sub in [inner, *all_subclasses(inner)]:
+                found |= {p for p in inspect.signature(sub).parameters if p not in ("args", "kwargs")}
+    return found
+
+
+TYPES = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null", "str": "a string"}
+
+
+class Refused(SystemExit):
+    """A parser's error. No Exception: jsonargparse takes those for one branch of a Union that did not fit."""
+
+
+class ToyParser(LightningArgumentParser):
+    """A parser whose errors are one line with the flag, the value and what is allowed."""
+
+    command: Sequence[str] = ()  # the words being parsed, for naming the flag in an error
+    files: Mapping[str, Any] = {}  # and what the configuration files say, for naming the file
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.allow_abbrev = False  # or --trainer.max_step would be max_steps, in silence
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Turn jsonargparse's report into one line."""
+        raise Refused(explain(message, type(self).command, self))
+
+
+def flag_for(key: str, value: str | None, given: dict[str, str | None]) -> str:
+    """Return the flag on the command line that set ``key`` (to ``value``, where that is known), or the key itself."""
+    last = key.split(".")[-1]
+    for name, given_value in given.items():
+        if name.split(".")[-1].lstrip("-") == last and (value is None or given_value is None or value in given_value):
+            return name
+    return f"--{key}" if key.startswith(SECTIONS) else f"{key!r} in the configuration"
+
+
+def explain(message: str, command: Sequence[str], parser: LightningArgumentParser) -> str:
+    """Say in one line what is wrong with the command line, or in which of its files."""
+    line = reason(message, command, parser)
+    m = re.match(r"--([\w.]+)(?=: )|'([^']+)' in the configuration", line)
+    if not m or m[0] in flags(command):
+        return line
+    name = next((f for f, c in reversed(list(ToyParser.files.items())) if (m[1] or m[2]) in key_tails(c)), None)
+    if name is None:
+        return line
+    return f"{line} (in {name})" if m[1] else line.replace("the configuration", name, 1)
+
+
+def key_tails(content: Any, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Return the ends of every key's path in a configuration, as written and as flags have it."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        path = (*above, str(key))
+        for parts in (path, tuple(p for p in path if p not in ("init_args", "class_path"))):
+            yield from (".".join(parts[i:]) for i in range(len(parts)))
+        yield from key_tails(value, path)
+
+
+def reason(message: str, command: Sequence[str], parser: LightningArgumentParser) -> str:
+    """Say in one line what jsonargparse reports in many."""
+    if m := re.search(r"^\s*-?\s*(--[\w.]+(?:, --[\w.]+)*: .*)$", message, re.MULTILINE):
+        return m[1]  # a check of ours, reported through jsonargparse
+    if re.search(r"required: \w+\.model$", message):
+        return "-c: no experiment chosen; give -c NAME (`lightning-toys list` shows the shipped ones) or --model CLASS"
+    if m := re.search(r"the following arguments are required: ([\w, ]+)$", message.strip()):
+        chosen = {n.rstrip("+"): v for n, v in flags(command).items() if v and re.fullmatch(r"(\w+\.)*[A-Z]\w+", v)}
+        classes = [(n, v) for n, v in chosen.items() if not n.startswith("--run.")]
+        if len(classes) == 1:  # else jsonargparse does not say which
+            return f"{classes[0][0]}: {classes[0][1]} needs {m[1]}; give {classes[0][0]}.{m[1]}"
+        return f"--model, --data: the class chosen has no {m[1]}, which it needs; give it"
+    given = flags(command)
+    if m := re.search(r"[uU]nrecognized arguments: (\S+)", message):
+        name = m[1].split("=")[0]
+        # jsonargparse takes the head off flags of a chosen class
+        name = next((f"--{head}.{name[2:]}" for head in ("model", "data") if f"--{head}.{name[2:]}" in given), name)
+        if name in option_names(parser):
+            return f"{name}: the class chosen by {name.partition('.')[0]} does not take it"
+        return f"{name}: no such flag{suggest(name, option_names(parser))}"
+    unknown = (
+        r"[Oo]ption '(.+?)' is not accepted|accept option '(.+?)'|Key '(.+?)' is not expected",
+        r'No action for key "(\S+?)"',
+    )
+    if m := re.search("|".join(unknown), message):
+        key = next(g for g in m.groups() if g)
+        name = flag_for(key, None, given)
+        known = option_names(parser)
+        hint = suggest(name, known) if name.startswith("--") else did_you_mean(key, {n.split(".")[-1] for n in known})
+        if f"did you mean {name}?" in hint:  # right for the class that another flag has to choose
+            owner = name.rpartition(".")[0]
+            if owner in ("--model", "--data") or owner in given:
+                return f"{name}: the class chosen by {owner} does not take it"
+            return f"{name}: the class chosen does not take it; give {owner} NAME before it"
+        if f"did you mean {key!r}?" in hint:
+            return f"{name}: the class chosen does not take it"
+        return f"{name}: no such option{hint}"
+    if m := re.search(r"pytorch\.loggers\.(?:\w+\.)?(\w+Logger)'", message):
+        return f"--trainer.logger: {m[1]} cannot be used: {reason_of(m[1])}"
+    key_match = re.search(r'(?:Parser key|key) "([^"]+)"', message)
+    key = key_match[1] if key_match else ""
+    if m := re.search(r"Expected a dot import path string: (\S+)", message):
+        return f"{flag_for(key, m[1], given)}: no class {m[1]!r}{suggest(m[1], class_names())}"
+    if m := re.search(r"typing\.Literal\[(.*?)\]\. Got value: (.*)", message):
+        options = [o.strip().strip("'\"") for o in m[1].split(",")]
+        value = m[2].strip()
+        hint = did_you_mean(value, options)
+        return f"{flag_for(key, value, given)}: {value!r} is not allowed; give one of {', '.join(options)}{hint}"
+    if m := re.search(r"Expected an? (.*?)\. Got value: (.*)", message):
+        kind = re.sub(r"<class '(.*?)'>", r"\1", m[1])
+        return f"{flag_for(key, m[2].strip(), given)}: {m[2].strip()!r} is not allowed; give {article(kind)}"
+    if m := re.search(r"Given value: (.*)", message):
+        wanted = re.findall(r"Expected an? (.*)", message)
+        names = [re.sub(r"<class '(.*?)'>", r"\1", w).split(". Got")[0] for w in wanted]
+        kinds = " or ".join(dict.fromkeys(article(k) if k in TYPES or "Sequence" in k else k for k in names))
+        return f"{flag_for(key, m[1].strip(), given)}: {m[1].strip()!r} is not allowed; give {kinds or 'another value'}"
+    return " ".join(message.split())
+
+
+def reason_of(logger: str) -> str:
+    """Say why a logger of Lightning's cannot be made: usually its package is not installed."""
+    import lightning.pytorch.loggers as known
+
+    try:
+        getattr(known, logger)()
+    except ModuleNotFoundError as error:
+        return " ".join(str(error).split())
+    except Exception as error:
+        return f"{' '.join(str(error).split())}; give it as --trainer.logger {logger} with --trainer.logger.* settings"
+    return "give --trainer.logger.* settings that it takes"
+
+
+def article(kind: str) -> str:
+    """Name a Python type in words."""
+    if "Sequence" in kind or "List" in kind or "list" in kind:
+        return "a list such as '[0, 1]'"
+    return TYPES.get(kind, f"a value of type {kind}")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the nearest known name as a hint; the last part counts where the prefix is right."""
+    known = set(known)
+    prefix, dot, last = name.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == prefix}
+    if dot and (hint := did_you_mean(last, siblings)):
+        return f"; did you mean {prefix}.{hint.split(chr(39))[1]}?"
+    return did_you_mean(name, known)

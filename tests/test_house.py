@@ -1,0 +1,154 @@
+"""The rules of the house, walked through: who imports whom, and what a light verb must not import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lightning_toys.commands.experiments import EXPERIMENTS
+from tests.conftest import REPO
+
+PACKAGE = REPO / "lightning_toys"
+COMMANDS = ("cli", "__main__", "commands")
+# the rooms, in the order in which each may import those before it
+SHARED = ("errors", "lazy", "stats", "plotting", "training", "flows", "nets")
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its full name."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(REPO).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str, inside_functions: bool) -> Iterator[str]:
+    """The package's modules that a module imports, those of type checking alone left out."""
+    tree = ast.parse(MODULES[name].read_text())
+    nodes: list[ast.AST] = list(ast.walk(tree)) if inside_functions else list(tree.body)
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightning_toys"):
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else str(node.module)
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name in MODULES)
+
+
+def room(name: str) -> str:
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else "lightning_toys"
+
+
+def test_the_walk_sees_the_package() -> None:
+    assert len(MODULES) > 100
+    assert "lightning_toys.training.module" in set(imports("lightning_toys.flow_vs_regression.module", False))
+    assert {room(n) for n in MODULES} == {"lightning_toys", *SHARED, *EXPERIMENTS, *COMMANDS}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_no_experiment_imports_another_or_a_command(experiment: str) -> None:
+    others = {e for e in EXPERIMENTS if e != experiment} | set(COMMANDS)
+    own = [n for n in MODULES if room(n) == experiment]
+    assert own
+    for name in own:
+        assert not {i for i in imports(name, True) if room(i) in others}, name
+
+
+@pytest.mark.parametrize("shared", SHARED)
+def test_the_shared_rooms_import_no_experiment_and_no_command(shared: str) -> None:
+    own = [n for n in MODULES if room(n) == shared]
+    assert own
+    for name in own:
+        assert not {i for i in imports(name, True) if room(i) in (*EXPERIMENTS, *COMMANDS)}, name
+
+
+def circle(inside_functions: bool) -> list[str]:
+    """Modules that import each other in a ring; empty if there is none."""
+    graph = {n: {i for i in imports(n, inside_functions) if i != n} for n in MODULES}
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(graph[name]):
+            if found := walk(other, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((c for n in sorted(graph) if (c := walk(n, []))), [])
+
+
+def test_no_circle_of_imports() -> None:
+    assert circle(inside_functions=False) == []
+
+
+def test_no_circle_of_imports_in_functions_either() -> None:
+    assert circle(inside_functions=True) == []
+
+
+HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "jsonargparse")
+LIGHT = {
+    "help": ("--help",),
+    "nothing": (),
+    "version": ("--version",),
+    "unknown": ("fitt",),
+    "fit_help": ("fit", "--help"),
+    "test_help": ("test", "--help"),
+    "sweep_help": ("sweep", "--help"),
+    "compare_help": ("compare", "--help"),
+    "list": ("list",),
+    "show": ("show", "flow_vs_regression/flow"),
+    "no_class": ("fit", "--model.help"),
+}
+SCRIPT = """
+import sys
+from lightning_toys.cli import main
+code = main(sys.argv[1:])
+heavy = sorted(set({heavy}) & set(sys.modules))
+print("HEAVY", *heavy)
+"""
+
+
+def imported(words: tuple[str, ...], folder: Path, heavy: tuple[str, ...] = HEAVY) -> list[str]:
+    """What a command line has imported of some packages, by its end."""
+    script = SCRIPT.format(heavy=heavy)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin"},
+        check=True,
+    )
+    last = done.stdout.splitlines()[-1].split()
+    assert last[0] == "HEAVY"
+    return last[1:]
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_verbs_import_nothing_heavy(name: str, tmp_path: Path) -> None:
+    assert imported(LIGHT[name], tmp_path, (*HEAVY, "numpy", "scipy", "matplotlib")) == []
+
+
+def test_a_training_does_not_import_transformers(tmp_path: Path) -> None:
+    """torchmetrics would, as soon as it is installed; a language model still does."""
+    pytest.importorskip("transformers")
+    small = ("--trainer.max_steps", "1", "--figures.enabled", "false", "--model.network.hidden", "4")
+    found = imported(("fit", "-c", "flow_vs_regression/flow", *small), tmp_path)
+    assert "transformers" not in found
+    assert "lightning" in found
+    shown = imported(("fit", "-c", "update_entropy/arithmetic", "--print_config"), tmp_path)
+    assert "lightning" in shown
