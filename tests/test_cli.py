@@ -161,8 +161,8 @@ def test_bad_input_is_one_line(runner: Runner, flags: tuple[str, ...], start: st
     ("words", "says"),
     [
         (["fti", "-c", "x"], "did you mean 'fit'?"),
-        (["fit", "-c", "configs/flow_vs_regression/flwo.yaml"], "did you mean 'configs/flow_vs_regression/flow.yaml'?"),
-        (["fit", "-c", "configs/flow_vs_regresion/flow.yaml"], "did you mean 'configs/flow_vs_regression/flow.yaml'?"),
+        (["fit", "-c", "configs/flow_vs_regression/flwo.yaml"], "did you mean 'flow_vs_regression/flow'?"),
+        (["fit", "-c", "configs/flow_vs_regresion/flow.yaml"], "did you mean 'flow_vs_regression/flow'?"),
         (["fit"], "no experiment chosen"),
         (["compare"], "required"),
         (["compare", "nowhere"], "no file or folder 'nowhere'"),

@@ -1,10 +1,9 @@
-"""Callbacks that every run is steered by: when it is validated, when it is saved, and how it is stopped."""
+"""The callback that every run of the command line is steered by: when it is saved, and how it is stopped."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -17,40 +16,11 @@ from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.results import set_aside
 from lightning_toys.training.run_folder import RunFolder, read_checkpoint
-
-
-def crossed(before: int, after: int, every: int) -> bool:
-    """Whether a multiple of ``every`` lies in (before, after]; never for ``every`` = 0."""
-    return every > 0 and before // every < after // every
+from lightning_toys.training.validation_clock import crossed, validation_due
 
 
 class Stopped(SystemExit):
     """Raised between two blocks after SIGINT, once the checkpoint is written."""
-
-
-class ValidationClock(Callback):
-    """Makes ``--trainer.val_check_interval n`` mean n optimiser steps, and the last step too.
-
-    The Trainer counts batches, and a batch of ours holds many steps.
-    """
-
-    def __init__(self) -> None:
-        self.before = 0
-        self.due = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from the resumed step."""
-        self.before = trainer.global_step
-        trainer.val_check_batch = sys.maxsize
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Say whether validation is due now."""
-        every = trainer.val_check_interval
-        step = trainer.global_step
-        done = step >= trainer.max_steps
-        self.due = done or (isinstance(every, int) and crossed(self.before, step, every))
-        trainer.val_check_batch = 1 if self.due else sys.maxsize
-        self.before = step
 
 
 class RescueCheckpoint(Callback):
@@ -155,14 +125,13 @@ class RescueCheckpoint(Callback):
         """Write last.ckpt where it is due; where validation is due too, :meth:`on_validation_end` writes it."""
         if (guard := type(self).guard) is not None:
             guard()
-        clock = next(c for c in trainer.callbacks if isinstance(c, ValidationClock))  # type: ignore[attr-defined]
         step = trainer.global_step
         stop = bool(self.stop_signal) or trainer.received_sigterm
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         due = crossed(self.before, step, self.every_n_steps) or step >= trainer.max_steps
+        validates = validation_due(trainer, self.before) and trainer.enable_validation
         self.before = step
-        validates = clock.due and trainer.enable_validation
         if (stop or due) and not validates:
             self.save(trainer, pl_module)
         self.stopping = stop

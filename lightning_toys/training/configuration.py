@@ -25,8 +25,8 @@ Data = TypeVar("Data", bound=LightningDataModule)
 
 def require_data(data: LightningDataModule | None, kind: type[Data]) -> Data:
     """Return ``data`` if it is what the experiment learns from, and refuse it otherwise."""
-    name = type(data).__name__ if data is not None else "none"
-    require(isinstance(data, kind), f"--data: {name} is not allowed; give {kind.__name__}")
+    require(data is not None, f"--data: a data module is missing (a DataLoader alone is none); give {kind.__name__}")
+    require(isinstance(data, kind), f"--data: {type(data).__name__} is not allowed; give {kind.__name__}")
     assert isinstance(data, kind)
     return data
 

@@ -14,6 +14,7 @@ from lightning_toys.errors import require
 from lightning_toys.training.loader import BlockLoader, OneBatch
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.replica_parallel import ReplicaStrategy
+from lightning_toys.training.validation_clock import validation_interval
 
 MAX_BLOCK = 50  # optimiser steps to a Trainer batch; the Trainer's share of a step is 2 % there, and 30 % at 1
 
@@ -75,10 +76,10 @@ class ToyDataModule(LightningDataModule):
             wanted = epochs * loader.steps_per_pass
             steps = wanted if steps < 0 else min(steps, wanted)
             trainer.fit_loop.max_epochs = -1
-            trainer.fit_loop.epoch_loop.max_steps = steps
         require(steps >= 0, "--trainer.max_steps: -1 is not allowed; give --trainer.max_steps or --trainer.max_epochs")
-        interval = trainer.val_check_interval
-        intervals = [int(interval)] if isinstance(interval, int) and interval > 0 else []
+        trainer.fit_loop.epoch_loop.max_steps = steps  # a share of the run is a share of these
+        interval = validation_interval(trainer)
+        intervals = [interval] if interval else []
         if self.checkpoint_interval:
             intervals.append(self.checkpoint_interval)
         # Lightning's own checkpoints at every n steps: no block may jump over one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -21,9 +22,11 @@ class ReplicaLogging(ReplicaParallel):
         interval_names: names of what was logged with its interval, in their order.
         last_losses: each replica's loss at the last step.
         loaded_step: the step that the weights are of, where they come from a checkpoint.
+        run_path: the command line's folder of the run; None in a script.
     """
 
     monitors_loss: bool = True
+    run_path: Path | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,6 +55,15 @@ class ReplicaLogging(ReplicaParallel):
         for logger in self.trainer.loggers:
             logger.log_metrics(row, step=step or self.weights_step)
 
+    def log_means(self, means: dict[str, float]) -> None:
+        """Give the Trainer means that callbacks can monitor, and that ``trainer.validate`` and ``test`` return.
+
+        They return what Lightning's loggers get, so in a script these get it from Lightning; the command line's loggers
+        have it from :meth:`write_scalars`, with its interval.
+        """
+        returned = self.run_path is None and self.trainer.state.fn in ("validate", "test")
+        self.log_dict(means, logger=returned, batch_size=1, sync_dist=self.trainer.world_size > 1)
+
     @property
     def weights_step(self) -> int:
         """The optimiser step that the weights are of: trained to, or else loaded."""
@@ -62,7 +74,7 @@ class ReplicaLogging(ReplicaParallel):
         means = {f"eval/{k}": sum(v) / len(v) for k, v in report.metrics.items() if is_main(k)}
         if self.trainer.state.fn == "fit" and self.monitors_loss:
             means["train/loss"] = float(self.last_losses.mean())
-        self.log_dict(means, logger=False, batch_size=1, sync_dist=self.trainer.world_size > 1)
+        self.log_means(means)
         if not self.trainer.sanity_checking:
             shown = {k: torch.tensor(v) for k, v in report.metrics.items() if "_dim" not in k}
             # a group of their own: TensorBoard's first cards are those of the whole law

@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.callbacks import ProgressBar
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from lightning_toys.errors import ToyError
 from lightning_toys.training.checkpoint_format import optimizer_mismatch
 from lightning_toys.training.configuration import check_seeds, unused_flags
+from lightning_toys.training.monitors import MonitorCheck
 from lightning_toys.training.optimization import ReplicaOptimization
+from lightning_toys.training.progress_bar import Progress
 from lightning_toys.training.replica_parallel import Parallel, ReplicaStrategy, share, with_states
-from lightning_toys.training.results import Report
+from lightning_toys.training.results import Report, is_main
+from lightning_toys.training.trainer_checks import check_running_trainer
 
 
 class ToyModule(ReplicaOptimization):
@@ -71,8 +76,48 @@ class ToyModule(ReplicaOptimization):
         self.last_report: Report | None = None
         self.last_losses = torch.zeros(len(self.seeds))
         self.sizes: dict[str, Any] = {}
-        self.run_folder = Path()  # where the command line puts this run
+        self.run_path: Path | None = None  # where the command line puts this run
+        self.log_path: Path | None = None  # where a script's Trainer puts it
         self.config: dict[str, Any] = {}  # the command line's model and data sections, kept in checkpoints
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run's files go: the command line's folder, or the Trainer's ``log_dir``.
+
+        Raises:
+            ToyError: no Trainer has run yet.
+        """
+        folder = self.run_path or self.log_path
+        if folder is None:
+            raise ToyError("run_folder: there is none before a Trainer runs the module")
+        return folder
+
+    # a Trainer's hooks, so that a script's does what the command line's does
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Check what callbacks monitor, and show optimiser steps in the place of the Trainer's bar of batches."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        own: list[Callback] = [] if any(isinstance(c, MonitorCheck) for c in callbacks) else [MonitorCheck()]
+        bars = [c for c in callbacks if isinstance(c, ProgressBar)]
+        for bar in bars:
+            callbacks.remove(bar)
+        return [*own, Progress()] if bars else own
+
+    def setup(self, stage: str) -> None:
+        """Refuse a Trainer that would do something else than it says; note where its files go.
+
+        Raises:
+            ToyError: names the Trainer's argument.
+        """
+        trainer: Any = self.trainer
+        check_running_trainer(trainer, self.precisions)
+        self.log_path = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is agreed upon by all processes
+
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Give the Trainer the test's means: what ``trainer.test`` returns, and ``trainer.callback_metrics``."""
+        if self.last_report is not None:
+            means = {f"test/{k}": sum(v) / len(v) for k, v in self.last_report.metrics.items() if is_main(k)}
+            self.log_means(means)
 
     # what an experiment gives
 
@@ -87,6 +132,26 @@ class ToyModule(ReplicaOptimization):
     def build(self) -> nn.Module:
         """Return the network; called once, when ``self.sizes`` is known."""
         raise NotImplementedError
+
+    def report(self, stage: str) -> Report:
+        """Return what is measured, one value a replica.
+
+        Called at every validation (``stage`` is "validate") and by the Trainer's ``test`` ("test"), which may measure
+        more. An experiment whose evaluation needs more than that overrides ``validation_step`` and ``test_step``.
+        """
+        raise NotImplementedError
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure, and log ``eval/...``."""
+        self.last_report = self.report("validate")
+        self.write_evaluation(self.last_report)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure, and log ``test/...`` for the headline metrics."""
+        self.last_report = self.report("test")
+        found = self.last_report.metrics
+        shown = {f"test/{n}": torch.tensor(found[n]) for n in self.headline if n in found}
+        self.write_scalars(shown, self.loaded_step)
 
     @property
     def label(self) -> str:

@@ -21,6 +21,7 @@ from lightning_toys.training.loader import Batch, Block, DrawnBlock
 from lightning_toys.training.metric_logging import ReplicaLogging
 from lightning_toys.training.muon import ReplicaMuon, split_hidden
 from lightning_toys.training.replica_parallel import ReplicaStrategy
+from lightning_toys.training.validation_clock import set_validation, validation_due
 
 
 def clip_per_replica(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
@@ -163,6 +164,10 @@ class ReplicaOptimization(ReplicaLogging):
                     averages: list[Tensor] = list(self.ema_net.parameters())
                     torch._foreach_lerp_(averages, list[Tensor](parameters), 1 - self.ema_decay)
         self.finish_block(block, torch.stack(losses))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Have the Trainer validate where it is due: intervals count optimiser steps."""
+        set_validation(self.trainer, validation_due(self.trainer, batch.start))
 
     def compiled(self, f: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         """Return a part of the loss compiled where ``--model.compile`` asks for it, as a CUDA graph on a GPU."""

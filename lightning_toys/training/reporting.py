@@ -1,10 +1,8 @@
-"""Callbacks that tell of a run: its progress, its figures, its results."""
+"""Callbacks that tell of a run: its figures, its results."""
 
 from __future__ import annotations
 
 import io
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,66 +12,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from lightning_toys.errors import require
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.module import ToyModule
+from lightning_toys.training.progress_bar import Progress
 from lightning_toys.training.results import is_main, set_aside, write_atomic, write_results
 from lightning_toys.training.run_folder import RunFolder
-
-
-class Progress(Callback):
-    """A progress bar with an ETA, fed once a block; a line now and then where the output is no terminal.
-
-    Args:
-        line_seconds: time between two lines without a terminal.
-    """
-
-    def __init__(self, line_seconds: float = 15.0) -> None:
-        self.line_seconds = line_seconds
-        self.bar: tqdm[Any] | None = None
-        self.start_time = self.last_line = 0.0
-        self.start_step = 0
-        self.seconds_per_step: float | None = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar at the resumed step."""
-        self.start_time = self.last_line = time.monotonic()
-        self.start_step = trainer.global_step
-        if trainer.is_global_zero and sys.stderr.isatty():
-            self.bar = tqdm(
-                total=trainer.max_steps, initial=trainer.global_step, unit="step", mininterval=0.5, dynamic_ncols=True
-            )
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Advance."""
-        now, step = time.monotonic(), trainer.global_step
-        if self.bar is not None:
-            if now - self.last_line > 0.5:
-                self.last_line = now
-                self.bar.set_postfix_str(f"loss {float(pl_module.last_losses.mean()):.3g}", refresh=False)  # type: ignore[operator]
-            self.bar.update(step - self.bar.n)
-        elif now - self.last_line > self.line_seconds and trainer.is_global_zero:
-            self.last_line = now
-            left = (now - self.start_time) / max(step - self.start_step, 1) * (trainer.max_steps - step)
-            loss = float(pl_module.last_losses.mean())  # type: ignore[operator]
-            print(f"step {step}/{trainer.max_steps}  loss {loss:.3g}  {left:.0f} s left", file=sys.stderr, flush=True)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar and note the speed."""
-        taken = trainer.global_step - self.start_step
-        if taken:
-            self.seconds_per_step = (time.monotonic() - self.start_time) / taken
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the bar, so that the error stands on a line of its own."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
 
 
 class Reporter(Callback):

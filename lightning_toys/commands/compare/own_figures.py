@@ -11,23 +11,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_toys.commands.compare.runs import Run
+from lightning_toys.commands.experiments import public_name
 from lightning_toys.errors import note
 
 # results of 0.1.0 name their module's class alone
 OLDER = {
-    "lightning_toys.generative_policy.gaussian_policy.GaussianPolicy": "lightning_toys.generative_policy.figures",
-    "lightning_toys.generative_policy.meanflow_policy.MeanFlowPolicy": "lightning_toys.generative_policy.figures",
-    "lightning_toys.generative_policy.meanflow_policy.FlowPolicy": "lightning_toys.generative_policy.figures",
-    "lightning_toys.generative_policy.bandit_policy.BanditPolicy": "lightning_toys.generative_policy.bandit_figures",
-    "lightning_toys.bilevel.regression.module.WindowRegression": "lightning_toys.bilevel.regression.figures",
-    "lightning_toys.bilevel.control.module.BilevelControl": "lightning_toys.bilevel.control.figures",
+    "lightning_toys.generative_policy.GaussianPolicy": "lightning_toys.generative_policy.figures",
+    "lightning_toys.generative_policy.MeanFlowPolicy": "lightning_toys.generative_policy.figures",
+    "lightning_toys.generative_policy.FlowPolicy": "lightning_toys.generative_policy.figures",
+    "lightning_toys.generative_policy.BanditPolicy": "lightning_toys.generative_policy.bandit_figures",
+    "lightning_toys.bilevel.WindowRegression": "lightning_toys.bilevel.regression.figures",
+    "lightning_toys.bilevel.BilevelControl": "lightning_toys.bilevel.control.figures",
 }
 
 
 def figures_function(content: dict[str, Any]) -> str:
     """Return the full name of the function that draws runs side by side; empty where there is none."""
     named = content.get("comparison_figures")
-    if named is None and (place := OLDER.get(content.get("module", ""))):
+    if named is None and (place := OLDER.get(public_name(content.get("module", "")))):
         return f"{place}.compare_figures"
     return named or ""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lightning_toys.commands.experiments import exported
+from lightning_toys.commands.experiments import public_name
 from lightning_toys.commands.settings import flatten, short_name
 from lightning_toys.commands.strict_yaml import strict_load
 from lightning_toys.errors import ToyError, note
@@ -141,7 +141,7 @@ def check_module(file: Path, content: dict[str, Any]) -> None:
         ToyError: names the file.
     """
     module = content.get("module", "")
-    if module.startswith("lightning_toys.") and module not in {place for _, place in exported()}:
+    if module.startswith("lightning_toys.") and not public_name(module):
         why = f"module {module[:60]!r} is no experiment of lightning_toys"
         raise ToyError(f"compare: {file} is not a results.json of lightning_toys ({why})")
 

@@ -171,6 +171,9 @@ def reason(message: str, command: Sequence[str], parser: LightningArgumentParser
     if m := re.search(r"Expected an? (.*?)\. Got value: (.*)", message):
         kind = re.sub(r"<class '(.*?)'>", r"\1", m[1])
         return f"{flag_for(key, m[2].strip(), given)}: {m[2].strip()!r} is not allowed; give {article(kind)}"
+    if m := re.search(r"does not correspond to a subclass of (\w+)", message):
+        value = next((v[1].strip() for v in [re.search(r"Given value: (.*)", message)] if v), "the class")
+        return f"{flag_for(key, value, given)}: {value!r} is not allowed; give a class with {m[1]} for its base"
     if m := re.search(r"Given value: (.*)", message):
         wanted = re.findall(r"Expected an? (.*)", message)
         names = [re.sub(r"<class '(.*?)'>", r"\1", w).split(". Got")[0] for w in wanted]

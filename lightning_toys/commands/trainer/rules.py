@@ -5,43 +5,20 @@ The Trainer sees one long epoch, in which each of its batches holds many optimis
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    Callback,
-    DeviceStatsMonitor,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    LearningRateMonitor,
-    StochasticWeightAveraging,
-    ThroughputMonitor,
-    WeightAveraging,
-)
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.callbacks import Callback
 
 from lightning_toys.errors import note, require
 from lightning_toys.training.compiling import check_compiler
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.monitors import monitoring
 from lightning_toys.training.reporting import SHOWING, FigureWriter
-
-UNSUPPORTED_CALLBACKS: Mapping[
-    type[Callback], str
-] = {  # callbacks that wait for more epochs, for each step, or for Lightning's own
-    StochasticWeightAveraging: "waits for a second epoch; give --model.ema_decay where there is one",
-    WeightAveraging: "would average once in many steps; give --model.ema_decay where there is one",
-    GradientAccumulationScheduler: "waits for a second epoch; give a larger --data.batch_size",
-    LearningRateFinder: "finds none here; sweep over --model.lr",
-    BatchSizeFinder: "finds none here; give --data.batch_size",
-    LearningRateMonitor: "would look once in many steps; a rate that changes is in metrics.csv, as train/lr",
-    DeviceStatsMonitor: "would look once in many steps",
-    ThroughputMonitor: "would look once in many steps; results.json has seconds_per_step",
-}
+from lightning_toys.training.trainer_checks import check_batches, check_callbacks, check_precision, check_strategy
 
 # a flag of the Trainer's, the values that are allowed, and why the others are not
 RULES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
@@ -52,6 +29,7 @@ RULES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("min_epochs", (None, 0), "a run is one epoch; give --trainer.min_steps"),
     ("enable_checkpointing", (None, True), "last.ckpt is always kept; give --checkpoint.every_n_steps"),
     ("default_root_dir", (None,), "give --run.root"),
+    ("use_distributed_sampler", (False,), "each process takes its share of every batch by itself"),
     ("barebones", (False,), "a run keeps its results; give --trainer.logger false and --figures.enabled false"),
     ("reload_dataloaders_every_n_epochs", (0,), "a run is one epoch, and its data are in memory"),
 )
@@ -63,15 +41,12 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
     Raises:
         ToyError: names the flag.
     """
-    precision, allowed = str(trainer.precision or "32-true"), module.precisions
-    require(
-        not allowed or precision in (*allowed, *(p.removesuffix("-true") for p in allowed)),
-        f"--trainer.precision: {precision!r} is not allowed here; give one of {', '.join(allowed)}",
-    )
+    precision = str(trainer.precision or "32-true")
+    check_precision(precision, module.precisions)
     plugins = trainer.get("plugins")
     given = plugins if isinstance(plugins, list) else [plugins]
     require(
-        precision not in ("16-mixed", "16") and not any(getattr(p, "scaler", None) for p in given),
+        not any(getattr(p, "scaler", None) for p in given),
         f"--trainer.precision: {precision!r} is not allowed, its gradient scaler is one for all replicas; give "
         "bf16-mixed",
     )
@@ -79,11 +54,7 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
         value = trainer.get(flag)
         require(value in values, f"--trainer.{flag}: {value!r} is not allowed, {why}")
     check_strategy(trainer.strategy)
-    require(
-        trainer.overfit_batches == 0 and trainer.limit_train_batches in (None, 1.0),
-        "--trainer.overfit_batches, --trainer.limit_train_batches: not allowed, a batch of the Trainer's holds "
-        "many steps; give --data.num_train or --trainer.max_steps",
-    )
+    check_batches(trainer.overfit_batches, trainer.limit_train_batches)
     every = trainer.log_every_n_steps
     require(every is None or every >= 0, f"--trainer.log_every_n_steps: {every} is not allowed; give an integer >= 0")
     every = trainer.val_check_interval
@@ -96,33 +67,9 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
         verb == "fit" or trainer.get(limit) in (None, 1, 1.0),
         f"--trainer.{limit}: {trainer.get(limit)} is not allowed with {verb}, all is judged in one batch",
     )
-    for callback in callbacks_of(trainer):
-        why = next((w for kind, w in UNSUPPORTED_CALLBACKS.items() if isinstance(callback, kind)), "")
-        require(not why, f"--trainer.callbacks: {type(callback).__name__} is not allowed, it {why}")
+    check_callbacks(callbacks_of(trainer))
     if verb == "fit":
         check_fit(trainer, module, data)
-
-
-def check_strategy(strategy: Any) -> None:
-    """Refuse strategies under which clipping, averaging or a run's settings would be silently wrong.
-
-    Args:
-        strategy: the Trainer's setting, a name or an object.
-
-    Raises:
-        ToyError: names the flag.
-    """
-    name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    shards = isinstance(strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy)
-    require(
-        not shards and not name.startswith(("fsdp", "deepspeed")),
-        f"--trainer.strategy: {name!r} is not allowed, it cuts up parameters that each process needs whole; give ddp",
-    )
-    spawns = isinstance(strategy, DDPStrategy) and getattr(strategy, "_start_method", None) == "spawn"
-    require(
-        not spawns and "spawn" not in name,
-        f"--trainer.strategy: {name!r} is not allowed, its processes know nothing of what this one has set; give ddp",
-    )
 
 
 def check_fit(trainer: Namespace, module: ToyModule, data: LightningDataModule | None) -> None:

@@ -20,6 +20,7 @@ from lightning_toys.commands.trainer.arguments import (
     split_configs,
 )
 from lightning_toys.commands.trainer.classes import experiment_class
+from lightning_toys.commands.trainer.own_classes import check_class_paths, without_replaced
 from lightning_toys.commands.trainer.parser import Refused, ToyParser
 from lightning_toys.errors import NothingToTrainError, ToyError, process_rank
 from lightning_toys.training.callbacks import RescueCheckpoint
@@ -43,6 +44,10 @@ class SettingsCLI(LightningCLI):
         self.files, self.rest = split_configs(self.words[1:])
         ToyParser.files = check_configs(self.files)  # before the parser is built, which takes much longer
         check_words(flags(self.rest))
+        check_class_paths(ToyParser.files, flags(self.rest))
+        kept, self.dropped = without_replaced(ToyParser.files, flags(self.rest))
+        texts = [f if kept[f] == ToyParser.files[f] else yaml.safe_dump(kept[f]) for f in self.files]
+        self.stacked = [w for text in texts for w in ("-c", text)]
         self.checkpoint_path, self.checkpoint = None, None
         self.taken: list[tuple[str, Any, Any]] = []  # settings that the checkpoint has its way with
         import_all()  # a configuration may name the experiments' classes by their last names
@@ -55,7 +60,6 @@ class SettingsCLI(LightningCLI):
             parser_class=ToyParser,
             trainer_defaults={
                 "devices": 1,  # more seeds on one device beat more devices; a multi-GPU machine has to be asked for
-                "enable_progress_bar": False,  # ours costs nothing and counts optimiser steps
                 "enable_model_summary": False,
                 "check_val_every_n_epoch": None,
                 "val_check_interval": 1000,
@@ -87,9 +91,8 @@ class SettingsCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse flags over the checkpoint's settings over the files, and choose the run folder."""
-        verb, configs = self.words[0], self.files
+        verb, stacked = self.words[0], self.stacked
         rest = settle_length(self.rest)
-        stacked = [w for c in configs for w in ("-c", c)]
         ToyParser.command = rest
         self.config = parse(parser, [verb, *stacked, *rest])
         settings = self.config[verb]

@@ -26,11 +26,11 @@ from lightning_toys.commands.trainer.rules import callbacks_of, check_figures, c
 from lightning_toys.commands.trainer.settings import SettingsCLI
 from lightning_toys.errors import DiskFullError, ToyError, is_disk_full, note, process_rank, require
 from lightning_toys.stats import mean_ci, written
-from lightning_toys.training.callbacks import ValidationClock
 from lightning_toys.training.metrics_csv import MetricsCSV, read_run
 from lightning_toys.training.monitors import MonitorCheck, monitoring
+from lightning_toys.training.progress_bar import Progress
 from lightning_toys.training.replica_parallel import ReplicaStrategy
-from lightning_toys.training.reporting import Progress, Reporter, ResultsWriter
+from lightning_toys.training.reporting import Reporter, ResultsWriter
 from lightning_toys.training.results import Report, set_aside, write_atomic
 from lightning_toys.training.results_format import results_step
 from lightning_toys.training.run_folder import RUN_VARIABLE, SWEEP_MARK, new_run
@@ -51,13 +51,14 @@ class ToysCLI(SettingsCLI):
         settings_shown = flatten(self.model.config)
         results.settings = settings_shown
         results.hparams = {k: short_name(v) for k, v in settings_shown.items() if v != "None" and ".test_" not in k}
-        self.model.run_folder = self.run.path
+        self.model.run_path = self.run.path
         given = callbacks_of(trainer)
         if monitoring(given) and not trainer.num_sanity_val_steps:
             kwargs["num_sanity_val_steps"] = 1
         # figures read metrics.csv, and results note the speed: both come after what they look at
-        first, last = (ValidationClock(), Progress()), (rescue, figures, results, TensorBoardLayout())
-        kwargs["callbacks"] = [MonitorCheck(), *given, *first, *last]
+        progress = Progress(shown=trainer.enable_progress_bar is not False)
+        kwargs["enable_progress_bar"] = False  # Lightning's own counts batches, each of many steps
+        kwargs["callbacks"] = [MonitorCheck(), *given, progress, rescue, figures, results, TensorBoardLayout()]
         kwargs["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in given)
         kwargs["default_root_dir"] = str(self.run.path)
         kwargs["logger"] = self.loggers(trainer.logger)
@@ -127,6 +128,8 @@ class ToysCLI(SettingsCLI):
             raise ToyError(f"--trainer: {' '.join(str(error).split())}") from None
         if not self.dry:
             note_unused(trainer, self.model, str(self.subcommand), flags(self.rest))
+            for line in self.dropped:
+                note(line)
         for key, now, was in self.taken:
             note(f"{key} is {now!r} as in the checkpoint, not {was!r} as in the configuration; a flag would win")
 
@@ -173,7 +176,10 @@ class ToysCLI(SettingsCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Have Lightning read checkpoints as we do; its own default is torch's, which the environment can change."""
-        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+        kwargs = {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+        if "verbose" in kwargs and "--verbose" not in flags(self.rest):
+            kwargs["verbose"] = False  # Lightning's table of means; the summary below has the intervals
+        return kwargs
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the verb, unless only its input was to be checked."""

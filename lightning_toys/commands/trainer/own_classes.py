@@ -1,0 +1,208 @@
+"""Classes that a command line or a file names by their path: found before anything is parsed, or one line says why not.
+
+Also what another class leaves behind: settings that a file gave to the class that a flag, or a later file, replaces.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_toys.commands.experiments import exported
+from lightning_toys.errors import ToyError, did_you_mean
+
+CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.[A-Z]\w*")  # module.Class
+NO_CLASS = ("--run.", "--ckpt_path", "--checkpoint.", "--figures.", "--seed_everything", "--print_config")
+
+
+def load_class(path: str) -> Any:
+    """Return what a dotted path names.
+
+    Raises:
+        ToyError: says in one line whether there is no such module, no such class in it, or an error in its file.
+    """
+    parts = path.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:end])
+        try:
+            found: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+                if end == 1 or "." not in error.name:
+                    raise ToyError(f"no module {error.name!r}{module_hint(error.name)}") from None
+                continue  # a class within a class
+            raise ToyError(fault(name, error)) from None
+        except Exception as error:
+            raise ToyError(fault(name, error)) from None
+        for i, word in enumerate(parts[end:]):
+            if not hasattr(found, word):
+                where = ".".join(parts[: end + i])
+                kinds = [n for n, v in vars(found).items() if isinstance(v, type)]
+                raise ToyError(f"{where!r} has no class {word!r}{did_you_mean(word, kinds)}")
+            found = getattr(found, word)
+        return found
+    raise ToyError(f"{path!r} is no module.Class")
+
+
+def module_hint(name: str) -> str:
+    """Return a hint for a module that is not there: a file here that is called almost so."""
+    return did_you_mean(name, [p.stem for p in Path().glob("*.py")][:200])
+
+
+def fault(module: str, error: Exception) -> str:
+    """Say where a module's own file fails when it is imported, in one line."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name} line {error.lineno}: {type(error).__name__}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    # the last line that is neither the import system's nor a library's
+    own = [f for f in frames if not f.filename.startswith("<") and "site-packages" not in f.filename]
+    own = [f for f in own if Path(f.filename).resolve() != Path(__file__).resolve()]
+    where = f"{Path(own[-1].filename).name} line {own[-1].lineno}" if own else f"module {module!r}"
+    return f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+def named_in(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the place and the class path of every class that a configuration names by a dotted path."""
+    if isinstance(content, list):
+        for item in content:
+            yield from named_in(item, path)
+    if not isinstance(content, dict):
+        return
+    kind = content.get("class_path")
+    if isinstance(kind, str) and "." in kind:
+        yield path, kind
+    for key, value in content.items():
+        if key == "class_path":
+            continue
+        inner = path if key == "init_args" else (*path, str(key))
+        if path == () and key in ("model", "data") and isinstance(value, str) and "." in value:
+            yield inner, value
+        yield from named_in(value, inner)
+
+
+def check_class_paths(files: Mapping[str, Any], given: Mapping[str, str | None]) -> None:
+    """Refuse classes that cannot be found.
+
+    Args:
+        files: contents by file name.
+        given: flags with their values.
+
+    Raises:
+        ToyError: names the flag or the file, and why.
+    """
+    for flag, value in given.items():
+        if value and CLASS.fullmatch(value) and not flag.startswith(NO_CLASS):
+            named(flag, value)
+        elif flag in ("--model", "--data") and value and re.fullmatch(r"[A-Z]\w*", value):
+            known = {name for name, _ in exported()}
+            if value not in known and (own := defined_here(value)):
+                raise ToyError(f"{flag}: no class {value!r}; did you mean {own!r}?")
+    for file, content in files.items():
+        for place, value in named_in(content):
+            try:
+                named(f"--{'.'.join(place)}", value)
+            except ToyError as error:
+                raise ToyError(f"{error} (in {file})") from None
+
+
+def named(flag: str, value: str) -> None:
+    """Refuse a class that cannot be found, naming the flag."""
+    try:
+        load_class(value)
+    except ToyError as error:
+        raise ToyError(f"{flag}: {value!r} is not allowed: {error}") from None
+
+
+def defined_here(name: str) -> str:
+    """Return the path of a class of that name in a file of the working folder; empty where there is none."""
+    for path in sorted(Path().glob("*.py"))[:200]:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        if re.search(rf"^class {name}\b", text, re.MULTILINE):
+            return f"{path.stem}.{name}"
+    return ""
+
+
+# another class, and the settings of the one that it replaces
+
+
+def node_at(content: Any, place: tuple[str, ...]) -> tuple[Any, str] | None:
+    """Return the mapping and the key under which a configuration has what a flag's name says; None if it has not."""
+    for i, word in enumerate(place):
+        if not isinstance(content, dict):
+            return None
+        inner = content.get("init_args")
+        if word not in content and isinstance(inner, dict):
+            content = inner
+        if word not in content:
+            return None
+        if i == len(place) - 1:
+            return content, word
+        content = content[word]
+    return None
+
+
+def class_of(node: Any) -> str | None:
+    """Return the class that a node of a configuration chooses."""
+    if isinstance(node, str):
+        return node
+    return node.get("class_path") if isinstance(node, dict) and isinstance(node.get("class_path"), str) else None
+
+
+def same_class(a: str, b: str) -> bool:
+    """Whether two words name one class; a last name alone stands for any path that ends in it."""
+    return a == b or (("." not in a or "." not in b) and a.rpartition(".")[2] == b.rpartition(".")[2])
+
+
+def chosen_in(content: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield every place at which a configuration chooses a class, and the class."""
+    if not isinstance(content, dict):
+        return
+    for key, value in content.items():
+        inner = place if key == "init_args" else (*place, str(key))
+        if isinstance(value, dict):
+            if kind := class_of(value):
+                yield inner, kind
+            yield from chosen_in(value, inner)
+        elif not place and key in ("model", "data") and isinstance(value, str):
+            yield inner, value
+
+
+def without_replaced(
+    files: Mapping[str, dict[str, Any]], given: Mapping[str, str | None]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the files without settings of classes that later files or flags replace, and what to say of it.
+
+    Args:
+        files: contents by name, in the order in which they are stacked.
+        given: flags with their values; those that name a class choose it.
+    """
+    out = {name: copy.deepcopy(content) for name, content in files.items()}
+    choices: list[tuple[int, str, tuple[str, ...], str]] = []
+    for i, (name, content) in enumerate(files.items()):
+        choices += [(i, f"{name}: {'.'.join(place)}", place, kind) for place, kind in chosen_in(content)]
+    last = len(files)
+    for flag, value in given.items():
+        if value and re.fullmatch(r"([A-Za-z_]\w*\.)*[A-Z]\w*", value) and not flag.startswith(NO_CLASS):
+            choices.append((last, flag, tuple(flag[2:].split(".")), value))
+    said = []
+    for when, who, place, kind in choices:
+        for i, (name, content) in enumerate(out.items()):
+            found = node_at(content, place) if i < when else None
+            if found is None:
+                continue
+            above, key = found
+            old, settings = class_of(above[key]), above[key].get("init_args") if isinstance(above[key], dict) else None
+            if old is None or same_class(old, kind) or not settings:
+                continue
+            above[key] = {"class_path": old}
+            dropped = ", ".join(settings)
+            said.append(f"{who} {kind}: the settings of {old.rpartition('.')[2]} in {name} are dropped: {dropped}")
+    return out, said
