@@ -16,7 +16,7 @@ from tests.conftest import REPO
 PACKAGE = REPO / "lightning_toys"
 COMMANDS = ("cli", "__main__", "commands")
 # the rooms, in the order in which each may import those before it
-SHARED = ("errors", "lazy", "stats", "plotting", "training", "flows", "nets")
+SHARED = ("errors", "imports", "stats", "plotting", "training", "flows", "nets")
 
 
 def modules() -> dict[str, Path]:

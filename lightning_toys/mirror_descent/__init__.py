@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from lightning_toys.lazy import lazy_exports
+from lightning_toys.imports import lazy_exports
 
 if TYPE_CHECKING:
     from lightning_toys.mirror_descent.data import LinearGaussian

@@ -6,64 +6,17 @@ Also what another class leaves behind: settings that a file gave to the class th
 from __future__ import annotations
 
 import copy
-import importlib
 import re
-import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_toys.commands.experiments import exported
-from lightning_toys.errors import ToyError, did_you_mean
+from lightning_toys.commands.experiments import exported, public_name
+from lightning_toys.errors import ToyError
+from lightning_toys.imports import load_class
 
 CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.[A-Z]\w*")  # module.Class
 NO_CLASS = ("--run.", "--ckpt_path", "--checkpoint.", "--figures.", "--seed_everything", "--print_config")
-
-
-def load_class(path: str) -> Any:
-    """Return what a dotted path names.
-
-    Raises:
-        ToyError: says in one line whether there is no such module, no such class in it, or an error in its file.
-    """
-    parts = path.split(".")
-    for end in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:end])
-        try:
-            found: Any = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-                if end == 1 or "." not in error.name:
-                    raise ToyError(f"no module {error.name!r}{module_hint(error.name)}") from None
-                continue  # a class within a class
-            raise ToyError(fault(name, error)) from None
-        except Exception as error:
-            raise ToyError(fault(name, error)) from None
-        for i, word in enumerate(parts[end:]):
-            if not hasattr(found, word):
-                where = ".".join(parts[: end + i])
-                kinds = [n for n, v in vars(found).items() if isinstance(v, type)]
-                raise ToyError(f"{where!r} has no class {word!r}{did_you_mean(word, kinds)}")
-            found = getattr(found, word)
-        return found
-    raise ToyError(f"{path!r} is no module.Class")
-
-
-def module_hint(name: str) -> str:
-    """Return a hint for a module that is not there: a file here that is called almost so."""
-    return did_you_mean(name, [p.stem for p in Path().glob("*.py")][:200])
-
-
-def fault(module: str, error: Exception) -> str:
-    """Say where a module's own file fails when it is imported, in one line."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{Path(error.filename).name} line {error.lineno}: {type(error).__name__}: {error.msg}"
-    frames = traceback.extract_tb(error.__traceback__)
-    # the last line that is neither the import system's nor a library's
-    own = [f for f in frames if not f.filename.startswith("<") and "site-packages" not in f.filename]
-    own = [f for f in own if Path(f.filename).resolve() != Path(__file__).resolve()]
-    where = f"{Path(own[-1].filename).name} line {own[-1].lineno}" if own else f"module {module!r}"
-    return f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def named_in(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -128,6 +81,18 @@ def defined_here(name: str) -> str:
         if re.search(rf"^class {name}\b", text, re.MULTILINE):
             return f"{path.stem}.{name}"
     return ""
+
+
+def renewed(content: Any) -> Any:
+    """Return a configuration with the shipped classes by the names that stay, whatever file they lay in once."""
+    if isinstance(content, list):
+        return [renewed(item) for item in content]
+    if not isinstance(content, dict):
+        return content
+    out = {key: renewed(value) for key, value in content.items()}
+    if isinstance(kind := out.get("class_path"), str) and (name := public_name(kind)):
+        out["class_path"] = name
+    return out
 
 
 # another class, and the settings of the one that it replaces

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from lightning_toys.commands.trainer.arguments import (
     split_configs,
 )
 from lightning_toys.commands.trainer.classes import experiment_class
-from lightning_toys.commands.trainer.own_classes import check_class_paths, without_replaced
+from lightning_toys.commands.trainer.own_classes import check_class_paths, renewed, without_replaced
 from lightning_toys.commands.trainer.parser import Refused, ToyParser
 from lightning_toys.errors import NothingToTrainError, ToyError, process_rank
 from lightning_toys.training.callbacks import RescueCheckpoint
@@ -42,11 +44,12 @@ class SettingsCLI(LightningCLI):
     def __init__(self, args: Sequence[str], dry: bool = False) -> None:
         self.words, self.dry = list(args), dry
         self.files, self.rest = split_configs(self.words[1:])
-        ToyParser.files = check_configs(self.files)  # before the parser is built, which takes much longer
+        given = check_configs(self.files)  # before the parser is built, which takes much longer
+        ToyParser.files = {name: renewed(content) for name, content in given.items()}
         check_words(flags(self.rest))
         check_class_paths(ToyParser.files, flags(self.rest))
         kept, self.dropped = without_replaced(ToyParser.files, flags(self.rest))
-        texts = [f if kept[f] == ToyParser.files[f] else yaml.safe_dump(kept[f]) for f in self.files]
+        texts = [f if kept[f] == given[f] else yaml.safe_dump(kept[f]) for f in self.files]
         self.stacked = [w for text in texts for w in ("-c", text)]
         self.checkpoint_path, self.checkpoint = None, None
         self.taken: list[tuple[str, Any, Any]] = []  # settings that the checkpoint has its way with
@@ -133,17 +136,33 @@ class SettingsCLI(LightningCLI):
             value = settings.run[flag]
             if value is not None and (not value or set("/\0") & set(value) or value in (".", "..") or len(value) > 200):
                 raise ToyError(f"--run.{flag}: {value!r} is not allowed; give a folder's name, without /")
-        check_root(settings.run.root)
-        root = Path(settings.run.root)
-        self.standing = {p for p in (root, *root.parents) if p.exists()}
-        variant = settings.run.variant or (Path(self.files[0]).stem if self.files else "unnamed")
-        return root, experiment_class(settings.model.class_path).experiment_name(), variant, settings.run.name
+        root, variant, name = settings.run.root, settings.run.variant, settings.run.name
+        given = flags(self.rest)
+        if lies := self.run_of_config():  # where the run lies, which may not be where it was made
+            root = root if "--run.root" in given else str(lies.root)
+            variant = variant if "--run.variant" in given else lies.variant
+            name = name if "--run.name" in given else lies.name
+        check_root(root)
+        self.standing = {p for p in (Path(root), *Path(root).parents) if p.exists()}
+        variant = variant or (Path(self.files[0]).stem if self.files else "unnamed")
+        return Path(root), experiment_class(settings.model.class_path).experiment_name(), variant, name
+
+    def run_of_config(self) -> RunFolder | None:
+        """Return the run whose own config.yaml is given; None where none is."""
+        for file in self.files:
+            run = ToyParser.files[file].get("run") or {}
+            if run.get("name") and re.fullmatch(r"config(-\d+)?\.yaml", Path(file).name):
+                place = Path(file).absolute().parent
+                if len(place.parents) >= 3:
+                    variant, experiment, root = list(place.parents)[:3]
+                    return RunFolder(Path(os.path.relpath(root)), experiment.name, variant.name, place.name)
+        return None
 
     def stored_settings(self, path: Path, checkpoint: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         """Return a checkpoint's model and data sections, once it is whole and names no class that is not given here."""
         if why := malformed(checkpoint, self.words[0] == "fit"):
             raise ToyError(f"--ckpt_path: {path} is no whole checkpoint: {why}")
-        held: dict[str, Any] = {k: checkpoint["toy"]["config"].get(k) for k in ("model", "data")}
+        held: dict[str, Any] = {k: renewed(checkpoint["toy"]["config"].get(k)) for k in ("model", "data")}
         made_by, wanted = held["model"]["class_path"], given["model"]["class_path"]
         if made_by != wanted:
             raise ToyError(f"--ckpt_path: {path} is a checkpoint of {made_by}, not of {wanted}")

@@ -162,7 +162,10 @@ class ToysCLI(SettingsCLI):
 
     def keep_config(self) -> None:
         """Write config.yaml (on a resume with other settings: config-1.yaml, ...), and never over another."""
-        text = yaml.safe_dump(self.dump(str(self.subcommand)), sort_keys=False)
+        settings = self.dump(str(self.subcommand))
+        # so that this file, given again, means this run
+        settings["run"] = {"root": str(self.run.root), "variant": self.run.variant, "name": self.run.name}
+        text = yaml.safe_dump(settings, sort_keys=False)
         self.run.path.mkdir(parents=True, exist_ok=True)
         first = self.run.path / "config.yaml"
         if not first.exists():
