@@ -19,18 +19,18 @@ def unflatten(flat: Tensor, like: Tensors) -> Tensors:
     return {k: part.reshape(x.shape) for (k, x), part in zip(like.items(), parts, strict=True)}
 
 
-def inner(a: Tensors, b: Tensors) -> Tensor:
+def inner_product(a: Tensors, b: Tensors) -> Tensor:
     """Return the inner product of a and b in each replica (R,)."""
     return torch.stack([(x * b[k]).flatten(1).sum(1) for k, x in a.items()]).sum(0)
 
 
-def recent_mean_(ring: Tensor, count: int, v: Tensor) -> Tensor:
-    """Put v (R, P), the ``count``-th since 0, into a ring (R, n, P) of zeros; return the mean of the last n (R, P).
+def moving_average_(buffer: Tensor, count: int, v: Tensor) -> Tensor:
+    """Put v (R, P), the ``count``-th from 0, into a ring buffer (R, n, P); return the mean of the last n (R, P).
 
     "Smoothed" hypergradients of arXiv 2601.15363.
     """
-    ring[:, count % ring.shape[1]] = v
-    return ring.sum(1) / min(count + 1, ring.shape[1])  # those not there yet are zero
+    buffer[:, count % buffer.shape[1]] = v
+    return buffer.sum(1) / min(count + 1, buffer.shape[1])  # those not there yet are zero
 
 
 def zeros_like(v: Tensors) -> Tensors:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_toys.bilevel.regression.drift import Drift, ExactLoss, Sine
-from lightning_toys.bilevel.regression.stream import Shape, Stream
+from lightning_toys.bilevel.regression.stream import Stream, StreamShape
 from lightning_toys.errors import require
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import DrawnLoader
@@ -52,14 +52,14 @@ class DriftStream(ToyDataModule):
             "outer_points": outer_points,
         }
         for name, value in sizes.items():
-            least = 4 if name.endswith("points") else 1  # an adjoint network holds a quarter of the points out
-            require(value >= least, f"--data.{name}: {value} is not allowed; give an integer >= {least}")
+            minimum = 4 if name.endswith("points") else 1  # an adjoint network holds a quarter of the points out
+            require(value >= minimum, f"--data.{name}: {value} is not allowed; give an integer >= {minimum}")
         require(0 <= noise < math.inf, f"--data.noise: {noise} is not allowed; give a number >= 0")
         self.window, self.drift = window, drift if drift is not None else Sine()
-        self.shape = Shape(inputs, outputs, truth_hidden, inner_points, outer_points, noise)
+        self.shape = StreamShape(inputs, outputs, truth_hidden, inner_points, outer_points, noise)
 
     @property
-    def exact(self) -> ExactLoss:
+    def exact_loss(self) -> ExactLoss:
         """The outer loss of an inner problem that is solved exactly."""
         return ExactLoss(self.drift, self.window, self.shape.outputs, self.shape.sigma)
 

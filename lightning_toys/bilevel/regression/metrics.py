@@ -1,4 +1,4 @@
-"""What a run over the stream is judged by, each with one value a replica."""
+"""Metrics of a run over the stream, each with one value a replica."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def rolling(values: Tensor, n: int) -> Tensor:
+def rolling_mean(values: Tensor, n: int) -> Tensor:
     """Return the mean of the last n values at each time, of fewer at the start; values (T, ...)."""
     total = torch.cat([torch.zeros_like(values[:1]), values.cumsum(0)])
     t = torch.arange(1, len(values) + 1)
@@ -15,20 +15,20 @@ def rolling(values: Tensor, n: int) -> Tensor:
     return (total[t] - total[first]) / (t - first).view(shape)
 
 
-def last_sixth(values: Tensor) -> Tensor:
+def mean_of_last_sixth(values: Tensor) -> Tensor:
     """Return the mean of the last sixth of values (T, ...), of one at least."""
     return values[-max(1, len(values) // 6) :].mean(0)
 
 
-def local_regret(slopes: Tensor, n: int) -> Tensor:
-    """Return the terms (T, R) of the bilevel local regret: |mean of the last n slopes at t|^2 (arXiv 2601.15363).
+def local_regret(gradients: Tensor, n: int) -> Tensor:
+    """Return the terms (T, R) of the bilevel local regret: |mean of the last n gradients at t|^2 (arXiv 2601.15363).
 
     Args:
-        slopes: dF_t / dw (T, R, W) in the normalised weights w = lambda / L, which is L dF_t / dlambda as F does not
+        gradients: dF_t / dw (T, R, W) in the normalised weights w = lambda / L, which is L dF_t / dlambda as F does not
             depend on lambda's scale. One normalisation for all: in lambda's own scale a run would do well by growing L.
         n: how many.
     """
-    return rolling(slopes, n).square().sum(-1)
+    return rolling_mean(gradients, n).square().sum(-1)
 
 
 def normalised(lam: Tensor) -> Tensor:
@@ -37,9 +37,9 @@ def normalised(lam: Tensor) -> Tensor:
     return torch.where(total > 0, lam / torch.where(total > 0, total, torch.ones_like(total)), torch.zeros_like(lam))
 
 
-def top_lags(lam: Tensor, count: int) -> Tensor:
-    """Return the lags of the largest weights (R, W), largest first: (R, count); NaN where no weight differs."""
+def largest_lags(lam: Tensor, count: int) -> Tensor:
+    """Return the lags of the largest weights (R, W), largest first: (R, count); NaN where all weights are equal."""
     order = lam.argsort(dim=1, descending=True, stable=True)[:, :count]
     lags = torch.nn.functional.pad((order + 1).double(), (0, count - order.shape[1]), value=torch.nan)
-    same = lam.amax(1) == lam.amin(1)
-    return torch.where(same[:, None], torch.nan, lags)
+    equal = lam.amax(1) == lam.amin(1)
+    return torch.where(equal[:, None], torch.nan, lags)

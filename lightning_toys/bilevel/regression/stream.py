@@ -1,4 +1,4 @@
-"""The drifting stream: y_t(x) = f*(x) + m(t) u + sigma eps_t(x) at fixed points x, any y_t to be had again exactly."""
+"""The drifting stream y_t(x) = f*(x) + m(t) u + sigma eps_t(x) at fixed points x; any y_t can be recomputed exactly."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from lightning_toys.bilevel.regression.drift import Drift
 from lightning_toys.training.noise import keyed_generator
 
-BLOCK = 64  # times whose noise is drawn at once; part of the key
+BLOCK_STEPS = 64  # times whose noise is drawn at once; part of the key
 
 
 @dataclass(frozen=True)
-class Shape:
+class StreamShape:
     """Sizes of a stream.
 
     Attributes:
@@ -38,7 +38,7 @@ class Shape:
     sigma: float = 1.0
 
 
-def truth(seed: int, shape: Shape, x: np.ndarray) -> np.ndarray:
+def true_function(seed: int, shape: StreamShape, x: np.ndarray) -> np.ndarray:
     """Return f*(x) (N, d) for x (N, p): one hidden layer of tanh-GELUs.
 
     Weights are .1 + z, z standard normal within [-2, 2]; biases are .1.
@@ -64,47 +64,47 @@ class Stream:
         drift: m(t).
     """
 
-    def __init__(self, seeds: Sequence[int], shape: Shape, drift: Drift) -> None:
+    def __init__(self, seeds: Sequence[int], shape: StreamShape, drift: Drift) -> None:
         self.seeds, self.shape, self.drift = tuple(seeds), shape, drift
         points = shape.inner + shape.outer
         x = [keyed_generator(s, 0, "stream/x").standard_normal((points, shape.inputs)) for s in seeds]
         u = np.stack([keyed_generator(s, 0, "stream/u").standard_normal(shape.outputs) for s in seeds])
         self.x = np.stack(x)
         self.direction = u / np.linalg.norm(u, axis=-1, keepdims=True)
-        self.truth = np.stack([truth(s, shape, row) for s, row in zip(seeds, x, strict=True)])
+        self.f_star = np.stack([true_function(s, shape, row) for s, row in zip(seeds, x, strict=True)])
         self._points: list[Tensor] = []
         self._first, self._last = 0, -1
-        self._kept = torch.empty(0)
+        self._cache = torch.empty(0)
 
     def points(self, like: Tensor) -> list[Tensor]:
         """Return the inner points (R, inner, p) and the outer ones (R, outer, p)."""
-        kept = self._points
-        if not (kept and kept[0].device == like.device and kept[0].dtype == like.dtype):
+        cached = self._points
+        if not (cached and cached[0].device == like.device and cached[0].dtype == like.dtype):
             n = self.shape.inner
             self._points = [torch.from_numpy(x).to(like) for x in (self.x[:, :n], self.x[:, n:])]
         return self._points
 
-    def block(self, index: int) -> np.ndarray:
-        """Return y at the times of a block, which may lie before 0: (R, BLOCK, points, d)."""
-        shape = (BLOCK, *self.truth.shape[1:])
+    def observation_block(self, index: int) -> np.ndarray:
+        """Return y at the times of a block, which may lie before 0: (R, BLOCK_STEPS, points, d)."""
+        shape = (BLOCK_STEPS, *self.f_star.shape[1:])
         name, key = ("stream/noise", index) if index >= 0 else ("stream/noise_before", -1 - index)
         noise = np.stack([keyed_generator(s, key, name).standard_normal(shape, dtype=np.float32) for s in self.seeds])
-        m = self.drift.mean(index * BLOCK + np.arange(BLOCK))
-        moved = self.truth[:, None] + (m[:, None] * self.direction[:, None])[:, :, None]
-        y: np.ndarray = moved + self.shape.sigma * noise
+        m = self.drift.mean(index * BLOCK_STEPS + np.arange(BLOCK_STEPS))
+        mean = self.f_star[:, None] + (m[:, None] * self.direction[:, None])[:, :, None]
+        y: np.ndarray = mean + self.shape.sigma * noise
         return y
 
-    def between(self, start: int, stop: int, like: Tensor) -> Tensor:
+    def observations(self, start: int, stop: int, like: Tensor) -> Tensor:
         """Return y at times start..stop-1 and every point, (R, stop - start, points, d), a view where it can be."""
-        first, last = start // BLOCK, (stop - 1) // BLOCK
-        kept = self._kept
+        first, last = start // BLOCK_STEPS, (stop - 1) // BLOCK_STEPS
+        cached = self._cache
         if not (
-            self._first <= first and last <= self._last and kept.device == like.device and kept.dtype == like.dtype
+            self._first <= first and last <= self._last and cached.device == like.device and cached.dtype == like.dtype
         ):
-            blocks = [torch.from_numpy(self.block(i)).to(like) for i in range(first, last + 1)]
-            self._kept, self._first, self._last = torch.cat(blocks, dim=1), first, last
-        lo = start - self._first * BLOCK
-        return self._kept[:, lo : lo + stop - start]
+            blocks = [torch.from_numpy(self.observation_block(i)).to(like) for i in range(first, last + 1)]
+            self._cache, self._first, self._last = torch.cat(blocks, dim=1), first, last
+        lo = start - self._first * BLOCK_STEPS
+        return self._cache[:, lo : lo + stop - start]
 
     def window(self, t: int, lags: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return what step t is given.
@@ -113,5 +113,5 @@ class Stream:
             y at times t - lags .. t - 1, oldest first, and the inner points (R, lags, inner, d); y at time t and the
             outer points (R, outer, d).
         """
-        both = self.between(t - lags, t + 1, like)
-        return both[:, :-1, : self.shape.inner], both[:, -1, self.shape.inner :]
+        y = self.observations(t - lags, t + 1, like)
+        return y[:, :-1, : self.shape.inner], y[:, -1, self.shape.inner :]
