@@ -7,8 +7,11 @@ By the implicit function theorem, with H = d2 L_in / dtheta2 and H z = dL_out / 
     dF/dlambda = dL_out/dlambda - (d2 L_in / dlambda dtheta) z.
 
 Variables are dictionaries of tensors with a leading replica axis R, losses return one value a replica (R,), and
-replicas never mix: that is why the sum of the losses is differentiated throughout. Functional bilevel optimisation is
-of Petrulionyte et al., arXiv 2403.20233.
+replicas never mix: that is why the sum of the losses is differentiated throughout.
+
+Sources: implicit differentiation with an approximate inner solution and conjugate gradient (AID), Pedregosa, arXiv
+1602.02355; unrolling, Franceschi et al., arXiv 1703.01785; functional bilevel optimisation, Petrulionyte et al., arXiv
+2403.20233.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from torch.func import grad, jvp, vjp
 from lightning_toys.bilevel.inner_optimizers import Optimizer
 from lightning_toys.bilevel.vectors import Tensors, flatten, unflatten, zeros_like
 
-Loss = Callable[[Tensors], Tensor]
-LinearOperator = Callable[[Tensor], Tensor]
+Loss = Callable[[Tensors], Tensor]  # variables (R, ...) to one value a replica (R,)
+LinearOperator = Callable[[Tensor], Tensor]  # of one tensor; shapes in and out are equal
 
 
 def sum_over_replicas(loss: Loss) -> Loss:
@@ -33,7 +36,7 @@ def sum_over_replicas(loss: Loss) -> Loss:
 
 
 def gradient(loss: Loss, theta: Tensors) -> Tensors:
-    """Return the gradient of each replica's loss in its own variables."""
+    """Return the gradient of each replica's loss in its own variables, tensors (R, ...) as theta."""
     gradients: Tensors = grad(sum_over_replicas(loss))(theta)
     return gradients
 
@@ -42,13 +45,18 @@ def gradient(loss: Loss, theta: Tensors) -> Tensors:
 
 
 def hvp(loss: Loss, theta: Tensors, v: Tensors) -> Tensors:
-    """Return H v for each replica, H the Hessian of its loss at theta: forward over reverse."""
+    """Return H v for each replica, H the Hessian of its loss at theta: forward over reverse.
+
+    >>> theta, v = {"x": torch.tensor([[1.0, 2.0]])}, {"x": torch.tensor([[1.0, 0.0]])}
+    >>> hvp(lambda p: p["x"].pow(3).sum(1), theta, v)["x"]  # H = diag(6 x)
+    tensor([[6., 0.]])
+    """
     product: Tensors = jvp(grad(sum_over_replicas(loss)), (theta,), (v,))[1]
     return product
 
 
 def hessian_operator(loss: Loss, theta: Tensors) -> Callable[[Tensors], Tensors]:
-    """Return v -> H v for many v at one theta: the gradient's graph is made once, and gone with the function.
+    """Return v -> H v for many v at one theta: the gradient's graph is built once and freed with the function.
 
     Reverse over reverse: a product costs one backward pass, half of :func:`hvp`'s, which is what conjugate gradient
     asks for. (A loss whose backward has no backward of its own needs :func:`hvp`.)
@@ -78,12 +86,12 @@ def hessian_operator(loss: Loss, theta: Tensors) -> Callable[[Tensors], Tensors]
 def gauss_newton_product(
     outputs: Callable[[Tensors], Tensor], theta: Tensors, v: Tensors, weight: Tensor | LinearOperator | None = None
 ) -> Tensors:
-    """Return J' W J v, J the Jacobian of ``outputs`` (R, ...) at theta.
+    """Return the Gauss-Newton product J' W J v, J the Jacobian of ``outputs`` at theta.
 
     Args:
         outputs: theta to (R, ...).
         theta: where J is taken.
-        v: the vector.
+        v: the vector, tensors (R, ...) as theta.
         weight: W: a diagonal that broadcasts with the outputs, a linear function of them, or none for the identity.
     """
     jv: Tensor = jvp(outputs, (theta,), (v,))[1]
@@ -94,7 +102,12 @@ def gauss_newton_product(
 
 
 class LinearSolution(NamedTuple):
-    """x (R, P), and |b - A x| / |b| (R,) as conjugate gradient's recurrence has it (0 where b = 0)."""
+    """The solution of a linear system.
+
+    Attributes:
+        x: (R, P).
+        residual: |b - A x| / |b| (R,), A damped, as conjugate gradient's recurrence has it; 0 where b = 0.
+    """
 
     x: Tensor
     residual: Tensor
@@ -108,10 +121,11 @@ def conjugate_gradient(
     x0: Tensor | None = None,
     reorthogonalise: bool = True,
 ) -> LinearSolution:
-    """Solve (A + damping I) x = b for each replica, A symmetric positive definite.
+    """Solve (A + damping I) x = b for each replica by conjugate gradient, A symmetric positive definite.
 
-    A replica stops once its residual is at rounding, or from the first direction on in which the curvature is
-    not positive; the others go on. The number of products is fixed, so that no value decides what is computed.
+    The method of Hestenes & Stiefel (1952). A replica stops once its residual is at rounding, or at the first direction
+    in which the curvature is not positive; the others go on. The number of products is fixed, so that no value decides
+    what is computed.
 
     Args:
         matvec: p (R, P) to A p (R, P).
@@ -123,6 +137,10 @@ def conjugate_gradient(
             products and the memory of ``iterations`` vectors. A network's curvature has few large and many tiny
             eigenvalues. As soon as the large ones are solved for, rounding errors grow: in single precision ten plain
             iterations can turn one in the last digit of theta into a tenth of the answer.
+
+    >>> a = torch.tensor([[[2.0, 0.0], [0.0, 4.0]]])
+    >>> conjugate_gradient(lambda p: (a @ p[..., None])[..., 0], torch.tensor([[2.0, 2.0]]), iterations=2).x
+    tensor([[1.0000, 0.5000]])
     """
 
     def damped(p: Tensor) -> Tensor:
@@ -159,14 +177,20 @@ def conjugate_gradient(
 
 
 class BilevelProblem(NamedTuple):
-    """The inner and the outer loss, each a function of (lambda, theta) with one value a replica (R,)."""
+    """The two losses of a bilevel problem, each a function of (lambda, theta) with one value a replica (R,)."""
 
     inner_loss: Callable[[Tensors, Tensors], Tensor]
     outer_loss: Callable[[Tensors, Tensors], Tensor]
 
 
 class Hypergradient(NamedTuple):
-    """dF/dlambda, the adjoint z (or the adjoint's coefficients), and the linear solver's relative residual (R,)."""
+    """A hypergradient.
+
+    Attributes:
+        value: dF/dlambda, tensors (R, ...) as lambda.
+        adjoint: z, tensors (R, ...) as theta, or the coefficients of the adjoint function.
+        residual: the linear solver's relative residual (R,).
+    """
 
     value: Tensors
     adjoint: Tensors
@@ -174,7 +198,7 @@ class Hypergradient(NamedTuple):
 
 
 def outer_gradients(problem: BilevelProblem, lam: Tensors, theta: Tensors) -> tuple[Tensors, Tensors]:
-    """Return the outer loss's partial gradients in lambda and in theta."""
+    """Return the outer loss's partial gradients dL_out/dlambda and dL_out/dtheta at (lam, theta)."""
     gradients: tuple[Tensors, Tensors] = grad(lambda a, b: problem.outer_loss(a, b).sum(), argnums=(0, 1))(lam, theta)
     return gradients
 
@@ -199,7 +223,9 @@ def aid_hypergradient(
     curvature: Callable[[Tensors], Tensors] | None = None,
     z0: Tensors | None = None,
 ) -> Hypergradient:
-    """Approximate implicit differentiation: (H + damping I) z = dL_out/dtheta by conjugate gradient.
+    """Return the hypergradient by approximate implicit differentiation (AID, arXiv 1602.02355).
+
+    z solves (H + damping I) z = dL_out/dtheta by conjugate gradient.
 
     Args:
         problem: the losses.
@@ -209,6 +235,15 @@ def aid_hypergradient(
         damping: added to H's diagonal.
         curvature: v to H v; none is the inner Hessian, which far from the solution need not be positive.
         z0: first guess of z.
+
+    With L_in = (theta - lambda)^2 and L_out = theta^2 the inner solution is lambda, and dF/dlambda = 2 lambda:
+
+    >>> problem = BilevelProblem(
+    ...     lambda a, p: (p["theta"] - a["lam"]).square().sum(1), lambda a, p: p["theta"].square().sum(1)
+    ... )
+    >>> lam = torch.tensor([[3.0]])
+    >>> aid_hypergradient(problem, {"lam": lam}, {"theta": lam}, iterations=1).value["lam"]
+    tensor([[6.]])
     """
     partial, b = outer_gradients(problem, lam, theta)
     product = curvature or hessian_operator(lambda p: problem.inner_loss(lam, p), theta)
@@ -225,7 +260,13 @@ def aid_hypergradient(
 
 
 class UnrolledHypergradient(NamedTuple):
-    """dF_k/dlambda of F_k = L_out after k steps, with the variables and the optimiser's state after them."""
+    """A hypergradient by unrolling.
+
+    Attributes:
+        value: dF_k/dlambda of F_k = L_out after k steps, tensors (R, ...) as lambda.
+        theta: the inner variables after the steps.
+        state: the optimiser's state after them.
+    """
 
     value: Tensors
     theta: Tensors
@@ -235,7 +276,18 @@ class UnrolledHypergradient(NamedTuple):
 def unrolled_hypergradient(
     problem: BilevelProblem, lam: Tensors, theta: Tensors, steps: int, optimizer: Optimizer, state: Any = None
 ) -> UnrolledHypergradient:
-    """Differentiate through the last ``steps`` steps of the inner optimiser, which start from a constant theta."""
+    """Return the hypergradient by unrolling: through ``steps`` inner steps that start from a constant theta.
+
+    Reverse mode (arXiv 1703.01785); from an inner solution the error falls geometrically with ``steps``.
+
+    Args:
+        problem: the losses.
+        lam: outer variables.
+        theta: inner variables before the steps.
+        steps: inner steps differentiated through.
+        optimizer: the inner rule.
+        state: its state before the steps, constant too; none is that before a first step.
+    """
     initial_state = optimizer.init(theta) if state is None else state
 
     def run(a: Tensors) -> tuple[Tensor, tuple[Tensors, Any]]:
@@ -263,7 +315,7 @@ def finite_differences(
         problem: the losses.
         lam: outer variables.
         solve: lambda to the inner solution.
-        step: half the distance.
+        step: half the distance between the two evaluations of F.
         entries: which of lambda's flat entries; none is all.
     """
     flat = flatten(lam)
@@ -287,7 +339,7 @@ def functional_hypergradient(
     iterations: int,
     ridge: float = 0.0,
 ) -> Hypergradient:
-    """The hypergradient in function space, the adjoint function sought among linear combinations of a basis.
+    """Return the hypergradient in function space (arXiv 2403.20233), the adjoint a linear combination of a basis.
 
     The losses are functions of the predictor's values, not of its parameters: ``problem.inner_loss(lambda, {"h": h})``,
     h (R, ...), at the inner points, ``problem.outer_loss`` at the outer ones. The adjoint a minimises

@@ -12,7 +12,13 @@ from lightning_toys.bilevel.vectors import Tensors, zeros_like
 
 
 class AdamState(NamedTuple):
-    """Running means of the gradient and of its square, and the number of steps taken (a tensor without axes)."""
+    """Adam's state, as ``torch.optim.Adam`` names it.
+
+    Attributes:
+        exp_avg: running mean of the gradient, each (R, ...) as theta.
+        exp_avg_sq: running mean of its square, likewise.
+        step: steps taken, a float64 tensor without axes: replicas step together.
+    """
 
     exp_avg: Tensors
     exp_avg_sq: Tensors
@@ -20,7 +26,7 @@ class AdamState(NamedTuple):
 
 
 def adam_init(theta: Tensors) -> AdamState:
-    """Return Adam's state before its first step."""
+    """Return Adam's state before its first step, for variables theta."""
     first = next(iter(theta.values()))
     return AdamState(zeros_like(theta), zeros_like(theta), torch.zeros((), dtype=torch.float64, device=first.device))
 
@@ -33,9 +39,9 @@ def adam_step(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> tuple[Tensors, AdamState]:
-    """Take one step of Adam, differentiable in all of theta, gradient and state.
+    """Take one step of Adam (arXiv 1412.6980), differentiable in theta, gradient and state; return theta and state.
 
-    theta <- theta - lr m / sqrt(v + eps^2), m and v corrected for their start. ``torch.optim.Adam`` divides by
+    theta <- theta - lr m / sqrt(v + eps^2), m and v corrected for their start at zero. ``torch.optim.Adam`` divides by
     sqrt(v) + eps, whose derivative at v = 0 is infinite: a zero gradient would give NaN here. The two denominators are
     equal at v = 0 and where eps is negligible, and differ by a factor of sqrt(2) at most.
     """
@@ -53,18 +59,18 @@ def adam_step(
 
 
 class Optimizer(Protocol):
-    """A rule that takes one step after another; ``init`` makes its state."""
+    """A gradient rule as two pure functions. Both must be differentiable by torch and keep the replica axis apart."""
 
     def init(self, theta: Tensors) -> Any:
-        """Return the state before the first step."""
+        """Return the state before the first step, for variables theta; any tree of tensors."""
 
     def step(self, theta: Tensors, gradient: Tensors, state: Any) -> tuple[Tensors, Any]:
-        """Return the variables and the state after a step."""
+        """Return the variables and the state after a step along ``gradient``, which has theta's names and shapes."""
 
 
 @dataclass(frozen=True)
 class GradientDescent:
-    """theta <- theta - lr gradient."""
+    """Gradient descent, theta <- theta - lr gradient."""
 
     lr: float
 
@@ -79,7 +85,7 @@ class GradientDescent:
 
 @dataclass(frozen=True)
 class Adam:
-    """:func:`adam_step` with its settings."""
+    """Adam, see :func:`adam_step`."""
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)

@@ -47,8 +47,12 @@ class SoftValue:
     """The soft value of a state, and targets.
 
     Args:
-        alpha: temperature.
+        alpha: temperature, in units of value.
         discount: gamma.
+
+    >>> q = torch.tensor([[[[1.0, 2.0]], [[1.5, 0.5]]]])  # one replica, two heads, one state, two actions
+    >>> SoftValue(alpha=0.01, discount=0.99).value(q)  # close to max_a min_k q
+    tensor([[1.]])
     """
 
     alpha: float
@@ -70,7 +74,13 @@ class SoftValue:
         return torch.stack([first, p - first], 1).mT
 
     def bellman_target(self, reward: Tensor, not_terminated: Tensor, v: Tensor) -> Tensor:
-        """Return r + gamma n V (R, B): a truncated episode's last step is bootstrapped, a terminated one's is not."""
+        """Return r + gamma n V (R, B): a truncated episode's last step is bootstrapped, a terminated one's is not.
+
+        Args:
+            reward: r (R, B).
+            not_terminated: n (R, B), 0 or 1.
+            v: V of the next states (R, B).
+        """
         return reward + self.discount * not_terminated * v
 
 
@@ -80,7 +90,11 @@ def softmax_policy(q: Tensor, alpha: float) -> Tensor:
 
 
 def q_of_actions(q: Tensor, action: Tensor) -> Tensor:
-    """Return d_k (R, K, B), the values of the actions (R, B) taken, of q (R, K, B, A)."""
+    """Return d_k (R, K, B), the values of the actions (R, B) taken, of q (R, K, B, A).
+
+    >>> q_of_actions(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), torch.tensor([[1, 0]]))
+    tensor([[[2., 3.]]])
+    """
     index = action.unsqueeze(1).unsqueeze(-1).expand(-1, q.shape[1], -1, 1)
     return q.gather(-1, index).squeeze(-1)
 
@@ -103,7 +117,7 @@ class ModelPrediction(NamedTuple):
 
 
 class WorldModel(nn.Module):
-    """T: next state and reward of [s, onehot a], a perceptron with two hidden layers.
+    """T, the learned model: next state and reward of [s, onehot a], a ReLU network with two hidden layers.
 
     Args:
         seeds: one seed a replica.
@@ -123,7 +137,13 @@ class WorldModel(nn.Module):
         return ModelPrediction(out[:, 0, :, :-1], out[:, 0, :, -1])
 
     def vjp(self, forward: ForwardPass, next_state: Tensor, reward: Tensor) -> Tensors:
-        """Return the gradient by the parameters' names, for cotangents of s'_T (R, B, S) and r_T (R, B)."""
+        """Return the vector-Jacobian product by the parameters' names, each (R, ...).
+
+        Args:
+            forward: the network's forward pass.
+            next_state: cotangent of s'_T (R, B, S).
+            reward: cotangent of r_T (R, B).
+        """
         cotangent = torch.cat([next_state, reward.unsqueeze(-1)], -1).unsqueeze(1)
         return {f"net.{n}": g for n, g in self.net.vjp(forward, cotangent).items()}
 
@@ -159,7 +179,12 @@ def mle_loss(prediction: ModelPrediction, batch: Batch) -> Tensor:
 
 
 def mle_gradient(problem: Problem, forward: ForwardPass) -> tuple[Tensors, Tensor]:
-    """Return the gradient of :func:`mle_loss` by the model's names, and the loss (R,)."""
+    """Return the gradient of :func:`mle_loss` by the model's names, and the loss (R,).
+
+    Args:
+        problem: whose batch and model are meant.
+        forward: the model's forward pass over it.
+    """
     batch, prediction = problem.batch, problem.model.to_prediction(forward.output)
     scale = 2 / batch.reward.shape[1]
     next_state, reward = prediction.next_state - batch.next_observation, prediction.reward - batch.reward
@@ -193,11 +218,11 @@ class Problem:
     and ``outer_loss`` are the same with autograd's graph, which second derivatives and the tests take.
 
     Args:
-        q: the twin values, d.
-        target: their slow copy, which V is of.
+        q: the action values, (R, B, S) to (R, K, B, A).
+        target: their slowly updated copy, of which V is taken.
         model: T.
         value: V and targets.
-        batch: what happened.
+        batch: transitions.
     """
 
     def __init__(
@@ -213,7 +238,7 @@ class Problem:
 
     @property
     def y(self) -> Tensor:
-        """The targets of what happened (R, B), no graph."""
+        """The targets y of the observed transitions (R, B), no graph."""
         if self._y is None:
             batch = self.batch
             q = self.target_net.forward_pass(batch.next_observation).output
@@ -223,7 +248,7 @@ class Problem:
     # with autograd's graph
 
     def predict(self) -> ModelPrediction:
-        """Return the model's prediction for the batch."""
+        """Return the model's prediction for the batch, with its graph to the model."""
         return self.model.to_prediction(self.model.net(self.inputs))
 
     def y_model(self) -> Tensor:
@@ -234,15 +259,15 @@ class Problem:
         return self.value.bellman_target(prediction.reward, self.batch.not_terminated, v)
 
     def d(self, weights: Weights | None = None) -> Tensor:
-        """Return d_k (R, K, B)."""
+        """Return d_k (R, K, B), with its graph to ``weights``: q's own, or those given in their place."""
         return q_of_actions(self.q(self.batch.observation, weights), self.batch.action)
 
     def inner_loss(self, weights: Weights, y_model: Tensor) -> Tensor:
-        """Return L_in (R,)."""
+        """Return L_in (R,) for q's weights and y_T (R, B)."""
         return half_squared_error(self.d(weights), y_model)
 
     def outer_loss(self, weights: Weights) -> Tensor:
-        """Return L_out (R,)."""
+        """Return L_out (R,) for q's weights."""
         return half_squared_error(self.d(weights), self.y)
 
     # written out, on forward passes without a graph
@@ -257,12 +282,12 @@ class Problem:
         return ModelTargets(y, prediction, model_pass, target_pass, v)
 
     def model_vjp(self, targets: ModelTargets, w: Tensor, through_state: bool = True) -> Tensors:
-        """Return sum_i w_i grad_T y_T,i by the model's names.
+        """Return sum_i w_i grad_T y_T,i by the model's names, each (R, ...).
 
         Args:
             targets: the model's targets.
             w: weights (R, B).
-            through_state: False leaves V(s'_T) out, so that the reward's part is all there is.
+            through_state: False leaves out the part through V(s'_T): only the predicted reward gets a gradient.
         """
         if not through_state:
             return self.model.vjp(targets.model_pass, torch.zeros_like(targets.prediction.next_state), w)
@@ -286,17 +311,17 @@ class Problem:
         return (self.q_pass().output * self.action_one_hot.unsqueeze(1)).sum(-1) - y.unsqueeze(1)
 
     def q_gradient(self, td_error: Tensor) -> Tensors:
-        """Return the gradient in the values' weights of 1/2 sum_k mean (d_k - y)^2, given d_k - y (R, K, B)."""
+        """Return the gradient of 1/2 sum_k mean (d_k - y)^2 in q's weights, by name, given d_k - y (R, K, B)."""
         cotangent = (td_error / td_error.shape[2]).unsqueeze(-1) * self.action_one_hot.unsqueeze(1)
         return self.q.vjp(self.q_pass(), cotangent)
 
     def q_jvp(self, tangent: Weights) -> Tensor:
-        """Return J_k v (R, K, B), d_k's directional derivative along a tangent of the values' weights."""
+        """Return J_k v (R, K, B), d_k's directional derivative along a tangent v of q's weights."""
         return (self.q.jvp(self.q_pass(), tangent) * self.action_one_hot.unsqueeze(1)).sum(-1)
 
 
 def inner_hessian_operator(problem: Problem, inverse: InverseHessian, y_model: Tensor) -> Callable[[Tensors], Tensors]:
-    """Return v -> H v, H the Hessian of L_in in the values' weights, or its Gauss-Newton part sum_k J_k'J_k / B."""
+    """Return v -> H v, H the Hessian of L_in in q's weights, or its Gauss-Newton part sum_k J_k'J_k / B."""
     if inverse == "hessian":
         theta = {n: p.detach() for n, p in problem.q.named_parameters()}
         return hessian_operator(lambda weights: problem.inner_loss(weights, y_model), theta)
@@ -306,7 +331,7 @@ def inner_hessian_operator(problem: Problem, inverse: InverseHessian, y_model: T
 def omd_weights(
     problem: Problem, inverse: InverseHessian, steps: int, damping: float, y_model: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return w (R, B) of OMD, L_out (R,), and the relative residual of the linear system (R,).
+    """Return w (R, B) of OMD (arXiv 2106.03273), L_out (R,), and the linear system's relative residual (R,).
 
     Args:
         problem: at the inner solution.
@@ -328,13 +353,13 @@ def omd_weights(
 
 
 def funcbo_weights(problem: Problem, y_model: Tensor, solved: bool) -> tuple[Tensor, Tensor]:
-    """Return w (R, B) of functional bilevel optimisation, and L_out (R,).
+    """Return w (R, B) of functional bilevel optimisation (arXiv 2403.20233), and L_out (R,).
 
     Args:
         problem: with the values as they are.
         y_model: y_T (R, B), detached.
-        solved: take the inner problem for solved, d_k = y_T: the gradient is that of mean (y_T - y)^2 for two heads.
-            Otherwise d_k is what the values say now.
+        solved: treat the inner problem as solved, d_k = y_T: the gradient is that of mean (y_T - y)^2 for two heads.
+            Otherwise d_k are the present values.
     """
     exact = (y_model - problem.y).unsqueeze(1).expand(-1, problem.q.heads, -1)
     error = exact if solved else problem.td_error(problem.y)

@@ -30,7 +30,7 @@ FLOAT32_CPU = torch.empty(0)
 
 
 class Transition(NamedTuple):
-    """What one step did, arrays (R, copies, ...) that nobody writes to afterwards.
+    """One step of every environment, arrays (R, copies, ...) that are not written to afterwards.
 
     Attributes:
         observation: float32, before the step.
@@ -50,7 +50,15 @@ class Transition(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """An episode that ended: where, its number, the undiscounted sum of its rewards, and its steps."""
+    """An episode that ended.
+
+    Attributes:
+        replica: r.
+        copy: c.
+        number: e, counted from 0 for each replica and copy.
+        total_reward: undiscounted sum of its rewards.
+        length: its steps.
+    """
 
     replica: int
     copy: int
@@ -70,6 +78,12 @@ class Disturbance:
             centre ``drift * sin(2 pi t / drift_period)``, else 0. 0 is off: the reward is gymnasium's.
         drift_period: environment steps from one swing of the centre to the next.
         drift_width: degrees, half the band's width. An episode ends at 12 degrees.
+
+    Raises:
+        ToyError: a value is not allowed.
+
+    >>> Disturbance(drift=6.0, drift_period=8).centre(2)
+    6.0
     """
 
     distractors: int = 0
@@ -91,7 +105,7 @@ class Disturbance:
 
 
 def reset_seed(seed: int, stream: str, copy: int, episode: int) -> int:
-    """Return what an episode is reset with."""
+    """Return the seed that episode ``episode`` of a replica's copy is reset with, below 2^31 - 1."""
     return int(keyed_generator(seed, episode, f"{stream}/reset/{copy}").integers(2**31 - 1))
 
 
@@ -129,18 +143,35 @@ class Environments(ABC):
 
     @abstractmethod
     def reset_one(self, replica: int, copy: int, seed: int) -> np.ndarray:
-        """Reset one environment and return its first observation, (task_observation_size,)."""
+        """Reset one environment and return its first observation, (task_observation_size,).
+
+        Must be a function of ``seed`` alone.
+
+        Args:
+            replica: r.
+            copy: c.
+            seed: keyed by the replica's seed, stream, copy and episode, see :func:`reset_seed`.
+        """
 
     @abstractmethod
     def step_all(self, action: np.ndarray, drift_step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Take one step everywhere; return new arrays: observation, reward (float32), terminated, truncated (bool)."""
+        """Take one step in every environment, with no reset and no distractors.
+
+        Args:
+            action: (R, copies), int64.
+            drift_step: environment step at which a drifting reward is taken.
+
+        Returns:
+            New arrays: observation (R, copies, task_observation_size) and reward (R, copies), float32; terminated and
+            truncated (R, copies), bool.
+        """
 
     def close(self) -> None:
-        """Let go of what the environments hold on to."""
+        """Release what the environments hold, such as windows."""
         return
 
     def reset(self, episode: int = 0) -> None:
-        """Begin episode number ``episode`` everywhere, whatever happened before."""
+        """Begin episode number ``episode`` in every environment, whatever happened before."""
         self.first_episode, self.steps, self.finished_episodes = episode, 0, list[Episode]()
         self.episodes = np.full(self.shape, episode, dtype=np.int64)
         self.lengths = np.zeros(self.shape, dtype=np.int64)
@@ -151,7 +182,7 @@ class Environments(ABC):
         )
 
     def step(self, action: np.ndarray, drift_step: int | None = None) -> Transition:
-        """Take one step in every environment.
+        """Take one step in every environment, and reset those whose episode ended.
 
         Args:
             action: (R, copies), from 0 to ``num_actions`` - 1.
@@ -194,13 +225,17 @@ class Environments(ABC):
         return np.stack([n.at(step, FLOAT32_CPU).numpy() for n in self._noise_streams], axis=1)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all that :meth:`load_state_dict` needs to go on bit for bit: plain tensors, no generator."""
+        """Return what :meth:`load_state_dict` needs to go on bit for bit: tensors by name, no generator."""
         arrays = {k: getattr(self, k) for k in ("episodes", "lengths", "totals", "distraction", "observation")}
         where = torch.tensor([self.first_episode, self.steps])
         return {k: torch.from_numpy(v.copy()) for k, v in arrays.items()} | {"where": where}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a state of environments with the same seeds, stream and copies."""
+        """Go on from a state of environments with the same seeds, stream and copies.
+
+        Raises:
+            ToyError: the shapes differ, or the episodes are no function of their reset seed.
+        """
         for name in ("episodes", "lengths", "totals", "distraction", "observation"):
             stored, expected = tuple(state[name].shape), getattr(self, name).shape
             require(stored == expected, f"the stored environments' {name} is {stored}, where {expected} is wanted")
@@ -210,7 +245,7 @@ class Environments(ABC):
 
 
 class CartPole(Environments):
-    """CartPole-v1: gymnasium's own numbers, all environments in one go.
+    """CartPole-v1 (Barto, Sutton & Anderson 1983), vectorised: gymnasium's own numbers to the last bit.
 
     ``physics`` (4, R, copies), float64: the cart's position (m) and velocity, the pole's angle (rad) and velocity.
     """
@@ -265,7 +300,7 @@ class CartPole(Environments):
 
 
 class GymnasiumEnvironments(Environments):
-    """Environments of gymnasium in a loop.
+    """Any environment of gymnasium with discrete actions and a vector observation, stepped in a loop.
 
     Their inner state cannot be stored in general. What is stored is the actions since each reset:
     :meth:`load_state_dict` plays them again, and checks that they lead to the stored observation.
@@ -276,7 +311,10 @@ class GymnasiumEnvironments(Environments):
         stream: see :class:`Environments`.
         copies: see :class:`Environments`.
         disturbance: see :class:`Environments`.
-        render_mode: passed to ``gymnasium.make``.
+        render_mode: passed to ``gymnasium.make``; if given, ``frames`` holds a picture of each step.
+
+    Raises:
+        ToyError: there is no such environment, it cannot be made, or its spaces do not fit.
     """
 
     def __init__(
@@ -352,7 +390,7 @@ class GymnasiumEnvironments(Environments):
 
 
 def import_gymnasium() -> ModuleType:
-    """Import gymnasium, or say how to get it."""
+    """Return gymnasium, imported; a ToyError says how to get it."""
     try:
         import gymnasium
     except ImportError:
@@ -361,7 +399,7 @@ def import_gymnasium() -> ModuleType:
 
 
 def make_gymnasium(name: str, render_mode: str | None = None) -> Any:
-    """Return a gymnasium environment; every way in which it cannot be made is the user's to mend."""
+    """Return a gymnasium environment; a ToyError says why it cannot be made."""
     gymnasium = import_gymnasium()
     allowed = "give a gymnasium environment with numbered actions and a vector to observe, such as CartPole-v1"
     known = list(gymnasium.registry)
@@ -375,12 +413,12 @@ def make_gymnasium(name: str, render_mode: str | None = None) -> Any:
 
 
 def one_line(error: Exception) -> str:
-    """Return what an error says, in one line."""
+    """Return an error's message in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def space_sizes(name: str, environment: Any) -> tuple[int, int]:
-    """Return the number of observed numbers and of actions, or refuse the environment."""
+    """Return the length of an observation and the number of actions; a ToyError if the spaces are of other kinds."""
     from gymnasium.spaces import Box, Discrete
 
     observations, actions = environment.observation_space, environment.action_space
@@ -398,7 +436,7 @@ def space_sizes(name: str, environment: Any) -> tuple[int, int]:
 def make_environments(
     name: str, seeds: Sequence[int], stream: str, copies: int = 1, disturbance: Disturbance | None = None
 ) -> Environments:
-    """Return R x copies environments, started.
+    """Return R x copies environments, reset to episode 0.
 
     Args:
         name: ``CartPole-v1``, or another registered environment of gymnasium.
@@ -406,6 +444,15 @@ def make_environments(
         stream: name of the use; other names see other episodes.
         copies: environments of each replica.
         disturbance: distractors and drift; None for none.
+
+    Raises:
+        ToyError: there is no such environment, its spaces do not fit, or a drift is asked of one that has none.
+
+    >>> environments = make_environments("CartPole-v1", seeds=[0, 1, 2], stream="train")
+    >>> environments.observation.shape
+    (3, 1, 4)
+    >>> environments.step(np.zeros((3, 1))).reward.tolist()
+    [[1.0], [1.0], [1.0]]
     """
     disturbance = disturbance or Disturbance()
     if name == CARTPOLE:

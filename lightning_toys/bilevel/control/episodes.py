@@ -1,4 +1,4 @@
-"""Whole episodes: played in every environment at once, or rendered frame by frame."""
+"""Whole episodes: in every environment at once, or rendered frame by frame."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ def rollout(
     drift_step: int | None = None,
     limit: int = 10_000,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Play episode number ``episode`` in every environment; return sums of rewards and lengths, (R, copies).
+    """Roll out episode number ``episode`` in every environment.
 
     Args:
         environments: reset here.
         policy: observations (R, copies, obs) to actions (R, copies).
-        episode: an evaluation's number, say: the result is a function of it.
+        episode: which one; the result is a function of it.
         drift_step: environment step that the drift is held at; None lets it run from 0.
         limit: steps after which an episode counts as it is.
+
+    Returns:
+        Undiscounted sums of rewards, and lengths in steps, each (R, copies).
     """
     environments.reset(episode)
     totals, lengths = np.zeros(environments.shape), np.zeros(environments.shape, dtype=np.int64)
@@ -49,12 +52,16 @@ def rollout(
 
 
 def uniform_actions(u: np.ndarray, num_actions: int) -> np.ndarray:
-    """Map uniforms in [0, 1), float64, to actions with equal probabilities."""
+    """Map uniforms in [0, 1), float64, of any shape to actions with equal probabilities."""
     return np.minimum((u * num_actions).astype(np.int64), num_actions - 1)
 
 
 class RandomPolicy:
-    """A policy that takes every action with the same probability, whatever it sees: keyed by seed, stream and step."""
+    """The uniform random policy; its draws are keyed by seed, stream and step.
+
+    Args:
+        environments: whose seeds, copies and actions are meant.
+    """
 
     def __init__(self, environments: Environments) -> None:
         self.num_actions, self.steps = environments.num_actions, 0
@@ -62,7 +69,7 @@ class RandomPolicy:
         self.noise = NoiseStream(environments.seeds, stream, (environments.copies,), uniform)
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
-        """Return the next step's actions (R, copies)."""
+        """Return the next step's actions (R, copies), whatever the observation."""
         u = self.noise.at(self.steps, FLOAT32_CPU).numpy().astype(np.float64)
         self.steps += 1
         return uniform_actions(u, self.num_actions)
@@ -75,14 +82,17 @@ def render_episode(
     disturbance: Disturbance | None = None,
     limit: int = 10_000,
 ) -> list[np.ndarray]:
-    """Play an episode and return its frames, (height, width, 3) uint8: the first before any step.
+    """Roll out one episode and return its frames, (height, width, 3) uint8: the first before any step.
 
     Args:
-        name: see :func:`make_environments`.
+        name: of a registered environment of gymnasium.
         policy: an observation (obs,) to an action.
         seed: of the replica; the episode is number 0 of the stream ``"record"``.
-        disturbance: distractors are observed; the drift is not seen.
+        disturbance: distractors are observed; the drift changes no frame.
         limit: most steps.
+
+    Raises:
+        ToyError: the environment cannot be drawn, for want of pygame, say.
     """
     # pygame greets on standard output, and would look for a screen
     for variable, value in (("PYGAME_HIDE_SUPPORT_PROMPT", "1"), ("SDL_VIDEODRIVER", "dummy")):
@@ -100,7 +110,11 @@ def render_episode(
 
 
 def write_gif(frames: Sequence[np.ndarray], path: str | Path, fps: float = 50.0) -> None:
-    """Write frames (height, width, 3) uint8 as an animation that goes round; GIF counts in hundredths of a second."""
+    """Write frames (height, width, 3) uint8 as a looping GIF, which counts time in hundredths of a second.
+
+    Raises:
+        ToyError: there are no frames.
+    """
     from PIL import Image
 
     require(len(frames) > 0, "an animation without pictures cannot be written")

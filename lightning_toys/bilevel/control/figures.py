@@ -22,7 +22,16 @@ PANELS = (
 
 
 def draw_training(folder: Path, seeds: Sequence[int], label: str) -> dict[str, Figure]:
-    """Draw return, value error and model error over environment steps: seeds thin, their mean and interval."""
+    """Draw return, value error and model error over environment steps: each seed thin, mean and 95 % interval.
+
+    Args:
+        folder: of the run, with its metrics.csv.
+        seeds: one seed a replica.
+        label: name of the run.
+
+    Returns:
+        Figures by file name; none if nothing was evaluated.
+    """
     rows = read_run(folder)
     steps, _ = replica_columns(rows, "eval/return", seeds)
     if not len(steps):
@@ -42,7 +51,7 @@ def draw_training(folder: Path, seeds: Sequence[int], label: str) -> dict[str, F
 
 
 def label_axes(ax: Axes, title: str) -> None:
-    """Label a panel's axes; errors over decades get a logarithm, returns their zero where none is below it."""
+    """Label a panel's axes; errors get a logarithmic axis, returns one from 0 unless some are negative."""
     ax.set_xlabel("environment steps")
     ax.set_ylabel(title)
     if "RMS" in title:
@@ -55,7 +64,10 @@ def draw_comparison(runs: dict[str, Path]) -> dict[str, Figure]:
     """Draw runs side by side: a row of panels for each width of the model, a colour for each agent.
 
     Args:
-        runs: label to run folder.
+        runs: label to run folder; those that are not finished are left out.
+
+    Returns:
+        Figures by file name; none if there is no finished run.
     """
     panels: dict[int, dict[str, tuple[str, Path]]] = {}
     for label, folder in runs.items():

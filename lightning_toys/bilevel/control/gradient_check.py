@@ -20,7 +20,7 @@ MAX_RESIDUAL = 1e-3  # relative residual above which there is no inner response
 
 
 def to_double(nets: AgentNetworks, batch: Batch) -> tuple[AgentNetworks, Batch]:
-    """Return copies in double precision."""
+    """Return copies of networks and batch in double precision."""
     return copy.deepcopy(nets).double(), Batch(*(x.double() if x.is_floating_point() else x for x in batch))
 
 
@@ -64,19 +64,19 @@ def directional_differences(
     fit_gradient: Callable[[], tuple[Tensors, Tensor]] | None = None,
     step_size: float = 1e-6,
 ) -> tuple[Tensors, Tensor]:
-    """Return random directions of the model's weights (R, D, ...) and the outer loss's central differences (R, D).
+    """Return random directions of the model's weights, by name (R, D, ...), and L_out's central differences (R, D).
 
     A difference is NaN where the values' weights have no response, see :func:`inner_response`.
 
     Args:
         problem: in double precision, at the values that the gradient was taken at.
         agent: ``omd``: the values' weights respond (see :func:`inner_response`); ``funcbo``: the values themselves do.
-        seeds: of the replicas; they key the directions.
+        seeds: one seed a replica; with ``step`` they key the directions.
         num_directions: D.
-        step: keys the directions too.
+        step: of the run.
         damping: c of the response.
-        inner_solved: funcbo's inner problem is taken for solved.
-        fit_gradient: gives gradient and loss of ``mle`` and ``vep``: there is no inner problem in them.
+        inner_solved: funcbo's inner problem is treated as solved.
+        fit_gradient: returns gradient and loss of ``mle`` and ``vep``, which have no inner problem.
         step_size: length of a difference's step, in units of a direction of unit variance; a longer one steps over
             kinks of the ReLU networks, which the solution at an interpolating point lies close to.
     """
@@ -116,7 +116,10 @@ def directional_differences(
 
 
 def cosine_similarity(gradient: Tensors, directions: Tensors, differences: Tensor) -> Tensor:
-    """Return the cosine (R,) of <gradient, u_j> and the differences along u_j, over the directions."""
+    """Return the cosine (R,) of <gradient, u_j> and the differences (R, D) along u_j, over the directions j.
+
+    NaN where a difference is NaN.
+    """
     predicted = torch.zeros_like(differences)
     for n, g in gradient.items():
         predicted += (directions[n].flatten(2) * g.double().flatten(1).unsqueeze(1)).sum(2).cpu()

@@ -36,17 +36,20 @@ class Solver:
     Args:
         num_q_steps: inner steps of an outer iteration, all on one batch.
         num_t_steps: outer iterations of an environment step, a batch each.
-        warm_start: go on from the values of the iteration before; otherwise each inner loop starts from the first ones.
+        warm_start: start each inner loop from the present values; otherwise from the initial ones.
         warm_opt: keep the inner optimiser's moments from one outer iteration to the next, for every agent.
         inverse: of the inner Hessian in ``omd``: ``identity`` (as published), ``gauss_newton`` or ``hessian`` by
-            conjugate gradients.
-        cg_steps: iterations of conjugate gradients.
+            conjugate gradient.
+        cg_steps: iterations of conjugate gradient.
         cg_damping: c, added to the Hessian's diagonal.
-        inner_value: ``funcbo`` takes the inner problem for solved (``exact``) or the values as they are (``lagged``).
+        inner_value: ``funcbo`` treats the inner problem as solved (``exact``) or takes the present values (``lagged``).
         vep_values: random value functions of ``vep``.
-        smoothing: the model follows the mean of so many outer gradients, the latest ones; 1 is without.
+        smoothing: the model follows the mean of the last so many outer gradients (arXiv 2601.15363); 1 is without.
         state_gradient: ``omd`` and ``funcbo`` send the gradient through V(s'_T) too; false trains the predicted reward
             alone, which is what the code published for funcbo does.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     num_q_steps: int = 1
@@ -74,12 +77,15 @@ class Solver:
 
 
 class AgentNetworks(nn.Module):
-    """An agent's networks: values ``q``, their slow copy ``target``, the model, and what its algorithm asks for.
+    """An agent's networks: values ``q``, their slow copy ``target``, the ``model``, and what its algorithm asks for.
+
+    ``values`` are the random value functions of ``vep``, ``start`` the initial values of cold starts, ``recent`` the
+    last gradients (R, smoothing, P) and ``seen`` their number.
 
     Args:
         seeds: one seed a replica.
-        states: dimensions of a state.
-        actions: number of actions.
+        states: S, dimensions of a state.
+        actions: A, number of actions.
         hidden: width of the values' two hidden layers.
         model_hidden: width of the model's.
         heads: 2 is double Q-learning.
@@ -114,7 +120,7 @@ class AgentNetworks(nn.Module):
             self.register_buffer("seen", torch.zeros((len(seeds), 1)))
 
     def smooth_gradient(self, gradient: Tensors) -> Tensors:
-        """Return the mean of the last gradients, this one included (arXiv 2601.15363)."""
+        """Return the mean of the last gradients of the model, this one included (arXiv 2601.15363), by name."""
         recent, seen = self.recent, self.seen
         assert isinstance(recent, Tensor)
         assert isinstance(seen, Tensor)
@@ -124,14 +130,14 @@ class AgentNetworks(nn.Module):
 
 
 class Learner:
-    """Runs outer iterations.
+    """Runs outer iterations of one agent on its networks.
 
     Args:
-        nets: the agent's.
+        nets: stepped in place.
         agent: the algorithm.
         solver: how it is run.
         value: V and targets.
-        tau: share by which the target moves towards the values at each outer iteration.
+        tau: the target network's step towards the values at each outer iteration, target += tau (q - target).
         max_grad_norm: bound on each replica's outer gradient norm.
     """
 
@@ -157,7 +163,7 @@ class Learner:
         return Problem(self.nets.q, self.nets.target, self.nets.model, self.value, batch)
 
     def outer_iteration(self, batch: Batch, outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> Tensor:
-        """Make one outer iteration; return the loss that the model descends (R,), not finite if the values are not.
+        """Make one outer iteration; return the model's loss (R,), not finite where the values are not.
 
         Args:
             batch: transitions, the same for the inner and the outer problem.
@@ -178,14 +184,14 @@ class Learner:
         return loss + self.nan_if_diverged
 
     def fit_gradient(self, problem: Problem) -> tuple[Tensors, Tensor]:
-        """Return the model's gradient and loss (R,) of ``mle`` or ``vep``."""
+        """Return the model's gradient, by name, and loss (R,) of ``mle`` or ``vep``."""
         forward = self.nets.model.net.forward_pass(problem.inputs)
         if self.agent == "mle":
             return mle_gradient(problem, forward)
         return vep_gradient(problem, forward, self.nets.values)
 
     def implicit_gradient(self, problem: Problem, targets: ModelTargets) -> tuple[Tensors, Tensor]:
-        """Return the model's gradient and L_out (R,) of ``omd`` or ``funcbo``.
+        """Return the model's gradient, by name, and L_out (R,) of ``omd`` or ``funcbo``.
 
         Args:
             problem: at the inner solution.
@@ -199,7 +205,7 @@ class Learner:
         return problem.model_vjp(targets, w, solver.state_gradient), loss
 
     def take_inner_steps(self, problem: Problem, y_model: Tensor, inner: torch.optim.Optimizer) -> None:
-        """Take the inner steps: the values learn from the model's targets y_T (R, B)."""
+        """Take ``num_q_steps`` inner steps of the values on the model's targets y_T (R, B)."""
         if not self.solver.warm_start:
             torch._foreach_copy_([p.detach() for p in self.q_params], list(self.nets.start.parameters()))
         if not self.solver.warm_opt:
@@ -215,7 +221,7 @@ class Learner:
             problem.clear_q_pass()
 
     def step_model(self, gradient: Tensors, outer: torch.optim.Optimizer) -> None:
-        """Step the model; each replica's gradient is clipped by itself where that is wanted."""
+        """Step the model along its gradient, by name: smoothed, and clipped by each replica's own norm, if set so."""
         if self.solver.smoothing > 1:
             gradient = self.nets.smooth_gradient(gradient)
         scale: Tensor | None = None
@@ -228,7 +234,11 @@ class Learner:
 
     @torch.no_grad()
     def measure_errors(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the errors of values and model on a batch, each (R,): roots of mean squares."""
+        """Return the errors of values and model on a batch, each (R,).
+
+        ``td_error``: RMS of d - y; ``inner_error``: RMS of d - y_T; ``model_error``: RMS error of a coordinate of the
+        next state; ``reward_error``: RMS error of the reward; ``value``: mean of d.
+        """
         problem = self.problem(batch)
         targets = problem.model_targets()
         state, reward = model_errors(targets.prediction, batch)

@@ -1,4 +1,4 @@
-"""BilevelControl: an agent that learns its values from a model, and its model from what the values make of it."""
+"""BilevelControl: an agent that learns its values from a model, and the model by how good these values are."""
 
 from __future__ import annotations
 
@@ -44,19 +44,20 @@ class BilevelControl(ToyModule):
     """Model-based reinforcement learning with discrete actions; a step of the Trainer is one of the environment.
 
     Args:
-        agent: how the model is learned: ``mle``, ``vep``, ``omd`` or ``funcbo``, see
+        agent: how the model is learned: ``mle`` (maximum likelihood), ``vep`` (value equivalence, arXiv 2011.03506),
+            ``omd`` (arXiv 2106.03273) or ``funcbo`` (arXiv 2403.20233), see
             :mod:`lightning_toys.bilevel.control.agents`.
         env: an environment of gymnasium with discrete actions and a flat observation.
         seeds: one seed a replica.
         hidden_dim: width of the values' hidden layers.
         model_hidden_dim: width of the model's hidden layers; 3 is too narrow for CartPole.
-        alpha: temperature of the soft value and of the policy.
+        alpha: temperature of the soft value and of the policy, in units of reward.
         discount: gamma.
-        eps: share of random actions after the first ``--data.init_steps``.
+        eps: probability of a uniformly random action after the first ``--data.init_steps`` steps.
         lr: Adam's learning rate of the model.
         inner_lr: Adam's learning rate of the values.
-        tau: share by which the target values move towards the values at each outer iteration.
-        double_q: the target is the smaller of two values.
+        tau: the target values' step towards the values at each outer iteration, target += tau (values - target).
+        double_q: two value heads, the smaller of which is the target's (double Q-learning).
         solver: of the bilevel problem.
         disturbance: distractors and a drifting reward.
         clip_grad_norm: bound on each replica's outer gradient norm.
@@ -172,7 +173,7 @@ class BilevelControl(ToyModule):
         return AgentNetworks(self.seeds, s, a, self.hidden_dim, self.model_hidden_dim, heads, self.agent, solver)
 
     def configure_model(self) -> None:
-        """See :meth:`ToyModule.configure_model`; the replay is part of the module, so of its checkpoints."""
+        """See :meth:`ToyModule.configure_model`; the replay buffer is part of the module, so of its checkpoints."""
         super().configure_model()
         if hasattr(self, "net") and not hasattr(self, "replay"):
             self.replay = ReplayBuffer(self.seeds, self.sizes["states"], self.sizes["capacity"])
@@ -185,11 +186,11 @@ class BilevelControl(ToyModule):
 
     @property
     def learner(self) -> Learner:
-        """What makes outer iterations with the networks as they are."""
+        """Runs outer iterations on the networks."""
         return Learner(self.nets, self.agent, self.solver, self.soft_value, self.tau, self.clip_grad_norm)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return Adam of the model, and Adam of the values."""
+        """Return two optimisers: Adam of the model, and Adam of the values."""
         fused = self.device.type in ("cpu", "cuda")
         outer = torch.optim.Adam(self.nets.model.parameters(), lr=self.lr, fused=fused)
         return outer, torch.optim.Adam(self.nets.q.parameters(), lr=self.inner_lr, fused=fused)
@@ -223,14 +224,14 @@ class BilevelControl(ToyModule):
         return action
 
     def to_input(self, x: np.ndarray) -> Tensor:
-        """Return an array on the device and in the precision of the networks."""
+        """Return an array as a tensor on the device and in the precision of the networks."""
         like = self.nets.q.weights()["w0"]
         return torch.from_numpy(x).to(like)
 
     # training
 
     def on_train_start(self) -> None:
-        """Let the learning rates given now win, and start the environments or take them up where they were."""
+        """Set the learning rates given now, and start the environments or restore them from the checkpoint."""
         for optimizer, lr in zip(self.trainer.optimizers, (self.lr, self.inner_lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -275,7 +276,7 @@ class BilevelControl(ToyModule):
             self.trainer.fit_loop.epoch_loop._batches_that_stepped = block.stop
 
     def sample_replay(self, index: int, count: int, stream: str) -> Any:
-        """Return transitions of the replay in the networks' precision."""
+        """Return ``count`` transitions a replica, drawn by ``index`` and ``stream``, in the networks' precision."""
         batch = self.replay.sample(index, count, stream)
         dtype = self.nets.q.weights()["w0"].dtype
         if batch.observation.dtype == dtype:
@@ -283,7 +284,7 @@ class BilevelControl(ToyModule):
         return batch._replace(**{k: x.to(dtype) for k, x in batch._asdict().items() if x.is_floating_point()})
 
     def log_training(self, step: int, learning: bool, learner: Learner) -> None:
-        """Log the episodes that ended since the last time, and the gradients' norms."""
+        """Log returns of the episodes that ended since the last time, and the gradients' norms."""
         row: dict[str, Tensor] = {}
         if all(self.returns):
             row["train/return"] = torch.tensor([float(np.mean(x)) for x in self.returns])
@@ -300,7 +301,7 @@ class BilevelControl(ToyModule):
     # checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See :meth:`ToyModule.on_save_checkpoint`; the environments go along, and returns not yet logged."""
+        """See :meth:`ToyModule.on_save_checkpoint`; the environments are kept too, and returns not yet logged."""
         super().on_save_checkpoint(checkpoint)
         if self.environments is not None:
             checkpoint["toy"] |= {"environments": self.environments.state_dict(), "returns": self.returns}
@@ -312,7 +313,7 @@ class BilevelControl(ToyModule):
         self.returns = checkpoint["toy"].get("returns", self.returns)
 
     def has_learned(self, checkpoint: dict[str, Any]) -> bool:
-        """See :meth:`ToyModule.has_learned`: the random steps at the beginning are none of an optimiser's."""
+        """See :meth:`ToyModule.has_learned`: in the random steps at the beginning no optimiser steps."""
         data = checkpoint["toy"]["config"].get("data")
         given = data.get("init_args") if isinstance(data, dict) else None
         warm = given.get("init_steps") if isinstance(given, dict) else None
@@ -345,7 +346,7 @@ class BilevelControl(ToyModule):
     # evaluating
 
     def rollout_returns(self, stream: str, episodes: int, greedy: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Return sums of rewards and lengths (R, episodes), the drift as it is now; of random actions if not greedy."""
+        """Return sums of rewards and lengths (R, episodes) under greedy actions, or random ones; the drift as now."""
         environments = make_environments(self.env, self.seeds, stream, episodes, self.disturbance)
         found = rollout(
             environments, self.greedy_actions if greedy else RandomPolicy(environments), drift_step=self.weights_step
@@ -354,7 +355,7 @@ class BilevelControl(ToyModule):
         return found
 
     def evaluate(self, stream: str, episodes: int) -> Report:
-        """Play episodes with greedy actions, the same first states each time; measure errors on the replay."""
+        """Roll out episodes with greedy actions, the same first states each time; measure errors on the replay."""
         step = self.weights_step
         totals, lengths = self.rollout_returns(stream, episodes)
         found = {"return": totals.mean(1), "length": lengths.astype(np.float64).mean(1)}
@@ -389,12 +390,12 @@ class BilevelControl(ToyModule):
         return cosine_similarity(gradient, directions, differences)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Play and score."""
+        """Evaluate, see :meth:`evaluate`."""
         self.last_report = self.evaluate("evaluation", self.eval_episodes)
         self.write_evaluation(self.last_report)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Play other episodes, and more of them; record one where that is asked for."""
+        """Evaluate on other episodes, and more of them; write one as a GIF if ``record``."""
         report = self.evaluate("test", self.test_episodes)
         totals, lengths = self.rollout_returns("test", self.test_episodes, greedy=False)
         # what an agent has to beat, in the same episodes

@@ -15,10 +15,10 @@ Weights = Mapping[str, Tensor]
 
 
 class ForwardPass(NamedTuple):
-    """A forward pass, with what its derivatives need.
+    """A forward pass, with what its derivatives need; no autograd graph.
 
     Attributes:
-        inputs: of each layer (R K, B, n).
+        inputs: what each layer was given (R K, B, n), a replica's heads side by side.
         weights: of each layer (R K, n, m).
         output: (R, K, B, out).
     """
@@ -40,7 +40,7 @@ def affine(b: Tensor, h: Tensor, w: Tensor) -> Tensor:
 
 
 def add_matmul_(sum_: Tensor, h: Tensor, w: Tensor) -> Tensor:
-    """Add h w to a sum (N, B, m) that :func:`affine` made, in place; arguments as there."""
+    """Add h w to a sum (N, B, m) that :func:`affine` returned, in place; arguments as there."""
     if w.shape[2] < w.shape[1]:
         sum_.mT.baddbmm_(w.mT.contiguous(), h.mT)
         return sum_
@@ -48,7 +48,7 @@ def add_matmul_(sum_: Tensor, h: Tensor, w: Tensor) -> Tensor:
 
 
 def input_gradient(g: Tensor, w: Tensor) -> Tensor:
-    """Return g w' (N, B, n) for g (N, B, m) and w (N, n, m)."""
+    """Return g w' (N, B, n), the gradient in a layer's input, for g (N, B, m) and w (N, n, m)."""
     if w.shape[2] == 1:
         return g * w.mT
     if w.shape[1] < w.shape[2]:
@@ -57,14 +57,14 @@ def input_gradient(g: Tensor, w: Tensor) -> Tensor:
 
 
 def weight_gradient(h: Tensor, g: Tensor) -> Tensor:
-    """Return h'g (N, n, m) in one piece, for h (N, B, n) and g (N, B, m)."""
+    """Return h'g (N, n, m), the gradient in a layer's weights, contiguous, for h (N, B, n) and g (N, B, m)."""
     if g.shape[2] < h.shape[2]:
         return torch.bmm(g.mT, h).mT.contiguous()
     return torch.bmm(h.mT, g)
 
 
 def relu_backward_(g: Tensor, h: Tensor) -> Tensor:
-    """Return the gradient g where h = relu(.) is above 0, and 0 elsewhere; in place, for memory that is warm."""
+    """Return g where h = relu(.) is above 0, and 0 elsewhere: relu's backward pass, in place (N, B, n)."""
     out: Tensor = torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g)
     return out
 
@@ -79,6 +79,10 @@ class MultiHeadMLP(nn.Module):
         name: of the draws; other names are other initial weights.
         sizes: widths, input and output included.
         heads: K.
+
+    >>> net = MultiHeadMLP([0, 1, 2], "q", (4, 32, 32, 2), heads=2)
+    >>> net(torch.zeros(3, 7, 4)).shape
+    torch.Size([3, 2, 7, 2])
     """
 
     def __init__(self, seeds: Sequence[int], name: str, sizes: Sequence[int], heads: int = 1) -> None:
@@ -90,7 +94,7 @@ class MultiHeadMLP(nn.Module):
                 self.register_parameter(f"{letter}{i}", keyed_uniform(seeds, f"{name}.{letter}{i}", shape, n**-0.5))
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the parameters by name, in their order."""
+        """Return the parameters by name, in their order, ``w0`` (R, K, in, h), ``b0`` (R, K, 1, h), ``w1`` ..."""
         found: dict[str, Any] = self._parameters
         return dict(found)
 

@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 def uniform_float64(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Draw uniforms on [0, 1) in float64.
 
-    Single precision has 2^24 of them: of 200 000 rows some would be drawn 1.2 % more often than others. In float64,
+    Single precision has 2^24 of them: of 200,000 rows some would be drawn 1.2 % more often than others. In float64,
     floor(u n) < n for every n: u <= 1 - 2^-53, and n (1 - 2^-53) is nearer to the number before n than to n.
     """
     return generator.random(shape)
@@ -49,9 +49,21 @@ class ReplayBuffer(nn.Module):
     the last two would save a tenth of the bytes.) A state dict holds the filled rows only.
 
     Args:
-        seeds: one seed a replica; key the draws.
-        observation_size: numbers observed.
+        seeds: one seed a replica; they key the draws.
+        observation_size: length of an observation.
         capacity: transitions that a replica keeps.
+
+    Raises:
+        ToyError: the capacity is below 1, or a loaded buffer has another one.
+
+    >>> buffer = ReplayBuffer([0], observation_size=1, capacity=2)
+    >>> for t in range(3):
+    ...     x = torch.full((1, 1), float(t))
+    ...     buffer.add(x, torch.tensor([0]), torch.tensor([1.0]), x + 1, torch.tensor([False]))
+    >>> buffer.transitions.observation.flatten()
+    tensor([2., 1.])
+    >>> buffer.sample(step=0, batch=4).observation.shape
+    torch.Size([1, 4, 1])
     """
 
     rows: Tensor
@@ -84,7 +96,15 @@ class ReplayBuffer(nn.Module):
         next_observation: Tensor | np.ndarray,
         terminated: Tensor | np.ndarray,
     ) -> None:
-        """Keep one transition of each replica: (R, obs), (R,), (R,), (R, obs), (R,). The oldest gives way."""
+        """Add one transition of each replica; the oldest is overwritten.
+
+        Args:
+            observation: (R, obs).
+            action: (R,).
+            reward: (R,).
+            next_observation: (R, obs).
+            terminated: (R,).
+        """
         if isinstance(observation, Tensor):
             columns = (next_observation, reward, action, terminated)
             o, n, *rest = (torch.as_tensor(x, dtype=self.rows.dtype) for x in (observation, *columns))
@@ -103,13 +123,13 @@ class ReplayBuffer(nn.Module):
         self.added += 1
 
     def store(self, transition: Transition) -> None:
-        """Keep a step of R x copies environments, copy after copy."""
+        """Add a step of R x copies environments, copy after copy."""
         o, a, r, n, terminated, _ = transition
         for c in range(a.shape[1]):
             self.add(o[:, c], a[:, c], r[:, c], n[:, c], terminated[:, c])
 
     def sample(self, step: int, batch: int, stream: str = "replay") -> Batch:
-        """Draw ``batch`` transitions a replica: a function of (seeds, step, stream, batch) and of what is kept."""
+        """Draw ``batch`` transitions a replica: a function of (seeds, step, stream, batch) and of what is stored."""
         assert self.added, "nothing to draw from"
         key = (stream, batch)
         if key not in self._streams:

@@ -22,11 +22,11 @@ from torch import Tensor
 
 
 class TabularModel(NamedTuple):
-    """A learned decision process.
+    """A learned model of a decision process.
 
     Attributes:
         logits: (A, S, S); the next state after action a in state s has the distribution softmax(logits[a, s]).
-        reward: (S, A).
+        reward: r (S, A).
     """
 
     logits: Tensor
@@ -34,7 +34,7 @@ class TabularModel(NamedTuple):
 
     @property
     def transition(self) -> Tensor:
-        """Distributions of the next state, (A, S, S)."""
+        """P (A, S, S), P[a, s] the distribution of the next state."""
         return self.logits.softmax(dim=-1)
 
 
@@ -42,8 +42,8 @@ class TabularMDP(NamedTuple):
     """The true decision process.
 
     Attributes:
-        transition: (A, S, S).
-        reward: (S, A).
+        transition: P (A, S, S).
+        reward: r (S, A).
         initial: distribution of the first state, (S,).
         discount: gamma.
     """
@@ -59,7 +59,13 @@ class TabularMDP(NamedTuple):
 
 
 def two_state_mdp() -> TabularMDP:
-    """Return a process of two states and two actions (Dadashi et al. 2019, arXiv 1901.11524)."""
+    """Return a process of two states and two actions (Dadashi et al. 2019, arXiv 1901.11524).
+
+    >>> mdp = two_state_mdp()
+    >>> q = plan(mdp.true_model(), mdp.discount, alpha=0.01)
+    >>> round(float(return_objective(mdp, 0.01)(q)), 7)
+    1.0272551
+    """
     float64 = torch.float64
     transition = torch.tensor([[[0.7, 0.3], [0.2, 0.8]], [[0.99, 0.01], [0.99, 0.01]]], dtype=float64)
     reward = torch.tensor([[-0.45, -0.1], [0.5, 0.5]], dtype=float64)
@@ -67,22 +73,22 @@ def two_state_mdp() -> TabularMDP:
 
 
 def soft_value(q: Tensor, alpha: float) -> Tensor:
-    """V(s) = alpha logsumexp(Q(s, .) / alpha), (S,)."""
+    """Return V (S,) of q (S, A): V(s) = alpha logsumexp(Q(s, .) / alpha)."""
     return alpha * torch.logsumexp(q / alpha, dim=-1)
 
 
 def soft_policy(q: Tensor, alpha: float) -> Tensor:
-    """pi(a|s) = softmax(Q(s, .) / alpha), (S, A)."""
+    """Return pi (S, A) of q (S, A): pi(a|s) = softmax(Q(s, .) / alpha)."""
     return torch.softmax(q / alpha, dim=-1)
 
 
 def soft_bellman(q: Tensor, transition: Tensor, reward: Tensor, discount: float, alpha: float) -> Tensor:
-    """r + gamma P V, (S, A)."""
+    """Return the soft Bellman backup r + gamma P V (S, A) of q (S, A)."""
     return reward + discount * (transition @ soft_value(q, alpha)).T
 
 
 def bellman_jacobian(q: Tensor, transition: Tensor, discount: float, alpha: float) -> Tensor:
-    """gamma P pi: the derivative of :func:`soft_bellman` by Q, (S A, S A), rows (s, a), columns (s', a')."""
+    """Return gamma P pi, the derivative of :func:`soft_bellman` in Q: (S A, S A), rows (s, a), columns (s', a')."""
     pairs = q.numel()
     return discount * torch.einsum("ast,tb->satb", transition, soft_policy(q, alpha)).reshape(pairs, pairs)
 
@@ -117,7 +123,7 @@ def plan(model: TabularModel, discount: float, alpha: float) -> Tensor:
 
 
 def policy_return(mdp: TabularMDP, policy: Tensor) -> Tensor:
-    """J = initial' (I - gamma P_pi)^-1 r_pi: the discounted reward of a policy (S, A) in the true process, exactly."""
+    """Return J = initial' (I - gamma P_pi)^-1 r_pi, the exact discounted return of a policy (S, A), a scalar."""
     step = torch.einsum("sa,ast->st", policy, mdp.transition)
     reward = (policy * mdp.reward).sum(dim=-1)
     eye = torch.eye(len(mdp.initial), dtype=policy.dtype)
@@ -126,12 +132,12 @@ def policy_return(mdp: TabularMDP, policy: Tensor) -> Tensor:
 
 
 def return_objective(mdp: TabularMDP, alpha: float) -> Callable[[Tensor], Tensor]:
-    """Return F(Q) = J of Q's soft policy."""
+    """Return the outer function F(Q) = J of Q's soft policy, Q (S, A) to a scalar; to be maximised."""
     return lambda q: policy_return(mdp, soft_policy(q, alpha))
 
 
 def bellman_error_objective(mdp: TabularMDP, alpha: float) -> Callable[[Tensor], Tensor]:
-    """Return F(Q) = 1/2 mean (Q - B_true Q)^2: OMD's outer loss with every state and action seen once."""
+    """Return the outer function F(Q) = 1/2 mean (Q - B_true Q)^2: OMD's loss over every state and action."""
 
     def loss(q: Tensor) -> Tensor:
         return 0.5 * (q - soft_bellman(q, mdp.transition, mdp.reward, mdp.discount, alpha)).square().mean()
@@ -140,7 +146,13 @@ def bellman_error_objective(mdp: TabularMDP, alpha: float) -> Callable[[Tensor],
 
 
 class ImplicitGradient(NamedTuple):
-    """An outer value, its gradient in the model's parameters, and the fixed point that it was taken at."""
+    """An outer function's gradient through the planner.
+
+    Attributes:
+        value: F(Q*), a scalar.
+        model: the gradient in logits (A, S, S) and reward (S, A).
+        q: Q* (S, A).
+    """
 
     value: Tensor
     model: TabularModel
@@ -150,7 +162,7 @@ class ImplicitGradient(NamedTuple):
 def implicit_gradient(
     outer: Callable[[Tensor], Tensor], model: TabularModel, discount: float, alpha: float
 ) -> ImplicitGradient:
-    """Differentiate ``outer`` of the model's Q* by the implicit function theorem.
+    """Differentiate ``outer`` of the model's Q* by the implicit function theorem, see the module.
 
     Args:
         outer: a scalar function of Q (S, A), such as :func:`return_objective` or :func:`bellman_error_objective`.

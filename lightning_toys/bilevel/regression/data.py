@@ -19,14 +19,17 @@ class DriftStream(ToyDataModule):
     """y_t(x) = f*(x) + m(t) u + sigma eps_t(x) at fixed points x, half of them inner points, half outer ones.
 
     Args:
-        window: largest lag that the inner problem may look back.
+        window: W, the largest lag in the inner problem, in steps.
         drift: m(t).
-        noise: sigma.
-        inputs: dimension of x.
-        outputs: dimension of y.
+        noise: sigma, in units of y.
+        inputs: p, the dimension of x.
+        outputs: d, the dimension of y.
         truth_hidden: hidden units of f*.
-        inner_points: points of the inner problem.
-        outer_points: points of the outer problem.
+        inner_points: B, points of the inner problem.
+        outer_points: B', points of the outer problem.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     drawn = True
@@ -60,15 +63,15 @@ class DriftStream(ToyDataModule):
 
     @property
     def exact_loss(self) -> ExactLoss:
-        """The outer loss of an inner problem that is solved exactly."""
+        """J(w), the expected outer loss of fixed weights under an exact inner solver."""
         return ExactLoss(self.drift, self.window, self.shape.outputs, self.shape.sigma)
 
     def stream(self, seeds: Sequence[int]) -> Stream:
-        """Return the stream of each seed."""
+        """Return the streams of the replicas with these seeds."""
         return Stream(seeds, self.shape, self.drift)
 
     def loader(self, seeds: Sequence[int]) -> DrawnLoader:
-        """See :meth:`ToyDataModule.loader`: the times; what was observed then is asked of the stream."""
+        """See :meth:`ToyDataModule.loader`: the times; the observations come from the stream."""
 
         def draw(start: int, stop: int) -> tuple[Tensor, ...]:
             return (torch.arange(start, stop).view(1, -1, 1).expand(len(seeds), -1, 1),)

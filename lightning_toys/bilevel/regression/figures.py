@@ -23,7 +23,12 @@ BASELINES = {
 
 
 def draw_baselines(ax: Axes, references: dict[str, dict[str, float]]) -> None:
-    """Draw what an exact inner solver would score under fixed weights."""
+    """Draw horizontal lines at the outer loss of fixed weights under an exact inner solver.
+
+    Args:
+        ax: of an outer loss.
+        references: a report's: ``oracle``, ``uniform``, ``lag_1``, ``no_tracking`` to ``{"outer_loss": value}``.
+    """
     for name, (label, style) in BASELINES.items():
         value = references.get(name, {}).get("outer_loss")
         if value is not None and np.isfinite(value):
@@ -101,7 +106,7 @@ def draw_prediction(truth: Tensor, prediction: Tensor, label: str) -> Figure:
 
 
 def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
-    """Return the outer loss over time of runs (label to folder) in one figure."""
+    """Return the outer loss over time of runs (label to folder) in one figure; none if no run is finished."""
     figure, axes = new_figure(size=(7.6, 5.2))
     ax, references = axes[0, 0], {}
     found = [(label, folder / "results.json") for label, folder in runs.items()]

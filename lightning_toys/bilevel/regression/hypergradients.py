@@ -1,4 +1,4 @@
-"""The window's inner and outer problem, and what moves its weights, for R replicas at once.
+"""The window's inner and outer problem, and the hypergradients of its weights, for R replicas at once.
 
     L_in(lambda, h) = sum_s lambda_s (1/B) sum_i |h(x_i) - y_s(x_i)|^2         over the inner points, lags s = 1..W
     L_out(h)        = (1/(B' d)) sum_j |h(x_j) - y_t(x_j)|^2                   over the outer points, now
@@ -8,9 +8,12 @@ h: B rows in place of W B. Every hypergradient has the form (functional bilevel 
 
     v_s = dL_out / dlambda_s = (2/B) sum_i <h - y_s, a>(x_i)
 
-with an adjoint function a. It minimises L (1/B) sum_i |a|^2(x_i) + (1/B') sum_j <a, g>(x_j), g = 2 (h - y_t) / d,
-over a space of functions. AID's is a = -J z, unrolling's the sum over steps of J q. (The sign is a plus; that the code
-published with the paper has it reversed shows against finite differences.)
+with an adjoint function a. In function space a minimises
+
+    L (1/B) sum_i |a|^2(x_i) + (1/B') sum_j <a, g>(x_j),   g = 2 (h - y_t) / d,
+
+over a space of functions. AID's is a = -J z, unrolling's the sum over steps of J q. (The sign is a plus: finite
+differences show that the code published with the paper has it reversed.)
 """
 
 from __future__ import annotations
@@ -26,13 +29,13 @@ from lightning_toys.bilevel.regression.mlp import MLP, ForwardPass
 
 
 class Window(NamedTuple):
-    """What one step is given.
+    """The data of one step t.
 
     Attributes:
-        inner_points: inner points (R, B, p).
-        outer_points: outer points (R, B', p).
-        past_y: y at the inner points, oldest first (R, W, B, d).
-        current_y: y at the outer points (R, B', d).
+        inner_points: x of the inner problem (R, B, p).
+        outer_points: x of the outer problem (R, B', p).
+        past_y: y at the inner points and times t - W .. t - 1, oldest first (R, W, B, d).
+        current_y: y at the outer points and time t (R, B', d).
     """
 
     inner_points: Tensor
@@ -42,7 +45,12 @@ class Window(NamedTuple):
 
 
 class WeightedTargets(NamedTuple):
-    """L (R,) and ybar (R, B, d)."""
+    """The inner problem's one target in place of W.
+
+    Attributes:
+        total: L (R,).
+        mean: ybar (R, B, d).
+    """
 
     total: Tensor
     mean: Tensor
@@ -54,13 +62,18 @@ class WeightedTargets(NamedTuple):
 
 
 def safe_inverse(total: Tensor) -> Tensor:
-    """Return 1 / L, and 0 where L is 0."""
+    """Return 1 / L (R,), and 0 where L is 0."""
     positive = total > 0
     return torch.where(positive, 1 / torch.where(positive, total, torch.ones_like(total)), torch.zeros_like(total))
 
 
 def weighted_targets(lam: Tensor, past_y: Tensor) -> WeightedTargets:
-    """Return L and ybar of weights (R, W), lag 1 first; ybar is 0 where L is."""
+    """Return L and ybar; ybar is 0 where L is.
+
+    Args:
+        lam: lambda (R, W), lag 1 first.
+        past_y: oldest first (R, W, B, d).
+    """
     R, W, B, d = past_y.shape
     total = lam.sum(1)
     weighted_sum = torch.bmm(lam.flip(1).unsqueeze(1), past_y.reshape(R, W, B * d)).view(R, B, d)
@@ -96,12 +109,18 @@ def hypergradient_of_adjoint(past_y: Tensor, a: Tensor, ha: Tensor) -> Tensor:
 
 
 def hypergradient_at(h: Tensor, past_y: Tensor, a: Tensor) -> Tensor:
-    """Return :func:`hypergradient_of_adjoint` for one h (R, B, d)."""
+    """Return :func:`hypergradient_of_adjoint` where <h, a> is that of one h (R, B, d)."""
     return hypergradient_of_adjoint(past_y, a, (h * a).sum((1, 2)))
 
 
 class Hypergradient(NamedTuple):
-    """v (R, W), the adjoint at the inner points (R, B, d), and the linear solver's relative residual (R,)."""
+    """A hypergradient.
+
+    Attributes:
+        value: v = dL_out / dlambda (R, W), lag 1 first.
+        adjoint: a at the inner points (R, B, d).
+        residual: the linear solver's relative residual (R,); 0 where there is none.
+    """
 
     value: Tensor
     adjoint: Tensor
@@ -109,7 +128,7 @@ class Hypergradient(NamedTuple):
 
 
 def outer_parameter_gradient(net: MLP, theta: Tensor, window: Window) -> Tensor:
-    """Return dL_out/dtheta (R, P)."""
+    """Return dL_out/dtheta (R, P) at theta (R, P)."""
     outer = net.forward_pass(theta, window.outer_points, second_order=False)
     return outer.vjp(outer_value_gradient(outer.h, window.current_y) / window.current_y.shape[1])
 
@@ -117,7 +136,19 @@ def outer_parameter_gradient(net: MLP, theta: Tensor, window: Window) -> Tensor:
 def aid_hypergradient(
     net: MLP, theta: Tensor, lam: Tensor, window: Window, iterations: int, damping: float, gauss_newton: bool = False
 ) -> Hypergradient:
-    """(H + damping) z = dL_out/dtheta by conjugate gradient, H the inner Hessian or its Gauss-Newton part; a = -J z."""
+    """Return the hypergradient by approximate implicit differentiation (arXiv 1602.02355), a = -J z.
+
+    (H + damping) z = dL_out/dtheta is solved by conjugate gradient, H the inner Hessian or its Gauss-Newton part.
+
+    Args:
+        net: h.
+        theta: its parameters (R, P).
+        lam: lambda (R, W), lag 1 first.
+        window: the data.
+        iterations: of conjugate gradient.
+        damping: added to H's diagonal.
+        gauss_newton: whether H is the Gauss-Newton part.
+    """
     targets = weighted_targets(lam, window.past_y)
     inner = net.forward_pass(theta, window.inner_points, second_order=not gauss_newton)
     deltas, curvature = inner.backward(inner_value_gradient(inner, targets)), targets.curvature
@@ -135,7 +166,7 @@ def aid_hypergradient(
 def ridge_adjoint(
     features_in: Tensor, features_out: Tensor, value_gradient: Tensor, total: Tensor, ridge: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the adjoint that is linear in features, exactly: its coefficients (R, k, d), its inner values (R, B, d).
+    """Return the adjoint linear in features: coefficients c (R, k, d), and values at the inner points (R, B, d).
 
     a = Phi c minimises L ((1/B) |Phi_in c|^2 + ridge s |c|^2) + (1/B') <Phi_out c, g>, s the features' mean square:
 
@@ -161,7 +192,15 @@ def ridge_adjoint(
 
 
 def ridge_hypergradient(net: MLP, theta: Tensor, lam: Tensor, window: Window, ridge: float) -> Hypergradient:
-    """The functional hypergradient with an adjoint linear in the last hidden layer and a constant."""
+    """Return the functional hypergradient (arXiv 2403.20233) with an adjoint linear in h's last hidden layer and 1.
+
+    Args:
+        net: h.
+        theta: its parameters (R, P).
+        lam: lambda (R, W), lag 1 first.
+        window: the data.
+        ridge: see :func:`ridge_adjoint`.
+    """
     inner = net.forward_pass(theta, window.inner_points, second_order=False)
     outer = net.forward_pass(theta, window.outer_points, second_order=False)
     features_in, features_out = (torch.nn.functional.pad(p.features, (0, 1), value=1.0) for p in (inner, outer))
@@ -170,12 +209,23 @@ def ridge_hypergradient(net: MLP, theta: Tensor, lam: Tensor, window: Window, ri
 
 
 def adjoint_objective(a_in: Tensor, a_out: Tensor, value_gradient: Tensor) -> Tensor:
-    """Return mean_in |a|^2 + mean_out <a, g> (R,): what L times the adjoint function minimises, whatever L."""
+    """Return mean_in |a|^2 + mean_out <a, g> (R,), which L times the adjoint function minimises, for any L.
+
+    Args:
+        a_in: at the inner points (R, B, d).
+        a_out: at the outer points (R, B', d).
+        value_gradient: g (R, B', d).
+    """
     return a_in.square().sum(-1).mean(-1) + (a_out * value_gradient).sum(-1).mean(-1)
 
 
 class AdjointNetwork(NamedTuple):
-    """An adjoint function's parameters psi (R, P), and Adam's state (under the name "psi")."""
+    """An adjoint network.
+
+    Attributes:
+        psi: its parameters (R, P).
+        state: Adam's state, under the name ``"psi"``.
+    """
 
     psi: Tensor
     state: AdamState
@@ -184,11 +234,20 @@ class AdjointNetwork(NamedTuple):
 def network_hypergradient(
     net: MLP, theta: Tensor, lam: Tensor, window: Window, adjoint: AdjointNetwork, steps: int, lr: float
 ) -> tuple[Hypergradient, AdjointNetwork]:
-    """The functional hypergradient with an adjoint network of h's own shape, which goes on from where it was.
+    """Return the functional hypergradient (arXiv 2403.20233) with a network of h's shape for adjoint, and the network.
 
     A flexible network makes its objective on separate finite samples as small as it likes. So ``steps`` steps of Adam
-    see three quarters of the points, and of the parameters on the way, the first ones included, those are taken whose
-    objective on the other quarter is lowest. The network is L a, which does not depend on lambda.
+    see three quarters of the points, and of the parameters on the way, the first ones included, those with the lowest
+    objective on the other quarter are returned. The network is L a, which does not depend on lambda.
+
+    Args:
+        net: h, and the shape of the adjoint network.
+        theta: h's parameters (R, P).
+        lam: lambda (R, W), lag 1 first.
+        window: the data.
+        adjoint: the network of the step before.
+        steps: of Adam.
+        lr: Adam's learning rate.
     """
     inner = net.forward_pass(theta, window.inner_points, second_order=False)
     outer = net.forward_pass(theta, window.outer_points, second_order=False)
@@ -215,7 +274,13 @@ def network_hypergradient(
 
 
 class AdamMoments(NamedTuple):
-    """Adam's running means of the gradient and its square (R, P), and the steps taken."""
+    """Adam's state of theta.
+
+    Attributes:
+        exp_avg: running mean of the gradient (R, P).
+        exp_avg_sq: running mean of its square (R, P).
+        step: steps taken.
+    """
 
     exp_avg: Tensor
     exp_avg_sq: Tensor
@@ -223,7 +288,14 @@ class AdamMoments(NamedTuple):
 
 
 class UnrolledHypergradient(NamedTuple):
-    """v (R, W), the adjoint at the inner points (R, B, d), and theta (R, P) and Adam's state after the steps."""
+    """A hypergradient by unrolling.
+
+    Attributes:
+        value: v (R, W), lag 1 first.
+        adjoint: a at the inner points (R, B, d).
+        theta: after the steps (R, P).
+        moments: Adam's state after the steps.
+    """
 
     value: Tensor
     adjoint: Tensor
@@ -232,7 +304,16 @@ class UnrolledHypergradient(NamedTuple):
 
 
 class AdamStepRecord(NamedTuple):
-    """What the backward pass through one step of Adam needs."""
+    """What the backward pass through one step of Adam needs.
+
+    Attributes:
+        inner: forward pass at the inner points.
+        value_gradient: the inner loss's gradient in h's values (R, B, d).
+        gradient: its gradient in theta (R, P).
+        exp_avg: running mean after the step (R, P).
+        denominator: sqrt(v + eps^2) of the step, v corrected (R, P).
+        rates: learning rate over the first moment's correction, and the second moment's correction.
+    """
 
     inner: ForwardPass
     value_gradient: Tensor
@@ -253,11 +334,22 @@ def unrolled_hypergradient(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> UnrolledHypergradient:
-    """Take ``steps`` steps of Adam on the inner loss and differentiate the outer loss through them.
+    """Take ``steps`` steps of Adam on the inner loss and differentiate the outer loss through them (arXiv 1703.01785).
 
     What comes before, theta and Adam's running means, is held constant: with one step this is "unroll1". Adam is
     :func:`lightning_toys.bilevel.inner_optimizers.adam_step`. In the backward pass a step whose gradient has the
     adjoint q adds H q to theta's adjoint and J q to the adjoint function, of which v is made as everywhere else.
+
+    Args:
+        net: h.
+        theta: its parameters before the steps (R, P).
+        moments: Adam's state before them.
+        lam: lambda (R, W), lag 1 first.
+        window: the data.
+        steps: steps taken.
+        lr: Adam's learning rate.
+        betas: Adam's decay rates.
+        eps: Adam's epsilon.
     """
     targets = weighted_targets(lam, window.past_y)
     (beta1, beta2), (exp_avg, exp_avg_sq, step) = betas, moments
@@ -290,6 +382,6 @@ def unrolled_hypergradient(
 
 
 def logit_gradient(v: Tensor, lam: Tensor) -> Tensor:
-    """Return the gradient (R, W) in the logits of lambda = L softmax(logits), given that in lambda."""
+    """Return the gradient (R, W) in the logits of lambda = L softmax(logits), given v (R, W), that in lambda."""
     mean = (lam * v).sum(1, keepdim=True) / lam.sum(1, keepdim=True)
     return lam * (v - mean)

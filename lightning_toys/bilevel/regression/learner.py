@@ -1,4 +1,4 @@
-"""What is trained and kept in a checkpoint: h, lambda, the hypergradients that are averaged, an adjoint network."""
+"""The parameters and buffers in a checkpoint: h, lambda, the hypergradients that are averaged, an adjoint network."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from lightning_toys.bilevel.vectors import moving_average_
 
 
 class Learner(nn.Module):
-    """Parameters of R replicas.
+    """Parameters of R replicas: ``theta`` (R, P) of h, and ``free`` (R, W), lambda itself or its logits, lag 1 first.
+
+    ``recent`` (R, smoothing, W) holds the last hypergradients; ``psi`` (R, P), ``psi_mean``, ``psi_square`` and
+    ``psi_step`` an adjoint network and its Adam.
 
     Args:
         mlp: the network h.
         seeds: one seed a replica.
-        window: number of lags.
+        window: W, the number of lags.
         initial_weight: every weight lambda at the start; none makes logits, which start at 0.
         smoothing: hypergradients that are averaged.
         adjoint: whether there is an adjoint network.
@@ -52,7 +55,7 @@ class Learner(nn.Module):
             self.register_buffer("psi_step", torch.zeros(1, dtype=torch.float64))
 
     def smooth_gradient(self, v: Tensor, step: int) -> Tensor:
-        """Return the mean of the last hypergradients (R, W), v that of this step among them."""
+        """Return the mean of the last hypergradients (R, W), with v (R, W) that of this step (arXiv 2601.15363)."""
         return v if self.recent.shape[1] == 1 else moving_average_(self.recent, step, v)
 
     @property

@@ -23,7 +23,12 @@ class MLP:
     """h(x) = W_n gelu(... gelu(W_1 x + b_1) ...) + b_n.
 
     Attributes:
-        widths: inputs, hidden widths, outputs.
+        widths: inputs p, hidden widths, outputs d.
+
+    >>> net = MLP((5, 64, 64, 3))
+    >>> theta = net.init_parameters(seeds=[0, 1], name="h")
+    >>> theta.shape, net(theta, torch.zeros(2, 7, 5)).shape
+    (torch.Size([2, 4739]), torch.Size([2, 7, 3]))
     """
 
     widths: tuple[int, ...]
@@ -34,7 +39,7 @@ class MLP:
         return sum((n + 1) * m for n, m in pairwise(self.widths))
 
     def init_parameters(self, seeds: Sequence[int], name: str) -> nn.Parameter:
-        """Return new parameters (R, P), drawn as ``torch.nn.Linear`` does."""
+        """Return new parameters (R, P), drawn as ``torch.nn.Linear`` does; ``name`` keys the draws."""
         parts: list[Tensor] = []
         for i, (n, m) in enumerate(pairwise(self.widths)):
             for letter, shape in (("weight", (n, m)), ("bias", (1, m))):
@@ -76,14 +81,14 @@ class MLP:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """A network at B points.
+    """A forward pass at B points, with what its derivatives need. J is the Jacobian of the outputs in theta.
 
     Attributes:
         net: the network.
-        layers: weight and bias of each layer.
-        inputs: what each layer is fed (R, B, in).
+        layers: weight (R, in, out) and bias (R, 1, out) of each layer.
+        inputs: of each layer (R, B, in).
         gelu_grad: gelu' at each hidden layer (R, B, width).
-        gelu_grad2: gelu'' there.
+        gelu_grad2: gelu'' there; empty without second order.
         h: the outputs (R, B, d).
     """
 
@@ -100,7 +105,7 @@ class ForwardPass:
         return self.inputs[-1]
 
     def backward(self, u: Tensor) -> list[Tensor]:
-        """Return the gradients of <u, h> in each layer's affine output, u (R, B, d)."""
+        """Return the gradients of <u, h>, u (R, B, d), in each layer's affine output (R, B, out)."""
         out = [u]
         for (w, _), s in zip(self.layers[:0:-1], self.gelu_grad[::-1], strict=True):
             out.insert(0, torch.bmm(out[0], w.mT).mul_(s))
@@ -114,15 +119,15 @@ class ForwardPass:
         return torch.cat(parts, dim=1)
 
     def vjp(self, u: Tensor) -> Tensor:
-        """Return J' u (R, P), u (R, B, d)."""
+        """Return J' u (R, P) for u (R, B, d)."""
         return self.parameter_gradient(self.backward(u))
 
     def jvp(self, v: Tensor) -> Tensor:
-        """Return J v (R, B, d), v (R, P)."""
+        """Return J v (R, B, d) for v (R, P)."""
         return self.layer_tangents(v)[1][-1]
 
     def layer_tangents(self, v: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-        """Return v as layers, and each layer's affine output's tangent along v."""
+        """Return v (R, P) as layers, and each layer's affine output's tangent along v (R, B, out)."""
         v_layers = self.net.layers(v)
         (vw, vb) = v_layers[0]
         out = [torch.baddbmm(vb, self.inputs[0], vw)]
@@ -131,7 +136,7 @@ class ForwardPass:
         return v_layers, out
 
     def gauss_newton_product(self, v: Tensor, weight: Tensor) -> Tensor:
-        """Return J' diag(weight) J v, weight broadcasting with (R, B, d)."""
+        """Return J' diag(weight) J v (R, P) for v (R, P), weight broadcasting with (R, B, d)."""
         return self.vjp(weight * self.jvp(v))
 
     def hessian_product(self, v: Tensor, deltas: list[Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""WindowRegression: learn how much each past time is to weigh in what is learned now."""
+"""WindowRegression: learn the weight of each past time in the loss that is fitted now."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ CURVE_POINTS = 250  # of a curve in results.json
 
 
 class WindowRegression(ToyModule):
-    """Learns weights lambda of the lags 1..window: a network fitted to the past under them shall predict the present.
+    """Learns weights lambda of the lags 1..window so that a network fitted to the past under them predicts the present.
 
-    At time t the network h takes ``inner_steps`` steps of Adam on sum_s lambda_s mean |h - y_(t-s)|^2, from where it
-    was. Its loss on y_t at other points is scored, and its hypergradient moves lambda by one step of Adam: that is one
-    optimiser step of the run. See :mod:`lightning_toys.bilevel.regression.hypergradients`.
+    At time t the network h takes ``inner_steps`` steps of Adam on sum_s lambda_s mean |h - y_(t-s)|^2, warm-started.
+    Its loss on y_t at other points is recorded, and the hypergradient of that loss moves lambda by one step of Adam:
+    together one optimiser step of the run. See :mod:`lightning_toys.bilevel.regression.hypergradients`.
 
     Args:
         algorithm: the hypergradient: ``funcbo`` (function space), ``aid`` (implicit differentiation), ``unroll1``
@@ -67,8 +67,8 @@ class WindowRegression(ToyModule):
         inner_steps: steps of h at each time.
         outer_lr: Adam's learning rate for lambda.
         lambda0: every weight at the start.
-        weights: ``clip``: lambda itself is moved, and cut at 0; ``softmax``: its logits are, and its sum stays.
-        smoothing: the mean of so many last hypergradients moves lambda (arXiv 2601.15363); 1 is without.
+        weights: ``clip``: lambda itself is stepped and clipped at 0; ``softmax``: its logits are, its sum is fixed.
+        smoothing: lambda follows the mean of the last so many hypergradients (arXiv 2601.15363); 1 is without.
         unroll_steps: inner steps differentiated through; of ``unroll1``.
         cg_iterations: of conjugate gradient; of ``aid``.
         damping: added to the diagonal of aid's matrix.
@@ -165,7 +165,7 @@ class WindowRegression(ToyModule):
 
     @property
     def learner(self) -> Learner:
-        """What is trained."""
+        """The parameters of h and lambda."""
         assert isinstance(self.net, Learner)
         return self.net
 
@@ -243,13 +243,13 @@ class WindowRegression(ToyModule):
         self.finish_block(block, torch.stack(rows["loss"]).to(self.device) / block.world)
 
     def window_at(self, t: int) -> Window:
-        """Return what step t is given."""
+        """Return the data of step t."""
         like, stream = self.learner.theta, self.stream
         inner_points, outer_points = stream.points(like)
         return Window(inner_points, outer_points, *stream.window(t, self.sizes["window"], like))
 
     def take_step(self, step: int, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Fit h to the window, score it, and move lambda; return what is recorded of the step, each (R, ...)."""
+        """Fit h to the window, score it, and step lambda; return the step's records: loss (R,), lambda (R, W), ..."""
         learner, window = self.learner, self.window_at(step)
         theta, free, lam = learner.theta, learner.free, self.lag_weights
         unrolls = self.unroll_steps if self.algorithm == "unroll1" else 0
@@ -277,7 +277,7 @@ class WindowRegression(ToyModule):
 
     @property
     def lag_weights(self) -> Tensor:
-        """Lambda (R, W), lag 1 first."""
+        """Lambda (R, W), lag 1 first, no graph."""
         free = self.learner.free.detach()
         if self.weights == "clip":
             return free.clone()
@@ -286,7 +286,7 @@ class WindowRegression(ToyModule):
     def hypergradient(
         self, lam: Tensor, window: Window, optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor | None, Hypergradient | None]:
-        """Return dF/dlambda (R, W) by the algorithm chosen, none for the control; ``unroll1`` takes its inner steps."""
+        """Return dF/dlambda (R, W) by the chosen algorithm, none for ``uniform``; ``unroll1`` steps h too."""
         learner = self.learner
         net, theta = learner.mlp, learner.theta.detach()
         if self.algorithm == "uniform":
@@ -340,7 +340,7 @@ class WindowRegression(ToyModule):
     # evaluating
 
     def evaluate(self) -> Report:
-        """Score the stream so far by what was recorded."""
+        """Score the stream so far by the records of its steps."""
         loss, exact = self.records["loss"], self.data.exact_loss
         late, regret = mean_of_last_sixth(self.records["lambda"]), local_regret(self.records["slope"], REGRET_WINDOW)
         metrics = {
@@ -370,7 +370,7 @@ class WindowRegression(ToyModule):
         self.write_evaluation(self.last_report)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Score the stream that the checkpoint has seen."""
+        """Score the stream up to the checkpoint's step."""
         self.last_report = self.evaluate()
         score = torch.tensor(self.last_report.metrics["outer_loss"])
         self.write_scalars({"test/outer_loss": score}, self.loaded_step)

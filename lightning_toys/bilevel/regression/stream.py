@@ -25,8 +25,8 @@ class StreamShape:
         inputs: p, the dimension of x.
         outputs: d, the dimension of y.
         hidden: hidden units of f*.
-        inner: points of the inner problem.
-        outer: points of the outer problem, others.
+        inner: B, points of the inner problem.
+        outer: B', points of the outer problem, others.
         sigma: standard deviation of the noise on one output.
     """
 
@@ -39,7 +39,7 @@ class StreamShape:
 
 
 def true_function(seed: int, shape: StreamShape, x: np.ndarray) -> np.ndarray:
-    """Return f*(x) (N, d) for x (N, p): one hidden layer of tanh-GELUs.
+    """Return f*(x) (N, d) for x (N, p), float64: one hidden layer of tanh-GELUs.
 
     Weights are .1 + z, z standard normal within [-2, 2]; biases are .1.
     """
@@ -56,12 +56,23 @@ class Stream:
     """The stream of each replica's seed: its own points, f*, direction u and noise.
 
     Times run from minus infinity, so that the first window is full. Noise is keyed by (seed, block of times, stream),
-    and kept for the blocks that were asked for last.
+    and cached for the blocks that were asked for last.
 
     Args:
         seeds: one seed a replica.
         shape: the sizes.
         drift: m(t).
+
+    Attributes:
+        x: the points, inner ones first (R, B + B', p).
+        f_star: f* at the points (R, B + B', d).
+        direction: u, of length 1 (R, d).
+
+    >>> from lightning_toys.bilevel.regression.drift import Sine
+    >>> stream = Stream([0, 1], StreamShape(), Sine())
+    >>> past_y, current_y = stream.window(0, lags=40, like=torch.empty(0))
+    >>> past_y.shape, current_y.shape
+    (torch.Size([2, 40, 128, 3]), torch.Size([2, 128, 3]))
     """
 
     def __init__(self, seeds: Sequence[int], shape: StreamShape, drift: Drift) -> None:
@@ -77,7 +88,7 @@ class Stream:
         self._cache = torch.empty(0)
 
     def points(self, like: Tensor) -> list[Tensor]:
-        """Return the inner points (R, inner, p) and the outer ones (R, outer, p)."""
+        """Return the inner points (R, B, p) and the outer ones (R, B', p), in dtype and on the device of ``like``."""
         cached = self._points
         if not (cached and cached[0].device == like.device and cached[0].dtype == like.dtype):
             n = self.shape.inner
@@ -85,7 +96,7 @@ class Stream:
         return self._points
 
     def observation_block(self, index: int) -> np.ndarray:
-        """Return y at the times of a block, which may lie before 0: (R, BLOCK_STEPS, points, d)."""
+        """Return y at the times of block ``index``, which may be negative: (R, BLOCK_STEPS, B + B', d), float64."""
         shape = (BLOCK_STEPS, *self.f_star.shape[1:])
         name, key = ("stream/noise", index) if index >= 0 else ("stream/noise_before", -1 - index)
         noise = np.stack([keyed_generator(s, key, name).standard_normal(shape, dtype=np.float32) for s in self.seeds])
@@ -95,7 +106,7 @@ class Stream:
         return y
 
     def observations(self, start: int, stop: int, like: Tensor) -> Tensor:
-        """Return y at times start..stop-1 and every point, (R, stop - start, points, d), a view where it can be."""
+        """Return y at times start..stop-1 and every point, (R, stop - start, B + B', d); do not write to it."""
         first, last = start // BLOCK_STEPS, (stop - 1) // BLOCK_STEPS
         cached = self._cache
         if not (
@@ -107,11 +118,11 @@ class Stream:
         return self._cache[:, lo : lo + stop - start]
 
     def window(self, t: int, lags: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what step t is given.
+        """Return the observations of step t.
 
         Returns:
-            y at times t - lags .. t - 1, oldest first, and the inner points (R, lags, inner, d); y at time t and the
-            outer points (R, outer, d).
+            y at times t - lags .. t - 1, oldest first, and the inner points (R, lags, B, d); y at time t and the outer
+            points (R, B', d).
         """
         y = self.observations(t - lags, t + 1, like)
         return y[:, :-1, : self.shape.inner], y[:, -1, self.shape.inner :]
