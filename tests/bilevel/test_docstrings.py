@@ -8,9 +8,9 @@ from importlib import import_module
 import pytest
 
 WITH_EXAMPLES = (
-    *("vectors", "implicit"),
-    *(f"control.{name}" for name in ("agents", "environments", "nets", "replay", "tabular")),
-    *(f"regression.{name}" for name in ("drift", "metrics", "mlp", "stream")),
+    *("vectors", "implicit", "inference"),
+    *(f"control.{name}" for name in ("agents", "environments", "module", "nets", "replay", "tabular")),
+    *(f"regression.{name}" for name in ("drift", "metrics", "mlp", "module", "stream")),
 )
 
 

@@ -131,6 +131,20 @@ class WorldModel(nn.Module):
         self.states, self.actions = states, actions
         self.net = MultiHeadMLP(seeds, "model", (states + actions, width, width, states + 1))
 
+    def one_hot(self, action: Tensor, like: Tensor) -> Tensor:
+        """Return actions (R, B), integers, as vectors (R, B, A) in the dtype and on the device of ``like``."""
+        actions = torch.arange(self.actions, device=action.device)[:, None]
+        return (action.unsqueeze(1) == actions).to(like).mT
+
+    def forward(self, state: Tensor, action: Tensor) -> ModelPrediction:
+        """Predict next state (R, B, S) and reward (R, B).
+
+        Args:
+            state: s (R, B, S).
+            action: a (R, B), integers from 0 to A - 1.
+        """
+        return self.to_prediction(self.net.values(torch.cat([state, self.one_hot(action, state)], -1)))
+
     @staticmethod
     def to_prediction(out: Tensor) -> ModelPrediction:
         """Split the network's output (R, 1, B, S + 1) into next state and reward."""
@@ -229,9 +243,7 @@ class Problem:
         self, q: MultiHeadMLP, target: MultiHeadMLP, model: WorldModel, value: SoftValue, batch: Batch
     ) -> None:
         self.q, self.target_net, self.model, self.value, self.batch = q, target, model, value, batch
-        actions = torch.arange(model.actions, device=batch.action.device)[:, None]
-        # (R, B, A)
-        self.action_one_hot = (batch.action.unsqueeze(1) == actions).to(batch.observation).mT
+        self.action_one_hot = model.one_hot(batch.action, batch.observation)  # (R, B, A)
         self.inputs = torch.cat([batch.observation, self.action_one_hot], -1)
         self._y: Tensor | None = None
         self._q_pass: ForwardPass | None = None  # of q on the batch, until q is stepped

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_toys.bilevel.control import figures
-from lightning_toys.bilevel.control.agents import Agent, SoftValue, softmax_policy
+from lightning_toys.bilevel.control.agents import Agent, ModelPrediction, SoftValue, softmax_policy
 from lightning_toys.bilevel.control.data import ReplayData
 from lightning_toys.bilevel.control.environments import (
     Disturbance,
@@ -28,6 +28,7 @@ from lightning_toys.bilevel.control.episodes import RandomPolicy, render_episode
 from lightning_toys.bilevel.control.gradient_check import cosine_similarity, directional_differences, to_double
 from lightning_toys.bilevel.control.learner import AgentNetworks, Learner, Solver
 from lightning_toys.bilevel.control.replay import ReplayBuffer
+from lightning_toys.bilevel.inference import require_built, use_stored_precision, with_replica_axis
 from lightning_toys.bilevel.vectors import Tensors, flatten
 from lightning_toys.errors import note, require
 from lightning_toys.training.checkpoint_format import Like, unlike
@@ -197,12 +198,75 @@ class BilevelControl(ToyModule):
 
     # acting
 
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return action values Q (R, B, A), the mean over heads, on which the agent acts.
+
+        With gradients disabled they are those of evaluations bit for bit; else they have a graph and agree to rounding.
+
+        Args:
+            observations: (R, B, S), or (B, S) for every replica alike.
+
+        Raises:
+            ToyError: the shape is another one, or the networks are not built.
+
+        >>> agent = BilevelControl(seeds=[0, 1, 2])  # or BilevelControl.load_from_checkpoint(path)
+        >>> agent.sizes = agent.measure(ReplayData())
+        >>> agent.configure_model()
+        >>> agent(torch.zeros(7, 4)).shape
+        torch.Size([3, 7, 2])
+        """
+        states = self.to_states(observations)
+        return self.nets.q.values(states).mean(1)
+
     @torch.no_grad()
+    def act(self, observations: Tensor) -> Tensor:
+        """Return greedy actions (R, B), int64: those of the greatest :meth:`forward`, as evaluations take them.
+
+        Args:
+            observations: (R, B, S), or (B, S) for every replica alike.
+
+        Raises:
+            ToyError: the shape is another one, or the networks are not built.
+        """
+        actions: Tensor = self(observations).argmax(-1)
+        return actions
+
+    @torch.no_grad()
+    def predict_next(self, observations: Tensor, actions: Tensor) -> ModelPrediction:
+        """Return the learned model's prediction, ``next_state`` (R, B, S) and ``reward`` (R, B).
+
+        The model does not predict whether an episode ends.
+
+        Args:
+            observations: (R, B, S), or (B, S) for every replica alike.
+            actions: (R, B), or (B,) for every replica alike; integers from 0 to A - 1.
+
+        Raises:
+            ToyError: a shape or an action is not allowed, or the networks are not built.
+        """
+        states, a = self.to_states(observations), self.sizes["actions"]
+        given = with_replica_axis(actions, len(self.seeds), (), "actions").to(states.device)
+        require(
+            given.shape == states.shape[:2],
+            f"actions for {given.shape[1]} observations are not allowed; give one for each of {states.shape[1]}",
+        )
+        integers = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+        require(integers, f"actions of {given.dtype} are not allowed; give integers from 0 to {a - 1}")
+        outside = given[(given < 0) | (given >= a)].tolist()
+        require(not outside, f"actions {outside[:3]} are not allowed; give integers from 0 to {a - 1}")
+        found: ModelPrediction = self.nets.model(states, given)
+        return found
+
+    def to_states(self, observations: Tensor) -> Tensor:
+        """Return observations as (R, B, S) on the device and in the precision of the networks."""
+        require_built(self)
+        states = with_replica_axis(observations, len(self.seeds), (self.sizes["states"],), "observations")
+        return states.to(self.nets.q.weights()["w0"])
+
     def greedy_actions(self, observation: np.ndarray) -> np.ndarray:
-        """Return the actions (R, n) of the greatest mean value at observations (R, n, S)."""
-        q = self.nets.q.forward_pass(self.to_input(observation)).output.mean(1)
-        action: np.ndarray = q.argmax(-1).cpu().numpy()
-        return action
+        """Return :meth:`act` of observations (R, B, S) as an array (R, B)."""
+        actions: np.ndarray = self.act(torch.from_numpy(observation)).cpu().numpy()
+        return actions
 
     @torch.no_grad()
     def exploration_actions(self, observation: np.ndarray, step: int, random: bool) -> np.ndarray:
@@ -217,16 +281,11 @@ class BilevelControl(ToyModule):
         uniform_action = uniform_actions(u[:, 1], self.sizes["actions"])
         if random:
             return np.asarray(uniform_action[:, None])
-        q = self.nets.q.forward_pass(self.to_input(observation)).output
+        q = self.nets.q.values(self.to_states(torch.from_numpy(observation)))
         probabilities = softmax_policy(q, self.soft_value.alpha)[:, 0].double().cpu().numpy()
         policy_action = np.minimum((probabilities.cumsum(1) < u[:, 2:3]).sum(1), self.sizes["actions"] - 1)
         action: np.ndarray = np.where(u[:, 0] < self.eps, uniform_action, policy_action)[:, None]
         return action
-
-    def to_input(self, x: np.ndarray) -> Tensor:
-        """Return an array as a tensor on the device and in the precision of the networks."""
-        like = self.nets.q.weights()["w0"]
-        return torch.from_numpy(x).to(like)
 
     # training
 
@@ -309,6 +368,8 @@ class BilevelControl(ToyModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`ToyModule.on_load_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is None:
+            use_stored_precision(self, checkpoint, "net.q.w0")
         self.stored_environments = checkpoint["toy"].get("environments")
         self.returns = checkpoint["toy"].get("returns", self.returns)
 

@@ -113,6 +113,10 @@ class MultiHeadMLP(nn.Module):
                 h = torch.relu(h)
         return h.view(x.shape[0], self.heads, *h.shape[1:])
 
+    def values(self, x: Tensor) -> Tensor:
+        """Return :meth:`forward` of x (R, K, B, out); with gradients disabled, :meth:`forward_pass`'s output."""
+        return self(x) if torch.is_grad_enabled() else self.forward_pass(x).output
+
     # by hand, without autograd's graph: a small network's backward pass is mostly that graph
 
     @torch.no_grad()

@@ -54,6 +54,10 @@ class Learner(nn.Module):
                 self.register_buffer(name, value)
             self.register_buffer("psi_step", torch.zeros(1, dtype=torch.float64))
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Return h (R, M, d) at x (R, M, p)."""
+        return self.mlp(self.theta, x)
+
     def smooth_gradient(self, v: Tensor, step: int) -> Tensor:
         """Return the mean of the last hypergradients (R, W), with v (R, W) that of this step (arXiv 2601.15363)."""
         return v if self.recent.shape[1] == 1 else moving_average_(self.recent, step, v)

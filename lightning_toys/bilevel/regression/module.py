@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lightning_toys.bilevel.inference import require_built, use_stored_precision, with_replica_axis
 from lightning_toys.bilevel.regression import figures
 from lightning_toys.bilevel.regression.data import DriftStream
 from lightning_toys.bilevel.regression.hypergradients import (
@@ -218,6 +219,26 @@ class WindowRegression(ToyModule):
         ]
         return torch.optim.AdamW(groups, weight_decay=0.0, fused=self.device.type in ("cpu", "cuda"))
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the predictions h(x) (R, M, d) of the networks as they were fitted last.
+
+        Args:
+            x: (R, M, p), or (M, p) for every replica alike.
+
+        Raises:
+            ToyError: the shape is another one, or the networks are not built.
+
+        >>> module = WindowRegression(seeds=[0, 1])  # or WindowRegression.load_from_checkpoint(path)
+        >>> module.sizes = module.measure(DriftStream())
+        >>> module.configure_model()
+        >>> module(torch.zeros(7, 5)).shape
+        torch.Size([2, 7, 3])
+        """
+        require_built(self)
+        x = with_replica_axis(x, len(self.seeds), (self.sizes["inputs"],), "x")
+        predictions: Tensor = self.learner(x.to(self.learner.theta))
+        return predictions
+
     # training
 
     def training_step(self, block: Block | DrawnBlock, batch_idx: int) -> None:
@@ -323,6 +344,8 @@ class WindowRegression(ToyModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`ToyModule.on_load_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is None:
+            use_stored_precision(self, checkpoint, "net.theta")
         self.records = dict(checkpoint["toy"]["records"])
 
     def extras_mismatch(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
@@ -379,8 +402,7 @@ class WindowRegression(ToyModule):
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Return the last time's truth and prediction at the outer points (R, B', d), and lambda (R, W)."""
         window = self.window_at(len(self.records["loss"]) - 1)
-        prediction = self.learner.mlp(self.learner.theta, window.outer_points)
-        return {"truth": window.current_y, "prediction": prediction, "lambda": self.lag_weights}
+        return {"truth": window.current_y, "prediction": self(window.outer_points), "lambda": self.lag_weights}
 
     @staticmethod
     def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
