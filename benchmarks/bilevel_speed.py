@@ -23,7 +23,7 @@ from measuring import machine, quiet_fit, spread, write_section
 from lightning_toys.bilevel import BilevelControl, WindowRegression
 from lightning_toys.bilevel.control.environments import Environments
 from lightning_toys.bilevel.control.learner import Learner
-from lightning_toys.bilevel.control.replay import Replay
+from lightning_toys.bilevel.control.replay import ReplayBuffer
 
 AGENTS = ("omd", "funcbo", "mle", "vep")
 GOALS = {1: 450.0, 8: 1500.0}  # replica-steps a second
@@ -72,11 +72,11 @@ def control(agent: str, replicas: int, steps: int) -> dict[str, float]:
             watch.seconds["whole"] = watch.seconds.get("whole", 0.0) + time.process_time() - begin
 
     parts = [
-        (BilevelControl, "explore", "act"),
+        (BilevelControl, "exploration_actions", "act"),
         (Environments, "step", "environment"),
-        (Replay, "store", "replay"),
-        (Replay, "sample", "replay"),
-        (Learner, "iterate", "update"),
+        (ReplayBuffer, "store", "replay"),
+        (ReplayBuffer, "sample", "replay"),
+        (Learner, "outer_iteration", "update"),
         (BilevelControl, "validation_step", "evaluate"),
     ]
     BilevelControl.training_step = training_step  # type: ignore[method-assign]

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from lightning_toys.bilevel.implicit import (
-    Bilevel,
-    aid,
+    BilevelProblem,
+    aid_hypergradient,
     conjugate_gradient,
     finite_differences,
-    functional,
+    functional_hypergradient,
     gauss_newton_product,
     gradient,
-    hessian_product,
+    hessian_operator,
     hvp,
-    unrolled,
+    unrolled_hypergradient,
 )
-from lightning_toys.bilevel.inner_optimizers import Adam, AdamState, GradientDescent, adam_state, adam_step
-from lightning_toys.bilevel.vectors import Tensors, flatten, inner, unflatten
+from lightning_toys.bilevel.inner_optimizers import Adam, AdamState, GradientDescent, adam_init, adam_step
+from lightning_toys.bilevel.vectors import Tensors, flatten, inner_product, unflatten
 from lightning_toys.training.noise import keyed_generator
 
 R = 3
@@ -56,7 +56,7 @@ def test_flatten_and_back() -> None:
     assert flat.shape == (R, 20)
     back = unflatten(flat, v)
     assert all(torch.equal(back[k], v[k]) for k in v)
-    torch.testing.assert_close(inner(v, v), flat.square().sum(1))
+    torch.testing.assert_close(inner_product(v, v), flat.square().sum(1))
 
 
 @pytest.mark.parametrize("once", [True, False])
@@ -68,7 +68,7 @@ def test_hessian_products(once: bool) -> None:
     def loss(p: Tensors) -> Tensor:
         return (net(p, x) - y).square().mean((1, 2)) + p["last"].pow(3).sum((1, 2))
 
-    found = hessian_product(loss, theta)(v) if once else hvp(loss, theta, v)
+    found = hessian_operator(loss, theta)(v) if once else hvp(loss, theta, v)
     full = torch.func.hessian(lambda f: loss(unflatten(f, theta)).sum())(flatten(theta))
     for r in range(R):
         torch.testing.assert_close(flatten(found)[r], full[r, :, r] @ flatten(v)[r], rtol=1e-10, atol=1e-12)
@@ -78,7 +78,7 @@ def test_hessian_products(once: bool) -> None:
 
 def test_hessian_of_a_linear_loss_is_zero() -> None:
     theta = small_net()
-    found = hessian_product(lambda p: sum(x.flatten(1).sum(1) for x in p.values()), theta)(theta)  # type: ignore[arg-type,return-value]
+    found = hessian_operator(lambda p: sum(x.flatten(1).sum(1) for x in p.values()), theta)(theta)  # type: ignore[arg-type,return-value]
     assert flatten(found).abs().max() == 0
 
 
@@ -109,16 +109,16 @@ def spd(n: int) -> Tensor:
 def test_conjugate_gradient_solves() -> None:
     a, b = spd(6), draw(R, 6, name="b")
     found = conjugate_gradient(lambda p: (a @ p[..., None])[..., 0], b, 20, damping=0.3)
-    wanted = torch.linalg.solve(a + 0.3 * torch.eye(6, dtype=torch.float64), b)
-    torch.testing.assert_close(found.x, wanted, rtol=1e-10, atol=1e-12)
+    expected = torch.linalg.solve(a + 0.3 * torch.eye(6, dtype=torch.float64), b)
+    torch.testing.assert_close(found.x, expected, rtol=1e-10, atol=1e-12)
     assert found.residual.max() < 1e-13
     undamped = conjugate_gradient(lambda p: (a @ p[..., None])[..., 0], b, 20)
-    assert (undamped.x - wanted).abs().max() > 1e-2
+    assert (undamped.x - expected).abs().max() > 1e-2
     # a first guess that is the answer is kept; from any other the same is reached
-    again = conjugate_gradient(lambda p: (a @ p[..., None])[..., 0], b, 1, 0.3, start=wanted)
-    torch.testing.assert_close(again.x, wanted)
-    moved = conjugate_gradient(lambda p: (a @ p[..., None])[..., 0], b, 20, 0.3, start=wanted + b)
-    torch.testing.assert_close(moved.x, wanted)
+    again = conjugate_gradient(lambda p: (a @ p[..., None])[..., 0], b, 1, 0.3, x0=expected)
+    torch.testing.assert_close(again.x, expected)
+    moved = conjugate_gradient(lambda p: (a @ p[..., None])[..., 0], b, 20, 0.3, x0=expected + b)
+    torch.testing.assert_close(moved.x, expected)
 
 
 def test_residual_is_the_residual() -> None:
@@ -139,9 +139,9 @@ def test_rounding_does_not_grow() -> None:
     values = torch.cat([torch.logspace(5, 2, 5), torch.logspace(1, -4, 200)]).double()
     b = draw(R, 205, name="b").float().double()
 
-    def solve(dtype: torch.dtype, orthogonalise: bool) -> Tensor:
+    def solve(dtype: torch.dtype, reorthogonalise: bool) -> Tensor:
         a = values.to(dtype)
-        return conjugate_gradient(lambda p: a * p, b.to(dtype), 12, orthogonalise=orthogonalise).x.double()
+        return conjugate_gradient(lambda p: a * p, b.to(dtype), 12, reorthogonalise=reorthogonalise).x.double()
 
     exact = solve(torch.float64, True)
     errors = [((solve(torch.float32, o) - exact).norm(dim=1) / exact.norm(dim=1)).max() for o in (True, False)]
@@ -150,7 +150,7 @@ def test_rounding_does_not_grow() -> None:
 
 
 def test_masked_replicas() -> None:
-    """b = 0, no curvature, and a negative direction: each stands still, and the replica beside them is the solo one."""
+    """b = 0, no curvature, and a negative direction: each stops, and the replica beside them is the solo one."""
     a, b = spd(6), draw(R, 6, name="b")
     a = torch.cat([a, torch.zeros(1, 6, 6), -a[:1]]).double()
     b = torch.cat([b, b[:2]])
@@ -176,7 +176,7 @@ def test_adam_is_torchs() -> None:
     def loss(p: Tensors) -> Tensor:
         return sum((x - target[k]).square().flatten(1).sum(1) for k, x in p.items())  # type: ignore[return-value]
 
-    p, state = theta, adam_state(theta)
+    p, state = theta, adam_init(theta)
     for _ in range(30):
         optimizer.zero_grad()
         loss(parameters).sum().backward()
@@ -185,15 +185,15 @@ def test_adam_is_torchs() -> None:
     for k, x in p.items():
         torch.testing.assert_close(x, parameters[k].detach(), rtol=1e-10, atol=1e-12)
     assert float(state.step) == 30
-    late = adam_step(theta, gradient(loss, theta), AdamState(state.mean, state.square, state.step * 0), 0.03)[0]
+    late = adam_step(theta, gradient(loss, theta), AdamState(state.exp_avg, state.exp_avg_sq, state.step * 0), 0.03)[0]
     assert (flatten(late) - flatten(p)).abs().max() > 1e-3
 
 
 def test_adam_at_a_zero_gradient() -> None:
-    """The step is zero and its slope is -lr / eps, as the limit has it; torch's denominator gives NaN."""
+    """The step is zero and its derivative is -lr / eps, as the limit has it; torch's denominator gives NaN."""
     theta = {"x": torch.zeros(R, 2, dtype=torch.float64)}
-    slope = torch.func.jacrev(lambda g: adam_step(theta, {"x": g}, adam_state(theta), 0.1, eps=1e-3)[0]["x"])
-    found = slope(theta["x"])
+    jacobian = torch.func.jacrev(lambda g: adam_step(theta, {"x": g}, adam_init(theta), 0.1, eps=1e-3)[0]["x"])
+    found = jacobian(theta["x"])
     assert torch.isfinite(found).all()
     torch.testing.assert_close(found[0, :, 0], torch.eye(2, dtype=torch.float64) * (-0.1 / 1e-3))
     g = torch.zeros(2, requires_grad=True)
@@ -227,8 +227,8 @@ class Window(NamedTuple):
         return (h["h"] - self.now).square().mean((1, 2))
 
     @property
-    def problem(self) -> Bilevel:
-        return Bilevel(
+    def problem(self) -> BilevelProblem:
+        return BilevelProblem(
             lambda lam, p: self.inner_values(lam, {"h": self.inside @ p["theta"]}),
             lambda lam, p: self.outer_values(lam, {"h": self.outside @ p["theta"]}),
         )
@@ -257,58 +257,58 @@ def window() -> tuple[Window, Tensors]:
 
 def test_closed_form_aid_functional_finite_differences(window: tuple[Window, Tensors]) -> None:
     w, lam = window
-    wanted, theta = w.closed_form(lam), w.solve(lam)
-    assert wanted.abs().min() > 1e-4
+    expected, theta = w.closed_form(lam), w.solve(lam)
+    assert expected.abs().min() > 1e-4
 
     def linear(c: Tensors) -> tuple[Tensor, Tensor]:
         return w.inside @ c["c"], w.outside @ c["c"]
 
-    implicit = aid(w.problem, lam, theta, 30)
-    values = Bilevel(w.inner_values, w.outer_values)
+    implicit = aid_hypergradient(w.problem, lam, theta, 30)
+    values = BilevelProblem(w.inner_values, w.outer_values)
     h_in, h_out = linear({"c": theta["theta"]})
-    in_functions = functional(values, lam, h_in, h_out, linear, {"c": theta["theta"]}, 30)
-    torch.testing.assert_close(implicit.value["w"], wanted, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(in_functions.value["w"], wanted, rtol=1e-12, atol=1e-12)
+    in_functions = functional_hypergradient(values, lam, h_in, h_out, linear, {"c": theta["theta"]}, 30)
+    torch.testing.assert_close(implicit.value["w"], expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(in_functions.value["w"], expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(in_functions.adjoint["c"], -implicit.adjoint["theta"], rtol=1e-11, atol=1e-12)
     assert implicit.residual.max() < 1e-12
-    judged = finite_differences(w.problem, lam, w.solve, 1e-4)
-    assert (judged - wanted).abs().max() < 1e-7
+    reference = finite_differences(w.problem, lam, w.solve, 1e-4)
+    assert (reference - expected).abs().max() < 1e-7
     # every wrong version fails the same check: the published sign, a forgotten factor, damping, too few iterations
     for wrong in (
-        -wanted,
-        wanted / 2,
-        aid(w.problem, lam, theta, 30, damping=0.1).value["w"],
-        aid(w.problem, lam, theta, 1).value["w"],
-        functional(values, lam, h_in, h_out, linear, {"c": theta["theta"]}, 30, ridge=0.1).value["w"],
+        -expected,
+        expected / 2,
+        aid_hypergradient(w.problem, lam, theta, 30, damping=0.1).value["w"],
+        aid_hypergradient(w.problem, lam, theta, 1).value["w"],
+        functional_hypergradient(values, lam, h_in, h_out, linear, {"c": theta["theta"]}, 30, ridge=0.1).value["w"],
     ):
-        assert (judged - wrong).abs().max() > 1e-4
-    assert float(cosine(judged, -wanted).max()) < -0.999
+        assert (reference - wrong).abs().max() > 1e-4
+    assert float(cosine(reference, -expected).max()) < -0.999
 
 
 def test_scale_of_lambda_is_free(window: tuple[Window, Tensors]) -> None:
     """sum_s lambda_s v_s = 0: the inner solution is that of lambda times any number."""
     w, lam = window
     theta = w.solve(lam)
-    v = aid(w.problem, lam, theta, 30).value["w"]
+    v = aid_hypergradient(w.problem, lam, theta, 30).value["w"]
     assert (lam["w"] * v).sum(1).abs().max() < 1e-12
     assert v.sum(1).abs().max() > 1e-3  # and not any other sum
     off = {"theta": theta["theta"] + 0.1}  # nor away from the inner solution
-    assert (lam["w"] * aid(w.problem, lam, off, 30).value["w"]).sum(1).abs().max() > 1e-4
+    assert (lam["w"] * aid_hypergradient(w.problem, lam, off, 30).value["w"]).sum(1).abs().max() > 1e-4
 
 
 def test_unrolling_converges(window: tuple[Window, Tensors]) -> None:
     """From the inner solution, k steps of gradient descent are off by (I - lr H)^k: geometric."""
     w, lam = window
-    wanted, theta = w.closed_form(lam), w.solve(lam)
-    slopes = torch.linalg.eigvalsh(w.gram(lam))
-    lr = float(1 / slopes.max())
-    rate = float(1 - lr * slopes.min())
+    expected, theta = w.closed_form(lam), w.solve(lam)
+    eigenvalues = torch.linalg.eigvalsh(w.gram(lam))
+    lr = float(1 / eigenvalues.max())
+    rate = float(1 - lr * eigenvalues.min())
     errors = []
     for steps in (1, 10, 100):
-        found = unrolled(w.problem, lam, theta, steps, GradientDescent(lr))
-        errors.append(float((found.value["w"] - wanted).abs().max()))
+        found = unrolled_hypergradient(w.problem, lam, theta, steps, GradientDescent(lr))
+        errors.append(float((found.value["w"] - expected).abs().max()))
         assert (found.theta["theta"] - theta["theta"]).abs().max() < 1e-12  # a solution stays one
-        assert errors[-1] < 2 * rate**steps * wanted.abs().max() * 5**0.5 + 1e-12
+        assert errors[-1] < 2 * rate**steps * expected.abs().max() * 5**0.5 + 1e-12
     assert errors[0] > 10 * errors[1] / 4
     assert errors[1] > 1e-4
     assert errors[2] < 1e-5 * errors[0]
@@ -319,21 +319,25 @@ def test_replicas_never_mix(window: tuple[Window, Tensors]) -> None:
     theta = w.solve(lam)
     one = Window(*(x[1:2] for x in w))
     a, b = {"w": lam["w"][1:2]}, {"theta": theta["theta"][1:2]}
-    torch.testing.assert_close(aid(w.problem, lam, theta, 9).value["w"][1:2], aid(one.problem, a, b, 9).value["w"])
-    many = unrolled(w.problem, lam, theta, 3, Adam(0.01)).value["w"][1:2]
-    torch.testing.assert_close(many, unrolled(one.problem, a, b, 3, Adam(0.01)).value["w"])
+    torch.testing.assert_close(
+        aid_hypergradient(w.problem, lam, theta, 9).value["w"][1:2], aid_hypergradient(one.problem, a, b, 9).value["w"]
+    )
+    many = unrolled_hypergradient(w.problem, lam, theta, 3, Adam(0.01)).value["w"][1:2]
+    torch.testing.assert_close(many, unrolled_hypergradient(one.problem, a, b, 3, Adam(0.01)).value["w"])
 
 
 def test_lambda_zero_and_zero_gradient(window: tuple[Window, Tensors]) -> None:
-    """No NaN: without weights there is no curvature; with y_now predicted exactly there is no slope."""
+    """No NaN: without weights there is no curvature; with y_now predicted exactly there is no gradient."""
     w, lam = window
     theta = w.solve(lam)
     none = {"w": torch.zeros_like(lam["w"])}
     solved = Window(w.inside, w.outside, w.past, w.outside @ theta["theta"])
     for problem, at in ((w.problem, none), (solved.problem, lam), (solved.problem, none)):
-        found = [aid(problem, at, theta, 5), aid(problem, at, theta, 5, damping=1e-4)]
+        found = [aid_hypergradient(problem, at, theta, 5), aid_hypergradient(problem, at, theta, 5, damping=1e-4)]
         values = [f.value["w"] for f in found]
-        values += [unrolled(problem, at, theta, 2, rule).value["w"] for rule in (GradientDescent(0.1), Adam(0.1))]
+        values += [
+            unrolled_hypergradient(problem, at, theta, 2, rule).value["w"] for rule in (GradientDescent(0.1), Adam(0.1))
+        ]
         assert all(torch.isfinite(v).all() for v in values)
 
 
@@ -348,31 +352,35 @@ def test_unrolled_adam_against_finite_differences() -> None:
     def inside(a: Tensors, p: Tensors) -> Tensor:
         return (a["w"] * (net(p, x)[:, None] - past).square().sum(-1).mean(-1)).sum(1)
 
-    problem = Bilevel(inside, lambda a, p: (net(p, x) - now).square().mean((1, 2)) + 0.1 * a["w"].square().sum(1))
+    problem = BilevelProblem(
+        inside, lambda a, p: (net(p, x) - now).square().mean((1, 2)) + 0.1 * a["w"].square().sum(1)
+    )
     rule = Adam(0.02)
-    p, state = rule.step(theta, gradient(lambda q: inside(lam, q), theta), rule.begin(theta))
+    p, state = rule.step(theta, gradient(lambda q: inside(lam, q), theta), rule.init(theta))
 
     def solve(a: Tensors) -> Tensors:
-        return unrolled(problem, a, p, 3, rule, state).theta
+        return unrolled_hypergradient(problem, a, p, 3, rule, state).theta
 
-    found = unrolled(problem, lam, p, 3, rule, state)
-    judged = finite_differences(problem, lam, solve, 1e-5)
-    torch.testing.assert_close(found.value["w"], judged, rtol=1e-6, atol=1e-8)
-    one_step = unrolled(problem, lam, p, 1, rule, state).value["w"]
-    assert (one_step - judged).abs().max() > 1e-5
+    found = unrolled_hypergradient(problem, lam, p, 3, rule, state)
+    reference = finite_differences(problem, lam, solve, 1e-5)
+    torch.testing.assert_close(found.value["w"], reference, rtol=1e-6, atol=1e-8)
+    one_step = unrolled_hypergradient(problem, lam, p, 1, rule, state).value["w"]
+    assert (one_step - reference).abs().max() > 1e-5
     some = finite_differences(problem, lam, solve, 1e-5, entries=[2])
-    torch.testing.assert_close(some, judged[:, 2:])
+    torch.testing.assert_close(some, reference[:, 2:])
 
 
 def test_functional_with_a_networks_jacobian_is_gauss_newton_aid() -> None:
     """The basis a = J c gives J' C J: AID with that matrix, also where the Hessian has another term."""
     x, z, past, now = (draw(R, *s, name=f"n{i}") for i, s in enumerate([(6, 2), (4, 2), (3, 6, 2), (4, 2)]))
     theta, lam = small_net(), {"w": draw(R, 3, name="w").square() + 0.3}
-    values = Bilevel(
+    values = BilevelProblem(
         lambda a, h: (a["w"] * (h["h"][:, None] - past).square().sum(-1).mean(-1)).sum(1),
         lambda a, h: (h["h"] - now).square().mean((1, 2)),
     )
-    problem = Bilevel(lambda a, p: values.inner(a, {"h": net(p, x)}), lambda a, p: values.outer(a, {"h": net(p, z)}))
+    problem = BilevelProblem(
+        lambda a, p: values.inner_loss(a, {"h": net(p, x)}), lambda a, p: values.outer_loss(a, {"h": net(p, z)})
+    )
 
     def jacobian(c: Tensors) -> tuple[Tensor, Tensor]:
         return (
@@ -380,8 +388,10 @@ def test_functional_with_a_networks_jacobian_is_gauss_newton_aid() -> None:
             torch.func.jvp(lambda p: net(p, z), (theta,), (c,))[1],
         )
 
-    found = functional(values, lam, net(theta, x), net(theta, z), jacobian, theta, 60, ridge=0.01)
+    found = functional_hypergradient(values, lam, net(theta, x), net(theta, z), jacobian, theta, 60, ridge=0.01)
     weight = 2 * lam["w"].sum(1)[:, None, None] / 6
-    newton = aid(problem, lam, theta, 60, 0.01, lambda v: gauss_newton_product(lambda p: net(p, x), theta, v, weight))
+    newton = aid_hypergradient(
+        problem, lam, theta, 60, 0.01, lambda v: gauss_newton_product(lambda p: net(p, x), theta, v, weight)
+    )
     torch.testing.assert_close(found.value["w"], newton.value["w"], rtol=1e-7, atol=1e-9)
-    assert (aid(problem, lam, theta, 60, 0.01).value["w"] - newton.value["w"]).abs().max() > 1e-3
+    assert (aid_hypergradient(problem, lam, theta, 60, 0.01).value["w"] - newton.value["w"]).abs().max() > 1e-3

@@ -28,27 +28,31 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_toys.bilevel.control.nets import HeadMLP, Trace, Weights
+from lightning_toys.bilevel.control.nets import ForwardPass, MultiHeadMLP, Weights
 from lightning_toys.bilevel.control.replay import Batch
-from lightning_toys.bilevel.implicit import conjugate_gradient, hessian_product
+from lightning_toys.bilevel.implicit import conjugate_gradient, hessian_operator
 from lightning_toys.bilevel.vectors import Tensors, flatten, unflatten
 
 Agent = Literal["mle", "vep", "omd", "funcbo"]
-Inverse = Literal["identity", "gauss_newton", "hessian"]
+InverseHessian = Literal["identity", "gauss_newton", "hessian"]
 
 
-def least(x: Tensor) -> Tensor:
-    """Return the least over one or two heads (R, ...) of x (R, K, ...)."""
+def min_over_heads(x: Tensor) -> Tensor:
+    """Return the minimum over one or two heads (R, ...) of x (R, K, ...)."""
     return torch.minimum(x[:, 0], x[:, 1]) if x.shape[1] == 2 else x[:, 0]
 
 
 @dataclass(frozen=True)
-class Value:
+class SoftValue:
     """The soft value of a state, and targets.
 
     Args:
-        alpha: temperature.
+        alpha: temperature, in units of value.
         discount: gamma.
+
+    >>> q = torch.tensor([[[[1.0, 2.0]], [[1.5, 0.5]]]])  # one replica, two heads, one state, two actions
+    >>> SoftValue(alpha=0.01, discount=0.99).value(q)  # close to max_a min_k q
+    tensor([[1.]])
     """
 
     alpha: float
@@ -56,54 +60,64 @@ class Value:
 
     # an action at a time, and actions before rows: reductions over a last axis of two cost five times as much
 
-    def of(self, q: Tensor) -> Tensor:
+    def value(self, q: Tensor) -> Tensor:
         """Return V (R, B) of action values (R, K, B, A): alpha logsumexp(min_k q / alpha)."""
-        scaled = least(q.mT) / self.alpha
+        scaled = min_over_heads(q.mT) / self.alpha
         return self.alpha * reduce(torch.logaddexp, scaled.unbind(1))
 
-    def slope(self, q: Tensor, v: Tensor) -> Tensor:
-        """Return dV/dq (R, K, B, A) at V = v (R, B): softmax(min_k q / alpha) on the lesser head, half where equal."""
-        p = torch.exp((least(q.mT) - v.unsqueeze(1)) / self.alpha)
+    def grad(self, q: Tensor, v: Tensor) -> Tensor:
+        """Return dV/dq (R, K, B, A) at V = v (R, B): softmax(min_k q / alpha) on the smaller head, half where equal."""
+        p = torch.exp((min_over_heads(q.mT) - v.unsqueeze(1)) / self.alpha)
         if q.shape[1] == 1:
             return p.unsqueeze(1).mT
         first = p * (0.5 - 0.5 * torch.sign(q[:, 0] - q[:, 1]).mT)
         return torch.stack([first, p - first], 1).mT
 
-    def target(self, reward: Tensor, not_terminated: Tensor, v: Tensor) -> Tensor:
-        """Return r + gamma n V (R, B): a truncated episode's last step is bootstrapped, a terminated one's is not."""
+    def bellman_target(self, reward: Tensor, not_terminated: Tensor, v: Tensor) -> Tensor:
+        """Return r + gamma n V (R, B): a truncated episode's last step is bootstrapped, a terminated one's is not.
+
+        Args:
+            reward: r (R, B).
+            not_terminated: n (R, B), 0 or 1.
+            v: V of the next states (R, B).
+        """
         return reward + self.discount * not_terminated * v
 
 
-def policy(q: Tensor, alpha: float) -> Tensor:
+def softmax_policy(q: Tensor, alpha: float) -> Tensor:
     """Return action probabilities (R, B, A), softmax(mean_k Q / alpha) of q (R, K, B, A)."""
     return torch.softmax(q.mean(1) / alpha, -1)
 
 
-def taken(q: Tensor, action: Tensor) -> Tensor:
-    """Return d_k (R, K, B), the values of the actions (R, B) that were taken, of q (R, K, B, A)."""
+def q_of_actions(q: Tensor, action: Tensor) -> Tensor:
+    """Return d_k (R, K, B), the values of the actions (R, B) taken, of q (R, K, B, A).
+
+    >>> q_of_actions(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), torch.tensor([[1, 0]]))
+    tensor([[[2., 3.]]])
+    """
     index = action.unsqueeze(1).unsqueeze(-1).expand(-1, q.shape[1], -1, 1)
     return q.gather(-1, index).squeeze(-1)
 
 
-def half_squares(d: Tensor, y: Tensor) -> Tensor:
+def half_squared_error(d: Tensor, y: Tensor) -> Tensor:
     """Return 1/2 sum_k mean (d_k - y)^2 (R,) of d (R, K, B) and y (R, B)."""
     return 0.5 * (d - y.unsqueeze(1)).square().mean(2).sum(1)
 
 
-class Dream(NamedTuple):
-    """What the model makes of a batch.
+class ModelPrediction(NamedTuple):
+    """The model's prediction for a batch.
 
     Attributes:
-        state: s'_T (R, B, S).
+        next_state: s'_T (R, B, S).
         reward: r_T (R, B).
     """
 
-    state: Tensor
+    next_state: Tensor
     reward: Tensor
 
 
 class WorldModel(nn.Module):
-    """T: next state and reward of [s, onehot a], a perceptron with two hidden layers.
+    """T, the learned model: next state and reward of [s, onehot a], a ReLU network with two hidden layers.
 
     Args:
         seeds: one seed a replica.
@@ -115,225 +129,250 @@ class WorldModel(nn.Module):
     def __init__(self, seeds: Sequence[int], states: int, actions: int, width: int) -> None:
         super().__init__()
         self.states, self.actions = states, actions
-        self.net = HeadMLP(seeds, "model", (states + actions, width, width, states + 1))
+        self.net = MultiHeadMLP(seeds, "model", (states + actions, width, width, states + 1))
+
+    def one_hot(self, action: Tensor, like: Tensor) -> Tensor:
+        """Return actions (R, B), integers, as vectors (R, B, A) in the dtype and on the device of ``like``."""
+        actions = torch.arange(self.actions, device=action.device)[:, None]
+        return (action.unsqueeze(1) == actions).to(like).mT
+
+    def forward(self, state: Tensor, action: Tensor) -> ModelPrediction:
+        """Predict next state (R, B, S) and reward (R, B).
+
+        Args:
+            state: s (R, B, S).
+            action: a (R, B), integers from 0 to A - 1.
+        """
+        return self.to_prediction(self.net.values(torch.cat([state, self.one_hot(action, state)], -1)))
 
     @staticmethod
-    def read(out: Tensor) -> Dream:
-        """Return what the network's output (R, 1, B, S + 1) says."""
-        return Dream(out[:, 0, :, :-1], out[:, 0, :, -1])
+    def to_prediction(out: Tensor) -> ModelPrediction:
+        """Split the network's output (R, 1, B, S + 1) into next state and reward."""
+        return ModelPrediction(out[:, 0, :, :-1], out[:, 0, :, -1])
 
-    def pull(self, trace: Trace, state: Tensor, reward: Tensor) -> Tensors:
-        """Return the gradient by the parameters' names, for slopes of s'_T (R, B, S) and r_T (R, B)."""
-        slope = torch.cat([state, reward.unsqueeze(-1)], -1).unsqueeze(1)
-        return {f"net.{n}": g for n, g in self.net.pull(trace, slope).items()}
+    def vjp(self, forward: ForwardPass, next_state: Tensor, reward: Tensor) -> Tensors:
+        """Return the vector-Jacobian product by the parameters' names, each (R, ...).
+
+        Args:
+            forward: the network's forward pass.
+            next_state: cotangent of s'_T (R, B, S).
+            reward: cotangent of r_T (R, B).
+        """
+        cotangent = torch.cat([next_state, reward.unsqueeze(-1)], -1).unsqueeze(1)
+        return {f"net.{n}": g for n, g in self.net.vjp(forward, cotangent).items()}
 
 
-class Imagined(NamedTuple):
-    """The model's targets of a batch, and the passes that they came from.
+class ModelTargets(NamedTuple):
+    """The model's targets of a batch, and the forward passes that they came from.
 
     Attributes:
         y: y_T (R, B).
-        dream: next states and rewards.
-        model: the model's pass.
-        target: the target values' pass over the next states.
+        prediction: next states and rewards.
+        model_pass: the model's forward pass.
+        target_pass: the target network's forward pass over the next states.
         v: V of the next states (R, B).
     """
 
     y: Tensor
-    dream: Dream
-    model: Trace
-    target: Trace
+    prediction: ModelPrediction
+    model_pass: ForwardPass
+    target_pass: ForwardPass
     v: Tensor
 
 
-def model_errors(dream: Dream, batch: Batch) -> tuple[Tensor, Tensor]:
+def model_errors(prediction: ModelPrediction, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return mean |s'_T - s'|^2 and mean (r_T - r)^2, each (R,)."""
-    state = (dream.state - batch.next_observation).square().sum(-1).mean(1)
-    return state, (dream.reward - batch.reward).square().mean(1)
+    state = (prediction.next_state - batch.next_observation).square().sum(-1).mean(1)
+    return state, (prediction.reward - batch.reward).square().mean(1)
 
 
-def mle_loss(dream: Dream, batch: Batch) -> Tensor:
+def mle_loss(prediction: ModelPrediction, batch: Batch) -> Tensor:
     """Return mean |s'_T - s'|^2 + (r_T - r)^2 (R,): minus the log-likelihood of a unit Gaussian, but for constants."""
-    state, reward = model_errors(dream, batch)
+    state, reward = model_errors(prediction, batch)
     return state + reward
 
 
-def mle_gradient(problem: Problem, seen: Trace) -> tuple[Tensors, Tensor]:
-    """Return the gradient of :func:`mle_loss` by the model's names, and the loss (R,), for the model's pass."""
-    batch, dream = problem.batch, problem.model.read(seen.output)
+def mle_gradient(problem: Problem, forward: ForwardPass) -> tuple[Tensors, Tensor]:
+    """Return the gradient of :func:`mle_loss` by the model's names, and the loss (R,).
+
+    Args:
+        problem: whose batch and model are meant.
+        forward: the model's forward pass over it.
+    """
+    batch, prediction = problem.batch, problem.model.to_prediction(forward.output)
     scale = 2 / batch.reward.shape[1]
-    state, reward = dream.state - batch.next_observation, dream.reward - batch.reward
-    return problem.model.pull(seen, scale * state, scale * reward), mle_loss(dream, batch)
+    next_state, reward = prediction.next_state - batch.next_observation, prediction.reward - batch.reward
+    return problem.model.vjp(forward, scale * next_state, scale * reward), mle_loss(prediction, batch)
 
 
-def vep_gradient(problem: Problem, seen: Trace, values: HeadMLP) -> tuple[Tensors, Tensor]:
+def vep_gradient(problem: Problem, forward: ForwardPass, value_nets: MultiHeadMLP) -> tuple[Tensors, Tensor]:
     """Return by the model's names the gradient of mean_jb (V_j(s'_T) - V_j(s'))^2 + mean (r_T - r)^2 (R,), and that.
 
     Value equivalence (Grimm et al. 2020, arXiv 2011.03506): only what the functions V_j see of a state has to be right.
 
     Args:
         problem: whose batch and model are meant.
-        seen: the model's pass over it.
-        values: the V_j, drawn at random and left so.
+        forward: the model's forward pass over it.
+        value_nets: the V_j, drawn at random and not trained.
     """
-    batch, dream = problem.batch, problem.model.read(seen.output)
-    wanted = values.trace(batch.next_observation).output
-    there = values.trace(dream.state)
-    off = there.output - wanted
-    reward, n = dream.reward - batch.reward, batch.reward.shape[1]
-    state = values.pull_input(there, off * (2 / (n * values.heads)))
-    loss = off.square().mean((1, 2, 3)) + reward.square().mean(1)
-    return problem.model.pull(seen, state, reward * (2 / n)), loss
+    batch, prediction = problem.batch, problem.model.to_prediction(forward.output)
+    truth = value_nets.forward_pass(batch.next_observation).output
+    predicted = value_nets.forward_pass(prediction.next_state)
+    error = predicted.output - truth
+    reward, n = prediction.reward - batch.reward, batch.reward.shape[1]
+    next_state = value_nets.vjp_input(predicted, error * (2 / (n * value_nets.heads)))
+    loss = error.square().mean((1, 2, 3)) + reward.square().mean(1)
+    return problem.model.vjp(forward, next_state, reward * (2 / n)), loss
 
 
 class Problem:
     """The bilevel problem of one batch: what the losses need, each worked out once.
 
-    The training's derivatives are written out (``gradient``, ``along``, ``pull``); ``y_model``, ``inner`` and ``outer``
-    are the same with autograd's graph, which second derivatives and the tests take.
+    The training's derivatives are written out (``q_gradient``, ``q_jvp``, ``model_vjp``); ``y_model``, ``inner_loss``
+    and ``outer_loss`` are the same with autograd's graph, which second derivatives and the tests take.
 
     Args:
-        q: the twin values, d.
-        target: their slow copy, which V is of.
+        q: the action values, (R, B, S) to (R, K, B, A).
+        target: their slowly updated copy, of which V is taken.
         model: T.
         value: V and targets.
-        batch: what happened.
+        batch: transitions.
     """
 
-    def __init__(self, q: HeadMLP, target: HeadMLP, model: WorldModel, value: Value, batch: Batch) -> None:
+    def __init__(
+        self, q: MultiHeadMLP, target: MultiHeadMLP, model: WorldModel, value: SoftValue, batch: Batch
+    ) -> None:
         self.q, self.target_net, self.model, self.value, self.batch = q, target, model, value, batch
-        actions = torch.arange(model.actions, device=batch.action.device)[:, None]
-        # (R, B, A), one where an action was taken
-        self.chosen = (batch.action.unsqueeze(1) == actions).to(batch.observation).mT
-        self.inputs = torch.cat([batch.observation, self.chosen], -1)
-        self.known: Tensor | None = None
-        self.values: Trace | None = None  # of q on the batch, until q moves
+        self.action_one_hot = model.one_hot(batch.action, batch.observation)  # (R, B, A)
+        self.inputs = torch.cat([batch.observation, self.action_one_hot], -1)
+        self._y: Tensor | None = None
+        self._q_pass: ForwardPass | None = None  # of q on the batch, until q is stepped
 
     @property
     def y(self) -> Tensor:
-        """The targets of what happened (R, B), no graph."""
-        if self.known is None:
+        """The targets y of the observed transitions (R, B), no graph."""
+        if self._y is None:
             batch = self.batch
-            q = self.target_net.trace(batch.next_observation).output
-            self.known = self.value.target(batch.reward, batch.not_terminated, self.value.of(q))
-        return self.known
+            q = self.target_net.forward_pass(batch.next_observation).output
+            self._y = self.value.bellman_target(batch.reward, batch.not_terminated, self.value.value(q))
+        return self._y
 
     # with autograd's graph
 
-    def dream(self) -> Dream:
-        """Return what the model makes of the batch."""
-        return self.model.read(self.model.net(self.inputs))
+    def predict(self) -> ModelPrediction:
+        """Return the model's prediction for the batch, with its graph to the model."""
+        return self.model.to_prediction(self.model.net(self.inputs))
 
     def y_model(self) -> Tensor:
         """Return y_T (R, B), with its graph to the model."""
-        dream = self.dream()
+        prediction = self.predict()
         # whether an episode ends is taken from what happened: the model does not predict it
-        v = self.value.of(self.target_net(dream.state))
-        return self.value.target(dream.reward, self.batch.not_terminated, v)
+        v = self.value.value(self.target_net(prediction.next_state))
+        return self.value.bellman_target(prediction.reward, self.batch.not_terminated, v)
 
     def d(self, weights: Weights | None = None) -> Tensor:
-        """Return d_k (R, K, B)."""
-        return taken(self.q(self.batch.observation, weights), self.batch.action)
+        """Return d_k (R, K, B), with its graph to ``weights``: q's own, or those given in their place."""
+        return q_of_actions(self.q(self.batch.observation, weights), self.batch.action)
 
-    def inner(self, weights: Weights, y_model: Tensor) -> Tensor:
-        """Return L_in (R,)."""
-        return half_squares(self.d(weights), y_model)
+    def inner_loss(self, weights: Weights, y_model: Tensor) -> Tensor:
+        """Return L_in (R,) for q's weights and y_T (R, B)."""
+        return half_squared_error(self.d(weights), y_model)
 
-    def outer(self, weights: Weights) -> Tensor:
-        """Return L_out (R,)."""
-        return half_squares(self.d(weights), self.y)
+    def outer_loss(self, weights: Weights) -> Tensor:
+        """Return L_out (R,) for q's weights."""
+        return half_squared_error(self.d(weights), self.y)
 
-    # written out, upon passes that have no graph
+    # written out, on forward passes without a graph
 
-    def imagine(self) -> Imagined:
-        """Return y_T with what :meth:`pull` needs."""
-        model = self.model.net.trace(self.inputs)
-        dream = self.model.read(model.output)
-        target = self.target_net.trace(dream.state)
-        v = self.value.of(target.output)
-        y = self.value.target(dream.reward, self.batch.not_terminated, v)
-        return Imagined(y, dream, model, target, v)
+    def model_targets(self) -> ModelTargets:
+        """Return y_T with what :meth:`model_vjp` needs."""
+        model_pass = self.model.net.forward_pass(self.inputs)
+        prediction = self.model.to_prediction(model_pass.output)
+        target_pass = self.target_net.forward_pass(prediction.next_state)
+        v = self.value.value(target_pass.output)
+        y = self.value.bellman_target(prediction.reward, self.batch.not_terminated, v)
+        return ModelTargets(y, prediction, model_pass, target_pass, v)
 
-    def pull(self, seen: Imagined, w: Tensor, through_state: bool = True) -> Tensors:
-        """Return sum_i w_i grad_T y_T,i by the model's names.
+    def model_vjp(self, targets: ModelTargets, w: Tensor, through_state: bool = True) -> Tensors:
+        """Return sum_i w_i grad_T y_T,i by the model's names, each (R, ...).
 
         Args:
-            seen: the model's targets.
+            targets: the model's targets.
             w: weights (R, B).
-            through_state: False leaves V(s'_T) out, so that the reward's part is all there is.
+            through_state: False leaves out the part through V(s'_T): only the predicted reward gets a gradient.
         """
         if not through_state:
-            return self.model.pull(seen.model, torch.zeros_like(seen.dream.state), w)
+            return self.model.vjp(targets.model_pass, torch.zeros_like(targets.prediction.next_state), w)
         scale = self.value.discount * self.batch.not_terminated * w
-        slope = self.value.slope(seen.target.output, seen.v) * scale.unsqueeze(1).unsqueeze(-1)
-        state = self.target_net.pull_input(seen.target, slope)
-        return self.model.pull(seen.model, state, w)
+        cotangent = self.value.grad(targets.target_pass.output, targets.v) * scale.unsqueeze(1).unsqueeze(-1)
+        next_state = self.target_net.vjp_input(targets.target_pass, cotangent)
+        return self.model.vjp(targets.model_pass, next_state, w)
 
-    def trace(self) -> Trace:
-        """Return the values on the batch; made anew only after :meth:`moved`."""
-        if self.values is None:
-            self.values = self.q.trace(self.batch.observation)
-        return self.values
+    def q_pass(self) -> ForwardPass:
+        """Return q's forward pass on the batch, cached until :meth:`clear_q_pass`."""
+        if self._q_pass is None:
+            self._q_pass = self.q.forward_pass(self.batch.observation)
+        return self._q_pass
 
-    def moved(self) -> None:
-        """Forget the values: their weights were stepped."""
-        self.values = None
+    def clear_q_pass(self) -> None:
+        """Drop the cached forward pass: q's weights were stepped."""
+        self._q_pass = None
 
-    def off(self, y: Tensor) -> Tensor:
+    def td_error(self, y: Tensor) -> Tensor:
         """Return d_k - y (R, K, B) for y (R, B)."""
-        return (self.trace().output * self.chosen.unsqueeze(1)).sum(-1) - y.unsqueeze(1)
+        return (self.q_pass().output * self.action_one_hot.unsqueeze(1)).sum(-1) - y.unsqueeze(1)
 
-    def gradient(self, off: Tensor) -> Tensors:
-        """Return the gradient in the values' weights of 1/2 sum_k mean (d_k - y)^2, given d_k - y (R, K, B)."""
-        slope = (off / off.shape[2]).unsqueeze(-1) * self.chosen.unsqueeze(1)
-        return self.q.pull(self.trace(), slope)
+    def q_gradient(self, td_error: Tensor) -> Tensors:
+        """Return the gradient of 1/2 sum_k mean (d_k - y)^2 in q's weights, by name, given d_k - y (R, K, B)."""
+        cotangent = (td_error / td_error.shape[2]).unsqueeze(-1) * self.action_one_hot.unsqueeze(1)
+        return self.q.vjp(self.q_pass(), cotangent)
 
-    def along(self, direction: Weights) -> Tensor:
-        """Return J_k v (R, K, B), d_k's derivative along a direction of the values' weights."""
-        return (self.q.push(self.trace(), direction) * self.chosen.unsqueeze(1)).sum(-1)
+    def q_jvp(self, tangent: Weights) -> Tensor:
+        """Return J_k v (R, K, B), d_k's directional derivative along a tangent v of q's weights."""
+        return (self.q.jvp(self.q_pass(), tangent) * self.action_one_hot.unsqueeze(1)).sum(-1)
 
 
-def inner_product(problem: Problem, inverse: Inverse, y_model: Tensor) -> Callable[[Tensors], Tensors]:
-    """Return v -> H v, H the Hessian of L_in in the values' weights, or its Gauss-Newton part sum_k J_k'J_k / B."""
+def inner_hessian_operator(problem: Problem, inverse: InverseHessian, y_model: Tensor) -> Callable[[Tensors], Tensors]:
+    """Return v -> H v, H the Hessian of L_in in q's weights, or its Gauss-Newton part sum_k J_k'J_k / B."""
     if inverse == "hessian":
         theta = {n: p.detach() for n, p in problem.q.named_parameters()}
-        return hessian_product(lambda weights: problem.inner(weights, y_model), theta)
-    return lambda v: problem.gradient(problem.along(v))
+        return hessian_operator(lambda weights: problem.inner_loss(weights, y_model), theta)
+    return lambda v: problem.q_gradient(problem.q_jvp(v))
 
 
 def omd_weights(
-    problem: Problem, inverse: Inverse, steps: int, damping: float, y_model: Tensor
+    problem: Problem, inverse: InverseHessian, steps: int, damping: float, y_model: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return w (R, B) of OMD, L_out (R,), and the relative residual of the linear system (R,).
+    """Return w (R, B) of OMD (arXiv 2106.03273), L_out (R,), and the linear system's relative residual (R,).
 
     Args:
         problem: at the inner solution.
         inverse: of the inner Hessian: the ``identity``, or by conjugate gradients ``gauss_newton`` (J'J/B, never
             indefinite) or the ``hessian`` of L_in itself.
-        steps: iterations of conjugate gradients.
+        steps: iterations of conjugate gradient.
         damping: c.
         y_model: y_T (R, B), detached.
     """
-    off = problem.off(problem.y)
-    v = problem.gradient(off)
-    loss = 0.5 * off.square().mean(2).sum(1)
+    error = problem.td_error(problem.y)
+    v = problem.q_gradient(error)
+    loss = 0.5 * error.square().mean(2).sum(1)
     residual = torch.zeros_like(loss)
     if inverse != "identity":
-        product, like = inner_product(problem, inverse, y_model), v
+        product, like = inner_hessian_operator(problem, inverse, y_model), v
         solved = conjugate_gradient(lambda flat: flatten(product(unflatten(flat, like))), flatten(v), steps, damping)
         v, residual = unflatten(solved.x, like), solved.residual
-    return problem.along(v).sum(1) / off.shape[2], loss, residual
+    return problem.q_jvp(v).sum(1) / error.shape[2], loss, residual
 
 
 def funcbo_weights(problem: Problem, y_model: Tensor, solved: bool) -> tuple[Tensor, Tensor]:
-    """Return w (R, B) of functional bilevel optimisation, and L_out (R,).
+    """Return w (R, B) of functional bilevel optimisation (arXiv 2403.20233), and L_out (R,).
 
     Args:
         problem: with the values as they are.
         y_model: y_T (R, B), detached.
-        solved: take the inner problem for solved, d_k = y_T: the gradient is that of mean (y_T - y)^2 for two heads.
-            Otherwise d_k is what the values say now.
+        solved: treat the inner problem as solved, d_k = y_T: the gradient is that of mean (y_T - y)^2 for two heads.
+            Otherwise d_k are the present values.
     """
     exact = (y_model - problem.y).unsqueeze(1).expand(-1, problem.q.heads, -1)
-    off = exact if solved else problem.off(problem.y)
-    return off.sum(1) / off.shape[2], 0.5 * off.square().mean(2).sum(1)
+    error = exact if solved else problem.td_error(problem.y)
+    return error.sum(1) / error.shape[2], 0.5 * error.square().mean(2).sum(1)

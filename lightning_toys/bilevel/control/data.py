@@ -1,4 +1,4 @@
-"""What an agent has seen: where its batches come from."""
+"""The data module of an agent: sizes of its replay buffer and of its batches."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from lightning_toys.training.loader import DrawnLoader, draw_nothing
 
 
 class ReplayData(ToyDataModule):
-    """A ring buffer of transitions, filled by the agent that is being trained; a step of the Trainer is one of its own.
+    """Settings of the replay buffer, which the agent fills as it acts; a step of the Trainer is one of the environment.
 
     Args:
         batch_size: transitions of one update.
         init_steps: environment steps with random actions before the first update.
-        capacity: transitions kept; the oldest give way.
+        capacity: transitions kept; the oldest are overwritten.
+
+    Raises:
+        ToyError: a size is not allowed, or does not fit the others.
     """
 
     drawn = True
@@ -34,5 +37,5 @@ class ReplayData(ToyDataModule):
         self.init_steps, self.capacity = init_steps, capacity
 
     def loader(self, seeds: Sequence[int]) -> DrawnLoader:
-        """See :meth:`ToyDataModule.loader`: only the steps are handed out, the module keeps the transitions."""
+        """See :meth:`ToyDataModule.loader`: only step numbers are loaded, the module keeps the transitions."""
         return DrawnLoader(draw_nothing, self.batch_size)

@@ -1,4 +1,4 @@
-"""Whole episodes: played in every environment at once, or drawn picture by picture."""
+"""Whole episodes: in every environment at once, or rendered frame by frame."""
 
 from __future__ import annotations
 
@@ -8,93 +8,113 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_toys.bilevel.control.environments import LIKE, Disturbance, Environments, Gymnasium, reason
+from lightning_toys.bilevel.control.environments import (
+    FLOAT32_CPU,
+    Disturbance,
+    Environments,
+    GymnasiumEnvironments,
+    one_line,
+)
 from lightning_toys.errors import ToyError, require
 from lightning_toys.training.noise import NoiseStream, uniform
 
 
-def play(
+def rollout(
     environments: Environments,
     policy: Callable[[np.ndarray], np.ndarray],
     episode: int = 0,
-    clock: int | None = None,
+    drift_step: int | None = None,
     limit: int = 10_000,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Play episode number ``episode`` in every environment; return sums of rewards and lengths, (R, copies).
+    """Roll out episode number ``episode`` in every environment.
 
     Args:
-        environments: restarted here.
+        environments: reset here.
         policy: observations (R, copies, obs) to actions (R, copies).
-        episode: an evaluation's number, say: the result is a function of it.
-        clock: environment step at which the drift stands still meanwhile; None lets it run from 0.
+        episode: which one; the result is a function of it.
+        drift_step: environment step that the drift is held at; None lets it run from 0.
         limit: steps after which an episode counts as it is.
+
+    Returns:
+        Undiscounted sums of rewards, and lengths in steps, each (R, copies).
     """
-    environments.restart(episode)
+    environments.reset(episode)
     totals, lengths = np.zeros(environments.shape), np.zeros(environments.shape, dtype=np.int64)
     for _ in range(limit):
-        environments.step(policy(environments.observation), clock)
-        for e in environments.finished:
+        environments.step(policy(environments.observation), drift_step)
+        for e in environments.finished_episodes:
             if e.number == episode:
-                totals[e.replica, e.copy], lengths[e.replica, e.copy] = e.total, e.length
+                totals[e.replica, e.copy], lengths[e.replica, e.copy] = e.total_reward, e.length
         if (environments.episodes > episode).all():
             return totals, lengths
-    still = environments.episodes == episode
-    return np.where(still, environments.totals, totals), np.where(still, environments.lengths, lengths)
+    running = environments.episodes == episode
+    return np.where(running, environments.totals, totals), np.where(running, environments.lengths, lengths)
 
 
-def actions_of(u: np.ndarray, actions: int) -> np.ndarray:
-    """Turn uniforms in [0, 1), float64, into actions that are each as likely."""
-    return np.minimum((u * actions).astype(np.int64), actions - 1)
+def uniform_actions(u: np.ndarray, num_actions: int) -> np.ndarray:
+    """Map uniforms in [0, 1), float64, of any shape to actions with equal probabilities."""
+    return np.minimum((u * num_actions).astype(np.int64), num_actions - 1)
 
 
-class RandomActions:
-    """A policy that takes every action with the same probability, whatever it sees: keyed by seed, stream and step."""
+class RandomPolicy:
+    """The uniform random policy; its draws are keyed by seed, stream and step.
+
+    Args:
+        environments: whose seeds, copies and actions are meant.
+    """
 
     def __init__(self, environments: Environments) -> None:
-        self.actions, self.steps = environments.actions, 0
+        self.num_actions, self.steps = environments.num_actions, 0
         stream = f"{environments.stream}/random"
         self.noise = NoiseStream(environments.seeds, stream, (environments.copies,), uniform)
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
-        """Return the next step's actions (R, copies)."""
-        u = self.noise.at(self.steps, LIKE).numpy().astype(np.float64)
+        """Return the next step's actions (R, copies), whatever the observation."""
+        u = self.noise.at(self.steps, FLOAT32_CPU).numpy().astype(np.float64)
         self.steps += 1
-        return actions_of(u, self.actions)
+        return uniform_actions(u, self.num_actions)
 
 
-def record(
+def render_episode(
     name: str,
     policy: Callable[[np.ndarray], int],
     seed: int,
     disturbance: Disturbance | None = None,
     limit: int = 10_000,
 ) -> list[np.ndarray]:
-    """Play an episode and return its pictures, (height, width, 3) uint8: the first before any step.
+    """Roll out one episode and return its frames, (height, width, 3) uint8: the first before any step.
 
     Args:
-        name: see :func:`make_environments`.
+        name: of a registered environment of gymnasium.
         policy: an observation (obs,) to an action.
         seed: of the replica; the episode is number 0 of the stream ``"record"``.
-        disturbance: distractors are observed; the drift is not seen.
+        disturbance: distractors are observed; the drift changes no frame.
         limit: most steps.
+
+    Raises:
+        ToyError: the environment cannot be drawn, for want of pygame, say.
     """
     # pygame greets on standard output, and would look for a screen
     for variable, value in (("PYGAME_HIDE_SUPPORT_PROMPT", "1"), ("SDL_VIDEODRIVER", "dummy")):
         os.environ.setdefault(variable, value)
-    environments = Gymnasium(name, [seed], "record", 1, disturbance or Disturbance(), "rgb_array")
+    environments = GymnasiumEnvironments(name, [seed], "record", 1, disturbance or Disturbance(), "rgb_array")
     try:
-        environments.frames.append(environments.members[0][0].render())
+        environments.frames.append(environments.envs[0][0].render())
     except Exception as error:  # a missing pygame, say, in as many ways as there are environments
         environments.close()
-        raise ToyError(f"--model.env: {name!r} cannot be drawn: {reason(error)}") from error
-    while not environments.finished and environments.steps < limit:
+        raise ToyError(f"--model.env: {name!r} cannot be drawn: {one_line(error)}") from error
+    while not environments.finished_episodes and environments.steps < limit:
         environments.step(np.array([[policy(environments.observation[0, 0])]]))
     environments.close()
     return environments.frames
 
 
 def write_gif(frames: Sequence[np.ndarray], path: str | Path, fps: float = 50.0) -> None:
-    """Write pictures (height, width, 3) uint8 as an animation that goes round; GIF counts in hundredths of a second."""
+    """Write frames (height, width, 3) uint8 as a looping GIF, which counts time in hundredths of a second.
+
+    Raises:
+        ToyError: there are no frames.
+    """
     from PIL import Image
 
     require(len(frames) > 0, "an animation without pictures cannot be written")

@@ -22,7 +22,16 @@ PANELS = (
 
 
 def draw_training(folder: Path, seeds: Sequence[int], label: str) -> dict[str, Figure]:
-    """Draw return, value error and model error over environment steps: seeds thin, their mean and interval."""
+    """Draw return, value error and model error over environment steps: each seed thin, mean and 95 % interval.
+
+    Args:
+        folder: of the run, with its metrics.csv.
+        seeds: one seed a replica.
+        label: name of the run.
+
+    Returns:
+        Figures by file name; none if nothing was evaluated.
+    """
     rows = read_run(folder)
     steps, _ = replica_columns(rows, "eval/return", seeds)
     if not len(steps):
@@ -32,17 +41,17 @@ def draw_training(folder: Path, seeds: Sequence[int], label: str) -> dict[str, F
         steps, values = replica_columns(rows, f"eval/{name}", seeds)
         if not len(steps):
             continue
-        for one in values if len(seeds) > 1 else []:
-            ax.plot(steps, one, color=colour, alpha=0.25, linewidth=0.7)
+        for curve in values if len(seeds) > 1 else []:
+            ax.plot(steps, curve, color=colour, alpha=0.25, linewidth=0.7)
         band(ax, steps, values, colour, label)
-        finish(ax, title)
+        label_axes(ax, title)
     shown = f"{len(seeds)} seeds thin, mean with 95 % interval" if len(seeds) > 1 else "one seed"
     figure.suptitle(f"{label} ({shown})", fontsize=10)
     return {"learning": figure}
 
 
-def finish(ax: Axes, title: str) -> None:
-    """Label a panel's axes; errors over decades get a logarithm, returns their zero where none is below it."""
+def label_axes(ax: Axes, title: str) -> None:
+    """Label a panel's axes; errors get a logarithmic axis, returns one from 0 unless some are negative."""
     ax.set_xlabel("environment steps")
     ax.set_ylabel(title)
     if "RMS" in title:
@@ -55,17 +64,20 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
     """Draw runs side by side: a row of panels for each width of the model, a colour for each agent.
 
     Args:
-        runs: label to run folder.
+        runs: label to run folder; those that are not finished are left out.
+
+    Returns:
+        Figures by file name; none if there is no finished run.
     """
-    found: dict[int, dict[str, tuple[str, Path]]] = {}
+    panels: dict[int, dict[str, tuple[str, Path]]] = {}
     for label, folder in runs.items():
         if all((folder / name).exists() for name in ("results.json", "metrics.csv", "config.yaml")):
             settings = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
-            found.setdefault(settings["model_hidden_dim"], {})[label] = (settings["agent"], folder)
-    if not found:
+            panels.setdefault(settings["model_hidden_dim"], {})[label] = (settings["agent"], folder)
+    if not panels:
         return {}
-    figure, axes = new_figure(len(found), 3, size=(11.5, 0.6 + 3.1 * len(found)))
-    for row, (width, cells) in zip(axes, sorted(found.items()), strict=True):
+    figure, axes = new_figure(len(panels), 3, size=(11.5, 0.6 + 3.1 * len(panels)))
+    for row, (width, cells) in zip(axes, sorted(panels.items()), strict=True):
         agents = [agent for agent, _ in cells.values()]
         random: dict[str, float] = {}
         alone = len(set(agents)) == len(agents)  # then its name says all, and it has its colour in every picture
@@ -81,7 +93,7 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
         for ax, (metric, title) in zip(row, PANELS, strict=True):
             if metric in random:
                 ax.axhline(random[metric], color=GREY, linestyle="--", linewidth=1, label="random actions")
-            finish(ax, title)
+            label_axes(ax, title)
         row[0].set_title(f"model width {width}", fontsize=9, loc="left")
         row[0].legend(frameon=False, fontsize=8)
     figure.suptitle("agents: mean and 95 % interval over seeds", fontsize=10)

@@ -1,4 +1,4 @@
-"""One outer iteration of each agent: networks, optimisers' steps, and what there is to log. No Lightning."""
+"""One outer iteration of each agent: networks, optimiser steps, and metrics. No Lightning."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from lightning_toys.bilevel.control.agents import (
     Agent,
-    Imagined,
-    Inverse,
+    InverseHessian,
+    ModelTargets,
     Problem,
-    Value,
+    SoftValue,
     WorldModel,
     funcbo_weights,
     mle_gradient,
@@ -22,9 +22,9 @@ from lightning_toys.bilevel.control.agents import (
     omd_weights,
     vep_gradient,
 )
-from lightning_toys.bilevel.control.nets import HeadMLP
+from lightning_toys.bilevel.control.nets import MultiHeadMLP
 from lightning_toys.bilevel.control.replay import Batch
-from lightning_toys.bilevel.vectors import Tensors, flatten, recent_mean_, unflatten
+from lightning_toys.bilevel.vectors import Tensors, flatten, moving_average_, unflatten
 from lightning_toys.errors import require
 from lightning_toys.training.fused_adam import step_adam
 
@@ -36,24 +36,27 @@ class Solver:
     Args:
         num_q_steps: inner steps of an outer iteration, all on one batch.
         num_t_steps: outer iterations of an environment step, a batch each.
-        warm_start: go on from the values of the iteration before; otherwise each inner loop starts from the first ones.
+        warm_start: start each inner loop from the present values; otherwise from the initial ones.
         warm_opt: keep the inner optimiser's moments from one outer iteration to the next, for every agent.
         inverse: of the inner Hessian in ``omd``: ``identity`` (as published), ``gauss_newton`` or ``hessian`` by
-            conjugate gradients.
-        cg_steps: iterations of conjugate gradients.
+            conjugate gradient.
+        cg_steps: iterations of conjugate gradient.
         cg_damping: c, added to the Hessian's diagonal.
-        inner_value: ``funcbo`` takes the inner problem for solved (``exact``) or the values as they are (``lagged``).
+        inner_value: ``funcbo`` treats the inner problem as solved (``exact``) or takes the present values (``lagged``).
         vep_values: random value functions of ``vep``.
-        smoothing: the model follows the mean of so many outer gradients, the latest ones; 1 is without.
+        smoothing: the model follows the mean of the last so many outer gradients (arXiv 2601.15363); 1 is without.
         state_gradient: ``omd`` and ``funcbo`` send the gradient through V(s'_T) too; false trains the predicted reward
             alone, which is what the code published for funcbo does.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     num_q_steps: int = 1
     num_t_steps: int = 1
     warm_start: bool = True
     warm_opt: bool = True
-    inverse: Inverse = "identity"
+    inverse: InverseHessian = "identity"
     cg_steps: int = 10
     cg_damping: float = 0.01
     inner_value: str = "exact"
@@ -73,13 +76,16 @@ class Solver:
         )
 
 
-class Nets(nn.Module):
-    """What an agent keeps: values ``q``, their slow copy ``target``, the model, and what its algorithm asks for.
+class AgentNetworks(nn.Module):
+    """An agent's networks: values ``q``, their slow copy ``target``, the ``model``, and what its algorithm asks for.
+
+    ``values`` are the random value functions of ``vep``, ``start`` the initial values of cold starts, ``recent`` the
+    last gradients (R, smoothing, P) and ``seen`` their number.
 
     Args:
         seeds: one seed a replica.
-        states: dimensions of a state.
-        actions: number of actions.
+        states: S, dimensions of a state.
+        actions: A, number of actions.
         hidden: width of the values' two hidden layers.
         model_hidden: width of the model's.
         heads: 2 is double Q-learning.
@@ -100,57 +106,64 @@ class Nets(nn.Module):
     ) -> None:
         super().__init__()
         sizes = (states, hidden, hidden, actions)
-        self.q = HeadMLP(seeds, "q", sizes, heads)
-        self.target = HeadMLP(seeds, "q", sizes, heads).requires_grad_(False)
+        self.q = MultiHeadMLP(seeds, "q", sizes, heads)
+        self.target = MultiHeadMLP(seeds, "q", sizes, heads).requires_grad_(False)
         self.model = WorldModel(seeds, states, actions, model_hidden)
         if agent == "vep":
             widths = (states, hidden, hidden, 1)
-            self.values = HeadMLP(seeds, "vep", widths, solver.vep_values).requires_grad_(False)
+            self.values = MultiHeadMLP(seeds, "vep", widths, solver.vep_values).requires_grad_(False)
         if not solver.warm_start:
-            self.start = HeadMLP(seeds, "q", sizes, heads).requires_grad_(False)
+            self.start = MultiHeadMLP(seeds, "q", sizes, heads).requires_grad_(False)
         if solver.smoothing > 1:
             size = sum(p[0].numel() for p in self.model.parameters())
             self.register_buffer("recent", torch.zeros(len(seeds), solver.smoothing, size))
             self.register_buffer("seen", torch.zeros((len(seeds), 1)))
 
-    def smoothed(self, found: Tensors) -> Tensors:
-        """Return the mean of the last gradients, this one included (arXiv 2601.15363)."""
+    def smooth_gradient(self, gradient: Tensors) -> Tensors:
+        """Return the mean of the last gradients of the model, this one included (arXiv 2601.15363), by name."""
         recent, seen = self.recent, self.seen
         assert isinstance(recent, Tensor)
         assert isinstance(seen, Tensor)
         count = int(seen[0, 0])
         seen += 1
-        return unflatten(recent_mean_(recent, count, flatten(found)), found)
+        return unflatten(moving_average_(recent, count, flatten(gradient)), gradient)
 
 
 class Learner:
-    """Runs outer iterations.
+    """Runs outer iterations of one agent on its networks.
 
     Args:
-        nets: the agent's.
+        nets: stepped in place.
         agent: the algorithm.
         solver: how it is run.
         value: V and targets.
-        tau: share by which the target moves towards the values at each outer iteration.
-        clip: bound on each replica's outer gradient norm.
+        tau: the target network's step towards the values at each outer iteration, target += tau (q - target).
+        max_grad_norm: bound on each replica's outer gradient norm.
     """
 
     def __init__(
-        self, nets: Nets, agent: Agent, solver: Solver, value: Value, tau: float, clip: float | None = None
+        self,
+        nets: AgentNetworks,
+        agent: Agent,
+        solver: Solver,
+        value: SoftValue,
+        tau: float,
+        max_grad_norm: float | None = None,
     ) -> None:
-        self.nets, self.agent, self.solver, self.value, self.tau, self.clip = nets, agent, solver, value, tau, clip
+        self.nets, self.agent, self.solver, self.value = nets, agent, solver, value
+        self.tau, self.max_grad_norm = tau, max_grad_norm
         # the optimiser's object, by the parameters' names and in their order
-        self.q, self.t = list(nets.q.parameters()), list(nets.model.parameters())
-        self.slow: list[Tensor] = list(nets.target.parameters())
+        self.q_params, self.model_params = list(nets.q.parameters()), list(nets.model.parameters())
+        self.target_params: list[Tensor] = list(nets.target.parameters())
         self.residual: Tensor | None = None  # of the last inner Hessian system (R,)
-        self.sound = torch.zeros(())  # 0, or NaN where the values are not finite any more (R,)
+        self.nan_if_diverged = torch.zeros(())  # 0, or NaN where the values are no longer finite (R,)
 
     def problem(self, batch: Batch) -> Problem:
         """Return the bilevel problem of a batch."""
         return Problem(self.nets.q, self.nets.target, self.nets.model, self.value, batch)
 
-    def iterate(self, batch: Batch, outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> Tensor:
-        """Make one outer iteration; return the loss that the model descends (R,), not finite if the values are not.
+    def outer_iteration(self, batch: Batch, outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> Tensor:
+        """Make one outer iteration; return the model's loss (R,), not finite where the values are not.
 
         Args:
             batch: transitions, the same for the inner and the outer problem.
@@ -159,77 +172,81 @@ class Learner:
         """
         problem = self.problem(batch)
         if self.agent in ("mle", "vep"):
-            found, loss = self.fitted(problem)
-            self.step_model(found, outer)
-            self.solve(problem, problem.imagine().y, inner)
+            gradient, loss = self.fit_gradient(problem)
+            self.step_model(gradient, outer)
+            self.take_inner_steps(problem, problem.model_targets().y, inner)
         else:
-            seen = problem.imagine()
-            self.solve(problem, seen.y, inner)
-            found, loss = self.implicit(problem, seen)
-            self.step_model(found, outer)
-        torch._foreach_lerp_(self.slow, [p.detach() for p in self.q], self.tau)
-        return loss + self.sound
+            targets = problem.model_targets()
+            self.take_inner_steps(problem, targets.y, inner)
+            gradient, loss = self.implicit_gradient(problem, targets)
+            self.step_model(gradient, outer)
+        torch._foreach_lerp_(self.target_params, [p.detach() for p in self.q_params], self.tau)
+        return loss + self.nan_if_diverged
 
-    def fitted(self, problem: Problem) -> tuple[Tensors, Tensor]:
-        """Return the model's gradient and loss (R,) of ``mle`` or ``vep``."""
-        seen = self.nets.model.net.trace(problem.inputs)
+    def fit_gradient(self, problem: Problem) -> tuple[Tensors, Tensor]:
+        """Return the model's gradient, by name, and loss (R,) of ``mle`` or ``vep``."""
+        forward = self.nets.model.net.forward_pass(problem.inputs)
         if self.agent == "mle":
-            return mle_gradient(problem, seen)
-        return vep_gradient(problem, seen, self.nets.values)
+            return mle_gradient(problem, forward)
+        return vep_gradient(problem, forward, self.nets.values)
 
-    def implicit(self, problem: Problem, seen: Imagined) -> tuple[Tensors, Tensor]:
-        """Return the model's gradient and L_out (R,) of ``omd`` or ``funcbo``.
+    def implicit_gradient(self, problem: Problem, targets: ModelTargets) -> tuple[Tensors, Tensor]:
+        """Return the model's gradient, by name, and L_out (R,) of ``omd`` or ``funcbo``.
 
         Args:
             problem: at the inner solution.
-            seen: the model's targets.
+            targets: the model's targets.
         """
         solver = self.solver
         if self.agent == "omd":
-            w, loss, self.residual = omd_weights(problem, solver.inverse, solver.cg_steps, solver.cg_damping, seen.y)
+            w, loss, self.residual = omd_weights(problem, solver.inverse, solver.cg_steps, solver.cg_damping, targets.y)
         else:
-            w, loss = funcbo_weights(problem, seen.y, solver.inner_value == "exact")
-        return problem.pull(seen, w, solver.state_gradient), loss
+            w, loss = funcbo_weights(problem, targets.y, solver.inner_value == "exact")
+        return problem.model_vjp(targets, w, solver.state_gradient), loss
 
-    def solve(self, problem: Problem, y_model: Tensor, inner: torch.optim.Optimizer) -> None:
-        """Take the inner steps: the values learn from the model's targets y_T (R, B)."""
+    def take_inner_steps(self, problem: Problem, y_model: Tensor, inner: torch.optim.Optimizer) -> None:
+        """Take ``num_q_steps`` inner steps of the values on the model's targets y_T (R, B)."""
         if not self.solver.warm_start:
-            torch._foreach_copy_([p.detach() for p in self.q], list(self.nets.start.parameters()))
+            torch._foreach_copy_([p.detach() for p in self.q_params], list(self.nets.start.parameters()))
         if not self.solver.warm_opt:
             inner.state.clear()
-        problem.moved()
+        problem.clear_q_pass()
         for _ in range(self.solver.num_q_steps):
-            off = problem.off(y_model)
-            self.sound = 0 * off.sum((1, 2))
-            found = problem.gradient(off)
-            for p, g in zip(self.q, found.values(), strict=True):
+            error = problem.td_error(y_model)
+            self.nan_if_diverged = 0 * error.sum((1, 2))
+            gradient = problem.q_gradient(error)
+            for p, g in zip(self.q_params, gradient.values(), strict=True):
                 p.grad = g
             step_adam(inner)
-            problem.moved()
+            problem.clear_q_pass()
 
-    def step_model(self, found: Tensors, outer: torch.optim.Optimizer) -> None:
-        """Step the model, replica by replica clipped where that is wanted."""
+    def step_model(self, gradient: Tensors, outer: torch.optim.Optimizer) -> None:
+        """Step the model along its gradient, by name: smoothed, and clipped by each replica's own norm, if set so."""
         if self.solver.smoothing > 1:
-            found = self.nets.smoothed(found)
+            gradient = self.nets.smooth_gradient(gradient)
         scale: Tensor | None = None
-        if self.clip is not None:
-            scale = (self.clip / (flatten(found).norm(dim=1) + 1e-6)).clamp(max=1.0)
-        for p, g in zip(self.t, found.values(), strict=True):
+        if self.max_grad_norm is not None:
+            scale = (self.max_grad_norm / (flatten(gradient).norm(dim=1) + 1e-6)).clamp(max=1.0)
+        for p, g in zip(self.model_params, gradient.values(), strict=True):
             scaled = g if scale is None else g * scale.view(-1, *[1] * (g.dim() - 1))
             p.grad = scaled.contiguous()  # torch 2.13's fused Adam reads strided gradients as if they were not
         step_adam(outer)
 
     @torch.no_grad()
-    def look(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the errors of values and model on a batch, each (R,): roots of mean squares."""
+    def measure_errors(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the errors of values and model on a batch, each (R,).
+
+        ``td_error``: RMS of d - y; ``inner_error``: RMS of d - y_T; ``model_error``: RMS error of a coordinate of the
+        next state; ``reward_error``: RMS error of the reward; ``value``: mean of d.
+        """
         problem = self.problem(batch)
-        seen = problem.imagine()
-        state, reward = model_errors(seen.dream, batch)
-        off = problem.off(problem.y)
+        targets = problem.model_targets()
+        state, reward = model_errors(targets.prediction, batch)
+        error = problem.td_error(problem.y)
         return {
-            "td_error": off.square().mean((1, 2)).sqrt(),
-            "inner_error": problem.off(seen.y).square().mean((1, 2)).sqrt(),
+            "td_error": error.square().mean((1, 2)).sqrt(),
+            "inner_error": problem.td_error(targets.y).square().mean((1, 2)).sqrt(),
             "model_error": (state / batch.observation.shape[-1]).sqrt(),
             "reward_error": reward.sqrt(),
-            "value": (off + problem.y.unsqueeze(1)).mean((1, 2)),
+            "value": (error + problem.y.unsqueeze(1)).mean((1, 2)),
         }

@@ -1,4 +1,4 @@
-"""BilevelControl: an agent that learns its values from a model, and its model from what the values make of it."""
+"""BilevelControl: an agent that learns its values from a model, and the model by how good these values are."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_toys.bilevel.control import figures
-from lightning_toys.bilevel.control.agents import Agent, Value, policy
-from lightning_toys.bilevel.control.check import cosine, differences, in_double
+from lightning_toys.bilevel.control.agents import Agent, ModelPrediction, SoftValue, softmax_policy
 from lightning_toys.bilevel.control.data import ReplayData
 from lightning_toys.bilevel.control.environments import (
     Disturbance,
     Environments,
     make_environments,
 )
-from lightning_toys.bilevel.control.episodes import RandomActions, actions_of, play, record, write_gif
-from lightning_toys.bilevel.control.learner import Learner, Nets, Solver
-from lightning_toys.bilevel.control.replay import Replay
+from lightning_toys.bilevel.control.episodes import RandomPolicy, render_episode, rollout, uniform_actions, write_gif
+from lightning_toys.bilevel.control.gradient_check import cosine_similarity, directional_differences, to_double
+from lightning_toys.bilevel.control.learner import AgentNetworks, Learner, Solver
+from lightning_toys.bilevel.control.replay import ReplayBuffer
+from lightning_toys.bilevel.inference import require_built, use_stored_precision, with_replica_axis
 from lightning_toys.bilevel.vectors import Tensors, flatten
 from lightning_toys.errors import note, require
 from lightning_toys.training.checkpoint_format import Like, unlike
@@ -37,32 +38,33 @@ from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import NoiseStream, uniform
 from lightning_toys.training.results import Report, set_aside
 
-JUDGED = 1024  # transitions that errors are measured on
+EVALUATION_TRANSITIONS = 1024  # that errors are measured on
 
 
 class BilevelControl(ToyModule):
     """Model-based reinforcement learning with discrete actions; a step of the Trainer is one of the environment.
 
     Args:
-        agent: how the model is learned: ``mle``, ``vep``, ``omd`` or ``funcbo``, see
+        agent: how the model is learned: ``mle`` (maximum likelihood), ``vep`` (value equivalence, arXiv 2011.03506),
+            ``omd`` (arXiv 2106.03273) or ``funcbo`` (arXiv 2403.20233), see
             :mod:`lightning_toys.bilevel.control.agents`.
         env: an environment of gymnasium with discrete actions and a flat observation.
         seeds: one seed a replica.
         hidden_dim: width of the values' hidden layers.
         model_hidden_dim: width of the model's hidden layers; 3 is too narrow for CartPole.
-        alpha: temperature of the soft value and of the policy.
+        alpha: temperature of the soft value and of the policy, in units of reward.
         discount: gamma.
-        eps: share of random actions after the first ``--data.init_steps``.
+        eps: probability of a uniformly random action after the first ``--data.init_steps`` steps.
         lr: Adam's learning rate of the model.
         inner_lr: Adam's learning rate of the values.
-        tau: share by which the target values move towards the values at each outer iteration.
-        double_q: the lesser of two values is the target's.
+        tau: the target values' step towards the values at each outer iteration, target += tau (values - target).
+        double_q: two value heads, the smaller of which is the target's (double Q-learning).
         solver: of the bilevel problem.
         disturbance: distractors and a drifting reward.
         clip_grad_norm: bound on each replica's outer gradient norm.
         eval_episodes: episodes of a validation, the same first states each time, greedy actions.
         test_episodes: episodes of a test.
-        check_gradient: random directions along which validations hold the outer gradient against finite differences;
+        check_gradient: random directions along which validations compare the outer gradient with finite differences;
             0 is without.
         record: write an episode of every replica as a GIF after `test`.
     """
@@ -120,17 +122,17 @@ class BilevelControl(ToyModule):
         require(check_gradient >= 0, f"--model.check_gradient: {check_gradient} is not allowed; give an integer >= 0")
         self.solver, self.disturbance = as_dataclass(Solver, solver), as_dataclass(Disturbance, disturbance)
         self.agent, self.env, self.hidden_dim, self.model_hidden_dim = agent, env, hidden_dim, model_hidden_dim
-        self.value, self.eps, self.inner_lr, self.tau = Value(alpha, discount), eps, inner_lr, tau
+        self.soft_value, self.eps, self.inner_lr, self.tau = SoftValue(alpha, discount), eps, inner_lr, tau
         self.heads = 2 if double_q else 1
         self.eval_episodes, self.test_episodes = eval_episodes, test_episodes
-        self.check_gradient, self.records = check_gradient, record
+        self.check_gradient, self.record_gifs = check_gradient, record
         self.save_hyperparameters(logger=False)
         self.hparams.update({"solver": asdict(self.solver), "disturbance": asdict(self.disturbance)})
         self.hparams["seeds"] = self.seeds
         self.environments: Environments | None = None
         self.stored_environments: dict[str, Tensor] | None = None
         self.returns: list[list[float]] = [[] for _ in self.seeds]
-        self.noise = NoiseStream(self.seeds, "act", (3,), uniform)
+        self.action_noise = NoiseStream(self.seeds, "act", (3,), uniform)
 
     def unused_settings(self) -> dict[str, str]:
         """See :meth:`ToyModule.unused_settings`."""
@@ -162,50 +164,114 @@ class BilevelControl(ToyModule):
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
         replay = require_data(data, ReplayData)
-        made = make_environments(self.env, self.seeds[:1], "train", 1, self.disturbance)
-        made.close()
-        return {"states": made.observation_size, "actions": made.actions, "capacity": replay.capacity}
+        environments = make_environments(self.env, self.seeds[:1], "train", 1, self.disturbance)
+        environments.close()
+        states, actions = environments.observation_size, environments.num_actions
+        return {"states": states, "actions": actions, "capacity": replay.capacity}
 
-    def build(self) -> Nets:
+    def build(self) -> AgentNetworks:
         """See :meth:`ToyModule.build`."""
         s, a = self.sizes["states"], self.sizes["actions"]
         heads, solver = self.heads, self.solver
-        return Nets(self.seeds, s, a, self.hidden_dim, self.model_hidden_dim, heads, self.agent, solver)
+        return AgentNetworks(self.seeds, s, a, self.hidden_dim, self.model_hidden_dim, heads, self.agent, solver)
 
     def configure_model(self) -> None:
-        """See :meth:`ToyModule.configure_model`; the replay is part of the module, so of its checkpoints."""
+        """See :meth:`ToyModule.configure_model`; the replay buffer is part of the module, so of its checkpoints."""
         super().configure_model()
         if hasattr(self, "net") and not hasattr(self, "replay"):
-            self.replay = Replay(self.seeds, self.sizes["states"], self.sizes["capacity"])
+            self.replay = ReplayBuffer(self.seeds, self.sizes["states"], self.sizes["capacity"])
 
     @property
-    def nets(self) -> Nets:
+    def nets(self) -> AgentNetworks:
         """The agent's networks."""
-        assert isinstance(self.net, Nets)
+        assert isinstance(self.net, AgentNetworks)
         return self.net
 
     @property
     def learner(self) -> Learner:
-        """What makes outer iterations with the networks as they are."""
-        return Learner(self.nets, self.agent, self.solver, self.value, self.tau, self.clip_grad_norm)
+        """Runs outer iterations on the networks."""
+        return Learner(self.nets, self.agent, self.solver, self.soft_value, self.tau, self.clip_grad_norm)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return Adam of the model, and Adam of the values."""
+        """Return two optimisers: Adam of the model, and Adam of the values."""
         fused = self.device.type in ("cpu", "cuda")
         outer = torch.optim.Adam(self.nets.model.parameters(), lr=self.lr, fused=fused)
         return outer, torch.optim.Adam(self.nets.q.parameters(), lr=self.inner_lr, fused=fused)
 
     # acting
 
-    @torch.no_grad()
-    def greedy(self, observation: np.ndarray) -> np.ndarray:
-        """Return the actions (R, n) of the greatest mean value at observations (R, n, S)."""
-        q = self.nets.q.trace(self.tensor(observation)).output.mean(1)
-        chosen: np.ndarray = q.argmax(-1).cpu().numpy()
-        return chosen
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return action values Q (R, B, A), the mean over heads, on which the agent acts.
+
+        With gradients disabled they are those of evaluations bit for bit; else they have a graph and agree to rounding.
+
+        Args:
+            observations: (R, B, S), or (B, S) for every replica alike.
+
+        Raises:
+            ToyError: the shape is another one, or the networks are not built.
+
+        >>> agent = BilevelControl(seeds=[0, 1, 2])  # or BilevelControl.load_from_checkpoint(path)
+        >>> agent.sizes = agent.measure(ReplayData())
+        >>> agent.configure_model()
+        >>> agent(torch.zeros(7, 4)).shape
+        torch.Size([3, 7, 2])
+        """
+        states = self.to_states(observations)
+        return self.nets.q.values(states).mean(1)
 
     @torch.no_grad()
-    def explore(self, observation: np.ndarray, step: int, random: bool) -> np.ndarray:
+    def act(self, observations: Tensor) -> Tensor:
+        """Return greedy actions (R, B), int64: those of the greatest :meth:`forward`, as evaluations take them.
+
+        Args:
+            observations: (R, B, S), or (B, S) for every replica alike.
+
+        Raises:
+            ToyError: the shape is another one, or the networks are not built.
+        """
+        actions: Tensor = self(observations).argmax(-1)
+        return actions
+
+    @torch.no_grad()
+    def predict_next(self, observations: Tensor, actions: Tensor) -> ModelPrediction:
+        """Return the learned model's prediction, ``next_state`` (R, B, S) and ``reward`` (R, B).
+
+        The model does not predict whether an episode ends.
+
+        Args:
+            observations: (R, B, S), or (B, S) for every replica alike.
+            actions: (R, B), or (B,) for every replica alike; integers from 0 to A - 1.
+
+        Raises:
+            ToyError: a shape or an action is not allowed, or the networks are not built.
+        """
+        states, a = self.to_states(observations), self.sizes["actions"]
+        given = with_replica_axis(actions, len(self.seeds), (), "actions").to(states.device)
+        require(
+            given.shape == states.shape[:2],
+            f"actions for {given.shape[1]} observations are not allowed; give one for each of {states.shape[1]}",
+        )
+        integers = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+        require(integers, f"actions of {given.dtype} are not allowed; give integers from 0 to {a - 1}")
+        outside = given[(given < 0) | (given >= a)].tolist()
+        require(not outside, f"actions {outside[:3]} are not allowed; give integers from 0 to {a - 1}")
+        found: ModelPrediction = self.nets.model(states, given)
+        return found
+
+    def to_states(self, observations: Tensor) -> Tensor:
+        """Return observations as (R, B, S) on the device and in the precision of the networks."""
+        require_built(self)
+        states = with_replica_axis(observations, len(self.seeds), (self.sizes["states"],), "observations")
+        return states.to(self.nets.q.weights()["w0"])
+
+    def greedy_actions(self, observation: np.ndarray) -> np.ndarray:
+        """Return :meth:`act` of observations (R, B, S) as an array (R, B)."""
+        actions: np.ndarray = self.act(torch.from_numpy(observation)).cpu().numpy()
+        return actions
+
+    @torch.no_grad()
+    def exploration_actions(self, observation: np.ndarray, step: int, random: bool) -> np.ndarray:
         """Return the actions (R, 1) of an environment step: random, or drawn from softmax(mean_k Q / alpha).
 
         Args:
@@ -213,25 +279,20 @@ class BilevelControl(ToyModule):
             step: of the environment; keys the draws.
             random: whether all actions are.
         """
-        u = self.noise.at(step, torch.empty(0)).numpy().astype(np.float64)
-        chosen = actions_of(u[:, 1], self.sizes["actions"])
+        u = self.action_noise.at(step, torch.empty(0)).numpy().astype(np.float64)
+        uniform_action = uniform_actions(u[:, 1], self.sizes["actions"])
         if random:
-            return np.asarray(chosen[:, None])
-        q = self.nets.q.trace(self.tensor(observation)).output
-        law = policy(q, self.value.alpha)[:, 0].double().cpu().numpy()
-        drawn = np.minimum((law.cumsum(1) < u[:, 2:3]).sum(1), self.sizes["actions"] - 1)
-        action: np.ndarray = np.where(u[:, 0] < self.eps, chosen, drawn)[:, None]
+            return np.asarray(uniform_action[:, None])
+        q = self.nets.q.values(self.to_states(torch.from_numpy(observation)))
+        probabilities = softmax_policy(q, self.soft_value.alpha)[:, 0].double().cpu().numpy()
+        policy_action = np.minimum((probabilities.cumsum(1) < u[:, 2:3]).sum(1), self.sizes["actions"] - 1)
+        action: np.ndarray = np.where(u[:, 0] < self.eps, uniform_action, policy_action)[:, None]
         return action
-
-    def tensor(self, x: np.ndarray) -> Tensor:
-        """Return an array on the device and in the precision of the networks."""
-        like = self.nets.q.weights()["w0"]
-        return torch.from_numpy(x).to(like)
 
     # training
 
     def on_train_start(self) -> None:
-        """Let the learning rates given now win, and start the environments or take them up where they were."""
+        """Set the learning rates given now, and start the environments or restore them from the checkpoint."""
         for optimizer, lr in zip(self.trainer.optimizers, (self.lr, self.inner_lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -243,7 +304,7 @@ class BilevelControl(ToyModule):
             )
         self.environments = make_environments(self.env, self.seeds, "train", 1, self.disturbance)
         if self.stored_environments is not None:
-            self.environments.load(self.stored_environments)
+            self.environments.load_state_dict(self.stored_environments)
 
     def training_step(self, block: Block | DrawnBlock, batch_idx: int) -> None:
         """Act, store and learn, step by step. Every rank does the same: bit for bit what one process does."""
@@ -255,41 +316,41 @@ class BilevelControl(ToyModule):
         every = int(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
         losses = []
         for step in range(block.start, block.stop):
-            begun = step >= data.init_steps
-            action = self.explore(environments.observation, step, not begun)
+            learning = step >= data.init_steps
+            action = self.exploration_actions(environments.observation, step, not learning)
             # what `global_step` counts: steps of the environment, random ones too, not those of two optimisers
             progress.increment_ready()
             self.replay.store(environments.step(action, step))
-            for episode in environments.finished:
-                self.returns[episode.replica].append(episode.total)
+            for episode in environments.finished_episodes:
+                self.returns[episode.replica].append(episode.total_reward)
             loss = torch.zeros(len(self.seeds)).to(self.replay.rows)
-            for k in range(self.solver.num_t_steps if begun else 0):
-                batch = self.drawn(step * self.solver.num_t_steps + k, data.batch_size, "replay")
-                loss = learner.iterate(batch, outer, inner)
+            for k in range(self.solver.num_t_steps if learning else 0):
+                batch = self.sample_replay(step * self.solver.num_t_steps + k, data.batch_size, "replay")
+                loss = learner.outer_iteration(batch, outer, inner)
             progress.increment_completed()
             losses.append(loss / block.world)
             if every and (step + 1) % every == 0:
-                self.write_training(step + 1, begun, learner)
+                self.log_training(step + 1, learning, learner)
         if block.stop > data.init_steps:
             self.finish_block(block, torch.stack(losses))
         else:  # nothing has a loss yet; the step is counted all the same
             self.trainer.fit_loop.epoch_loop._batches_that_stepped = block.stop
 
-    def drawn(self, index: int, count: int, stream: str) -> Any:
-        """Return transitions of the replay in the networks' precision."""
+    def sample_replay(self, index: int, count: int, stream: str) -> Any:
+        """Return ``count`` transitions a replica, drawn by ``index`` and ``stream``, in the networks' precision."""
         batch = self.replay.sample(index, count, stream)
-        kind = self.nets.q.weights()["w0"].dtype
-        if batch.observation.dtype == kind:
+        dtype = self.nets.q.weights()["w0"].dtype
+        if batch.observation.dtype == dtype:
             return batch
-        return batch._replace(**{k: x.to(kind) for k, x in batch._asdict().items() if x.is_floating_point()})
+        return batch._replace(**{k: x.to(dtype) for k, x in batch._asdict().items() if x.is_floating_point()})
 
-    def write_training(self, step: int, begun: bool, learner: Learner) -> None:
-        """Log the episodes that ended since the last time, and the gradients' norms."""
+    def log_training(self, step: int, learning: bool, learner: Learner) -> None:
+        """Log returns of the episodes that ended since the last time, and the gradients' norms."""
         row: dict[str, Tensor] = {}
         if all(self.returns):
             row["train/return"] = torch.tensor([float(np.mean(x)) for x in self.returns])
             self.returns = [[] for _ in self.seeds]
-        if begun:
+        if learning:
             for name, net in (("outer", self.nets.model), ("inner", self.nets.q)):
                 g = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
                 row[f"train/{name}_gradient_norm"] = flatten(g).norm(dim=1)
@@ -301,19 +362,21 @@ class BilevelControl(ToyModule):
     # checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See :meth:`ToyModule.on_save_checkpoint`; the environments go along, and returns not yet logged."""
+        """See :meth:`ToyModule.on_save_checkpoint`; the environments are kept too, and returns not yet logged."""
         super().on_save_checkpoint(checkpoint)
         if self.environments is not None:
-            checkpoint["toy"] |= {"environments": self.environments.state(), "returns": self.returns}
+            checkpoint["toy"] |= {"environments": self.environments.state_dict(), "returns": self.returns}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`ToyModule.on_load_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is None:
+            use_stored_precision(self, checkpoint, "net.q.w0")
         self.stored_environments = checkpoint["toy"].get("environments")
         self.returns = checkpoint["toy"].get("returns", self.returns)
 
     def has_learned(self, checkpoint: dict[str, Any]) -> bool:
-        """See :meth:`ToyModule.has_learned`: the random steps at the beginning are none of an optimiser's."""
+        """See :meth:`ToyModule.has_learned`: in the random steps at the beginning no optimiser steps."""
         data = checkpoint["toy"]["config"].get("data")
         given = data.get("init_args") if isinstance(data, dict) else None
         warm = given.get("init_steps") if isinstance(given, dict) else None
@@ -324,7 +387,7 @@ class BilevelControl(ToyModule):
         if not resumes:
             return ""
         fresh = make_environments(self.env, self.seeds, "train", 1, self.disturbance)
-        form: dict[str, Any] = {k: Like(v.dtype, tuple(v.shape)) for k, v in fresh.state().items()}
+        form: dict[str, Any] = {k: Like(v.dtype, tuple(v.shape)) for k, v in fresh.state_dict().items()}
         fresh.close()
         if "history" in form:  # the actions of an episode
             form["history"] = Like(form["history"].dtype, (len(self.seeds), 1, None))
@@ -343,76 +406,78 @@ class BilevelControl(ToyModule):
             return "returns are no list of numbers for each replica"
         return ""
 
-    # judging
+    # evaluating
 
-    def played(self, stream: str, episodes: int, greedy: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Return sums of rewards and lengths (R, episodes), the drift as it is now; of random actions if not greedy."""
+    def rollout_returns(self, stream: str, episodes: int, greedy: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Return sums of rewards and lengths (R, episodes) under greedy actions, or random ones; the drift as now."""
         environments = make_environments(self.env, self.seeds, stream, episodes, self.disturbance)
-        found = play(environments, self.greedy if greedy else RandomActions(environments), clock=self.weights_step)
+        found = rollout(
+            environments, self.greedy_actions if greedy else RandomPolicy(environments), drift_step=self.weights_step
+        )
         environments.close()
         return found
 
-    def evaluation(self, stream: str, episodes: int) -> Report:
-        """Play episodes with greedy actions, the same first states each time; measure errors on the replay."""
+    def evaluate(self, stream: str, episodes: int) -> Report:
+        """Roll out episodes with greedy actions, the same first states each time; measure errors on the replay."""
         step = self.weights_step
-        totals, lengths = self.played(stream, episodes)
+        totals, lengths = self.rollout_returns(stream, episodes)
         found = {"return": totals.mean(1), "length": lengths.astype(np.float64).mean(1)}
         if episodes > 1:
             found["return_sd"] = totals.std(1, ddof=1)
         metrics = {k: v.tolist() for k, v in found.items()}
-        if self.replay.filled:
-            batch = self.drawn(step, JUDGED, "judge")
-            metrics |= {k: v.double().tolist() for k, v in self.learner.look(batch).items()}
+        if self.replay.size:
+            batch = self.sample_replay(step, EVALUATION_TRANSITIONS, "judge")
+            metrics |= {k: v.double().tolist() for k, v in self.learner.measure_errors(batch).items()}
             if self.check_gradient:
-                metrics["gradient_cosine"] = self.cosine(step).tolist()
+                metrics["gradient_cosine"] = self.gradient_cosine(step).tolist()
         return Report(self.seeds, metrics)
 
     @torch.inference_mode(False)
     @torch.enable_grad()
-    def cosine(self, step: int) -> Tensor:
+    def gradient_cosine(self, step: int) -> Tensor:
         """Return the cosine (R,) of the outer gradient with finite differences, in double precision."""
         solver = self.solver
-        nets, batch = in_double(self.nets, self.drawn(step, 256, "check"))
-        learner = Learner(nets, self.agent, solver, self.value, self.tau)
+        nets, batch = to_double(self.nets, self.sample_replay(step, 256, "check"))
+        learner = Learner(nets, self.agent, solver, self.soft_value, self.tau)
         problem = learner.problem(batch)
-        fitted: Callable[[], tuple[Tensors, Tensor]] | None = None
+        fit_gradient: Callable[[], tuple[Tensors, Tensor]] | None = None
         if self.agent in ("mle", "vep"):
-            found, _ = learner.fitted(problem)
-            fitted = partial(learner.fitted, problem)
+            gradient, _ = learner.fit_gradient(problem)
+            fit_gradient = partial(learner.fit_gradient, problem)
         else:
-            found, _ = learner.implicit(problem, problem.imagine())
+            gradient, _ = learner.implicit_gradient(problem, problem.model_targets())
         exact, damping = solver.inner_value == "exact", solver.cg_damping
-        drawn, measured = differences(
-            problem, self.agent, self.seeds, self.check_gradient, step, damping, exact, fitted
+        directions, differences = directional_differences(
+            problem, self.agent, self.seeds, self.check_gradient, step, damping, exact, fit_gradient
         )
-        return cosine(found, drawn, measured)
+        return cosine_similarity(gradient, directions, differences)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Play and score."""
-        self.last_report = self.evaluation("evaluation", self.eval_episodes)
+        """Evaluate, see :meth:`evaluate`."""
+        self.last_report = self.evaluate("evaluation", self.eval_episodes)
         self.write_evaluation(self.last_report)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Play other episodes, and more of them; record one where that is asked for."""
-        report = self.evaluation("test", self.test_episodes)
-        totals, lengths = self.played("test", self.test_episodes, greedy=False)
+        """Evaluate on other episodes, and more of them; write one as a GIF if ``record``."""
+        report = self.evaluate("test", self.test_episodes)
+        totals, lengths = self.rollout_returns("test", self.test_episodes, greedy=False)
         # what an agent has to beat, in the same episodes
         report.references = {"random actions": {"return": float(totals.mean()), "length": float(lengths.mean())}}
         self.last_report = report
-        if self.records and self.trainer.is_global_zero:
+        if self.record_gifs and self.trainer.is_global_zero:
             folder = self.run_folder / "figures"
             folder.mkdir(parents=True, exist_ok=True)
             for r, seed in enumerate(self.seeds):
-                frames = record(self.env, partial(self.act_alone, r=r), seed, self.disturbance)
+                frames = render_episode(self.env, partial(self.greedy_action_of, r=r), seed, self.disturbance)
                 path = folder / f"episode_seed_{seed}.gif"
                 set_aside(path)
                 write_gif(frames[::2], path, 25)
                 note(f"{path}: {len(frames) - 1} steps")
 
-    def act_alone(self, observation: np.ndarray, r: int) -> int:
+    def greedy_action_of(self, observation: np.ndarray, r: int) -> int:
         """Return one replica's greedy action at one observation (S,)."""
-        everywhere = np.broadcast_to(observation, (len(self.seeds), 1, len(observation))).copy()
-        return int(self.greedy(everywhere)[r, 0])
+        broadcast = np.broadcast_to(observation, (len(self.seeds), 1, len(observation))).copy()
+        return int(self.greedy_actions(broadcast)[r, 0])
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""

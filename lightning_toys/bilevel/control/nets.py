@@ -14,11 +14,11 @@ from lightning_toys.nets import keyed_uniform
 Weights = Mapping[str, Tensor]
 
 
-class Trace(NamedTuple):
-    """A pass through a network, with what its derivatives need.
+class ForwardPass(NamedTuple):
+    """A forward pass, with what its derivatives need; no autograd graph.
 
     Attributes:
-        inputs: of each layer (R K, B, n).
+        inputs: what each layer was given (R K, B, n), a replica's heads side by side.
         weights: of each layer (R K, n, m).
         output: (R, K, B, out).
     """
@@ -39,16 +39,16 @@ def affine(b: Tensor, h: Tensor, w: Tensor) -> Tensor:
     return torch.baddbmm(b, h, w)
 
 
-def add_product_(sum_: Tensor, h: Tensor, w: Tensor) -> Tensor:
-    """Add h w to a sum (N, B, m) that :func:`affine` made, in place; arguments as there."""
+def add_matmul_(sum_: Tensor, h: Tensor, w: Tensor) -> Tensor:
+    """Add h w to a sum (N, B, m) that :func:`affine` returned, in place; arguments as there."""
     if w.shape[2] < w.shape[1]:
         sum_.mT.baddbmm_(w.mT.contiguous(), h.mT)
         return sum_
     return sum_.baddbmm_(h, w)
 
 
-def back(g: Tensor, w: Tensor) -> Tensor:
-    """Return g w' (N, B, n) for g (N, B, m) and w (N, n, m)."""
+def input_gradient(g: Tensor, w: Tensor) -> Tensor:
+    """Return g w' (N, B, n), the gradient in a layer's input, for g (N, B, m) and w (N, n, m)."""
     if w.shape[2] == 1:
         return g * w.mT
     if w.shape[1] < w.shape[2]:
@@ -56,20 +56,20 @@ def back(g: Tensor, w: Tensor) -> Tensor:
     return torch.bmm(g, w.mT)
 
 
-def outer(h: Tensor, g: Tensor) -> Tensor:
-    """Return h'g (N, n, m) in one piece, for h (N, B, n) and g (N, B, m)."""
+def weight_gradient(h: Tensor, g: Tensor) -> Tensor:
+    """Return h'g (N, n, m), the gradient in a layer's weights, contiguous, for h (N, B, n) and g (N, B, m)."""
     if g.shape[2] < h.shape[2]:
         return torch.bmm(g.mT, h).mT.contiguous()
     return torch.bmm(h.mT, g)
 
 
-def live_(slope: Tensor, h: Tensor) -> Tensor:
-    """Return the slope where h = relu(.) is above 0, and 0 elsewhere; in place, for memory that is warm."""
-    out: Tensor = torch.ops.aten.threshold_backward.grad_input(slope, h, 0, grad_input=slope)
+def relu_backward_(g: Tensor, h: Tensor) -> Tensor:
+    """Return g where h = relu(.) is above 0, and 0 elsewhere: relu's backward pass, in place (N, B, n)."""
+    out: Tensor = torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g)
     return out
 
 
-class HeadMLP(nn.Module):
+class MultiHeadMLP(nn.Module):
     """K perceptrons with ReLU for each of R replicas; x (R, B, in) to (R, K, B, out).
 
     Weights are ``w0`` (R, K, in, h), ``b0`` (R, K, 1, h), ``w1`` ... Replica r depends on its own seed alone.
@@ -79,6 +79,10 @@ class HeadMLP(nn.Module):
         name: of the draws; other names are other initial weights.
         sizes: widths, input and output included.
         heads: K.
+
+    >>> net = MultiHeadMLP([0, 1, 2], "q", (4, 32, 32, 2), heads=2)
+    >>> net(torch.zeros(3, 7, 4)).shape
+    torch.Size([3, 2, 7, 2])
     """
 
     def __init__(self, seeds: Sequence[int], name: str, sizes: Sequence[int], heads: int = 1) -> None:
@@ -90,7 +94,7 @@ class HeadMLP(nn.Module):
                 self.register_parameter(f"{letter}{i}", keyed_uniform(seeds, f"{name}.{letter}{i}", shape, n**-0.5))
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the parameters by name, in their order."""
+        """Return the parameters by name, in their order, ``w0`` (R, K, in, h), ``b0`` (R, K, 1, h), ``w1`` ..."""
         found: dict[str, Any] = self._parameters
         return dict(found)
 
@@ -109,10 +113,14 @@ class HeadMLP(nn.Module):
                 h = torch.relu(h)
         return h.view(x.shape[0], self.heads, *h.shape[1:])
 
+    def values(self, x: Tensor) -> Tensor:
+        """Return :meth:`forward` of x (R, K, B, out); with gradients disabled, :meth:`forward_pass`'s output."""
+        return self(x) if torch.is_grad_enabled() else self.forward_pass(x).output
+
     # by hand, without autograd's graph: a small network's backward pass is mostly that graph
 
     @torch.no_grad()
-    def trace(self, x: Tensor) -> Trace:
+    def forward_pass(self, x: Tensor) -> ForwardPass:
         """Return the output for inputs (R, B, in), and what its derivatives need."""
         h = x if self.heads == 1 else x.unsqueeze(1).expand(-1, self.heads, -1, -1).flatten(0, 1)
         inputs, weights = [], [getattr(self, f"w{i}").flatten(0, 1) for i in range(self.layers)]
@@ -121,48 +129,48 @@ class HeadMLP(nn.Module):
             h = affine(getattr(self, f"b{i}").flatten(0, 1), h, w)
             if i < self.layers - 1:
                 h = h.relu_()
-        return Trace(inputs, weights, h.view(x.shape[0], self.heads, *h.shape[1:]))
+        return ForwardPass(inputs, weights, h.view(x.shape[0], self.heads, *h.shape[1:]))
 
     @torch.no_grad()
-    def pull(self, trace: Trace, slope: Tensor) -> dict[str, Tensor]:
-        """Return sum <slope, d output / d weights> by the weights' names: one reverse pass.
+    def vjp(self, forward: ForwardPass, cotangent: Tensor) -> dict[str, Tensor]:
+        """Return sum <cotangent, d output / d weights> by the weights' names: one reverse pass.
 
         Args:
-            trace: of the inputs.
-            slope: of the output (R, K, B, out).
+            forward: of the inputs.
+            cotangent: of the output (R, K, B, out).
         """
-        g, found = slope.flatten(0, 1), {}
+        g, grads = cotangent.flatten(0, 1), {}
         for i in reversed(range(self.layers)):
-            h = trace.inputs[i]
-            found[f"w{i}"] = outer(h, g).view(-1, self.heads, h.shape[-1], g.shape[-1])
-            found[f"b{i}"] = g.sum(1, keepdim=True).view(-1, self.heads, 1, g.shape[-1])
+            h = forward.inputs[i]
+            grads[f"w{i}"] = weight_gradient(h, g).view(-1, self.heads, h.shape[-1], g.shape[-1])
+            grads[f"b{i}"] = g.sum(1, keepdim=True).view(-1, self.heads, 1, g.shape[-1])
             if i:
-                g = live_(back(g, trace.weights[i]), h)
-        return {n: found[n] for n in self._parameters}
+                g = relu_backward_(input_gradient(g, forward.weights[i]), h)
+        return {n: grads[n] for n in self._parameters}
 
     @torch.no_grad()
-    def pull_input(self, trace: Trace, slope: Tensor) -> Tensor:
-        """Return sum <slope, d output / d x> (R, B, in) over heads; arguments as :meth:`pull`."""
-        g = slope.flatten(0, 1)
+    def vjp_input(self, forward: ForwardPass, cotangent: Tensor) -> Tensor:
+        """Return sum <cotangent, d output / d x> (R, B, in) over heads; arguments as :meth:`vjp`."""
+        g = cotangent.flatten(0, 1)
         for i in reversed(range(self.layers)):
-            g = back(g, trace.weights[i])
+            g = input_gradient(g, forward.weights[i])
             if i:
-                g = live_(g, trace.inputs[i])
+                g = relu_backward_(g, forward.inputs[i])
         return g.view(-1, self.heads, *g.shape[1:]).sum(1)
 
     @torch.no_grad()
-    def push(self, trace: Trace, direction: Weights) -> Tensor:
-        """Return the output's derivative (R, K, B, out) along a direction of the weights: J v.
+    def jvp(self, forward: ForwardPass, tangent: Weights) -> Tensor:
+        """Return the output's derivative (R, K, B, out) along a tangent of the weights: J v.
 
         Args:
-            trace: of the inputs.
-            direction: v, by the weights' names.
+            forward: of the inputs.
+            tangent: v, by the weights' names.
         """
         dh: Tensor | None = None
-        for i, (h, w) in enumerate(zip(trace.inputs, trace.weights, strict=True)):
+        for i, (h, w) in enumerate(zip(forward.inputs, forward.weights, strict=True)):
             if dh is not None:
-                dh = live_(dh, h)
-            moved = affine(direction[f"b{i}"].flatten(0, 1), h, direction[f"w{i}"].flatten(0, 1))
-            dh = moved if dh is None else add_product_(moved, dh, w)
+                dh = relu_backward_(dh, h)
+            own = affine(tangent[f"b{i}"].flatten(0, 1), h, tangent[f"w{i}"].flatten(0, 1))
+            dh = own if dh is None else add_matmul_(own, dh, w)
         assert dh is not None
         return dh.view(-1, self.heads, *dh.shape[1:])

@@ -1,4 +1,4 @@
-"""What the agents remember: a ring of transitions for each replica, and draws from it without a generator's state."""
+"""A replay buffer for each replica, and samples from it without a generator's state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_toys.training.noise import NoiseStream
 
 
 class Batch(NamedTuple):
-    """Transitions drawn with replacement, each replica's from its own ring.
+    """Transitions drawn with replacement, each replica's from its own buffer.
 
     Attributes:
         observation: (R, B, obs).
@@ -32,26 +32,38 @@ class Batch(NamedTuple):
     not_terminated: Tensor
 
 
-def fine_uniform(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+def uniform_float64(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Draw uniforms on [0, 1) in float64.
 
-    Single precision has 2^24 of them: of 200 000 rows some would be drawn 1.2 % more often than others. In float64,
+    Single precision has 2^24 of them: of 200,000 rows some would be drawn 1.2 % more often than others. In float64,
     floor(u n) < n for every n: u <= 1 - 2^-53, and n (1 - 2^-53) is nearer to the number before n than to n.
     """
     return generator.random(shape)
 
 
-class Replay(nn.Module):
-    """A ring of the last ``capacity`` transitions of each replica.
+class ReplayBuffer(nn.Module):
+    """A ring buffer of the last ``capacity`` transitions of each replica.
 
     One buffer ``rows`` (R, capacity, 2 obs + 3) holds observation, next observation, reward, action and not_terminated
     side by side: a step is one write and a draw one gather, on a GPU one transfer and one kernel. (As small integers
     the last two would save a tenth of the bytes.) A state dict holds the filled rows only.
 
     Args:
-        seeds: one seed a replica; key the draws.
-        observation_size: numbers observed.
+        seeds: one seed a replica; they key the draws.
+        observation_size: length of an observation.
         capacity: transitions that a replica keeps.
+
+    Raises:
+        ToyError: the capacity is below 1, or a loaded buffer has another one.
+
+    >>> buffer = ReplayBuffer([0], observation_size=1, capacity=2)
+    >>> for t in range(3):
+    ...     x = torch.full((1, 1), float(t))
+    ...     buffer.add(x, torch.tensor([0]), torch.tensor([1.0]), x + 1, torch.tensor([False]))
+    >>> buffer.transitions.observation.flatten()
+    tensor([2., 1.])
+    >>> buffer.sample(step=0, batch=4).observation.shape
+    torch.Size([1, 4, 1])
     """
 
     rows: Tensor
@@ -63,18 +75,18 @@ class Replay(nn.Module):
         self.added = 0
         # zeros are pages that the system hands out as they are written to
         self.register_buffer("rows", torch.zeros(len(self.seeds), capacity, 2 * observation_size + 3))
-        self._first = torch.empty(0)  # of each replica, in the flattened ring
+        self._row_offsets = torch.empty(0)  # of each replica, in the flattened buffer
         self._streams: dict[tuple[str, int], NoiseStream] = {}
 
     @property
-    def filled(self) -> int:
+    def size(self) -> int:
         """Transitions that each replica can draw from."""
         return min(self.added, self.capacity)
 
     @property
-    def columns(self) -> Batch:
-        """The filled part of the ring, (R, filled, ...); all but ``action`` are views."""
-        return self._split(self.rows[:, : self.filled])
+    def transitions(self) -> Batch:
+        """The filled part of the buffer, (R, size, ...); all but ``action`` are views."""
+        return self._to_batch(self.rows[:, : self.size])
 
     def add(
         self,
@@ -84,7 +96,15 @@ class Replay(nn.Module):
         next_observation: Tensor | np.ndarray,
         terminated: Tensor | np.ndarray,
     ) -> None:
-        """Keep one transition of each replica: (R, obs), (R,), (R,), (R, obs), (R,). The oldest gives way."""
+        """Add one transition of each replica; the oldest is overwritten.
+
+        Args:
+            observation: (R, obs).
+            action: (R,).
+            reward: (R,).
+            next_observation: (R, obs).
+            terminated: (R,).
+        """
         if isinstance(observation, Tensor):
             columns = (next_observation, reward, action, terminated)
             o, n, *rest = (torch.as_tensor(x, dtype=self.rows.dtype) for x in (observation, *columns))
@@ -103,33 +123,33 @@ class Replay(nn.Module):
         self.added += 1
 
     def store(self, transition: Transition) -> None:
-        """Keep a step of R x copies environments, copy after copy."""
+        """Add a step of R x copies environments, copy after copy."""
         o, a, r, n, terminated, _ = transition
         for c in range(a.shape[1]):
             self.add(o[:, c], a[:, c], r[:, c], n[:, c], terminated[:, c])
 
     def sample(self, step: int, batch: int, stream: str = "replay") -> Batch:
-        """Draw ``batch`` transitions a replica: a function of (seeds, step, stream, batch) and of what is kept."""
+        """Draw ``batch`` transitions a replica: a function of (seeds, step, stream, batch) and of what is stored."""
         assert self.added, "nothing to draw from"
         key = (stream, batch)
         if key not in self._streams:
-            self._streams[key] = NoiseStream(self.seeds, stream, (batch,), fine_uniform)
+            self._streams[key] = NoiseStream(self.seeds, stream, (batch,), uniform_float64)
         rows, replicas = self.rows, len(self.seeds)
         device = torch.device("cpu") if rows.device.type == "mps" else rows.device  # mps has no float64
         u = self._streams[key].at(step, torch.empty(0, dtype=torch.float64, device=device))
-        index = (u * self.filled).long().to(rows.device)  # u >= 0: cutting off is floor
-        if self._first.device != rows.device or self._first.numel() != replicas:
-            self._first = torch.arange(replicas, device=rows.device)[:, None] * self.capacity
-        drawn = rows.flatten(0, 1).index_select(0, (index + self._first).flatten())
-        return self._split(drawn.view(replicas, batch, rows.shape[2]))
+        index = (u * self.size).long().to(rows.device)  # u >= 0: cutting off is floor
+        if self._row_offsets.device != rows.device or self._row_offsets.numel() != replicas:
+            self._row_offsets = torch.arange(replicas, device=rows.device)[:, None] * self.capacity
+        drawn = rows.flatten(0, 1).index_select(0, (index + self._row_offsets).flatten())
+        return self._to_batch(drawn.view(replicas, batch, rows.shape[2]))
 
-    def _split(self, rows: Tensor) -> Batch:
+    def _to_batch(self, rows: Tensor) -> Batch:
         o, n = rows[..., : self.observation_size], rows[..., self.observation_size : -3]
         return Batch(o, rows[..., -2].long(), rows[..., -3], n, rows[..., -1])
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         # a copy: torch.save writes all of the memory that a view belongs to
-        destination[f"{prefix}rows"] = self.rows[:, : self.filled].clone()
+        destination[f"{prefix}rows"] = self.rows[:, : self.size].clone()
         destination[f"{prefix}added"] = torch.tensor(self.added)
         destination[f"{prefix}capacity"] = torch.tensor(self.capacity)
 
@@ -149,16 +169,16 @@ class Replay(nn.Module):
             missing_keys.extend(absent)
             return
         rows, added, capacity = (state_dict[n] for n in names)
-        there = int(capacity)
+        stored = int(capacity)
         require(
-            there == self.capacity,
-            f"--data.capacity: {self.capacity} is not allowed; the stored replay keeps {there} transitions, give that",
+            stored == self.capacity,
+            f"--data.capacity: {self.capacity} is not allowed; the stored replay keeps {stored} transitions, give that",
         )
-        wanted = (len(self.seeds), min(int(added), there), self.rows.shape[2])
-        if tuple(rows.shape) != wanted:
-            error_msgs.append(f"size mismatch for {names[0]}: {tuple(rows.shape)}, where {wanted} is wanted")
+        expected = (len(self.seeds), min(int(added), stored), self.rows.shape[2])
+        if tuple(rows.shape) != expected:
+            error_msgs.append(f"size mismatch for {names[0]}: {tuple(rows.shape)}, where {expected} is wanted")
             return
         self.added = int(added)
         with torch.no_grad():
-            self.rows[:, : self.filled] = rows
-            self.rows[:, self.filled :] = 0
+            self.rows[:, : self.size] = rows
+            self.rows[:, self.size :] = 0

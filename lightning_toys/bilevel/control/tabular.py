@@ -1,4 +1,4 @@
-"""A learned model of a tiny decision process, and the exact gradient of what its planner earns in the true one.
+"""A learned model of a tiny decision process, and the exact gradient of its planner's return in the true one.
 
 S states, A actions, all of it known, float64: the planner solves the learned model by the soft Bellman equation
 
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 
-class Model(NamedTuple):
-    """A learned decision process.
+class TabularModel(NamedTuple):
+    """A learned model of a decision process.
 
     Attributes:
-        logits: (A, S, S); next states of action a in state s have the law softmax(logits[a, s]).
-        reward: (S, A).
+        logits: (A, S, S); the next state after action a in state s has the distribution softmax(logits[a, s]).
+        reward: r (S, A).
     """
 
     logits: Tensor
@@ -34,55 +34,61 @@ class Model(NamedTuple):
 
     @property
     def transition(self) -> Tensor:
-        """Laws of the next state, (A, S, S)."""
+        """P (A, S, S), P[a, s] the distribution of the next state."""
         return self.logits.softmax(dim=-1)
 
 
-class World(NamedTuple):
+class TabularMDP(NamedTuple):
     """The true decision process.
 
     Attributes:
-        transition: (A, S, S).
-        reward: (S, A).
-        start: law of the first state, (S,).
+        transition: P (A, S, S).
+        reward: r (S, A).
+        initial: distribution of the first state, (S,).
         discount: gamma.
     """
 
     transition: Tensor
     reward: Tensor
-    start: Tensor
+    initial: Tensor
     discount: float
 
-    def model(self) -> Model:
-        """Return the model that is right."""
-        return Model(self.transition.log(), self.reward.clone())
+    def true_model(self) -> TabularModel:
+        """Return the model that equals the process."""
+        return TabularModel(self.transition.log(), self.reward.clone())
 
 
-def two_states() -> World:
-    """Return a process of two states and two actions (Dadashi et al. 2019, arXiv 1901.11524)."""
+def two_state_mdp() -> TabularMDP:
+    """Return a process of two states and two actions (Dadashi et al. 2019, arXiv 1901.11524).
+
+    >>> mdp = two_state_mdp()
+    >>> q = plan(mdp.true_model(), mdp.discount, alpha=0.01)
+    >>> round(float(return_objective(mdp, 0.01)(q)), 7)
+    1.0272551
+    """
     float64 = torch.float64
     transition = torch.tensor([[[0.7, 0.3], [0.2, 0.8]], [[0.99, 0.01], [0.99, 0.01]]], dtype=float64)
     reward = torch.tensor([[-0.45, -0.1], [0.5, 0.5]], dtype=float64)
-    return World(transition, reward, torch.full((2,), 0.5, dtype=float64), 0.9)
+    return TabularMDP(transition, reward, torch.full((2,), 0.5, dtype=float64), 0.9)
 
 
 def soft_value(q: Tensor, alpha: float) -> Tensor:
-    """V(s) = alpha logsumexp(Q(s, .) / alpha), (S,)."""
+    """Return V (S,) of q (S, A): V(s) = alpha logsumexp(Q(s, .) / alpha)."""
     return alpha * torch.logsumexp(q / alpha, dim=-1)
 
 
 def soft_policy(q: Tensor, alpha: float) -> Tensor:
-    """pi(a|s) = softmax(Q(s, .) / alpha), (S, A)."""
+    """Return pi (S, A) of q (S, A): pi(a|s) = softmax(Q(s, .) / alpha)."""
     return torch.softmax(q / alpha, dim=-1)
 
 
 def soft_bellman(q: Tensor, transition: Tensor, reward: Tensor, discount: float, alpha: float) -> Tensor:
-    """r + gamma P V, (S, A)."""
+    """Return the soft Bellman backup r + gamma P V (S, A) of q (S, A)."""
     return reward + discount * (transition @ soft_value(q, alpha)).T
 
 
 def bellman_jacobian(q: Tensor, transition: Tensor, discount: float, alpha: float) -> Tensor:
-    """gamma P pi: the derivative of :func:`soft_bellman` by Q, (S A, S A), rows (s, a), columns (s', a')."""
+    """Return gamma P pi, the derivative of :func:`soft_bellman` in Q: (S A, S A), rows (s, a), columns (s', a')."""
     pairs = q.numel()
     return discount * torch.einsum("ast,tb->satb", transition, soft_policy(q, alpha)).reshape(pairs, pairs)
 
@@ -111,58 +117,66 @@ def soft_value_iteration(
     raise RuntimeError(f"a backup still moves Q by {float(residual.abs().max()):.1e} after {max_steps} steps")
 
 
-def plan(model: Model, discount: float, alpha: float) -> Tensor:
+def plan(model: TabularModel, discount: float, alpha: float) -> Tensor:
     """Return the learned model's Q*, (S, A), without a graph."""
     return soft_value_iteration(model.transition, model.reward, discount, alpha)
 
 
-def policy_return(world: World, policy: Tensor) -> Tensor:
-    """J = start' (I - gamma P_pi)^-1 r_pi: the discounted reward of a policy (S, A) in the true process, exactly."""
-    step = torch.einsum("sa,ast->st", policy, world.transition)
-    earned = (policy * world.reward).sum(dim=-1)
-    eye = torch.eye(len(world.start), dtype=policy.dtype)
-    value: Tensor = torch.linalg.solve(eye - world.discount * step, earned)
-    return (world.start * value).sum()
+def policy_return(mdp: TabularMDP, policy: Tensor) -> Tensor:
+    """Return J = initial' (I - gamma P_pi)^-1 r_pi, the exact discounted return of a policy (S, A), a scalar."""
+    step = torch.einsum("sa,ast->st", policy, mdp.transition)
+    reward = (policy * mdp.reward).sum(dim=-1)
+    eye = torch.eye(len(mdp.initial), dtype=policy.dtype)
+    value: Tensor = torch.linalg.solve(eye - mdp.discount * step, reward)
+    return (mdp.initial * value).sum()
 
 
-def return_of(world: World, alpha: float) -> Callable[[Tensor], Tensor]:
-    """Return F(Q) = J of Q's soft policy."""
-    return lambda q: policy_return(world, soft_policy(q, alpha))
+def return_objective(mdp: TabularMDP, alpha: float) -> Callable[[Tensor], Tensor]:
+    """Return the outer function F(Q) = J of Q's soft policy, Q (S, A) to a scalar; to be maximised."""
+    return lambda q: policy_return(mdp, soft_policy(q, alpha))
 
 
-def bellman_error_of(world: World, alpha: float) -> Callable[[Tensor], Tensor]:
-    """Return F(Q) = 1/2 mean (Q - B_true Q)^2: OMD's outer loss with every state and action seen once."""
+def bellman_error_objective(mdp: TabularMDP, alpha: float) -> Callable[[Tensor], Tensor]:
+    """Return the outer function F(Q) = 1/2 mean (Q - B_true Q)^2: OMD's loss over every state and action."""
 
     def loss(q: Tensor) -> Tensor:
-        return 0.5 * (q - soft_bellman(q, world.transition, world.reward, world.discount, alpha)).square().mean()
+        return 0.5 * (q - soft_bellman(q, mdp.transition, mdp.reward, mdp.discount, alpha)).square().mean()
 
     return loss
 
 
-class Gradient(NamedTuple):
-    """An outer value, its gradient in the model's parameters, and the fixed point that it was taken at."""
+class ImplicitGradient(NamedTuple):
+    """An outer function's gradient through the planner.
+
+    Attributes:
+        value: F(Q*), a scalar.
+        model: the gradient in logits (A, S, S) and reward (S, A).
+        q: Q* (S, A).
+    """
 
     value: Tensor
-    model: Model
+    model: TabularModel
     q: Tensor
 
 
-def implicit_gradient(outer: Callable[[Tensor], Tensor], model: Model, discount: float, alpha: float) -> Gradient:
-    """Differentiate ``outer`` of the model's Q* by the implicit function theorem.
+def implicit_gradient(
+    outer: Callable[[Tensor], Tensor], model: TabularModel, discount: float, alpha: float
+) -> ImplicitGradient:
+    """Differentiate ``outer`` of the model's Q* by the implicit function theorem, see the module.
 
     Args:
-        outer: a scalar function of Q (S, A), such as :func:`return_of` or :func:`bellman_error_of`.
+        outer: a scalar function of Q (S, A), such as :func:`return_objective` or :func:`bellman_error_objective`.
         model: where to differentiate.
         discount: gamma.
         alpha: temperature.
     """
     q = plan(model, discount, alpha).requires_grad_()
     value = outer(q)
-    (pull,) = torch.autograd.grad(value, q)
+    (outer_grad,) = torch.autograd.grad(value, q)
     q = q.detach()
-    free = Model(*(x.detach().clone().requires_grad_() for x in model))
-    jacobian = bellman_jacobian(q, free.transition.detach(), discount, alpha)
+    leaf = TabularModel(*(x.detach().clone().requires_grad_() for x in model))
+    jacobian = bellman_jacobian(q, leaf.transition.detach(), discount, alpha)
     eye = torch.eye(q.numel(), dtype=q.dtype)
-    adjoint = torch.linalg.solve((eye - jacobian).T, pull.flatten()).reshape(q.shape)
-    backup = soft_bellman(q, free.transition, free.reward, discount, alpha)
-    return Gradient(value.detach(), Model(*torch.autograd.grad(backup, tuple(free), adjoint)), q)
+    adjoint = torch.linalg.solve((eye - jacobian).T, outer_grad.flatten()).reshape(q.shape)
+    backup = soft_bellman(q, leaf.transition, leaf.reward, discount, alpha)
+    return ImplicitGradient(value.detach(), TabularModel(*torch.autograd.grad(backup, tuple(leaf), adjoint)), q)

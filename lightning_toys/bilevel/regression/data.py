@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_toys.bilevel.regression.drift import Drift, ExactLoss, Sine
-from lightning_toys.bilevel.regression.stream import Shape, Stream
+from lightning_toys.bilevel.regression.stream import Stream, StreamShape
 from lightning_toys.errors import require
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import DrawnLoader
@@ -19,14 +19,17 @@ class DriftStream(ToyDataModule):
     """y_t(x) = f*(x) + m(t) u + sigma eps_t(x) at fixed points x, half of them inner points, half outer ones.
 
     Args:
-        window: largest lag that the inner problem may look back.
+        window: W, the largest lag in the inner problem, in steps.
         drift: m(t).
-        noise: sigma.
-        inputs: dimension of x.
-        outputs: dimension of y.
+        noise: sigma, in units of y.
+        inputs: p, the dimension of x.
+        outputs: d, the dimension of y.
         truth_hidden: hidden units of f*.
-        inner_points: points of the inner problem.
-        outer_points: points of the outer problem.
+        inner_points: B, points of the inner problem.
+        outer_points: B', points of the outer problem.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     drawn = True
@@ -52,23 +55,23 @@ class DriftStream(ToyDataModule):
             "outer_points": outer_points,
         }
         for name, value in sizes.items():
-            least = 4 if name.endswith("points") else 1  # an adjoint network holds a quarter of the points out
-            require(value >= least, f"--data.{name}: {value} is not allowed; give an integer >= {least}")
+            minimum = 4 if name.endswith("points") else 1  # an adjoint network holds a quarter of the points out
+            require(value >= minimum, f"--data.{name}: {value} is not allowed; give an integer >= {minimum}")
         require(0 <= noise < math.inf, f"--data.noise: {noise} is not allowed; give a number >= 0")
         self.window, self.drift = window, drift if drift is not None else Sine()
-        self.shape = Shape(inputs, outputs, truth_hidden, inner_points, outer_points, noise)
+        self.shape = StreamShape(inputs, outputs, truth_hidden, inner_points, outer_points, noise)
 
     @property
-    def exact(self) -> ExactLoss:
-        """The outer loss of an inner problem that is solved exactly."""
+    def exact_loss(self) -> ExactLoss:
+        """J(w), the expected outer loss of fixed weights under an exact inner solver."""
         return ExactLoss(self.drift, self.window, self.shape.outputs, self.shape.sigma)
 
     def stream(self, seeds: Sequence[int]) -> Stream:
-        """Return the stream of each seed."""
+        """Return the streams of the replicas with these seeds."""
         return Stream(seeds, self.shape, self.drift)
 
     def loader(self, seeds: Sequence[int]) -> DrawnLoader:
-        """See :meth:`ToyDataModule.loader`: the times; what was observed then is asked of the stream."""
+        """See :meth:`ToyDataModule.loader`: the times; the observations come from the stream."""
 
         def draw(start: int, stop: int) -> tuple[Tensor, ...]:
             return (torch.arange(start, stop).view(1, -1, 1).expand(len(seeds), -1, 1),)

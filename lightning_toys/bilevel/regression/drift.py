@@ -4,7 +4,7 @@ With an inner problem that is solved exactly, the outer loss under normalised we
 
     J(w) = (1/d) E_t (m(t) - sum_k w_k m(t - k))^2 + sigma^2 (1 + |w|^2),
 
-a quadratic form on the simplex: its least value is the oracle that the learned weights are held against.
+a quadratic form on the simplex: its minimum is the oracle that the learned weights are compared with.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ Array = np.ndarray
 
 
 class Drift:
-    """m(t), the distance that the stream's mean has moved at time t; t may be negative."""
+    """m(t), the distance that the stream's mean has moved at time t, in units of y; t, in steps, may be negative.
+
+    A drift of one's own gives :meth:`mean`, and :meth:`lag_moments` and :attr:`power` for the closed-form baselines.
+    """
 
     def mean(self, t: Array) -> Array:
-        """Return m at times t."""
+        """Return m at integer times t (any shape), float64."""
         raise NotImplementedError
 
-    def lagged(self, window: int) -> Array:
-        """Return E_t (m(t) - m(t - k)) (m(t) - m(t - l)) for lags k, l = 1..window."""
+    def lag_moments(self, window: int) -> Array:
+        """Return E_t (m(t) - m(t - k)) (m(t) - m(t - l)) for lags k, l = 1..window: (window, window)."""
         raise NotImplementedError
 
     @property
@@ -38,8 +41,8 @@ class Drift:
         return math.nan
 
 
-def finite(flag: str, value: float) -> None:
-    """Refuse a setting that is not a finite number."""
+def require_finite(flag: str, value: float) -> None:
+    """Raise a ToyError that names ``--data.drift.FLAG`` unless ``value`` is finite."""
     require(math.isfinite(value), f"--data.drift.{flag}: {value} is not allowed; give a finite number")
 
 
@@ -48,7 +51,7 @@ class Sine(Drift):
     """m(t) = amplitude sin(omega t).
 
     Args:
-        amplitude: beta.
+        amplitude: beta, in units of y.
         omega: angle of one time step, in radians; the period is 2 pi / omega steps.
     """
 
@@ -56,7 +59,7 @@ class Sine(Drift):
     omega: float = 0.2
 
     def __post_init__(self) -> None:
-        finite("amplitude", self.amplitude)
+        require_finite("amplitude", self.amplitude)
         require(
             0 < self.omega <= math.pi,
             f"--data.drift.omega: {self.omega} is not allowed; give radians a step, in (0, pi]",
@@ -67,8 +70,8 @@ class Sine(Drift):
         out: Array = self.amplitude * np.sin(self.omega * t)
         return out
 
-    def lagged(self, window: int) -> Array:
-        """See :meth:`Drift.lagged`: the mean over the phase."""
+    def lag_moments(self, window: int) -> Array:
+        """See :meth:`Drift.lag_moments`: the mean over the phase."""
         k = np.arange(1, window + 1)
         c = np.cos(self.omega * k)
         out: Array = self.power * (1 - c[:, None] - c[None, :] + np.cos(self.omega * (k[:, None] - k[None, :])))
@@ -85,20 +88,20 @@ class Linear(Drift):
     """m(t) = slope t.
 
     Args:
-        slope: alpha, distance of one time step.
+        slope: alpha, in units of y a time step.
     """
 
     slope: float = 0.1
 
     def __post_init__(self) -> None:
-        finite("slope", self.slope)
+        require_finite("slope", self.slope)
 
     def mean(self, t: Array) -> Array:
         """See :meth:`Drift.mean`."""
         return self.slope * t
 
-    def lagged(self, window: int) -> Array:
-        """See :meth:`Drift.lagged`."""
+    def lag_moments(self, window: int) -> Array:
+        """See :meth:`Drift.lag_moments`."""
         k = np.arange(1, window + 1)
         out: Array = self.slope**2 * np.outer(k, k)
         return out
@@ -106,10 +109,10 @@ class Linear(Drift):
 
 @dataclass(frozen=True)
 class Piecewise(Drift):
-    """m(t) rests at one level after the other, and starts again after the last.
+    """m(t) is constant at one level after the other, and starts again after the last.
 
     Args:
-        levels: where it rests.
+        levels: in units of y.
         hold: time steps at each level.
     """
 
@@ -119,7 +122,7 @@ class Piecewise(Drift):
     def __post_init__(self) -> None:
         require(len(self.levels) > 0, "--data.drift.levels: [] is not allowed; give at least one level")
         for level in self.levels:
-            finite("levels", level)
+            require_finite("levels", level)
         require(self.hold >= 1, f"--data.drift.hold: {self.hold} is not allowed; give an integer >= 1")
 
     def mean(self, t: Array) -> Array:
@@ -127,8 +130,8 @@ class Piecewise(Drift):
         out: Array = np.asarray(self.levels, dtype=np.float64)[(np.asarray(t) // self.hold) % len(self.levels)]
         return out
 
-    def lagged(self, window: int) -> Array:
-        """See :meth:`Drift.lagged`: the mean over one round of the levels."""
+    def lag_moments(self, window: int) -> Array:
+        """See :meth:`Drift.lag_moments`: the mean over one round of the levels."""
         t = np.arange(self.hold * len(self.levels))
         gaps = self.mean(t)[:, None] - self.mean(t[:, None] - np.arange(1, window + 1))
         out: Array = gaps.T @ gaps / len(t)
@@ -142,13 +145,16 @@ class Piecewise(Drift):
 
 @dataclass(frozen=True)
 class ExactLoss:
-    """J of a drift.
+    """J(w) of a drift: the expected outer loss of fixed weights under an exact inner solver.
 
     Attributes:
-        drift: how the mean moves.
+        drift: m(t).
         window: W, the largest lag.
         outputs: d.
         sigma: standard deviation of the noise on one output.
+
+    >>> {k: round(v, 2) for k, v in ExactLoss(Sine(), window=60, outputs=3, sigma=1.0).references().items()}
+    {'oracle': 1.17, 'uniform': 19.25, 'lag_1': 2.66, 'no_tracking': 17.67}
     """
 
     drift: Drift
@@ -157,24 +163,24 @@ class ExactLoss:
     sigma: float
 
     @property
-    def form(self) -> Array:
+    def quadratic_form(self) -> Array:
         """Q (W, W) of J(w) = sigma^2 + w' Q w on the simplex."""
-        return self.drift.lagged(self.window) / self.outputs + self.sigma**2 * np.eye(self.window)
+        return self.drift.lag_moments(self.window) / self.outputs + self.sigma**2 * np.eye(self.window)
 
-    def at(self, weights: Array) -> Array:
-        """Return J of weights (..., W), which are divided by their sum first; NaN where that is 0."""
+    def loss(self, weights: Array) -> Array:
+        """Return J (...) of weights (..., W), which are divided by their sum first; NaN where that is 0."""
         total = weights.sum(-1, keepdims=True)
         w = np.divide(weights, total, out=np.full(weights.shape, np.nan), where=total > 0)
-        out: Array = self.sigma**2 + np.einsum("...k,kl,...l->...", w, self.form, w)
+        out: Array = self.sigma**2 + np.einsum("...k,kl,...l->...", w, self.quadratic_form, w)
         return out
 
     def oracle(self) -> Array:
-        """Return the weights (W,) of the least J.
+        """Return the weights (W,) that minimise J.
 
         On the simplex, Q w is constant where w > 0 and no less elsewhere. Those are, but for w's scale, the conditions
         of min |R w|^2 + (1 - sum w)^2 over w >= 0 with Q = R'R: non-negative least squares, which scipy solves exactly.
         """
-        values, vectors = np.linalg.eigh(self.form)
+        values, vectors = np.linalg.eigh(self.quadratic_form)
         root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
         # rows of like size; the scale of w is free
         root = root / max(np.sqrt(values.max()), np.finfo(np.float64).tiny)
@@ -184,10 +190,10 @@ class ExactLoss:
 
     def references(self) -> dict[str, float]:
         """Return J of the oracle, of equal weights, of lag 1 alone, and of no tracking (h = f*)."""
-        eye, even = np.eye(self.window)[0], np.full(self.window, 1 / self.window)
+        lag_1, uniform = np.eye(self.window)[0], np.full(self.window, 1 / self.window)
         return {
-            "oracle": float(self.at(self.oracle())),
-            "uniform": float(self.at(even)),
-            "lag_1": float(self.at(eye)),
+            "oracle": float(self.loss(self.oracle())),
+            "uniform": float(self.loss(uniform)),
+            "lag_1": float(self.loss(lag_1)),
             "no_tracking": self.sigma**2 + self.drift.power / self.outputs,
         }

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_toys.bilevel.regression.metrics import last_sixth, normalised
+from lightning_toys.bilevel.regression.metrics import mean_of_last_sixth, normalised
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, band, new_figure
 from lightning_toys.training.results import Report
 
-NAMES = {
+BASELINES = {
     "oracle": ("best weights", "--"),
     "uniform": ("equal weights", ":"),
     "lag_1": ("lag 1 alone", (0, (1, 4))),
@@ -22,15 +22,20 @@ NAMES = {
 }
 
 
-def reference_lines(ax: Axes, references: dict[str, dict[str, float]]) -> None:
-    """Draw what an exact inner solver would score under fixed weights."""
-    for name, (label, style) in NAMES.items():
+def draw_baselines(ax: Axes, references: dict[str, dict[str, float]]) -> None:
+    """Draw horizontal lines at the outer loss of fixed weights under an exact inner solver.
+
+    Args:
+        ax: of an outer loss.
+        references: a report's: ``oracle``, ``uniform``, ``lag_1``, ``no_tracking`` to ``{"outer_loss": value}``.
+    """
+    for name, (label, style) in BASELINES.items():
         value = references.get(name, {}).get("outer_loss")
         if value is not None and np.isfinite(value):
             ax.axhline(value, color=GREY, linestyle=style, linewidth=1.1, label=f"{label}: {value:.3g}")
 
 
-def finish_loss(figure: Figure, ax: Axes, title: str) -> Figure:
+def label_loss_axes(figure: Figure, ax: Axes, title: str) -> Figure:
     """Scale and label the axes of an outer loss."""
     ax.set_yscale("log")
     ax.set_xlabel("time t (steps)")
@@ -46,9 +51,9 @@ def draw_loss(report: Report, label: str) -> Figure:
     ax, rows = axes[0, 0], np.array(report.arrays["outer_loss"])
     seeds = f"{len(rows)} seed{'s' if len(rows) > 1 else ''}"
     band(ax, np.array(report.arrays["time"], dtype=float), rows, COLOURS[0], f"{label}, {seeds}")
-    reference_lines(ax, report.references)
+    draw_baselines(ax, report.references)
     note = ": mean and 95 % interval over seeds" if len(rows) > 1 else ""
-    return finish_loss(figure, ax, f"{label}{note}; grey: exact inner solver")
+    return label_loss_axes(figure, ax, f"{label}{note}; grey: exact inner solver")
 
 
 def draw_weights(lam: Tensor, every: int, oracle: np.ndarray, label: str) -> Figure:
@@ -62,24 +67,24 @@ def draw_weights(lam: Tensor, every: int, oracle: np.ndarray, label: str) -> Fig
     """
     figure, axes = new_figure(1, 2, size=(9.6, 4.0), width_ratios=[2.2, 1], sharey=True)
     figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr,call-arg]
-    heat, side = axes[0]
+    heat_map, profile = axes[0]
     w = normalised(lam).mean(1).numpy()
     n, lags = w.shape[0], np.arange(1, w.shape[1] + 1)
-    heat.grid(False)
+    heat_map.grid(False)
     edges = (np.arange(n + 1) * every, np.arange(w.shape[1] + 1) + 0.5)
-    mesh = heat.pcolormesh(*edges, w.T, cmap="cividis", vmin=0, rasterized=True)
-    figure.colorbar(mesh, ax=heat, pad=0.02).ax.set_title("weight / sum", fontsize=8)
-    heat.set_xlabel("time t (steps)")
-    heat.set_ylabel("lag (steps)")
-    late = normalised(last_sixth(lam)).numpy()
+    mesh = heat_map.pcolormesh(*edges, w.T, cmap="cividis", vmin=0, rasterized=True)
+    figure.colorbar(mesh, ax=heat_map, pad=0.02).ax.set_title("weight / sum", fontsize=8)
+    heat_map.set_xlabel("time t (steps)")
+    heat_map.set_ylabel("lag (steps)")
+    late = normalised(mean_of_last_sixth(lam)).numpy()
     for row in late:
-        side.plot(row, lags, color=COLOURS[0], alpha=0.45, linewidth=1)
-    side.plot(late.mean(0), lags, color=COLOURS[0], linewidth=1.8, label="learned: seeds, mean")
-    side.plot(oracle, lags, "o", color=COLOURS[1], markersize=3.5, label="best if solved exactly")
-    side.set_ylabel("lag (steps)")
-    side.tick_params(labelleft=True)
-    side.set_xlabel("weight / sum, last sixth of the run")
-    side.legend(frameon=False, fontsize=8, loc="center right")
+        profile.plot(row, lags, color=COLOURS[0], alpha=0.45, linewidth=1)
+    profile.plot(late.mean(0), lags, color=COLOURS[0], linewidth=1.8, label="learned: seeds, mean")
+    profile.plot(oracle, lags, "o", color=COLOURS[1], markersize=3.5, label="best if solved exactly")
+    profile.set_ylabel("lag (steps)")
+    profile.tick_params(labelleft=True)
+    profile.set_xlabel("weight / sum, last sixth of the run")
+    profile.legend(frameon=False, fontsize=8, loc="center right")
     figure.suptitle(f"{label}: weight of each lag, mean over {lam.shape[1]} seed{'s' if lam.shape[1] > 1 else ''}")
     return figure
 
@@ -101,7 +106,7 @@ def draw_prediction(truth: Tensor, prediction: Tensor, label: str) -> Figure:
 
 
 def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
-    """Return the outer loss over time of runs (label to folder) in one figure."""
+    """Return the outer loss over time of runs (label to folder) in one figure; none if no run is finished."""
     figure, axes = new_figure(size=(7.6, 5.2))
     ax, references = axes[0, 0], {}
     found = [(label, folder / "results.json") for label, folder in runs.items()]
@@ -113,5 +118,5 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
     if not shown:
         return {}
     # lines belong to one stream: the last run's, as all are compared on it
-    reference_lines(ax, {k: {m: x for m, x in v.items() if x is not None} for k, v in references.items()})
-    return {"outer_loss_curves": finish_loss(figure, ax, "mean and 95 % interval over seeds")}
+    draw_baselines(ax, {k: {m: x for m, x in v.items() if x is not None} for k, v in references.items()})
+    return {"outer_loss_curves": label_loss_axes(figure, ax, "mean and 95 % interval over seeds")}

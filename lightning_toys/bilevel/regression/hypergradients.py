@@ -1,4 +1,4 @@
-"""The window's inner and outer problem, and what moves its weights, for R replicas at once.
+"""The window's inner and outer problem, and the hypergradients of its weights, for R replicas at once.
 
     L_in(lambda, h) = sum_s lambda_s (1/B) sum_i |h(x_i) - y_s(x_i)|^2         over the inner points, lags s = 1..W
     L_out(h)        = (1/(B' d)) sum_j |h(x_j) - y_t(x_j)|^2                   over the outer points, now
@@ -8,9 +8,12 @@ h: B rows in place of W B. Every hypergradient has the form (functional bilevel 
 
     v_s = dL_out / dlambda_s = (2/B) sum_i <h - y_s, a>(x_i)
 
-with an adjoint function a. It minimises L (1/B) sum_i |a|^2(x_i) + (1/B') sum_j <a, g>(x_j), g = 2 (h - y_t) / d,
-over a space of functions. AID's is a = -J z, unrolling's the sum over steps of J q. (The sign is a plus; that the code
-published with the paper has it reversed shows against finite differences.)
+with an adjoint function a. In function space a minimises
+
+    L (1/B) sum_i |a|^2(x_i) + (1/B') sum_j <a, g>(x_j),   g = 2 (h - y_t) / d,
+
+over a space of functions. AID's is a = -J z, unrolling's the sum over steps of J q. (The sign is a plus: finite
+differences show that the code published with the paper has it reversed.)
 """
 
 from __future__ import annotations
@@ -22,117 +25,148 @@ from torch import Tensor
 
 from lightning_toys.bilevel.implicit import conjugate_gradient
 from lightning_toys.bilevel.inner_optimizers import AdamState, adam_step
-from lightning_toys.bilevel.regression.mlp import MLP, Pass
+from lightning_toys.bilevel.regression.mlp import MLP, ForwardPass
 
 
 class Window(NamedTuple):
-    """What one step is given.
+    """The data of one step t.
 
     Attributes:
-        inside: inner points (R, B, p).
-        outside: outer points (R, B', p).
-        past: y at the inner points, oldest first (R, W, B, d).
-        now: y at the outer points (R, B', d).
+        inner_points: x of the inner problem (R, B, p).
+        outer_points: x of the outer problem (R, B', p).
+        past_y: y at the inner points and times t - W .. t - 1, oldest first (R, W, B, d).
+        current_y: y at the outer points and time t (R, B', d).
     """
 
-    inside: Tensor
-    outside: Tensor
-    past: Tensor
-    now: Tensor
+    inner_points: Tensor
+    outer_points: Tensor
+    past_y: Tensor
+    current_y: Tensor
 
 
-class Collapsed(NamedTuple):
-    """L (R,) and ybar (R, B, d)."""
+class WeightedTargets(NamedTuple):
+    """The inner problem's one target in place of W.
+
+    Attributes:
+        total: L (R,).
+        mean: ybar (R, B, d).
+    """
 
     total: Tensor
     mean: Tensor
 
     @property
-    def weight(self) -> Tensor:
+    def curvature(self) -> Tensor:
         """2 L / B (R, 1, 1), the inner loss's second derivative in a value of h."""
         return (2 / self.mean.shape[1]) * self.total[:, None, None]
 
 
-def inverse(total: Tensor) -> Tensor:
-    """Return 1 / L, and 0 where L is 0."""
-    some = total > 0
-    return torch.where(some, 1 / torch.where(some, total, torch.ones_like(total)), torch.zeros_like(total))
+def safe_inverse(total: Tensor) -> Tensor:
+    """Return 1 / L (R,), and 0 where L is 0."""
+    positive = total > 0
+    return torch.where(positive, 1 / torch.where(positive, total, torch.ones_like(total)), torch.zeros_like(total))
 
 
-def collapse(lam: Tensor, past: Tensor) -> Collapsed:
-    """Return L and ybar of weights (R, W), lag 1 first; ybar is 0 where L is."""
-    R, W, B, d = past.shape
+def weighted_targets(lam: Tensor, past_y: Tensor) -> WeightedTargets:
+    """Return L and ybar; ybar is 0 where L is.
+
+    Args:
+        lam: lambda (R, W), lag 1 first.
+        past_y: oldest first (R, W, B, d).
+    """
+    R, W, B, d = past_y.shape
     total = lam.sum(1)
-    mixed = torch.bmm(lam.flip(1).unsqueeze(1), past.reshape(R, W, B * d)).view(R, B, d)
-    return Collapsed(total, mixed * inverse(total)[:, None, None])
+    weighted_sum = torch.bmm(lam.flip(1).unsqueeze(1), past_y.reshape(R, W, B * d)).view(R, B, d)
+    return WeightedTargets(total, weighted_sum * safe_inverse(total)[:, None, None])
 
 
-def inner_slope(here: Pass, to: Collapsed) -> Tensor:
-    """Return the slope (R, B, d) of L (1/B) sum_i |h - ybar|^2 in h's values."""
-    return to.weight * (here.h - to.mean)
+def inner_value_gradient(inner: ForwardPass, targets: WeightedTargets) -> Tensor:
+    """Return the gradient (R, B, d) of L (1/B) sum_i |h - ybar|^2 in h's values."""
+    return targets.curvature * (inner.h - targets.mean)
 
 
-def outer_loss(h: Tensor, now: Tensor) -> Tensor:
+def outer_loss(h: Tensor, current_y: Tensor) -> Tensor:
     """Return mean (h - y_t)^2 (R,)."""
-    return (h - now).square().mean((1, 2))
+    return (h - current_y).square().mean((1, 2))
 
 
-def outer_slope(h: Tensor, now: Tensor) -> Tensor:
-    """Return g = 2 (h - y_t) / d (R, B', d): the slope of the outer loss in h's values, times B'."""
-    return 2 * (h - now) / h.shape[-1]
+def outer_value_gradient(h: Tensor, current_y: Tensor) -> Tensor:
+    """Return g = 2 (h - y_t) / d (R, B', d): the gradient of the outer loss in h's values, times B'."""
+    return 2 * (h - current_y) / h.shape[-1]
 
 
-def weigh(past: Tensor, a: Tensor, ha: Tensor) -> Tensor:
+def hypergradient_of_adjoint(past_y: Tensor, a: Tensor, ha: Tensor) -> Tensor:
     """Return v_s = (2/B) (sum_i <h, a>(x_i) - sum_i <y_s, a>(x_i)), lag 1 first: (R, W).
 
     Args:
-        past: y_s at the inner points, oldest first (R, W, B, d).
-        a: the adjoint function there (R, B, d).
+        past_y: y_s at the inner points, oldest first (R, W, B, d).
+        a: the adjoint function at the same points (R, B, d).
         ha: sum_i <h, a>(x_i) (R,).
     """
-    R, W, B, d = past.shape
-    along = torch.bmm(past.reshape(R, W, B * d), a.reshape(R, B * d, 1))[..., 0].flip(1)
-    return (2 / B) * (ha[:, None] - along)
+    R, W, B, d = past_y.shape
+    products = torch.bmm(past_y.reshape(R, W, B * d), a.reshape(R, B * d, 1))[..., 0].flip(1)
+    return (2 / B) * (ha[:, None] - products)
 
 
-def weigh_at(h: Tensor, past: Tensor, a: Tensor) -> Tensor:
-    """Return :func:`weigh` for one h (R, B, d)."""
-    return weigh(past, a, (h * a).sum((1, 2)))
+def hypergradient_at(h: Tensor, past_y: Tensor, a: Tensor) -> Tensor:
+    """Return :func:`hypergradient_of_adjoint` where <h, a> is that of one h (R, B, d)."""
+    return hypergradient_of_adjoint(past_y, a, (h * a).sum((1, 2)))
 
 
-class Found(NamedTuple):
-    """v (R, W), the adjoint at the inner points (R, B, d), and the linear solver's relative residual (R,)."""
+class Hypergradient(NamedTuple):
+    """A hypergradient.
+
+    Attributes:
+        value: v = dL_out / dlambda (R, W), lag 1 first.
+        adjoint: a at the inner points (R, B, d).
+        residual: the linear solver's relative residual (R,); 0 where there is none.
+    """
 
     value: Tensor
     adjoint: Tensor
     residual: Tensor
 
 
-def outer_gradient(net: MLP, theta: Tensor, window: Window) -> Tensor:
-    """Return dL_out/dtheta (R, P)."""
-    there = net.at(theta, window.outside, curved=False)
-    return there.pull(outer_slope(there.h, window.now) / window.now.shape[1])
+def outer_parameter_gradient(net: MLP, theta: Tensor, window: Window) -> Tensor:
+    """Return dL_out/dtheta (R, P) at theta (R, P)."""
+    outer = net.forward_pass(theta, window.outer_points, second_order=False)
+    return outer.vjp(outer_value_gradient(outer.h, window.current_y) / window.current_y.shape[1])
 
 
-def by_aid(
+def aid_hypergradient(
     net: MLP, theta: Tensor, lam: Tensor, window: Window, iterations: int, damping: float, gauss_newton: bool = False
-) -> Found:
-    """(H + damping) z = dL_out/dtheta by conjugate gradient, H the inner Hessian or its Gauss-Newton part; a = -J z."""
-    to, here = collapse(lam, window.past), net.at(theta, window.inside, not gauss_newton)
-    deltas, weight = here.back(inner_slope(here, to)), to.weight
+) -> Hypergradient:
+    """Return the hypergradient by approximate implicit differentiation (arXiv 1602.02355), a = -J z.
 
-    def product(v: Tensor) -> Tensor:
-        return here.gauss_newton(v, weight) if gauss_newton else here.hessian(v, deltas, weight)[0]
+    (H + damping) z = dL_out/dtheta is solved by conjugate gradient, H the inner Hessian or its Gauss-Newton part.
 
-    solved = conjugate_gradient(product, outer_gradient(net, theta, window), iterations, damping)
-    a = -here.push(solved.x)
-    return Found(weigh_at(here.h, window.past, a), a, solved.residual)
+    Args:
+        net: h.
+        theta: its parameters (R, P).
+        lam: lambda (R, W), lag 1 first.
+        window: the data.
+        iterations: of conjugate gradient.
+        damping: added to H's diagonal.
+        gauss_newton: whether H is the Gauss-Newton part.
+    """
+    targets = weighted_targets(lam, window.past_y)
+    inner = net.forward_pass(theta, window.inner_points, second_order=not gauss_newton)
+    deltas, curvature = inner.backward(inner_value_gradient(inner, targets)), targets.curvature
+
+    def matvec(v: Tensor) -> Tensor:
+        if gauss_newton:
+            return inner.gauss_newton_product(v, curvature)
+        return inner.hessian_product(v, deltas, curvature)[0]
+
+    solved = conjugate_gradient(matvec, outer_parameter_gradient(net, theta, window), iterations, damping)
+    a = -inner.jvp(solved.x)
+    return Hypergradient(hypergradient_at(inner.h, window.past_y, a), a, solved.residual)
 
 
 def ridge_adjoint(
-    features_in: Tensor, features_out: Tensor, slope: Tensor, total: Tensor, ridge: float
+    features_in: Tensor, features_out: Tensor, value_gradient: Tensor, total: Tensor, ridge: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the adjoint that is linear in features, exactly: its coefficients (R, k, d), its inner values (R, B, d).
+    """Return the adjoint linear in features: coefficients c (R, k, d), and values at the inner points (R, B, d).
 
     a = Phi c minimises L ((1/B) |Phi_in c|^2 + ridge s |c|^2) + (1/B') <Phi_out c, g>, s the features' mean square:
 
@@ -144,145 +178,210 @@ def ridge_adjoint(
     Args:
         features_in: Phi at the inner points (R, B, k).
         features_out: Phi at the outer points (R, B', k).
-        slope: g (R, B', d).
+        value_gradient: g (R, B', d).
         total: L (R,).
         ridge: > 0.
     """
     B, k = features_in.shape[1:]
     gram = features_in.mT @ features_in / B
-    size = torch.diagonal(gram, dim1=1, dim2=2).mean(1)
-    gram = gram + (ridge * size)[:, None, None] * torch.eye(k, dtype=gram.dtype, device=gram.device)
-    right = features_out.mT @ slope * (-0.5 / slope.shape[1])
-    c = torch.cholesky_solve(right, torch.linalg.cholesky(gram)) * inverse(total)[:, None, None]
+    mean_square = torch.diagonal(gram, dim1=1, dim2=2).mean(1)
+    gram = gram + (ridge * mean_square)[:, None, None] * torch.eye(k, dtype=gram.dtype, device=gram.device)
+    rhs = features_out.mT @ value_gradient * (-0.5 / value_gradient.shape[1])
+    c = torch.cholesky_solve(rhs, torch.linalg.cholesky(gram)) * safe_inverse(total)[:, None, None]
     return c, features_in @ c
 
 
-def by_ridge(net: MLP, theta: Tensor, lam: Tensor, window: Window, ridge: float) -> Found:
-    """The functional hypergradient with an adjoint linear in the last hidden layer and a constant."""
-    here, there = net.at(theta, window.inside, False), net.at(theta, window.outside, False)
-    inside, outside = (torch.nn.functional.pad(p.features, (0, 1), value=1.0) for p in (here, there))
-    a = ridge_adjoint(inside, outside, outer_slope(there.h, window.now), lam.sum(1), ridge)[1]
-    return Found(weigh_at(here.h, window.past, a), a, torch.zeros_like(lam[:, 0]))
+def ridge_hypergradient(net: MLP, theta: Tensor, lam: Tensor, window: Window, ridge: float) -> Hypergradient:
+    """Return the functional hypergradient (arXiv 2403.20233) with an adjoint linear in h's last hidden layer and 1.
+
+    Args:
+        net: h.
+        theta: its parameters (R, P).
+        lam: lambda (R, W), lag 1 first.
+        window: the data.
+        ridge: see :func:`ridge_adjoint`.
+    """
+    inner = net.forward_pass(theta, window.inner_points, second_order=False)
+    outer = net.forward_pass(theta, window.outer_points, second_order=False)
+    features_in, features_out = (torch.nn.functional.pad(p.features, (0, 1), value=1.0) for p in (inner, outer))
+    a = ridge_adjoint(features_in, features_out, outer_value_gradient(outer.h, window.current_y), lam.sum(1), ridge)[1]
+    return Hypergradient(hypergradient_at(inner.h, window.past_y, a), a, torch.zeros_like(lam[:, 0]))
 
 
-def adjoint_objective(a_in: Tensor, a_out: Tensor, slope: Tensor) -> Tensor:
-    """Return mean_in |a|^2 + mean_out <a, g> (R,): what L times the adjoint function minimises, whatever L."""
-    return a_in.square().sum(-1).mean(-1) + (a_out * slope).sum(-1).mean(-1)
+def adjoint_objective(a_in: Tensor, a_out: Tensor, value_gradient: Tensor) -> Tensor:
+    """Return mean_in |a|^2 + mean_out <a, g> (R,), which L times the adjoint function minimises, for any L.
+
+    Args:
+        a_in: at the inner points (R, B, d).
+        a_out: at the outer points (R, B', d).
+        value_gradient: g (R, B', d).
+    """
+    return a_in.square().sum(-1).mean(-1) + (a_out * value_gradient).sum(-1).mean(-1)
 
 
 class AdjointNetwork(NamedTuple):
-    """An adjoint function's parameters psi (R, P), and Adam's state (under the name "psi")."""
+    """An adjoint network.
+
+    Attributes:
+        psi: its parameters (R, P).
+        state: Adam's state, under the name ``"psi"``.
+    """
 
     psi: Tensor
     state: AdamState
 
 
-def by_network(
+def network_hypergradient(
     net: MLP, theta: Tensor, lam: Tensor, window: Window, adjoint: AdjointNetwork, steps: int, lr: float
-) -> tuple[Found, AdjointNetwork]:
-    """The functional hypergradient with an adjoint network of h's own shape, which goes on from where it was.
+) -> tuple[Hypergradient, AdjointNetwork]:
+    """Return the functional hypergradient (arXiv 2403.20233) with a network of h's shape for adjoint, and the network.
 
     A flexible network makes its objective on separate finite samples as small as it likes. So ``steps`` steps of Adam
-    see three quarters of the points, and of the parameters on the way, the first ones included, those are taken whose
-    objective on the other quarter is least. The network is L a, which does not depend on lambda.
-    """
-    here, there = net.at(theta, window.inside, False), net.at(theta, window.outside, False)
-    g = outer_slope(there.h, window.now)
-    n, m = window.inside.shape[1] * 3 // 4, window.outside.shape[1] * 3 // 4
+    see three quarters of the points, and of the parameters on the way, the first ones included, those with the lowest
+    objective on the other quarter are returned. The network is L a, which does not depend on lambda.
 
-    def judged(psi: Tensor) -> Tensor:
-        return adjoint_objective(net(psi, window.inside[:, n:]), net(psi, window.outside[:, m:]), g[:, m:])
+    Args:
+        net: h, and the shape of the adjoint network.
+        theta: h's parameters (R, P).
+        lam: lambda (R, W), lag 1 first.
+        window: the data.
+        adjoint: the network of the step before.
+        steps: of Adam.
+        lr: Adam's learning rate.
+    """
+    inner = net.forward_pass(theta, window.inner_points, second_order=False)
+    outer = net.forward_pass(theta, window.outer_points, second_order=False)
+    g = outer_value_gradient(outer.h, window.current_y)
+    n, m = window.inner_points.shape[1] * 3 // 4, window.outer_points.shape[1] * 3 // 4
+
+    def validation_objective(psi: Tensor) -> Tensor:
+        return adjoint_objective(net(psi, window.inner_points[:, n:]), net(psi, window.outer_points[:, m:]), g[:, m:])
 
     psi, state = adjoint
-    best, least = psi, judged(psi)
+    best, lowest = psi, validation_objective(psi)
     for _ in range(steps):
-        inside, outside = net.at(psi, window.inside[:, :n], False), net.at(psi, window.outside[:, :m], False)
-        slope = inside.pull((2 / n) * inside.h) + outside.pull(g[:, :m] / m)
-        moved, state = adam_step({"psi": psi}, {"psi": slope}, state, lr)
-        psi = moved["psi"]
-        score = judged(psi)
-        best = torch.where((score < least)[:, None], psi, best)
-        least = torch.minimum(score, least)
-    a = net(best, window.inside) * inverse(lam.sum(1))[:, None, None]
-    return Found(weigh_at(here.h, window.past, a), a, torch.zeros_like(least)), AdjointNetwork(best, state)
+        train_in = net.forward_pass(psi, window.inner_points[:, :n], second_order=False)
+        train_out = net.forward_pass(psi, window.outer_points[:, :m], second_order=False)
+        gradient = train_in.vjp((2 / n) * train_in.h) + train_out.vjp(g[:, :m] / m)
+        stepped, state = adam_step({"psi": psi}, {"psi": gradient}, state, lr)
+        psi = stepped["psi"]
+        score = validation_objective(psi)
+        best = torch.where((score < lowest)[:, None], psi, best)
+        lowest = torch.minimum(score, lowest)
+    a = net(best, window.inner_points) * safe_inverse(lam.sum(1))[:, None, None]
+    found = Hypergradient(hypergradient_at(inner.h, window.past_y, a), a, torch.zeros_like(lowest))
+    return found, AdjointNetwork(best, state)
 
 
-class Moments(NamedTuple):
-    """Adam's running means of the gradient and its square (R, P), and the steps taken."""
+class AdamMoments(NamedTuple):
+    """Adam's state of theta.
 
-    mean: Tensor
-    square: Tensor
+    Attributes:
+        exp_avg: running mean of the gradient (R, P).
+        exp_avg_sq: running mean of its square (R, P).
+        step: steps taken.
+    """
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
     step: int
 
 
-class Unrolling(NamedTuple):
-    """v (R, W), the adjoint at the inner points (R, B, d), and theta (R, P) and Adam's state after the steps."""
+class UnrolledHypergradient(NamedTuple):
+    """A hypergradient by unrolling.
+
+    Attributes:
+        value: v (R, W), lag 1 first.
+        adjoint: a at the inner points (R, B, d).
+        theta: after the steps (R, P).
+        moments: Adam's state after the steps.
+    """
 
     value: Tensor
     adjoint: Tensor
     theta: Tensor
-    moments: Moments
+    moments: AdamMoments
 
 
-class Trace(NamedTuple):
-    """What the way back through one step of Adam needs."""
+class AdamStepRecord(NamedTuple):
+    """What the backward pass through one step of Adam needs.
 
-    here: Pass
-    slope: Tensor
+    Attributes:
+        inner: forward pass at the inner points.
+        value_gradient: the inner loss's gradient in h's values (R, B, d).
+        gradient: its gradient in theta (R, P).
+        exp_avg: running mean after the step (R, P).
+        denominator: sqrt(v + eps^2) of the step, v corrected (R, P).
+        rates: learning rate over the first moment's correction, and the second moment's correction.
+    """
+
+    inner: ForwardPass
+    value_gradient: Tensor
     gradient: Tensor
-    mean: Tensor
-    root: Tensor
+    exp_avg: Tensor
+    denominator: Tensor
     rates: tuple[float, float]
 
 
-def by_unrolling(
+def unrolled_hypergradient(
     net: MLP,
     theta: Tensor,
-    moments: Moments,
+    moments: AdamMoments,
     lam: Tensor,
     window: Window,
     steps: int,
     lr: float,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
-) -> Unrolling:
-    """Take ``steps`` steps of Adam on the inner loss and differentiate the outer loss through them.
+) -> UnrolledHypergradient:
+    """Take ``steps`` steps of Adam on the inner loss and differentiate the outer loss through them (arXiv 1703.01785).
 
     What comes before, theta and Adam's running means, is held constant: with one step this is "unroll1". Adam is
-    :func:`lightning_toys.bilevel.inner_optimizers.adam_step`. On the way back a step whose gradient has the adjoint q
-    adds H q to theta's, and J q to the adjoint function's, of which v is made as everywhere else.
+    :func:`lightning_toys.bilevel.inner_optimizers.adam_step`. In the backward pass a step whose gradient has the
+    adjoint q adds H q to theta's adjoint and J q to the adjoint function, of which v is made as everywhere else.
+
+    Args:
+        net: h.
+        theta: its parameters before the steps (R, P).
+        moments: Adam's state before them.
+        lam: lambda (R, W), lag 1 first.
+        window: the data.
+        steps: steps taken.
+        lr: Adam's learning rate.
+        betas: Adam's decay rates.
+        eps: Adam's epsilon.
     """
-    to = collapse(lam, window.past)
-    (first, second), (mean, square, count) = betas, moments
-    traces: list[Trace] = []
+    targets = weighted_targets(lam, window.past_y)
+    (beta1, beta2), (exp_avg, exp_avg_sq, step) = betas, moments
+    records: list[AdamStepRecord] = []
     for _ in range(steps):
-        here = net.at(theta, window.inside)
-        slope = inner_slope(here, to)
-        gradient = here.pull(slope)
-        count += 1
-        mean = torch.lerp(mean, gradient, 1 - first)
-        square = (second * square).addcmul_(gradient, gradient, value=1 - second)
-        rates = (lr / (1 - first**count), 1 - second**count)
-        root = (square / rates[1] + eps**2).sqrt_()
-        traces.append(Trace(here, slope, gradient, mean, root, rates))
-        theta = torch.addcdiv(theta, mean, root, value=-rates[0])
-    after = Moments(mean, square, count)
-    q_theta = outer_gradient(net, theta, window)
-    q_mean, q_square = torch.zeros_like(theta), torch.zeros_like(theta)
-    a, ha = torch.zeros_like(to.mean), torch.zeros_like(to.total)
-    for trace in reversed(traces):
-        rate, correction = trace.rates
-        q_mean = q_mean - rate * q_theta / trace.root
-        q_square = q_square + (0.5 * rate / correction) * q_theta * trace.mean / trace.root**3
-        q = (1 - first) * q_mean + (2 * (1 - second)) * trace.gradient * q_square
-        curved, pushed = trace.here.hessian(q, trace.here.back(trace.slope), to.weight)
-        a, ha = a + pushed, ha + (trace.here.h * pushed).sum((1, 2))
-        q_theta = q_theta + curved
-        q_mean, q_square = first * q_mean, second * q_square
-    return Unrolling(weigh(window.past, a, ha), a, theta, after)
+        inner = net.forward_pass(theta, window.inner_points)
+        value_gradient = inner_value_gradient(inner, targets)
+        gradient = inner.vjp(value_gradient)
+        step += 1
+        exp_avg = torch.lerp(exp_avg, gradient, 1 - beta1)
+        exp_avg_sq = (beta2 * exp_avg_sq).addcmul_(gradient, gradient, value=1 - beta2)
+        rates = (lr / (1 - beta1**step), 1 - beta2**step)
+        denominator = (exp_avg_sq / rates[1] + eps**2).sqrt_()
+        records.append(AdamStepRecord(inner, value_gradient, gradient, exp_avg, denominator, rates))
+        theta = torch.addcdiv(theta, exp_avg, denominator, value=-rates[0])
+    after = AdamMoments(exp_avg, exp_avg_sq, step)
+    q_theta = outer_parameter_gradient(net, theta, window)
+    q_exp_avg, q_exp_avg_sq = torch.zeros_like(theta), torch.zeros_like(theta)
+    a, ha = torch.zeros_like(targets.mean), torch.zeros_like(targets.total)
+    for record in reversed(records):
+        rate, correction = record.rates
+        q_exp_avg = q_exp_avg - rate * q_theta / record.denominator
+        q_exp_avg_sq = q_exp_avg_sq + (0.5 * rate / correction) * q_theta * record.exp_avg / record.denominator**3
+        q = (1 - beta1) * q_exp_avg + (2 * (1 - beta2)) * record.gradient * q_exp_avg_sq
+        hv, jv = record.inner.hessian_product(q, record.inner.backward(record.value_gradient), targets.curvature)
+        a, ha = a + jv, ha + (record.inner.h * jv).sum((1, 2))
+        q_theta = q_theta + hv
+        q_exp_avg, q_exp_avg_sq = beta1 * q_exp_avg, beta2 * q_exp_avg_sq
+    return UnrolledHypergradient(hypergradient_of_adjoint(window.past_y, a, ha), a, theta, after)
 
 
-def to_logits(v: Tensor, lam: Tensor) -> Tensor:
-    """Return the gradient (R, W) in the logits of lambda = L softmax(logits), from that in lambda."""
+def logit_gradient(v: Tensor, lam: Tensor) -> Tensor:
+    """Return the gradient (R, W) in the logits of lambda = L softmax(logits), given v (R, W), that in lambda."""
     mean = (lam * v).sum(1, keepdim=True) / lam.sum(1, keepdim=True)
     return lam * (v - mean)

@@ -1,4 +1,4 @@
-"""What is trained and kept in a checkpoint: h, lambda, the hypergradients that are averaged, an adjoint network."""
+"""The parameters and buffers in a checkpoint: h, lambda, the hypergradients that are averaged, an adjoint network."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from torch import Tensor, nn
 from lightning_toys.bilevel.inner_optimizers import AdamState
 from lightning_toys.bilevel.regression.hypergradients import AdjointNetwork
 from lightning_toys.bilevel.regression.mlp import MLP
-from lightning_toys.bilevel.vectors import recent_mean_
+from lightning_toys.bilevel.vectors import moving_average_
 
 
 class Learner(nn.Module):
-    """Parameters of R replicas.
+    """Parameters of R replicas: ``theta`` (R, P) of h, and ``free`` (R, W), lambda itself or its logits, lag 1 first.
+
+    ``recent`` (R, smoothing, W) holds the last hypergradients; ``psi`` (R, P), ``psi_mean``, ``psi_square`` and
+    ``psi_step`` an adjoint network and its Adam.
 
     Args:
         mlp: the network h.
         seeds: one seed a replica.
-        window: number of lags.
-        start: every weight lambda at the start; none makes logits, which start at 0.
+        window: W, the number of lags.
+        initial_weight: every weight lambda at the start; none makes logits, which start at 0.
         smoothing: hypergradients that are averaged.
         adjoint: whether there is an adjoint network.
     """
@@ -32,15 +35,17 @@ class Learner(nn.Module):
     psi_step: Tensor
 
     def __init__(
-        self, mlp: MLP, seeds: Sequence[int], window: int, start: float | None, smoothing: int, adjoint: bool
+        self, mlp: MLP, seeds: Sequence[int], window: int, initial_weight: float | None, smoothing: int, adjoint: bool
     ) -> None:
         super().__init__()
         self.mlp = mlp
-        self.theta = mlp.begin(seeds, "h")
-        self.free = nn.Parameter(torch.full((len(seeds), window), start if start is not None else 0.0))
+        self.theta = mlp.init_parameters(seeds, "h")
+        self.free = nn.Parameter(
+            torch.full((len(seeds), window), initial_weight if initial_weight is not None else 0.0)
+        )
         self.register_buffer("recent", torch.zeros(len(seeds), smoothing, window))
         if adjoint:
-            psi = mlp.begin(seeds, "adjoint").detach()
+            psi = mlp.init_parameters(seeds, "adjoint").detach()
             for name, value in (
                 ("psi", psi),
                 ("psi_mean", torch.zeros_like(psi)),
@@ -49,9 +54,13 @@ class Learner(nn.Module):
                 self.register_buffer(name, value)
             self.register_buffer("psi_step", torch.zeros(1, dtype=torch.float64))
 
-    def smooth(self, v: Tensor, step: int) -> Tensor:
-        """Return the mean of the last hypergradients (R, W), v that of this step among them."""
-        return v if self.recent.shape[1] == 1 else recent_mean_(self.recent, step, v)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return h (R, M, d) at x (R, M, p)."""
+        return self.mlp(self.theta, x)
+
+    def smooth_gradient(self, v: Tensor, step: int) -> Tensor:
+        """Return the mean of the last hypergradients (R, W), with v (R, W) that of this step (arXiv 2601.15363)."""
+        return v if self.recent.shape[1] == 1 else moving_average_(self.recent, step, v)
 
     @property
     def adjoint_network(self) -> AdjointNetwork:
@@ -62,8 +71,8 @@ class Learner(nn.Module):
 
     @adjoint_network.setter
     def adjoint_network(self, after: AdjointNetwork) -> None:
-        mean, square, step = after.state
+        exp_avg, exp_avg_sq, step = after.state
         self.psi.copy_(after.psi)
-        self.psi_mean.copy_(mean["psi"])
-        self.psi_square.copy_(square["psi"])
+        self.psi_mean.copy_(exp_avg["psi"])
+        self.psi_square.copy_(exp_avg_sq["psi"])
         self.psi_step.fill_(float(step))

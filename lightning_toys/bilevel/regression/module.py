@@ -1,4 +1,4 @@
-"""WindowRegression: learn how much each past time is to weigh in what is learned now."""
+"""WindowRegression: learn the weight of each past time in the loss that is fitted now."""
 
 from __future__ import annotations
 
@@ -12,23 +12,30 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lightning_toys.bilevel.inference import require_built, use_stored_precision, with_replica_axis
 from lightning_toys.bilevel.regression import figures
 from lightning_toys.bilevel.regression.data import DriftStream
 from lightning_toys.bilevel.regression.hypergradients import (
-    Found,
-    Moments,
+    AdamMoments,
+    Hypergradient,
     Window,
-    by_aid,
-    by_network,
-    by_ridge,
-    by_unrolling,
-    collapse,
-    inner_slope,
+    aid_hypergradient,
+    inner_value_gradient,
+    logit_gradient,
+    network_hypergradient,
     outer_loss,
-    to_logits,
+    ridge_hypergradient,
+    unrolled_hypergradient,
+    weighted_targets,
 )
 from lightning_toys.bilevel.regression.learner import Learner
-from lightning_toys.bilevel.regression.metrics import last_sixth, local_regret, normalised, rolling, top_lags
+from lightning_toys.bilevel.regression.metrics import (
+    largest_lags,
+    local_regret,
+    mean_of_last_sixth,
+    normalised,
+    rolling_mean,
+)
 from lightning_toys.bilevel.regression.mlp import MLP
 from lightning_toys.bilevel.regression.stream import Stream
 from lightning_toys.errors import require
@@ -38,18 +45,18 @@ from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.results import Report
 
-JUDGED = 10  # steps between two hypergradients of the judge, and between two records of the weights
-REGRET = 10  # judged hypergradients that the local regret averages over
-ROLL = 30  # steps of the rolling outer loss
-POINTS = 250  # of a curve in results.json
+RECORD_EVERY = 10  # steps between two records of the weights and of the hypergradient that the local regret takes
+REGRET_WINDOW = 10  # recorded hypergradients that the local regret averages over
+ROLLING_STEPS = 30  # of the rolling outer loss
+CURVE_POINTS = 250  # of a curve in results.json
 
 
 class WindowRegression(ToyModule):
-    """Learns weights lambda of the lags 1..window: a network fitted to the past under them shall predict the present.
+    """Learns weights lambda of the lags 1..window so that a network fitted to the past under them predicts the present.
 
-    At time t the network h takes ``inner_steps`` steps of Adam on sum_s lambda_s mean |h - y_(t-s)|^2, from where it
-    was. Its loss on y_t at other points is scored, and its hypergradient moves lambda by one step of Adam: that is one
-    optimiser step of the run. See :mod:`lightning_toys.bilevel.regression.hypergradients`.
+    At time t the network h takes ``inner_steps`` steps of Adam on sum_s lambda_s mean |h - y_(t-s)|^2, warm-started.
+    Its loss on y_t at other points is recorded, and the hypergradient of that loss moves lambda by one step of Adam:
+    together one optimiser step of the run. See :mod:`lightning_toys.bilevel.regression.hypergradients`.
 
     Args:
         algorithm: the hypergradient: ``funcbo`` (function space), ``aid`` (implicit differentiation), ``unroll1``
@@ -61,8 +68,8 @@ class WindowRegression(ToyModule):
         inner_steps: steps of h at each time.
         outer_lr: Adam's learning rate for lambda.
         lambda0: every weight at the start.
-        weights: ``clip``: lambda itself is moved, and cut at 0; ``softmax``: its logits are, and its sum stays.
-        smoothing: the mean of so many last hypergradients moves lambda (arXiv 2601.15363); 1 is without.
+        weights: ``clip``: lambda itself is stepped and clipped at 0; ``softmax``: its logits are, its sum is fixed.
+        smoothing: lambda follows the mean of the last so many hypergradients (arXiv 2601.15363); 1 is without.
         unroll_steps: inner steps differentiated through; of ``unroll1``.
         cg_iterations: of conjugate gradient; of ``aid``.
         damping: added to the diagonal of aid's matrix.
@@ -143,7 +150,7 @@ class WindowRegression(ToyModule):
         self.save_hyperparameters(logger=False)
         self.hparams["seeds"] = self.seeds
         self.records: dict[str, Tensor] = {}  # of every step so far; part of the checkpoint
-        self.stream_of: Stream | None = None
+        self._stream: Stream | None = None
 
     # building
 
@@ -155,13 +162,13 @@ class WindowRegression(ToyModule):
     @property
     def stream(self) -> Stream:
         """The stream that the Trainer's data module gives these seeds."""
-        if self.stream_of is None:
-            self.stream_of = self.data.stream(self.seeds)
-        return self.stream_of
+        if self._stream is None:
+            self._stream = self.data.stream(self.seeds)
+        return self._stream
 
     @property
     def learner(self) -> Learner:
-        """What is trained."""
+        """The parameters of h and lambda."""
         assert isinstance(self.net, Learner)
         return self.net
 
@@ -214,6 +221,26 @@ class WindowRegression(ToyModule):
         ]
         return torch.optim.AdamW(groups, weight_decay=0.0, fused=self.device.type in ("cpu", "cuda"))
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the predictions h(x) (R, M, d) of the networks as they were fitted last.
+
+        Args:
+            x: (R, M, p), or (M, p) for every replica alike.
+
+        Raises:
+            ToyError: the shape is another one, or the networks are not built.
+
+        >>> module = WindowRegression(seeds=[0, 1])  # or WindowRegression.load_from_checkpoint(path)
+        >>> module.sizes = module.measure(DriftStream())
+        >>> module.configure_model()
+        >>> module(torch.zeros(7, 5)).shape
+        torch.Size([2, 7, 3])
+        """
+        require_built(self)
+        x = with_replica_axis(x, len(self.seeds), (self.sizes["inputs"],), "x")
+        predictions: Tensor = self.learner(x.to(self.learner.theta))
+        return predictions
+
     # training
 
     def training_step(self, block: Block | DrawnBlock, batch_idx: int) -> None:
@@ -229,7 +256,7 @@ class WindowRegression(ToyModule):
             for step in range(block.start, block.stop):
                 # once a step, though two groups of parameters move: `global_step` reads it
                 progress.increment_ready()
-                for name, row in self.advance(step, optimizer).items():
+                for name, row in self.take_step(step, optimizer).items():
                     rows.setdefault(name, []).append(row.double().cpu())
                 progress.increment_completed()
         for name, found in rows.items():
@@ -238,42 +265,42 @@ class WindowRegression(ToyModule):
         # the ranks' losses, which are equal, are summed
         self.finish_block(block, torch.stack(rows["loss"]).to(self.device) / block.world)
 
-    def at(self, t: int) -> Window:
-        """Return what step t is given."""
+    def window_at(self, t: int) -> Window:
+        """Return the data of step t."""
         like, stream = self.learner.theta, self.stream
-        inside, outside = stream.points(like)
-        return Window(inside, outside, *stream.window(t, self.sizes["window"], like))
+        inner_points, outer_points = stream.points(like)
+        return Window(inner_points, outer_points, *stream.window(t, self.sizes["window"], like))
 
-    def advance(self, step: int, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Fit h to the window, score it, and move lambda; return what is recorded of the step, each (R, ...)."""
-        learner, window = self.learner, self.at(step)
-        theta, free, lam = learner.theta, learner.free, self.lam
+    def take_step(self, step: int, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Fit h to the window, score it, and step lambda; return the step's records: loss (R,), lambda (R, W), ..."""
+        learner, window = self.learner, self.window_at(step)
+        theta, free, lam = learner.theta, learner.free, self.lag_weights
         unrolls = self.unroll_steps if self.algorithm == "unroll1" else 0
-        to = collapse(lam, window.past)
+        targets = weighted_targets(lam, window.past_y)
         free.grad = None
         for _ in range(self.inner_steps - unrolls):
-            here = learner.mlp.at(theta, window.inside, curved=False)
-            theta.grad = here.pull(inner_slope(here, to))
+            forward = learner.mlp.forward_pass(theta, window.inner_points, second_order=False)
+            theta.grad = forward.vjp(inner_value_gradient(forward, targets))
             optimizer.step()
         theta.grad = None
         v, found = self.hypergradient(lam, window, optimizer)
-        rows = {"loss": outer_loss(learner.mlp(theta, window.outside), window.now)}
+        rows = {"loss": outer_loss(learner.mlp(theta, window.outer_points), window.current_y)}
         if found is not None and self.algorithm == "aid":
             rows["residual"] = found.residual
-        if step % JUDGED == 0:
-            judge = by_aid(learner.mlp, theta, lam, window, 10, 1e-4, gauss_newton=True)
-            rows |= {"lambda": lam, "slope": lam.sum(1, keepdim=True) * judge.value}
+        if step % RECORD_EVERY == 0:
+            reference = aid_hypergradient(learner.mlp, theta, lam, window, 10, 1e-4, gauss_newton=True)
+            rows |= {"lambda": lam, "slope": lam.sum(1, keepdim=True) * reference.value}
         if v is not None:
-            v = learner.smooth(v, step)
-            free.grad = v if self.weights == "clip" else to_logits(v, lam)
+            v = learner.smooth_gradient(v, step)
+            free.grad = v if self.weights == "clip" else logit_gradient(v, lam)
             optimizer.step()
             if self.weights == "clip":
                 free.clamp_(min=0)
         return rows
 
     @property
-    def lam(self) -> Tensor:
-        """Lambda (R, W), lag 1 first."""
+    def lag_weights(self) -> Tensor:
+        """Lambda (R, W), lag 1 first, no graph."""
         free = self.learner.free.detach()
         if self.weights == "clip":
             return free.clone()
@@ -281,34 +308,34 @@ class WindowRegression(ToyModule):
 
     def hypergradient(
         self, lam: Tensor, window: Window, optimizer: torch.optim.Optimizer
-    ) -> tuple[Tensor | None, Found | None]:
-        """Return dF/dlambda (R, W) by the algorithm chosen, none for the control; ``unroll1`` takes its inner steps."""
+    ) -> tuple[Tensor | None, Hypergradient | None]:
+        """Return dF/dlambda (R, W) by the chosen algorithm, none for ``uniform``; ``unroll1`` steps h too."""
         learner = self.learner
         net, theta = learner.mlp, learner.theta.detach()
         if self.algorithm == "uniform":
             return None, None
         if self.algorithm == "aid":
             newton = self.curvature == "gauss_newton"
-            found = by_aid(net, theta, lam, window, self.cg_iterations, self.damping, newton)
+            found = aid_hypergradient(net, theta, lam, window, self.cg_iterations, self.damping, newton)
         elif self.algorithm == "unroll1":
             state = optimizer.state[learner.theta]
             if not state:  # as torch makes it at its first step
                 state["step"] = torch.zeros((), dtype=torch.float32, device=theta.device)
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(theta), torch.zeros_like(theta)
-            moments = Moments(state["exp_avg"], state["exp_avg_sq"], int(state["step"]))
-            done = by_unrolling(net, theta, moments, lam, window, self.unroll_steps, self.inner_lr)
+            moments = AdamMoments(state["exp_avg"], state["exp_avg_sq"], int(state["step"]))
+            done = unrolled_hypergradient(net, theta, moments, lam, window, self.unroll_steps, self.inner_lr)
             learner.theta.copy_(done.theta)
             for name, value in zip(("exp_avg", "exp_avg_sq"), done.moments[:2], strict=True):
                 state[name].copy_(value)
             state["step"].fill_(done.moments.step)
             return done.value, None
         elif self.adjoint == "network":
-            found, after = by_network(
+            found, after = network_hypergradient(
                 net, theta, lam, window, learner.adjoint_network, self.adjoint_steps, self.adjoint_lr
             )
             learner.adjoint_network = after
         else:
-            found = by_ridge(net, theta, lam, window, self.ridge)
+            found = ridge_hypergradient(net, theta, lam, window, self.ridge)
         return found.value, found
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -319,54 +346,56 @@ class WindowRegression(ToyModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`ToyModule.on_load_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is None:
+            use_stored_precision(self, checkpoint, "net.theta")
         self.records = dict(checkpoint["toy"]["records"])
 
     def extras_mismatch(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
         """See :meth:`ToyModule.extras_mismatch`: the records of every step."""
-        replicas, seen = len(self.seeds), -(-step // JUDGED)
+        replicas, seen = len(self.seeds), -(-step // RECORD_EVERY)
         sizes: dict[str, tuple[int | None, ...]] = {"loss": (step, replicas)}
         sizes |= dict.fromkeys(("lambda", "slope"), (seen, replicas, self.sizes["window"]))
         records = toy.get("records")
-        by_aid_once = isinstance(records, dict) and "residual" in records
-        if by_aid_once or toy["config"]["model"]["init_args"].get("algorithm") == "aid":
+        ever_by_aid = isinstance(records, dict) and "residual" in records
+        if ever_by_aid or toy["config"]["model"]["init_args"].get("algorithm") == "aid":
             sizes["residual"] = (None, replicas)  # of the steps by aid: the algorithm may change on the way
         form = {name: Like(torch.float64, shape) for name, shape in sizes.items()}
         return next(unlike(toy, {"records": form}), "")
 
-    # judging
+    # evaluating
 
     def evaluate(self) -> Report:
-        """Judge the stream so far by what was recorded."""
-        loss, exact = self.records["loss"], self.data.exact
-        late, regret = last_sixth(self.records["lambda"]), local_regret(self.records["slope"], REGRET)
+        """Score the stream so far by the records of its steps."""
+        loss, exact = self.records["loss"], self.data.exact_loss
+        late, regret = mean_of_last_sixth(self.records["lambda"]), local_regret(self.records["slope"], REGRET_WINDOW)
         metrics = {
-            "outer_loss": last_sixth(loss),
+            "outer_loss": mean_of_last_sixth(loss),
             "outer_loss_all": loss.mean(0),
-            "exact_loss": torch.from_numpy(exact.at(late.numpy())),
-            "local_regret": last_sixth(regret),
+            "exact_loss": torch.from_numpy(exact.loss(late.numpy())),
+            "local_regret": mean_of_last_sixth(regret),
             "local_regret_all": regret.mean(0),
         }
-        metrics |= {f"lag_{i + 1}": lags for i, lags in enumerate(top_lags(late, 3).unbind(1))}
+        metrics |= {f"lag_{i + 1}": lags for i, lags in enumerate(largest_lags(late, 3).unbind(1))}
         if "residual" in self.records:
-            metrics["cg_residual"] = last_sixth(self.records["residual"])
+            metrics["cg_residual"] = mean_of_last_sixth(self.records["residual"])
         references = {name: {"outer_loss": value} for name, value in exact.references().items()}
-        kept = torch.linspace(0, len(loss) - 1, min(POINTS, len(loss))).round().long()
+        kept = torch.linspace(0, len(loss) - 1, min(CURVE_POINTS, len(loss))).round().long()
         arrays = {
             "time": kept.tolist(),
-            "outer_loss": rolling(loss, ROLL)[kept].T.tolist(),
+            "outer_loss": rolling_mean(loss, ROLLING_STEPS)[kept].T.tolist(),
             "weights": normalised(late).mean(0).tolist(),
         }
         return Report(self.seeds, {k: v.tolist() for k, v in metrics.items()}, references, arrays)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Judge the stream so far."""
-        if not self.records:  # a look before the first step
+        """Score the stream so far."""
+        if not self.records:  # a validation before the first step
             return
         self.last_report = self.evaluate()
         self.write_evaluation(self.last_report)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Judge the stream that the checkpoint has seen."""
+        """Score the stream up to the checkpoint's step."""
         self.last_report = self.evaluate()
         score = torch.tensor(self.last_report.metrics["outer_loss"])
         self.write_scalars({"test/outer_loss": score}, self.loaded_step)
@@ -374,9 +403,8 @@ class WindowRegression(ToyModule):
     @torch.no_grad()
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Return the last time's truth and prediction at the outer points (R, B', d), and lambda (R, W)."""
-        window = self.at(len(self.records["loss"]) - 1)
-        prediction = self.learner.mlp(self.learner.theta, window.outside)
-        return {"truth": window.now, "prediction": prediction, "lambda": self.lam}
+        window = self.window_at(len(self.records["loss"]) - 1)
+        return {"truth": window.current_y, "prediction": self(window.outer_points), "lambda": self.lag_weights}
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""
@@ -385,6 +413,8 @@ class WindowRegression(ToyModule):
         shown = self.predict_step(torch.empty(0), 0)
         return {
             "outer_loss": figures.draw_loss(self.last_report, self.label),
-            "weights": figures.draw_weights(self.records["lambda"], JUDGED, self.data.exact.oracle(), self.label),
+            "weights": figures.draw_weights(
+                self.records["lambda"], RECORD_EVERY, self.data.exact_loss.oracle(), self.label
+            ),
             "prediction": figures.draw_prediction(shown["truth"][0].cpu(), shown["prediction"][0].cpu(), self.label),
         }

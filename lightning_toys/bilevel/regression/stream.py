@@ -1,4 +1,4 @@
-"""The drifting stream: y_t(x) = f*(x) + m(t) u + sigma eps_t(x) at fixed points x, any y_t to be had again exactly."""
+"""The drifting stream y_t(x) = f*(x) + m(t) u + sigma eps_t(x) at fixed points x; any y_t can be recomputed exactly."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor
 from lightning_toys.bilevel.regression.drift import Drift
 from lightning_toys.training.noise import keyed_generator
 
-BLOCK = 64  # times whose noise is drawn at once; part of the key
+BLOCK_STEPS = 64  # times whose noise is drawn at once; part of the key
 
 
 @dataclass(frozen=True)
-class Shape:
+class StreamShape:
     """Sizes of a stream.
 
     Attributes:
         inputs: p, the dimension of x.
         outputs: d, the dimension of y.
         hidden: hidden units of f*.
-        inner: points of the inner problem.
-        outer: points of the outer problem, others.
+        inner: B, points of the inner problem.
+        outer: B', points of the outer problem, others.
         sigma: standard deviation of the noise on one output.
     """
 
@@ -38,8 +38,8 @@ class Shape:
     sigma: float = 1.0
 
 
-def truth(seed: int, shape: Shape, x: np.ndarray) -> np.ndarray:
-    """Return f*(x) (N, d) for x (N, p): one hidden layer of tanh-GELUs.
+def true_function(seed: int, shape: StreamShape, x: np.ndarray) -> np.ndarray:
+    """Return f*(x) (N, d) for x (N, p), float64: one hidden layer of tanh-GELUs.
 
     Weights are .1 + z, z standard normal within [-2, 2]; biases are .1.
     """
@@ -56,62 +56,73 @@ class Stream:
     """The stream of each replica's seed: its own points, f*, direction u and noise.
 
     Times run from minus infinity, so that the first window is full. Noise is keyed by (seed, block of times, stream),
-    and kept for the blocks that were asked for last.
+    and cached for the blocks that were asked for last.
 
     Args:
         seeds: one seed a replica.
         shape: the sizes.
         drift: m(t).
+
+    Attributes:
+        x: the points, inner ones first (R, B + B', p).
+        f_star: f* at the points (R, B + B', d).
+        direction: u, of length 1 (R, d).
+
+    >>> from lightning_toys.bilevel.regression.drift import Sine
+    >>> stream = Stream([0, 1], StreamShape(), Sine())
+    >>> past_y, current_y = stream.window(0, lags=40, like=torch.empty(0))
+    >>> past_y.shape, current_y.shape
+    (torch.Size([2, 40, 128, 3]), torch.Size([2, 128, 3]))
     """
 
-    def __init__(self, seeds: Sequence[int], shape: Shape, drift: Drift) -> None:
+    def __init__(self, seeds: Sequence[int], shape: StreamShape, drift: Drift) -> None:
         self.seeds, self.shape, self.drift = tuple(seeds), shape, drift
         points = shape.inner + shape.outer
         x = [keyed_generator(s, 0, "stream/x").standard_normal((points, shape.inputs)) for s in seeds]
         u = np.stack([keyed_generator(s, 0, "stream/u").standard_normal(shape.outputs) for s in seeds])
         self.x = np.stack(x)
         self.direction = u / np.linalg.norm(u, axis=-1, keepdims=True)
-        self.truth = np.stack([truth(s, shape, row) for s, row in zip(seeds, x, strict=True)])
+        self.f_star = np.stack([true_function(s, shape, row) for s, row in zip(seeds, x, strict=True)])
         self._points: list[Tensor] = []
         self._first, self._last = 0, -1
-        self._kept = torch.empty(0)
+        self._cache = torch.empty(0)
 
     def points(self, like: Tensor) -> list[Tensor]:
-        """Return the inner points (R, inner, p) and the outer ones (R, outer, p)."""
-        kept = self._points
-        if not (kept and kept[0].device == like.device and kept[0].dtype == like.dtype):
+        """Return the inner points (R, B, p) and the outer ones (R, B', p), in dtype and on the device of ``like``."""
+        cached = self._points
+        if not (cached and cached[0].device == like.device and cached[0].dtype == like.dtype):
             n = self.shape.inner
             self._points = [torch.from_numpy(x).to(like) for x in (self.x[:, :n], self.x[:, n:])]
         return self._points
 
-    def block(self, index: int) -> np.ndarray:
-        """Return y at the times of a block, which may lie before 0: (R, BLOCK, points, d)."""
-        shape = (BLOCK, *self.truth.shape[1:])
+    def observation_block(self, index: int) -> np.ndarray:
+        """Return y at the times of block ``index``, which may be negative: (R, BLOCK_STEPS, B + B', d), float64."""
+        shape = (BLOCK_STEPS, *self.f_star.shape[1:])
         name, key = ("stream/noise", index) if index >= 0 else ("stream/noise_before", -1 - index)
         noise = np.stack([keyed_generator(s, key, name).standard_normal(shape, dtype=np.float32) for s in self.seeds])
-        m = self.drift.mean(index * BLOCK + np.arange(BLOCK))
-        moved = self.truth[:, None] + (m[:, None] * self.direction[:, None])[:, :, None]
-        y: np.ndarray = moved + self.shape.sigma * noise
+        m = self.drift.mean(index * BLOCK_STEPS + np.arange(BLOCK_STEPS))
+        mean = self.f_star[:, None] + (m[:, None] * self.direction[:, None])[:, :, None]
+        y: np.ndarray = mean + self.shape.sigma * noise
         return y
 
-    def between(self, start: int, stop: int, like: Tensor) -> Tensor:
-        """Return y at times start..stop-1 and every point, (R, stop - start, points, d), a view where it can be."""
-        first, last = start // BLOCK, (stop - 1) // BLOCK
-        kept = self._kept
+    def observations(self, start: int, stop: int, like: Tensor) -> Tensor:
+        """Return y at times start..stop-1 and every point, (R, stop - start, B + B', d); do not write to it."""
+        first, last = start // BLOCK_STEPS, (stop - 1) // BLOCK_STEPS
+        cached = self._cache
         if not (
-            self._first <= first and last <= self._last and kept.device == like.device and kept.dtype == like.dtype
+            self._first <= first and last <= self._last and cached.device == like.device and cached.dtype == like.dtype
         ):
-            blocks = [torch.from_numpy(self.block(i)).to(like) for i in range(first, last + 1)]
-            self._kept, self._first, self._last = torch.cat(blocks, dim=1), first, last
-        lo = start - self._first * BLOCK
-        return self._kept[:, lo : lo + stop - start]
+            blocks = [torch.from_numpy(self.observation_block(i)).to(like) for i in range(first, last + 1)]
+            self._cache, self._first, self._last = torch.cat(blocks, dim=1), first, last
+        lo = start - self._first * BLOCK_STEPS
+        return self._cache[:, lo : lo + stop - start]
 
     def window(self, t: int, lags: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what step t is given.
+        """Return the observations of step t.
 
         Returns:
-            y at times t - lags .. t - 1, oldest first, and the inner points (R, lags, inner, d); y at time t and the
-            outer points (R, outer, d).
+            y at times t - lags .. t - 1, oldest first, and the inner points (R, lags, B, d); y at time t and the outer
+            points (R, B', d).
         """
-        both = self.between(t - lags, t + 1, like)
-        return both[:, :-1, : self.shape.inner], both[:, -1, self.shape.inner :]
+        y = self.observations(t - lags, t + 1, like)
+        return y[:, :-1, : self.shape.inner], y[:, -1, self.shape.inner :]

@@ -6,50 +6,50 @@ import torch
 from torch import Tensor
 
 from lightning_toys.bilevel.control.tabular import (
-    Model,
-    World,
-    bellman_error_of,
+    TabularMDP,
+    TabularModel,
+    bellman_error_objective,
     bellman_jacobian,
     implicit_gradient,
     plan,
     policy_return,
-    return_of,
+    return_objective,
     soft_bellman,
     soft_policy,
     soft_value,
     soft_value_iteration,
-    two_states,
+    two_state_mdp,
 )
 from lightning_toys.training.noise import keyed_generator
 
 GAMMA = 0.9
-OUTER = {"return": return_of, "bellman error": bellman_error_of}
+OUTER = {"return": return_objective, "bellman error": bellman_error_objective}
 
 
-def wrong_model(states: int = 2, actions: int = 2, seed: int = 0) -> Model:
-    """A model that is not the world's, by much."""
+def wrong_model(states: int = 2, actions: int = 2, seed: int = 0) -> TabularModel:
+    """A model that is not the mdp's, by much."""
     generator = keyed_generator(seed, 0, "test/tabular")
     logits = torch.from_numpy(generator.standard_normal((actions, states, states)))
-    return Model(logits, torch.from_numpy(0.5 * generator.standard_normal((states, actions))))
+    return TabularModel(logits, torch.from_numpy(0.5 * generator.standard_normal((states, actions))))
 
 
-def random_world(states: int, actions: int, seed: int) -> World:
+def random_mdp(states: int, actions: int, seed: int) -> TabularMDP:
     model = wrong_model(states, actions, seed + 100)
     start = torch.from_numpy(keyed_generator(seed, 1, "test/tabular").dirichlet([1.0] * states))
-    return World(model.transition, model.reward, start, GAMMA)
+    return TabularMDP(model.transition, model.reward, start, GAMMA)
 
 
-def flat(model: Model) -> Tensor:
+def flat(model: TabularModel) -> Tensor:
     return torch.cat([x.flatten() for x in model])
 
 
-def differences(outer: Callable[[Tensor], Tensor], model: Model, alpha: float, h: float = 1e-3) -> Tensor:
+def differences(outer: Callable[[Tensor], Tensor], model: TabularModel, alpha: float, h: float = 1e-3) -> Tensor:
     """Central differences of fourth order through the solved model: the error is h^4 and eps / h."""
     theta, out = flat(model), []
     split = model.logits.numel()
 
     def value(t: Tensor) -> float:
-        moved = Model(t[:split].view_as(model.logits), t[split:].view_as(model.reward))
+        moved = TabularModel(t[:split].view_as(model.logits), t[split:].view_as(model.reward))
         return float(outer(plan(moved, GAMMA, alpha)))
 
     for i in range(theta.numel()):
@@ -60,25 +60,25 @@ def differences(outer: Callable[[Tensor], Tensor], model: Model, alpha: float, h
     return torch.tensor(out, dtype=theta.dtype)
 
 
-def off(a: Tensor, b: Tensor) -> float:
+def relative_error(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
 @pytest.mark.parametrize(("alpha", "value"), [(1e-4, 1.0272727), (0.01, 1.0272551)])
 def test_the_true_model_earns_what_is_known(alpha: float, value: float) -> None:
-    world = two_states()
-    q = plan(world.model(), GAMMA, alpha)
-    assert abs(float(return_of(world, alpha)(q)) - value) < 5e-8
+    mdp = two_state_mdp()
+    q = plan(mdp.true_model(), GAMMA, alpha)
+    assert abs(float(return_objective(mdp, alpha)(q)) - value) < 5e-8
 
 
 def test_no_policy_earns_more_than_the_planner_at_temperature_zero() -> None:
-    world = two_states()
+    mdp = two_state_mdp()
     best = max(
-        float(policy_return(world, torch.eye(2, dtype=torch.float64)[list(choice)]))
+        float(policy_return(mdp, torch.eye(2, dtype=torch.float64)[list(choice)]))
         for choice in itertools.product([0, 1], repeat=2)
     )
     assert abs(best - 1.0272727272727) < 1e-12
-    assert abs(float(return_of(world, 1e-4)(plan(world.model(), GAMMA, 1e-4))) - best) < 1e-12
+    assert abs(float(return_objective(mdp, 1e-4)(plan(mdp.true_model(), GAMMA, 1e-4))) - best) < 1e-12
 
 
 @pytest.mark.parametrize("alpha", [1e-4, 0.01, 0.1, 0.5, 5.0])
@@ -98,7 +98,7 @@ def test_the_planner_solves_the_soft_bellman_equation(alpha: float, states: int,
 def test_temperature_is_in_units_of_reward() -> None:
     """Q*(c r, c alpha) = c Q*(r, alpha); and one action leaves nothing to choose: Q = (I - gamma P)^-1 r."""
     model = wrong_model(4, 3)
-    scaled = plan(Model(model.logits, 3 * model.reward), GAMMA, 0.6)
+    scaled = plan(TabularModel(model.logits, 3 * model.reward), GAMMA, 0.6)
     assert torch.allclose(scaled, 3 * plan(model, GAMMA, 0.2), rtol=1e-13, atol=1e-13)
     single = wrong_model(4, 1)
     eye = torch.eye(4, dtype=torch.float64)
@@ -111,26 +111,26 @@ def test_the_soft_value_is_reward_and_entropy_of_its_own_policy() -> None:
     alpha, model = 0.3, wrong_model(4, 3)
     q = plan(model, GAMMA, alpha)
     pi = soft_policy(q, alpha)
-    earned = (pi * (model.reward - alpha * pi.log())).sum(-1)
+    reward = (pi * (model.reward - alpha * pi.log())).sum(-1)
     step = torch.einsum("sa,ast->st", pi, model.transition)
-    exact = torch.linalg.solve(torch.eye(4, dtype=torch.float64) - GAMMA * step, earned)
+    exact = torch.linalg.solve(torch.eye(4, dtype=torch.float64) - GAMMA * step, reward)
     assert torch.allclose(soft_value(q, alpha), exact, rtol=1e-13, atol=1e-13)
 
 
 def test_the_return_is_the_sum_over_time() -> None:
-    world, alpha = random_world(4, 3, 0), 0.3
+    mdp, alpha = random_mdp(4, 3, 0), 0.3
     pi = soft_policy(plan(wrong_model(4, 3), GAMMA, alpha), alpha)
-    law, total = world.start, 0.0
+    distribution, total = mdp.initial, 0.0
     for t in range(400):
-        total += GAMMA**t * float((law[:, None] * pi * world.reward).sum())
-        law = torch.einsum("s,sa,ast->t", law, pi, world.transition)
-    assert abs(total - float(policy_return(world, pi))) < 1e-12
+        total += GAMMA**t * float((distribution[:, None] * pi * mdp.reward).sum())
+        distribution = torch.einsum("s,sa,ast->t", distribution, pi, mdp.transition)
+    assert abs(total - float(policy_return(mdp, pi))) < 1e-12
 
 
 def test_the_bellman_error_is_zero_for_the_true_model_alone() -> None:
-    world, alpha = two_states(), 0.1
-    assert float(bellman_error_of(world, alpha)(plan(world.model(), GAMMA, alpha))) < 1e-28
-    assert float(bellman_error_of(world, alpha)(plan(wrong_model(), GAMMA, alpha))) > 1e-3
+    mdp, alpha = two_state_mdp(), 0.1
+    assert float(bellman_error_objective(mdp, alpha)(plan(mdp.true_model(), GAMMA, alpha))) < 1e-28
+    assert float(bellman_error_objective(mdp, alpha)(plan(wrong_model(), GAMMA, alpha))) > 1e-3
 
 
 def test_the_jacobian_is_autograds() -> None:
@@ -148,52 +148,54 @@ def test_the_jacobian_is_autograds() -> None:
 @pytest.mark.parametrize("alpha", [0.1, 0.5])
 @pytest.mark.parametrize("where", ["wrong", "true", "larger"])
 def test_the_implicit_gradient_is_that_of_finite_differences(outer: str, alpha: float, where: str) -> None:
-    world = random_world(3, 2, 1) if where == "larger" else two_states()
-    model = {"wrong": wrong_model(), "true": world.model(), "larger": wrong_model(3, 2)}[where]
+    mdp = random_mdp(3, 2, 1) if where == "larger" else two_state_mdp()
+    model = {"wrong": wrong_model(), "true": mdp.true_model(), "larger": wrong_model(3, 2)}[where]
     if (outer, where) == ("bellman error", "true"):
-        assert float(flat(implicit_gradient(OUTER[outer](world, alpha), model, GAMMA, alpha).model).norm()) < 1e-14
+        assert float(flat(implicit_gradient(OUTER[outer](mdp, alpha), model, GAMMA, alpha).model).norm()) < 1e-14
         return  # a minimum: nothing to be relative to
-    gradient = implicit_gradient(OUTER[outer](world, alpha), model, GAMMA, alpha)
-    assert off(flat(gradient.model), differences(OUTER[outer](world, alpha), model, alpha)) < 1e-8
+    gradient = implicit_gradient(OUTER[outer](mdp, alpha), model, GAMMA, alpha)
+    assert relative_error(flat(gradient.model), differences(OUTER[outer](mdp, alpha), model, alpha)) < 1e-8
 
 
 @pytest.mark.parametrize("outer", OUTER)
 def test_the_implicit_gradient_is_that_of_unrolling(outer: str) -> None:
     """Autograd through 400 plain backups, to which gamma^400 = 5e-19 is missing."""
-    world, model, alpha = two_states(), wrong_model(), 0.1
-    free = Model(*(x.clone().requires_grad_() for x in model))
+    mdp, model, alpha = two_state_mdp(), wrong_model(), 0.1
+    leaf = TabularModel(*(x.clone().requires_grad_() for x in model))
     q = torch.zeros_like(model.reward)
     for _ in range(400):
-        q = soft_bellman(q, free.transition, free.reward, GAMMA, alpha)
-    unrolled = Model(*torch.autograd.grad(OUTER[outer](world, alpha)(q), tuple(free)))
-    gradient = implicit_gradient(OUTER[outer](world, alpha), model, GAMMA, alpha)
+        q = soft_bellman(q, leaf.transition, leaf.reward, GAMMA, alpha)
+    unrolled = TabularModel(*torch.autograd.grad(OUTER[outer](mdp, alpha)(q), tuple(leaf)))
+    gradient = implicit_gradient(OUTER[outer](mdp, alpha), model, GAMMA, alpha)
     assert torch.allclose(gradient.q, q.detach(), rtol=1e-13, atol=1e-13)
-    assert off(flat(gradient.model), flat(unrolled)) < 1e-11
+    assert relative_error(flat(gradient.model), flat(unrolled)) < 1e-11
 
 
 @pytest.mark.parametrize("broken", ["sign", "no inverse", "no transpose", "discount", "none"])
 def test_the_check_fails_for_wrong_gradients(broken: str) -> None:
     """Negative controls. The last is the right formula, written out once more."""
-    world, model, alpha = two_states(), wrong_model(), 0.1
-    outer = return_of(world, alpha)
+    mdp, model, alpha = two_state_mdp(), wrong_model(), 0.1
+    outer = return_objective(mdp, alpha)
     right = implicit_gradient(outer, model, GAMMA, alpha)
     q = right.q.clone().requires_grad_()
-    (pull,) = torch.autograd.grad(outer(q), q)
-    free = Model(*(x.clone().requires_grad_() for x in model))
+    (outer_grad,) = torch.autograd.grad(outer(q), q)
+    leaf = TabularModel(*(x.clone().requires_grad_() for x in model))
     discount = GAMMA**2 if broken == "discount" else GAMMA
     system = torch.eye(4, dtype=torch.float64) - bellman_jacobian(right.q, model.transition, discount, alpha)
     if broken != "no transpose":
         system = system.T
-    adjoint = pull if broken == "no inverse" else torch.linalg.solve(system, pull.flatten()).view_as(pull)
-    backup = soft_bellman(right.q, free.transition, free.reward, GAMMA, alpha)
-    gradient = flat(Model(*torch.autograd.grad(backup, tuple(free), -adjoint if broken == "sign" else adjoint)))
-    error = off(gradient, differences(outer, model, alpha))
+    adjoint = (
+        outer_grad if broken == "no inverse" else torch.linalg.solve(system, outer_grad.flatten()).view_as(outer_grad)
+    )
+    backup = soft_bellman(right.q, leaf.transition, leaf.reward, GAMMA, alpha)
+    gradient = flat(TabularModel(*torch.autograd.grad(backup, tuple(leaf), -adjoint if broken == "sign" else adjoint)))
+    error = relative_error(gradient, differences(outer, model, alpha))
     assert error < 1e-8 if broken == "none" else error > 1e-3
 
 
 def test_the_gradient_respects_what_changes_nothing() -> None:
-    """A constant added to a law's logits, and one added to every reward, move no policy."""
-    gradient = implicit_gradient(return_of(two_states(), 0.1), wrong_model(), GAMMA, 0.1).model
+    """A constant added to a distribution's logits, and one added to every reward, move no policy."""
+    gradient = implicit_gradient(return_objective(two_state_mdp(), 0.1), wrong_model(), GAMMA, 0.1).model
     assert float(gradient.logits.norm()) > 1e-2
     assert float(gradient.logits.sum(-1).abs().max()) < 1e-14
     assert abs(float(gradient.reward.sum())) < 1e-13 * float(gradient.reward.abs().max()) / (1 - GAMMA)
@@ -201,19 +203,19 @@ def test_the_gradient_respects_what_changes_nothing() -> None:
 
 def test_a_model_that_cannot_be_right_still_learns_to_earn() -> None:
     """OMD's point: with every transition uniform, ascent on the rewards alone finds a policy as good as the best."""
-    world, alpha = two_states(), 0.1
-    outer = return_of(world, alpha)
-    model = Model(torch.zeros(2, 2, 2, dtype=torch.float64), world.reward.clone())
+    mdp, alpha = two_state_mdp(), 0.1
+    outer = return_objective(mdp, alpha)
+    model = TabularModel(torch.zeros(2, 2, 2, dtype=torch.float64), mdp.reward.clone())
     before = float(outer(plan(model, GAMMA, alpha)))
     for _ in range(60):
         gradient = implicit_gradient(outer, model, GAMMA, alpha)
-        model = Model(model.logits, model.reward + 0.3 * gradient.model.reward)
+        model = TabularModel(model.logits, model.reward + 0.3 * gradient.model.reward)
     after = float(outer(plan(model, GAMMA, alpha)))
     assert before < 0.9
     assert 1.02 < after < 1.0272728
 
 
 def test_a_planner_that_does_not_get_there_says_so() -> None:
-    world = two_states()
+    mdp = two_state_mdp()
     with pytest.raises(RuntimeError, match="after 2 steps"):
-        soft_value_iteration(world.transition, world.reward, GAMMA, 0.1, max_steps=2)
+        soft_value_iteration(mdp.transition, mdp.reward, GAMMA, 0.1, max_steps=2)

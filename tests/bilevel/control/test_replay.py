@@ -9,14 +9,14 @@ from scipy.stats import chisquare
 from torch import nn
 
 from lightning_toys.bilevel.control.environments import make_environments
-from lightning_toys.bilevel.control.replay import Batch, Replay, fine_uniform
+from lightning_toys.bilevel.control.replay import Batch, ReplayBuffer, uniform_float64
 from lightning_toys.errors import ToyError
 from lightning_toys.training.noise import keyed_generator
 
 
-def filled(seeds: list[int], capacity: int, count: int, tensors: bool = False, obs: int = 3) -> Replay:
+def filled(seeds: list[int], capacity: int, count: int, tensors: bool = False, obs: int = 3) -> ReplayBuffer:
     """A replay whose entry t of replica r tells t and r."""
-    replay = Replay(seeds, obs, capacity)
+    replay = ReplayBuffer(seeds, obs, capacity)
     for t in range(count):
         s = np.array([[1000 * seed + t] * obs for seed in seeds], dtype=np.float32)
         a, terminated = np.array([(t + seed) % 300 for seed in seeds]), np.array([t % 7 == seed for seed in seeds])
@@ -40,9 +40,9 @@ def assert_rows_are_whole(batch: Batch, seeds: list[int]) -> None:
 @pytest.mark.parametrize(("count", "kept"), [(1, [0]), (4, [0, 1, 2, 3]), (5, [4, 1, 2, 3]), (11, [8, 9, 10, 7])])
 def test_the_oldest_gives_way(count: int, kept: list[int], tensors: bool) -> None:
     replay = filled([0, 2], 4, count, tensors)
-    assert (replay.added, replay.filled) == (count, len(kept))
-    assert replay.columns.observation[:, :, 0].tolist() == [kept, [2000 + t for t in kept]]
-    assert_rows_are_whole(replay.columns, [0, 2])
+    assert (replay.added, replay.size) == (count, len(kept))
+    assert replay.transitions.observation[:, :, 0].tolist() == [kept, [2000 + t for t in kept]]
+    assert_rows_are_whole(replay.transitions, [0, 2])
 
 
 def test_a_draw_has_whole_rows_in_the_dtypes_that_are_wanted() -> None:
@@ -103,7 +103,7 @@ def test_the_largest_uniform_draws_the_last_row() -> None:
     powers = 2 ** np.arange(2, 31)
     sizes = np.concatenate([np.arange(1, 3000), powers - 1, powers, powers + 1])
     assert (np.floor(u * sizes) == sizes - 1).all()
-    x = fine_uniform(keyed_generator(0, 0, "x"), (1000,))
+    x = uniform_float64(keyed_generator(0, 0, "x"), (1000,))
     assert x.dtype == np.float64
     assert (x * 2**24 % 1 != 0).all()  # finer than single precision
     width = np.diff(np.ceil(np.arange(200_001) * 2**24 / 200_000))  # single-precision uniforms to each row
@@ -120,8 +120,8 @@ def test_a_checkpoint_goes_on_bit_for_bit_and_grows_with_what_is_kept() -> None:
         resumed = nn.ModuleDict({"replay": filled([0, 2], 40, 23)})  # what it held before is forgotten
         resumed.load_state_dict(torch.load(file, weights_only=True))
         a, b = straight["replay"], resumed["replay"]
-        assert isinstance(a, Replay)
-        assert isinstance(b, Replay)
+        assert isinstance(a, ReplayBuffer)
+        assert isinstance(b, ReplayBuffer)
         assert torch.equal(a.rows, b.rows)
         for t in range(50):
             row = [np.full((2, 3), t), np.array([1, 2]), np.array([t, t]), np.full((2, 3), -t), np.array([0, 1])]
@@ -144,15 +144,15 @@ def test_a_state_is_a_copy() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     replay = filled([0], 10, 5)
     with pytest.raises(ToyError, match=r"--data\.capacity: 20 is not allowed; the stored replay keeps 10"):
-        Replay([0], 3, 20).load_state_dict(replay.state_dict())
+        ReplayBuffer([0], 3, 20).load_state_dict(replay.state_dict())
     with pytest.raises(RuntimeError, match=r"size mismatch for rows: \(1, 5, 9\), where \(1, 5, 11\) is wanted"):
-        Replay([0], 4, 10).load_state_dict(replay.state_dict())
+        ReplayBuffer([0], 4, 10).load_state_dict(replay.state_dict())
     with pytest.raises(RuntimeError, match="Missing key"):
         replay.load_state_dict({})
     with pytest.raises(ToyError, match=r"--data\.capacity: 0 is not allowed"):
-        Replay([0], 3, 0)
+        ReplayBuffer([0], 3, 0)
     with pytest.raises(AssertionError, match="nothing to draw"):
-        Replay([0], 3, 5).sample(0, 4)
+        ReplayBuffer([0], 3, 5).sample(0, 4)
 
 
 def test_it_is_a_module_like_others() -> None:
@@ -166,13 +166,13 @@ def test_it_is_a_module_like_others() -> None:
 
 def test_steps_of_environments_are_stored_copy_after_copy() -> None:
     environments = make_environments("CartPole-v1", [0, 1, 2], "train", 2)
-    replay = Replay([0, 1, 2], environments.observation_size, 64)
+    replay = ReplayBuffer([0, 1, 2], environments.observation_size, 64)
     rng = np.random.default_rng(0)
     steps = [environments.step(rng.integers(2, size=(3, 2))) for _ in range(30)]
     for step in steps:
         replay.store(step)
-    kept = replay.columns
-    assert replay.filled == 60
+    kept = replay.transitions
+    assert replay.size == 60
     for i, name in enumerate(("observation", "action", "reward", "next_observation")):
         column = np.concatenate([getattr(s, name) for s in steps], axis=1)
         assert np.array_equal(kept[i].numpy(), column), name
@@ -183,9 +183,9 @@ def test_steps_of_environments_are_stored_copy_after_copy() -> None:
 
 def test_a_time_limit_is_no_termination() -> None:
     environments = make_environments("MountainCar-v0", [0], "train")
-    replay = Replay([0], 2, 300)
+    replay = ReplayBuffer([0], 2, 300)
     for _ in range(200):
         step = environments.step(np.zeros((1, 1)))
         replay.store(step)
     assert step.truncated.all()
-    assert (replay.columns.not_terminated == 1).all()
+    assert (replay.transitions.not_terminated == 1).all()

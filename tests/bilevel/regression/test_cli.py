@@ -92,7 +92,7 @@ def test_two_processes_are_one(stream_runner: Runner) -> None:
 
 
 def test_validate_test_and_predict(stream_runner: Runner) -> None:
-    """They judge the stream that the checkpoint has seen; what is predicted is what was scored last."""
+    """They score the stream that the checkpoint has seen; what is predicted is what was scored last."""
     stream_runner.ok("fit", "regression", "--trainer.max_steps", "40", "--figures.enabled", "true")
     folder = stream_runner.folder("regression")
     fitted = json.loads((folder / "results.json").read_text())

@@ -17,12 +17,12 @@ from lightning_toys.bilevel.control.environments import (
     CartPole,
     Disturbance,
     Environments,
-    Gymnasium,
+    GymnasiumEnvironments,
     Transition,
     make_environments,
     reset_seed,
 )
-from lightning_toys.bilevel.control.episodes import RandomActions, play, record, write_gif
+from lightning_toys.bilevel.control.episodes import RandomPolicy, render_episode, rollout, write_gif
 from lightning_toys.errors import ToyError
 
 NONE = Disturbance()
@@ -35,7 +35,7 @@ def balance(seen: np.ndarray) -> np.ndarray:
 
 
 def actions(environments: Environments, rng: np.random.Generator, noise: float) -> np.ndarray:
-    random = rng.integers(environments.actions, size=environments.shape)
+    random = rng.integers(environments.num_actions, size=environments.shape)
     if not isinstance(environments, CartPole):
         return random
     return np.where(rng.random(environments.shape) < noise, random, balance(environments.observation))
@@ -76,7 +76,7 @@ def test_cartpole_is_gymnasiums_to_the_last_bit() -> None:
                 seen, _ = theirs[r][c].reset(seed=reset_seed(seeds[r], "train", c, int(number[r, c])))
                 ends.add((terminated, truncated))
             assert np.array_equal(ours.observation[r, c], seen)
-        episodes += len(ours.finished)
+        episodes += len(ours.finished_episodes)
     assert episodes > 500
     assert ends == {(True, False), (False, True)}
 
@@ -105,13 +105,13 @@ def test_cartpole_against_gymnasiums_vector_environment() -> None:
 @pytest.mark.parametrize("disturbance", [NONE, Disturbance(distractors=3)])
 def test_both_classes_agree(disturbance: Disturbance) -> None:
     fast = CartPole([0, 1], "train", 2, disturbance)
-    slow = Gymnasium("CartPole-v1", [0, 1], "train", 2, disturbance)
+    slow = GymnasiumEnvironments("CartPole-v1", [0, 1], "train", 2, disturbance)
     rng = np.random.default_rng(0)
     for _ in range(400):
         a = actions(fast, rng, 0.7)
         assert_same(fast.step(a), slow.step(a))
         assert np.array_equal(fast.observation, slow.observation)
-        assert fast.finished == slow.finished
+        assert fast.finished_episodes == slow.finished_episodes
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_replica_of_many_is_the_solo_run(name: str, disturbance: Disturbance) 
     for _ in range({"CartPole-v1": 60, "Acrobot-v1": 510}.get(name, 210)):
         a = actions(many, rng, 1.0)
         step = many.step(a)
-        ended += len(many.finished)
+        ended += len(many.finished_episodes)
         for r, one in enumerate(solo):
             assert_same(one.step(a[r : r + 1, :1]), part(step, slice(r, r + 1), slice(1)), str(r))
             assert np.array_equal(one.observation[0, 0], many.observation[r, 0])
@@ -156,11 +156,11 @@ def test_a_transition_ends_where_the_episode_does_and_the_next_begins_anew() -> 
         assert np.array_equal(seen, step.next_observation)
     assert abs(step.next_observation[0, 0, 2]) > 12 * math.pi / 180
     assert np.abs(seen).max() <= 0.05
-    (episode,) = one.finished
+    (episode,) = one.finished_episodes
     assert (episode.replica, episode.copy, episode.number) == (0, 0, 0)
-    assert episode.total == episode.length == one.steps
+    assert episode.total_reward == episode.length == one.steps
     one.step(push)
-    assert one.finished == []
+    assert one.finished_episodes == []
 
 
 def test_what_a_step_returned_is_not_written_to() -> None:
@@ -189,23 +189,23 @@ def test_a_state_goes_on_bit_for_bit(name: str, disturbance: Disturbance, before
     for _ in range(before):
         straight.step(actions(straight, rng, 1.0))
     file = io.BytesIO()
-    torch.save(straight.state(), file)
+    torch.save(straight.state_dict(), file)
     file.seek(0)
     resumed = fresh()
     resumed.step(actions(resumed, rng, 1.0))  # whatever it did before is forgotten
-    resumed.load(torch.load(file, weights_only=True))
+    resumed.load_state_dict(torch.load(file, weights_only=True))
     assert np.array_equal(straight.observation, resumed.observation)
     for _ in range(220):
         a = actions(straight, rng, 1.0)
         assert_same(straight.step(a), resumed.step(a))
         assert np.array_equal(straight.observation, resumed.observation)
-        assert straight.finished == resumed.finished
+        assert straight.finished_episodes == resumed.finished_episodes
     assert resumed.steps == before + 220
 
 
 def test_a_state_is_a_copy() -> None:
     one = make_environments("CartPole-v1", [0], "train", 1, BOTH)
-    state = one.state()
+    state = one.state_dict()
     kept = {k: v.clone() for k, v in state.items()}
     for _ in range(30):
         one.step(np.ones((1, 1)))
@@ -213,9 +213,9 @@ def test_a_state_is_a_copy() -> None:
 
 
 def test_a_state_of_other_environments_is_refused() -> None:
-    state = make_environments("CartPole-v1", [0, 1], "train").state()
+    state = make_environments("CartPole-v1", [0, 1], "train").state_dict()
     with pytest.raises(ToyError, match=r"episodes is \(2, 1\), where \(3, 1\) is wanted"):
-        make_environments("CartPole-v1", [0, 1, 2], "train").load(state)
+        make_environments("CartPole-v1", [0, 1, 2], "train").load_state_dict(state)
 
 
 class Wilful(gymnasium.Env[np.ndarray, np.int64]):
@@ -244,7 +244,7 @@ def test_an_environment_that_cannot_be_played_again_is_not_resumed(wilful: str) 
     one = make_environments(wilful, [0], "train")
     one.step(np.zeros((1, 1)))
     with pytest.raises(ToyError, match=r"--model\.env: Wilful-v0 cannot be resumed"):
-        make_environments(wilful, [0], "train").load(one.state())
+        make_environments(wilful, [0], "train").load_state_dict(one.state_dict())
 
 
 def test_distractors_are_noise_of_their_own_that_outlasts_episodes() -> None:
@@ -268,7 +268,7 @@ def test_distractors_are_noise_of_their_own_that_outlasts_episodes() -> None:
     assert abs((noise[1:] * noise[:-1]).mean()) < 5 / math.sqrt(noise.size)
     between = np.corrcoef(noise.T) - np.eye(20)  # replicas, copies, dimensions
     assert np.abs(between).max() < 5 / math.sqrt(5000)
-    # the first is of the stationary law
+    # the first is of the stationary distribution
     first = make_environments("CartPole-v1", range(500), "x", 1, Disturbance(4)).observation[..., 4:].astype(float)
     assert abs(first.var() - 1) < 5 * math.sqrt(2 / 2000)
 
@@ -281,14 +281,16 @@ def test_the_rewarded_band_moves() -> None:
     for t in range(400):
         for clock in (None, 2, 6):
             at = t if clock is None else clock
-            before, a = one.state(), actions(one, rng, 1.0)
+            before, a = one.state_dict(), actions(one, rng, 1.0)
             step = one.step(a, clock)
-            degrees = np.degrees(one.physics[2]) if not one.finished else np.degrees(step.next_observation[..., 2])
+            degrees = (
+                np.degrees(one.physics[2]) if not one.finished_episodes else np.degrees(step.next_observation[..., 2])
+            )
             away = np.abs(degrees - 6 * math.sin(2 * math.pi * at / 8))
             assert np.array_equal(step.reward, (away < 3).astype(np.float32))
             seen |= set(zip(step.reward.ravel().tolist(), [clock] * 2, strict=True))
             if clock is not None:
-                one.load(before)
+                one.load_state_dict(before)
         if one.steps == t:  # the last was undone
             one.step(a)
     assert len(seen) == 6
@@ -357,7 +359,7 @@ def test_a_missing_gymnasium_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ToyError, match=r"pip install 'lightning-toys\[control\]'"):
         make_environments("Acrobot-v1", [0], "train")
     with pytest.raises(ToyError, match=r"pip install 'lightning-toys\[control\]'"):
-        record("CartPole-v1", lambda seen: 0, 0)
+        render_episode("CartPole-v1", lambda seen: 0, 0)
     make_environments("CartPole-v1", [0], "train").step(np.zeros((1, 1)))  # needs none
 
 
@@ -368,23 +370,23 @@ def test_importing_imports_no_gymnasium(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_an_evaluation_is_a_function_of_its_number() -> None:
     environments = make_environments("CartPole-v1", [0, 1, 2], "evaluate", 10, Disturbance(2))
-    assert play(environments, balance)[0].min() > 100  # the policy can
+    assert rollout(environments, balance)[0].min() > 100  # the policy can
 
     def poor(seen: np.ndarray) -> np.ndarray:
         # looks at the distractors too
         return np.asarray(seen[..., 2] + 0.03 * seen[..., 4] > 0, dtype=np.int64)
 
-    first, lengths = play(environments, poor, 3)
+    first, lengths = rollout(environments, poor, 3)
     assert first.shape == (3, 10)
     assert np.array_equal(first, lengths)
     assert len(np.unique(first)) > 3
-    other, _ = play(environments, poor, 4)
+    other, _ = rollout(environments, poor, 4)
     assert not np.array_equal(first, other)
-    assert np.array_equal(play(environments, poor, 3)[0], first)
+    assert np.array_equal(rollout(environments, poor, 3)[0], first)
     alone = make_environments("CartPole-v1", [1], "evaluate", 2, Disturbance(2))
-    assert np.array_equal(play(alone, poor, 3)[0], first[1:2, :2])
+    assert np.array_equal(rollout(alone, poor, 3)[0], first[1:2, :2])
     # one by one, by hand
-    alone.restart(3)
+    alone.reset(3)
     totals = np.zeros(2)
     while (alone.episodes == 3).any():
         running = alone.episodes[0] == 3
@@ -397,7 +399,7 @@ def test_random_actions() -> None:
     seeds = [4, 1]
 
     def drawn(seeds: list[int], copies: int = 3) -> np.ndarray:
-        policy = RandomActions(make_environments("Acrobot-v1", seeds, "test", copies))
+        policy = RandomPolicy(make_environments("Acrobot-v1", seeds, "test", copies))
         return np.stack([policy(np.empty(0)) for _ in range(2000)])
 
     actions = drawn(seeds)
@@ -406,24 +408,24 @@ def test_random_actions() -> None:
     share = np.bincount(actions.ravel(), minlength=3) / actions.size
     assert np.abs(share - 1 / 3).max() < 5 * (2 / 9 / actions.size) ** 0.5
     environments = make_environments("CartPole-v1", list(range(8)), "test", 100)
-    totals, lengths = play(environments, RandomActions(environments))
+    totals, lengths = rollout(environments, RandomPolicy(environments))
     # 20 000 episodes of gymnasium's own environment, with numpy's draws, have mean 22.2 and deviation 11.9
     assert abs(totals.mean() - 22.2) < 4 * 11.9 / totals.size**0.5
     assert np.array_equal(totals, lengths)
-    left, _ = play(environments, lambda x: np.zeros(x.shape[:2], dtype=np.int64))
+    left, _ = rollout(environments, lambda x: np.zeros(x.shape[:2], dtype=np.int64))
     assert left.mean() < 10
 
 
 def test_an_evaluation_is_cut_at_its_limit() -> None:
     environments = make_environments("CartPole-v1", [0], "evaluate", 2)
-    assert np.array_equal(play(environments, balance, limit=30)[0], [[30, 30]])
+    assert np.array_equal(rollout(environments, balance, limit=30)[0], [[30, 30]])
 
 
 def test_an_evaluation_may_hold_the_drift_still() -> None:
     d = Disturbance(drift=11.0, drift_period=4000, drift_width=2.0)
     environments = make_environments("CartPole-v1", [0], "evaluate", 3, d)
-    centred, _ = play(environments, balance, clock=0)
-    shifted, lengths = play(environments, balance, clock=1000)
+    centred, _ = rollout(environments, balance, drift_step=0)
+    shifted, lengths = rollout(environments, balance, drift_step=1000)
     assert (centred > 0.9 * lengths).all()
     assert (shifted < 0.1 * lengths).all()
 
@@ -436,7 +438,7 @@ def test_an_episode_is_recorded(name: str, limit: int, frames: int | None, tmp_p
         seen.append(observation)
         return int(observation[-1] > -9)  # always 1
 
-    pictures = record(name, policy, 3, Disturbance(2), limit)
+    pictures = render_episode(name, policy, 3, Disturbance(2), limit)
     assert len(pictures) == len(seen) + 1
     assert frames in (None, len(pictures))
     assert seen[0].shape == ((6,) if name == "CartPole-v1" else (4,))
@@ -447,7 +449,7 @@ def test_an_episode_is_recorded(name: str, limit: int, frames: int | None, tmp_p
         for observation in seen:
             assert np.array_equal(same.observation[0, 0], observation)
             same.step(np.ones((1, 1)))
-        assert same.finished  # the pictures end where the episode does
+        assert same.finished_episodes  # the pictures end where the episode does
     write_gif(pictures, tmp_path / "a.gif", fps=25)
     with Image.open(tmp_path / "a.gif") as gif:
         total = 0
@@ -465,10 +467,10 @@ def test_an_animation_of_nothing_is_refused(tmp_path: Path) -> None:
         write_gif([], tmp_path / "a.gif")
 
 
-@pytest.mark.parametrize("broken", [{}, {"FORCE": -CartPole.FORCE}, {"TAU": CartPole.TAU * (1 + 1e-7)}])
+@pytest.mark.parametrize("broken", [{}, {"FORCES": -CartPole.FORCES}, {"TAU": CartPole.TAU * (1 + 1e-7)}])
 def test_the_bitwise_check_sees_wrong_physics(broken: dict[str, Any]) -> None:
     """Negative control: a force that pushes the other way; a time step off by a ten-millionth."""
-    ours, theirs = CartPole([0], "train", 1, NONE), Gymnasium("CartPole-v1", [0], "train", 1, NONE)
+    ours, theirs = CartPole([0], "train", 1, NONE), GymnasiumEnvironments("CartPole-v1", [0], "train", 1, NONE)
     vars(ours).update(broken)
     same = True
     for _ in range(100):
