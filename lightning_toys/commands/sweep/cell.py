@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from lightning_toys.commands.sweep.claims import STALE, Claim, ClaimLostError, look, take
 from lightning_toys.commands.trainer.arguments import split_configs, without
-from lightning_toys.commands.trainer.toys_cli import run_trainer
+from lightning_toys.commands.trainer.toys_cli import run_trainer, without_summary
 from lightning_toys.errors import NonFiniteError, ToyError, is_disk_full, note
 from lightning_toys.training.callbacks import RescueCheckpoint
 from lightning_toys.training.results import write_atomic
@@ -162,7 +162,8 @@ def run_cell(
     mark = {"flags": fingerprint(base, cell), "done": False, **(extra or {})}
     write_mark(folder, mark)
     if task.trains:
-        run(["fit", *words, *resume])
+        with without_summary():
+            run(["fit", *words, *resume])
     run(["test", *words, *(("--ckpt_path", "last") if task.trains else ())])
     return {**mark, "done": True}
 

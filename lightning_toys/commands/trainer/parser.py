@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import enum
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from lightning.pytorch import LightningDataModule, LightningModule
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
 
 from lightning_toys.commands.trainer.arguments import SECTIONS, flags
 from lightning_toys.errors import did_you_mean
@@ -22,7 +25,8 @@ def all_subclasses(base: type) -> list[type]:
 
 def class_names() -> set[str]:
     """Return the names of the classes that a flag can name by its short name: what the experiments export."""
-    names = {c.__name__ for base in (LightningModule, LightningDataModule) for c in all_subclasses(base)}
+    bases = (LightningModule, LightningDataModule, Callback, Logger)
+    names = {c.__name__ for base in bases for c in all_subclasses(base)}
     for name, module in list(sys.modules.items()):
         if name.startswith("lightning_toys.") and name.count(".") == 1:
             names |= set(getattr(module, "__all__", ()))
@@ -69,6 +73,14 @@ def inner_options(annotation: Any, cls: type) -> set[str]:
 
 
 TYPES = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null", "str": "a string"}
+
+
+def plain_enum(dumper: yaml.SafeDumper, value: enum.Enum) -> yaml.Node:
+    """Write an enumeration's member, such as the default of Timer's ``interval``, as its value."""
+    return dumper.represent_data(value.value)
+
+
+yaml.SafeDumper.add_multi_representer(enum.Enum, plain_enum)
 
 
 class Refused(SystemExit):
@@ -137,9 +149,10 @@ def reason(message: str, command: Sequence[str], parser: LightningArgumentParser
         name = m[1].split("=")[0]
         # jsonargparse takes the head off flags of a chosen class
         name = next((f"--{head}.{name[2:]}" for head in ("model", "data") if f"--{head}.{name[2:]}" in given), name)
-        if name in option_names(parser):
+        known = option_names(parser)
+        if name in known:
             return f"{name}: the class chosen by {name.partition('.')[0]} does not take it"
-        return f"{name}: no such flag{suggest(name, option_names(parser))}"
+        return f"{name}: no such flag{habit(name, known) or suggest(name, known)}"
     unknown = (
         r"[Oo]ption '(.+?)' is not accepted|accept option '(.+?)'|Key '(.+?)' is not expected",
         r'No action for key "(\S+?)"',
@@ -156,7 +169,7 @@ def reason(message: str, command: Sequence[str], parser: LightningArgumentParser
             return f"{name}: the class chosen does not take it; give {owner} NAME before it"
         if f"did you mean {key!r}?" in hint:
             return f"{name}: the class chosen does not take it"
-        return f"{name}: no such option{hint}"
+        return f"{name}: no such option{habit(name, known) or hint}"
     if m := re.search(r"pytorch\.loggers\.(?:\w+\.)?(\w+Logger)'", message):
         return f"--trainer.logger: {m[1]} cannot be used: {reason_of(m[1])}"
     key_match = re.search(r'(?:Parser key|key) "([^"]+)"', message)
@@ -182,6 +195,39 @@ def reason(message: str, command: Sequence[str], parser: LightningArgumentParser
     return " ".join(message.split())
 
 
+HABITS = {  # what people give elsewhere, by the flag's last word, and what it is here
+    "optimizer": "an experiment has its own: give --model.lr, --model.weight_decay, or what `--model.help CLASS` lists",
+    "lr_scheduler": "an experiment has its own rate: give --model.lr, or --model.lr_decay cosine where it is taken",
+    "no_warm": "give --model.solver.warm_start false",
+    "no_double": "give --model.double_q false",
+    "gpus": "give --trainer.accelerator gpu --trainer.devices N",
+    "resume": "give --ckpt_path last",
+    "resume_from_checkpoint": "give --ckpt_path last",
+    "seed": "give --model.seeds '[0,1,2]'",
+    "epochs": "give --trainer.max_epochs",
+    "num_epochs": "give --trainer.max_epochs",
+    "steps": "give --trainer.max_steps",
+    "num_train_steps": "give --trainer.max_steps",
+    "num_steps": "give --trainer.max_steps",
+    "agent_type": "give --model.agent",
+    "env_name": "give --model.env",
+    "output_dir": "give --run.root",
+    "device": "give --trainer.accelerator",
+}
+
+
+def habit(name: str, known: Iterable[str]) -> str:
+    """Return a hint for a flag that is known elsewhere by another name, or here with a prefix."""
+    last = name.rpartition(".")[2].lstrip("-")
+    if last in HABITS and (name.count(".") == 0 or last.startswith("no_")):
+        return f"; {HABITS[last]}"
+    if name.count(".") == 0:
+        same = sorted((k for k in known if k.rpartition(".")[2] == last and "." in k), key=lambda k: k.count("."))
+        if same:
+            return f"; did you mean {same[0]}?"
+    return ""
+
+
 def reason_of(logger: str) -> str:
     """Say why a logger of Lightning's cannot be made: usually its package is not installed."""
     import lightning.pytorch.loggers as known
@@ -191,6 +237,8 @@ def reason_of(logger: str) -> str:
     except ModuleNotFoundError as error:
         return " ".join(str(error).split())
     except Exception as error:
+        if "sqlite:///" in str(error):  # MLflow 3, whose runs are no longer files by default
+            return "MLflow 3 keeps its runs in a database; give --trainer.logger.tracking_uri sqlite:///mlflow.db too"
         return f"{' '.join(str(error).split())}; give it as --trainer.logger {logger} with --trainer.logger.* settings"
     return "give --trainer.logger.* settings that it takes"
 

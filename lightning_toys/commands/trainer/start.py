@@ -56,6 +56,8 @@ def silence_lightning() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # loaders without workers are the point here
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # a test of a run that a Timer watched has no use for one
+    warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty.*")
 
 

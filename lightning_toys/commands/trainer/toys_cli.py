@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +20,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from lightning_toys.commands.settings import flatten, reproducible_settings, short_name
 from lightning_toys.commands.trainer.arguments import flags
@@ -98,7 +102,12 @@ class ToysCLI(SettingsCLI):
                 purge_step=step + 1 if step is not None and self.subcommand == "fit" else None,
             )
             return [board, table]
-        return [*given, table] if isinstance(given, list) else [given, table]
+        loggers = [*given] if isinstance(given, list) else [given]
+        writes = not self.dry and not self.config_init[self.subcommand].trainer.fast_dev_run
+        for logger in loggers:
+            if isinstance(logger, WandbLogger) and writes:
+                keep_in_run_folder(logger, self.run.path)
+        return [*loggers, table]
 
     def instantiate_classes(self) -> None:
         """Instantiate, then keep the configuration in the run folder: the first as config.yaml."""
@@ -195,7 +204,12 @@ class ToysCLI(SettingsCLI):
             if is_disk_full(error):
                 raise DiskFullError(f"no space left to write to {self.run.path}") from None
             raise
-        except (ToyError, MemoryError, RuntimeError, ValueError) as error:
+        except Exception as error:
+            if type(error).__module__.startswith("wandb."):
+                why = " ".join(str(error).split())[:160]
+                raise ToyError(f"--trainer.logger: W&B says: {why} (WANDB_MODE=offline keeps runs here)") from None
+            if not isinstance(error, ToyError | MemoryError | RuntimeError | ValueError):
+                raise
             why = beyond_memory(error)
             if not (why or isinstance(error, ToyError)):
                 raise
@@ -264,6 +278,50 @@ def summary(report: Report, names: Sequence[str]) -> str:
     return f"{', '.join(words)} ({seeds} seed{'s' if seeds > 1 else ''}{'; ± half of the 95 % interval' * (seeds > 1)})"
 
 
+summarises: ContextVar[bool] = ContextVar("summarises", default=True)
+
+
+@contextmanager
+def without_summary() -> Iterator[None]:
+    """Let a verb end without its line of results: of a sweep's cell, where `test` follows `fit` and says the same."""
+    token = summarises.set(False)
+    try:
+        yield
+    finally:
+        summarises.reset(token)
+
+
+def keep_in_run_folder(logger: WandbLogger, folder: Path) -> None:
+    """Have W&B write into the run's folder, and a resumed run go on in its own W&B run.
+
+    What the user gave (``save_dir``, ``id``) stays. Lightning's logger settles both when it is made, before the
+    folder is known; W&B itself begins with the first thing that is logged.
+    """
+    settings = logger._wandb_init
+    if logger._save_dir in (None, "."):
+        logger._save_dir = settings["dir"] = str(folder)
+    if settings.get("id") is None and process_rank() == 0:
+        kept = folder / "wandb-id.txt"
+        if not kept.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(kept, uuid.uuid4().hex[:16] + "\n")
+        settings["id"] = logger._id = kept.read_text().strip()
+
+
+def tell_trial(cli: ToysCLI, verb: str) -> None:
+    """Say what a run of ``--trainer.fast_dev_run`` has tried."""
+    steps = cli.trainer.global_step
+    did = f"{steps} optimiser step{'s' * (steps != 1)} and a validation" if verb == "fit" else f"one pass of {verb}"
+    note(f"--trainer.fast_dev_run: {did} went through; nothing was written")
+
+
+def note_environment() -> None:
+    """Say so where somebody sets flags by LightningCLI's environment variables, which are not read."""
+    pattern = re.compile(r"PL_(CONFIG|(FIT|VALIDATE|TEST|PREDICT)__\w+)")
+    if found := sorted(name for name in os.environ if pattern.fullmatch(name)):
+        note(f"{', '.join(found)}: not read; a setting is a flag, or stands in a configuration")
+
+
 def part_ranks() -> None:
     """Take the process group down before the process ends: gloo's threads, still running, can abort it on its way out.
 
@@ -279,6 +337,7 @@ def run_trainer(args: Sequence[str]) -> ToysCLI:
     atexit.register(part_ranks)
     if process_rank() == 0:  # the others got it from the first
         os.environ.pop(RUN_VARIABLE, None)
+    note_environment()
     try:
         cli = ToysCLI(args)
     except MisconfigurationException as error:
@@ -286,7 +345,9 @@ def run_trainer(args: Sequence[str]) -> ToysCLI:
     finally:
         if process_rank() == 0:
             os.environ.pop(RUN_VARIABLE, None)
-    if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        tell_trial(cli, args[0])
+    elif cli.trainer.is_global_zero and summarises.get():
         if report := cli.model.last_report:
             note(summary(report, cli.model.headline))
         note(f"run folder: {cli.run.path}")
