@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 
 from lightning_toys import __version__
 from lightning_toys.errors import DiskFullError, NonFiniteError, ToyError, did_you_mean, tell_disk_full
@@ -52,8 +53,9 @@ def trainer(verb: str, args: Sequence[str]) -> None:
     from lightning_toys.commands.trainer.help import asks_for_help, check_class_help, named_classes, trainer_help
 
     check_class_help(args)
+    asked = asks_for_help(args)
     commands = [[verb, *args]]
-    if asks_for_help(args):
+    if asked:
         print(trainer_help(verb))
         commands = [[verb, f"--{section}.help", name] for section, name in named_classes(args).items()]
     if not commands:
@@ -64,7 +66,8 @@ def trainer(verb: str, args: Sequence[str]) -> None:
     from lightning_toys.commands.trainer.toys_cli import run_trainer
 
     for words in commands:
-        run_trainer(words)
+        with suppress(SystemExit) if asked else nullcontext():  # a parser's help ends its program
+            run_trainer(words)
 
 
 def compare(verb: str, args: Sequence[str]) -> None:

@@ -1,0 +1,82 @@
+"""new: what it writes trains, resumes, sweeps and compares at once, and its own tests pass."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_toys.cli import main
+from tests.conftest import REPO
+
+SHORT = ("--trainer.max_epochs", "20", "--figures.enabled", "false")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _from_the_repository: None) -> Path:
+    """A working folder that is on the path, as it is for `lightning-toys` and for `python cli.py`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_an_experiment_of_ones_own(
+    folder: Path, capsys: pytest.CaptureFixture[str], bitwise: Callable[..., None]
+) -> None:
+    assert main(["new", "fresh_one"]) == 0
+    assert capsys.readouterr().out.split() == ["fresh_one.py", "fresh_one.yaml", "test_fresh_one.py"]
+    fit = ["fit", "-c", "fresh_one", *SHORT]
+    assert main(fit) == 0, capsys.readouterr().err
+    assert main([*fit, "--trainer.max_epochs", "12", "--run.name", "cut"]) == 0
+    assert main([*fit, "--run.name", "cut", "--ckpt_path", "last"]) == 0
+    runs = folder / "lightning_logs/fresh_one/fresh_one"
+    a, b = (torch.load(runs / n / "checkpoints/last.ckpt", weights_only=True) for n in ("version_0", "cut"))
+    assert a["global_step"] == 40
+    for key in ("state_dict", "optimizer_states", "global_step"):
+        bitwise(a[key], b[key], key)
+    assert main(["test", "-c", "fresh_one", "--run.name", "cut", "--figures.enabled", "false"]) == 0
+    assert main(["sweep", "-c", "fresh_one", "--grid.model.hidden", "[4,8]", *SHORT]) == 0
+    said = capsys.readouterr()
+    assert "hidden=4" in said.out
+    assert main(["compare", str(runs / "version_0"), str(runs / "cut")]) == 0, capsys.readouterr().err
+
+
+def test_its_own_tests_pass(folder: Path) -> None:
+    assert main(["new", "own_tests"]) == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "test_own_tests.py"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{folder}:{REPO}"},
+    )
+    assert done.returncode == 0, done.stdout
+    assert "3 passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "0 words given; give one NAME"),
+        (["a", "b"], "2 words given"),
+        (["torch"], "'torch' is the name of an installed module"),
+        (["test"], "'test' is the name of an installed module"),
+        (["Mine"], "'Mine' is not allowed; give small letters"),
+        (["class"], "'class' is not allowed"),
+        (["../x"], "'../x' is not allowed"),
+        (["there"], "there.yaml is there already; give another NAME"),
+    ],
+)
+def test_names_that_are_none(words: list[str], says: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "there.yaml").write_text("")
+    assert main(["new", *words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: new: ")
+    assert says in err
+    assert err.count("\n") == 1
+    assert [p.name for p in folder.iterdir()] == ["there.yaml"]
