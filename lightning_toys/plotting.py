@@ -36,7 +36,7 @@ def band(ax: Axes, x: np.ndarray, rows: np.ndarray, colour: str, label: str, lin
     """Draw the mean of ``rows`` (R, len(x)) and its 95 % interval over replicas."""
     mean, n = rows.mean(0), rows.shape[0]
     if len(x) == 1:  # a lone point has no line
-        bars(ax, [float(x[0])], rows, colour, label)
+        error_bars(ax, [float(x[0])], rows, colour, label)
         return
     ax.plot(x, mean, color=colour, label=label, linestyle=linestyle, linewidth=1.6)
     if n > 1:
@@ -44,7 +44,7 @@ def band(ax: Axes, x: np.ndarray, rows: np.ndarray, colour: str, label: str, lin
         ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.22, linewidth=0)
 
 
-def bars(ax: Axes, x: Sequence[float], rows: np.ndarray, colour: str, label: str, marker: str = "o") -> None:
+def error_bars(ax: Axes, x: Sequence[float], rows: np.ndarray, colour: str, label: str, marker: str = "o") -> None:
     """Draw the mean of each column of ``rows`` (R, len(x)) as a point with its 95 % interval."""
     estimates = [mean_ci(column) for column in rows.T]
     half = [0.0 if np.isnan(e.half_width) else e.half_width for e in estimates]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_toys.errors import note, require
-from lightning_toys.flow_vs_regression.references import reference_predictions
+from lightning_toys.flow_vs_regression.baselines import baseline_predictions
 from lightning_toys.flow_vs_regression.targets import Target, Trigonometric
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import OneBatch
@@ -23,8 +23,8 @@ class Points(NamedTuple):
 
     c: Tensor
     x1: Tensor
-    held_c: Tensor
-    held_x1: Tensor
+    holdout_c: Tensor
+    holdout_x1: Tensor
 
 
 class InterpolationData(ToyDataModule):
@@ -65,34 +65,36 @@ class InterpolationData(ToyDataModule):
         require(num_eval >= 2, f"--data.num_eval: {num_eval} is not allowed; give an integer >= 2")
         require(noise >= 0, f"--data.noise: {noise} is not allowed; give a number >= 0")
         require(0 <= holdout < 1, f"--data.holdout: {holdout} is not allowed; give a share in [0, 1)")
-        self.held = round(holdout * num_train)
+        self.num_holdout = round(holdout * num_train)
         require(
-            num_train - self.held >= 2,
-            f"--data.holdout: {holdout} leaves {num_train - self.held} of {num_train} points to learn from; at least 2",
+            num_train - self.num_holdout >= 2,
+            f"--data.holdout: {holdout} leaves {num_train - self.num_holdout} of {num_train} points to learn from; "
+            "at least 2",
         )
         require(
-            holdout == 0 or self.held >= 1, f"--data.holdout: {holdout} of {num_train} points is none; give more, or 0"
+            holdout == 0 or self.num_holdout >= 1,
+            f"--data.holdout: {holdout} of {num_train} points is none; give more, or 0",
         )
         require(seed is None or seed >= 0, f"--data.seed: {seed} is not allowed; give an integer >= 0 or null")
-        self.fitted: dict[tuple[tuple[int, ...], int], list[dict[str, Tensor]]] = {}
+        self.baseline_cache: dict[tuple[tuple[int, ...], int], list[dict[str, Tensor]]] = {}
         self.num_train, self.num_eval, self.sampling, self.noise, self.seed = num_train, num_eval, sampling, noise, seed
 
     @property
-    def common(self) -> bool:
+    def shared_points(self) -> bool:
         """Whether all replicas learn from the same points."""
-        return self.seed is not None or (self.sampling == "grid" and self.noise == 0 and self.held == 0)
+        return self.seed is not None or (self.sampling == "grid" and self.noise == 0 and self.num_holdout == 0)
 
     @cached_property
-    def resolved_frequency(self) -> float:
+    def nyquist_frequency(self) -> float:
         """The highest angular frequency that N evenly spaced points resolve."""
         return float(np.pi * (self.num_train - 1))
 
     def setup(self, stage: str) -> None:
         """Say so where the points cannot resolve the target."""
-        if stage == "fit" and self.target.highest_frequency > self.resolved_frequency:
+        if stage == "fit" and self.target.highest_frequency > self.nyquist_frequency:
             note(
                 f"the target has frequencies up to {self.target.highest_frequency:.1f}, and {self.num_train} points "
-                f"resolve up to {self.resolved_frequency:.1f}: no method can be expected to interpolate it"
+                f"resolve up to {self.nyquist_frequency:.1f}: no method can be expected to interpolate it"
             )
 
     def points(self, seeds: Sequence[int]) -> Points:
@@ -109,9 +111,9 @@ class InterpolationData(ToyDataModule):
         x1 = self.target(c)
         if self.noise > 0:
             x1 = x1 + self.noise * torch.from_numpy(keyed_generator(key, 0, "data/noise").standard_normal(x1.shape))
-        held = np.zeros(n, dtype=bool)
-        held[keyed_generator(key, 0, "data/holdout").choice(n, self.held, replace=False)] = True
-        h = torch.from_numpy(held)
+        holdout = np.zeros(n, dtype=bool)
+        holdout[keyed_generator(key, 0, "data/holdout").choice(n, self.num_holdout, replace=False)] = True
+        h = torch.from_numpy(holdout)
         return Points(c[~h], x1[~h], c[h], x1[h])
 
     def train_columns(self, seeds: Sequence[int]) -> tuple[Tensor, ...]:
@@ -119,19 +121,19 @@ class InterpolationData(ToyDataModule):
         points = self.points(seeds)
         return points.c.to(self.dtype), points.x1.to(self.dtype)
 
-    def grid(self, at_most: int | None = None) -> Tensor:
+    def grid(self, max_points: int | None = None) -> Tensor:
         """Return the evaluation grid (M, 1), float64."""
-        m = self.num_eval if at_most is None else min(self.num_eval, at_most)
+        m = self.num_eval if max_points is None else min(self.num_eval, max_points)
         return torch.linspace(0, 1, m, dtype=torch.float64).unsqueeze(1)
 
-    def references(self, seeds: Sequence[int], at: Tensor) -> list[dict[str, Tensor]]:
-        """Return the reference rows' predictions on a grid: one entry for all replicas, or one for each."""
-        key = (tuple(seeds), at.shape[0])
-        if key not in self.fitted:  # they do not change while the networks train, and a GP is slow to fit
-            points = self.points(seeds[:1] if self.common else seeds)
+    def baselines(self, seeds: Sequence[int], c_eval: Tensor) -> list[dict[str, Tensor]]:
+        """Return the baselines' predictions on a grid: one entry for all replicas, or one for each."""
+        key = (tuple(seeds), c_eval.shape[0])
+        if key not in self.baseline_cache:  # they do not change while the networks train, and a GP is slow to fit
+            points = self.points(seeds[:1] if self.shared_points else seeds)
             rows = zip(points.c, points.x1, strict=True)
-            self.fitted[key] = [reference_predictions(c, x1, at, self.noise) for c, x1 in rows]
-        return self.fitted[key]
+            self.baseline_cache[key] = [baseline_predictions(c, x1, c_eval, self.noise) for c, x1 in rows]
+        return self.baseline_cache[key]
 
     def val_dataloader(self) -> OneBatch:
         """Return one batch: the grid."""

@@ -47,25 +47,25 @@ def subspace_alignment(points: Tensor, basis: Tensor) -> Tensor:
 
 
 def explained_variance(points: Tensor, rank: int) -> Tensor:
-    """Return the share of the variance along the top ``rank`` principal axes; NaN for constant points."""
+    """Return the fraction of the variance along the top ``rank`` principal axes; NaN for constant points."""
     _, s = principal_axes(points)
     s2 = s.square()
-    share: Tensor = s2[..., :rank].sum(-1) / s2.sum(-1)
-    return share
+    fraction: Tensor = s2[..., :rank].sum(-1) / s2.sum(-1)
+    return fraction
 
 
-def off_share(f: Tensor, projector: Tensor) -> Tensor:
+def off_subspace_ratio(f: Tensor, projector: Tensor) -> Tensor:
     """Return |(I - P) f| / |f|, (..., D) -> (...); NaN where f = 0."""
-    rest = f - torch.einsum("...d,...de->...e", f, projector)
-    share: Tensor = rest.norm(dim=-1) / f.norm(dim=-1)
-    return share
+    residual = f - torch.einsum("...d,...de->...e", f, projector)
+    ratio: Tensor = residual.norm(dim=-1) / f.norm(dim=-1)
+    return ratio
 
 
 def interval_matrix(f: Tensor, c: Tensor, target: Piecewise) -> Tensor:
     """Return |(I - P_j) f| / |f|, averaged over the points of interval i: (R, K, M, D) -> (R, i, j)."""
-    where = target.interval(c)
-    shares = torch.stack([off_share(f, p) for p in target.projectors], dim=-1)  # (R, K, M, j)
-    rows = [shares[:, :, where == i].nanmean((1, 2)) for i in range(target.intervals)]
+    interval = target.interval(c)
+    ratios = torch.stack([off_subspace_ratio(f, p) for p in target.projectors], dim=-1)  # (R, K, M, j)
+    rows = [ratios[:, :, interval == i].nanmean((1, 2)) for i in range(target.intervals)]
     return torch.stack(rows, dim=1)
 
 
@@ -74,7 +74,7 @@ def boundary_profile(f: Tensor, c: Tensor, target: Piecewise) -> Tensor:
     out = []
     for i, q in enumerate(target.boundary_projectors(), start=1):
         near = (c.double().squeeze(-1) - i / target.intervals).abs() <= target.boundary_width
-        out.append(off_share(f[:, :, near], q).nanmean((1, 2)))
+        out.append(off_subspace_ratio(f[:, :, near], q).nanmean((1, 2)))
     return torch.stack(out, dim=1)
 
 
@@ -82,35 +82,37 @@ def rotation_profile(f: Tensor, c: Tensor, target: Rotation) -> tuple[Tensor, Te
     """Return, per component k, the means over c of |cos(f_k, v_k)| and |(I - v_k v_k') f_k| / |f_k|: (R, k) each."""
     v = target.directions(c)  # (M, k, n)
     parts = f.reshape(*f.shape[:-1], target.components, target.size)
-    along = (parts * v).sum(-1)
+    parallel = (parts * v).sum(-1)
     norm = parts.norm(dim=-1)
-    across = (parts - along.unsqueeze(-1) * v).norm(dim=-1)
-    return (along.abs() / norm).nanmean((1, 2)), (across / norm).nanmean((1, 2))
+    perpendicular = (parts - parallel.unsqueeze(-1) * v).norm(dim=-1)
+    return (parallel.abs() / norm).nanmean((1, 2)), (perpendicular / norm).nanmean((1, 2))
 
 
-def score(prediction: Tensor, truth: Tensor, c: Tensor, target: Target) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def compute_metrics(
+    prediction: Tensor, truth: Tensor, c: Tensor, target: Target
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return every metric that fits the target: scalars (R,) by name, and arrays (R, ...) for the figures.
 
     Args:
         prediction: (R, K, M, D) for K draws of x0.
         truth: (M, D).
         c: (M, 1).
-        target: decides which geometry is looked at.
+        target: decides which geometric metrics there are.
     """
     prediction, truth, c = prediction.double().cpu(), truth.double().cpu(), c.double().cpu()
     scalars, arrays = pointwise_errors(prediction, truth), {}
     if isinstance(target, Projected):
         scalars["subspace_alignment"] = subspace_alignment(prediction, target.basis).mean(1)
         scalars["explained_variance"] = explained_variance(prediction, target.rank).mean(1)
-        scalars["off_subspace"] = off_share(prediction, target.projector).nanmean((1, 2))
+        scalars["off_subspace"] = off_subspace_ratio(prediction, target.projector).nanmean((1, 2))
     elif isinstance(target, Piecewise):
         arrays["interval_matrix"] = interval_matrix(prediction, c, target)
         arrays["boundary_profile"] = boundary_profile(prediction, c, target)
         scalars["off_subspace"] = arrays["interval_matrix"].diagonal(dim1=1, dim2=2).mean(-1)
         scalars["boundary"] = arrays["boundary_profile"].mean(-1)
     elif isinstance(target, Rotation):
-        cosine, across = rotation_profile(prediction, c, target)
-        arrays["rotation_cosine"], arrays["rotation_perpendicular"] = cosine, across
+        cosine, perpendicular = rotation_profile(prediction, c, target)
+        arrays["rotation_cosine"], arrays["rotation_perpendicular"] = cosine, perpendicular
         scalars["cosine"], scalars["cosine_min"] = cosine.mean(-1), cosine.min(-1).values
-        scalars["perpendicular"], scalars["perpendicular_max"] = across.mean(-1), across.max(-1).values
+        scalars["perpendicular"], scalars["perpendicular_max"] = perpendicular.mean(-1), perpendicular.max(-1).values
     return scalars, arrays

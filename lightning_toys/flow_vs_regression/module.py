@@ -16,8 +16,8 @@ from torch import Tensor
 from lightning_toys.errors import require
 from lightning_toys.flow_vs_regression import figures
 from lightning_toys.flow_vs_regression.data import InterpolationData
-from lightning_toys.flow_vs_regression.metrics import score
-from lightning_toys.flow_vs_regression.objectives import Mode, Readout, X0Law, make_objective
+from lightning_toys.flow_vs_regression.metrics import compute_metrics
+from lightning_toys.flow_vs_regression.objectives import Mode, Readout, X0Distribution, make_objective
 from lightning_toys.flows import Solver, check_nfe
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
@@ -49,12 +49,12 @@ class Evaluation:
 
     solver: Solver = "euler"
     nfe: int = 1
-    x0: X0Law = "zeros"
+    x0: X0Distribution = "zeros"
     draws: int = 16
     weights: Literal["raw", "ema", "best"] = "raw"
     test_solvers: list[Solver] = field(default_factory=lambda: ["euler", "midpoint", "rk4", "dopri5"])
     test_nfe: list[int] = field(default_factory=lambda: [1, 2, 4, 9])
-    test_x0: list[X0Law] = field(default_factory=lambda: ["zeros", "gaussian"])
+    test_x0: list[X0Distribution] = field(default_factory=lambda: ["zeros", "gaussian"])
 
     def __post_init__(self) -> None:
         check_nfe(self.solver, self.nfe)
@@ -71,7 +71,7 @@ class FlowVsRegression(ToyModule):
         seeds: one seed a replica; replica r of many is the solo run with that seed.
         loss: ``l2`` trains on squared errors, ``l1`` on absolute ones.
         network: the network.
-        x0: law of x0 in training; by default zeros for regression and gaussian for the rest.
+        x0: distribution of x0 in training; by default zeros for regression and gaussian for the rest.
         lr: Adam's learning rate.
         weight_decay: decoupled weight decay.
         clip_grad_norm: bound on each replica's gradient norm.
@@ -94,7 +94,7 @@ class FlowVsRegression(ToyModule):
         seeds: Sequence[int] = (0,),
         loss: Literal["l1", "l2"] = "l2",
         network: Network | None = None,
-        x0: X0Law | None = None,
+        x0: X0Distribution | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         clip_grad_norm: float | None = None,
@@ -111,7 +111,7 @@ class FlowVsRegression(ToyModule):
         self.network = as_dataclass(Network, network)
         self.evaluation = as_dataclass(Evaluation, evaluation)
         self.objective = make_objective(mode, t_star, mip_form)
-        self.x0_law: X0Law = x0 if x0 is not None else self.objective.x0_law
+        self.x0_distribution: X0Distribution = x0 if x0 is not None else self.objective.x0_distribution
         require(
             self.evaluation.weights != "ema" or ema_decay is not None,
             "--model.evaluation.weights: 'ema' needs --model.ema_decay",
@@ -119,7 +119,7 @@ class FlowVsRegression(ToyModule):
         self.save_hyperparameters(logger=False)
         self.hparams.update({"network": asdict(self.network), "evaluation": asdict(self.evaluation)})
         self.hparams["seeds"] = self.seeds
-        self.shown: figures.Shown | None = None
+        self.figure_data: figures.FigureData | None = None
 
     @property
     def data(self) -> InterpolationData:
@@ -146,10 +146,10 @@ class FlowVsRegression(ToyModule):
         """See :meth:`ToyModule.measure`."""
         data = require_data(data, InterpolationData)
         require(
-            self.evaluation.weights != "best" or data.held > 0,
+            self.evaluation.weights != "best" or data.num_holdout > 0,
             "--model.evaluation.weights: 'best' needs --data.holdout > 0",
         )
-        return {"dim": data.target.dim, "batch_size": data.batch_size, "held": data.held}
+        return {"dim": data.target.dim, "batch_size": data.batch_size, "held": data.num_holdout}
 
     @property
     def keeps_best(self) -> bool:
@@ -169,8 +169,8 @@ class FlowVsRegression(ToyModule):
         """See :meth:`ToyModule.replica_losses`."""
         c, x1 = batch.columns
         rows = slice(batch.first, batch.first + x1.shape[1])
-        x0 = self.x0_noise.at(step, x1)[:, rows] if self.x0_law == "gaussian" else torch.zeros_like(x1)
-        t = self.t_noise.at(step, x1)[:, rows] if self.objective.draws_time else torch.zeros(())
+        x0 = self.x0_noise.at(step, x1)[:, rows] if self.x0_distribution == "gaussian" else torch.zeros_like(x1)
+        t = self.t_noise.at(step, x1)[:, rows] if self.objective.samples_time else torch.zeros(())
         return self.compiled(self.losses)(c, x1, x0, t, batch.total)
 
     def losses(self, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor, total: int) -> Tensor:
@@ -183,15 +183,15 @@ class FlowVsRegression(ToyModule):
     # evaluation
 
     @property
-    def scored_net(self) -> ConditionalNet:
+    def evaluation_net(self) -> ConditionalNet:
         """The weights that are evaluated."""
         net = {"raw": self.net, "ema": self.ema_net, "best": self.best_net}[self.evaluation.weights]
         assert isinstance(net, ConditionalNet)
         return net
 
-    def start(self, law: X0Law, draws: int, points: int, dim: int) -> Tensor:
+    def sample_x0(self, distribution: X0Distribution, draws: int, points: int, dim: int) -> Tensor:
         """Return x0 (R, K, M, D); K = 1 for zeros."""
-        if law == "zeros":
+        if distribution == "zeros":
             return torch.zeros(len(self.seeds), 1, points, dim)
         shape = (draws, points, dim)
         rows = [keyed_generator(s, 0, "evaluation/x0").standard_normal(shape, np.float32) for s in self.seeds]
@@ -211,76 +211,76 @@ class FlowVsRegression(ToyModule):
         ]
         return torch.cat(out, dim=1).reshape(R, K, M, D).cpu().double()
 
-    def predict_grid(self, readout: Readout, law: X0Law, draws: int, c: Tensor) -> Tensor:
+    def predict_grid(self, readout: Readout, distribution: X0Distribution, draws: int, c: Tensor) -> Tensor:
         """Return predictions (R, K, M, D) at the same points c (M, 1) for every replica."""
-        x0 = self.start(law, draws, c.shape[0], self.data.target.dim)
-        return self.predictions(self.scored_net, readout, c.expand(len(self.seeds), -1, -1), x0)
+        x0 = self.sample_x0(distribution, draws, c.shape[0], self.data.target.dim)
+        return self.predictions(self.evaluation_net, readout, c.expand(len(self.seeds), -1, -1), x0)
 
-    def evaluate(self, c: Tensor, everything: bool) -> Report:
-        """Score the configured readout on the grid c (M, 1), and with ``everything`` every other one too."""
+    def evaluate(self, c: Tensor, full: bool) -> Report:
+        """Score the configured readout on the grid c (M, 1), and with ``full`` every other one too."""
         e, target = self.evaluation, self.data.target
         truth = target(c)
-        main = self.objective.primary(e.solver, e.nfe)
-        draws = e.draws if everything else min(e.draws, 8)
-        prediction = self.predict_grid(main, e.x0, draws, c)
-        scalars, arrays = score(prediction, truth, c, target)
+        readout = self.objective.readout(e.solver, e.nfe)
+        draws = e.draws if full else min(e.draws, 8)
+        prediction = self.predict_grid(readout, e.x0, draws, c)
+        scalars, arrays = compute_metrics(prediction, truth, c, target)
         metrics = {name: v.tolist() for name, v in scalars.items()}
-        if everything:
-            for law in e.test_x0:
-                for readout in self.objective.readouts(e.test_solvers, e.test_nfe):
-                    at = f"@{law}/{readout.name}"
-                    same = (law, readout.name) == (e.x0, main.name)
-                    p = prediction if same else self.predict_grid(readout, law, draws, c)
-                    found, _ = score(p, truth, c, target)
-                    metrics.update({k + at: v.tolist() for k, v in found.items() if "_dim" not in k})
+        if full:
+            for distribution in e.test_x0:
+                for other in self.objective.readouts(e.test_solvers, e.test_nfe):
+                    suffix = f"@{distribution}/{other.name}"
+                    same = (distribution, other.name) == (e.x0, readout.name)
+                    p = prediction if same else self.predict_grid(other, distribution, draws, c)
+                    found, _ = compute_metrics(p, truth, c, target)
+                    metrics.update({k + suffix: v.tolist() for k, v in found.items() if "_dim" not in k})
                     if p.shape[1] > 1:
-                        metrics["spread" + at] = p.var(1).mean((1, 2)).sqrt().tolist()
+                        metrics["spread" + suffix] = p.var(1).mean((1, 2)).sqrt().tolist()
         references: dict[str, dict[str, float]] = {}
-        rows = self.data.references(self.seeds, c)
+        rows = self.data.baselines(self.seeds, c)
         for name in rows[0]:
-            scored = [score(row[name], truth, c, target)[0] for row in rows]
-            references[name] = {k: float(np.mean([s[k].item() for s in scored])) for k in scored[0]}
+            values = [compute_metrics(row[name], truth, c, target)[0] for row in rows]
+            references[name] = {k: float(np.mean([s[k].item() for s in values])) for k in values[0]}
         points = self.data.points(self.seeds)
-        self.shown = figures.Shown(c, truth, prediction, points.c[0], points.x1[0], rows[0], target, arrays)
+        self.figure_data = figures.FigureData(c, truth, prediction, points.c[0], points.x1[0], rows[0], target, arrays)
         means = {k: v.mean(0).tolist() for k, v in arrays.items()}
         return Report(self.seeds, metrics, references, means)
 
     def validation_step(self, grid: Tensor, batch_idx: int) -> None:
         """Score the configured readout on (at most 1000 points of) the grid, and the held-out points."""
         if self.keeps_best:
-            self.score_held_out()
-        report = self.evaluate(self.data.grid(1000), everything=False)
+            self.evaluate_holdout()
+        report = self.evaluate(self.data.grid(1000), full=False)
         self.last_report = report
         self.write_evaluation(report)
 
-    def score_held_out(self) -> None:
+    def evaluate_holdout(self) -> None:
         """Score each replica on its own held-out points; what its best weights are chosen by."""
         e, points = self.evaluation, self.data.points(self.seeds)
-        main = self.objective.primary(e.solver, e.nfe)
-        H, D = points.held_x1.shape[1:]
+        readout = self.objective.readout(e.solver, e.nfe)
+        H, D = points.holdout_x1.shape[1:]
         assert isinstance(self.net, ConditionalNet)
-        p = self.predictions(self.net, main, points.held_c, self.start(e.x0, min(e.draws, 8), H, D))
-        scores = (p - points.held_x1.unsqueeze(1)).square().mean((1, 2, 3)).sqrt()
+        p = self.predictions(self.net, readout, points.holdout_c, self.sample_x0(e.x0, min(e.draws, 8), H, D))
+        scores = (p - points.holdout_x1.unsqueeze(1)).square().mean((1, 2, 3)).sqrt()
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.keep_best(scores.to(self.device))
             self.write_scalars({"holdout/l2": scores})
-        apart = self.trainer.world_size > 1
-        self.log("holdout/l2", scores.mean().float().to(self.device), logger=False, batch_size=1, sync_dist=apart)
+        distributed = self.trainer.world_size > 1
+        self.log("holdout/l2", scores.mean().float().to(self.device), logger=False, batch_size=1, sync_dist=distributed)
 
     def test_step(self, grid: Tensor, batch_idx: int) -> None:
         """Score every readout on the whole grid."""
-        report = self.evaluate(self.data.grid(), everything=True)
+        report = self.evaluate(self.data.grid(), full=True)
         self.last_report = report
         self.write_scalars({f"test/{k}": torch.tensor(report.metrics[k]) for k in ("l1", "l2")}, self.loaded_step)
 
     def predict_step(self, grid: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Return c (M, 1), truth (M, D) and the configured readout's predictions (R, K, M, D)."""
         e, c = self.evaluation, self.data.grid()
-        main = self.objective.primary(e.solver, e.nfe)
-        return {"c": c, "truth": self.data.target(c), "prediction": self.predict_grid(main, e.x0, e.draws, c)}
+        readout = self.objective.readout(e.solver, e.nfe)
+        return {"c": c, "truth": self.data.target(c), "prediction": self.predict_grid(readout, e.x0, e.draws, c)}
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""
-        if self.shown is None or self.last_report is None:
+        if self.figure_data is None or self.last_report is None:
             return {}
-        return figures.draw_all(self.shown, self.last_report, folder / "metrics.csv", self.label)
+        return figures.draw_all(self.figure_data, self.last_report, folder / "metrics.csv", self.label)

@@ -17,7 +17,7 @@ from lightning_toys.errors import require
 from lightning_toys.flows import EVALUATIONS_PER_STEP, Solver, integrate, interpolate, straight_step
 from lightning_toys.nets import ConditionalNet
 
-X0Law = Literal["zeros", "gaussian"]
+X0Distribution = Literal["zeros", "gaussian"]
 Mode = Literal["regression", "flow", "straight_flow", "mip", "mip_one_step"]
 
 
@@ -29,7 +29,7 @@ class Readout:
     sample: Callable[[ConditionalNet, Tensor, Tensor], Tensor]
 
 
-def full_time(x: Tensor, t: Tensor | float) -> Tensor:
+def expand_time(x: Tensor, t: Tensor | float) -> Tensor:
     """Return t as a column (R, B, 1) beside x (R, B, D)."""
     return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(*x.shape[:-1], 1)
 
@@ -38,14 +38,14 @@ class Objective:
     """A training mode."""
 
     with_time: bool
-    draws_time = False  # whether residuals look at t
-    x0_law: X0Law = "gaussian"
+    samples_time = False  # whether residuals use t
+    x0_distribution: X0Distribution = "gaussian"
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
         """Return the terms of the loss, each prediction - target of shape (R, B, D); the loss is the sum of norms."""
         raise NotImplementedError
 
-    def primary(self, solver: Solver, nfe: int) -> Readout:
+    def readout(self, solver: Solver, nfe: int) -> Readout:
         """Return the readout that ``l1`` and ``l2`` are reported for."""
         raise NotImplementedError
 
@@ -58,36 +58,36 @@ class Regression(Objective):
     """l(f(0, c), x1); x0 Gaussian in training is an option of the module."""
 
     with_time = False
-    x0_law: X0Law = "zeros"
+    x0_distribution: X0Distribution = "zeros"
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
         """See :meth:`Objective.residuals`."""
         return [net(x0, c) - x1]
 
-    def primary(self, solver: Solver, nfe: int) -> Readout:
-        """See :meth:`Objective.primary`."""
+    def readout(self, solver: Solver, nfe: int) -> Readout:
+        """See :meth:`Objective.readout`."""
         return Readout("direct", lambda net, c, x0: net(x0, c))
 
     def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
         """See :meth:`Objective.readouts`."""
-        return [self.primary("euler", 1)]
+        return [self.readout("euler", 1)]
 
 
 class Flow(Objective):
     """Flow matching, l(v(x_t, c, t), x1 - x0) (Lipman et al. 2022), read out by integrating dx/dt = v."""
 
     with_time = True
-    draws_time = True
+    samples_time = True
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
         """See :meth:`Objective.residuals`."""
         return [net(interpolate(x0, x1, t), c, t) - (x1 - x0)]
 
-    def primary(self, solver: Solver, nfe: int) -> Readout:
-        """See :meth:`Objective.primary`."""
+    def readout(self, solver: Solver, nfe: int) -> Readout:
+        """See :meth:`Objective.readout`."""
 
         def sample(net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
-            return integrate(lambda t, x: net(x, c, full_time(x, t)), x0, solver, nfe)
+            return integrate(lambda t, x: net(x, c, expand_time(x, t)), x0, solver, nfe)
 
         return Readout("dopri5" if solver == "dopri5" else f"{solver}-{nfe}", sample)
 
@@ -98,21 +98,21 @@ class Flow(Objective):
         ]
         if "dopri5" in solvers:
             pairs.append(("dopri5", 1))
-        return [self.primary(s, n) for s, n in pairs]
+        return [self.readout(s, n) for s, n in pairs]
 
 
 class StraightFlow(Objective):
     """l(f(x_t, c), x1): the end point of the path, without time; read out by the affine step of ``straight_step``."""
 
     with_time = False
-    draws_time = True
+    samples_time = True
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
         """See :meth:`Objective.residuals`."""
         return [net(interpolate(x0, x1, t), c) - x1]
 
-    def primary(self, solver: Solver, nfe: int) -> Readout:
-        """See :meth:`Objective.primary`; ``nfe`` affine steps, the ODE solver is not used."""
+    def readout(self, solver: Solver, nfe: int) -> Readout:
+        """See :meth:`Objective.readout`; ``nfe`` affine steps, the ODE solver is not used."""
 
         def sample(net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
             x = x0
@@ -124,7 +124,7 @@ class StraightFlow(Objective):
 
     def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
         """See :meth:`Objective.readouts`."""
-        return [self.primary("euler", n) for n in nfes]
+        return [self.readout("euler", n) for n in nfes]
 
 
 class MIP(Objective):
@@ -143,31 +143,31 @@ class MIP(Objective):
         require(0 < t_star < 1, f"--model.t_star: {t_star} is not allowed; give a number between 0 and 1")
         self.t_star, self.form, self.one_step = t_star, form, one_step
 
-    def start(self, x0: Tensor) -> Tensor:
+    def first_input(self, x0: Tensor) -> Tensor:
         """Return what the first step is fed."""
         return torch.zeros_like(x0) if self.form == "paper" else x0
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
         """See :meth:`Objective.residuals`."""
-        star = full_time(x1, self.t_star)
-        first = net(self.start(x0), c, torch.zeros_like(star))
-        return [first - x1, net(interpolate(x0, x1, star), c, star) - x1]
+        t_star = expand_time(x1, self.t_star)
+        first = net(self.first_input(x0), c, torch.zeros_like(t_star))
+        return [first - x1, net(interpolate(x0, x1, t_star), c, t_star) - x1]
 
     def first_step(self, net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
         """Return a0 = f(x0, c, 0)."""
-        start = self.start(x0)
-        out: Tensor = net(start, c, full_time(start, 0.0))
+        start = self.first_input(x0)
+        out: Tensor = net(start, c, expand_time(start, 0.0))
         return out
 
     def second_step(self, net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
         """Return f(x_t*, c, t*) with x_t* on the line from the start to a0."""
-        star = full_time(x0, self.t_star)
+        t_star = expand_time(x0, self.t_star)
         a0 = self.first_step(net, c, x0).to(x0)  # autocast hands half precision back
-        out: Tensor = net(interpolate(self.start(x0), a0, star), c, star)
+        out: Tensor = net(interpolate(self.first_input(x0), a0, t_star), c, t_star)
         return out
 
-    def primary(self, solver: Solver, nfe: int) -> Readout:
-        """See :meth:`Objective.primary`."""
+    def readout(self, solver: Solver, nfe: int) -> Readout:
+        """See :meth:`Objective.readout`."""
         return self.readouts([], [])[0]
 
     def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
@@ -179,11 +179,11 @@ class MIP(Objective):
 def make_objective(mode: Mode, t_star: float, mip_form: Literal["published", "paper"]) -> Objective:
     """Return the objective of that name; mip's settings are looked at in any case."""
     mip = MIP(t_star, mip_form, one_step=mode == "mip_one_step")
-    makers: dict[str, Callable[[], Objective]] = {
+    objectives: dict[str, Callable[[], Objective]] = {
         "regression": Regression,
         "flow": Flow,
         "straight_flow": StraightFlow,
         "mip": lambda: mip,
         "mip_one_step": lambda: mip,
     }
-    return makers[mode]()
+    return objectives[mode]()

@@ -248,17 +248,21 @@ class Rotation(Target):
             axis = keyed_generator(seed, 0, "target/axis").standard_normal(3)
             x, y, z = axis / np.linalg.norm(axis)
             self.generator = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64)
-        self.constant = torch.from_numpy(keyed_generator(seed, 0, "target/amplitude").uniform(-1, 1, components))
-        self.waves = None
+        self.constant_amplitudes = torch.from_numpy(
+            keyed_generator(seed, 0, "target/amplitude").uniform(-1, 1, components)
+        )
+        self.trigonometric_amplitudes = None
         if amplitude == "trigonometric":
-            self.waves = Trigonometric(
+            self.trigonometric_amplitudes = Trigonometric(
                 dim=components, components=terms, frequency_rule=frequency_rule, max_frequency=max_frequency
             )
 
     @property
     def highest_frequency(self) -> float:
         """See :attr:`Target.highest_frequency`; a product's frequencies add."""
-        return float(self.alpha.max()) + (self.waves.highest_frequency if self.waves else 0.0)
+        return float(self.alpha.max()) + (
+            self.trigonometric_amplitudes.highest_frequency if self.trigonometric_amplitudes else 0.0
+        )
 
     def directions(self, c: Tensor) -> Tensor:
         """Return the unit vectors v_k(c) = exp(alpha_k c A) e_1, (M, 1) to (M, K, n)."""
@@ -268,5 +272,9 @@ class Rotation(Target):
 
     def __call__(self, c: Tensor) -> Tensor:
         """See :meth:`Target.__call__`."""
-        w = self.waves.sums(c) if self.waves else self.constant.expand(c.shape[0], -1)
+        w = (
+            self.trigonometric_amplitudes.sums(c)
+            if self.trigonometric_amplitudes
+            else self.constant_amplitudes.expand(c.shape[0], -1)
+        )
         return (w.unsqueeze(-1) * self.directions(c)).flatten(1)

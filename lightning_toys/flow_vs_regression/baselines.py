@@ -17,29 +17,29 @@ MAX_GP_FIT = 100
 Interpolator = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
 
 
-def zero(c: np.ndarray, x1: np.ndarray, at: np.ndarray, noise: float) -> np.ndarray:
+def zero(c: np.ndarray, x1: np.ndarray, c_eval: np.ndarray, noise: float) -> np.ndarray:
     """Predict 0."""
-    return np.zeros((at.size, x1.shape[1]))
+    return np.zeros((c_eval.size, x1.shape[1]))
 
 
-def nearest(c: np.ndarray, x1: np.ndarray, at: np.ndarray, noise: float) -> np.ndarray:
+def nearest(c: np.ndarray, x1: np.ndarray, c_eval: np.ndarray, noise: float) -> np.ndarray:
     """Predict the value of the nearest training point (of two equally near ones, the left)."""
-    right = np.clip(np.searchsorted(c, at), 1, c.size - 1)
-    take_left = at - c[right - 1] <= c[right] - at
+    right = np.clip(np.searchsorted(c, c_eval), 1, c.size - 1)
+    take_left = c_eval - c[right - 1] <= c[right] - c_eval
     return x1[np.where(take_left, right - 1, right)]
 
 
-def linear(c: np.ndarray, x1: np.ndarray, at: np.ndarray, noise: float) -> np.ndarray:
+def linear(c: np.ndarray, x1: np.ndarray, c_eval: np.ndarray, noise: float) -> np.ndarray:
     """Interpolate linearly; constant beyond the outermost points."""
-    return np.stack([np.interp(at, c, column) for column in x1.T], axis=1)
+    return np.stack([np.interp(c_eval, c, column) for column in x1.T], axis=1)
 
 
-def cubic_spline(c: np.ndarray, x1: np.ndarray, at: np.ndarray, noise: float) -> np.ndarray:
+def cubic_spline(c: np.ndarray, x1: np.ndarray, c_eval: np.ndarray, noise: float) -> np.ndarray:
     """Interpolate by scipy's cubic spline with not-a-knot ends."""
-    return np.asarray(CubicSpline(c, x1)(at))
+    return np.asarray(CubicSpline(c, x1)(c_eval))
 
 
-def gaussian_process(c: np.ndarray, x1: np.ndarray, at: np.ndarray, noise: float) -> np.ndarray:
+def gaussian_process(c: np.ndarray, x1: np.ndarray, c_eval: np.ndarray, noise: float) -> np.ndarray:
     """Predict the posterior mean of scikit-learn's GP with an RBF kernel fitted by marginal likelihood.
 
     One kernel for all outputs. With noisy targets a white kernel is fitted too. Of more than 100 points, evenly taken
@@ -57,10 +57,10 @@ def gaussian_process(c: np.ndarray, x1: np.ndarray, at: np.ndarray, noise: float
         if every > 1:
             model = GaussianProcessRegressor(model.kernel_, alpha=1e-10, normalize_y=True, optimizer=None)
             model.fit(c[:, None], x1)
-    return np.asarray(model.predict(at[:, None])).reshape(at.size, x1.shape[1])
+    return np.asarray(model.predict(c_eval[:, None])).reshape(c_eval.size, x1.shape[1])
 
 
-REFERENCES: dict[str, Interpolator] = {
+BASELINES: dict[str, Interpolator] = {
     "zero": zero,
     "nearest": nearest,
     "linear": linear,
@@ -69,13 +69,13 @@ REFERENCES: dict[str, Interpolator] = {
 }
 
 
-def reference_predictions(c: Tensor, x1: Tensor, at: Tensor, noise: float) -> dict[str, Tensor]:
-    """Return each reference's predictions (1, 1, M, D) at ``at`` (M, 1) from points c (N, 1), x1 (N, D)."""
+def baseline_predictions(c: Tensor, x1: Tensor, c_eval: Tensor, noise: float) -> dict[str, Tensor]:
+    """Return each baseline's predictions (1, 1, M, D) at ``c_eval`` (M, 1) from points c (N, 1), x1 (N, D)."""
     order = c.squeeze(-1).argsort()
-    c_np, x1_np, at_np = c.squeeze(-1)[order].double().numpy(), x1[order].double().numpy(), at.squeeze(-1).double()
+    points, values, grid = (t.double().numpy() for t in (c.squeeze(-1)[order], x1[order], c_eval.squeeze(-1)))
     out = {}
-    for name, interpolate in REFERENCES.items():
-        if name == "cubic_spline" and c_np.size < 4:
+    for name, interpolate in BASELINES.items():
+        if name == "cubic_spline" and points.size < 4:
             continue  # not-a-knot ends need four points
-        out[name] = torch.from_numpy(interpolate(c_np, x1_np, at_np.numpy(), noise))[None, None]
+        out[name] = torch.from_numpy(interpolate(points, values, grid, noise))[None, None]
     return out
