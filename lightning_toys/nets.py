@@ -31,23 +31,23 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def gelu_slope(a: Tensor) -> Tensor:
+def gelu_derivative(a: Tensor) -> Tensor:
     """Return d gelu / da = Phi(a) + a phi(a)."""
-    slope: Tensor = torch.special.ndtr(a) + a * torch.exp(-0.5 * a * a) / math.sqrt(2 * math.pi)
-    return slope
+    derivative: Tensor = torch.special.ndtr(a) + a * torch.exp(-0.5 * a * a) / math.sqrt(2 * math.pi)
+    return derivative
 
 
-def silu_slope(a: Tensor) -> Tensor:
+def silu_derivative(a: Tensor) -> Tensor:
     """Return d silu / da = s (1 + a (1 - s)), s the sigmoid of a."""
     s = torch.sigmoid(a)
-    slope: Tensor = torch.addcmul(s, s * a, 1 - s)
-    return slope
+    derivative: Tensor = torch.addcmul(s, s * a, 1 - s)
+    return derivative
 
 
-SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATION_DERIVATIVES: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda a: (a > 0).to(a),
-    "gelu": gelu_slope,
-    "silu": silu_slope,
+    "gelu": gelu_derivative,
+    "silu": silu_derivative,
     "tanh": lambda a: 1 - torch.tanh(a).square(),
 }
 
@@ -73,7 +73,7 @@ class ReplicaLinear(nn.Module):
             return torch.bmm(x, self.weight)
         return torch.baddbmm(self.bias, x, self.weight)
 
-    def push(self, dx: Tensor) -> Tensor:
+    def jvp(self, dx: Tensor) -> Tensor:
         """Map a tangent (R, B, in) to (R, B, out); no graph is kept."""
         return torch.bmm(dx, self.weight.detach().to(dx))
 
@@ -101,14 +101,14 @@ def fourier(u: Tensor, features: int) -> Tensor:
     return torch.cat([u, angle.sin(), angle.cos()], dim=-1)
 
 
-def fourier_push(u: Tensor, du: Tensor, features: int) -> Tensor:
+def fourier_jvp(u: Tensor, du: Tensor, features: int) -> Tensor:
     """Return the tangent of :func:`fourier` at u in the direction du."""
     if features == 0:
         return du
     k = torch.arange(1, features + 1, device=u.device, dtype=u.dtype) * math.pi
     angle = (u.unsqueeze(-1) * k).flatten(-2)
-    slope = (du.unsqueeze(-1) * k).flatten(-2)
-    return torch.cat([du, slope * angle.cos(), -slope * angle.sin()], dim=-1)
+    derivative = (du.unsqueeze(-1) * k).flatten(-2)
+    return torch.cat([du, derivative * angle.cos(), -derivative * angle.sin()], dim=-1)
 
 
 class Tangent(NamedTuple):
@@ -126,7 +126,7 @@ class ConditionalNet(nn.Module):
         """Map x (R, B, D), c (R, B, C) and t (R, B, 1) to (R, B, D)."""
         raise NotImplementedError
 
-    def dual(self, x: Tensor, c: Tensor, t: Tensor, along: Tangent) -> tuple[Tensor, Tensor]:
+    def jvp(self, x: Tensor, c: Tensor, t: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
         """Return the output (R, B, D) with its graph, and its directional derivative (R, K, D) without one.
 
         The derivative of the first K <= B rows is carried through the layers beside the values. It shares their
@@ -220,26 +220,26 @@ class ConcatMLP(ConditionalNet):
         out: Tensor = self.last(h)
         return out
 
-    def dual(self, x: Tensor, c: Tensor, t: Tensor, along: Tangent) -> tuple[Tensor, Tensor]:
-        """See :meth:`ConditionalNet.dual`."""
-        spec, slope, k = self.spec, SLOPES[self.spec.activation], along.x.shape[1]
+    def jvp(self, x: Tensor, c: Tensor, t: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
+        """See :meth:`ConditionalNet.jvp`."""
+        spec, derivative, k = self.spec, ACTIVATION_DERIVATIVES[self.spec.activation], tangent.x.shape[1]
         with torch.no_grad():
-            dc = fourier_push(c[:, :k], along.c, spec.fourier_c)
-            dt = fourier_push(t[:, :k], along.t, spec.fourier_t)
-            dh = self.first.push(torch.cat([along.x, dc, dt], dim=-1))
+            dc = fourier_jvp(c[:, :k], tangent.c, spec.fourier_c)
+            dt = fourier_jvp(t[:, :k], tangent.t, spec.fourier_t)
+            dh = self.first.jvp(torch.cat([tangent.x, dc, dt], dim=-1))
         a = self.first(torch.cat([x, fourier(c, spec.fourier_c), fourier(t, spec.fourier_t)], dim=-1))
         h = self.act(a)
         with torch.no_grad():
-            dh = slope(a[:, :k]).mul_(dh)
+            dh = derivative(a[:, :k]).mul_(dh)
         for layer in self.hidden:
             assert isinstance(layer, ReplicaLinear)
             a = layer(h)
             update = self.act(a)
             with torch.no_grad():
-                push = slope(a[:, :k]).mul_(layer.push(dh))
-                dh = dh + push if spec.residual else push
+                d_update = derivative(a[:, :k]).mul_(layer.jvp(dh))
+                dh = dh + d_update if spec.residual else d_update
             h = h + update if spec.residual else update
-        return self.last(h), self.last.push(dh).detach()
+        return self.last(h), self.last.jvp(dh).detach()
 
 
 class FiLMMLP(ConditionalNet):
@@ -270,17 +270,17 @@ class FiLMMLP(ConditionalNet):
         out: Tensor = self.last(h)
         return out
 
-    def dual(self, x: Tensor, c: Tensor, t: Tensor, along: Tangent) -> tuple[Tensor, Tensor]:
-        """See :meth:`ConditionalNet.dual`."""
-        spec, slope, k = self.spec, SLOPES[self.spec.activation], along.x.shape[1]
+    def jvp(self, x: Tensor, c: Tensor, t: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
+        """See :meth:`ConditionalNet.jvp`."""
+        spec, derivative, k = self.spec, ACTIVATION_DERIVATIVES[self.spec.activation], tangent.x.shape[1]
         condition = torch.cat([fourier(c, spec.fourier_c), fourier(t, spec.fourier_t)], dim=-1)
         a = self.first(x)
         h = self.act(a)
         with torch.no_grad():
-            dc = fourier_push(c[:, :k], along.c, spec.fourier_c)
-            dt = fourier_push(t[:, :k], along.t, spec.fourier_t)
+            dc = fourier_jvp(c[:, :k], tangent.c, spec.fourier_c)
+            dt = fourier_jvp(t[:, :k], tangent.t, spec.fourier_t)
             d_condition = torch.cat([dc, dt], dim=-1)
-            dh = slope(a[:, :k]).mul_(self.first.push(along.x))
+            dh = derivative(a[:, :k]).mul_(self.first.jvp(tangent.x))
         for layer, film in zip(self.hidden, self.film, strict=True):
             assert isinstance(layer, ReplicaLinear)
             assert isinstance(film, ReplicaLinear)
@@ -289,11 +289,11 @@ class FiLMMLP(ConditionalNet):
             a = gamma * y + beta
             update = self.act(a)
             with torch.no_grad():
-                d_gamma, d_beta = film.push(d_condition).chunk(2, dim=-1)
-                push = slope(a[:, :k]) * (d_gamma * y[:, :k] + gamma[:, :k] * layer.push(dh) + d_beta)
-                dh = dh + push if spec.residual else push
+                d_gamma, d_beta = film.jvp(d_condition).chunk(2, dim=-1)
+                d_update = derivative(a[:, :k]) * (d_gamma * y[:, :k] + gamma[:, :k] * layer.jvp(dh) + d_beta)
+                dh = dh + d_update if spec.residual else d_update
             h = h + update if spec.residual else update
-        return self.last(h), self.last.push(dh).detach()
+        return self.last(h), self.last.jvp(dh).detach()
 
 
 class AttentionBlock(nn.Module):

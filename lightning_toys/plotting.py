@@ -1,4 +1,4 @@
-"""One look for all figures: Okabe and Ito's colours, which colour-blind readers can tell apart, and plain axes."""
+"""One style for all figures: Okabe and Ito's colour-blind-safe palette, and plain axes."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lightning_toys.generative_policy.flow_ode import flow_sample
 from lightning_toys.generative_policy.gaussian import bounded_log_sigma, squash
 from lightning_toys.generative_policy.meanflow import (
     AverageVelocity,
@@ -18,10 +19,9 @@ from lightning_toys.generative_policy.meanflow import (
     residual,
     sample,
 )
-from lightning_toys.generative_policy.reference_flow import flow_sample
 from lightning_toys.nets import ConditionalNet
 
-SCALE = 0.5  # root mean square of a coordinate of the hills' places, about
+DATA_SCALE = 0.5  # root mean square of a coordinate of the hills' places, about
 
 
 class Actor(nn.Module):
@@ -39,19 +39,21 @@ class GaussianActor(Actor):
         super().__init__()
         self.net = net
 
-    def draw(self, state: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+    def sample_with_log_prob(self, state: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
         """Return actions and their log-likelihoods."""
         mu, raw = self.net(state, state[..., :0]).chunk(2, dim=-1)
         return squash(mu, bounded_log_sigma(raw, "tanh"), e)
 
     def act(self, state: Tensor, e: Tensor, xi: Tensor) -> Tensor:
         """See :meth:`Actor.act`."""
-        return self.draw(state, e)[0]
+        return self.sample_with_log_prob(state, e)[0]
 
-    def losses(self, state: Tensor, e: Tensor, value: Callable[[Tensor, Tensor], Tensor], entropy: float) -> Tensor:
+    def losses(
+        self, state: Tensor, e: Tensor, q_function: Callable[[Tensor, Tensor], Tensor], entropy: float
+    ) -> Tensor:
         """Return entropy * log pi(a | s) - Q(s, a) for each row (R, B), through the action (Haarnoja et al. 2018)."""
-        a, log_prob = self.draw(state, e)
-        return entropy * log_prob - value(state, a)
+        a, log_prob = self.sample_with_log_prob(state, e)
+        return entropy * log_prob - q_function(state, a)
 
 
 class MeanFlowActor(Actor):
@@ -59,7 +61,7 @@ class MeanFlowActor(Actor):
 
     def __init__(self, net: ConditionalNet, target_std: float) -> None:
         super().__init__()
-        self.u = AverageVelocity(net, Preconditioned(SCALE), head=target_std > 0)
+        self.u = AverageVelocity(net, Preconditioned(DATA_SCALE), head=target_std > 0)
         self.target_std = target_std
 
     def act(self, state: Tensor, e: Tensor, xi: Tensor) -> Tensor:
@@ -71,8 +73,8 @@ class MeanFlowActor(Actor):
         """Return the MeanFlow loss of each row (R, B) towards actions x; the first ``rows`` have r < t."""
         z, v = path(x, e, t), path_velocity(x, e)
         with torch.no_grad():
-            along = self.u.velocity(z[:, :rows], t[:, :rows], state[:, :rows]).to(z) if rows else v[:, :0]
-        u, log_sigma, du = self.u.dual(z, r, t, along, state)
+            tangent = self.u.velocity(z[:, :rows], t[:, :rows], state[:, :rows]).to(z) if rows else v[:, :0]
+        u, log_sigma, du = self.u.jvp(z, r, t, tangent, state)
         loss = adaptive_loss(residual(u, du, (t - r)[:, :rows], v), 0.25, 1e-3)
         if log_sigma is not None:
             loss = loss + (log_sigma[..., 0] - math.log(self.target_std)).square()

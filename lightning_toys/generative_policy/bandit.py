@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-PLACES = ((0.0, 0.5), (-0.5, -0.5), (0.5, -0.5))
-HEIGHTS = (1.0, 0.9, 0.8)
+MODE_CENTRES = ((0.0, 0.5), (-0.5, -0.5), (0.5, -0.5))
+MODE_HEIGHTS = (1.0, 0.9, 0.8)
 
 
 class RotatingModes:
@@ -23,14 +23,16 @@ class RotatingModes:
 
     def __init__(self, width: float = 0.15) -> None:
         self.width = width
-        self.places, self.heights = torch.tensor(PLACES), torch.tensor(HEIGHTS)
-        self.best, self.tops = self.find_tops()
-        self.references = {"uniform": {"regret": self.best - self.mean_reward()}}
-        self.references |= {f"top_of_hill_{i}": {"regret": self.best - top} for i, top in enumerate(self.tops)}
+        self.mode_centres, self.mode_heights = torch.tensor(MODE_CENTRES), torch.tensor(MODE_HEIGHTS)
+        self.max_reward, self.mode_maxima = self.find_maxima()
+        self.baselines = {"uniform": {"regret": self.max_reward - self.mean_reward()}}
+        self.baselines |= {
+            f"top_of_hill_{i}": {"regret": self.max_reward - top} for i, top in enumerate(self.mode_maxima)
+        }
 
     def centres(self, state: Tensor) -> Tensor:
         """Return the hills' places (..., 3, 2) at states (..., 2)."""
-        x, y = self.places.to(state).unbind(-1)
+        x, y = self.mode_centres.to(state).unbind(-1)
         c, s = state[..., :1], state[..., 1:]
         return torch.stack([c * x - s * y, s * x + c * y], dim=-1)
 
@@ -38,16 +40,16 @@ class RotatingModes:
         """Return the expected reward (...) of actions (..., 2) at states (..., 2)."""
         a = action.clamp(-1.0, 1.0)
         square = (a.unsqueeze(-2) - self.centres(state)).square().sum(-1)
-        return (self.heights.to(a) * torch.exp(-0.5 * square / self.width**2)).sum(-1)
+        return (self.mode_heights.to(a) * torch.exp(-0.5 * square / self.width**2)).sum(-1)
 
     def mean_reward(self) -> float:
         """Return the expected reward of uniform actions, over evenly spaced states: each hill's mass in [-1, 1]^2."""
-        centres = self.centres(angles_to_states(torch.arange(720, dtype=torch.float64) / 720))
+        centres = self.centres(turns_to_states(torch.arange(720, dtype=torch.float64) / 720))
         inside = torch.special.ndtr((1 - centres) / self.width) - torch.special.ndtr((-1 - centres) / self.width)
         mass = 2 * math.pi * self.width**2 * inside.prod(-1)  # (states, hills)
-        return float((mass @ self.heights.double()).mean()) / 4
+        return float((mass @ self.mode_heights.double()).mean()) / 4
 
-    def find_tops(self) -> tuple[float, list[float]]:
+    def find_maxima(self) -> tuple[float, list[float]]:
         """Return the greatest expected reward, the same at every state, and that at each hill's top.
 
         Newton steps from the hills' centres: the hills overlap a little, and the tops lie beside the centres.
@@ -55,30 +57,30 @@ class RotatingModes:
         state = torch.tensor([1.0, 0.0], dtype=torch.float64)
         # reverse mode twice: forward mode loads torch.jit, which is deprecated and slow
         curvature = torch.func.jacrev(torch.func.jacrev(self.reward, argnums=1), argnums=1)
-        tops = []
-        for place in self.places.double():
-            a = place.clone()
+        maxima = []
+        for centre in self.mode_centres.double():
+            a = centre.clone()
             for _ in range(20):
                 a.requires_grad_(True)
                 gradient = torch.autograd.grad(self.reward(state, a), a)[0]
                 a = (a - torch.linalg.solve(curvature(state, a.detach()), gradient)).detach()
-            tops.append(float(self.reward(state, a)))
-        return max(tops), tops
+            maxima.append(float(self.reward(state, a)))
+        return max(maxima), maxima
 
     def nearest(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Return the nearest hill, and the distance from its centre in widths."""
         distance = (action.clamp(-1.0, 1.0).unsqueeze(-2) - self.centres(state)).square().sum(-1).sqrt() / self.width
-        least, which = distance.min(-1)
-        return which, least
+        smallest, mode = distance.min(-1)
+        return mode, smallest
 
 
-def angles_to_states(turns: Tensor) -> Tensor:
+def turns_to_states(turns: Tensor) -> Tensor:
     """Return (cos, sin) of 2 pi turns: (...) to (..., 2)."""
     angle = 2 * math.pi * turns
     return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 
-def choose(values: Tensor, temperature: float, uniform: Tensor) -> Tensor:
+def sample_softmax(values: Tensor, temperature: float, uniform: Tensor) -> Tensor:
     """Draw from the mirror descent step pi_old exp(Q / lambda) by weighing candidates drawn from pi_old.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_toys.errors import require
-from lightning_toys.generative_policy.bandit import RotatingModes, angles_to_states
+from lightning_toys.generative_policy.bandit import RotatingModes, turns_to_states
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import DrawnLoader
 from lightning_toys.training.noise import NoiseStream, uniform
@@ -37,6 +37,6 @@ class BanditData(ToyDataModule):
 
         def draw(start: int, stop: int) -> tuple[Tensor, ...]:
             drawn = torch.stack([turns.at(step, like) for step in range(start, stop)], dim=1)
-            return (angles_to_states(drawn),)
+            return (turns_to_states(drawn),)
 
         return DrawnLoader(draw, self.batch_size)

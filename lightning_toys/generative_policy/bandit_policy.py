@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from lightning_toys.errors import require
 from lightning_toys.generative_policy import bandit_figures
 from lightning_toys.generative_policy.actors import Actor, FlowActor, GaussianActor, MeanFlowActor
-from lightning_toys.generative_policy.bandit import angles_to_states, choose
+from lightning_toys.generative_policy.bandit import sample_softmax, turns_to_states
 from lightning_toys.generative_policy.bandit_data import BanditData
-from lightning_toys.generative_policy.meanflow import TimeLaw
+from lightning_toys.generative_policy.meanflow import TimeDistribution
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
 from lightning_toys.training.loader import Batch
@@ -27,7 +27,7 @@ from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
 
-STATES = 64  # evenly spaced states that a policy is judged at
+NUM_STATES = 64  # evenly spaced states that a policy is evaluated at
 
 
 class BanditPolicy(ToyModule):
@@ -48,14 +48,14 @@ class BanditPolicy(ToyModule):
         entropy: SAC's weight of the entropy.
         target_std: standard deviation s of MeanFlow's boundary N(x, s^2 I), its entropy term; 0 is without.
         nfe: Euler steps to an action of ``flow``.
-        time: the law of r and t.
+        time: the distribution of r and t.
         optimizer: ``adamw``, or ``muon`` on the hidden matrices and AdamW on the rest.
         muon_lr: Muon's learning rate.
         lr: AdamW's learning rate.
         lr_decay: ``cosine`` takes the learning rate to 0 over the run.
         weight_decay: decoupled weight decay.
         clip_grad_norm: bound on each replica's gradient norm.
-        draws: actions judged at each of 64 states.
+        draws: actions evaluated at each of 64 states.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
     """
 
@@ -78,7 +78,7 @@ class BanditPolicy(ToyModule):
         entropy: float = 0.05,
         target_std: float = 0.03,
         nfe: int = 8,
-        time: TimeLaw | None = None,
+        time: TimeDistribution | None = None,
         optimizer: Literal["adamw", "muon"] = "adamw",
         muon_lr: float = 0.02,
         lr: float = 1e-3,
@@ -91,7 +91,7 @@ class BanditPolicy(ToyModule):
         super().__init__(seeds, lr, weight_decay, clip_grad_norm, None, lr_decay, optimizer, muon_lr, parallel)
         default = Network(hidden=64, layers=3, activation="silu")
         self.network = as_dataclass(Network, network, default)
-        self.time = as_dataclass(TimeLaw, time)
+        self.time = as_dataclass(TimeDistribution, time)
         require(
             self.network.kind != "transformer",
             "--model.network.kind: 'transformer' is not allowed here, it has no tangent; give concat or film",
@@ -114,7 +114,7 @@ class BanditPolicy(ToyModule):
         self.save_hyperparameters(logger=False)
         self.hparams.update({"network": asdict(self.network), "time": asdict(self.time)})
         self.hparams["seeds"] = self.seeds
-        self.shown: bandit_figures.Shown | None = None
+        self.figure_data: bandit_figures.FigureData | None = None
 
     @property
     def data(self) -> BanditData:
@@ -150,7 +150,7 @@ class BanditPolicy(ToyModule):
 
     # networks
 
-    def actor(self) -> Actor:
+    def build_actor(self) -> Actor:
         """Return a new policy."""
         if self.policy == "gaussian":
             return GaussianActor(self.network.build(self.local_seeds, 2, 0, False, 4))
@@ -163,9 +163,9 @@ class BanditPolicy(ToyModule):
         b, m = self.sizes["batch_size"], self.candidates
         seeds = self.local_seeds
         self.noise = {"e": NoiseStream(seeds, "e", (b, 2))}
-        parts: dict[str, nn.Module] = {"actor": self.actor()}
+        parts: dict[str, nn.Module] = {"actor": self.build_actor()}
         if self.policy != "gaussian":
-            parts["old"] = self.actor().requires_grad_(False)
+            parts["old"] = self.build_actor().requires_grad_(False)
             self.noise["time"] = NoiseStream(seeds, "t", (b, 2), uniform)
             self.noise["choice"] = NoiseStream(seeds, "choice", (b,), uniform)
             # a block of steps of candidates would be large
@@ -189,27 +189,37 @@ class BanditPolicy(ToyModule):
         loss = state.new_zeros(state.shape[:2])
         if self.critic_kind == "learned":
             with torch.no_grad():
-                action = self.part("actor").act(state, noise["act/e"], noise["act/xi"])
+                action = self.actor.act(state, noise["act/e"], noise["act/xi"])
                 reward = self.data.bandit.reward(state, action) + self.data.reward_noise * noise["reward"]
             loss = loss + (self.critic(state, action) - reward).square()
-        actor = self.part("actor")
+        actor = self.actor
         if isinstance(actor, GaussianActor):
-            loss = loss + actor.losses(state, noise["e"], self.frozen_value, self.entropy)
+            loss = loss + actor.losses(state, noise["e"], self.q_value, self.entropy)
         else:
             assert isinstance(actor, MeanFlowActor)
             if step % self.inner_steps == 0:
-                self.part("old").load_state_dict(actor.state_dict())
-            x = self.improved(state, noise)
-            law = replace(self.time, share=0.0) if self.policy == "flow" else self.time
-            loss = loss + actor.losses(state, x, noise["e"], *law.draw(self.noise["time"].at(step, state), rows))
+                self.old_actor.load_state_dict(actor.state_dict())
+            x = self.sample_improved_actions(state, noise)
+            time = replace(self.time, share=0.0) if self.policy == "flow" else self.time
+            loss = loss + actor.losses(state, x, noise["e"], *time.sample(self.noise["time"].at(step, state), rows))
         return loss.sum(1) / batch.total
 
-    def part(self, name: str) -> Actor:
-        """Return ``actor`` or ``old``."""
+    @property
+    def actor(self) -> Actor:
+        """The policy that learns."""
+        return self.actor_of("actor")
+
+    @property
+    def old_actor(self) -> Actor:
+        """pi_old, which candidates are drawn from."""
+        return self.actor_of("old")
+
+    def actor_of(self, key: str) -> Actor:
+        """Return one of the policies in ``net``."""
         assert isinstance(self.net, nn.ModuleDict)
-        found = self.net[name]
-        assert isinstance(found, Actor)
-        return found
+        actor = self.net[key]
+        assert isinstance(actor, Actor)
+        return actor
 
     def critic(self, state: Tensor, action: Tensor) -> Tensor:
         """Return the learned Q (...) at states and actions (R, B, 2)."""
@@ -220,7 +230,7 @@ class BanditPolicy(ToyModule):
         q: Tensor = net(3 * action, state)[..., 0]
         return q
 
-    def frozen_value(self, state: Tensor, action: Tensor) -> Tensor:
+    def q_value(self, state: Tensor, action: Tensor) -> Tensor:
         """Return Q with a gradient to the action alone."""
         if self.critic_kind == "known":
             return self.data.bandit.reward(state, action)
@@ -232,41 +242,42 @@ class BanditPolicy(ToyModule):
             net.requires_grad_(True)
 
     @torch.no_grad()
-    def improved(self, state: Tensor, noise: dict[str, Tensor]) -> Tensor:
+    def sample_improved_actions(self, state: Tensor, noise: dict[str, Tensor]) -> Tensor:
         """Return actions (R, B, 2) of the mirror descent step from pi_old."""
         R, B, M = state.shape[0], state.shape[1], self.candidates
         many = state.unsqueeze(2).expand(R, B, M, 2).reshape(R, B * M, 2)
-        a = self.part("old").act(many, noise["old/e"].reshape(R, B * M, 2), noise["old/xi"].reshape(R, B * M, 2))
-        q = self.frozen_value(many, a).reshape(R, B, M)
-        chosen = choose(q, self.temperature, noise["choice"])
+        a = self.old_actor.act(many, noise["old/e"].reshape(R, B * M, 2), noise["old/xi"].reshape(R, B * M, 2))
+        q = self.q_value(many, a).reshape(R, B, M)
+        chosen = sample_softmax(q, self.temperature, noise["choice"])
         a = a.reshape(R, B, M, 2).clamp(-1.0, 1.0)
         return a.gather(2, chosen[..., None, None].expand(R, B, 1, 2))[:, :, 0].to(state)
 
-    # judging
+    # evaluation
 
     @torch.no_grad()
     def evaluate(self) -> Report:
         """Judge actions at evenly spaced states."""
-        like, n, bandit = next(self.net.parameters()), STATES * self.draws, self.data.bandit
-        turns = (torch.arange(STATES, dtype=torch.float64) / STATES).repeat_interleave(self.draws)
-        state = angles_to_states(turns).expand(len(self.seeds), n, 2)
+        like, n, bandit = next(self.net.parameters()), NUM_STATES * self.draws, self.data.bandit
+        turns = (torch.arange(NUM_STATES, dtype=torch.float64) / NUM_STATES).repeat_interleave(self.draws)
+        state = turns_to_states(turns).expand(len(self.seeds), n, 2)
         e, xi = (
             torch.from_numpy(
                 np.stack([keyed_generator(s, 0, f"evaluation/{k}").standard_normal((n, 2)) for s in self.seeds])
             )
             for k in ("e", "xi")
         )
-        action = self.part("actor").act(state.to(like), e.to(like), xi.to(like))
+        action = self.actor.act(state.to(like), e.to(like), xi.to(like))
         a = action.cpu().double()
         reward = bandit.reward(state, a)
-        which, distance = bandit.nearest(state, a)
-        metrics = {"regret": bandit.best - reward.mean(1), "off": (distance > 3).double().mean(1)}
-        metrics |= {f"share_mode{i}": (which == i).double().mean(1) for i in range(3)}
+        mode, distance = bandit.nearest(state, a)
+        metrics = {"regret": bandit.max_reward - reward.mean(1), "off": (distance > 3).double().mean(1)}
+        metrics |= {f"share_mode{i}": (mode == i).double().mean(1) for i in range(3)}
         if self.critic_kind == "learned":
             q = self.critic(state.to(like), action).cpu().double()
             metrics["critic_error"] = (q - reward).square().mean(1).sqrt()
-        self.shown = bandit_figures.Shown(bandit, state[0].reshape(STATES, -1, 2), a.reshape(len(a), STATES, -1, 2))
-        return Report(self.seeds, {k: v.tolist() for k, v in metrics.items()}, bandit.references)
+        states, actions = state[0].reshape(NUM_STATES, -1, 2), a.reshape(len(a), NUM_STATES, -1, 2)
+        self.figure_data = bandit_figures.FigureData(bandit, states, actions)
+        return Report(self.seeds, {k: v.tolist() for k, v in metrics.items()}, bandit.baselines)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Judge the policy."""
@@ -282,8 +293,8 @@ class BanditPolicy(ToyModule):
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Return the states judged (S, draws, 2), the actions (R, S, draws, 2), and their expected rewards."""
         self.evaluate()
-        assert self.shown is not None
-        state, action = self.shown.states, self.shown.actions
+        assert self.figure_data is not None
+        state, action = self.figure_data.states, self.figure_data.actions
         reward = self.data.bandit.reward(state.expand_as(action), action)
         return {"state": state, "action": action, "reward": reward}
 
@@ -294,6 +305,6 @@ class BanditPolicy(ToyModule):
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""
-        if self.shown is None:
+        if self.figure_data is None:
             return {}
-        return bandit_figures.draw_all(self.shown, self.seeds, folder, self.label)
+        return bandit_figures.draw_all(self.figure_data, self.seeds, folder, self.label)

@@ -1,4 +1,4 @@
-"""Couplings of data and noise: joint laws of (x, e) whose marginals are the target and N(0, I)."""
+"""Couplings of data and noise: joint distributions of (x, e) whose marginals are the target and N(0, I)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = NDArray[np.float32]
 
 
 @functools.cache
-def kernel_works(device: str) -> bool:
+def gpu_assignment_works(device: str) -> bool:
     """Return whether a GPU solves assignments, by solving one: triton wants a recent GPU, and a compiler for itself."""
     if find_spec("triton") is None:  # torch for CUDA brings it on Linux
         return False
@@ -35,17 +35,17 @@ def kernel_works(device: str) -> bool:
 class Coupling:
     """Which noise goes with which sample in a batch."""
 
-    divides = 1  # rows that are coupled together; a batch holds a whole number of them
+    group_size = 1  # rows that are coupled together; a batch holds a whole number of them
 
     def pair(self, x: Array, e: Array) -> Array:
         """Return e (B, 2) in the order in which its rows go with those of x (B, 2)."""
         raise NotImplementedError
 
-    def pairs_on(self, device: torch.device) -> bool:
-        """Return whether :meth:`pair_there` is to be used where training runs on a device, in place of :meth:`pair`."""
+    def supports_device(self, device: torch.device) -> bool:
+        """Return whether :meth:`pair_on_device` takes the place of :meth:`pair` where training runs on a device."""
         return False
 
-    def pair_there(self, x: Tensor, e: Tensor) -> Tensor:
+    def pair_on_device(self, x: Tensor, e: Tensor) -> Tensor:
         """Return e (..., B, 2) paired with x (..., B, 2) as :meth:`pair` does it, but where the tensors are."""
         raise NotImplementedError
 
@@ -70,25 +70,25 @@ class OptimalTransport(Coupling):
 
     def __init__(self, size: int = 64) -> None:
         require(size >= 2, f"--data.coupling.size: {size} is not allowed; give an integer >= 2")
-        self.divides = size
+        self.group_size = size
 
     def pair(self, x: Array, e: Array) -> Array:
         """See :meth:`Coupling.pair`."""
         out = np.empty_like(e)
-        for k in range(0, len(x), self.divides):
-            group = slice(k, k + self.divides)
+        for k in range(0, len(x), self.group_size):
+            group = slice(k, k + self.group_size)
             # |x - e|^2 = |x|^2 + |e|^2 - 2 x.e, and the first two do not depend on the assignment
             _, columns = linear_sum_assignment(x[group] @ e[group].T, maximize=True)
             out[group] = e[group][columns]
         return out
 
-    def pairs_on(self, device: torch.device) -> bool:
-        """See :meth:`Coupling.pairs_on`: a GPU would wait for the host's assignments."""
-        return device.type == "cuda" and kernel_works(str(device))
+    def supports_device(self, device: torch.device) -> bool:
+        """See :meth:`Coupling.supports_device`: a GPU would wait for the host's assignments."""
+        return device.type == "cuda" and gpu_assignment_works(str(device))
 
-    def pair_there(self, x: Tensor, e: Tensor) -> Tensor:
-        """See :meth:`Coupling.pair_there`: the host's pairs, but for two assignments as good to seven digits."""
+    def pair_on_device(self, x: Tensor, e: Tensor) -> Tensor:
+        """See :meth:`Coupling.pair_on_device`: the host's pairs, but for two assignments as good to seven digits."""
         from lightning_toys.generative_policy.assignment import assign  # not where there is no triton
 
-        points, groups = (t.reshape(*t.shape[:-2], -1, self.divides, 2) for t in (x, e))
+        points, groups = (t.reshape(*t.shape[:-2], -1, self.group_size, 2) for t in (x, e))
         return groups.take_along_dim(assign(points, groups).unsqueeze(-1), -2).view(e.shape)

@@ -20,7 +20,7 @@ def bounded_log_sigma(raw: Tensor, bound: Bound) -> Tensor:
     return raw.clamp(-20.0, 2.0)
 
 
-def tanh_log_slope(y: Tensor) -> Tensor:
+def log_tanh_derivative(y: Tensor) -> Tensor:
     """Return log d tanh(y)/dy = 2 (log 2 - y - softplus(-2 y)), which does not underflow."""
     return 2 * (math.log(2) - y - F.softplus(-2 * y))
 
@@ -28,19 +28,19 @@ def tanh_log_slope(y: Tensor) -> Tensor:
 def squash(mu: Tensor, log_sigma: Tensor, xi: Tensor) -> tuple[Tensor, Tensor]:
     """Return the action a = tanh(mu + sigma xi) and log pi(a), summed over the last axis."""
     y = torch.addcmul(mu, log_sigma.exp(), xi)
-    log_prob = -0.5 * xi.square() - log_sigma - 0.5 * math.log(2 * math.pi) - tanh_log_slope(y)
+    log_prob = -0.5 * xi.square() - log_sigma - 0.5 * math.log(2 * math.pi) - log_tanh_derivative(y)
     return torch.tanh(y), log_prob.sum(-1)
 
 
-def log_prob_of(a: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
+def tanh_gaussian_log_prob(a: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
     """Return log pi(a) of given actions in (-1, 1), summed over the last axis; -inf at the ends."""
     y = torch.atanh(a)
     xi = (y - mu) * torch.exp(-log_sigma)
-    log_prob = -0.5 * xi.square() - log_sigma - 0.5 * math.log(2 * math.pi) - tanh_log_slope(y)
+    log_prob = -0.5 * xi.square() - log_sigma - 0.5 * math.log(2 * math.pi) - log_tanh_derivative(y)
     return log_prob.sum(-1).masked_fill((a.abs() >= 1).any(-1), -torch.inf)
 
 
-def hermite_grid(nodes: int = 32) -> tuple[Tensor, Tensor]:
+def gauss_hermite_grid(nodes: int = 32) -> tuple[Tensor, Tensor]:
     """Return xi (nodes^2, 2) and weights (nodes^2,) with sum_k w_k f(xi_k) = E f(xi) for xi ~ N(0, I_2), float64.
 
     Exact for polynomials of degree below 2 ``nodes`` in each coordinate.

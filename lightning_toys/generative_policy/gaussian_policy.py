@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_toys.errors import require
 from lightning_toys.generative_policy.data import MixtureData
-from lightning_toys.generative_policy.gaussian import Bound, bounded_log_sigma, hermite_grid, squash
+from lightning_toys.generative_policy.gaussian import Bound, bounded_log_sigma, gauss_hermite_grid, squash
 from lightning_toys.generative_policy.mixture import Mixture, Target
 from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
 from lightning_toys.nets import Network, keyed_uniform
@@ -23,7 +23,7 @@ from lightning_toys.training.replica_parallel import Parallel
 
 
 class FreeParameters(nn.Module):
-    """mu and the raw log sigma themselves, (R, 1, 4), drawn as a linear layer's bias with one input would be."""
+    """mu and the raw log sigma themselves, (R, 1, 4), samples as a linear layer's bias with one input would be."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class GaussianPolicy(GenerativePolicy):
         clip_grad_norm: bound on each replica's gradient norm.
         ema_decay: decay of a moving average of the weights.
         lr_decay: ``cosine`` ends at a learning rate of 0.
-        evaluation: how samples are drawn and judged.
+        evaluation: how samples are drawn and evaluated.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
         compile: whether the loss is compiled (`torch.compile`): for GPUs; takes half a minute once.
     """
@@ -101,7 +101,7 @@ class GaussianPolicy(GenerativePolicy):
         """See :meth:`ToyModule.unused_settings`."""
         flow = "a policy that is a flow"
         out = super().unused_settings() | unused_flags(flow, "evaluation.nfe", "evaluation.test_nfe")
-        out |= {"--data.coupling": flow, "--data.num_workers": flow}  # no sample is drawn
+        out |= {"--data.coupling": flow, "--data.num_workers": flow}  # no sample is samples
         if self.parameters_from == "free":
             return out | unused_flags("--model.parameters network", "network.")
         return out | self.network.unused_settings(with_time=False)
@@ -133,7 +133,7 @@ class GaussianPolicy(GenerativePolicy):
         )
         return sizes
 
-    def law(self, net: nn.Module) -> tuple[Tensor, Tensor]:
+    def mu_log_sigma(self, net: nn.Module) -> tuple[Tensor, Tensor]:
         """Return mu and log sigma, each (R, 1, 2)."""
         mu, raw = net().chunk(2, dim=-1)
         return mu, bounded_log_sigma(raw, self.bound)
@@ -146,24 +146,24 @@ class GaussianPolicy(GenerativePolicy):
 
     def losses(self, xi: Tensor, target: Target, total: int) -> Tensor:
         """Return each replica's loss (R,) for standard normals xi (R, B, 2): a sum divided by ``total``."""
-        mu, log_sigma = self.law(self.net)
+        mu, log_sigma = self.mu_log_sigma(self.net)
         a, log_pi = squash(mu, log_sigma, xi)
         return (log_pi - target.log_prob(a)).sum(1) / total
 
-    # judging
+    # evaluation
 
-    def readouts(self, numbers: list[int], everything: bool) -> list[str]:
+    def readouts(self, nfes: list[int], full: bool) -> list[str]:
         """See :meth:`GenerativePolicy.readouts`: there is one."""
         return ["direct"]
 
     def actions(self, readout: str, e: Tensor, xi: Tensor) -> Tensor:
         """See :meth:`GenerativePolicy.actions`."""
-        mu, log_sigma = self.law(self.scored_net)
+        mu, log_sigma = self.mu_log_sigma(self.evaluation_net)
         return squash(mu, log_sigma, e)[0]
 
-    def own_metrics(self, readout: str, e: Tensor, main: bool, everything: bool) -> dict[str, Tensor]:
+    def policy_metrics(self, readout: str, e: Tensor, main: bool, full: bool) -> dict[str, Tensor]:
         """Return reverse KL and entropy by quadrature, and which mode the policy chose."""
-        mu, log_sigma = (p.detach().double().cpu() for p in self.law(self.scored_net))
+        mu, log_sigma = (p.detach().double().cpu() for p in self.mu_log_sigma(self.evaluation_net))
         return exact_metrics(mu, log_sigma, self.data.target)
 
 
@@ -174,11 +174,11 @@ def exact_metrics(mu: Tensor, log_sigma: Tensor, target: Target) -> dict[str, Te
     mode nearest to tanh(mu), and ``chose_mode`` i is 1 for that mode and 0 for the others: its mean is the mode's share
     of the seeds.
     """
-    xi, weight = hermite_grid(48)
+    xi, weight = gauss_hermite_grid(48)
     a, log_pi = squash(mu, log_sigma, xi.expand(len(mu), -1, -1))
     kl = (log_pi - target.log_prob(a)) @ weight
-    which = target.nearest(torch.tanh(mu[:, 0]))[0]
-    out = {"kl": kl, "entropy_exact": -(log_pi @ weight), "kl_gap": kl + target.mode_weights[which].log()}
+    mode = target.nearest(torch.tanh(mu[:, 0]))[0]
+    out = {"kl": kl, "entropy_exact": -(log_pi @ weight), "kl_gap": kl + target.mode_weights[mode].log()}
     for i in range(len(target.mode_weights)):
-        out[f"chose_mode{i}"] = (which == i).double()
+        out[f"chose_mode{i}"] = (mode == i).double()
     return out

@@ -16,27 +16,27 @@ from torch import Tensor, nn
 from lightning_toys.errors import require
 from lightning_toys.generative_policy import figures
 from lightning_toys.generative_policy.data import MixtureData
-from lightning_toys.generative_policy.metrics import score
+from lightning_toys.generative_policy.flow_ode import flow_sample
+from lightning_toys.generative_policy.metrics import compute_metrics
 from lightning_toys.generative_policy.mixture import Mixture
-from lightning_toys.generative_policy.reference_flow import flow_sample
 from lightning_toys.training.configuration import require_data
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import keyed_generator
 from lightning_toys.training.results import Report
 
-ROWS = 2**14  # rows of one replica that go through a network at a time
-SHOWN = 2000  # samples kept for figures
+CHUNK_ROWS = 2**14  # rows of one replica that go through a network at a time
+FIGURE_SAMPLES = 2000  # samples kept for figures
 
 
 @dataclass
 class Evaluation:
-    """How samples are drawn and judged. The plain metric names are those of the first entry of ``nfe``.
+    """How samples are drawn and evaluated. The plain metric names are those of the first entry of ``nfe``.
 
     Args:
         samples: samples of each replica.
         pairs: those that the energy distance, at quadratic cost, is taken over.
         neighbours: k of the k-nearest-neighbour entropy.
-        nfe: numbers of network evaluations that training's validations score.
+        nfe: numbers of network evaluations that validations within `fit` score.
         test_nfe: those that `test` scores.
         weights: ``raw``, or ``ema`` (needs ``ema_decay``).
     """
@@ -77,13 +77,13 @@ class GenerativePolicy(ToyModule):
         "entropy_surrogate": "entropy surrogate (nats)",
         "kl": "reverse KL to the target (nats)",
     }
-    shown: figures.Shown | None = None
+    figure_data: figures.FigureData | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # neither changes with training
-        self.truth: list[Tensor] = []
-        self.scored_references: dict[bool, dict[str, dict[str, float]]] = {}
+        self.target_samples: list[Tensor] = []
+        self.baseline_cache: dict[bool, dict[str, dict[str, float]]] = {}
 
     @property
     def data(self) -> MixtureData:
@@ -100,15 +100,15 @@ class GenerativePolicy(ToyModule):
         return {"batch_size": data.batch_size, "scale": data.target.scale}
 
     @property
-    def scored_net(self) -> nn.Module:
+    def evaluation_net(self) -> nn.Module:
         """The weights that are evaluated."""
         net = self.ema_net if self.evaluation.weights == "ema" else self.net
         assert net is not None
         return net
 
-    # what a policy gives
+    # what a policy defines
 
-    def readouts(self, numbers: list[int], everything: bool) -> list[str]:
+    def readouts(self, nfes: list[int], full: bool) -> list[str]:
         """Return the names of the ways of drawing actions, the main one first."""
         raise NotImplementedError
 
@@ -116,11 +116,11 @@ class GenerativePolicy(ToyModule):
         """Return actions (R, n, 2) from noise e (R, n, 2); xi is more of it, for policies that need two."""
         raise NotImplementedError
 
-    def own_metrics(self, readout: str, e: Tensor, main: bool, everything: bool) -> dict[str, Tensor]:
+    def policy_metrics(self, readout: str, e: Tensor, main: bool, full: bool) -> dict[str, Tensor]:
         """Return what the policy knows of itself, values (R,): entropies, divergences."""
         return {}
 
-    # judging
+    # evaluation
 
     def evaluation_noise(self, stream: str, n: int) -> Tensor:
         """Return standard normals (R, n, 2), the same at every evaluation."""
@@ -128,79 +128,82 @@ class GenerativePolicy(ToyModule):
         return torch.from_numpy(np.stack(rows))
 
     @torch.no_grad()
-    def draw(self, readout: str, n: int) -> Tensor:
+    def sample(self, readout: str, n: int) -> Tensor:
         """Return n actions of each replica (R, n, 2), float64 on the CPU."""
         like = next(self.net.parameters())
         e, xi = self.evaluation_noise("e", n).to(like), self.evaluation_noise("xi", n).to(like)
-        rows = zip(torch.split(e, ROWS, dim=1), torch.split(xi, ROWS, dim=1), strict=True)
+        rows = zip(torch.split(e, CHUNK_ROWS, dim=1), torch.split(xi, CHUNK_ROWS, dim=1), strict=True)
         return torch.cat([self.actions(readout, a, b) for a, b in rows], dim=1).cpu().double()
 
-    def scores(self, drawn: Iterable[Tensor]) -> list[dict[str, float]]:
+    def sample_metrics(self, samples: Iterable[Tensor]) -> list[dict[str, float]]:
         """Return the metrics of each replica's samples (n, 2), beside as many of the target."""
         ev, target = self.evaluation, self.data.target
-        if not self.truth:
-            self.truth = [self.data.sample(s, ev.samples, "evaluation/target") for s in self.seeds]
-        return [score(x, target, y, ev.pairs, ev.neighbours) for x, y in zip(drawn, self.truth, strict=True)]
+        if not self.target_samples:
+            self.target_samples = [self.data.sample(s, ev.samples, "evaluation/target") for s in self.seeds]
+        return [
+            compute_metrics(x, target, y, ev.pairs, ev.neighbours)
+            for x, y in zip(samples, self.target_samples, strict=True)
+        ]
 
-    def evaluate(self, everything: bool) -> Report:
+    def evaluate(self, full: bool) -> Report:
         """Draw samples by every readout and score them."""
         ev, target = self.evaluation, self.data.target
         like = next(self.net.parameters())
         metrics: dict[str, list[float]] = {}
         first = ev.nfe[:1]
-        numbers = [*first, *(n for n in ev.test_nfe if n not in first)] if everything else ev.nfe
-        names = self.readouts(numbers, everything)
+        nfes = [*first, *(n for n in ev.test_nfe if n not in first)] if full else ev.nfe
+        names = self.readouts(nfes, full)
         samples: dict[str, Tensor] = {}
-        e = self.evaluation_noise("e", min(ev.samples, ROWS)).to(like)
+        e = self.evaluation_noise("e", min(ev.samples, CHUNK_ROWS)).to(like)
         for i, name in enumerate(names):
-            x = self.draw(name, ev.samples)
-            samples[name] = x[:, :SHOWN]
-            rows = self.scores(x)
+            x = self.sample(name, ev.samples)
+            samples[name] = x[:, :FIGURE_SAMPLES]
+            rows = self.sample_metrics(x)
             found = {k: [row.get(k, float("nan")) for row in rows] for k in dict.fromkeys(k for r in rows for k in r)}
-            found |= {k: v.double().tolist() for k, v in self.own_metrics(name, e, i == 0, everything).items()}
+            found |= {k: v.double().tolist() for k, v in self.policy_metrics(name, e, i == 0, full).items()}
             if i == 0:
                 metrics |= found
             if len(names) > 1:
                 metrics |= {f"{k}@{name}": v for k, v in found.items() if "_mode" not in k}
-        self.shown = figures.Shown(target, samples, self.seeds)
-        return Report(self.seeds, metrics, self.references(everything))
+        self.figure_data = figures.FigureData(target, samples, self.seeds)
+        return Report(self.seeds, metrics, self.baselines(full))
 
-    def references(self, everything: bool) -> dict[str, dict[str, float]]:
+    def baselines(self, full: bool) -> dict[str, dict[str, float]]:
         """Return the metrics of other samples of the target, and of its exact flow: rows without a network."""
-        if everything in self.scored_references:
-            return self.scored_references[everything]
+        if full in self.baseline_cache:
+            return self.baseline_cache[full]
         ev, target = self.evaluation, self.data.target
         noise = self.evaluation_noise("e", ev.samples).double()
         rows: dict[str, Iterable[Tensor]] = {
             "target": [self.data.sample(s, ev.samples, "evaluation/another") for s in self.seeds]
         }
-        if everything and isinstance(target, Mixture):
+        if full and isinstance(target, Mixture):
             for name, nfe in (("exact_flow_1", 1), ("exact_flow_8", 8), ("exact_flow_64", 64)):
                 rows[name] = flow_sample(target.marginal_velocity, noise, "euler", nfe)
         out: dict[str, dict[str, float]] = {}
-        for name, drawn in rows.items():
-            found = self.scores(drawn)
+        for name, samples in rows.items():
+            found = self.sample_metrics(samples)
             out[name] = {k: float(np.mean([f[k] for f in found if k in f])) for k in found[0] if "_mode" not in k}
         out["target"]["entropy_exact"] = target.entropy()
-        self.scored_references[everything] = out
+        self.baseline_cache[full] = out
         return out
 
     # Lightning
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Score every readout of training's evaluations."""
-        report = self.evaluate(everything=False)
+        report = self.evaluate(full=False)
         self.last_report = report
         self.write_evaluation(report)
         if self.trainer.sanity_checking:
             return
         if self.trainer.state.fn == "fit" and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            assert self.shown is not None
-            figures.keep_snapshot(self.run_folder, self.global_step, self.shown)
+            assert self.figure_data is not None
+            figures.save_snapshot(self.run_folder, self.global_step, self.figure_data)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         """Score every readout."""
-        report = self.evaluate(everything=True)
+        report = self.evaluate(full=True)
         self.last_report = report
         main = {f"test/{k}": torch.tensor(report.metrics[k]) for k in self.headline if k in report.metrics}
         self.write_scalars(main, self.loaded_step)
@@ -208,7 +211,7 @@ class GenerativePolicy(ToyModule):
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Return samples (R, n, 2) by the main readout, as many of the target, and the target's log density there."""
         ev = self.evaluation
-        x = self.draw(self.readouts(ev.nfe, False)[0], ev.samples)
+        x = self.sample(self.readouts(ev.nfe, False)[0], ev.samples)
         truth = torch.stack([self.data.sample(s, ev.samples, "evaluation/target") for s in self.seeds])
         return {"samples": x, "target": truth, "log_prob": self.data.target.log_prob(x)}
 
@@ -219,6 +222,6 @@ class GenerativePolicy(ToyModule):
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""
-        if self.shown is None or self.last_report is None:
+        if self.figure_data is None or self.last_report is None:
             return {}
-        return figures.draw_all(self.shown, self.last_report, folder, self.label)
+        return figures.draw_all(self.figure_data, self.last_report, folder, self.label)

@@ -26,7 +26,7 @@ def flow_sample(velocity: Velocity, e: Tensor, solver: Solver, nfe: int, toleran
 def flow_log_prob(
     velocity_and_divergence: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, tolerance: float = 1e-5
 ) -> Tensor:
-    """Return log q(x) of the flow's law at t = 0, with the exact divergence (Chen et al. 2018).
+    """Return log q(x) of the flow's distribution at t = 0, with the exact divergence (Chen et al. 2018).
 
     log q_0(z_0) = log N(z_1; 0, I) + int_0^1 div v(z_t, t) dt along the trajectory through z_0 = x.
 
@@ -36,11 +36,11 @@ def flow_log_prob(
         tolerance: dopri5's, relative and absolute.
     """
 
-    def joint(t: Tensor, state: Tensor) -> Tensor:
+    def augmented(t: Tensor, state: Tensor) -> Tensor:
         z = state[..., :2]
         return torch.cat(velocity_and_divergence(z, t.clamp(0.0, 1.0).expand(z[..., :1].shape)), dim=-1)
 
     start = torch.cat([x, torch.zeros_like(x[..., :1])], dim=-1)
-    end = integrate(joint, start, "dopri5", rtol=tolerance, atol=tolerance)
+    end = integrate(augmented, start, "dopri5", rtol=tolerance, atol=tolerance)
     z = end[..., :2]
     return -0.5 * z.square().sum(-1) - math.log(2 * math.pi) + end[..., 2]
