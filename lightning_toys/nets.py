@@ -32,13 +32,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def gelu_derivative(a: Tensor) -> Tensor:
-    """Return d gelu / da = Phi(a) + a phi(a)."""
+    """Return d gelu / da = Phi(a) + a phi(a), elementwise."""
     derivative: Tensor = torch.special.ndtr(a) + a * torch.exp(-0.5 * a * a) / math.sqrt(2 * math.pi)
     return derivative
 
 
 def silu_derivative(a: Tensor) -> Tensor:
-    """Return d silu / da = s (1 + a (1 - s)), s the sigmoid of a."""
+    """Return d silu / da = s (1 + a (1 - s)), s = sigmoid(a), elementwise."""
     s = torch.sigmoid(a)
     derivative: Tensor = torch.addcmul(s, s * a, 1 - s)
     return derivative
@@ -74,7 +74,7 @@ class ReplicaLinear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
     def jvp(self, dx: Tensor) -> Tensor:
-        """Map a tangent (R, B, in) to (R, B, out); no graph is kept."""
+        """Map an input tangent (R, B, in) to the output tangent (R, B, out), dx W; no graph to the weights is kept."""
         return torch.bmm(dx, self.weight.detach().to(dx))
 
 
@@ -93,7 +93,11 @@ class ReplicaLayerNorm(nn.Module):
 
 
 def fourier(u: Tensor, features: int) -> Tensor:
-    """Append sin(pi k u) and cos(pi k u), k = 1..features, to u: (..., d) to (..., d (1 + 2 features))."""
+    """Append sin(pi k u) and cos(pi k u), k = 1..features, to u: (..., d) to (..., d (1 + 2 features)).
+
+    >>> fourier(torch.zeros(5, 3), 2).shape
+    torch.Size([5, 15])
+    """
     if features == 0:
         return u
     k = torch.arange(1, features + 1, device=u.device, dtype=u.dtype) * math.pi
@@ -102,7 +106,7 @@ def fourier(u: Tensor, features: int) -> Tensor:
 
 
 def fourier_jvp(u: Tensor, du: Tensor, features: int) -> Tensor:
-    """Return the tangent of :func:`fourier` at u in the direction du."""
+    """Return the derivative of :func:`fourier` at u in the direction du: both (..., d) to (..., d (1 + 2 features))."""
     if features == 0:
         return du
     k = torch.arange(1, features + 1, device=u.device, dtype=u.dtype) * math.pi
@@ -112,7 +116,13 @@ def fourier_jvp(u: Tensor, du: Tensor, features: int) -> Tensor:
 
 
 class Tangent(NamedTuple):
-    """A direction in which a network is differentiated: of x, c and t, for the first K rows only."""
+    """A direction in which a network is differentiated, for the first K rows of a batch.
+
+    Attributes:
+        x: (R, K, D).
+        c: (R, K, C).
+        t: (R, K, 1).
+    """
 
     x: Tensor
     c: Tensor
@@ -120,7 +130,7 @@ class Tangent(NamedTuple):
 
 
 class ConditionalNet(nn.Module):
-    """A map (x, c, t) -> R^D with a replica axis; ``t`` is left out where the objective has no time."""
+    """Base of the networks (x, c, t) -> R^D with a replica axis; without ``t`` where the objective has no time."""
 
     def forward(self, x: Tensor, c: Tensor, t: Tensor | None = None) -> Tensor:
         """Map x (R, B, D), c (R, B, C) and t (R, B, 1) to (R, B, D)."""
@@ -129,9 +139,12 @@ class ConditionalNet(nn.Module):
     def jvp(self, x: Tensor, c: Tensor, t: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
         """Return the output (R, B, D) with its graph, and its directional derivative (R, K, D) without one.
 
-        The derivative of the first K <= B rows is carried through the layers beside the values. It shares their
-        pre-activations and keeps nothing for a backward pass, which makes it much cheaper than ``torch.func.jvp`` in a
+        The derivative is that of ``torch.func.jvp`` for the first K <= B rows, carried through the layers beside the
+        values. It shares their pre-activations and keeps nothing for a backward pass, which makes it much cheaper in a
         loss that takes it for a constant.
+
+        Raises:
+            NotImplementedError: the network has no forward derivative (:class:`TokenTransformer`).
         """
         raise NotImplementedError(f"{type(self).__name__} has no tangent")
 
@@ -142,7 +155,7 @@ class Network:
 
     Args:
         kind: ``concat`` feeds [x, c, t] to an MLP; ``film`` feeds x and lets c, t scale and shift every hidden layer
-            (Perez et al. 2018); ``transformer`` attends over one token each for x, c and t.
+            (FiLM, arXiv 1709.07871); ``transformer`` attends over one token each for x, c and t.
         hidden: width of the hidden layers.
         layers: number of hidden layers (transformer: of attention blocks).
         activation: nonlinearity.
@@ -150,6 +163,9 @@ class Network:
         fourier_t: the same for t.
         residual: add each hidden layer's input to its output.
         heads: attention heads of the transformer.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     kind: Literal["concat", "film", "transformer"] = "concat"
@@ -189,7 +205,20 @@ class Network:
     def build(
         self, seeds: Sequence[int], x_dim: int, c_dim: int, with_time: bool, out_dim: int | None = None
     ) -> ConditionalNet:
-        """Build the network for one replica a seed; without ``out_dim`` x_dim is also the output's dimension."""
+        """Build the network for one replica a seed.
+
+        Args:
+            seeds: one a replica; each draws its own initial weights.
+            x_dim: dimension of x.
+            c_dim: dimension of the condition c.
+            with_time: whether the network is given t.
+            out_dim: dimension of the output; that of x if left out.
+
+        Example:
+            >>> net = Network(hidden=8).build(seeds=[0, 1], x_dim=2, c_dim=1, with_time=True)
+            >>> net(torch.zeros(2, 5, 2), torch.zeros(2, 5, 1), torch.zeros(2, 5, 1)).shape
+            torch.Size([2, 5, 2])
+        """
         kinds = {"concat": ConcatMLP, "film": FiLMMLP, "transformer": TokenTransformer}
         return kinds[self.kind](self, seeds, x_dim, c_dim, with_time, out_dim or x_dim)
 

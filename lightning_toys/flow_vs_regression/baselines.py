@@ -1,4 +1,8 @@
-"""Rows that need no network: what any interpolation of the same points scores."""
+"""Training-free baselines: interpolations of the same training points.
+
+Each maps points c (N,), sorted, and their values x1 (N, D) to predictions (M, D) at c_eval (M,); ``noise`` is the known
+standard deviation of the values' noise.
+"""
 
 from __future__ import annotations
 
@@ -23,27 +27,31 @@ def zero(c: np.ndarray, x1: np.ndarray, c_eval: np.ndarray, noise: float) -> np.
 
 
 def nearest(c: np.ndarray, x1: np.ndarray, c_eval: np.ndarray, noise: float) -> np.ndarray:
-    """Predict the value of the nearest training point (of two equally near ones, the left)."""
+    """Predict the value of the nearest training point (of two equally near ones, the left).
+
+    >>> nearest(np.array([0.0, 1.0]), np.array([[5.0], [7.0]]), np.array([0.4, 0.5, 0.6]), 0.0).ravel().tolist()
+    [5.0, 5.0, 7.0]
+    """
     right = np.clip(np.searchsorted(c, c_eval), 1, c.size - 1)
     take_left = c_eval - c[right - 1] <= c[right] - c_eval
     return x1[np.where(take_left, right - 1, right)]
 
 
 def linear(c: np.ndarray, x1: np.ndarray, c_eval: np.ndarray, noise: float) -> np.ndarray:
-    """Interpolate linearly; constant beyond the outermost points."""
+    """Interpolate linearly; constant beyond the outermost points (``numpy.interp``)."""
     return np.stack([np.interp(c_eval, c, column) for column in x1.T], axis=1)
 
 
 def cubic_spline(c: np.ndarray, x1: np.ndarray, c_eval: np.ndarray, noise: float) -> np.ndarray:
-    """Interpolate by scipy's cubic spline with not-a-knot ends."""
+    """Interpolate by ``scipy.interpolate.CubicSpline`` with not-a-knot ends; needs four points."""
     return np.asarray(CubicSpline(c, x1)(c_eval))
 
 
 def gaussian_process(c: np.ndarray, x1: np.ndarray, c_eval: np.ndarray, noise: float) -> np.ndarray:
-    """Predict the posterior mean of scikit-learn's GP with an RBF kernel fitted by marginal likelihood.
+    """Predict the posterior mean of scikit-learn's Gaussian process, RBF kernel fitted by marginal likelihood.
 
-    One kernel for all outputs. With noisy targets a white kernel is fitted too. Of more than 100 points, evenly taken
-    ones fit the kernel, and all of them the posterior.
+    One kernel for all outputs. With noisy values a white kernel is fitted too. Beyond 100 points the kernel is fitted
+    on every n-th point, at most 100, and the posterior on all of them.
     """
     kernel = ConstantKernel(1.0, (1e-3, 1e3)) * RBF(0.1, (1e-3, 1e1))
     if noise > 0:
@@ -70,7 +78,18 @@ BASELINES: dict[str, Interpolator] = {
 
 
 def baseline_predictions(c: Tensor, x1: Tensor, c_eval: Tensor, noise: float) -> dict[str, Tensor]:
-    """Return each baseline's predictions (1, 1, M, D) at ``c_eval`` (M, 1) from points c (N, 1), x1 (N, D)."""
+    """Return every baseline's predictions, by name.
+
+    Args:
+        c: training points (N, 1), in any order.
+        x1: their values (N, D).
+        c_eval: points to predict at (M, 1).
+        noise: standard deviation of the noise in x1.
+
+    Returns:
+        name to (1, 1, M, D), float64, with the axes (R, K) of a network's predictions; no ``cubic_spline`` of fewer
+        than four points.
+    """
     order = c.squeeze(-1).argsort()
     points, values, grid = (t.double().numpy() for t in (c.squeeze(-1)[order], x1[order], c_eval.squeeze(-1)))
     out = {}

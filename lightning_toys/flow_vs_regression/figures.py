@@ -1,4 +1,4 @@
-"""What a run looks like: predictions, errors, training curves, geometry, samplers."""
+"""Figures of a run: predictions, errors, training curves, geometry, samplers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,18 @@ MAX_POINTS = 2000  # more on a curve than a figure has pixels
 
 @dataclass
 class FigureData:
-    """An evaluation's tensors: c (M, 1), truth (M, D), prediction (R, K, M, D), one replica's points, baselines."""
+    """What the figures of an evaluation are drawn from.
+
+    Attributes:
+        c: evaluation points (M, 1).
+        truth: the target's values (M, D).
+        prediction: the configured readout's predictions (R, K, M, D).
+        train_c: the first replica's training points (N, 1).
+        train_x1: their values (N, D).
+        baselines: the first replica's baselines, name to (1, 1, M, D).
+        target: the target function.
+        arrays: profiles by name, see :func:`compute_metrics`.
+    """
 
     c: Tensor
     truth: Tensor
@@ -34,7 +45,7 @@ class FigureData:
     arrays: dict[str, Tensor]
 
     def subsample(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return c (m,), truth (m, D), prediction (R, K, m, D) on at most MAX_POINTS points."""
+        """Return c (m,), truth (m, D) and prediction (R, K, m, D) at every n-th point; m < 2 ``MAX_POINTS``."""
         stride = max(1, self.c.shape[0] // MAX_POINTS)
         return (
             self.c[::stride, 0].numpy(),
@@ -44,7 +55,7 @@ class FigureData:
 
 
 def draw_curve(ax: Axes, data: FigureData, d: int, legend: bool) -> None:
-    """Draw output d: truth, training points, each replica, and the mean with its interval."""
+    """Draw output d: truth, training points, each replica (the first 16), and the mean with its interval."""
     c, truth, prediction = data.subsample()
     mean = prediction[..., d].mean(1)
     for row in mean[:16]:
@@ -59,7 +70,7 @@ def draw_curve(ax: Axes, data: FigureData, d: int, legend: bool) -> None:
 
 
 def draw_predictions(data: FigureData, title: str) -> Figure:
-    """Predictions against truth, first output."""
+    """Draw predictions against truth, first output."""
     figure, axes = new_figure(size=(7.2, 4.2))
     draw_curve(axes[0, 0], data, 0, legend=True)
     figure.suptitle(title, fontsize=10)
@@ -67,7 +78,7 @@ def draw_predictions(data: FigureData, title: str) -> Figure:
 
 
 def draw_per_dimension(data: FigureData, title: str) -> Figure:
-    """Predictions against truth, a panel an output (the first 24)."""
+    """Draw predictions against truth, a panel an output (the first 24)."""
     dims = min(data.truth.shape[1], 24)
     columns = min(4, dims)
     rows = -(-dims // columns)
@@ -86,7 +97,7 @@ def draw_per_dimension(data: FigureData, title: str) -> Figure:
 
 
 def draw_errors(data: FigureData, title: str) -> Figure:
-    """Distance to the truth along c, log scale, beside linear interpolation."""
+    """Draw the distance to the truth against c, log scale, with linear interpolation's."""
     c, truth, prediction = data.subsample()
     stride = max(1, data.c.shape[0] // MAX_POINTS)
     error = np.sqrt(((prediction - truth) ** 2).mean(1).sum(-1))
@@ -109,7 +120,7 @@ def draw_errors(data: FigureData, title: str) -> Figure:
 
 
 def draw_error_distribution(data: FigureData, title: str) -> Figure:
-    """The share of points whose error is at most e, one curve a seed."""
+    """Draw the empirical distribution function of the error, one curve a seed."""
     _, truth, prediction = data.subsample()
     error = np.sqrt(((prediction - truth) ** 2).sum(-1))
     figure, axes = new_figure(size=(6.0, 3.8))
@@ -131,7 +142,10 @@ def draw_error_distribution(data: FigureData, title: str) -> Figure:
 
 
 def draw_training_curves(csv_path: Path, title: str) -> Figure | None:
-    """Training loss and evaluation error against the step, mean and interval; None where nothing was logged."""
+    """Draw training loss and evaluation errors against the step; None where nothing was logged.
+
+    Geometric mean over seeds; the band is one standard deviation of the logarithm.
+    """
     if not csv_path.exists():
         return None
     rows = read_csv(csv_path)
@@ -160,7 +174,7 @@ def draw_training_curves(csv_path: Path, title: str) -> Figure | None:
 
 
 def draw_subspace(data: FigureData, report: Report, title: str) -> Figure | None:
-    """For a projected target: predictions in the plane of the true subspace, and their principal spectrum."""
+    """Draw, for a projected target, predictions in the plane of the true subspace, and their principal spectrum."""
     target = data.target
     if not isinstance(target, Projected):
         return None
@@ -190,7 +204,7 @@ def draw_subspace(data: FigureData, report: Report, title: str) -> Figure | None
 
 
 def draw_intervals(data: FigureData, report: Report, title: str) -> Figure | None:
-    """For a piecewise target: what of the prediction in interval i lies off subspace j, and off both at a boundary."""
+    """Draw, for a piecewise target, the interval matrix and the boundary profile of :mod:`.metrics`."""
     target = data.target
     if not isinstance(target, Piecewise):
         return None
@@ -221,7 +235,7 @@ def draw_intervals(data: FigureData, report: Report, title: str) -> Figure | Non
 
 
 def draw_rotation(data: FigureData, report: Report, title: str) -> Figure | None:
-    """For a rotation: how parallel each component is to the true direction, and what share lies across it."""
+    """Draw, for a rotation, each component's cosine with the true direction and its perpendicular fraction."""
     if not isinstance(data.target, Rotation):
         return None
     figure, axes = new_figure(1, 2, size=(9.0, 3.6))
@@ -240,7 +254,7 @@ def draw_rotation(data: FigureData, report: Report, title: str) -> Figure | None
 
 
 def draw_samplers(data: FigureData, report: Report, title: str) -> Figure | None:
-    """RMSE of every readout of one checkpoint, from zeros and from Gaussian draws."""
+    """Draw the RMSE of every readout of one checkpoint, from zeros and from Gaussian draws."""
     names = [k.removeprefix("l2@") for k in report.metrics if k.startswith("l2@")]
     if len(names) < 2:
         return None
@@ -265,7 +279,7 @@ def draw_samplers(data: FigureData, report: Report, title: str) -> Figure | None
 
 
 def draw_all(data: FigureData, report: Report, csv_path: Path, title: str) -> dict[str, Figure]:
-    """Return every figure that fits the target, by name."""
+    """Return every figure that is defined for the target, by file name."""
     plots: dict[str, Callable[[], Figure | None]] = {
         "predictions": lambda: draw_predictions(data, title),
         "errors": lambda: draw_errors(data, title),

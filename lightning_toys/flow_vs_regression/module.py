@@ -1,4 +1,4 @@
-"""FlowVsRegression: one network, one protocol, five objectives."""
+"""FlowVsRegression: regression and four flow-like objectives, with one network and one protocol."""
 
 from __future__ import annotations
 
@@ -27,24 +27,30 @@ from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
 
-CHUNK = 2**21  # activations of one layer evaluated at a time: 8 MiB, which stays in a CPU's cache
-GPU_CHUNK = 2**27  # 512 MiB: there each chunk reads all weights anew
+CHUNK = 2**21  # activations of one layer that are evaluated at a time: 8 MiB, which stays in a CPU's cache
+GPU_CHUNK = 2**27  # on a GPU, 512 MiB: each chunk reads all weights anew
 
 
 @dataclass
 class Evaluation:
-    """How predictions are read out. ``l1`` and ``l2`` are those of ``solver``, ``nfe``, ``x0``; `test` scores all.
+    """How predictions are made and evaluated.
+
+    ``l1`` and ``l2`` are those of ``solver``, ``nfe`` and ``x0``; `test` evaluates ``test_solvers``, ``test_nfe`` and
+    ``test_x0`` too.
 
     Args:
         solver: ODE solver of flow.
         nfe: network evaluations of flow and straight_flow.
         x0: where a prediction starts: zeros, or ``draws`` Gaussian draws (the same for every mode and metric).
-        draws: Gaussian draws to a point; validation within `fit` takes at most 8.
+        draws: Gaussian draws per point; validation within `fit` takes at most 8.
         weights: ``raw``, ``ema`` (needs ``ema_decay``), or ``best`` on held-out training points (needs
             ``data.holdout``).
-        test_solvers: solvers that `test` scores.
-        test_nfe: numbers of evaluations that `test` scores.
-        test_x0: starts that `test` scores.
+        test_solvers: solvers that `test` evaluates.
+        test_nfe: numbers of network evaluations that `test` evaluates.
+        test_x0: starts that `test` evaluates.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     solver: Solver = "euler"
@@ -67,7 +73,7 @@ class FlowVsRegression(ToyModule):
     """Learns c -> f(c) from a few points, by regression or by flow-like models, R replicas at once.
 
     Args:
-        mode: what is regressed on what; see docs/flow_vs_regression.md for the equations.
+        mode: the objective; see docs/flow_vs_regression.md for the equations.
         seeds: one seed a replica; replica r of many is the solo run with that seed.
         loss: ``l2`` trains on squared errors, ``l1`` on absolute ones.
         network: the network.
@@ -81,6 +87,9 @@ class FlowVsRegression(ToyModule):
         evaluation: how predictions are read out.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
         compile: whether the loss is compiled (`torch.compile`): for GPUs; takes half a minute once.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     metric_labels: Mapping[str, str] = {
@@ -190,7 +199,7 @@ class FlowVsRegression(ToyModule):
         return net
 
     def sample_x0(self, distribution: X0Distribution, draws: int, points: int, dim: int) -> Tensor:
-        """Return x0 (R, K, M, D); K = 1 for zeros."""
+        """Return x0 (R, K, M, D), float32: K = 1 for zeros, K = ``draws`` keyed Gaussian draws otherwise."""
         if distribution == "zeros":
             return torch.zeros(len(self.seeds), 1, points, dim)
         shape = (draws, points, dim)
@@ -199,7 +208,7 @@ class FlowVsRegression(ToyModule):
 
     @torch.no_grad()
     def predictions(self, net: ConditionalNet, readout: Readout, c: Tensor, x0: Tensor) -> Tensor:
-        """Return predictions (R, K, M, D) at c (R, M, 1) from x0 (R, K, M, D), evaluated in chunks of rows."""
+        """Return predictions (R, K, M, D) at c (R, M, 1) from x0 (R, K, M, D), float64, in chunks of rows."""
         like = next(net.parameters())
         R, K, M, D = x0.shape
         c_rows = c.to(like).unsqueeze(1).expand(R, K, M, 1).reshape(R, K * M, 1)
@@ -217,7 +226,7 @@ class FlowVsRegression(ToyModule):
         return self.predictions(self.evaluation_net, readout, c.expand(len(self.seeds), -1, -1), x0)
 
     def evaluate(self, c: Tensor, full: bool) -> Report:
-        """Score the configured readout on the grid c (M, 1), and with ``full`` every other one too."""
+        """Evaluate the configured readout on the grid c (M, 1), and with ``full`` every other readout too."""
         e, target = self.evaluation, self.data.target
         truth = target(c)
         readout = self.objective.readout(e.solver, e.nfe)
@@ -246,7 +255,7 @@ class FlowVsRegression(ToyModule):
         return Report(self.seeds, metrics, references, means)
 
     def validation_step(self, grid: Tensor, batch_idx: int) -> None:
-        """Score the configured readout on (at most 1000 points of) the grid, and the held-out points."""
+        """Evaluate the configured readout on the grid (at most 1000 points) and on held-out points."""
         if self.keeps_best:
             self.evaluate_holdout()
         report = self.evaluate(self.data.grid(1000), full=False)
@@ -254,7 +263,7 @@ class FlowVsRegression(ToyModule):
         self.write_evaluation(report)
 
     def evaluate_holdout(self) -> None:
-        """Score each replica on its own held-out points; what its best weights are chosen by."""
+        """Evaluate each replica on its own held-out points, by which its best weights are chosen."""
         e, points = self.evaluation, self.data.points(self.seeds)
         readout = self.objective.readout(e.solver, e.nfe)
         H, D = points.holdout_x1.shape[1:]
@@ -268,7 +277,7 @@ class FlowVsRegression(ToyModule):
         self.log("holdout/l2", scores.mean().float().to(self.device), logger=False, batch_size=1, sync_dist=distributed)
 
     def test_step(self, grid: Tensor, batch_idx: int) -> None:
-        """Score every readout on the whole grid."""
+        """Evaluate every readout on the whole grid."""
         report = self.evaluate(self.data.grid(), full=True)
         self.last_report = report
         self.write_scalars({f"test/{k}": torch.tensor(report.metrics[k]) for k in ("l1", "l2")}, self.loaded_step)

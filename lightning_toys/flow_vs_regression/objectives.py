@@ -1,7 +1,8 @@
-"""The training modes: what is regressed on what, and how a prediction is read out.
+"""The training objectives, and how each predicts (its readouts).
 
-Symbols: c the condition, x1 = f(c) the target, x0 the start, t ~ U(0, 1), x_t = (1 - t) x0 + t x1.
-An objective returns residuals; the module turns them into L1 or L2 losses. A readout turns (c, x0) into a prediction.
+Symbols: c (R, B, 1) the condition, x1 = f(c) (R, B, D) the target, x0 (R, B, D) the start of the path, t ~ U(0, 1)
+(R, B, 1), x_t = (1 - t) x0 + t x1. An objective returns residuals; the module turns them into L1 or L2 losses. A
+readout turns (c, x0) into a prediction of x1.
 """
 
 from __future__ import annotations
@@ -23,39 +24,50 @@ Mode = Literal["regression", "flow", "straight_flow", "mip", "mip_one_step"]
 
 @dataclass(frozen=True)
 class Readout:
-    """One way to predict from a trained network; ``sample(net, c, x0)`` maps to the prediction of x1."""
+    """One way to predict from a trained network.
+
+    Attributes:
+        name: as in the metrics' names, ``euler-9`` in ``l2@zeros/euler-9``.
+        sample: (net, c (R, B, 1), x0 (R, B, D)) to the prediction of x1 (R, B, D).
+    """
 
     name: str
     sample: Callable[[ConditionalNet, Tensor, Tensor], Tensor]
 
 
 def expand_time(x: Tensor, t: Tensor | float) -> Tensor:
-    """Return t as a column (R, B, 1) beside x (R, B, D)."""
+    """Return the time t, a number or a tensor that broadcasts, as a column (R, B, 1) for x (R, B, D)."""
     return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(*x.shape[:-1], 1)
 
 
 class Objective:
-    """A training mode."""
+    """A training objective.
+
+    Attributes:
+        with_time: whether the network is given t.
+        samples_time: whether :meth:`residuals` use t.
+        x0_distribution: that of x0 in training, unless the module is told otherwise.
+    """
 
     with_time: bool
-    samples_time = False  # whether residuals use t
+    samples_time = False
     x0_distribution: X0Distribution = "gaussian"
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
-        """Return the terms of the loss, each prediction - target of shape (R, B, D); the loss is the sum of norms."""
+        """Return the terms of the loss, each prediction - target (R, B, D); the loss is the sum of their norms."""
         raise NotImplementedError
 
     def readout(self, solver: Solver, nfe: int) -> Readout:
-        """Return the readout that ``l1`` and ``l2`` are reported for."""
+        """Return the configured readout, whose errors are ``l1`` and ``l2``; arguments as :func:`integrate`."""
         raise NotImplementedError
 
     def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
-        """Return every readout of one checkpoint."""
+        """Return every readout of one checkpoint, for all solvers and numbers of function evaluations."""
         raise NotImplementedError
 
 
 class Regression(Objective):
-    """l(f(0, c), x1); x0 Gaussian in training is an option of the module."""
+    """Regression, l(f(x0, c), x1) with x0 = 0; the module may train it with Gaussian x0."""
 
     with_time = False
     x0_distribution: X0Distribution = "zeros"
@@ -102,7 +114,7 @@ class Flow(Objective):
 
 
 class StraightFlow(Objective):
-    """l(f(x_t, c), x1): the end point of the path, without time; read out by the affine step of ``straight_step``."""
+    """Prediction of the path's end point without time, l(f(x_t, c), x1); read out by :func:`straight_step`."""
 
     with_time = False
     samples_time = True
@@ -128,13 +140,18 @@ class StraightFlow(Objective):
 
 
 class MIP(Objective):
-    """Minimal iterative policy (Pan et al. 2025): l(f(x0, c, 0), x1) + l(f(x_t*, c, t*), x1), read out in two steps.
+    """Minimal iterative policy (Pan et al. 2025, arXiv 2512.01809): l(f(x0, c, 0), x1) + l(f(x_t*, c, t*), x1).
+
+    Read out in two steps, a0 = f(x0, c, 0) and then f(x_t*, c, t*) with x_t* on the line from x0 to a0.
 
     Args:
         t_star: t*, the second step's time.
         form: ``published`` starts both terms from x0 and feeds (1 - t*) x0 + t* a0 to the second step; ``paper``
             starts the first from zeros and feeds t* a0.
-        one_step: report the first step's prediction as the primary one.
+        one_step: take the first step's prediction for the configured readout.
+
+    Raises:
+        ToyError: t* is not between 0 and 1.
     """
 
     with_time = True
@@ -144,7 +161,7 @@ class MIP(Objective):
         self.t_star, self.form, self.one_step = t_star, form, one_step
 
     def first_input(self, x0: Tensor) -> Tensor:
-        """Return what the first step is fed."""
+        """Return the first step's input x (R, B, D): x0, or zeros in the paper's form."""
         return torch.zeros_like(x0) if self.form == "paper" else x0
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
@@ -154,13 +171,13 @@ class MIP(Objective):
         return [first - x1, net(interpolate(x0, x1, t_star), c, t_star) - x1]
 
     def first_step(self, net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
-        """Return a0 = f(x0, c, 0)."""
+        """Return a0 = f(x0, c, 0), (R, B, D)."""
         start = self.first_input(x0)
         out: Tensor = net(start, c, expand_time(start, 0.0))
         return out
 
     def second_step(self, net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
-        """Return f(x_t*, c, t*) with x_t* on the line from the start to a0."""
+        """Return f(x_t*, c, t*), (R, B, D), with x_t* on the line from the first step's input to a0."""
         t_star = expand_time(x0, self.t_star)
         a0 = self.first_step(net, c, x0).to(x0)  # autocast hands half precision back
         out: Tensor = net(interpolate(self.first_input(x0), a0, t_star), c, t_star)
@@ -177,7 +194,11 @@ class MIP(Objective):
 
 
 def make_objective(mode: Mode, t_star: float, mip_form: Literal["published", "paper"]) -> Objective:
-    """Return the objective of that name; mip's settings are looked at in any case."""
+    """Return the objective of that name; mip's settings are checked for every mode.
+
+    Raises:
+        ToyError: ``t_star`` is not between 0 and 1.
+    """
     mip = MIP(t_star, mip_form, one_step=mode == "mip_one_step")
     objectives: dict[str, Callable[[], Objective]] = {
         "regression": Regression,

@@ -1,4 +1,7 @@
-"""Policies of a state, for the bandit: how each draws actions, and what it minimises to improve."""
+"""Policies of a state, for the bandit: how each samples actions, and the loss by which it improves.
+
+Shapes: states (R, B, 2), actions (R, B, 2), with a replica axis R.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +24,30 @@ from lightning_toys.generative_policy.meanflow import (
 )
 from lightning_toys.nets import ConditionalNet
 
-DATA_SCALE = 0.5  # root mean square of a coordinate of the hills' places, about
+DATA_SCALE = 0.5  # about the root mean square of a coordinate of the modes' centres
 
 
 class Actor(nn.Module):
     """A policy pi(a | s) with a replica axis."""
 
     def act(self, state: Tensor, e: Tensor, xi: Tensor) -> Tensor:
-        """Return actions (R, B, 2) at states (R, B, 2) from two standard normals of that shape."""
+        """Return actions (R, B, 2) at states (R, B, 2), from standard normals ``e`` and ``xi`` of that shape."""
         raise NotImplementedError
 
 
 class GaussianActor(Actor):
-    """SAC's Gaussian: a = tanh(mu(s) + sigma(s) xi)."""
+    """SAC's tanh-Gaussian policy (Haarnoja et al. 2018): a = tanh(mu(s) + sigma(s) e).
+
+    Args:
+        net: maps the state to (mu, raw log sigma), 4 numbers.
+    """
 
     def __init__(self, net: ConditionalNet) -> None:
         super().__init__()
         self.net = net
 
     def sample_with_log_prob(self, state: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-        """Return actions and their log-likelihoods."""
+        """Return actions (R, B, 2) and their log-likelihoods (R, B), differentiable in the weights."""
         mu, raw = self.net(state, state[..., :0]).chunk(2, dim=-1)
         return squash(mu, bounded_log_sigma(raw, "tanh"), e)
 
@@ -57,7 +64,12 @@ class GaussianActor(Actor):
 
 
 class MeanFlowActor(Actor):
-    """Stochastic MeanFlow: a = e - u(e, 0, 1; s) + sigma xi."""
+    """Stochastic MeanFlow policy (arXiv 2605.21282): a = e - u(e, 0, 1; s) + sigma xi, one network evaluation.
+
+    Args:
+        net: the network of u; with ``target_std`` > 0 it has a third output, log sigma.
+        target_std: s of the boundary condition N(x, s^2 I); 0 leaves the term with xi out.
+    """
 
     def __init__(self, net: ConditionalNet, target_std: float) -> None:
         super().__init__()
@@ -70,7 +82,7 @@ class MeanFlowActor(Actor):
         return a if log_sigma is None else torch.addcmul(a, log_sigma.exp(), xi)
 
     def losses(self, state: Tensor, x: Tensor, e: Tensor, r: Tensor, t: Tensor, rows: int) -> Tensor:
-        """Return the MeanFlow loss of each row (R, B) towards actions x; the first ``rows`` have r < t."""
+        """Return the MeanFlow loss (R, B) of pairs x, e (R, B, 2) at r, t (R, B, 1), r < t in the first ``rows``."""
         z, v = path(x, e, t), path_velocity(x, e)
         with torch.no_grad():
             tangent = self.u.velocity(z[:, :rows], t[:, :rows], state[:, :rows]).to(z) if rows else v[:, :0]
@@ -82,11 +94,11 @@ class MeanFlowActor(Actor):
 
 
 class FlowActor(MeanFlowActor):
-    """Flow matching: u(z, t, t) alone is trained, and integrated by Euler steps.
+    """Flow matching policy: u(z, t, t) alone is trained, and integrated by Euler steps.
 
     Args:
         net: the network.
-        nfe: Euler steps to an action.
+        nfe: Euler steps per action.
     """
 
     def __init__(self, net: ConditionalNet, nfe: int) -> None:

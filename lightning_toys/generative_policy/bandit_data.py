@@ -15,12 +15,15 @@ from lightning_toys.training.noise import NoiseStream, uniform
 
 
 class BanditData(ToyDataModule):
-    """Fresh states on a circle at every step; three hills of reward turn with them.
+    """Fresh uniform states on a circle at every step, for :class:`RotatingModes`.
 
     Args:
-        width: width of the hills.
+        width: width of the reward's modes.
         reward_noise: standard deviation of the noise on an observed reward.
         batch_size: states of one optimiser step.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     drawn = True

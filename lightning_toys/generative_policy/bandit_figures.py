@@ -1,4 +1,4 @@
-"""The bandit's figures: actions at some states, and regret over training."""
+"""Figures of the bandit: actions at some states, and regret over training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from lightning_toys.training.metrics_csv import read_run, replica_columns
 
 @dataclass
 class FigureData:
-    """States (S, n, 2) and actions (R, S, n, 2)."""
+    """What the figures of an evaluation are drawn from.
+
+    Attributes:
+        bandit: the reward.
+        states: the evaluated states (S, n, 2), each repeated n times.
+        actions: the policy's actions (R, S, n, 2).
+    """
 
     bandit: RotatingModes
     states: Tensor
@@ -53,7 +59,13 @@ def draw_actions(data: FigureData, label: str) -> Figure:
 def draw_regret(
     curves: dict[str, tuple[np.ndarray, np.ndarray]], mode_maxima: Sequence[float], max_reward: float
 ) -> Figure:
-    """Draw regret over training, mean and interval over seeds, a curve a policy; lines at the lower modes' maxima."""
+    """Draw regret, and its sum over steps, over training: mean and interval over seeds, dashed lines at lower modes.
+
+    Args:
+        curves: label to steps (T,) and regret (R, T).
+        mode_maxima: the expected reward at each mode's maximum.
+        max_reward: the greatest of them.
+    """
     figure, axes = new_figure(1, 2, size=(10.0, 3.9))
     for i, (name, (steps, values)) in enumerate(curves.items()):
         band(axes[0, 0], steps, values, COLOURS[i], f"{name}, {len(values)} seeds")

@@ -1,4 +1,4 @@
-"""BanditPolicy: a policy improved by mirror descent on a contextual bandit, judged by its regret."""
+"""BanditPolicy: a policy that improves by mirror descent on a contextual bandit, evaluated by its regret."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ NUM_STATES = 64  # evenly spaced states that a policy is evaluated at
 
 
 class BanditPolicy(ToyModule):
-    """Learns pi(a | s) from rewards.
+    """Learns pi(a | s) from the rewards of a contextual bandit, R replicas at once.
 
     ``gaussian`` follows SAC's gradient of E[Q - entropy log pi]. ``meanflow`` and ``flow`` take mirror descent steps
-    (arXiv 2605.21282): pi_old is held for ``inner_steps`` steps, ``candidates`` of its actions are weighed by
-    exp(Q / temperature), and the policy learns to draw what is drawn from them.
+    (arXiv 2605.21282): pi_old is fixed for ``inner_steps`` steps, ``candidates`` of its actions are resampled with
+    weights exp(Q / temperature), and the policy is fitted to the result.
 
     Args:
         policy: the policy.
@@ -44,10 +44,10 @@ class BanditPolicy(ToyModule):
         critic: ``known``: Q is the expected reward; ``learned``: a network, from noisy rewards of the policy's actions.
         temperature: lambda of the mirror descent step.
         inner_steps: optimiser steps between two mirror descent steps.
-        candidates: actions of pi_old that one is drawn from.
-        entropy: SAC's weight of the entropy.
+        candidates: actions of pi_old that each is resampled from.
+        entropy: SAC's weight of the entropy (its alpha).
         target_std: standard deviation s of MeanFlow's boundary N(x, s^2 I), its entropy term; 0 is without.
-        nfe: Euler steps to an action of ``flow``.
+        nfe: Euler steps per action of ``flow``.
         time: the distribution of r and t.
         optimizer: ``adamw``, or ``muon`` on the hidden matrices and AdamW on the rest.
         muon_lr: Muon's learning rate.
@@ -57,6 +57,9 @@ class BanditPolicy(ToyModule):
         clip_grad_norm: bound on each replica's gradient norm.
         draws: actions evaluated at each of 64 states.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     headline = ("regret",)
@@ -151,7 +154,7 @@ class BanditPolicy(ToyModule):
     # networks
 
     def build_actor(self) -> Actor:
-        """Return a new policy."""
+        """Return a new policy, with its initial weights."""
         if self.policy == "gaussian":
             return GaussianActor(self.network.build(self.local_seeds, 2, 0, False, 4))
         head = self.policy == "meanflow" and self.target_std > 0
@@ -222,16 +225,16 @@ class BanditPolicy(ToyModule):
         return actor
 
     def critic(self, state: Tensor, action: Tensor) -> Tensor:
-        """Return the learned Q (...) at states and actions (R, B, 2)."""
+        """Return the learned Q (R, B) at states and actions, each (R, B, 2)."""
         assert isinstance(self.net, nn.ModuleDict)
         net = self.net["critic"]
         assert isinstance(net, ConditionalNet)
-        # tripled: the hills are narrow beside [-1, 1]
+        # tripled: the modes are narrow beside [-1, 1]
         q: Tensor = net(3 * action, state)[..., 0]
         return q
 
     def q_value(self, state: Tensor, action: Tensor) -> Tensor:
-        """Return Q with a gradient to the action alone."""
+        """Return Q (R, B) at states and actions (R, B, 2), known or learned; a gradient goes to the action alone."""
         if self.critic_kind == "known":
             return self.data.bandit.reward(state, action)
         assert isinstance(self.net, nn.ModuleDict)
@@ -243,7 +246,7 @@ class BanditPolicy(ToyModule):
 
     @torch.no_grad()
     def sample_improved_actions(self, state: Tensor, noise: dict[str, Tensor]) -> Tensor:
-        """Return actions (R, B, 2) of the mirror descent step from pi_old."""
+        """Return actions (R, B, 2) of the mirror descent step from pi_old at states (R, B, 2)."""
         R, B, M = state.shape[0], state.shape[1], self.candidates
         many = state.unsqueeze(2).expand(R, B, M, 2).reshape(R, B * M, 2)
         a = self.old_actor.act(many, noise["old/e"].reshape(R, B * M, 2), noise["old/xi"].reshape(R, B * M, 2))
@@ -256,7 +259,7 @@ class BanditPolicy(ToyModule):
 
     @torch.no_grad()
     def evaluate(self) -> Report:
-        """Judge actions at evenly spaced states."""
+        """Evaluate actions at evenly spaced states."""
         like, n, bandit = next(self.net.parameters()), NUM_STATES * self.draws, self.data.bandit
         turns = (torch.arange(NUM_STATES, dtype=torch.float64) / NUM_STATES).repeat_interleave(self.draws)
         state = turns_to_states(turns).expand(len(self.seeds), n, 2)
@@ -280,18 +283,18 @@ class BanditPolicy(ToyModule):
         return Report(self.seeds, {k: v.tolist() for k, v in metrics.items()}, bandit.baselines)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Judge the policy."""
+        """Evaluate the policy."""
         report = self.evaluate()
         self.last_report = report
         self.write_evaluation(report)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Judge the policy."""
+        """Evaluate the policy."""
         self.last_report = self.evaluate()
         self.write_scalars({"test/regret": torch.tensor(self.last_report.metrics["regret"])}, self.loaded_step)
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
-        """Return the states judged (S, draws, 2), the actions (R, S, draws, 2), and their expected rewards."""
+        """Return ``state`` (S, draws, 2), ``action`` (R, S, draws, 2) and expected ``reward`` (R, S, draws)."""
         self.evaluate()
         assert self.figure_data is not None
         state, action = self.figure_data.states, self.figure_data.actions

@@ -1,4 +1,4 @@
-"""Samples of the target law, each with the noise that a coupling gives it."""
+"""Samples of the target, each paired with noise by a coupling."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_toys.training.prefetch import PrefetchLoader, chunks
 
 
 class Pairs:
-    """Draws coupled pairs (x, e) for some replicas.
+    """Draws coupled pairs (x, e) for some replicas, keyed by (seed, step).
 
     Args:
         target: the distribution of x.
@@ -34,7 +34,7 @@ class Pairs:
         self.place, self.noise = NoiseStream(seeds, "data/place", (n, 2)), NoiseStream(seeds, "data/noise", (n, 2))
 
     def __call__(self, start: int, stop: int) -> tuple[Tensor, ...]:
-        """Return x and e (R, steps, n, 2) of steps ``start`` to ``stop - 1``."""
+        """Return x and e, each (R, steps, n, 2), of steps ``start`` to ``stop - 1``."""
         columns, like = [], torch.zeros(1)
         for step in range(start, stop):
             x = self.target.sample(self.component.at(step, like), self.place.at(step, like))
@@ -52,8 +52,11 @@ class MixtureData(ToyDataModule):
         target: the distribution of x.
         coupling: which e goes with which x.
         batch_size: pairs of one optimiser step.
-        num_workers: processes, on each rank, that draw ahead of training; 0 draws in between. The numbers are the same.
+        num_workers: processes, on each rank, that prefetch draws; 0 draws in this process. The numbers are the same.
             With hundreds of replicas a GPU would wait for the draws.
+
+    Raises:
+        ToyError: a value is not allowed, or the batch is no multiple of the coupling's group.
     """
 
     drawn = True
@@ -90,13 +93,13 @@ class MixtureData(ToyDataModule):
 
     @property
     def pairs_on_device(self) -> bool:
-        """Whether draws are coupled on the device that trains: not where Lightning halves their precision first."""
+        """Whether draws are coupled on the training device; not in half precision, since Lightning rounds them."""
         assert self.trainer is not None
         halved = self.trainer.precision in ("bf16-true", "16-true")
         return not halved and self.coupling.supports_device(self.trainer.strategy.root_device)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Couple a block of draws on the device, where that is done there."""
+        """Couple a block of draws on the device, if :attr:`pairs_on_device`."""
         if not (isinstance(batch, DrawnBlock) and batch.columns and self.pairs_on_device):
             return batch
         x, e = batch.columns

@@ -1,4 +1,4 @@
-"""Samples over the target's contours, one mode drawn large, and the measures over training."""
+"""Figures of samples over the target's contours, of one mode enlarged, and of metrics over training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ SNAPSHOTS = "samples"  # folder of a run that keeps samples by training step
 
 @dataclass
 class FigureData:
-    """Samples of an evaluation: readout to (R, n, 2)."""
+    """What the figures of an evaluation are drawn from.
+
+    Attributes:
+        target: the target distribution.
+        samples: readout to samples (R, n, 2).
+        seeds: the replicas' seeds.
+    """
 
     target: Target
     samples: dict[str, Tensor]
@@ -38,7 +44,7 @@ class FigureData:
 
 
 def save_snapshot(folder: Path, step: int, data: FigureData) -> None:
-    """Keep the main readout's samples of the first replica, for pictures by training step, resumes included."""
+    """Save the first replica's samples by the main readout as ``samples/step_*.npy``; an older file is set aside."""
     path = folder / SNAPSHOTS / f"step_{step:08d}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     first = next(iter(data.samples.values()))[0].float().numpy()
@@ -52,7 +58,7 @@ def save_snapshot(folder: Path, step: int, data: FigureData) -> None:
 
 
 def read_snapshots(folder: Path) -> dict[int, Array]:
-    """Return samples (n, 2) by training step."""
+    """Return the samples (n, 2) that :func:`save_snapshot` wrote, by training step."""
     out = {}
     for path in sorted((folder / SNAPSHOTS).glob("step_*.npy")):
         word = path.stem.removeprefix("step_")
@@ -62,7 +68,7 @@ def read_snapshots(folder: Path) -> dict[int, Array]:
 
 
 def draw_contours(ax: Axes, target: Target, half: float = 1.0, centre: Sequence[float] = (0.0, 0.0)) -> None:
-    """Draw the target's density in red."""
+    """Draw the target's density in red over a square of half-width ``half`` around ``centre``."""
     n = 400 if not isinstance(target, Mixture) or len(target.means) <= 16 else 120
     x = np.linspace(centre[0] - half, centre[0] + half, n)
     y = np.linspace(centre[1] - half, centre[1] + half, n)
@@ -80,7 +86,7 @@ def draw_contours(ax: Axes, target: Target, half: float = 1.0, centre: Sequence[
 
 
 def draw_scatter(ax: Axes, target: Target, x: Array, title: str) -> None:
-    """Draw samples in blue over the target's contours."""
+    """Draw samples x (n, 2) in blue over the target's contours."""
     ax.plot(x[:, 0], x[:, 1], ".", color=BLUE, markersize=1.6, alpha=0.5, rasterized=True)
     draw_contours(ax, target, half=1.05)
     ax.set_title(title, fontsize=9)
@@ -88,7 +94,7 @@ def draw_scatter(ax: Axes, target: Target, x: Array, title: str) -> None:
 
 
 def draw_mode_zoom(ax: Axes, target: Mixture, x: Array, mode: int, title: str) -> None:
-    """Draw the samples around one component, with circles at 1, 2 and 3 standard deviations."""
+    """Draw the samples x (n, 2) around one component, with circles at 1, 2 and 3 standard deviations."""
     centre, std = target.means[mode].numpy(), float(target.stds[mode])
     half = 4.5 * std
     near = x[np.abs(x - centre).max(1) < half]
@@ -104,7 +110,11 @@ def draw_mode_zoom(ax: Axes, target: Mixture, x: Array, mode: int, title: str) -
 
 
 def readout_label(readout: str) -> str:
-    """Name a readout in words."""
+    """Return a readout's name in words.
+
+    >>> readout_label("1"), readout_label("euler-8"), readout_label("dopri5")
+    ('one step', '8 Euler steps', 'dopri5')
+    """
     if readout.isdigit():
         return "one step" if readout == "1" else f"{readout} steps"
     kind, _, n = readout.partition("-")
@@ -112,7 +122,7 @@ def readout_label(readout: str) -> str:
 
 
 def draw_samples(data: FigureData, report: Report, label: str) -> Figure:
-    """Draw each readout's samples (the first four), and one mode of each large."""
+    """Draw each readout's samples (the first four), and one mode of each enlarged."""
     names = list(data.samples)[:4]
     # a policy with one readout shows some seeds in place of readouts
     columns = [(n, 0) for n in names] if len(names) > 1 else [(names[0], r) for r in range(min(4, len(data.seeds)))]
@@ -150,7 +160,7 @@ def draw_by_step(target: Target, snapshots: dict[int, Array], label: str) -> Fig
 
 
 def draw_training(data: FigureData, folder: Path, label: str) -> Figure | None:
-    """Mode weights, off-mode shares, energy distance and entropy over training, mean and interval over seeds."""
+    """Draw metrics over training, mean and 95 % interval over seeds; None where nothing was logged."""
     path = folder / "metrics.csv"
     if not path.exists():
         return None
@@ -199,7 +209,7 @@ def draw_training(data: FigureData, folder: Path, label: str) -> Figure | None:
 
 
 def draw_modes_chosen(data: FigureData, report: Report, label: str) -> Figure | None:
-    """Draw the share of seeds that settled on each mode, and the divergence each ended at."""
+    """Draw the share of seeds that settled on each mode, and each seed's KL; None where the policy has no ``kl``."""
     if "kl" not in report.metrics:
         return None
     figure, axes = new_figure(1, 2, size=(8.6, 3.6))
@@ -245,7 +255,7 @@ def draw_all(data: FigureData, report: Report, folder: Path, label: str) -> dict
 
 
 def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
-    """Return figures that put runs (label to folder) side by side: the last samples, and one mode of each large."""
+    """Return a figure with the last samples of runs (label to folder) side by side, one mode of each enlarged."""
     last = {}
     for label, folder in runs.items():
         if snapshots := read_snapshots(folder):
@@ -270,7 +280,7 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
 
 
 def load_target(folder: Path) -> Target:
-    """Return the target that a run's config.yaml names."""
+    """Return the target that a run folder's config.yaml names."""
     import lightning_toys.generative_policy as package
 
     node = yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"].get("target")

@@ -1,4 +1,4 @@
-"""Flows sampled and judged by integration: Euler or dopri5 from noise to data, and exact likelihoods back."""
+"""Flows as ODEs: sampling from noise (t = 1) to data (t = 0), and exact likelihoods (arXiv 1806.07366)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ Velocity = Callable[[Tensor, Tensor], Tensor]  # (z (..., 2), t (..., 1)) -> dz/
 
 
 def flow_sample(velocity: Velocity, e: Tensor, solver: Solver, nfe: int, tolerance: float = 1e-5) -> Tensor:
-    """Integrate dz/dt = velocity(z, t) from e at t = 1 down to t = 0 and return z_0."""
+    """Integrate dz/dt = velocity(z, t) from z_1 = e down to t = 0 and return z_0, (..., 2).
+
+    Args:
+        velocity: (z (..., 2), t (..., 1)) to dz/dt (..., 2).
+        e: noise (..., 2).
+        solver: as in :func:`~lightning_toys.flows.integrate`.
+        nfe: evaluations of ``velocity``, likewise; unused by ``dopri5``.
+        tolerance: dopri5's, relative and absolute.
+    """
 
     def backwards(q: Tensor, z: Tensor) -> Tensor:
         # dopri5 looks past the end and interpolates back; there is no velocity there
@@ -32,8 +40,11 @@ def flow_log_prob(
 
     Args:
         velocity_and_divergence: (z (..., 2), t (..., 1)) to dz/dt (..., 2) and its divergence (..., 1).
-        x: places (..., 2).
+        x: points (..., 2).
         tolerance: dopri5's, relative and absolute.
+
+    Returns:
+        log q(x) in nats (...).
     """
 
     def augmented(t: Tensor, state: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""GaussianPolicy: SAC's policy, trained on the exact reverse KL to the target."""
+"""GaussianPolicy: SAC's tanh-Gaussian, trained on the reverse KL to a known target."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from lightning_toys.training.replica_parallel import Parallel
 
 
 class FreeParameters(nn.Module):
-    """mu and the raw log sigma themselves, (R, 1, 4), samples as a linear layer's bias with one input would be."""
+    """mu and the raw log sigma as parameters (R, 1, 4), initialised from U(-1, 1), as a one-input layer's bias."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         super().__init__()
         self.value = keyed_uniform(seeds, "free.value", (1, 4), 1.0)
 
     def forward(self) -> Tensor:
-        """Return the parameters."""
+        """Return the parameters (R, 1, 4)."""
         return self.value
 
 
@@ -42,7 +42,7 @@ class StatelessNet(nn.Module):
         self.net = spec.build(seeds, 1, 1, False, 4)
 
     def forward(self) -> Tensor:
-        """Return (R, 1, 4)."""
+        """Return the network's output (R, 1, 4): mu and the raw log sigma."""
         like = next(self.net.parameters())
         state = like.new_zeros(len(like), 1, 1)
         out: Tensor = self.net(state, state)
@@ -50,15 +50,15 @@ class StatelessNet(nn.Module):
 
 
 class GaussianPolicy(GenerativePolicy):
-    """a = tanh(mu + sigma xi), trained on E[log pi(a) - log p(a)] with p known.
+    """a = tanh(mu + sigma xi), trained on E[log pi(a) - log p(a)], the reverse KL to a target p that is known.
 
-    ``kl`` is that divergence by Gauss-Hermite quadrature; a policy that settles on mode i ends at -log w_i.
+    ``kl`` is that divergence by Gauss-Hermite quadrature; a policy that settles on mode i ends at -log w_i nats.
 
     Args:
         seeds: one seed a replica.
         parameters: ``network`` fed a state of zeros, or ``free`` parameters.
         network: the network.
-        bound: log sigma as -1.5 + 3.5 tanh, or clipped to [-20, 2].
+        bound: log sigma as -1.5 + 3.5 tanh(.), or clipped to [-20, 2].
         lr: Adam's learning rate.
         weight_decay: decoupled weight decay.
         clip_grad_norm: bound on each replica's gradient norm.
@@ -67,6 +67,9 @@ class GaussianPolicy(GenerativePolicy):
         evaluation: how samples are drawn and evaluated.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
         compile: whether the loss is compiled (`torch.compile`): for GPUs; takes half a minute once.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     reads_data = False
@@ -101,7 +104,7 @@ class GaussianPolicy(GenerativePolicy):
         """See :meth:`ToyModule.unused_settings`."""
         flow = "a policy that is a flow"
         out = super().unused_settings() | unused_flags(flow, "evaluation.nfe", "evaluation.test_nfe")
-        out |= {"--data.coupling": flow, "--data.num_workers": flow}  # no sample is samples
+        out |= {"--data.coupling": flow, "--data.num_workers": flow}  # no sample is drawn
         if self.parameters_from == "free":
             return out | unused_flags("--model.parameters network", "network.")
         return out | self.network.unused_settings(with_time=False)
@@ -134,7 +137,7 @@ class GaussianPolicy(GenerativePolicy):
         return sizes
 
     def mu_log_sigma(self, net: nn.Module) -> tuple[Tensor, Tensor]:
-        """Return mu and log sigma, each (R, 1, 2)."""
+        """Return the policy's mu and log sigma, each (R, 1, 2)."""
         mu, raw = net().chunk(2, dim=-1)
         return mu, bounded_log_sigma(raw, self.bound)
 
@@ -153,7 +156,7 @@ class GaussianPolicy(GenerativePolicy):
     # evaluation
 
     def readouts(self, nfes: list[int], full: bool) -> list[str]:
-        """See :meth:`GenerativePolicy.readouts`: there is one."""
+        """See :meth:`GenerativePolicy.readouts`: there is one, ``direct``."""
         return ["direct"]
 
     def actions(self, readout: str, e: Tensor, xi: Tensor) -> Tensor:
@@ -162,16 +165,16 @@ class GaussianPolicy(GenerativePolicy):
         return squash(mu, log_sigma, e)[0]
 
     def policy_metrics(self, readout: str, e: Tensor, main: bool, full: bool) -> dict[str, Tensor]:
-        """Return reverse KL and entropy by quadrature, and which mode the policy chose."""
+        """Return :func:`exact_metrics` of the policy."""
         mu, log_sigma = (p.detach().double().cpu() for p in self.mu_log_sigma(self.evaluation_net))
         return exact_metrics(mu, log_sigma, self.data.target)
 
 
 def exact_metrics(mu: Tensor, log_sigma: Tensor, target: Target) -> dict[str, Tensor]:
-    """Return what quadrature says of tanh-Gaussians with mu and log sigma (R, 1, 2), each value (R,).
+    """Return metrics (R,) of tanh-Gaussians with mu and log sigma (R, 1, 2), by Gauss-Hermite quadrature.
 
-    ``kl`` is the reverse KL, ``entropy_exact`` the entropy, ``kl_gap`` what ``kl`` exceeds -log w_i by, i being the
-    mode nearest to tanh(mu), and ``chose_mode`` i is 1 for that mode and 0 for the others: its mean is the mode's share
+    ``kl`` is the reverse KL and ``entropy_exact`` the entropy, in nats; ``kl_gap`` is kl + log w_i, i being the mode
+    nearest to tanh(mu); ``chose_mode`` i is 1 for that mode and 0 for the others, so that its mean is the mode's share
     of the seeds.
     """
     xi, weight = gauss_hermite_grid(48)

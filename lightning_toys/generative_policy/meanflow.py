@@ -24,12 +24,12 @@ from lightning_toys.nets import ConditionalNet, Tangent
 
 
 def path(x: Tensor, e: Tensor, t: Tensor, sigma_min: float = 0.0) -> Tensor:
-    """Return z_t = (1 - t) x + (t + s (1 - t)) e."""
+    """Return z_t = (1 - t) x + (t + s (1 - t)) e, (..., 2), for x and e (..., 2) at t (..., 1)."""
     return (1 - t) * x + (t + sigma_min * (1 - t)) * e
 
 
 def path_velocity(x: Tensor, e: Tensor, sigma_min: float = 0.0) -> Tensor:
-    """Return v = dz_t/dt = (1 - s) e - x."""
+    """Return v = dz_t/dt = (1 - s) e - x, (..., 2)."""
     return (1 - sigma_min) * e - x
 
 
@@ -45,6 +45,9 @@ class TimeDistribution:
         mean: mean of the logit.
         std: standard deviation of the logit.
         share: share of a batch's rows with r < t; the rest has r = t, where u is the velocity itself.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     kind: Literal["uniform", "logit_normal"] = "uniform"
@@ -62,10 +65,19 @@ class TimeDistribution:
         return {} if self.kind == "logit_normal" else {f"--model.time.{n}": wants for n in ("mean", "std")}
 
     def sample(self, uniform: Tensor, local: slice) -> tuple[Tensor, Tensor, int]:
-        """Turn a batch's uniforms (R, B, 2) into r and t (R, b, 1) of the local rows, r < t in the first k of them.
+        """Turn a batch's uniforms into r and t of the local rows.
+
+        Args:
+            uniform: uniforms on [0, 1) for the whole batch (R, B, 2).
+            local: the b rows that this process trains on.
 
         Returns:
-            r, t, k.
+            r (R, b, 1), t (R, b, 1), and k: r < t in the first k rows, r = t in the others.
+
+        Example:
+            >>> r, t, k = TimeDistribution(share=0.5).sample(torch.tensor([[[0.9, 0.2], [0.3, 0.6]]]), slice(0, 2))
+            >>> k, [round(x, 1) for x in r.flatten().tolist()], [round(x, 1) for x in t.flatten().tolist()]
+            (1, [0.2, 0.3], [0.9, 0.3])
         """
         rows = round(self.share * uniform.shape[-2])  # of the whole batch: its first
         both = uniform[:, local]
@@ -93,25 +105,25 @@ class Coefficients(NamedTuple):
 
 
 class Plain:
-    """u = F(z, t - r, t)."""
+    """u = F(z, t - r, t), the network without preconditioning."""
 
     def coefficients(self, r: Tensor, t: Tensor) -> Coefficients:
-        """Return the coefficients of u and their derivatives in t."""
+        """Return the coefficients of u at r and t (..., 1): those of u = F."""
         one, zero = torch.ones_like(t), torch.zeros_like(t)
         return Coefficients(zero, one, one, zero, zero, zero)
 
     def c_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the time that F is given, and its derivative: t itself."""
+        """Return the time that F is given, t itself, and its derivative in t, each (..., 1)."""
         return t, torch.ones_like(t)
 
 
 class Preconditioned:
-    """u = k(r, t) z + (d / s_t) F(z / s_t, ...), s_t the path's RMS for data of RMS d; :meth:`clock` times F.
+    """u = k(r, t) z + (d / s_t) F(z / s_t, ...), s_t the path's RMS for data of RMS d.
 
     Karras et al. 2022 (arXiv 2206.00364) carried over to average velocities: k is the exact average velocity of
     Gaussian data N(0, d^2 I), whose flow scales z by s_r / s_t, that is k = (1 - s_r / s_t) / (t - r). Since
-    s_t^2 - s_r^2 has the factor t - r, it is written without a division by t - r. At r = t the rest is what is left to
-    predict: v given z has the variance (d / s_t)^2 there.
+    s_t^2 - s_r^2 has the factor t - r, it is written without a division by t - r. At r = t, F is left to predict a
+    number of variance 1: v given z has the variance (d / s_t)^2 there.
 
     Args:
         scale: d.
@@ -137,9 +149,10 @@ class Preconditioned:
         return Coefficients(c_skip, self.scale * c_in, c_in, d_skip, self.scale * d_in, d_in)
 
     def c_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the time that F is given, and its derivative: log(t + tick), from -1 at t = 0 to 1 at t = 1.
+        """Return the time that F is given and its derivative: log(t + offset), scaled to run from -1 to 1.
 
-        The velocity inside a mode of width s turns within t ~ s, which a network that is fed t alone can hardly follow.
+        The velocity inside a mode of width s changes within t ~ s, which a network that is given t alone can hardly
+        fit.
         """
         span = math.log1p(1 / self.offset) / 2
         return torch.log((t + self.offset) / self.offset) / span - 1, 1 / ((t + self.offset) * span)
@@ -159,11 +172,11 @@ class AverageVelocity(nn.Module):
         self.net, self.form, self.head = net, form, head
 
     def condition(self, r: Tensor, t: Tensor, state: Tensor | None) -> Tensor:
-        """Return c."""
+        """Return the condition c = [state, t - r, t], (R, B, C)."""
         return torch.cat([t - r, t] if state is None else [state, t - r, t], dim=-1)
 
     def combine(self, z: Tensor, k: Coefficients, f: Tensor) -> Tensor:
-        """Return u from the network's output."""
+        """Return u (R, B, 2) from z (R, B, 2), the coefficients and the network's output (R, B, 2 or 3)."""
         return k.c_skip * z + k.c_out * f[..., : z.shape[-1]]
 
     def forward(self, z: Tensor, r: Tensor, t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -173,15 +186,24 @@ class AverageVelocity(nn.Module):
         return self.combine(z, k, f), self.log_sigma(f)
 
     def log_sigma(self, f: Tensor) -> Tensor | None:
-        """Return the head's output, kept within [-12, 2]."""
+        """Return log sigma (R, B, 1) in [-12, 2] from the network's output, None without a head."""
         return 5 * torch.tanh(f[..., 2:]) * 1.4 - 5 if self.head else None
 
     def jvp(
         self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor, state: Tensor | None = None, dt: float = 1.0
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return u and log sigma (see :meth:`forward`), and du/dt along (dz, dr = 0, dt) for the first K rows of dz.
+        """Return u and log sigma of :meth:`forward`, and the derivative of u along (dz, dr = 0, dt), without a graph.
 
-        The derivative carries no graph.
+        Args:
+            z: (R, B, 2).
+            r: (R, B, 1).
+            t: (R, B, 1).
+            dz: direction of z (R, K, 2), for the first K <= B rows.
+            state: (R, B, S), where the policy has one.
+            dt: direction of t; 0 differentiates in z alone.
+
+        Returns:
+            u (R, B, 2), log sigma (R, B, 1) or None, and du (R, K, 2).
         """
         k = self.form.coefficients(r, t)
         n = dz.shape[1]
@@ -204,7 +226,7 @@ class AverageVelocity(nn.Module):
         return self.combine(z, k, f), self.log_sigma(f), du
 
     def velocity(self, z: Tensor, t: Tensor, state: Tensor | None = None) -> Tensor:
-        """Return u(z, t, t), the velocity of the flow."""
+        """Return u(z, t, t) (R, B, 2), the velocity of the flow at z (R, B, 2) and t (R, B, 1)."""
         u: Tensor = self(z, t, t, state)[0]
         return u
 
@@ -229,7 +251,7 @@ def residual(u: Tensor, du: Tensor, t_minus_r: Tensor, v: Tensor) -> Tensor:
 
 
 def adaptive_loss(error: Tensor, power: float, floor: float) -> Tensor:
-    """Return |error|^2 / sg(|error|^2 + floor)^power for each row (R, B) of errors (R, B, 2)."""
+    """Return |error|^2 / sg(|error|^2 + floor)^power, (R, B), for errors (R, B, 2); MeanFlow's adaptive weight."""
     square = error.square().sum(-1)
     if power == 0:
         return square
@@ -240,7 +262,17 @@ def adaptive_loss(error: Tensor, power: float, floor: float) -> Tensor:
 
 
 def sample(u: AverageVelocity, e: Tensor, nfe: int, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Return z after ``nfe`` equal steps z <- z - (t - r) u(z, r, t) from e at t = 1, and the last step's log sigma."""
+    """Sample by ``nfe`` equal steps z <- z - (t - r) u(z, r, t) from z = e at t = 1 to t = 0.
+
+    Args:
+        u: the average velocity.
+        e: standard normals (R, B, 2).
+        nfe: network evaluations, one a step.
+        state: (R, B, S), where the policy has one.
+
+    Returns:
+        z_0 (R, B, 2), and the last step's log sigma (R, B, 1) or None.
+    """
     z, log_sigma = e, None
     for k in range(nfe, 0, -1):
         t = torch.full_like(e[..., :1], k / nfe)
@@ -251,7 +283,7 @@ def sample(u: AverageVelocity, e: Tensor, nfe: int, state: Tensor | None = None)
 
 
 def log_det(u: AverageVelocity, e: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return log|det| and its sign, each (R, B), of the Jacobian I - du/dz of the one-step map e - u(e, 0, 1)."""
+    """Return log|det| and the sign of det, each (R, B), of the one-step map's Jacobian I - du/dz at e (R, B, 2)."""
     t = torch.ones_like(e[..., :1])
     r = torch.zeros_like(t)
     columns = []
@@ -266,5 +298,9 @@ def log_det(u: AverageVelocity, e: Tensor, state: Tensor | None = None) -> tuple
 
 
 def gaussian_entropy(std: float = 1.0, dim: int = 2) -> float:
-    """Return the entropy of N(0, std^2 I) in nats; -inf for std = 0."""
+    """Return the entropy of N(0, std^2 I) in ``dim`` dimensions, in nats; -inf for std = 0.
+
+    >>> round(gaussian_entropy(), 4)
+    2.8379
+    """
     return dim * (0.5 * math.log(2 * math.pi * math.e) + math.log(std)) if std > 0 else -math.inf

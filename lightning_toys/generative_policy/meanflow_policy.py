@@ -1,4 +1,4 @@
-"""MeanFlowPolicy: a stochastic policy that acts by one step of an average velocity; FlowPolicy: by integration."""
+"""MeanFlowPolicy acts by one step of an average velocity; FlowPolicy by integrating a velocity."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ EXACT_POINTS = 2000  # points at which the flow map is compared with the exact o
 
 
 class MeanFlowPolicy(GenerativePolicy):
-    """Stochastic MeanFlow Policy: a = e - u(e, 0, 1), e ~ N(0, I); with a head, a = e - u + sigma xi.
+    """Stochastic MeanFlow Policy (arXiv 2605.21282): a = e - u(e, 0, 1), or with a head a = e - u + sigma xi.
 
     Trained to make u + (t - r) sg(du/dt) - v vanish; see docs/generative_policy.md for the equations.
 
@@ -53,7 +53,7 @@ class MeanFlowPolicy(GenerativePolicy):
             then the regression's target too.
         time: the distribution of r and t.
         loss_power: p of the adaptive weight (|error|^2 + floor)^-p; 0 is the plain square.
-        loss_floor: its floor.
+        loss_floor: floor of the adaptive weight.
         target_std: standard deviation s of the distribution at the data end, N(x, s^2 I) in place of a point; 0 is
             "without entropy".
         target_std_as: ``head``: a learned log sigma beside u, trained towards log s at every query; ``sigma_min``: the
@@ -68,6 +68,9 @@ class MeanFlowPolicy(GenerativePolicy):
         evaluation: how samples are drawn and evaluated.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
         compile: whether the loss is compiled (`torch.compile`): for GPUs; takes half a minute once.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     def __init__(
@@ -164,7 +167,7 @@ class MeanFlowPolicy(GenerativePolicy):
     def losses(self, x: Tensor, e: Tensor, r: Tensor, t: Tensor, k: int, target: Target, total: int) -> Tensor:
         """Return each replica's loss (R,) for pairs x, e (R, B, 2) at times r, t (R, B, 1), r < t in the first k rows.
 
-        It is a sum over the rows divided by ``total``.
+        A sum over the rows, divided by ``total``.
         """
         z, v = path(x, e, t, self.sigma_min), path_velocity(x, e, self.sigma_min)
         net = self.net
@@ -181,7 +184,7 @@ class MeanFlowPolicy(GenerativePolicy):
 
     @torch.no_grad()
     def tangent_direction(self, z: Tensor, t: Tensor, v: Tensor) -> Tensor:
-        """Return dz/dt along which u is differentiated; ``v`` is e - x, or the exact velocity."""
+        """Return dz/dt (R, K, 2) along which u is differentiated; ``v`` is e - x, or the exact velocity."""
         assert isinstance(self.net, AverageVelocity)
         if self.tangent == "network" and z.shape[1] > 0:
             return self.net.velocity(z, t).to(z)
@@ -197,7 +200,7 @@ class MeanFlowPolicy(GenerativePolicy):
         return net
 
     def readouts(self, nfes: list[int], full: bool) -> list[str]:
-        """See :meth:`GenerativePolicy.readouts`: numbers of steps."""
+        """See :meth:`GenerativePolicy.readouts`: numbers of steps, ``1``, ``8``."""
         return [f"{n}" for n in nfes]
 
     def actions(self, readout: str, e: Tensor, xi: Tensor) -> Tensor:
@@ -206,7 +209,7 @@ class MeanFlowPolicy(GenerativePolicy):
         return z if log_sigma is None else torch.addcmul(z, log_sigma.exp(), xi)
 
     def policy_metrics(self, readout: str, e: Tensor, main: bool, full: bool) -> dict[str, Tensor]:
-        """Return the entropies of the one-step policy, and in `test` its distance from the exact flow map."""
+        """Return the entropies of the one-step policy, and with ``full`` the RMS distance to the exact flow map."""
         out: dict[str, Tensor] = {}
         if not main:
             return out
@@ -239,15 +242,15 @@ class MeanFlowPolicy(GenerativePolicy):
 class FlowPolicy(MeanFlowPolicy):
     """Flow matching on the same network: u(z, t, t) regressed on e - x, and integrated by torchdiffeq.
 
-    The metrics' plain names are those of the first entry of ``evaluation.nfe``; `test` adds dopri5, the exact entropy
-    of its distribution and the forward KL to it from the target, by the trace of the Jacobian.
+    Metrics without a readout in their name are those of the first entry of ``evaluation.nfe``; `test` adds dopri5, the
+    exact entropy of its distribution and the forward KL to it from the target, by the trace of the Jacobian.
 
     Args:
         seeds: one seed a replica.
         network: the network (concat or film).
         form: ``edm`` preconditions the network by the path's scale, ``plain`` does not.
         tangent: ``oracle`` regresses on the exact marginal velocity; else on e - x.
-        time: the distribution of t; ``share`` has no use here.
+        time: the distribution of t; ``share`` is unused.
         loss_power: p of the adaptive weight (|error|^2 + floor)^-p; 0 is the plain square.
         loss_floor: its floor.
         target_std: standard deviation left at the data end by the path.
@@ -317,7 +320,7 @@ class FlowPolicy(MeanFlowPolicy):
         return "flow matching"
 
     def readouts(self, nfes: list[int], full: bool) -> list[str]:
-        """See :meth:`GenerativePolicy.readouts`: Euler steps, and in `test` dopri5."""
+        """See :meth:`GenerativePolicy.readouts`: ``euler-8``, and with ``full`` ``dopri5``."""
         return [f"euler-{n}" for n in nfes] + (["dopri5"] if full else [])
 
     def actions(self, readout: str, e: Tensor, xi: Tensor) -> Tensor:
@@ -329,7 +332,7 @@ class FlowPolicy(MeanFlowPolicy):
         return flow_sample(velocity, e, "euler", int(nfe))
 
     def policy_metrics(self, readout: str, e: Tensor, main: bool, full: bool) -> dict[str, Tensor]:
-        """Return, in `test`, the exact entropy of dopri5's samples and the forward KL from the target to it."""
+        """Return, for ``dopri5``, the exact entropy of the policy and the forward KL from the target to it, in nats."""
         if readout != "dopri5":
             return {}
         x = self.actions(readout, e[:, :EXACT_POINTS], e[:, :EXACT_POINTS])
@@ -342,7 +345,7 @@ class FlowPolicy(MeanFlowPolicy):
         }
 
     def velocity_and_divergence(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the velocity and its divergence."""
+        """Return the velocity (R, B, 2) at z (R, B, 2) and t (R, B, 1), and its divergence (R, B, 1)."""
         net, divergence, velocity = self.evaluation_net, torch.zeros_like(t), z
         for i in range(2):
             direction = torch.zeros_like(z)

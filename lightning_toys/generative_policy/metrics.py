@@ -1,4 +1,4 @@
-"""How far samples are from the target: modes, distances, entropies. Samples are (n, 2), float64."""
+"""Metrics of samples against the target: mode weights, distances, entropies. Samples are (n, 2), float64."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from torch import Tensor
 from lightning_toys.generative_policy.mixture import Mixture, Target
 
 Array = NDArray[np.float64]
-MODE_RADIUS = 10.0  # standard deviations within which a sample counts for its mode's mean and width
+MODE_RADIUS = 10.0  # standard deviations within which a sample counts for its mode's bias and standard deviation
 CHUNK = 1024  # rows of a distance matrix held at once
 
 
 def mode_metrics(x: Tensor, target: Target) -> dict[str, float]:
-    """Return the modes' weights, their total variation to the target's, and the shares beyond 3, 5 and 10 sd.
+    """Return mode weights, their total variation to the target's, and the shares of samples off every mode.
 
-    ``tv`` is half the sum of |weight - target's weight|, every sample counted for its nearest mode; ``off3`` the share
-    further than 3 of that mode's standard deviations from it. For a mixture with one component a mode also
-    ``bias_mode`` (of the mean, in standard deviations) and ``std_mode`` (ratio to the standard deviation) of the
-    samples within 10.
+    Each sample x (n, 2) is assigned to its nearest mode. ``weight_mode0``, ... are the modes' shares of the samples
+    (at most 8 modes), ``tv`` is half the sum of |weight - target's weight|, and ``off3``, ``off5``, ``off10`` are the
+    shares further than 3, 5, 10 standard deviations from their mode. For a mixture with one component per mode there
+    are ``bias_mode0`` (of the mean, in standard deviations) and ``std_mode0`` (ratio to the standard deviation) of the
+    samples within 10 standard deviations too.
     """
     mode, distance = target.nearest(x)
     m = len(target.mode_weights)
@@ -42,16 +43,23 @@ def mode_metrics(x: Tensor, target: Target) -> dict[str, float]:
 
 
 def mean_pairwise_distance(x: Tensor) -> float:
-    """Return the mean |x_i - x_j| over i != j."""
+    """Return the mean |x_i - x_j| over i != j of x (n, 2).
+
+    >>> mean_pairwise_distance(torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64))
+    5.0
+    """
     n = len(x)
     total = sum(float(torch.cdist(rows, x).sum()) for rows in torch.split(x, CHUNK))
     return total / (n * (n - 1))
 
 
 def energy_distance(x: Tensor, target: Target, target_samples: Tensor) -> float:
-    """Return 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely and Rizzo 2013), without bias; it may fall below 0.
+    """Return 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely and Rizzo 2013), an unbiased estimate that may be below 0.
 
-    For a mixture the terms with Y are exact; else they are over ``target_samples``, samples of the target.
+    Args:
+        x: samples (n, 2).
+        target: for a mixture the terms with Y are exact.
+        target_samples: (m, 2); over these otherwise.
     """
     if isinstance(target, Mixture):
         cross, own = float(target.mean_distance(x.numpy()).mean()), target.mean_self_distance()
@@ -63,12 +71,17 @@ def energy_distance(x: Tensor, target: Target, target_samples: Tensor) -> float:
 
 
 def sliced_w2(x: Tensor, target_samples: Tensor, directions: int = 64) -> float:
-    """Return the root mean square over evenly spaced directions of the 2-Wasserstein distance of the projections.
+    """Return the sliced 2-Wasserstein distance: the RMS over directions of the projections' 2-Wasserstein distance.
 
     Args:
         x: samples (n, 2).
         target_samples: as many samples of the target.
-        directions: how many.
+        directions: number of evenly spaced directions.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.0], [1.0, 2.0]], dtype=torch.float64)
+        >>> round(sliced_w2(x, x + 1.0), 6)  # a shift d: |d| / sqrt 2
+        1.0
     """
     angle = np.arange(directions) * (math.pi / directions)
     onto = np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -78,7 +91,10 @@ def sliced_w2(x: Tensor, target_samples: Tensor, directions: int = 64) -> float:
 
 
 def knn_entropy(x: Array, k: int = 5) -> float:
-    """Return Kozachenko and Leonenko's estimate of the entropy in nats: psi(n) - psi(k) + log pi + 2 mean log r_k."""
+    """Return the Kozachenko-Leonenko estimate of the entropy of x (n, 2), in nats, from k-th neighbour distances r_k.
+
+    psi(n) - psi(k) + log pi + 2 mean log r_k (Kozachenko and Leonenko 1987).
+    """
     distance = cKDTree(x).query(x, k + 1)[0][:, -1]
     n = len(x)
     # equal samples have the distance 0: a distribution with an atom, entropy -inf, written as what float64 resolves
@@ -93,7 +109,7 @@ def compute_metrics(x: Tensor, target: Target, target_samples: Tensor, pairs: in
         x: samples (n, 2).
         target: the distribution that they should follow.
         target_samples: n samples of it.
-        pairs: samples that the energy distance, which costs their square, is taken over.
+        pairs: number of samples for the energy distance, whose cost is quadratic.
         neighbours: k of the entropy estimate.
     """
     out = mode_metrics(x, target)

@@ -1,6 +1,6 @@
 """Target distributions of actions on [-1, 1]^2: mixtures of isotropic Gaussians, all in closed form, and others.
 
-A target turns base noise into samples by a fixed map, so that the noise's key is all that a draw depends on.
+A target maps base noise to samples by a fixed map, so that a draw depends on the noise's key alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Target:
     tail_fractions: dict[int, float]
 
     def sample(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        """Turn uniform (..., ) and normal (..., 2) noise into samples (..., 2)."""
+        """Map uniforms on [0, 1) (...) and standard normals (..., 2) to samples (..., 2), elementwise."""
         raise NotImplementedError
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Target:
         raise NotImplementedError
 
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the nearest mode of x (..., 2) and the distance from it in that mode's standard deviations."""
+        """Return the nearest mode (...) of x (..., 2) and the distance to it (...) in its standard deviations."""
         raise NotImplementedError
 
     def entropy(self) -> float:
@@ -51,7 +51,7 @@ class Target:
         raise NotImplementedError
 
 
-MAX_MAGNITUDE = 1e9  # of a mixture's numbers: the squares of what is drawn stay in single precision
+MAX_MAGNITUDE = 1e9  # of a mixture's parameters: the squares of samples stay finite in single precision
 
 
 class Mixture(Target):
@@ -62,6 +62,14 @@ class Mixture(Target):
         stds: one standard deviation for all components, or one each.
         weights: relative weights; equal ones if left out.
         modes: index of the mode that each component belongs to; each is its own if left out.
+
+    Raises:
+        ToyError: a value is not allowed.
+
+    Example:
+        >>> mixture = Mixture([[0.0, 0.0], [1.0, 0.0]], stds=0.1)
+        >>> mixture.nearest(torch.tensor([0.8, 0.0]))[0].item()
+        1
     """
 
     def __init__(
@@ -112,11 +120,11 @@ class Mixture(Target):
         self.cached_entropy: float | None = None
 
     def parameters_like(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return means, stds and weights on x's device and in its dtype."""
+        """Return means (M, 2), stds (M,) and weights (M,) on x's device and in its dtype."""
         return self.means.to(x), self.stds.to(x), self.weights.to(x)
 
     def sample(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        """See :meth:`Target.sample`: the uniform chooses the component, the normal the place in it."""
+        """See :meth:`Target.sample`: the uniform selects the component, the normal the point."""
         means, stds, weights = self.parameters_like(normal)
         edges = weights.cumsum(0)[:-1].contiguous()
         component = torch.searchsorted(edges, uniform.to(normal).contiguous(), right=True)
@@ -140,7 +148,7 @@ class Mixture(Target):
         return self.modes.to(component.device)[component], smallest
 
     def entropy(self, nodes: int = 24) -> float:
-        """Return the entropy by Gauss-Hermite quadrature around each component (exact where they are apart)."""
+        """Return the entropy in nats by Gauss-Hermite quadrature per component, exact if they do not overlap."""
         if self.cached_entropy is not None and nodes == 24:
             return self.cached_entropy
         z, w = np.polynomial.hermite_e.hermegauss(nodes)
@@ -161,9 +169,12 @@ class Mixture(Target):
         Mixing them by their responsibilities gives the answer.
 
         Args:
-            z: places (..., 2).
+            z: points (..., 2).
             t: times, broadcast against z's leading axes with a last axis of 1.
             sigma_min: standard deviation left at t = 0.
+
+        Returns:
+            The velocity (..., 2).
         """
         means, stds, weights = self.parameters_like(z)
         signal, noise = 1 - t, t + sigma_min * (1 - t)
@@ -175,14 +186,14 @@ class Mixture(Target):
         return (responsibility.unsqueeze(-1) * (slope.unsqueeze(-1) * offset - means)).sum(-2)
 
     def mean_distance(self, x: Array) -> Array:
-        """Return E|x - Y| for Y from the mixture and x (n, 2): the mean of a Rice distribution for each component."""
+        """Return E|x - Y| (n,) for Y from the mixture and x (n, 2): a weighted sum of means of Rice distributions."""
         out = np.zeros(len(x))
         for w, mu, s in zip(self.weights.numpy(), self.means.numpy(), self.stds.numpy(), strict=True):
             out += w * rice_mean(np.sqrt(np.square(x - mu).sum(-1)), s)
         return out
 
     def mean_self_distance(self) -> float:
-        """Return E|Y - Y'| for two independent draws."""
+        """Return E|Y - Y'| for two independent samples."""
         mu, s, w = self.means.numpy(), self.stds.numpy(), self.weights.numpy()
         gap = np.sqrt(np.square(mu[:, None] - mu[None]).sum(-1))
         std = np.sqrt(s[:, None] ** 2 + s[None] ** 2)
@@ -190,7 +201,7 @@ class Mixture(Target):
 
 
 def rice_mean(offset: Any, std: Any) -> Array:
-    """Return E|offset + std N(0, I_2)| in the plane.
+    """Return E|offset + std N(0, I_2)| in the plane, elementwise; the arguments broadcast.
 
     std sqrt(pi/2) e^{-q} ((1 + 2 q) I0(q) + 2 q I1(q)) with q = offset^2 / (4 std^2), the Rice distribution's mean.
     """
@@ -239,10 +250,13 @@ class TwoMoons(Mixture):
 
 
 class Checkerboard(Target):
-    """Uniform on the dark squares of a board over [-1, 1]^2; "standard deviations" count the way out of a square.
+    """Uniform on the dark squares of a board over [-1, 1]^2, each a mode; distances to a square are in units of .02.
 
     Args:
         cells: squares along an edge, an even number.
+
+    Raises:
+        ToyError: ``cells`` is odd or below 2.
     """
 
     def __init__(self, cells: int = 4) -> None:
@@ -269,7 +283,7 @@ class Checkerboard(Target):
         return x
 
     def inside(self, x: Tensor) -> Tensor:
-        """Whether x (..., 2) lies on a dark square."""
+        """Whether x (..., 2) lies on a dark square, bool (...)."""
         cell = ((x + 1) / self.side).floor()
         return (cell >= 0).all(-1) & (cell < self.cells).all(-1) & (cell.sum(-1) % 2 == 0)
 
@@ -278,7 +292,7 @@ class Checkerboard(Target):
         return torch.full_like(x[..., 0], -self.entropy()).masked_fill(~self.inside(x), -torch.inf)
 
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`Target.nearest`; a standard deviation is .02, as of the peaks."""
+        """See :meth:`Target.nearest`; the unit of distance is .02, the default standard deviation of a mixture."""
         low = self.corners.to(x)
         y = x.unsqueeze(-2)
         distance = (torch.relu(low - y) + torch.relu(y - low - self.side)).square().sum(-1).sqrt() / 0.02

@@ -1,4 +1,4 @@
-"""GenerativePolicy: what the policies share, the judging of their samples."""
+"""GenerativePolicy: the base of the policies on the plane, and how their samples are evaluated."""
 
 from __future__ import annotations
 
@@ -30,15 +30,18 @@ FIGURE_SAMPLES = 2000  # samples kept for figures
 
 @dataclass
 class Evaluation:
-    """How samples are drawn and evaluated. The plain metric names are those of the first entry of ``nfe``.
+    """How samples are drawn and evaluated. Metrics without a readout in their name are of the first entry of ``nfe``.
 
     Args:
         samples: samples of each replica.
-        pairs: those that the energy distance, at quadratic cost, is taken over.
+        pairs: number of them for the energy distance, whose cost is quadratic.
         neighbours: k of the k-nearest-neighbour entropy.
-        nfe: numbers of network evaluations that validations within `fit` score.
-        test_nfe: those that `test` scores.
+        nfe: numbers of network evaluations that validations within `fit` evaluate.
+        test_nfe: those that `test` evaluates.
         weights: ``raw``, or ``ema`` (needs ``ema_decay``).
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     samples: int = 20_000
@@ -61,7 +64,7 @@ class Evaluation:
 
 
 class GenerativePolicy(ToyModule):
-    """Base of the policies on the plane: draws actions, and is judged by them."""
+    """Base of the policies on the plane: samples actions, which are compared with the target."""
 
     evaluation: Evaluation
     headline = ("tv", "off3", "entropy_knn")
@@ -109,21 +112,33 @@ class GenerativePolicy(ToyModule):
     # what a policy defines
 
     def readouts(self, nfes: list[int], full: bool) -> list[str]:
-        """Return the names of the ways of drawing actions, the main one first."""
+        """Return the names of the ways to sample actions, the main one first.
+
+        Args:
+            nfes: numbers of network evaluations.
+            full: whether `test` asks, which may have more.
+        """
         raise NotImplementedError
 
     def actions(self, readout: str, e: Tensor, xi: Tensor) -> Tensor:
-        """Return actions (R, n, 2) from noise e (R, n, 2); xi is more of it, for policies that need two."""
+        """Return actions (R, n, 2) from standard normals e (R, n, 2), and xi (R, n, 2) for policies that need two."""
         raise NotImplementedError
 
     def policy_metrics(self, readout: str, e: Tensor, main: bool, full: bool) -> dict[str, Tensor]:
-        """Return what the policy knows of itself, values (R,): entropies, divergences."""
+        """Return further metrics (R,) by name, of the policy itself: entropies, divergences.
+
+        Args:
+            readout: the way of sampling.
+            e: standard normals (R, n, 2).
+            main: whether ``readout`` is the main one.
+            full: whether `test` asks.
+        """
         return {}
 
     # evaluation
 
     def evaluation_noise(self, stream: str, n: int) -> Tensor:
-        """Return standard normals (R, n, 2), the same at every evaluation."""
+        """Return standard normals (R, n, 2), float32, the same at every evaluation."""
         rows = [keyed_generator(s, 0, f"evaluation/{stream}").standard_normal((n, 2), np.float32) for s in self.seeds]
         return torch.from_numpy(np.stack(rows))
 
@@ -136,7 +151,7 @@ class GenerativePolicy(ToyModule):
         return torch.cat([self.actions(readout, a, b) for a, b in rows], dim=1).cpu().double()
 
     def sample_metrics(self, samples: Iterable[Tensor]) -> list[dict[str, float]]:
-        """Return the metrics of each replica's samples (n, 2), beside as many of the target."""
+        """Return the metrics of each replica's samples (n, 2), against as many of the target."""
         ev, target = self.evaluation, self.data.target
         if not self.target_samples:
             self.target_samples = [self.data.sample(s, ev.samples, "evaluation/target") for s in self.seeds]
@@ -146,7 +161,7 @@ class GenerativePolicy(ToyModule):
         ]
 
     def evaluate(self, full: bool) -> Report:
-        """Draw samples by every readout and score them."""
+        """Sample by every readout, and compute the metrics."""
         ev, target = self.evaluation, self.data.target
         like = next(self.net.parameters())
         metrics: dict[str, list[float]] = {}
@@ -169,7 +184,7 @@ class GenerativePolicy(ToyModule):
         return Report(self.seeds, metrics, self.baselines(full))
 
     def baselines(self, full: bool) -> dict[str, dict[str, float]]:
-        """Return the metrics of other samples of the target, and of its exact flow: rows without a network."""
+        """Return the baselines' metrics: other samples of the target, and (``full``) Euler steps of its exact flow."""
         if full in self.baseline_cache:
             return self.baseline_cache[full]
         ev, target = self.evaluation, self.data.target
@@ -191,7 +206,7 @@ class GenerativePolicy(ToyModule):
     # Lightning
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Score every readout of training's evaluations."""
+        """Evaluate every readout of ``evaluation.nfe``."""
         report = self.evaluate(full=False)
         self.last_report = report
         self.write_evaluation(report)
@@ -202,14 +217,14 @@ class GenerativePolicy(ToyModule):
             figures.save_snapshot(self.run_folder, self.global_step, self.figure_data)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Score every readout."""
+        """Evaluate every readout of `test`."""
         report = self.evaluate(full=True)
         self.last_report = report
         main = {f"test/{k}": torch.tensor(report.metrics[k]) for k in self.headline if k in report.metrics}
         self.write_scalars(main, self.loaded_step)
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
-        """Return samples (R, n, 2) by the main readout, as many of the target, and the target's log density there."""
+        """Return ``samples`` (R, n, 2) by the main readout, as many of the ``target``, and its ``log_prob`` (R, n)."""
         ev = self.evaluation
         x = self.sample(self.readouts(ev.nfe, False)[0], ev.samples)
         truth = torch.stack([self.data.sample(s, ev.samples, "evaluation/target") for s in self.seeds])

@@ -1,0 +1,17 @@
+"""The examples in the docstrings."""
+
+from __future__ import annotations
+
+import doctest
+from types import ModuleType
+
+import pytest
+
+from lightning_toys.flow_vs_regression import baselines, data, metrics, targets
+
+
+@pytest.mark.parametrize("module", [baselines, data, metrics, targets], ids=lambda m: m.__name__.rpartition(".")[2])
+def test_examples(module: ModuleType) -> None:
+    failed, attempted = doctest.testmod(module)
+    assert attempted > 0
+    assert failed == 0

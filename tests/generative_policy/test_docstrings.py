@@ -1,0 +1,21 @@
+"""The examples in the docstrings."""
+
+from __future__ import annotations
+
+import doctest
+from types import ModuleType
+
+import pytest
+
+from lightning_toys.generative_policy import bandit, couplings, figures, gaussian, meanflow, metrics, mixture
+
+
+@pytest.mark.parametrize(
+    "module",
+    [bandit, couplings, figures, gaussian, meanflow, metrics, mixture],
+    ids=lambda m: m.__name__.rpartition(".")[2],
+)
+def test_examples(module: ModuleType) -> None:
+    failed, attempted = doctest.testmod(module)
+    assert attempted > 0
+    assert failed == 0
