@@ -19,7 +19,7 @@ from lightning_toys.flow_vs_regression.data import InterpolationData
 from lightning_toys.flow_vs_regression.metrics import compute_metrics
 from lightning_toys.flow_vs_regression.objectives import Mode, Readout, X0Distribution, make_objective
 from lightning_toys.flows import Solver, check_nfe
-from lightning_toys.nets import ConditionalNet, Network
+from lightning_toys.nets import ConditionalNet, Network, require_net, with_replicas
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
@@ -90,6 +90,15 @@ class FlowVsRegression(ToyModule):
 
     Raises:
         ToyError: a value is not allowed.
+
+    Example:
+        Predictions of two replicas with their initial weights, at 5 points:
+
+        >>> module = FlowVsRegression("flow", seeds=[0, 1])
+        >>> module.sizes = module.measure(InterpolationData())
+        >>> module.configure_model()
+        >>> module(torch.linspace(0, 1, 5).unsqueeze(1)).shape
+        torch.Size([2, 5, 1])
     """
 
     metric_labels: Mapping[str, str] = {
@@ -206,9 +215,8 @@ class FlowVsRegression(ToyModule):
         rows = [keyed_generator(s, 0, "evaluation/x0").standard_normal(shape, np.float32) for s in self.seeds]
         return torch.from_numpy(np.stack(rows))
 
-    @torch.no_grad()
     def predictions(self, net: ConditionalNet, readout: Readout, c: Tensor, x0: Tensor) -> Tensor:
-        """Return predictions (R, K, M, D) at c (R, M, 1) from x0 (R, K, M, D), float64, in chunks of rows."""
+        """Return predictions (R, K, M, D) at c (R, M, 1) from x0 (R, K, M, D), computed in chunks of rows."""
         like = next(net.parameters())
         R, K, M, D = x0.shape
         c_rows = c.to(like).unsqueeze(1).expand(R, K, M, 1).reshape(R, K * M, 1)
@@ -218,20 +226,61 @@ class FlowVsRegression(ToyModule):
             readout.sample(net, a, b)
             for a, b in zip(torch.split(c_rows, size, dim=1), torch.split(x_rows, size, dim=1), strict=True)
         ]
-        return torch.cat(out, dim=1).reshape(R, K, M, D).cpu().double()
+        return torch.cat(out, dim=1).reshape(R, K, M, D)
 
-    def predict_grid(self, readout: Readout, distribution: X0Distribution, draws: int, c: Tensor) -> Tensor:
-        """Return predictions (R, K, M, D) at the same points c (M, 1) for every replica."""
-        x0 = self.sample_x0(distribution, draws, c.shape[0], self.data.target.dim)
-        return self.predictions(self.evaluation_net, readout, c.expand(len(self.seeds), -1, -1), x0)
+    def forward(self, c: Tensor) -> Tensor:
+        """Predict f(c), one prediction per row and replica: c (M, 1) or (R, M, 1) to (R, M, D).
+
+        The readout, the weights and the start x0 are those of ``evaluation``. From Gaussian x0 a prediction is one
+        sample, the first of those of :meth:`predict`: not their mean, which is no sample of a flow. Differentiable in
+        c; on the device and in the dtype of the weights.
+
+        Raises:
+            ToyError: there is no network yet, or c has another shape.
+        """
+        return self.predict_from(c, 1)[:, 0]
+
+    @torch.no_grad()
+    def predict(
+        self, c: Tensor, draws: int | None = None, x0: X0Distribution | None = None, readout: Readout | None = None
+    ) -> Tensor:
+        """Predict f(c) from several draws of x0, without gradients: c (M, 1) or (R, M, 1) to (R, K, M, D).
+
+        What is left out is that of ``evaluation``, so that ``predict(c)`` on the grid is what `predict` writes.
+
+        Args:
+            c: where to predict.
+            draws: K for Gaussian x0, keyed by the replica's seed and the rows' order; from zeros there is one, K = 1.
+            x0: ``zeros`` or ``gaussian``.
+            readout: one of ``self.objective.readouts(solvers, nfes)``.
+
+        Raises:
+            ToyError: there is no network yet, c has another shape, or ``draws`` is below 1.
+        """
+        return self.predict_from(c, self.evaluation.draws if draws is None else draws, x0, readout)
+
+    def predict_from(
+        self, c: Tensor, draws: int, x0: X0Distribution | None = None, readout: Readout | None = None
+    ) -> Tensor:
+        """Return the predictions (R, K, M, D) of :meth:`predict`, with gradients."""
+        require_net(self)
+        require(draws >= 1, f"draws: {draws} is not allowed; give an integer >= 1")
+        c = with_replicas(c, len(self.seeds), 1, "c")
+        start = self.sample_x0(x0 or self.evaluation.x0, draws, c.shape[1], self.sizes["dim"])
+        return self.predictions(self.evaluation_net, readout or self.configured_readout, c, start)
+
+    @property
+    def configured_readout(self) -> Readout:
+        """The readout of ``evaluation``, whose errors are ``l1`` and ``l2``."""
+        return self.objective.readout(self.evaluation.solver, self.evaluation.nfe)
 
     def evaluate(self, c: Tensor, full: bool) -> Report:
         """Evaluate the configured readout on the grid c (M, 1), and with ``full`` every other readout too."""
         e, target = self.evaluation, self.data.target
         truth = target(c)
-        readout = self.objective.readout(e.solver, e.nfe)
+        readout = self.configured_readout
         draws = e.draws if full else min(e.draws, 8)
-        prediction = self.predict_grid(readout, e.x0, draws, c)
+        prediction = self.predict(c, draws).cpu().double()
         scalars, arrays = compute_metrics(prediction, truth, c, target)
         metrics = {name: v.tolist() for name, v in scalars.items()}
         if full:
@@ -239,7 +288,7 @@ class FlowVsRegression(ToyModule):
                 for other in self.objective.readouts(e.test_solvers, e.test_nfe):
                     suffix = f"@{distribution}/{other.name}"
                     same = (distribution, other.name) == (e.x0, readout.name)
-                    p = prediction if same else self.predict_grid(other, distribution, draws, c)
+                    p = prediction if same else self.predict(c, draws, distribution, other).cpu().double()
                     found, _ = compute_metrics(p, truth, c, target)
                     metrics.update({k + suffix: v.tolist() for k, v in found.items() if "_dim" not in k})
                     if p.shape[1] > 1:
@@ -265,10 +314,11 @@ class FlowVsRegression(ToyModule):
     def evaluate_holdout(self) -> None:
         """Evaluate each replica on its own held-out points, by which its best weights are chosen."""
         e, points = self.evaluation, self.data.points(self.seeds)
-        readout = self.objective.readout(e.solver, e.nfe)
         H, D = points.holdout_x1.shape[1:]
         assert isinstance(self.net, ConditionalNet)
-        p = self.predictions(self.net, readout, points.holdout_c, self.sample_x0(e.x0, min(e.draws, 8), H, D))
+        x0 = self.sample_x0(e.x0, min(e.draws, 8), H, D)
+        with torch.no_grad():
+            p = self.predictions(self.net, self.configured_readout, points.holdout_c, x0).cpu().double()
         scores = (p - points.holdout_x1.unsqueeze(1)).square().mean((1, 2, 3)).sqrt()
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.keep_best(scores.to(self.device))
@@ -283,10 +333,9 @@ class FlowVsRegression(ToyModule):
         self.write_scalars({f"test/{k}": torch.tensor(report.metrics[k]) for k in ("l1", "l2")}, self.loaded_step)
 
     def predict_step(self, grid: Tensor, batch_idx: int) -> dict[str, Tensor]:
-        """Return c (M, 1), truth (M, D) and the configured readout's predictions (R, K, M, D)."""
-        e, c = self.evaluation, self.data.grid()
-        readout = self.objective.readout(e.solver, e.nfe)
-        return {"c": c, "truth": self.data.target(c), "prediction": self.predict_grid(readout, e.x0, e.draws, c)}
+        """Return ``c`` (M, 1), ``truth`` (M, D) and the ``prediction`` of :meth:`predict` (R, K, M, D), float64."""
+        c = self.data.grid()
+        return {"c": c, "truth": self.data.target(c), "prediction": self.predict(c).cpu().double()}
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""

@@ -19,7 +19,7 @@ from lightning_toys.generative_policy.actors import Actor, FlowActor, GaussianAc
 from lightning_toys.generative_policy.bandit import sample_softmax, turns_to_states
 from lightning_toys.generative_policy.bandit_data import BanditData
 from lightning_toys.generative_policy.meanflow import TimeDistribution
-from lightning_toys.nets import ConditionalNet, Network
+from lightning_toys.nets import ConditionalNet, Network, require_net, with_replicas
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
@@ -60,6 +60,15 @@ class BanditPolicy(ToyModule):
 
     Raises:
         ToyError: a value is not allowed.
+
+    Example:
+        Actions of two replicas with their initial weights at three states:
+
+        >>> policy = BanditPolicy(seeds=[0, 1])
+        >>> policy.sizes = policy.measure(BanditData())
+        >>> policy.configure_model()
+        >>> policy.act(turns_to_states(torch.tensor([0.0, 0.3, 0.6]))).shape
+        torch.Size([2, 3, 2])
     """
 
     headline = ("regret",)
@@ -255,6 +264,39 @@ class BanditPolicy(ToyModule):
         a = a.reshape(R, B, M, 2).clamp(-1.0, 1.0)
         return a.gather(2, chosen[..., None, None].expand(R, B, 1, 2))[:, :, 0].to(state)
 
+    # acting
+
+    def evaluation_noise(self, stream: str, n: int, index: int = 0) -> Tensor:
+        """Return standard normals (R, n, 2), float64, keyed by seed, stream and index; evaluations have index 0."""
+        stream = f"evaluation/{stream}"
+        rows = [keyed_generator(s, index, stream).standard_normal((n, 2)) for s in self.seeds]
+        return torch.from_numpy(np.stack(rows))
+
+    def forward(self, state: Tensor, index: int = 0) -> Tensor:
+        """Sample one action per state and replica: state (M, 2) or (R, M, 2), rows (cos, sin), to (R, M, 2).
+
+        Differentiable in the state, on the device and in the dtype of the weights. The bandit clamps actions to
+        [-1, 1]^2; these are not clamped.
+
+        Args:
+            state: the states.
+            index: the noise is keyed by the replica's seed, the rows' order and this number; 0 is evaluation's.
+
+        Raises:
+            ToyError: there is no network yet, or the states have another shape.
+        """
+        require_net(self)
+        require(index >= 0, f"index: {index} is not allowed; give an integer >= 0")
+        like = next(self.net.parameters())
+        state = with_replicas(state, len(self.seeds), 2, "state").to(like)
+        e, xi = (self.evaluation_noise(k, state.shape[1], index).to(like) for k in ("e", "xi"))
+        return self.actor.act(state, e, xi)
+
+    @torch.no_grad()
+    def act(self, state: Tensor, index: int = 0) -> Tensor:
+        """Sample actions as :meth:`forward` does, without gradients: state (M, 2) or (R, M, 2) to (R, M, 2)."""
+        return self.forward(state, index)
+
     # evaluation
 
     @torch.no_grad()
@@ -263,13 +305,7 @@ class BanditPolicy(ToyModule):
         like, n, bandit = next(self.net.parameters()), NUM_STATES * self.draws, self.data.bandit
         turns = (torch.arange(NUM_STATES, dtype=torch.float64) / NUM_STATES).repeat_interleave(self.draws)
         state = turns_to_states(turns).expand(len(self.seeds), n, 2)
-        e, xi = (
-            torch.from_numpy(
-                np.stack([keyed_generator(s, 0, f"evaluation/{k}").standard_normal((n, 2)) for s in self.seeds])
-            )
-            for k in ("e", "xi")
-        )
-        action = self.actor.act(state.to(like), e.to(like), xi.to(like))
+        action = self.act(state)
         a = action.cpu().double()
         reward = bandit.reward(state, a)
         mode, distance = bandit.nearest(state, a)

@@ -73,6 +73,7 @@ class GaussianPolicy(GenerativePolicy):
     """
 
     reads_data = False
+    readout_pattern = "direct"
     headline = ("kl", "tv", "entropy_exact")
 
     def __init__(

@@ -71,7 +71,18 @@ class MeanFlowPolicy(GenerativePolicy):
 
     Raises:
         ToyError: a value is not allowed.
+
+    Example:
+        Actions of two replicas with their initial weights:
+
+        >>> policy = MeanFlowPolicy(seeds=[0, 1])
+        >>> policy.sizes = policy.measure(MixtureData())
+        >>> policy.configure_model()
+        >>> policy.sample(5).shape
+        torch.Size([2, 5, 2])
     """
+
+    readout_pattern = r"[1-9]\d*"
 
     def __init__(
         self,
@@ -265,6 +276,8 @@ class FlowPolicy(MeanFlowPolicy):
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
         compile: whether the loss is compiled (`torch.compile`): for GPUs; takes half a minute once.
     """
+
+    readout_pattern = r"euler-[1-9]\d*|dopri5"
 
     def __init__(
         self,

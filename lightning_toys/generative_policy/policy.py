@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.flow_ode import flow_sample
 from lightning_toys.generative_policy.metrics import compute_metrics
 from lightning_toys.generative_policy.mixture import Mixture
+from lightning_toys.nets import require_net, with_replicas
 from lightning_toys.training.configuration import require_data
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import keyed_generator
@@ -80,6 +82,7 @@ class GenerativePolicy(ToyModule):
         "entropy_surrogate": "entropy surrogate (nats)",
         "kl": "reverse KL to the target (nats)",
     }
+    readout_pattern: str = ".*"  # a regular expression of the readouts that :meth:`actions` knows
     figure_data: figures.FigureData | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -137,18 +140,59 @@ class GenerativePolicy(ToyModule):
 
     # evaluation
 
-    def evaluation_noise(self, stream: str, n: int) -> Tensor:
-        """Return standard normals (R, n, 2), float32, the same at every evaluation."""
-        rows = [keyed_generator(s, 0, f"evaluation/{stream}").standard_normal((n, 2), np.float32) for s in self.seeds]
+    def evaluation_noise(self, stream: str, n: int, index: int = 0) -> Tensor:
+        """Return standard normals (R, n, 2), float32, keyed by seed, stream and index; evaluations have index 0."""
+        stream = f"evaluation/{stream}"
+        rows = [keyed_generator(s, index, stream).standard_normal((n, 2), np.float32) for s in self.seeds]
         return torch.from_numpy(np.stack(rows))
 
-    @torch.no_grad()
-    def sample(self, readout: str, n: int) -> Tensor:
-        """Return n actions of each replica (R, n, 2), float64 on the CPU."""
-        like = next(self.net.parameters())
-        e, xi = self.evaluation_noise("e", n).to(like), self.evaluation_noise("xi", n).to(like)
+    @property
+    def main_readout(self) -> str:
+        """The readout of the metrics that name none."""
+        return self.readouts(self.evaluation.nfe, False)[0]
+
+    def forward(self, e: Tensor, xi: Tensor | None = None, readout: str | None = None) -> Tensor:
+        """Map noise to actions: e (N, 2) or (R, N, 2), standard normals, to (R, N, 2).
+
+        By the weights of ``evaluation``; differentiable, on the device and in the dtype of the weights. Without a
+        replica axis every replica is given the same noise.
+
+        Args:
+            e: the noise that the policy maps.
+            xi: noise of a learned sigma, shaped as e; keyed by the replica's seed if left out, the same at every call.
+                Policies without one do not use it.
+            readout: how to sample, as in the metrics' names; the first of ``evaluation.nfe`` if left out.
+
+        Raises:
+            ToyError: there is no network yet, a shape does not fit, or there is no such readout.
+        """
+        require_net(self)
+        readout = self.main_readout if readout is None else readout
+        known = re.fullmatch(self.readout_pattern, readout) is not None
+        example = ", ".join(self.readouts(self.evaluation.nfe, True))
+        require(known, f"readout: {readout!r} is not allowed; give one such as {example}")
+        like, R = next(self.net.parameters()), len(self.seeds)
+        e = with_replicas(e, R, 2, "e").to(like)
+        xi = with_replicas(self.evaluation_noise("xi", e.shape[1]) if xi is None else xi, R, 2, "xi").to(like)
+        require(xi.shape == e.shape, f"xi: {xi.shape[1]} rows are not allowed; give {e.shape[1]}, as many as of e")
         rows = zip(torch.split(e, CHUNK_ROWS, dim=1), torch.split(xi, CHUNK_ROWS, dim=1), strict=True)
-        return torch.cat([self.actions(readout, a, b) for a, b in rows], dim=1).cpu().double()
+        return torch.cat([self.actions(readout, a, b) for a, b in rows], dim=1)
+
+    @torch.no_grad()
+    def sample(self, n: int, readout: str | None = None, index: int = 0) -> Tensor:
+        """Sample n actions of each replica, without gradients: (R, n, 2).
+
+        Args:
+            n: number of actions.
+            readout: how to sample, as in :meth:`forward`.
+            index: different numbers give independent samples; 0 gives those of evaluations.
+
+        Raises:
+            ToyError: there is no network yet, a number is not allowed, or there is no such readout.
+        """
+        require(n >= 1, f"n: {n} is not allowed; give an integer >= 1")
+        require(index >= 0, f"index: {index} is not allowed; give an integer >= 0")
+        return self.forward(self.evaluation_noise("e", n, index), self.evaluation_noise("xi", n, index), readout)
 
     def sample_metrics(self, samples: Iterable[Tensor]) -> list[dict[str, float]]:
         """Return the metrics of each replica's samples (n, 2), against as many of the target."""
@@ -171,7 +215,7 @@ class GenerativePolicy(ToyModule):
         samples: dict[str, Tensor] = {}
         e = self.evaluation_noise("e", min(ev.samples, CHUNK_ROWS)).to(like)
         for i, name in enumerate(names):
-            x = self.sample(name, ev.samples)
+            x = self.sample(ev.samples, name).cpu().double()
             samples[name] = x[:, :FIGURE_SAMPLES]
             rows = self.sample_metrics(x)
             found = {k: [row.get(k, float("nan")) for row in rows] for k in dict.fromkeys(k for r in rows for k in r)}
@@ -226,7 +270,7 @@ class GenerativePolicy(ToyModule):
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Return ``samples`` (R, n, 2) by the main readout, as many of the ``target``, and its ``log_prob`` (R, n)."""
         ev = self.evaluation
-        x = self.sample(self.readouts(ev.nfe, False)[0], ev.samples)
+        x = self.sample(ev.samples).cpu().double()
         truth = torch.stack([self.data.sample(s, ev.samples, "evaluation/target") for s in self.seeds])
         return {"samples": x, "target": truth, "log_prob": self.data.target.log_prob(x)}
 

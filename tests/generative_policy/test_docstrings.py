@@ -7,12 +7,22 @@ from types import ModuleType
 
 import pytest
 
-from lightning_toys.generative_policy import bandit, couplings, figures, gaussian, meanflow, metrics, mixture
+from lightning_toys.generative_policy import (
+    bandit,
+    bandit_policy,
+    couplings,
+    figures,
+    gaussian,
+    meanflow,
+    meanflow_policy,
+    metrics,
+    mixture,
+)
 
 
 @pytest.mark.parametrize(
     "module",
-    [bandit, couplings, figures, gaussian, meanflow, metrics, mixture],
+    [bandit, bandit_policy, couplings, figures, gaussian, meanflow, meanflow_policy, metrics, mixture],
     ids=lambda m: m.__name__.rpartition(".")[2],
 )
 def test_examples(module: ModuleType) -> None:
