@@ -83,7 +83,7 @@ class FlowVsRegression(ToyModule):
         clip_grad_norm: bound on each replica's gradient norm.
         ema_decay: decay of a moving average of the weights.
         t_star: time of mip's second step.
-        mip_form: ``published`` or ``paper``; they differ in what x0 feeds.
+        mip_form: ``published`` or ``paper``; they differ in the network's inputs.
         evaluation: how predictions are read out.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
         compile: whether the loss is compiled (`torch.compile`): for GPUs; takes half a minute once.

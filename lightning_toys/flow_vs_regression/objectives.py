@@ -46,7 +46,7 @@ class Objective:
     Attributes:
         with_time: whether the network is given t.
         samples_time: whether :meth:`residuals` use t.
-        x0_distribution: that of x0 in training, unless the module is told otherwise.
+        x0_distribution: that of x0 in training, unless ``--model.x0`` is given.
     """
 
     with_time: bool
