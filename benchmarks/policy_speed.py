@@ -37,9 +37,9 @@ import torch
 from measuring import WARM, StepClock, fit, gpu_wall_clock, machine, spread, write_section
 from torch import Tensor, nn
 
+from lightning_toys.generative_policy.flow_ode import flow_sample
 from lightning_toys.generative_policy.meanflow import AverageVelocity, Preconditioned, sample
 from lightning_toys.generative_policy.mixture import ThreeModes
-from lightning_toys.generative_policy.reference_flow import flow_sample
 from lightning_toys.nets import Network
 from lightning_toys.training.allocator import keep_freed_memory
 

@@ -87,7 +87,7 @@ def flow(part: SubFigure, at: Folders) -> None:
 
 def policy(part: SubFigure, at: Folders) -> None:
     """Draw samples of the Gaussian and of one MeanFlow step over the target."""
-    from lightning_toys.generative_policy.figures import contours, read_snapshots, target_of
+    from lightning_toys.generative_policy.figures import draw_contours, load_target, read_snapshots
 
     axes = part.subplots(1, 2, sharey=True)
     for ax, run, title in (
@@ -98,7 +98,7 @@ def policy(part: SubFigure, at: Folders) -> None:
         snapshots = read_snapshots(at[run])
         x = snapshots[max(snapshots)][:4000]
         ax.plot(x[:, 0], x[:, 1], ".", color=COLOURS[0], markersize=1.8, alpha=0.5, rasterized=True)
-        contours(ax, target_of(at[run]), half=1.0)
+        draw_contours(ax, load_target(at[run]), half=1.0)
         ax.set_title(title, fontsize=10, color=INK)
         ax.set_xlabel("action 1", fontsize=9.5)
         ax.set_xticks([-1, 0, 1])

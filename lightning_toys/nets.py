@@ -31,23 +31,23 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def gelu_slope(a: Tensor) -> Tensor:
-    """Return d gelu / da = Phi(a) + a phi(a)."""
-    slope: Tensor = torch.special.ndtr(a) + a * torch.exp(-0.5 * a * a) / math.sqrt(2 * math.pi)
-    return slope
+def gelu_derivative(a: Tensor) -> Tensor:
+    """Return d gelu / da = Phi(a) + a phi(a), elementwise."""
+    derivative: Tensor = torch.special.ndtr(a) + a * torch.exp(-0.5 * a * a) / math.sqrt(2 * math.pi)
+    return derivative
 
 
-def silu_slope(a: Tensor) -> Tensor:
-    """Return d silu / da = s (1 + a (1 - s)), s the sigmoid of a."""
+def silu_derivative(a: Tensor) -> Tensor:
+    """Return d silu / da = s (1 + a (1 - s)), s = sigmoid(a), elementwise."""
     s = torch.sigmoid(a)
-    slope: Tensor = torch.addcmul(s, s * a, 1 - s)
-    return slope
+    derivative: Tensor = torch.addcmul(s, s * a, 1 - s)
+    return derivative
 
 
-SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATION_DERIVATIVES: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda a: (a > 0).to(a),
-    "gelu": gelu_slope,
-    "silu": silu_slope,
+    "gelu": gelu_derivative,
+    "silu": silu_derivative,
     "tanh": lambda a: 1 - torch.tanh(a).square(),
 }
 
@@ -73,8 +73,8 @@ class ReplicaLinear(nn.Module):
             return torch.bmm(x, self.weight)
         return torch.baddbmm(self.bias, x, self.weight)
 
-    def push(self, dx: Tensor) -> Tensor:
-        """Map a tangent (R, B, in) to (R, B, out); no graph is kept."""
+    def jvp(self, dx: Tensor) -> Tensor:
+        """Map an input tangent (R, B, in) to the output tangent (R, B, out), dx W; no graph to the weights is kept."""
         return torch.bmm(dx, self.weight.detach().to(dx))
 
 
@@ -93,7 +93,11 @@ class ReplicaLayerNorm(nn.Module):
 
 
 def fourier(u: Tensor, features: int) -> Tensor:
-    """Append sin(pi k u) and cos(pi k u), k = 1..features, to u: (..., d) to (..., d (1 + 2 features))."""
+    """Append sin(pi k u) and cos(pi k u), k = 1..features, to u: (..., d) to (..., d (1 + 2 features)).
+
+    >>> fourier(torch.zeros(5, 3), 2).shape
+    torch.Size([5, 15])
+    """
     if features == 0:
         return u
     k = torch.arange(1, features + 1, device=u.device, dtype=u.dtype) * math.pi
@@ -101,18 +105,24 @@ def fourier(u: Tensor, features: int) -> Tensor:
     return torch.cat([u, angle.sin(), angle.cos()], dim=-1)
 
 
-def fourier_push(u: Tensor, du: Tensor, features: int) -> Tensor:
-    """Return the tangent of :func:`fourier` at u in the direction du."""
+def fourier_jvp(u: Tensor, du: Tensor, features: int) -> Tensor:
+    """Return the derivative of :func:`fourier` at u in the direction du: both (..., d) to (..., d (1 + 2 features))."""
     if features == 0:
         return du
     k = torch.arange(1, features + 1, device=u.device, dtype=u.dtype) * math.pi
     angle = (u.unsqueeze(-1) * k).flatten(-2)
-    slope = (du.unsqueeze(-1) * k).flatten(-2)
-    return torch.cat([du, slope * angle.cos(), -slope * angle.sin()], dim=-1)
+    derivative = (du.unsqueeze(-1) * k).flatten(-2)
+    return torch.cat([du, derivative * angle.cos(), -derivative * angle.sin()], dim=-1)
 
 
 class Tangent(NamedTuple):
-    """A direction in which a network is differentiated: of x, c and t, for the first K rows only."""
+    """A direction in which a network is differentiated, for the first K rows of a batch.
+
+    Attributes:
+        x: (R, K, D).
+        c: (R, K, C).
+        t: (R, K, 1).
+    """
 
     x: Tensor
     c: Tensor
@@ -120,18 +130,21 @@ class Tangent(NamedTuple):
 
 
 class ConditionalNet(nn.Module):
-    """A map (x, c, t) -> R^D with a replica axis; ``t`` is left out where the objective has no time."""
+    """Base of the networks (x, c, t) -> R^D with a replica axis; without ``t`` where the objective has no time."""
 
     def forward(self, x: Tensor, c: Tensor, t: Tensor | None = None) -> Tensor:
         """Map x (R, B, D), c (R, B, C) and t (R, B, 1) to (R, B, D)."""
         raise NotImplementedError
 
-    def dual(self, x: Tensor, c: Tensor, t: Tensor, along: Tangent) -> tuple[Tensor, Tensor]:
+    def jvp(self, x: Tensor, c: Tensor, t: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
         """Return the output (R, B, D) with its graph, and its directional derivative (R, K, D) without one.
 
-        The derivative of the first K <= B rows is carried through the layers beside the values. It shares their
-        pre-activations and keeps nothing for a backward pass, which makes it much cheaper than ``torch.func.jvp`` in a
+        The derivative is that of ``torch.func.jvp`` for the first K <= B rows, carried through the layers beside the
+        values. It shares their pre-activations and keeps nothing for a backward pass, which makes it much cheaper in a
         loss that takes it for a constant.
+
+        Raises:
+            NotImplementedError: the network has no forward derivative (:class:`TokenTransformer`).
         """
         raise NotImplementedError(f"{type(self).__name__} has no tangent")
 
@@ -142,7 +155,7 @@ class Network:
 
     Args:
         kind: ``concat`` feeds [x, c, t] to an MLP; ``film`` feeds x and lets c, t scale and shift every hidden layer
-            (Perez et al. 2018); ``transformer`` attends over one token each for x, c and t.
+            (FiLM, arXiv 1709.07871); ``transformer`` attends over one token each for x, c and t.
         hidden: width of the hidden layers.
         layers: number of hidden layers (transformer: of attention blocks).
         activation: nonlinearity.
@@ -150,6 +163,9 @@ class Network:
         fourier_t: the same for t.
         residual: add each hidden layer's input to its output.
         heads: attention heads of the transformer.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     kind: Literal["concat", "film", "transformer"] = "concat"
@@ -189,7 +205,20 @@ class Network:
     def build(
         self, seeds: Sequence[int], x_dim: int, c_dim: int, with_time: bool, out_dim: int | None = None
     ) -> ConditionalNet:
-        """Build the network for one replica a seed; without ``out_dim`` x_dim is also the output's dimension."""
+        """Build the network for one replica a seed.
+
+        Args:
+            seeds: one a replica; each draws its own initial weights.
+            x_dim: dimension of x.
+            c_dim: dimension of the condition c.
+            with_time: whether the network is given t.
+            out_dim: dimension of the output; that of x if left out.
+
+        Example:
+            >>> net = Network(hidden=8).build(seeds=[0, 1], x_dim=2, c_dim=1, with_time=True)
+            >>> net(torch.zeros(2, 5, 2), torch.zeros(2, 5, 1), torch.zeros(2, 5, 1)).shape
+            torch.Size([2, 5, 2])
+        """
         kinds = {"concat": ConcatMLP, "film": FiLMMLP, "transformer": TokenTransformer}
         return kinds[self.kind](self, seeds, x_dim, c_dim, with_time, out_dim or x_dim)
 
@@ -220,26 +249,26 @@ class ConcatMLP(ConditionalNet):
         out: Tensor = self.last(h)
         return out
 
-    def dual(self, x: Tensor, c: Tensor, t: Tensor, along: Tangent) -> tuple[Tensor, Tensor]:
-        """See :meth:`ConditionalNet.dual`."""
-        spec, slope, k = self.spec, SLOPES[self.spec.activation], along.x.shape[1]
+    def jvp(self, x: Tensor, c: Tensor, t: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
+        """See :meth:`ConditionalNet.jvp`."""
+        spec, derivative, k = self.spec, ACTIVATION_DERIVATIVES[self.spec.activation], tangent.x.shape[1]
         with torch.no_grad():
-            dc = fourier_push(c[:, :k], along.c, spec.fourier_c)
-            dt = fourier_push(t[:, :k], along.t, spec.fourier_t)
-            dh = self.first.push(torch.cat([along.x, dc, dt], dim=-1))
+            dc = fourier_jvp(c[:, :k], tangent.c, spec.fourier_c)
+            dt = fourier_jvp(t[:, :k], tangent.t, spec.fourier_t)
+            dh = self.first.jvp(torch.cat([tangent.x, dc, dt], dim=-1))
         a = self.first(torch.cat([x, fourier(c, spec.fourier_c), fourier(t, spec.fourier_t)], dim=-1))
         h = self.act(a)
         with torch.no_grad():
-            dh = slope(a[:, :k]).mul_(dh)
+            dh = derivative(a[:, :k]).mul_(dh)
         for layer in self.hidden:
             assert isinstance(layer, ReplicaLinear)
             a = layer(h)
             update = self.act(a)
             with torch.no_grad():
-                push = slope(a[:, :k]).mul_(layer.push(dh))
-                dh = dh + push if spec.residual else push
+                d_update = derivative(a[:, :k]).mul_(layer.jvp(dh))
+                dh = dh + d_update if spec.residual else d_update
             h = h + update if spec.residual else update
-        return self.last(h), self.last.push(dh).detach()
+        return self.last(h), self.last.jvp(dh).detach()
 
 
 class FiLMMLP(ConditionalNet):
@@ -270,17 +299,17 @@ class FiLMMLP(ConditionalNet):
         out: Tensor = self.last(h)
         return out
 
-    def dual(self, x: Tensor, c: Tensor, t: Tensor, along: Tangent) -> tuple[Tensor, Tensor]:
-        """See :meth:`ConditionalNet.dual`."""
-        spec, slope, k = self.spec, SLOPES[self.spec.activation], along.x.shape[1]
+    def jvp(self, x: Tensor, c: Tensor, t: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
+        """See :meth:`ConditionalNet.jvp`."""
+        spec, derivative, k = self.spec, ACTIVATION_DERIVATIVES[self.spec.activation], tangent.x.shape[1]
         condition = torch.cat([fourier(c, spec.fourier_c), fourier(t, spec.fourier_t)], dim=-1)
         a = self.first(x)
         h = self.act(a)
         with torch.no_grad():
-            dc = fourier_push(c[:, :k], along.c, spec.fourier_c)
-            dt = fourier_push(t[:, :k], along.t, spec.fourier_t)
+            dc = fourier_jvp(c[:, :k], tangent.c, spec.fourier_c)
+            dt = fourier_jvp(t[:, :k], tangent.t, spec.fourier_t)
             d_condition = torch.cat([dc, dt], dim=-1)
-            dh = slope(a[:, :k]).mul_(self.first.push(along.x))
+            dh = derivative(a[:, :k]).mul_(self.first.jvp(tangent.x))
         for layer, film in zip(self.hidden, self.film, strict=True):
             assert isinstance(layer, ReplicaLinear)
             assert isinstance(film, ReplicaLinear)
@@ -289,11 +318,11 @@ class FiLMMLP(ConditionalNet):
             a = gamma * y + beta
             update = self.act(a)
             with torch.no_grad():
-                d_gamma, d_beta = film.push(d_condition).chunk(2, dim=-1)
-                push = slope(a[:, :k]) * (d_gamma * y[:, :k] + gamma[:, :k] * layer.push(dh) + d_beta)
-                dh = dh + push if spec.residual else push
+                d_gamma, d_beta = film.jvp(d_condition).chunk(2, dim=-1)
+                d_update = derivative(a[:, :k]) * (d_gamma * y[:, :k] + gamma[:, :k] * layer.jvp(dh) + d_beta)
+                dh = dh + d_update if spec.residual else d_update
             h = h + update if spec.residual else update
-        return self.last(h), self.last.push(dh).detach()
+        return self.last(h), self.last.jvp(dh).detach()
 
 
 class AttentionBlock(nn.Module):
@@ -352,6 +381,42 @@ class TokenTransformer(ConditionalNet):
             h = block(h)
         out: Tensor = self.last(self.norm(h[:, :, 0]))
         return out
+
+
+def with_replicas(x: Tensor, replicas: int, features: int, name: str) -> Tensor:
+    """Return x, (M, d) or (R, M, d), as (R, M, d): an input without a replica axis is the same for every replica.
+
+    Args:
+        x: the input.
+        replicas: R.
+        features: d.
+        name: of the input, for the error.
+
+    Raises:
+        ToyError: x has another shape.
+
+    Example:
+        >>> with_replicas(torch.zeros(5, 2), replicas=3, features=2, name="state").shape
+        torch.Size([3, 5, 2])
+    """
+    fits = x.dim() in (2, 3) and x.shape[-1] == features and x.shape[:-2] in ((), (replicas,))
+    wanted = f"(M, {features}) or ({replicas}, M, {features})"
+    require(fits, f"{name}: a tensor of shape {tuple(x.shape)} is not allowed; give {wanted}, {replicas} replicas")
+    return x.expand(replicas, *x.shape[-2:])
+
+
+def require_net(module: nn.Module) -> None:
+    """Refuse a module of an experiment whose network is not built yet.
+
+    Raises:
+        ToyError: as said; it tells how the network is built.
+    """
+    name = type(module).__name__
+    require(
+        hasattr(module, "net"),
+        f"{name} has no network yet: train it, or read it by {name}.load_from_checkpoint(path), or for initial weights "
+        "set module.sizes = module.measure(data) and call module.configure_model()",
+    )
 
 
 def count_parameters(net: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""One look for all figures: Okabe and Ito's colours, which colour-blind readers can tell apart, and plain axes."""
+"""One style for all figures: Okabe and Ito's colour-blind-safe palette, and plain axes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ GREY = "#666666"
 def new_figure(
     rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 4.0), **kwargs: Any
 ) -> tuple[Figure, np.ndarray]:
-    """Return a figure off screen, without pyplot's global state, and its axes as an array (rows, columns)."""
+    """Return an off-screen figure, without pyplot's global state, and its axes as an array (rows, columns).
+
+    ``size`` is in inches; ``kwargs`` go to ``Figure.subplots``.
+    """
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
@@ -33,10 +36,10 @@ def new_figure(
 
 
 def band(ax: Axes, x: np.ndarray, rows: np.ndarray, colour: str, label: str, linestyle: str = "-") -> None:
-    """Draw the mean of ``rows`` (R, len(x)) and its 95 % interval over replicas."""
+    """Draw the mean of ``rows`` (R, len(x)) over replicas as a line, and its 95 % Student-t interval as a band."""
     mean, n = rows.mean(0), rows.shape[0]
     if len(x) == 1:  # a lone point has no line
-        bars(ax, [float(x[0])], rows, colour, label)
+        error_bars(ax, [float(x[0])], rows, colour, label)
         return
     ax.plot(x, mean, color=colour, label=label, linestyle=linestyle, linewidth=1.6)
     if n > 1:
@@ -44,8 +47,8 @@ def band(ax: Axes, x: np.ndarray, rows: np.ndarray, colour: str, label: str, lin
         ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.22, linewidth=0)
 
 
-def bars(ax: Axes, x: Sequence[float], rows: np.ndarray, colour: str, label: str, marker: str = "o") -> None:
-    """Draw the mean of each column of ``rows`` (R, len(x)) as a point with its 95 % interval."""
+def error_bars(ax: Axes, x: Sequence[float], rows: np.ndarray, colour: str, label: str, marker: str = "o") -> None:
+    """Draw the mean of ``rows`` (R, len(x)) over replicas as points, with 95 % Student-t intervals as error bars."""
     estimates = [mean_ci(column) for column in rows.T]
     half = [0.0 if np.isnan(e.half_width) else e.half_width for e in estimates]
     ax.errorbar(

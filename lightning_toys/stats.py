@@ -12,7 +12,14 @@ from scipy import stats as scipy_stats
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over replicas with its Student-t interval; ``lo`` and ``hi`` are NaN where there is one replica."""
+    """A mean over replicas with its Student-t interval.
+
+    Attributes:
+        mean: the mean.
+        lo: lower end of the interval; NaN if n = 1.
+        hi: upper end; likewise.
+        n: number of replicas.
+    """
 
     mean: float
     lo: float
@@ -21,7 +28,7 @@ class Estimate:
 
     @property
     def half_width(self) -> float:
-        """Half the interval's width."""
+        """Half the interval's width; NaN if n = 1."""
         return (self.hi - self.lo) / 2
 
 
@@ -30,6 +37,11 @@ def mean_ci(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Estima
 
     Raises:
         ValueError: ``values`` is empty.
+
+    Example:
+        >>> estimate = mean_ci([1.0, 2.0, 3.0])
+        >>> round(estimate.mean, 3), round(estimate.lo, 3), round(estimate.hi, 3)
+        (2.0, -0.484, 4.484)
     """
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0:
@@ -50,7 +62,7 @@ class PairedDifference:
 
 
 def paired_difference(a: dict[int, float], b: dict[int, float], level: float = 0.95) -> PairedDifference | None:
-    """Compare two runs seed by seed; ``None`` where they share fewer than two seeds."""
+    """Compare two runs by a paired t-test; each maps seed to value. ``None`` where they share fewer than two seeds."""
     shared = sorted(set(a) & set(b))
     if len(shared) < 2:
         return None
@@ -65,7 +77,10 @@ def paired_difference(a: dict[int, float], b: dict[int, float], level: float = 0
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Adjust p-values for several comparisons by Holm's step-down rule (Holm 1979).
 
-    adjusted_(i) = max_{j <= i} min(1, (m - j + 1) p_(j)) over the sorted p-values.
+    adjusted_(i) = max_{j <= i} min(1, (m - j + 1) p_(j)) over the sorted p-values, returned in the order given.
+
+    >>> holm([0.01, 0.04, 0.03]).round(3).tolist()
+    [0.03, 0.06, 0.06]
     """
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p)
@@ -76,7 +91,11 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def written(estimate: Estimate, plus_minus: str = " ± ") -> str:
-    """Write mean ± half-width, both to the half-width's second digit."""
+    """Format mean ± half-width, both to the half-width's second digit; without an interval the mean alone.
+
+    >>> written(Estimate(0.12345, 0.10345, 0.14345, 8))
+    '0.123 ± 0.020'
+    """
     if math.isnan(estimate.half_width):
         return f"{estimate.mean:.4g}"
     half = estimate.half_width

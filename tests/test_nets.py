@@ -1,3 +1,4 @@
+import doctest
 import math
 from collections.abc import Callable
 
@@ -6,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_toys import nets
 from lightning_toys.errors import ToyError
 from lightning_toys.nets import (
     AttentionBlock,
@@ -91,8 +93,8 @@ def test_replica_layer_norm_is_torch_layer_norm() -> None:
 def test_fourier_features() -> None:
     u = torch.tensor([[0.3, -1.2]], dtype=torch.float64)
     expected = [0.3, -1.2]
-    for law in (math.sin, math.cos):
-        expected += [law(math.pi * k * v) for v in (0.3, -1.2) for k in (1, 2, 3)]
+    for f in (math.sin, math.cos):
+        expected += [f(math.pi * k * v) for v in (0.3, -1.2) for k in (1, 2, 3)]
     close(fourier(u, 3), torch.tensor([expected], dtype=torch.float64))
     assert fourier(u, 0) is u
     assert fourier(torch.zeros(2, 5, 1), 4).shape == (2, 5, 9)
@@ -174,12 +176,14 @@ def test_film_is_a_stack_of_torch_layers(with_time: bool, residual: bool, featur
         close(out[r], as_torch(net.last, r)(h))
 
 
-@pytest.mark.parametrize(("name", "law"), [("relu", F.relu), ("gelu", F.gelu), ("silu", F.silu), ("tanh", torch.tanh)])
-def test_activations(name: str, law: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("name", "function"), [("relu", F.relu), ("gelu", F.gelu), ("silu", F.silu), ("tanh", torch.tanh)]
+)
+def test_activations(name: str, function: Callable[[Tensor], Tensor]) -> None:
     net = Network(hidden=16, layers=1, activation=name).build([0], 2, 1, True).double()  # type: ignore[arg-type]
     x, c, t = inputs(1)
     assert t is not None
-    h = law(as_torch(net.first, 0)(torch.cat([x[0], c[0], t[0]], dim=1)))  # type: ignore[arg-type]
+    h = function(as_torch(net.first, 0)(torch.cat([x[0], c[0], t[0]], dim=1)))  # type: ignore[arg-type]
     close(net(x, c, t)[0], as_torch(net.last, 0)(h))  # type: ignore[arg-type]
 
 
@@ -315,3 +319,9 @@ def test_building_is_repeatable_and_touches_no_global_state() -> None:
 def test_bad_values_name_the_flag(values: dict[str, int], flag: str) -> None:
     with pytest.raises(ToyError, match=rf"--model\.network\.{flag}\b"):
         Network(**values)  # type: ignore[arg-type]
+
+
+def test_examples() -> None:
+    failed, attempted = doctest.testmod(nets)
+    assert attempted > 0
+    assert failed == 0

@@ -1,4 +1,4 @@
-"""What a run looks like: predictions, errors, training curves, geometry, samplers."""
+"""Figures of a run: predictions, errors, training curves, geometry, samplers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_toys.flow_vs_regression.metrics import principal_axes
 from lightning_toys.flow_vs_regression.targets import Piecewise, Projected, Rotation, Target
-from lightning_toys.plotting import COLOURS, GREY, MARKERS, band, bars, new_figure
+from lightning_toys.plotting import COLOURS, GREY, MARKERS, band, error_bars, new_figure
 from lightning_toys.training.metrics_csv import read_csv
 from lightning_toys.training.results import Report
 
@@ -21,54 +21,65 @@ MAX_POINTS = 2000  # more on a curve than a figure has pixels
 
 
 @dataclass
-class Shown:
-    """An evaluation's tensors: c (M, 1), truth (M, D), prediction (R, K, M, D), one replica's points, references."""
+class FigureData:
+    """What the figures of an evaluation are drawn from.
+
+    Attributes:
+        c: evaluation points (M, 1).
+        truth: the target's values (M, D).
+        prediction: the configured readout's predictions (R, K, M, D).
+        train_c: the first replica's training points (N, 1).
+        train_x1: their values (N, D).
+        baselines: the first replica's baselines, name to (1, 1, M, D).
+        target: the target function.
+        arrays: profiles by name, see :func:`compute_metrics`.
+    """
 
     c: Tensor
     truth: Tensor
     prediction: Tensor
     train_c: Tensor
     train_x1: Tensor
-    references: dict[str, Tensor]
+    baselines: dict[str, Tensor]
     target: Target
     arrays: dict[str, Tensor]
 
-    def thin(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return c (m,), truth (m, D), prediction (R, K, m, D) on at most MAX_POINTS points."""
-        every = max(1, self.c.shape[0] // MAX_POINTS)
+    def subsample(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return c (m,), truth (m, D) and prediction (R, K, m, D) at every n-th point; m < 2 ``MAX_POINTS``."""
+        stride = max(1, self.c.shape[0] // MAX_POINTS)
         return (
-            self.c[::every, 0].numpy(),
-            self.truth[::every].numpy(),
-            self.prediction[:, :, ::every].numpy(),
+            self.c[::stride, 0].numpy(),
+            self.truth[::stride].numpy(),
+            self.prediction[:, :, ::stride].numpy(),
         )
 
 
-def curve(ax: Axes, shown: Shown, d: int, legend: bool) -> None:
-    """Draw output d: truth, training points, each replica, and the mean with its interval."""
-    c, truth, prediction = shown.thin()
+def draw_curve(ax: Axes, data: FigureData, d: int, legend: bool) -> None:
+    """Draw output d: truth, training points, each replica (the first 16), and the mean with its interval."""
+    c, truth, prediction = data.subsample()
     mean = prediction[..., d].mean(1)
     for row in mean[:16]:
         ax.plot(c, row, color=COLOURS[0], alpha=0.18, linewidth=0.7)
     ax.plot(c, truth[:, d], color="black", linewidth=1.1, label="truth", linestyle=(0, (4, 2)))
     band(ax, c, mean, COLOURS[0], f"prediction, mean and 95 % CI of {mean.shape[0]} seeds")
-    ax.plot(shown.train_c, shown.train_x1[:, d], ".", color=COLOURS[1], markersize=5, label="training points")
+    ax.plot(data.train_c, data.train_x1[:, d], ".", color=COLOURS[1], markersize=5, label="training points")
     ax.set_xlabel("c")
-    ax.set_ylabel("f(c)" if shown.truth.shape[1] == 1 else f"output {d}")
+    ax.set_ylabel("f(c)" if data.truth.shape[1] == 1 else f"output {d}")
     if legend:
         ax.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.15))
 
 
-def draw_predictions(shown: Shown, title: str) -> Figure:
-    """Predictions against truth, first output."""
+def draw_predictions(data: FigureData, title: str) -> Figure:
+    """Draw predictions against truth, first output."""
     figure, axes = new_figure(size=(7.2, 4.2))
-    curve(axes[0, 0], shown, 0, legend=True)
+    draw_curve(axes[0, 0], data, 0, legend=True)
     figure.suptitle(title, fontsize=10)
     return figure
 
 
-def draw_per_dimension(shown: Shown, title: str) -> Figure:
-    """Predictions against truth, a panel an output (the first 24)."""
-    dims = min(shown.truth.shape[1], 24)
+def draw_per_dimension(data: FigureData, title: str) -> Figure:
+    """Draw predictions against truth, a panel an output (the first 24)."""
+    dims = min(data.truth.shape[1], 24)
     columns = min(4, dims)
     rows = -(-dims // columns)
     figure, axes = new_figure(rows, columns, size=(3.0 * columns, 1.9 * rows + 0.5), sharex=True)
@@ -76,7 +87,7 @@ def draw_per_dimension(shown: Shown, title: str) -> Figure:
         if d >= dims:
             ax.set_visible(False)
             continue
-        curve(ax, shown, d, legend=False)
+        draw_curve(ax, data, d, legend=False)
         if d < dims - columns:
             ax.set_xlabel("")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -85,21 +96,21 @@ def draw_per_dimension(shown: Shown, title: str) -> Figure:
     return figure
 
 
-def draw_errors(shown: Shown, title: str) -> Figure:
-    """Distance to the truth along c, log scale, beside linear interpolation."""
-    c, truth, prediction = shown.thin()
-    every = max(1, shown.c.shape[0] // MAX_POINTS)
+def draw_errors(data: FigureData, title: str) -> Figure:
+    """Draw the distance to the truth against c, log scale, with linear interpolation's."""
+    c, truth, prediction = data.subsample()
+    stride = max(1, data.c.shape[0] // MAX_POINTS)
     error = np.sqrt(((prediction - truth) ** 2).mean(1).sum(-1))
     figure, axes = new_figure(size=(7.2, 3.8))
     ax = axes[0, 0]
-    linear = np.linalg.norm(shown.references["linear"][0, 0, ::every].numpy() - truth, axis=-1)
+    linear = np.linalg.norm(data.baselines["linear"][0, 0, ::stride].numpy() - truth, axis=-1)
     ax.semilogy(c, np.maximum(linear, 1e-12), color=GREY, linewidth=0.8, label="linear interpolation")
     floor = max(float(np.median(error)) * 1e-3, 1e-12)
     for row in error[:16]:
         ax.semilogy(c, np.maximum(row, floor), color=COLOURS[0], alpha=0.15, linewidth=0.6)
     typical = np.exp(np.log(np.maximum(error, floor)).mean(0))
     ax.semilogy(c, typical, color=COLOURS[0], linewidth=1.5, label=f"geometric mean of {error.shape[0]} seeds")
-    ax.plot(shown.train_c, np.full(len(shown.train_c), floor), "|", color=COLOURS[1], label="training points")
+    ax.plot(data.train_c, np.full(len(data.train_c), floor), "|", color=COLOURS[1], label="training points")
     ax.set_ylim(floor * 0.7, max(error.max(), linear.max()) * 2)
     ax.set_xlabel("c")
     ax.set_ylabel("|prediction - truth|")
@@ -108,9 +119,9 @@ def draw_errors(shown: Shown, title: str) -> Figure:
     return figure
 
 
-def draw_error_distribution(shown: Shown, title: str) -> Figure:
-    """The share of points whose error is at most e, one curve a seed."""
-    _, truth, prediction = shown.thin()
+def draw_error_distribution(data: FigureData, title: str) -> Figure:
+    """Draw the empirical distribution function of the error, one curve a seed."""
+    _, truth, prediction = data.subsample()
     error = np.sqrt(((prediction - truth) ** 2).sum(-1))
     figure, axes = new_figure(size=(6.0, 3.8))
     ax = axes[0, 0]
@@ -118,11 +129,9 @@ def draw_error_distribution(shown: Shown, title: str) -> Figure:
         x = np.sort(np.maximum(row.ravel(), 1e-12))
         label = f"each of {error.shape[0]} seeds" if i == 0 else None
         ax.semilogx(x, np.linspace(0, 1, x.size), color=COLOURS[0], alpha=0.45, linewidth=1.0, label=label)
-    every = max(1, shown.c.shape[0] // MAX_POINTS)
-    for (name, row), colour in zip(
-        ((k, shown.references[k]) for k in ("nearest", "linear")), COLOURS[1:3], strict=False
-    ):
-        x = np.sort(np.maximum(np.linalg.norm(row[0, 0, ::every].numpy() - truth, axis=-1), 1e-12))
+    stride = max(1, data.c.shape[0] // MAX_POINTS)
+    for (name, row), colour in zip(((k, data.baselines[k]) for k in ("nearest", "linear")), COLOURS[1:3], strict=False):
+        x = np.sort(np.maximum(np.linalg.norm(row[0, 0, ::stride].numpy() - truth, axis=-1), 1e-12))
         ax.semilogx(x, np.linspace(0, 1, x.size), color=colour, linestyle="--", linewidth=1.2, label=name)
     ax.set_xlim(left=float(np.quantile(error, 0.005)) / 3 + 1e-12)
     ax.set_xlabel("error |prediction - truth|")
@@ -133,7 +142,10 @@ def draw_error_distribution(shown: Shown, title: str) -> Figure:
 
 
 def draw_training_curves(csv_path: Path, title: str) -> Figure | None:
-    """Training loss and evaluation error against the step, mean and interval; None where nothing was logged."""
+    """Draw training loss and evaluation errors against the step; None where nothing was logged.
+
+    Geometric mean over seeds; the band is one standard deviation of the logarithm.
+    """
     if not csv_path.exists():
         return None
     rows = read_csv(csv_path)
@@ -161,12 +173,12 @@ def draw_training_curves(csv_path: Path, title: str) -> Figure | None:
     return figure
 
 
-def draw_subspace(shown: Shown, report: Report, title: str) -> Figure | None:
-    """For a projected target: predictions in the plane of the true subspace, and their principal spectrum."""
-    target = shown.target
+def draw_subspace(data: FigureData, report: Report, title: str) -> Figure | None:
+    """Draw, for a projected target, predictions in the plane of the true subspace, and their principal spectrum."""
+    target = data.target
     if not isinstance(target, Projected):
         return None
-    _, truth, prediction = shown.thin()
+    _, truth, prediction = data.subsample()
     figure, axes = new_figure(1, 2, size=(9.0, 3.9))
     basis = target.basis.numpy()
     plane, rest = axes[0]
@@ -179,9 +191,9 @@ def draw_subspace(shown: Shown, report: Report, title: str) -> Figure | None:
         plane.set_xlabel("first axis of the true subspace")
         plane.set_ylabel("second axis")
         plane.legend(frameon=False, fontsize=8)
-    _, s = principal_axes(shown.prediction)
+    _, s = principal_axes(data.prediction)
     share = (s.square() / s.square().sum(-1, keepdim=True)).mean(1).clamp_min(1e-12).numpy()
-    bars(rest, list(range(1, share.shape[1] + 1)), share, COLOURS[0], "prediction")
+    error_bars(rest, list(range(1, share.shape[1] + 1)), share, COLOURS[0], "prediction")
     rest.axvline(target.rank + 0.5, color=GREY, linestyle=":", label=f"rank of the truth: {target.rank}")
     rest.set_yscale("log")
     rest.set_xlabel("principal axis")
@@ -191,29 +203,29 @@ def draw_subspace(shown: Shown, report: Report, title: str) -> Figure | None:
     return figure
 
 
-def draw_intervals(shown: Shown, report: Report, title: str) -> Figure | None:
-    """For a piecewise target: what of the prediction in interval i lies off subspace j, and off both at a boundary."""
-    target = shown.target
+def draw_intervals(data: FigureData, report: Report, title: str) -> Figure | None:
+    """Draw, for a piecewise target, the interval matrix and the boundary profile of :mod:`.metrics`."""
+    target = data.target
     if not isinstance(target, Piecewise):
         return None
-    matrix = shown.arrays["interval_matrix"].mean(0).numpy()
+    matrix = data.arrays["interval_matrix"].mean(0).numpy()
     figure, axes = new_figure(1, 2, size=(10.4, 4.2), width_ratios=[1.15, 1])
     figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr,call-arg]
-    heat, line = axes[0]
-    heat.grid(False)
-    image = heat.imshow(matrix, cmap="cividis", vmin=0, vmax=1, origin="lower")
+    heat_map, line = axes[0]
+    heat_map.grid(False)
+    image = heat_map.imshow(matrix, cmap="cividis", vmin=0, vmax=1, origin="lower")
     for i in range(target.intervals):
         for j in range(target.intervals):
             colour = "white" if matrix[i, j] < 0.55 else "black"
-            heat.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", color=colour, fontsize=6)
-    figure.colorbar(image, ax=heat, label="share of f off the subspace")
-    heat.set_xticks(range(target.intervals))
-    heat.set_yticks(range(target.intervals))
-    heat.set_xlabel("projector j")
-    heat.set_ylabel("interval i of the prediction")
-    profile = shown.arrays["boundary_profile"].numpy()
+            heat_map.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", color=colour, fontsize=6)
+    figure.colorbar(image, ax=heat_map, label="share of f off the subspace")
+    heat_map.set_xticks(range(target.intervals))
+    heat_map.set_yticks(range(target.intervals))
+    heat_map.set_xlabel("projector j")
+    heat_map.set_ylabel("interval i of the prediction")
+    profile = data.arrays["boundary_profile"].numpy()
     x = [i / target.intervals for i in range(1, target.intervals)]
-    bars(line, x, profile, COLOURS[0], "")
+    error_bars(line, x, profile, COLOURS[0], "")
     line.set_title(f"mean and 95 % interval over {profile.shape[0]} seeds", fontsize=8)
     line.set_ylim(0, 1.05 * line.get_ylim()[1])
     line.set_xlabel("boundary at c")
@@ -222,16 +234,16 @@ def draw_intervals(shown: Shown, report: Report, title: str) -> Figure | None:
     return figure
 
 
-def draw_rotation(shown: Shown, report: Report, title: str) -> Figure | None:
-    """For a rotation: how parallel each component is to the true direction, and what share lies across it."""
-    if not isinstance(shown.target, Rotation):
+def draw_rotation(data: FigureData, report: Report, title: str) -> Figure | None:
+    """Draw, for a rotation, each component's cosine with the true direction and its perpendicular fraction."""
+    if not isinstance(data.target, Rotation):
         return None
     figure, axes = new_figure(1, 2, size=(9.0, 3.6))
-    alpha = shown.target.alpha.tolist()
-    label = f"mean and 95 % CI of {shown.prediction.shape[0]} seeds"
-    bars(axes[0, 0], alpha, 1 - shown.arrays["rotation_cosine"].clamp(max=1 - 1e-12).numpy(), COLOURS[0], label)
+    alpha = data.target.alpha.tolist()
+    label = f"mean and 95 % CI of {data.prediction.shape[0]} seeds"
+    error_bars(axes[0, 0], alpha, 1 - data.arrays["rotation_cosine"].clamp(max=1 - 1e-12).numpy(), COLOURS[0], label)
     axes[0, 0].set_ylabel("1 - |cos(prediction, direction)|")
-    bars(axes[0, 1], alpha, shown.arrays["rotation_perpendicular"].numpy(), COLOURS[1], label)
+    error_bars(axes[0, 1], alpha, data.arrays["rotation_perpendicular"].numpy(), COLOURS[1], label)
     axes[0, 1].set_ylabel("share of f across the direction")
     for ax in axes[0]:
         ax.set_yscale("log")
@@ -241,19 +253,19 @@ def draw_rotation(shown: Shown, report: Report, title: str) -> Figure | None:
     return figure
 
 
-def draw_samplers(shown: Shown, report: Report, title: str) -> Figure | None:
-    """RMSE of every readout of one checkpoint, from zeros and from Gaussian draws."""
+def draw_samplers(data: FigureData, report: Report, title: str) -> Figure | None:
+    """Draw the RMSE of every readout of one checkpoint, from zeros and from Gaussian draws."""
     names = [k.removeprefix("l2@") for k in report.metrics if k.startswith("l2@")]
     if len(names) < 2:
         return None
-    laws = list(dict.fromkeys(n.split("/")[0] for n in names))
+    distributions = list(dict.fromkeys(n.split("/")[0] for n in names))
     readouts = list(dict.fromkeys(n.split("/")[1] for n in names))
     figure, axes = new_figure(size=(max(4.5, 0.75 * len(readouts) + 2.5), 3.8))
     ax = axes[0, 0]
-    for i, law in enumerate(laws):
-        rows = np.array([report.metrics[f"l2@{law}/{r}"] for r in readouts]).T
-        x = [k + 0.16 * (i - (len(laws) - 1) / 2) for k in range(len(readouts))]
-        bars(ax, x, rows, COLOURS[i], f"x0 {law}", MARKERS[i])
+    for i, distribution in enumerate(distributions):
+        rows = np.array([report.metrics[f"l2@{distribution}/{r}"] for r in readouts]).T
+        x = [k + 0.16 * (i - (len(distributions) - 1) / 2) for k in range(len(readouts))]
+        error_bars(ax, x, rows, COLOURS[i], f"x0 {distribution}", MARKERS[i])
     for line in ax.lines:
         line.set_linestyle("")
     for k, name in enumerate(("nearest", "linear")):
@@ -266,18 +278,18 @@ def draw_samplers(shown: Shown, report: Report, title: str) -> Figure | None:
     return figure
 
 
-def draw_all(shown: Shown, report: Report, csv_path: Path, title: str) -> dict[str, Figure]:
-    """Return every figure that fits the target, by name."""
-    makers: dict[str, Callable[[], Figure | None]] = {
-        "predictions": lambda: draw_predictions(shown, title),
-        "errors": lambda: draw_errors(shown, title),
-        "error_distribution": lambda: draw_error_distribution(shown, title),
+def draw_all(data: FigureData, report: Report, csv_path: Path, title: str) -> dict[str, Figure]:
+    """Return every figure that is defined for the target, by file name."""
+    plots: dict[str, Callable[[], Figure | None]] = {
+        "predictions": lambda: draw_predictions(data, title),
+        "errors": lambda: draw_errors(data, title),
+        "error_distribution": lambda: draw_error_distribution(data, title),
         "training_curves": lambda: draw_training_curves(csv_path, title),
-        "subspace": lambda: draw_subspace(shown, report, title),
-        "boundaries": lambda: draw_intervals(shown, report, title),
-        "rotation": lambda: draw_rotation(shown, report, title),
-        "samplers": lambda: draw_samplers(shown, report, title),
+        "subspace": lambda: draw_subspace(data, report, title),
+        "boundaries": lambda: draw_intervals(data, report, title),
+        "rotation": lambda: draw_rotation(data, report, title),
+        "samplers": lambda: draw_samplers(data, report, title),
     }
-    if shown.truth.shape[1] > 1:
-        makers["per_dimension"] = lambda: draw_per_dimension(shown, title)
-    return {name: figure for name, make in makers.items() if (figure := make()) is not None}
+    if data.truth.shape[1] > 1:
+        plots["per_dimension"] = lambda: draw_per_dimension(data, title)
+    return {name: figure for name, make in plots.items() if (figure := make()) is not None}

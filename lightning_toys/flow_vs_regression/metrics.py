@@ -1,4 +1,4 @@
-"""How far a prediction is from the truth, and from the geometry that the truth lives on.
+"""Errors of predictions, and how well they keep to the target's geometry (a subspace, a rotation).
 
 Predictions have shape (..., M, D): any leading axes (replicas, draws of x0), M points, D outputs. Every metric keeps
 the replica axis (the first) and averages over draws.
@@ -15,7 +15,11 @@ from lightning_toys.flow_vs_regression.targets import Piecewise, Projected, Rota
 def pointwise_errors(prediction: Tensor, truth: Tensor) -> dict[str, Tensor]:
     """Return ``l1`` (mean absolute error) and ``l2`` (root mean squared error), overall and per output.
 
-    prediction (R, K, M, D), truth (M, D) -> values (R,). The per-output names are ``l1_dim0``, ``l2_dim0``, ...
+    prediction (R, K, M, D), truth (M, D) -> values (R,). With D > 1 there are ``l1_dim0``, ``l2_dim0``, ... too.
+
+    >>> errors = pointwise_errors(torch.tensor([3.0, -1.0]).view(1, 1, 2, 1), torch.zeros(2, 1))
+    >>> {name: round(v.item(), 4) for name, v in errors.items()}
+    {'l1': 2.0, 'l2': 2.2361}
     """
     error = prediction - truth
     l1, mse = error.abs().mean((1, 2)), error.square().mean((1, 2))
@@ -27,7 +31,7 @@ def pointwise_errors(prediction: Tensor, truth: Tensor) -> dict[str, Tensor]:
 
 
 def principal_axes(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the right singular vectors (..., D, D), as columns, and singular values of the centred points."""
+    """Return right singular vectors (..., D, D), as columns, and singular values (..., D) of centred (..., M, D)."""
     centred = points - points[..., :1, :]  # a constant becomes exactly 0, which its rounded mean would not make it
     centred = centred - centred.mean(-2, keepdim=True)
     # the eigenvectors of the D x D scatter matrix are the right singular vectors, and cost no M x M work
@@ -38,7 +42,8 @@ def principal_axes(points: Tensor) -> tuple[Tensor, Tensor]:
 def subspace_alignment(points: Tensor, basis: Tensor) -> Tensor:
     """Return |V V' - U U'|_F for the top r principal axes V of ``points`` and an orthonormal ``basis`` U (D, r).
 
-    0 where the spans agree, sqrt(2 r) where they are orthogonal, NaN for constant points. (..., M, D) -> (...).
+    The Frobenius norm is 0 where the spans agree, sqrt(2 r) where they are orthogonal. (..., M, D) -> (...); NaN for
+    constant points.
     """
     axes, s = principal_axes(points)
     V = axes[..., : basis.shape[1]]
@@ -47,70 +52,75 @@ def subspace_alignment(points: Tensor, basis: Tensor) -> Tensor:
 
 
 def explained_variance(points: Tensor, rank: int) -> Tensor:
-    """Return the share of the variance along the top ``rank`` principal axes; NaN for constant points."""
+    """Return the fraction of variance along the top ``rank`` principal axes, (..., M, D) -> (...); NaN if constant."""
     _, s = principal_axes(points)
     s2 = s.square()
-    share: Tensor = s2[..., :rank].sum(-1) / s2.sum(-1)
-    return share
+    fraction: Tensor = s2[..., :rank].sum(-1) / s2.sum(-1)
+    return fraction
 
 
-def off_share(f: Tensor, projector: Tensor) -> Tensor:
-    """Return |(I - P) f| / |f|, (..., D) -> (...); NaN where f = 0."""
-    rest = f - torch.einsum("...d,...de->...e", f, projector)
-    share: Tensor = rest.norm(dim=-1) / f.norm(dim=-1)
-    return share
+def off_subspace_ratio(f: Tensor, projector: Tensor) -> Tensor:
+    """Return |(I - P) f| / |f|, the sine of the angle from f to the range of P: (..., D) -> (...); NaN where f = 0."""
+    residual = f - torch.einsum("...d,...de->...e", f, projector)
+    ratio: Tensor = residual.norm(dim=-1) / f.norm(dim=-1)
+    return ratio
 
 
 def interval_matrix(f: Tensor, c: Tensor, target: Piecewise) -> Tensor:
-    """Return |(I - P_j) f| / |f|, averaged over the points of interval i: (R, K, M, D) -> (R, i, j)."""
-    where = target.interval(c)
-    shares = torch.stack([off_share(f, p) for p in target.projectors], dim=-1)  # (R, K, M, j)
-    rows = [shares[:, :, where == i].nanmean((1, 2)) for i in range(target.intervals)]
+    """Return |(I - P_j) f| / |f|, mean over draws and points of interval i: f (R, K, M, D), c (M, 1) -> (R, i, j)."""
+    interval = target.interval(c)
+    ratios = torch.stack([off_subspace_ratio(f, p) for p in target.projectors], dim=-1)  # (R, K, M, j)
+    rows = [ratios[:, :, interval == i].nanmean((1, 2)) for i in range(target.intervals)]
     return torch.stack(rows, dim=1)
 
 
 def boundary_profile(f: Tensor, c: Tensor, target: Piecewise) -> Tensor:
-    """Return |(I - Q_i) f| / |f| near each interior boundary i, Q_i on span[P_{i-1}, P_i]: (R, K, M, D) -> (R, i)."""
+    """Return |(I - Q_i) f| / |f| near each interior boundary i, Q_i the projector on span[P_{i-1}, P_i].
+
+    Averaged over draws and points within ``target.boundary_width``; f (R, K, M, D), c (M, 1) -> (R, intervals - 1).
+    """
     out = []
     for i, q in enumerate(target.boundary_projectors(), start=1):
         near = (c.double().squeeze(-1) - i / target.intervals).abs() <= target.boundary_width
-        out.append(off_share(f[:, :, near], q).nanmean((1, 2)))
+        out.append(off_subspace_ratio(f[:, :, near], q).nanmean((1, 2)))
     return torch.stack(out, dim=1)
 
 
 def rotation_profile(f: Tensor, c: Tensor, target: Rotation) -> tuple[Tensor, Tensor]:
-    """Return, per component k, the means over c of |cos(f_k, v_k)| and |(I - v_k v_k') f_k| / |f_k|: (R, k) each."""
+    """Return the means over draws and c of |cos(f_k, v_k)| and |(I - v_k v_k') f_k| / |f_k|, each (R, components)."""
     v = target.directions(c)  # (M, k, n)
     parts = f.reshape(*f.shape[:-1], target.components, target.size)
-    along = (parts * v).sum(-1)
+    parallel = (parts * v).sum(-1)
     norm = parts.norm(dim=-1)
-    across = (parts - along.unsqueeze(-1) * v).norm(dim=-1)
-    return (along.abs() / norm).nanmean((1, 2)), (across / norm).nanmean((1, 2))
+    perpendicular = (parts - parallel.unsqueeze(-1) * v).norm(dim=-1)
+    return (parallel.abs() / norm).nanmean((1, 2)), (perpendicular / norm).nanmean((1, 2))
 
 
-def score(prediction: Tensor, truth: Tensor, c: Tensor, target: Target) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return every metric that fits the target: scalars (R,) by name, and arrays (R, ...) for the figures.
+def compute_metrics(
+    prediction: Tensor, truth: Tensor, c: Tensor, target: Target
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return every metric that is defined for the target: scalars (R,) and arrays (R, ...), by name.
 
     Args:
-        prediction: (R, K, M, D) for K draws of x0.
-        truth: (M, D).
-        c: (M, 1).
-        target: decides which geometry is looked at.
+        prediction: predictions (R, K, M, D), K draws of x0.
+        truth: the target's values (M, D).
+        c: where, (M, 1).
+        target: decides which geometric metrics there are.
     """
     prediction, truth, c = prediction.double().cpu(), truth.double().cpu(), c.double().cpu()
     scalars, arrays = pointwise_errors(prediction, truth), {}
     if isinstance(target, Projected):
         scalars["subspace_alignment"] = subspace_alignment(prediction, target.basis).mean(1)
         scalars["explained_variance"] = explained_variance(prediction, target.rank).mean(1)
-        scalars["off_subspace"] = off_share(prediction, target.projector).nanmean((1, 2))
+        scalars["off_subspace"] = off_subspace_ratio(prediction, target.projector).nanmean((1, 2))
     elif isinstance(target, Piecewise):
         arrays["interval_matrix"] = interval_matrix(prediction, c, target)
         arrays["boundary_profile"] = boundary_profile(prediction, c, target)
         scalars["off_subspace"] = arrays["interval_matrix"].diagonal(dim1=1, dim2=2).mean(-1)
         scalars["boundary"] = arrays["boundary_profile"].mean(-1)
     elif isinstance(target, Rotation):
-        cosine, across = rotation_profile(prediction, c, target)
-        arrays["rotation_cosine"], arrays["rotation_perpendicular"] = cosine, across
+        cosine, perpendicular = rotation_profile(prediction, c, target)
+        arrays["rotation_cosine"], arrays["rotation_perpendicular"] = cosine, perpendicular
         scalars["cosine"], scalars["cosine_min"] = cosine.mean(-1), cosine.min(-1).values
-        scalars["perpendicular"], scalars["perpendicular_max"] = across.mean(-1), across.max(-1).values
+        scalars["perpendicular"], scalars["perpendicular_max"] = perpendicular.mean(-1), perpendicular.max(-1).values
     return scalars, arrays

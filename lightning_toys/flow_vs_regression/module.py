@@ -1,4 +1,4 @@
-"""FlowVsRegression: one network, one protocol, five objectives."""
+"""FlowVsRegression: regression and four flow-like objectives, with one network and one protocol."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch import Tensor
 from lightning_toys.errors import require
 from lightning_toys.flow_vs_regression import figures
 from lightning_toys.flow_vs_regression.data import InterpolationData
-from lightning_toys.flow_vs_regression.metrics import score
-from lightning_toys.flow_vs_regression.objectives import Mode, Readout, X0Law, make_objective
+from lightning_toys.flow_vs_regression.metrics import compute_metrics
+from lightning_toys.flow_vs_regression.objectives import Mode, Readout, X0Distribution, make_objective
 from lightning_toys.flows import Solver, check_nfe
-from lightning_toys.nets import ConditionalNet, Network
+from lightning_toys.nets import ConditionalNet, Network, require_net, with_replicas
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
@@ -27,34 +27,40 @@ from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
 
-CHUNK = 2**21  # activations of one layer evaluated at a time: 8 MiB, which stays in a CPU's cache
-GPU_CHUNK = 2**27  # 512 MiB: there each chunk reads all weights anew
+CHUNK = 2**21  # activations of one layer that are evaluated at a time: 8 MiB, which stays in a CPU's cache
+GPU_CHUNK = 2**27  # on a GPU, 512 MiB: each chunk reads all weights anew
 
 
 @dataclass
 class Evaluation:
-    """How predictions are read out. ``l1`` and ``l2`` are those of ``solver``, ``nfe``, ``x0``; `test` scores all.
+    """How predictions are made and evaluated.
+
+    ``l1`` and ``l2`` are those of ``solver``, ``nfe`` and ``x0``; `test` evaluates ``test_solvers``, ``test_nfe`` and
+    ``test_x0`` too.
 
     Args:
         solver: ODE solver of flow.
         nfe: network evaluations of flow and straight_flow.
         x0: where a prediction starts: zeros, or ``draws`` Gaussian draws (the same for every mode and metric).
-        draws: Gaussian draws to a point; validation within `fit` takes at most 8.
+        draws: Gaussian draws per point; validation within `fit` takes at most 8.
         weights: ``raw``, ``ema`` (needs ``ema_decay``), or ``best`` on held-out training points (needs
             ``data.holdout``).
-        test_solvers: solvers that `test` scores.
-        test_nfe: numbers of evaluations that `test` scores.
-        test_x0: starts that `test` scores.
+        test_solvers: solvers that `test` evaluates.
+        test_nfe: numbers of network evaluations that `test` evaluates.
+        test_x0: starts that `test` evaluates.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     solver: Solver = "euler"
     nfe: int = 1
-    x0: X0Law = "zeros"
+    x0: X0Distribution = "zeros"
     draws: int = 16
     weights: Literal["raw", "ema", "best"] = "raw"
     test_solvers: list[Solver] = field(default_factory=lambda: ["euler", "midpoint", "rk4", "dopri5"])
     test_nfe: list[int] = field(default_factory=lambda: [1, 2, 4, 9])
-    test_x0: list[X0Law] = field(default_factory=lambda: ["zeros", "gaussian"])
+    test_x0: list[X0Distribution] = field(default_factory=lambda: ["zeros", "gaussian"])
 
     def __post_init__(self) -> None:
         check_nfe(self.solver, self.nfe)
@@ -67,20 +73,32 @@ class FlowVsRegression(ToyModule):
     """Learns c -> f(c) from a few points, by regression or by flow-like models, R replicas at once.
 
     Args:
-        mode: what is regressed on what; see docs/flow_vs_regression.md for the equations.
+        mode: the objective; see docs/flow_vs_regression.md for the equations.
         seeds: one seed a replica; replica r of many is the solo run with that seed.
         loss: ``l2`` trains on squared errors, ``l1`` on absolute ones.
         network: the network.
-        x0: law of x0 in training; by default zeros for regression and gaussian for the rest.
+        x0: distribution of x0 in training; by default zeros for regression and gaussian for the rest.
         lr: Adam's learning rate.
         weight_decay: decoupled weight decay.
         clip_grad_norm: bound on each replica's gradient norm.
         ema_decay: decay of a moving average of the weights.
         t_star: time of mip's second step.
-        mip_form: ``published`` or ``paper``; they differ in what x0 feeds.
+        mip_form: ``published`` or ``paper``; they differ in the network's inputs.
         evaluation: how predictions are read out.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
         compile: whether the loss is compiled (`torch.compile`): for GPUs; takes half a minute once.
+
+    Raises:
+        ToyError: a value is not allowed.
+
+    Example:
+        Predictions of two replicas with their initial weights, at 5 points:
+
+        >>> module = FlowVsRegression("flow", seeds=[0, 1])
+        >>> module.sizes = module.measure(InterpolationData())
+        >>> module.configure_model()
+        >>> module(torch.linspace(0, 1, 5).unsqueeze(1)).shape
+        torch.Size([2, 5, 1])
     """
 
     experiment = "flow_vs_regression"
@@ -95,7 +113,7 @@ class FlowVsRegression(ToyModule):
         seeds: Sequence[int] = (0,),
         loss: Literal["l1", "l2"] = "l2",
         network: Network | None = None,
-        x0: X0Law | None = None,
+        x0: X0Distribution | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         clip_grad_norm: float | None = None,
@@ -112,7 +130,7 @@ class FlowVsRegression(ToyModule):
         self.network = as_dataclass(Network, network)
         self.evaluation = as_dataclass(Evaluation, evaluation)
         self.objective = make_objective(mode, t_star, mip_form)
-        self.x0_law: X0Law = x0 if x0 is not None else self.objective.x0_law
+        self.x0_distribution: X0Distribution = x0 if x0 is not None else self.objective.x0_distribution
         require(
             self.evaluation.weights != "ema" or ema_decay is not None,
             "--model.evaluation.weights: 'ema' needs --model.ema_decay",
@@ -120,7 +138,7 @@ class FlowVsRegression(ToyModule):
         self.save_hyperparameters(logger=False)
         self.hparams.update({"network": asdict(self.network), "evaluation": asdict(self.evaluation)})
         self.hparams["seeds"] = self.seeds
-        self.shown: figures.Shown | None = None
+        self.figure_data: figures.FigureData | None = None
 
     @property
     def data(self) -> InterpolationData:
@@ -147,10 +165,10 @@ class FlowVsRegression(ToyModule):
         """See :meth:`ToyModule.measure`."""
         data = require_data(data, InterpolationData)
         require(
-            self.evaluation.weights != "best" or data.held > 0,
+            self.evaluation.weights != "best" or data.num_holdout > 0,
             "--model.evaluation.weights: 'best' needs --data.holdout > 0",
         )
-        return {"dim": data.target.dim, "batch_size": data.batch_size, "held": data.held}
+        return {"dim": data.target.dim, "batch_size": data.batch_size, "held": data.num_holdout}
 
     @property
     def keeps_best(self) -> bool:
@@ -170,8 +188,8 @@ class FlowVsRegression(ToyModule):
         """See :meth:`ToyModule.replica_losses`."""
         c, x1 = batch.columns
         rows = slice(batch.first, batch.first + x1.shape[1])
-        x0 = self.x0_noise.at(step, x1)[:, rows] if self.x0_law == "gaussian" else torch.zeros_like(x1)
-        t = self.t_noise.at(step, x1)[:, rows] if self.objective.draws_time else torch.zeros(())
+        x0 = self.x0_noise.at(step, x1)[:, rows] if self.x0_distribution == "gaussian" else torch.zeros_like(x1)
+        t = self.t_noise.at(step, x1)[:, rows] if self.objective.samples_time else torch.zeros(())
         return self.compiled(self.losses)(c, x1, x0, t, batch.total)
 
     def losses(self, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor, total: int) -> Tensor:
@@ -184,23 +202,22 @@ class FlowVsRegression(ToyModule):
     # evaluation
 
     @property
-    def scored_net(self) -> ConditionalNet:
+    def evaluation_net(self) -> ConditionalNet:
         """The weights that are evaluated."""
         net = {"raw": self.net, "ema": self.ema_net, "best": self.best_net}[self.evaluation.weights]
         assert isinstance(net, ConditionalNet)
         return net
 
-    def start(self, law: X0Law, draws: int, points: int, dim: int) -> Tensor:
-        """Return x0 (R, K, M, D); K = 1 for zeros."""
-        if law == "zeros":
+    def sample_x0(self, distribution: X0Distribution, draws: int, points: int, dim: int) -> Tensor:
+        """Return x0 (R, K, M, D), float32: K = 1 for zeros, K = ``draws`` keyed Gaussian draws otherwise."""
+        if distribution == "zeros":
             return torch.zeros(len(self.seeds), 1, points, dim)
         shape = (draws, points, dim)
         rows = [keyed_generator(s, 0, "evaluation/x0").standard_normal(shape, np.float32) for s in self.seeds]
         return torch.from_numpy(np.stack(rows))
 
-    @torch.no_grad()
     def predictions(self, net: ConditionalNet, readout: Readout, c: Tensor, x0: Tensor) -> Tensor:
-        """Return predictions (R, K, M, D) at c (R, M, 1) from x0 (R, K, M, D), evaluated in chunks of rows."""
+        """Return predictions (R, K, M, D) at c (R, M, 1) from x0 (R, K, M, D), computed in chunks of rows."""
         like = next(net.parameters())
         R, K, M, D = x0.shape
         c_rows = c.to(like).unsqueeze(1).expand(R, K, M, 1).reshape(R, K * M, 1)
@@ -210,78 +227,119 @@ class FlowVsRegression(ToyModule):
             readout.sample(net, a, b)
             for a, b in zip(torch.split(c_rows, size, dim=1), torch.split(x_rows, size, dim=1), strict=True)
         ]
-        return torch.cat(out, dim=1).reshape(R, K, M, D).cpu().double()
+        return torch.cat(out, dim=1).reshape(R, K, M, D)
 
-    def predict_grid(self, readout: Readout, law: X0Law, draws: int, c: Tensor) -> Tensor:
-        """Return predictions (R, K, M, D) at the same points c (M, 1) for every replica."""
-        x0 = self.start(law, draws, c.shape[0], self.data.target.dim)
-        return self.predictions(self.scored_net, readout, c.expand(len(self.seeds), -1, -1), x0)
+    def forward(self, c: Tensor) -> Tensor:
+        """Predict f(c), one prediction per row and replica: c (M, 1) or (R, M, 1) to (R, M, D).
 
-    def evaluate(self, c: Tensor, everything: bool) -> Report:
-        """Score the configured readout on the grid c (M, 1), and with ``everything`` every other one too."""
+        The readout, the weights and the start x0 are those of ``evaluation``. From Gaussian x0 a prediction is one
+        sample, the first of those of :meth:`predict`: not their mean, which is no sample of a flow. Differentiable in
+        c; on the device and in the dtype of the weights.
+
+        Raises:
+            ToyError: there is no network yet, or c has another shape.
+        """
+        return self.predict_from(c, 1)[:, 0]
+
+    @torch.no_grad()
+    def predict(
+        self, c: Tensor, draws: int | None = None, x0: X0Distribution | None = None, readout: Readout | None = None
+    ) -> Tensor:
+        """Predict f(c) from several draws of x0, without gradients: c (M, 1) or (R, M, 1) to (R, K, M, D).
+
+        What is left out is that of ``evaluation``, so that ``predict(c)`` on the grid is what `predict` writes.
+
+        Args:
+            c: where to predict.
+            draws: K for Gaussian x0, keyed by the replica's seed and the rows' order; from zeros there is one, K = 1.
+            x0: ``zeros`` or ``gaussian``.
+            readout: one of ``self.objective.readouts(solvers, nfes)``.
+
+        Raises:
+            ToyError: there is no network yet, c has another shape, or ``draws`` is below 1.
+        """
+        return self.predict_from(c, self.evaluation.draws if draws is None else draws, x0, readout)
+
+    def predict_from(
+        self, c: Tensor, draws: int, x0: X0Distribution | None = None, readout: Readout | None = None
+    ) -> Tensor:
+        """Return the predictions (R, K, M, D) of :meth:`predict`, with gradients."""
+        require_net(self)
+        require(draws >= 1, f"draws: {draws} is not allowed; give an integer >= 1")
+        c = with_replicas(c, len(self.seeds), 1, "c")
+        start = self.sample_x0(x0 or self.evaluation.x0, draws, c.shape[1], self.sizes["dim"])
+        return self.predictions(self.evaluation_net, readout or self.configured_readout, c, start)
+
+    @property
+    def configured_readout(self) -> Readout:
+        """The readout of ``evaluation``, whose errors are ``l1`` and ``l2``."""
+        return self.objective.readout(self.evaluation.solver, self.evaluation.nfe)
+
+    def evaluate(self, c: Tensor, full: bool) -> Report:
+        """Evaluate the configured readout on the grid c (M, 1), and with ``full`` every other readout too."""
         e, target = self.evaluation, self.data.target
         truth = target(c)
-        main = self.objective.primary(e.solver, e.nfe)
-        draws = e.draws if everything else min(e.draws, 8)
-        prediction = self.predict_grid(main, e.x0, draws, c)
-        scalars, arrays = score(prediction, truth, c, target)
+        readout = self.configured_readout
+        draws = e.draws if full else min(e.draws, 8)
+        prediction = self.predict(c, draws).cpu().double()
+        scalars, arrays = compute_metrics(prediction, truth, c, target)
         metrics = {name: v.tolist() for name, v in scalars.items()}
-        if everything:
-            for law in e.test_x0:
-                for readout in self.objective.readouts(e.test_solvers, e.test_nfe):
-                    at = f"@{law}/{readout.name}"
-                    same = (law, readout.name) == (e.x0, main.name)
-                    p = prediction if same else self.predict_grid(readout, law, draws, c)
-                    found, _ = score(p, truth, c, target)
-                    metrics.update({k + at: v.tolist() for k, v in found.items() if "_dim" not in k})
+        if full:
+            for distribution in e.test_x0:
+                for other in self.objective.readouts(e.test_solvers, e.test_nfe):
+                    suffix = f"@{distribution}/{other.name}"
+                    same = (distribution, other.name) == (e.x0, readout.name)
+                    p = prediction if same else self.predict(c, draws, distribution, other).cpu().double()
+                    found, _ = compute_metrics(p, truth, c, target)
+                    metrics.update({k + suffix: v.tolist() for k, v in found.items() if "_dim" not in k})
                     if p.shape[1] > 1:
-                        metrics["spread" + at] = p.var(1).mean((1, 2)).sqrt().tolist()
+                        metrics["spread" + suffix] = p.var(1).mean((1, 2)).sqrt().tolist()
         references: dict[str, dict[str, float]] = {}
-        rows = self.data.references(self.seeds, c)
+        rows = self.data.baselines(self.seeds, c)
         for name in rows[0]:
-            scored = [score(row[name], truth, c, target)[0] for row in rows]
-            references[name] = {k: float(np.mean([s[k].item() for s in scored])) for k in scored[0]}
+            values = [compute_metrics(row[name], truth, c, target)[0] for row in rows]
+            references[name] = {k: float(np.mean([s[k].item() for s in values])) for k in values[0]}
         points = self.data.points(self.seeds)
-        self.shown = figures.Shown(c, truth, prediction, points.c[0], points.x1[0], rows[0], target, arrays)
+        self.figure_data = figures.FigureData(c, truth, prediction, points.c[0], points.x1[0], rows[0], target, arrays)
         means = {k: v.mean(0).tolist() for k, v in arrays.items()}
         return Report(self.seeds, metrics, references, means)
 
     def validation_step(self, grid: Tensor, batch_idx: int) -> None:
-        """Score the configured readout on (at most 1000 points of) the grid, and the held-out points."""
+        """Evaluate the configured readout on the grid (at most 1000 points) and on held-out points."""
         if self.keeps_best:
-            self.score_held_out()
-        report = self.evaluate(self.data.grid(1000), everything=False)
+            self.evaluate_holdout()
+        report = self.evaluate(self.data.grid(1000), full=False)
         self.last_report = report
         self.write_evaluation(report)
 
-    def score_held_out(self) -> None:
-        """Score each replica on its own held-out points; what its best weights are chosen by."""
+    def evaluate_holdout(self) -> None:
+        """Evaluate each replica on its own held-out points, by which its best weights are chosen."""
         e, points = self.evaluation, self.data.points(self.seeds)
-        main = self.objective.primary(e.solver, e.nfe)
-        H, D = points.held_x1.shape[1:]
+        H, D = points.holdout_x1.shape[1:]
         assert isinstance(self.net, ConditionalNet)
-        p = self.predictions(self.net, main, points.held_c, self.start(e.x0, min(e.draws, 8), H, D))
-        scores = (p - points.held_x1.unsqueeze(1)).square().mean((1, 2, 3)).sqrt()
+        x0 = self.sample_x0(e.x0, min(e.draws, 8), H, D)
+        with torch.no_grad():
+            p = self.predictions(self.net, self.configured_readout, points.holdout_c, x0).cpu().double()
+        scores = (p - points.holdout_x1.unsqueeze(1)).square().mean((1, 2, 3)).sqrt()
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.keep_best(scores.to(self.device))
             self.write_scalars({"holdout/l2": scores})
-        apart = self.trainer.world_size > 1
-        self.log("holdout/l2", scores.mean().float().to(self.device), logger=False, batch_size=1, sync_dist=apart)
+        distributed = self.trainer.world_size > 1
+        self.log("holdout/l2", scores.mean().float().to(self.device), logger=False, batch_size=1, sync_dist=distributed)
 
     def test_step(self, grid: Tensor, batch_idx: int) -> None:
-        """Score every readout on the whole grid."""
-        report = self.evaluate(self.data.grid(), everything=True)
+        """Evaluate every readout on the whole grid."""
+        report = self.evaluate(self.data.grid(), full=True)
         self.last_report = report
         self.write_scalars({f"test/{k}": torch.tensor(report.metrics[k]) for k in ("l1", "l2")}, self.loaded_step)
 
     def predict_step(self, grid: Tensor, batch_idx: int) -> dict[str, Tensor]:
-        """Return c (M, 1), truth (M, D) and the configured readout's predictions (R, K, M, D)."""
-        e, c = self.evaluation, self.data.grid()
-        main = self.objective.primary(e.solver, e.nfe)
-        return {"c": c, "truth": self.data.target(c), "prediction": self.predict_grid(main, e.x0, e.draws, c)}
+        """Return ``c`` (M, 1), ``truth`` (M, D) and the ``prediction`` of :meth:`predict` (R, K, M, D), float64."""
+        c = self.data.grid()
+        return {"c": c, "truth": self.data.target(c), "prediction": self.predict(c).cpu().double()}
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""
-        if self.shown is None or self.last_report is None:
+        if self.figure_data is None or self.last_report is None:
             return {}
-        return figures.draw_all(self.shown, self.last_report, folder / "metrics.csv", self.label)
+        return figures.draw_all(self.figure_data, self.last_report, folder / "metrics.csv", self.label)

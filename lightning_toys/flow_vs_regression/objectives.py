@@ -1,7 +1,8 @@
-"""The training modes: what is regressed on what, and how a prediction is read out.
+"""The training objectives, and how each predicts (its readouts).
 
-Symbols: c the condition, x1 = f(c) the target, x0 the start, t ~ U(0, 1), x_t = (1 - t) x0 + t x1.
-An objective returns residuals; the module turns them into L1 or L2 losses. A readout turns (c, x0) into a prediction.
+Symbols: c (R, B, 1) the condition, x1 = f(c) (R, B, D) the target, x0 (R, B, D) the start of the path, t ~ U(0, 1)
+(R, B, 1), x_t = (1 - t) x0 + t x1. An objective returns residuals; the module turns them into L1 or L2 losses. A
+readout turns (c, x0) into a prediction of x1.
 """
 
 from __future__ import annotations
@@ -17,77 +18,88 @@ from lightning_toys.errors import require
 from lightning_toys.flows import EVALUATIONS_PER_STEP, Solver, integrate, interpolate, straight_step
 from lightning_toys.nets import ConditionalNet
 
-X0Law = Literal["zeros", "gaussian"]
+X0Distribution = Literal["zeros", "gaussian"]
 Mode = Literal["regression", "flow", "straight_flow", "mip", "mip_one_step"]
 
 
 @dataclass(frozen=True)
 class Readout:
-    """One way to predict from a trained network; ``sample(net, c, x0)`` maps to the prediction of x1."""
+    """One way to predict from a trained network.
+
+    Attributes:
+        name: as in the metrics' names, ``euler-9`` in ``l2@zeros/euler-9``.
+        sample: (net, c (R, B, 1), x0 (R, B, D)) to the prediction of x1 (R, B, D).
+    """
 
     name: str
     sample: Callable[[ConditionalNet, Tensor, Tensor], Tensor]
 
 
-def full_time(x: Tensor, t: Tensor | float) -> Tensor:
-    """Return t as a column (R, B, 1) beside x (R, B, D)."""
+def expand_time(x: Tensor, t: Tensor | float) -> Tensor:
+    """Return the time t, a number or a tensor that broadcasts, as a column (R, B, 1) for x (R, B, D)."""
     return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(*x.shape[:-1], 1)
 
 
 class Objective:
-    """A training mode."""
+    """A training objective.
+
+    Attributes:
+        with_time: whether the network is given t.
+        samples_time: whether :meth:`residuals` use t.
+        x0_distribution: that of x0 in training, unless ``--model.x0`` is given.
+    """
 
     with_time: bool
-    draws_time = False  # whether residuals look at t
-    x0_law: X0Law = "gaussian"
+    samples_time = False
+    x0_distribution: X0Distribution = "gaussian"
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
-        """Return the terms of the loss, each prediction - target of shape (R, B, D); the loss is the sum of norms."""
+        """Return the terms of the loss, each prediction - target (R, B, D); the loss is the sum of their norms."""
         raise NotImplementedError
 
-    def primary(self, solver: Solver, nfe: int) -> Readout:
-        """Return the readout that ``l1`` and ``l2`` are reported for."""
+    def readout(self, solver: Solver, nfe: int) -> Readout:
+        """Return the configured readout, whose errors are ``l1`` and ``l2``; arguments as :func:`integrate`."""
         raise NotImplementedError
 
     def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
-        """Return every readout of one checkpoint."""
+        """Return every readout of one checkpoint, for all solvers and numbers of function evaluations."""
         raise NotImplementedError
 
 
 class Regression(Objective):
-    """l(f(0, c), x1); x0 Gaussian in training is an option of the module."""
+    """Regression, l(f(x0, c), x1) with x0 = 0; the module may train it with Gaussian x0."""
 
     with_time = False
-    x0_law: X0Law = "zeros"
+    x0_distribution: X0Distribution = "zeros"
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
         """See :meth:`Objective.residuals`."""
         return [net(x0, c) - x1]
 
-    def primary(self, solver: Solver, nfe: int) -> Readout:
-        """See :meth:`Objective.primary`."""
+    def readout(self, solver: Solver, nfe: int) -> Readout:
+        """See :meth:`Objective.readout`."""
         return Readout("direct", lambda net, c, x0: net(x0, c))
 
     def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
         """See :meth:`Objective.readouts`."""
-        return [self.primary("euler", 1)]
+        return [self.readout("euler", 1)]
 
 
 class Flow(Objective):
     """Flow matching, l(v(x_t, c, t), x1 - x0) (Lipman et al. 2022), read out by integrating dx/dt = v."""
 
     with_time = True
-    draws_time = True
+    samples_time = True
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
         """See :meth:`Objective.residuals`."""
         return [net(interpolate(x0, x1, t), c, t) - (x1 - x0)]
 
-    def primary(self, solver: Solver, nfe: int) -> Readout:
-        """See :meth:`Objective.primary`."""
+    def readout(self, solver: Solver, nfe: int) -> Readout:
+        """See :meth:`Objective.readout`."""
 
         def sample(net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
-            return integrate(lambda t, x: net(x, c, full_time(x, t)), x0, solver, nfe)
+            return integrate(lambda t, x: net(x, c, expand_time(x, t)), x0, solver, nfe)
 
         return Readout("dopri5" if solver == "dopri5" else f"{solver}-{nfe}", sample)
 
@@ -98,21 +110,21 @@ class Flow(Objective):
         ]
         if "dopri5" in solvers:
             pairs.append(("dopri5", 1))
-        return [self.primary(s, n) for s, n in pairs]
+        return [self.readout(s, n) for s, n in pairs]
 
 
 class StraightFlow(Objective):
-    """l(f(x_t, c), x1): the end point of the path, without time; read out by the affine step of ``straight_step``."""
+    """Prediction of the path's end point without time, l(f(x_t, c), x1); read out by :func:`straight_step`."""
 
     with_time = False
-    draws_time = True
+    samples_time = True
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
         """See :meth:`Objective.residuals`."""
         return [net(interpolate(x0, x1, t), c) - x1]
 
-    def primary(self, solver: Solver, nfe: int) -> Readout:
-        """See :meth:`Objective.primary`; ``nfe`` affine steps, the ODE solver is not used."""
+    def readout(self, solver: Solver, nfe: int) -> Readout:
+        """See :meth:`Objective.readout`; ``nfe`` affine steps, the ODE solver is not used."""
 
         def sample(net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
             x = x0
@@ -124,17 +136,22 @@ class StraightFlow(Objective):
 
     def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
         """See :meth:`Objective.readouts`."""
-        return [self.primary("euler", n) for n in nfes]
+        return [self.readout("euler", n) for n in nfes]
 
 
 class MIP(Objective):
-    """Minimal iterative policy (Pan et al. 2025): l(f(x0, c, 0), x1) + l(f(x_t*, c, t*), x1), read out in two steps.
+    """Minimal iterative policy (Pan et al. 2025, arXiv 2512.01809): l(f(x0, c, 0), x1) + l(f(x_t*, c, t*), x1).
+
+    Read out in two steps, a0 = f(x0, c, 0) and then f(x_t*, c, t*) with x_t* on the line from x0 to a0.
 
     Args:
         t_star: t*, the second step's time.
         form: ``published`` starts both terms from x0 and feeds (1 - t*) x0 + t* a0 to the second step; ``paper``
             starts the first from zeros and feeds t* a0.
-        one_step: report the first step's prediction as the primary one.
+        one_step: take the first step's prediction for the configured readout.
+
+    Raises:
+        ToyError: t* is not between 0 and 1.
     """
 
     with_time = True
@@ -143,31 +160,31 @@ class MIP(Objective):
         require(0 < t_star < 1, f"--model.t_star: {t_star} is not allowed; give a number between 0 and 1")
         self.t_star, self.form, self.one_step = t_star, form, one_step
 
-    def start(self, x0: Tensor) -> Tensor:
-        """Return what the first step is fed."""
+    def first_input(self, x0: Tensor) -> Tensor:
+        """Return the first step's input x (R, B, D): x0, or zeros in the paper's form."""
         return torch.zeros_like(x0) if self.form == "paper" else x0
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
         """See :meth:`Objective.residuals`."""
-        star = full_time(x1, self.t_star)
-        first = net(self.start(x0), c, torch.zeros_like(star))
-        return [first - x1, net(interpolate(x0, x1, star), c, star) - x1]
+        t_star = expand_time(x1, self.t_star)
+        first = net(self.first_input(x0), c, torch.zeros_like(t_star))
+        return [first - x1, net(interpolate(x0, x1, t_star), c, t_star) - x1]
 
     def first_step(self, net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
-        """Return a0 = f(x0, c, 0)."""
-        start = self.start(x0)
-        out: Tensor = net(start, c, full_time(start, 0.0))
+        """Return a0 = f(x0, c, 0), (R, B, D)."""
+        start = self.first_input(x0)
+        out: Tensor = net(start, c, expand_time(start, 0.0))
         return out
 
     def second_step(self, net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
-        """Return f(x_t*, c, t*) with x_t* on the line from the start to a0."""
-        star = full_time(x0, self.t_star)
+        """Return f(x_t*, c, t*), (R, B, D), with x_t* on the line from the first step's input to a0."""
+        t_star = expand_time(x0, self.t_star)
         a0 = self.first_step(net, c, x0).to(x0)  # autocast hands half precision back
-        out: Tensor = net(interpolate(self.start(x0), a0, star), c, star)
+        out: Tensor = net(interpolate(self.first_input(x0), a0, t_star), c, t_star)
         return out
 
-    def primary(self, solver: Solver, nfe: int) -> Readout:
-        """See :meth:`Objective.primary`."""
+    def readout(self, solver: Solver, nfe: int) -> Readout:
+        """See :meth:`Objective.readout`."""
         return self.readouts([], [])[0]
 
     def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
@@ -177,13 +194,17 @@ class MIP(Objective):
 
 
 def make_objective(mode: Mode, t_star: float, mip_form: Literal["published", "paper"]) -> Objective:
-    """Return the objective of that name; mip's settings are looked at in any case."""
+    """Return the objective of that name; mip's settings are checked for every mode.
+
+    Raises:
+        ToyError: ``t_star`` is not between 0 and 1.
+    """
     mip = MIP(t_star, mip_form, one_step=mode == "mip_one_step")
-    makers: dict[str, Callable[[], Objective]] = {
+    objectives: dict[str, Callable[[], Objective]] = {
         "regression": Regression,
         "flow": Flow,
         "straight_flow": StraightFlow,
         "mip": lambda: mip,
         "mip_one_step": lambda: mip,
     }
-    return makers[mode]()
+    return objectives[mode]()

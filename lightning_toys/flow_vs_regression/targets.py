@@ -15,13 +15,17 @@ from torch import Tensor
 from lightning_toys.errors import require
 from lightning_toys.training.noise import keyed_generator
 
-# half of 49 pi, the highest frequency that 50 points on a grid resolve: four points to the fastest period
 MAX_SIZE = 100_000  # components times dimensions: each has a prime number of its own
+# half of 49 pi, the highest frequency that 50 points on a grid resolve: four points to the fastest period
 DEFAULT_MAX_FREQUENCY = 77.0
 
 
 def primes(n: int) -> list[int]:
-    """Return the first n primes, 2, 3, 5, ..."""
+    """Return the first n primes.
+
+    >>> primes(5)
+    [2, 3, 5, 7, 11]
+    """
     found: list[int] = []
     candidate = 2
     while len(found) < n:
@@ -32,22 +36,26 @@ def primes(n: int) -> list[int]:
 
 
 def check_seed(name: str, seed: int | None) -> None:
-    """Refuse a negative seed."""
+    """Refuse a negative seed with a :class:`ToyError` that names the setting."""
     require(seed is None or seed >= 0, f"--data.target.{name}: {seed} is not allowed; give an integer >= 0")
 
 
 class Target:
-    """A function of c on [0, 1] with values in R^dim."""
+    """A function of c on [0, 1] with values in R^dim.
+
+    Attributes:
+        dim: D, the number of outputs.
+    """
 
     dim: int
 
     def __call__(self, c: Tensor) -> Tensor:
-        """Map c (M, 1) to f(c) (M, dim), both float64."""
+        """Map c (M, 1), computed with in float64, to f(c) (M, dim), float64."""
         raise NotImplementedError
 
     @property
     def highest_frequency(self) -> float:
-        """The largest angular frequency in f; N grid points resolve up to pi (N - 1)."""
+        """The largest angular frequency in f, radians per unit of c; N grid points resolve up to pi (N - 1)."""
         raise NotImplementedError
 
 
@@ -63,10 +71,20 @@ class Trigonometric(Target):
         weights: ``uniform`` (w = 1) or ``inverse_freq`` (w = 1 / omega).
         frequency_rule: ``published`` keeps the primes; ``nyquist`` divides them all by one number, where it must, so
             that the largest is ``max_frequency``.
-        max_frequency: bound of the ``nyquist`` rule, radians; the default leaves four of 50 points to a period.
+        max_frequency: bound of the ``nyquist`` rule, radians per unit of c; with the default four of 50 points fall
+            into the shortest period.
         frequency_seed: draw a random subset of the first 2 D K primes instead of every second one.
         phase_seed: draw the phases from U(0, 2 pi) instead.
         weight_seed: multiply each weight by a draw from U(-1, 1).
+
+    Raises:
+        ToyError: a value is not allowed.
+
+    Example:
+        >>> f = Trigonometric()
+        >>> c = torch.tensor([[0.5]], dtype=torch.float64)
+        >>> round(f(c).item(), 6) == round(math.sin(1.3) + math.cos(3.2) + math.sin(6.8), 6)
+        True
     """
 
     def __init__(
@@ -125,9 +143,9 @@ class Trigonometric(Target):
 
 
 def random_projector(dim: int, rank: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return P = A (A'A)^-1 A' for a Gaussian A (dim x rank) of that seed, and an orthonormal basis of its range.
+    """Return the projector on a random subspace, and an orthonormal basis of it.
 
-    Shapes (dim, dim) and (dim, rank), float64.
+    P = A (A'A)^-1 A' for a Gaussian A (dim, rank) of that seed. Shapes (dim, dim) and (dim, rank), float64.
     """
     a = torch.from_numpy(keyed_generator(seed, 0, "target/projector").standard_normal((dim, rank)))
     basis = torch.linalg.qr(a).Q
@@ -135,7 +153,7 @@ def random_projector(dim: int, rank: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class Projected(Trigonometric):
-    """g(c) = P f(c): a trigonometric f in R^D, seen on a subspace of dimension ``rank``.
+    """g(c) = P f(c): a trigonometric f in R^D, projected on a subspace of dimension ``rank``.
 
     Args:
         rank: r, dimension of the subspace; at most ``dim``.
@@ -143,6 +161,10 @@ class Projected(Trigonometric):
         dim: D.
         components: K.
         kwargs: as for :class:`Trigonometric`.
+
+    Attributes:
+        projector: P (D, D).
+        basis: orthonormal basis of the subspace (D, r).
     """
 
     def __init__(
@@ -166,10 +188,14 @@ class Piecewise(Trigonometric):
         intervals: number of intervals of [0, 1].
         rank: dimension of each subspace; at most ``dim``.
         projection_seed: seed of the first interval's subspace.
-        boundary_width: how near to an interior boundary a point counts as at it.
+        boundary_width: a point this near to an interior boundary counts as at the boundary (half-width).
         dim: D.
         components: K.
         kwargs: as for :class:`Trigonometric`.
+
+    Attributes:
+        projectors: P_i (intervals, D, D).
+        bases: an orthonormal basis (D, rank) of each subspace.
     """
 
     def __init__(
@@ -204,7 +230,7 @@ class Piecewise(Trigonometric):
         return torch.einsum("md,mde->me", self.sums(c), self.projectors[self.interval(c)])
 
     def boundary_projectors(self) -> Tensor:
-        """Return the projectors on span[P_{i-1}, P_i] at the interior boundaries i, (intervals - 1, D, D)."""
+        """Return the projectors on span[P_{i-1}, P_i] at the interior boundaries i: (intervals - 1, D, D)."""
         spans = []
         for left, right in zip(self.bases[:-1], self.bases[1:], strict=True):
             u, s, _ = torch.linalg.svd(torch.cat([left, right], dim=1), full_matrices=False)
@@ -219,11 +245,15 @@ class Rotation(Target):
     Args:
         size: n, 2 or 3. A is the generator of the plane's rotations, or of those about a random axis.
         components: K.
-        amplitude: ``constant`` (w_k from U(-1, 1)) or ``trigonometric`` (w_k(c) a sum of ``terms`` waves).
-        terms: waves in each trigonometric amplitude.
+        amplitude: ``constant`` (w_k from U(-1, 1)) or ``trigonometric`` (w_k(c) as in :class:`Trigonometric`).
+        terms: terms in each trigonometric amplitude.
         seed: seed of the axis and the constant amplitudes.
         frequency_rule: as for :class:`Trigonometric`, for the trigonometric amplitudes.
         max_frequency: likewise.
+
+    Attributes:
+        alpha: the angular speeds (K,).
+        generator: A (n, n), antisymmetric.
     """
 
     def __init__(
@@ -248,25 +278,33 @@ class Rotation(Target):
             axis = keyed_generator(seed, 0, "target/axis").standard_normal(3)
             x, y, z = axis / np.linalg.norm(axis)
             self.generator = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64)
-        self.constant = torch.from_numpy(keyed_generator(seed, 0, "target/amplitude").uniform(-1, 1, components))
-        self.waves = None
+        self.constant_amplitudes = torch.from_numpy(
+            keyed_generator(seed, 0, "target/amplitude").uniform(-1, 1, components)
+        )
+        self.trigonometric_amplitudes = None
         if amplitude == "trigonometric":
-            self.waves = Trigonometric(
+            self.trigonometric_amplitudes = Trigonometric(
                 dim=components, components=terms, frequency_rule=frequency_rule, max_frequency=max_frequency
             )
 
     @property
     def highest_frequency(self) -> float:
         """See :attr:`Target.highest_frequency`; a product's frequencies add."""
-        return float(self.alpha.max()) + (self.waves.highest_frequency if self.waves else 0.0)
+        return float(self.alpha.max()) + (
+            self.trigonometric_amplitudes.highest_frequency if self.trigonometric_amplitudes else 0.0
+        )
 
     def directions(self, c: Tensor) -> Tensor:
-        """Return the unit vectors v_k(c) = exp(alpha_k c A) e_1, (M, 1) to (M, K, n)."""
+        """Return the unit vectors v_k(c) = exp(alpha_k c A) e_1: c (M, 1) to (M, K, n)."""
         angle = c.double().view(-1, 1, 1, 1) * self.alpha.view(1, -1, 1, 1)
         rotation: Tensor = torch.linalg.matrix_exp(angle * self.generator)
         return rotation[..., 0]
 
     def __call__(self, c: Tensor) -> Tensor:
         """See :meth:`Target.__call__`."""
-        w = self.waves.sums(c) if self.waves else self.constant.expand(c.shape[0], -1)
+        w = (
+            self.trigonometric_amplitudes.sums(c)
+            if self.trigonometric_amplitudes
+            else self.constant_amplitudes.expand(c.shape[0], -1)
+        )
         return (w.unsqueeze(-1) * self.directions(c)).flatten(1)

@@ -1,4 +1,7 @@
-"""Policies of a state, for the bandit: how each draws actions, and what it minimises to improve."""
+"""Policies of a state, for the bandit: how each samples actions, and the loss by which it improves.
+
+Shapes: states (R, B, 2), actions (R, B, 2), with a replica axis R.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lightning_toys.generative_policy.flow_ode import flow_sample
 from lightning_toys.generative_policy.gaussian import bounded_log_sigma, squash
 from lightning_toys.generative_policy.meanflow import (
     AverageVelocity,
@@ -18,48 +22,58 @@ from lightning_toys.generative_policy.meanflow import (
     residual,
     sample,
 )
-from lightning_toys.generative_policy.reference_flow import flow_sample
 from lightning_toys.nets import ConditionalNet
 
-SCALE = 0.5  # root mean square of a coordinate of the hills' places, about
+DATA_SCALE = 0.5  # about the root mean square of a coordinate of the modes' centres
 
 
 class Actor(nn.Module):
     """A policy pi(a | s) with a replica axis."""
 
     def act(self, state: Tensor, e: Tensor, xi: Tensor) -> Tensor:
-        """Return actions (R, B, 2) at states (R, B, 2) from two standard normals of that shape."""
+        """Return actions (R, B, 2) at states (R, B, 2), from standard normals ``e`` and ``xi`` of that shape."""
         raise NotImplementedError
 
 
 class GaussianActor(Actor):
-    """SAC's Gaussian: a = tanh(mu(s) + sigma(s) xi)."""
+    """SAC's tanh-Gaussian policy (Haarnoja et al. 2018): a = tanh(mu(s) + sigma(s) e).
+
+    Args:
+        net: maps the state to (mu, raw log sigma), 4 numbers.
+    """
 
     def __init__(self, net: ConditionalNet) -> None:
         super().__init__()
         self.net = net
 
-    def draw(self, state: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-        """Return actions and their log-likelihoods."""
+    def sample_with_log_prob(self, state: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+        """Return actions (R, B, 2) and their log-likelihoods (R, B), differentiable in the weights."""
         mu, raw = self.net(state, state[..., :0]).chunk(2, dim=-1)
         return squash(mu, bounded_log_sigma(raw, "tanh"), e)
 
     def act(self, state: Tensor, e: Tensor, xi: Tensor) -> Tensor:
         """See :meth:`Actor.act`."""
-        return self.draw(state, e)[0]
+        return self.sample_with_log_prob(state, e)[0]
 
-    def losses(self, state: Tensor, e: Tensor, value: Callable[[Tensor, Tensor], Tensor], entropy: float) -> Tensor:
+    def losses(
+        self, state: Tensor, e: Tensor, q_function: Callable[[Tensor, Tensor], Tensor], entropy: float
+    ) -> Tensor:
         """Return entropy * log pi(a | s) - Q(s, a) for each row (R, B), through the action (Haarnoja et al. 2018)."""
-        a, log_prob = self.draw(state, e)
-        return entropy * log_prob - value(state, a)
+        a, log_prob = self.sample_with_log_prob(state, e)
+        return entropy * log_prob - q_function(state, a)
 
 
 class MeanFlowActor(Actor):
-    """Stochastic MeanFlow: a = e - u(e, 0, 1; s) + sigma xi."""
+    """Stochastic MeanFlow policy (arXiv 2605.21282): a = e - u(e, 0, 1; s) + sigma xi, one network evaluation.
+
+    Args:
+        net: the network of u; with ``target_std`` > 0 it has a third output, log sigma.
+        target_std: s of the boundary condition N(x, s^2 I); 0 leaves the term with xi out.
+    """
 
     def __init__(self, net: ConditionalNet, target_std: float) -> None:
         super().__init__()
-        self.u = AverageVelocity(net, Preconditioned(SCALE), head=target_std > 0)
+        self.u = AverageVelocity(net, Preconditioned(DATA_SCALE), head=target_std > 0)
         self.target_std = target_std
 
     def act(self, state: Tensor, e: Tensor, xi: Tensor) -> Tensor:
@@ -68,11 +82,11 @@ class MeanFlowActor(Actor):
         return a if log_sigma is None else torch.addcmul(a, log_sigma.exp(), xi)
 
     def losses(self, state: Tensor, x: Tensor, e: Tensor, r: Tensor, t: Tensor, rows: int) -> Tensor:
-        """Return the MeanFlow loss of each row (R, B) towards actions x; the first ``rows`` have r < t."""
+        """Return the MeanFlow loss (R, B) of pairs x, e (R, B, 2) at r, t (R, B, 1), r < t in the first ``rows``."""
         z, v = path(x, e, t), path_velocity(x, e)
         with torch.no_grad():
-            along = self.u.velocity(z[:, :rows], t[:, :rows], state[:, :rows]).to(z) if rows else v[:, :0]
-        u, log_sigma, du = self.u.dual(z, r, t, along, state)
+            tangent = self.u.velocity(z[:, :rows], t[:, :rows], state[:, :rows]).to(z) if rows else v[:, :0]
+        u, log_sigma, du = self.u.jvp(z, r, t, tangent, state)
         loss = adaptive_loss(residual(u, du, (t - r)[:, :rows], v), 0.25, 1e-3)
         if log_sigma is not None:
             loss = loss + (log_sigma[..., 0] - math.log(self.target_std)).square()
@@ -80,11 +94,11 @@ class MeanFlowActor(Actor):
 
 
 class FlowActor(MeanFlowActor):
-    """Flow matching: u(z, t, t) alone is trained, and integrated by Euler steps.
+    """Flow matching policy: u(z, t, t) alone is trained, and integrated by Euler steps.
 
     Args:
         net: the network.
-        nfe: Euler steps to an action.
+        nfe: Euler steps per action.
     """
 
     def __init__(self, net: ConditionalNet, nfe: int) -> None:

@@ -1,4 +1,4 @@
-"""Many small assignment problems at once on a GPU, each solved exactly by shortest augmenting paths.
+"""Linear assignment problems in a batch on a GPU, each solved exactly by shortest augmenting paths.
 
 Jonker and Volgenant (1987), as in scipy's ``linear_sum_assignment`` (Crouse 2016), which takes one problem at a time on
 the host: with hundreds of replicas a GPU would wait for it. One Triton program solves one problem, its columns along
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @triton.jit  # type: ignore[untyped-decorator]
 def solve(x_pointer, e_pointer, out_pointer, n, N: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Write the column that each row of one problem gets, at cost -x . e; N is n or more, a power of 2."""
+    """Triton kernel: write the column assigned to each row of one problem, costs -x . e; N >= n is a power of 2."""
     problem = tl.program_id(0).to(tl.int64)
     x, e = x_pointer + problem * n * 2, e_pointer + problem * n * 2
     lane = tl.arange(0, N)
@@ -64,11 +64,14 @@ def solve(x_pointer, e_pointer, out_pointer, n, N: tl.constexpr):  # type: ignor
 
 
 def assign(x: Tensor, e: Tensor) -> Tensor:
-    """Return the column of each row (..., n) in the assignment of largest sum of x . e, rows of x to rows of e.
+    """Return the assignment of rows of x to rows of e with the largest sum of x . e.
 
     Args:
-        x: (..., n, 2), single precision, on a GPU.
-        e: (..., n, 2), likewise.
+        x: points (..., n, 2) on a GPU, computed with in single precision.
+        e: points (..., n, 2), likewise.
+
+    Returns:
+        (..., n) int64: row i of x goes with row ``out[..., i]`` of e.
 
     Raises:
         ValueError: a number is not finite, with which the search would not end.

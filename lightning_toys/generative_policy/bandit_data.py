@@ -8,19 +8,22 @@ import torch
 from torch import Tensor
 
 from lightning_toys.errors import require
-from lightning_toys.generative_policy.bandit import RotatingModes, angles_to_states
+from lightning_toys.generative_policy.bandit import RotatingModes, turns_to_states
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import DrawnLoader
 from lightning_toys.training.noise import NoiseStream, uniform
 
 
 class BanditData(ToyDataModule):
-    """Fresh states on a circle at every step; three hills of reward turn with them.
+    """Fresh uniform states on a circle at every step, for :class:`RotatingModes`.
 
     Args:
-        width: width of the hills.
+        width: width of the reward's modes.
         reward_noise: standard deviation of the noise on an observed reward.
         batch_size: states of one optimiser step.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     drawn = True
@@ -37,6 +40,6 @@ class BanditData(ToyDataModule):
 
         def draw(start: int, stop: int) -> tuple[Tensor, ...]:
             drawn = torch.stack([turns.at(step, like) for step in range(start, stop)], dim=1)
-            return (angles_to_states(drawn),)
+            return (turns_to_states(drawn),)
 
         return DrawnLoader(draw, self.batch_size)

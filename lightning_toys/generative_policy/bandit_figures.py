@@ -1,4 +1,4 @@
-"""The bandit's figures: actions at some states, and regret over training."""
+"""Figures of the bandit: actions at some states, and regret over training."""
 
 from __future__ import annotations
 
@@ -19,27 +19,33 @@ from lightning_toys.training.metrics_csv import read_run, replica_columns
 
 
 @dataclass
-class Shown:
-    """States (S, n, 2) and actions (R, S, n, 2)."""
+class FigureData:
+    """What the figures of an evaluation are drawn from.
+
+    Attributes:
+        bandit: the reward.
+        states: the evaluated states (S, n, 2), each repeated n times.
+        actions: the policy's actions (R, S, n, 2).
+    """
 
     bandit: RotatingModes
     states: Tensor
     actions: Tensor
 
 
-def draw_actions(shown: Shown, label: str) -> Figure:
+def draw_actions(data: FigureData, label: str) -> Figure:
     """Draw the first replica's actions at four states over the reward's contours."""
-    chosen = [round(i * len(shown.states) / 4) for i in range(4)]
+    indices = [round(i * len(data.states) / 4) for i in range(4)]
     figure, axes = new_figure(1, 4, size=(12.4, 3.4), sharey=True)
     line = torch.linspace(-1, 1, 200, dtype=torch.float64)
     grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
-    for ax, i in zip(axes[0], chosen, strict=True):
-        state = shown.states[i, 0]
-        reward = shown.bandit.reward(state.expand_as(grid), grid)
+    for ax, i in zip(axes[0], indices, strict=True):
+        state = data.states[i, 0]
+        reward = data.bandit.reward(state.expand_as(grid), grid)
         levels = [0.2, 0.4, 0.6, 0.75, 0.85, 0.95]
         lines = ax.contour(line, line, reward, levels=levels, colors="#B40426", linewidths=0.8)
         ax.clabel(lines, levels[::2], fontsize=7)
-        a = shown.actions[0, i].clamp(-1, 1)
+        a = data.actions[0, i].clamp(-1, 1)
         ax.plot(a[:, 0], a[:, 1], ".", color=BLUE, markersize=3, alpha=0.5)
         angle = float(torch.atan2(state[1], state[0])) * 180 / np.pi % 360
         ax.set_title(f"state at {angle:.0f}°", fontsize=9)
@@ -50,15 +56,23 @@ def draw_actions(shown: Shown, label: str) -> Figure:
     return figure
 
 
-def regret_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], tops: Sequence[float], best: float) -> Figure:
-    """Draw regret over training, mean and interval over seeds, a curve a policy; lines at the lower hills' tops."""
+def draw_regret(
+    curves: dict[str, tuple[np.ndarray, np.ndarray]], mode_maxima: Sequence[float], max_reward: float
+) -> Figure:
+    """Draw regret, and its sum over steps, over training: mean and interval over seeds, dashed lines at lower modes.
+
+    Args:
+        curves: label to steps (T,) and regret (R, T).
+        mode_maxima: the expected reward at each mode's maximum.
+        max_reward: the greatest of them.
+    """
     figure, axes = new_figure(1, 2, size=(10.0, 3.9))
     for i, (name, (steps, values)) in enumerate(curves.items()):
         band(axes[0, 0], steps, values, COLOURS[i], f"{name}, {len(values)} seeds")
         widths = np.diff(steps, prepend=0.0)
         band(axes[0, 1], steps, np.cumsum(values * widths, axis=1), COLOURS[i], name)
-    for top in sorted(tops)[:-1]:
-        axes[0, 0].axhline(best - top, color=GREY, linestyle="--", linewidth=1)
+    for maximum in sorted(mode_maxima)[:-1]:
+        axes[0, 0].axhline(max_reward - maximum, color=GREY, linestyle="--", linewidth=1)
     axes[0, 0].plot([], [], color=GREY, linestyle="--", label="top of a lower hill")
     axes[0, 0].set_yscale("log")
     axes[0, 0].set_ylabel("expected regret of an action")
@@ -70,12 +84,12 @@ def regret_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], tops: Sequen
     return figure
 
 
-def draw_all(shown: Shown, seeds: Sequence[int], folder: Path, label: str) -> dict[str, Figure]:
+def draw_all(data: FigureData, seeds: Sequence[int], folder: Path, label: str) -> dict[str, Figure]:
     """Return every figure by file name."""
-    out = {"actions": draw_actions(shown, label)}
+    out = {"actions": draw_actions(data, label)}
     steps, values = replica_columns(read_run(folder), "eval/regret", seeds)
     if len(steps):
-        out["regret"] = regret_curves({label: (steps, values)}, shown.bandit.tops, shown.bandit.best)
+        out["regret"] = draw_regret({label: (steps, values)}, data.bandit.mode_maxima, data.bandit.max_reward)
     return out
 
 
@@ -91,4 +105,4 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
         if len(steps):
             curves[label] = (steps, values)
     bandit = RotatingModes()
-    return {"regret_curves": regret_curves(curves, bandit.tops, bandit.best)} if curves else {}
+    return {"regret_curves": draw_regret(curves, bandit.mode_maxima, bandit.max_reward)} if curves else {}

@@ -1,4 +1,4 @@
-"""BanditPolicy: a policy improved by mirror descent on a contextual bandit, judged by its regret."""
+"""BanditPolicy: a policy that improves by mirror descent on a contextual bandit, evaluated by its regret."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from lightning_toys.errors import require
 from lightning_toys.generative_policy import bandit_figures
 from lightning_toys.generative_policy.actors import Actor, FlowActor, GaussianActor, MeanFlowActor
-from lightning_toys.generative_policy.bandit import angles_to_states, choose
+from lightning_toys.generative_policy.bandit import sample_softmax, turns_to_states
 from lightning_toys.generative_policy.bandit_data import BanditData
-from lightning_toys.generative_policy.meanflow import TimeLaw
-from lightning_toys.nets import ConditionalNet, Network
+from lightning_toys.generative_policy.meanflow import TimeDistribution
+from lightning_toys.nets import ConditionalNet, Network, require_net, with_replicas
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
@@ -27,15 +27,15 @@ from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
 
-STATES = 64  # evenly spaced states that a policy is judged at
+NUM_STATES = 64  # evenly spaced states that a policy is evaluated at
 
 
 class BanditPolicy(ToyModule):
-    """Learns pi(a | s) from rewards.
+    """Learns pi(a | s) from the rewards of a contextual bandit, R replicas at once.
 
     ``gaussian`` follows SAC's gradient of E[Q - entropy log pi]. ``meanflow`` and ``flow`` take mirror descent steps
-    (arXiv 2605.21282): pi_old is held for ``inner_steps`` steps, ``candidates`` of its actions are weighed by
-    exp(Q / temperature), and the policy learns to draw what is drawn from them.
+    (arXiv 2605.21282): pi_old is fixed for ``inner_steps`` steps, ``candidates`` of its actions are resampled with
+    weights exp(Q / temperature), and the policy is fitted to the result.
 
     Args:
         policy: the policy.
@@ -44,19 +44,31 @@ class BanditPolicy(ToyModule):
         critic: ``known``: Q is the expected reward; ``learned``: a network, from noisy rewards of the policy's actions.
         temperature: lambda of the mirror descent step.
         inner_steps: optimiser steps between two mirror descent steps.
-        candidates: actions of pi_old that one is drawn from.
-        entropy: SAC's weight of the entropy.
+        candidates: actions of pi_old that each is resampled from.
+        entropy: SAC's weight of the entropy (its alpha).
         target_std: standard deviation s of MeanFlow's boundary N(x, s^2 I), its entropy term; 0 is without.
-        nfe: Euler steps to an action of ``flow``.
-        time: the law of r and t.
+        nfe: Euler steps per action of ``flow``.
+        time: the distribution of r and t.
         optimizer: ``adamw``, or ``muon`` on the hidden matrices and AdamW on the rest.
         muon_lr: Muon's learning rate.
         lr: AdamW's learning rate.
         lr_decay: ``cosine`` takes the learning rate to 0 over the run.
         weight_decay: decoupled weight decay.
         clip_grad_norm: bound on each replica's gradient norm.
-        draws: actions judged at each of 64 states.
+        draws: actions evaluated at each of 64 states.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
+
+    Raises:
+        ToyError: a value is not allowed.
+
+    Example:
+        Actions of two replicas with their initial weights at three states:
+
+        >>> policy = BanditPolicy(seeds=[0, 1])
+        >>> policy.sizes = policy.measure(BanditData())
+        >>> policy.configure_model()
+        >>> policy.act(turns_to_states(torch.tensor([0.0, 0.3, 0.6]))).shape
+        torch.Size([2, 3, 2])
     """
 
     experiment = "generative_policy"
@@ -80,7 +92,7 @@ class BanditPolicy(ToyModule):
         entropy: float = 0.05,
         target_std: float = 0.03,
         nfe: int = 8,
-        time: TimeLaw | None = None,
+        time: TimeDistribution | None = None,
         optimizer: Literal["adamw", "muon"] = "adamw",
         muon_lr: float = 0.02,
         lr: float = 1e-3,
@@ -93,7 +105,7 @@ class BanditPolicy(ToyModule):
         super().__init__(seeds, lr, weight_decay, clip_grad_norm, None, lr_decay, optimizer, muon_lr, parallel)
         default = Network(hidden=64, layers=3, activation="silu")
         self.network = as_dataclass(Network, network, default)
-        self.time = as_dataclass(TimeLaw, time)
+        self.time = as_dataclass(TimeDistribution, time)
         require(
             self.network.kind != "transformer",
             "--model.network.kind: 'transformer' is not allowed here, it has no tangent; give concat or film",
@@ -116,7 +128,7 @@ class BanditPolicy(ToyModule):
         self.save_hyperparameters(logger=False)
         self.hparams.update({"network": asdict(self.network), "time": asdict(self.time)})
         self.hparams["seeds"] = self.seeds
-        self.shown: bandit_figures.Shown | None = None
+        self.figure_data: bandit_figures.FigureData | None = None
 
     @property
     def data(self) -> BanditData:
@@ -152,8 +164,8 @@ class BanditPolicy(ToyModule):
 
     # networks
 
-    def actor(self) -> Actor:
-        """Return a new policy."""
+    def build_actor(self) -> Actor:
+        """Return a new policy, with its initial weights."""
         if self.policy == "gaussian":
             return GaussianActor(self.network.build(self.local_seeds, 2, 0, False, 4))
         head = self.policy == "meanflow" and self.target_std > 0
@@ -165,9 +177,9 @@ class BanditPolicy(ToyModule):
         b, m = self.sizes["batch_size"], self.candidates
         seeds = self.local_seeds
         self.noise = {"e": NoiseStream(seeds, "e", (b, 2))}
-        parts: dict[str, nn.Module] = {"actor": self.actor()}
+        parts: dict[str, nn.Module] = {"actor": self.build_actor()}
         if self.policy != "gaussian":
-            parts["old"] = self.actor().requires_grad_(False)
+            parts["old"] = self.build_actor().requires_grad_(False)
             self.noise["time"] = NoiseStream(seeds, "t", (b, 2), uniform)
             self.noise["choice"] = NoiseStream(seeds, "choice", (b,), uniform)
             # a block of steps of candidates would be large
@@ -191,39 +203,49 @@ class BanditPolicy(ToyModule):
         loss = state.new_zeros(state.shape[:2])
         if self.critic_kind == "learned":
             with torch.no_grad():
-                action = self.part("actor").act(state, noise["act/e"], noise["act/xi"])
+                action = self.actor.act(state, noise["act/e"], noise["act/xi"])
                 reward = self.data.bandit.reward(state, action) + self.data.reward_noise * noise["reward"]
             loss = loss + (self.critic(state, action) - reward).square()
-        actor = self.part("actor")
+        actor = self.actor
         if isinstance(actor, GaussianActor):
-            loss = loss + actor.losses(state, noise["e"], self.frozen_value, self.entropy)
+            loss = loss + actor.losses(state, noise["e"], self.q_value, self.entropy)
         else:
             assert isinstance(actor, MeanFlowActor)
             if step % self.inner_steps == 0:
-                self.part("old").load_state_dict(actor.state_dict())
-            x = self.improved(state, noise)
-            law = replace(self.time, share=0.0) if self.policy == "flow" else self.time
-            loss = loss + actor.losses(state, x, noise["e"], *law.draw(self.noise["time"].at(step, state), rows))
+                self.old_actor.load_state_dict(actor.state_dict())
+            x = self.sample_improved_actions(state, noise)
+            time = replace(self.time, share=0.0) if self.policy == "flow" else self.time
+            loss = loss + actor.losses(state, x, noise["e"], *time.sample(self.noise["time"].at(step, state), rows))
         return loss.sum(1) / batch.total
 
-    def part(self, name: str) -> Actor:
-        """Return ``actor`` or ``old``."""
+    @property
+    def actor(self) -> Actor:
+        """The policy that learns."""
+        return self.actor_of("actor")
+
+    @property
+    def old_actor(self) -> Actor:
+        """pi_old, which candidates are drawn from."""
+        return self.actor_of("old")
+
+    def actor_of(self, key: str) -> Actor:
+        """Return one of the policies in ``net``."""
         assert isinstance(self.net, nn.ModuleDict)
-        found = self.net[name]
-        assert isinstance(found, Actor)
-        return found
+        actor = self.net[key]
+        assert isinstance(actor, Actor)
+        return actor
 
     def critic(self, state: Tensor, action: Tensor) -> Tensor:
-        """Return the learned Q (...) at states and actions (R, B, 2)."""
+        """Return the learned Q (R, B) at states and actions, each (R, B, 2)."""
         assert isinstance(self.net, nn.ModuleDict)
         net = self.net["critic"]
         assert isinstance(net, ConditionalNet)
-        # tripled: the hills are narrow beside [-1, 1]
+        # tripled: the modes are narrow beside [-1, 1]
         q: Tensor = net(3 * action, state)[..., 0]
         return q
 
-    def frozen_value(self, state: Tensor, action: Tensor) -> Tensor:
-        """Return Q with a gradient to the action alone."""
+    def q_value(self, state: Tensor, action: Tensor) -> Tensor:
+        """Return Q (R, B) at states and actions (R, B, 2), known or learned; a gradient goes to the action alone."""
         if self.critic_kind == "known":
             return self.data.bandit.reward(state, action)
         assert isinstance(self.net, nn.ModuleDict)
@@ -234,63 +256,91 @@ class BanditPolicy(ToyModule):
             net.requires_grad_(True)
 
     @torch.no_grad()
-    def improved(self, state: Tensor, noise: dict[str, Tensor]) -> Tensor:
-        """Return actions (R, B, 2) of the mirror descent step from pi_old."""
+    def sample_improved_actions(self, state: Tensor, noise: dict[str, Tensor]) -> Tensor:
+        """Return actions (R, B, 2) of the mirror descent step from pi_old at states (R, B, 2)."""
         R, B, M = state.shape[0], state.shape[1], self.candidates
         many = state.unsqueeze(2).expand(R, B, M, 2).reshape(R, B * M, 2)
-        a = self.part("old").act(many, noise["old/e"].reshape(R, B * M, 2), noise["old/xi"].reshape(R, B * M, 2))
-        q = self.frozen_value(many, a).reshape(R, B, M)
-        chosen = choose(q, self.temperature, noise["choice"])
+        a = self.old_actor.act(many, noise["old/e"].reshape(R, B * M, 2), noise["old/xi"].reshape(R, B * M, 2))
+        q = self.q_value(many, a).reshape(R, B, M)
+        chosen = sample_softmax(q, self.temperature, noise["choice"])
         a = a.reshape(R, B, M, 2).clamp(-1.0, 1.0)
         return a.gather(2, chosen[..., None, None].expand(R, B, 1, 2))[:, :, 0].to(state)
 
-    # judging
+    # acting
+
+    def evaluation_noise(self, stream: str, n: int, index: int = 0) -> Tensor:
+        """Return standard normals (R, n, 2), float64, keyed by seed, stream and index; evaluations have index 0."""
+        stream = f"evaluation/{stream}"
+        rows = [keyed_generator(s, index, stream).standard_normal((n, 2)) for s in self.seeds]
+        return torch.from_numpy(np.stack(rows))
+
+    def forward(self, state: Tensor, index: int = 0) -> Tensor:
+        """Sample one action per state and replica: state (M, 2) or (R, M, 2), rows (cos, sin), to (R, M, 2).
+
+        Differentiable in the state, on the device and in the dtype of the weights. The bandit clamps actions to
+        [-1, 1]^2; these are not clamped.
+
+        Args:
+            state: the states.
+            index: the noise is keyed by the replica's seed, the rows' order and this number; 0 is evaluation's.
+
+        Raises:
+            ToyError: there is no network yet, or the states have another shape.
+        """
+        require_net(self)
+        require(index >= 0, f"index: {index} is not allowed; give an integer >= 0")
+        like = next(self.net.parameters())
+        state = with_replicas(state, len(self.seeds), 2, "state").to(like)
+        e, xi = (self.evaluation_noise(k, state.shape[1], index).to(like) for k in ("e", "xi"))
+        return self.actor.act(state, e, xi)
+
+    @torch.no_grad()
+    def act(self, state: Tensor, index: int = 0) -> Tensor:
+        """Sample actions as :meth:`forward` does, without gradients: state (M, 2) or (R, M, 2) to (R, M, 2)."""
+        return self.forward(state, index)
+
+    # evaluation
 
     @torch.no_grad()
     def evaluate(self) -> Report:
-        """Judge actions at evenly spaced states."""
-        like, n, bandit = next(self.net.parameters()), STATES * self.draws, self.data.bandit
-        turns = (torch.arange(STATES, dtype=torch.float64) / STATES).repeat_interleave(self.draws)
-        state = angles_to_states(turns).expand(len(self.seeds), n, 2)
-        e, xi = (
-            torch.from_numpy(
-                np.stack([keyed_generator(s, 0, f"evaluation/{k}").standard_normal((n, 2)) for s in self.seeds])
-            )
-            for k in ("e", "xi")
-        )
-        action = self.part("actor").act(state.to(like), e.to(like), xi.to(like))
+        """Evaluate actions at evenly spaced states."""
+        like, n, bandit = next(self.net.parameters()), NUM_STATES * self.draws, self.data.bandit
+        turns = (torch.arange(NUM_STATES, dtype=torch.float64) / NUM_STATES).repeat_interleave(self.draws)
+        state = turns_to_states(turns).expand(len(self.seeds), n, 2)
+        action = self.act(state)
         a = action.cpu().double()
         reward = bandit.reward(state, a)
-        which, distance = bandit.nearest(state, a)
-        metrics = {"regret": bandit.best - reward.mean(1), "off": (distance > 3).double().mean(1)}
-        metrics |= {f"share_mode{i}": (which == i).double().mean(1) for i in range(3)}
+        mode, distance = bandit.nearest(state, a)
+        metrics = {"regret": bandit.max_reward - reward.mean(1), "off": (distance > 3).double().mean(1)}
+        metrics |= {f"share_mode{i}": (mode == i).double().mean(1) for i in range(3)}
         if self.critic_kind == "learned":
             q = self.critic(state.to(like), action).cpu().double()
             metrics["critic_error"] = (q - reward).square().mean(1).sqrt()
-        self.shown = bandit_figures.Shown(bandit, state[0].reshape(STATES, -1, 2), a.reshape(len(a), STATES, -1, 2))
-        return Report(self.seeds, {k: v.tolist() for k, v in metrics.items()}, bandit.references)
+        states, actions = state[0].reshape(NUM_STATES, -1, 2), a.reshape(len(a), NUM_STATES, -1, 2)
+        self.figure_data = bandit_figures.FigureData(bandit, states, actions)
+        return Report(self.seeds, {k: v.tolist() for k, v in metrics.items()}, bandit.baselines)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Judge the policy."""
+        """Evaluate the policy."""
         report = self.evaluate()
         self.last_report = report
         self.write_evaluation(report)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Judge the policy."""
+        """Evaluate the policy."""
         self.last_report = self.evaluate()
         self.write_scalars({"test/regret": torch.tensor(self.last_report.metrics["regret"])}, self.loaded_step)
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
-        """Return the states judged (S, draws, 2), the actions (R, S, draws, 2), and their expected rewards."""
+        """Return ``state`` (S, draws, 2), ``action`` (R, S, draws, 2) and expected ``reward`` (R, S, draws)."""
         self.evaluate()
-        assert self.shown is not None
-        state, action = self.shown.states, self.shown.actions
+        assert self.figure_data is not None
+        state, action = self.figure_data.states, self.figure_data.actions
         reward = self.data.bandit.reward(state.expand_as(action), action)
         return {"state": state, "action": action, "reward": reward}
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""
-        if self.shown is None:
+        if self.figure_data is None:
             return {}
-        return bandit_figures.draw_all(self.shown, self.seeds, folder, self.label)
+        return bandit_figures.draw_all(self.figure_data, self.seeds, folder, self.label)

@@ -1,4 +1,4 @@
-"""Couplings of data and noise: joint laws of (x, e) whose marginals are the target and N(0, I)."""
+"""Couplings of data and noise: joint distributions of (x, e) whose marginals are the target and N(0, I)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Array = NDArray[np.float32]
 
 
 @functools.cache
-def kernel_works(device: str) -> bool:
-    """Return whether a GPU solves assignments, by solving one: triton wants a recent GPU, and a compiler for itself."""
+def gpu_assignment_works(device: str) -> bool:
+    """Whether a GPU solves assignments, tried by solving one: Triton needs a recent GPU, and a C compiler."""
     if find_spec("triton") is None:  # torch for CUDA brings it on Linux
         return False
     points = torch.tensor([[1.0, 0.0], [0.0, 1.0]], device=device)
@@ -33,25 +33,33 @@ def kernel_works(device: str) -> bool:
 
 
 class Coupling:
-    """Which noise goes with which sample in a batch."""
+    """Which noise goes with which sample in a batch.
 
-    divides = 1  # rows that are coupled together; a batch holds a whole number of them
+    Attributes:
+        group_size: rows that are coupled together; a batch holds a whole number of groups.
+    """
+
+    group_size = 1
 
     def pair(self, x: Array, e: Array) -> Array:
-        """Return e (B, 2) in the order in which its rows go with those of x (B, 2)."""
+        """Return the rows of e (B, 2) in the order in which they go with those of x (B, 2)."""
         raise NotImplementedError
 
-    def pairs_on(self, device: torch.device) -> bool:
-        """Return whether :meth:`pair_there` is to be used where training runs on a device, in place of :meth:`pair`."""
+    def supports_device(self, device: torch.device) -> bool:
+        """Whether :meth:`pair_on_device` takes the place of :meth:`pair` where training runs on ``device``."""
         return False
 
-    def pair_there(self, x: Tensor, e: Tensor) -> Tensor:
-        """Return e (..., B, 2) paired with x (..., B, 2) as :meth:`pair` does it, but where the tensors are."""
+    def pair_on_device(self, x: Tensor, e: Tensor) -> Tensor:
+        """Return e (..., B, 2) paired with x (..., B, 2) as by :meth:`pair`, computed on the tensors' device."""
         raise NotImplementedError
 
 
 class Independent(Coupling):
-    """Samples and noise as they come."""
+    """Samples and noise as drawn, independent.
+
+    >>> Independent().pair(np.zeros((2, 2), np.float32), np.ones((2, 2), np.float32)).tolist()
+    [[1.0, 1.0], [1.0, 1.0]]
+    """
 
     def pair(self, x: Array, e: Array) -> Array:
         """See :meth:`Coupling.pair`."""
@@ -59,36 +67,44 @@ class Independent(Coupling):
 
 
 class OptimalTransport(Coupling):
-    """Minibatch optimal transport: within each group, the assignment of least mean squared distance.
+    """Minibatch optimal transport: within each group, the assignment of smallest mean squared distance.
 
     Pooladian et al. 2023 (arXiv 2304.14772), Tong et al. 2023 (arXiv 2302.00482). A permutation within the group, so
-    both marginals stay exactly what they were. Paths cross less, and a one-step map has less to bend.
+    both marginals stay exactly as they were. Paths cross less, which makes the one-step map easier to learn.
 
     Args:
         size: rows of a group; the batch size is a multiple of it.
+
+    Raises:
+        ToyError: ``size`` is below 2.
+
+    Example:
+        >>> x = np.array([[0.0, 0.0], [1.0, 1.0]], np.float32)
+        >>> OptimalTransport(2).pair(x, x[::-1]).tolist()
+        [[0.0, 0.0], [1.0, 1.0]]
     """
 
     def __init__(self, size: int = 64) -> None:
         require(size >= 2, f"--data.coupling.size: {size} is not allowed; give an integer >= 2")
-        self.divides = size
+        self.group_size = size
 
     def pair(self, x: Array, e: Array) -> Array:
         """See :meth:`Coupling.pair`."""
         out = np.empty_like(e)
-        for k in range(0, len(x), self.divides):
-            group = slice(k, k + self.divides)
+        for k in range(0, len(x), self.group_size):
+            group = slice(k, k + self.group_size)
             # |x - e|^2 = |x|^2 + |e|^2 - 2 x.e, and the first two do not depend on the assignment
             _, columns = linear_sum_assignment(x[group] @ e[group].T, maximize=True)
             out[group] = e[group][columns]
         return out
 
-    def pairs_on(self, device: torch.device) -> bool:
-        """See :meth:`Coupling.pairs_on`: a GPU would wait for the host's assignments."""
-        return device.type == "cuda" and kernel_works(str(device))
+    def supports_device(self, device: torch.device) -> bool:
+        """See :meth:`Coupling.supports_device`: a GPU would wait for the host's assignments."""
+        return device.type == "cuda" and gpu_assignment_works(str(device))
 
-    def pair_there(self, x: Tensor, e: Tensor) -> Tensor:
-        """See :meth:`Coupling.pair_there`: the host's pairs, but for two assignments as good to seven digits."""
+    def pair_on_device(self, x: Tensor, e: Tensor) -> Tensor:
+        """See :meth:`Coupling.pair_on_device`: the pairs of :meth:`pair`, up to ties within single precision."""
         from lightning_toys.generative_policy.assignment import assign  # not where there is no triton
 
-        points, groups = (t.reshape(*t.shape[:-2], -1, self.divides, 2) for t in (x, e))
+        points, groups = (t.reshape(*t.shape[:-2], -1, self.group_size, 2) for t in (x, e))
         return groups.take_along_dim(assign(points, groups).unsqueeze(-1), -2).view(e.shape)

@@ -1,4 +1,4 @@
-"""Samples of the target law, each with the noise that a coupling gives it."""
+"""Samples of the target, each paired with noise by a coupling."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lightning_toys.training.prefetch import PrefetchLoader, chunks
 
 
 class Pairs:
-    """Draws coupled pairs (x, e) for some replicas.
+    """Draws coupled pairs (x, e) for some replicas, keyed by (seed, step).
 
     Args:
-        target: the law of x.
+        target: the distribution of x.
         coupling: which e goes with which x.
         seeds: one a replica.
         n: pairs of one step.
@@ -34,7 +34,7 @@ class Pairs:
         self.place, self.noise = NoiseStream(seeds, "data/place", (n, 2)), NoiseStream(seeds, "data/noise", (n, 2))
 
     def __call__(self, start: int, stop: int) -> tuple[Tensor, ...]:
-        """Return x and e (R, steps, n, 2) of steps ``start`` to ``stop - 1``."""
+        """Return x and e, each (R, steps, n, 2), of steps ``start`` to ``stop - 1``."""
         columns, like = [], torch.zeros(1)
         for step in range(start, stop):
             x = self.target.sample(self.component.at(step, like), self.place.at(step, like))
@@ -49,11 +49,14 @@ class MixtureData(ToyDataModule):
     """Fresh pairs (x, e) at every step: x from the target, e from N(0, I), coupled.
 
     Args:
-        target: the law of x.
+        target: the distribution of x.
         coupling: which e goes with which x.
         batch_size: pairs of one optimiser step.
-        num_workers: processes, on each rank, that draw ahead of training; 0 draws in between. The numbers are the same.
+        num_workers: processes, on each rank, that prefetch draws; 0 draws in this process. The numbers are the same.
             With hundreds of replicas a GPU would wait for the draws.
+
+    Raises:
+        ToyError: a value is not allowed, or the batch is no multiple of the coupling's group.
     """
 
     drawn = True
@@ -70,7 +73,7 @@ class MixtureData(ToyDataModule):
         self.target = target if target is not None else ThreeModes()
         self.coupling = coupling if coupling is not None else Independent()
         self.num_workers = num_workers
-        size = self.coupling.divides
+        size = self.coupling.group_size
         require(
             batch_size % size == 0,
             f"--data.batch_size: {batch_size} is not allowed; give a multiple of --data.coupling.size {size}",
@@ -82,25 +85,25 @@ class MixtureData(ToyDataModule):
         assert self.trainer is not None
         if not getattr(self.trainer.lightning_module, "reads_data", True):
             return DrawnLoader(draw_nothing, n)
-        coupling = Independent() if self.pairs_there else self.coupling
+        coupling = Independent() if self.pairs_on_device else self.coupling
         if self.num_workers == 0:
             return DrawnLoader(Pairs(self.target, coupling, seeds, n), n)
         parts = [Pairs(self.target, coupling, seeds[c], n) for c in chunks(len(seeds), self.num_workers)]
         return PrefetchLoader(parts, n, self.num_workers)
 
     @property
-    def pairs_there(self) -> bool:
-        """Whether draws are coupled on the device that trains: not where Lightning halves their precision first."""
+    def pairs_on_device(self) -> bool:
+        """Whether draws are coupled on the training device; not in half precision, since Lightning rounds them."""
         assert self.trainer is not None
         halved = self.trainer.precision in ("bf16-true", "16-true")
-        return not halved and self.coupling.pairs_on(self.trainer.strategy.root_device)
+        return not halved and self.coupling.supports_device(self.trainer.strategy.root_device)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Couple a block of draws on the device, where that is done there."""
-        if not (isinstance(batch, DrawnBlock) and batch.columns and self.pairs_there):
+        """Couple a block of draws on the device, if :attr:`pairs_on_device`."""
+        if not (isinstance(batch, DrawnBlock) and batch.columns and self.pairs_on_device):
             return batch
         x, e = batch.columns
-        return batch._replace(columns=(x, self.coupling.pair_there(x, e)))
+        return batch._replace(columns=(x, self.coupling.pair_on_device(x, e)))
 
     def sample(self, seed: int, n: int, stream: str) -> Tensor:
         """Return n samples (n, 2) of the target, float64, keyed by (seed, stream)."""

@@ -1,4 +1,4 @@
-"""Samples over the target's contours, one mode drawn large, and the measures over training."""
+"""Figures of samples over the target's contours, of one mode enlarged, and of metrics over training."""
 
 from __future__ import annotations
 
@@ -29,19 +29,25 @@ SNAPSHOTS = "samples"  # folder of a run that keeps samples by training step
 
 
 @dataclass
-class Shown:
-    """Samples of an evaluation: readout to (R, n, 2)."""
+class FigureData:
+    """What the figures of an evaluation are drawn from.
+
+    Attributes:
+        target: the target distribution.
+        samples: readout to samples (R, n, 2).
+        seeds: the replicas' seeds.
+    """
 
     target: Target
     samples: dict[str, Tensor]
     seeds: Sequence[int]
 
 
-def keep_snapshot(folder: Path, step: int, shown: Shown) -> None:
-    """Keep the main readout's samples of the first replica, for pictures by training step, resumes included."""
+def save_snapshot(folder: Path, step: int, data: FigureData) -> None:
+    """Save the first replica's samples by the main readout as ``samples/step_*.npy``; an older file is set aside."""
     path = folder / SNAPSHOTS / f"step_{step:08d}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
-    first = next(iter(shown.samples.values()))[0].float().numpy()
+    first = next(iter(data.samples.values()))[0].float().numpy()
     if path.exists() and np.array_equal(np.load(path, allow_pickle=False), first):
         return
     set_aside(path)
@@ -52,7 +58,7 @@ def keep_snapshot(folder: Path, step: int, shown: Shown) -> None:
 
 
 def read_snapshots(folder: Path) -> dict[int, Array]:
-    """Return samples (n, 2) by training step."""
+    """Return the samples (n, 2) that :func:`save_snapshot` wrote, by training step."""
     out = {}
     for path in sorted((folder / SNAPSHOTS).glob("step_*.npy")):
         word = path.stem.removeprefix("step_")
@@ -61,8 +67,8 @@ def read_snapshots(folder: Path) -> dict[int, Array]:
     return out
 
 
-def contours(ax: Axes, target: Target, half: float = 1.0, centre: Sequence[float] = (0.0, 0.0)) -> None:
-    """Draw the target's density in red."""
+def draw_contours(ax: Axes, target: Target, half: float = 1.0, centre: Sequence[float] = (0.0, 0.0)) -> None:
+    """Draw the target's density in red over a square of half-width ``half`` around ``centre``."""
     n = 400 if not isinstance(target, Mixture) or len(target.means) <= 16 else 120
     x = np.linspace(centre[0] - half, centre[0] + half, n)
     y = np.linspace(centre[1] - half, centre[1] + half, n)
@@ -79,16 +85,16 @@ def contours(ax: Axes, target: Target, half: float = 1.0, centre: Sequence[float
     ax.set_aspect("equal")
 
 
-def scatter(ax: Axes, target: Target, x: Array, title: str) -> None:
-    """Draw samples in blue over the target's contours."""
+def draw_scatter(ax: Axes, target: Target, x: Array, title: str) -> None:
+    """Draw samples x (n, 2) in blue over the target's contours."""
     ax.plot(x[:, 0], x[:, 1], ".", color=BLUE, markersize=1.6, alpha=0.5, rasterized=True)
-    contours(ax, target, half=1.05)
+    draw_contours(ax, target, half=1.05)
     ax.set_title(title, fontsize=9)
     ax.set_xlabel("action 1")
 
 
-def mode_large(ax: Axes, target: Mixture, x: Array, mode: int, title: str) -> None:
-    """Draw the samples around one component, with circles at 1, 2 and 3 standard deviations."""
+def draw_mode_zoom(ax: Axes, target: Mixture, x: Array, mode: int, title: str) -> None:
+    """Draw the samples x (n, 2) around one component, with circles at 1, 2 and 3 standard deviations."""
     centre, std = target.means[mode].numpy(), float(target.stds[mode])
     half = 4.5 * std
     near = x[np.abs(x - centre).max(1) < half]
@@ -103,36 +109,40 @@ def mode_large(ax: Axes, target: Mixture, x: Array, mode: int, title: str) -> No
     ax.set_xlabel("action 1")
 
 
-def named(readout: str) -> str:
-    """Name a readout in words."""
+def readout_label(readout: str) -> str:
+    """Return a readout's name in words.
+
+    >>> readout_label("1"), readout_label("euler-8"), readout_label("dopri5")
+    ('one step', '8 Euler steps', 'dopri5')
+    """
     if readout.isdigit():
         return "one step" if readout == "1" else f"{readout} steps"
     kind, _, n = readout.partition("-")
     return f"{n} Euler step{'' if n == '1' else 's'}" if kind == "euler" else readout
 
 
-def draw_samples(shown: Shown, report: Report, label: str) -> Figure:
-    """Draw each readout's samples (the first four), and one mode of each large."""
-    names = list(shown.samples)[:4]
+def draw_samples(data: FigureData, report: Report, label: str) -> Figure:
+    """Draw each readout's samples (the first four), and one mode of each enlarged."""
+    names = list(data.samples)[:4]
     # a policy with one readout shows some seeds in place of readouts
-    columns = [(n, 0) for n in names] if len(names) > 1 else [(names[0], r) for r in range(min(4, len(shown.seeds)))]
-    zoom = isinstance(shown.target, Mixture)
+    columns = [(n, 0) for n in names] if len(names) > 1 else [(names[0], r) for r in range(min(4, len(data.seeds)))]
+    zoom = isinstance(data.target, Mixture)
     figure, axes = new_figure(1 + zoom, len(columns), size=(3.1 * len(columns) + 0.4, 3.2 * (1 + zoom) + 0.3))
     for j, (name, r) in enumerate(columns):
-        x = shown.samples[name][r].numpy()
+        x = data.samples[name][r].numpy()
         at = f"@{name}" if len(names) > 1 else ""
         tv, off = report.metrics[f"tv{at}"][r], report.metrics[f"off3{at}"][r]
-        what = named(name) if len(names) > 1 else f"seed {shown.seeds[r]}"
-        scatter(axes[0, j], shown.target, x, f"{what}: TV {tv:.3f}, off 3 sd {off:.3f}")
-        if isinstance(shown.target, Mixture):
-            mode = int(torch.bincount(shown.target.nearest(torch.from_numpy(x))[0]).argmax())
-            mode = int((shown.target.modes == mode).nonzero()[0])
-            inside = float(shown.target.nearest(torch.from_numpy(x))[1].le(1).float().mean())
+        what = readout_label(name) if len(names) > 1 else f"seed {data.seeds[r]}"
+        draw_scatter(axes[0, j], data.target, x, f"{what}: TV {tv:.3f}, off 3 sd {off:.3f}")
+        if isinstance(data.target, Mixture):
+            mode = int(torch.bincount(data.target.nearest(torch.from_numpy(x))[0]).argmax())
+            mode = int((data.target.modes == mode).nonzero()[0])
+            inside = float(data.target.nearest(torch.from_numpy(x))[1].le(1).float().mean())
             title = f"one mode; {inside:.2f} within 1 sd (target {1 - math.exp(-0.5):.2f})"
-            mode_large(axes[1, j], shown.target, x, mode, title)
+            draw_mode_zoom(axes[1, j], data.target, x, mode, title)
     for ax in axes[:, 0]:
         ax.set_ylabel("action 2")
-    who = f", seed {shown.seeds[0]}" if len(names) > 1 else ""
+    who = f", seed {data.seeds[0]}" if len(names) > 1 else ""
     figure.suptitle(f"{label}{who}: target (red: 1, 2, 3 sd) and samples (blue)", fontsize=10)
     return figure
 
@@ -143,18 +153,18 @@ def draw_by_step(target: Target, snapshots: dict[int, Array], label: str) -> Fig
     chosen = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(6, len(steps)))]
     figure, axes = new_figure(1, len(chosen), size=(max(6.0, 2.6 * len(chosen) + 0.4), 3.3), sharey=True)
     for ax, step in zip(axes[0], chosen, strict=True):
-        scatter(ax, target, snapshots[step], f"step {step:,}".replace(",", " "))
+        draw_scatter(ax, target, snapshots[step], f"step {step:,}".replace(",", " "))
     axes[0, 0].set_ylabel("action 2")
     figure.suptitle(f"{label}: target (red) and samples (blue) by training step", fontsize=10)
     return figure
 
 
-def draw_training(shown: Shown, folder: Path, label: str) -> Figure | None:
-    """Mode weights, off-mode shares, energy distance and entropy over training, mean and interval over seeds."""
+def draw_training(data: FigureData, folder: Path, label: str) -> Figure | None:
+    """Draw metrics over training, mean and 95 % interval over seeds; None where nothing was logged."""
     path = folder / "metrics.csv"
     if not path.exists():
         return None
-    rows, names = read_csv(path), list(shown.samples)[:4]
+    rows, names = read_csv(path), list(data.samples)[:4]
     panels = ["tv", "off3", "off5", "energy_distance", "sliced_w2", "entropy_knn"]
     titles = [
         "total variation of mode weights",
@@ -168,19 +178,19 @@ def draw_training(shown: Shown, folder: Path, label: str) -> Figure | None:
     drawn = False
     for ax, metric, title in zip(axes.flat, panels, titles, strict=True):
         for i, name in enumerate(names):
-            at = f"@{name}" if len(shown.samples) > 1 else ""
-            steps, values = replica_columns(rows, f"eval/{metric}{at}", shown.seeds)
+            at = f"@{name}" if len(data.samples) > 1 else ""
+            steps, values = replica_columns(rows, f"eval/{metric}{at}", data.seeds)
             if len(steps) == 0:
                 continue
             drawn = True
-            band(ax, steps, values, COLOURS[i], named(name))
+            band(ax, steps, values, COLOURS[i], readout_label(name))
         ax.set_title(title, fontsize=9)
         if metric.startswith("off"):
-            level = shown.target.threshold_shares.get(int(metric[3:]), 0.0)
+            level = data.target.tail_fractions.get(int(metric[3:]), 0.0)
             if level > 0:
                 ax.axhline(level, color=GREY, linestyle="--", linewidth=1, label="target")
         if metric == "entropy_knn":
-            ax.axhline(shown.target.entropy(), color=GREY, linestyle="--", linewidth=1, label="target")
+            ax.axhline(data.target.entropy(), color=GREY, linestyle="--", linewidth=1, label="target")
         elif metric == "energy_distance":
             ax.set_yscale("symlog", linthresh=1e-4)  # the estimate has no bias, and may fall below 0
         elif metric == "tv":
@@ -194,17 +204,17 @@ def draw_training(shown: Shown, folder: Path, label: str) -> Figure | None:
     for ax in axes[1]:
         ax.set_xlabel("optimiser step")
     axes[1, 2].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{label}: mean and 95 % interval over {len(shown.seeds)} seeds", fontsize=10)
+    figure.suptitle(f"{label}: mean and 95 % interval over {len(data.seeds)} seeds", fontsize=10)
     return figure
 
 
-def draw_modes_chosen(shown: Shown, report: Report, label: str) -> Figure | None:
-    """Draw the share of seeds that settled on each mode, and the divergence each ended at."""
+def draw_modes_chosen(data: FigureData, report: Report, label: str) -> Figure | None:
+    """Draw the share of seeds that settled on each mode, and each seed's KL; None where the policy has no ``kl``."""
     if "kl" not in report.metrics:
         return None
     figure, axes = new_figure(1, 2, size=(8.6, 3.6))
-    weights = shown.target.mode_weights.numpy()
-    m, n = len(weights), len(shown.seeds)
+    weights = data.target.mode_weights.numpy()
+    m, n = len(weights), len(data.seeds)
     chose = np.array([report.metrics[f"chose_mode{i}"] for i in range(m)])
     for i in range(m):
         k = int(chose[i].sum())
@@ -230,14 +240,14 @@ def draw_modes_chosen(shown: Shown, report: Report, label: str) -> Figure | None
     return figure
 
 
-def draw_all(shown: Shown, report: Report, folder: Path, label: str) -> dict[str, Figure]:
+def draw_all(data: FigureData, report: Report, folder: Path, label: str) -> dict[str, Figure]:
     """Return every figure by file name."""
-    out = {"samples": draw_samples(shown, report, label)}
+    out = {"samples": draw_samples(data, report, label)}
     if snapshots := read_snapshots(folder):
-        out["by_step"] = draw_by_step(shown.target, snapshots, label)
+        out["by_step"] = draw_by_step(data.target, snapshots, label)
     for name, figure in (
-        ("training", draw_training(shown, folder, label)),
-        ("modes_chosen", draw_modes_chosen(shown, report, label)),
+        ("training", draw_training(data, folder, label)),
+        ("modes_chosen", draw_modes_chosen(data, report, label)),
     ):
         if figure is not None:
             out[name] = figure
@@ -245,22 +255,22 @@ def draw_all(shown: Shown, report: Report, folder: Path, label: str) -> dict[str
 
 
 def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
-    """Return figures that put runs (label to folder) side by side: the last samples, and one mode of each large."""
+    """Return a figure with the last samples of runs (label to folder) side by side, one mode of each enlarged."""
     last = {}
     for label, folder in runs.items():
         if snapshots := read_snapshots(folder):
             last[label] = snapshots[max(snapshots)]
-    targets = {label: target_of(runs[label]) for label in last}
+    targets = {label: load_target(runs[label]) for label in last}
     if not last:
         return {}
     names = list(last)[:6]
     figure, axes = new_figure(2, len(names), size=(2.9 * len(names) + 0.4, 6.2))
     for j, name in enumerate(names):
         target, x = targets[name], last[name]
-        scatter(axes[0, j], target, x, name)
+        draw_scatter(axes[0, j], target, x, name)
         if isinstance(target, Mixture):
-            which = int(torch.bincount(target.nearest(torch.from_numpy(x))[0]).argmax())
-            mode_large(axes[1, j], target, x, int((target.modes == which).nonzero()[0]), "the fullest mode")
+            mode = int(torch.bincount(target.nearest(torch.from_numpy(x))[0]).argmax())
+            draw_mode_zoom(axes[1, j], target, x, int((target.modes == mode).nonzero()[0]), "the fullest mode")
         else:
             axes[1, j].set_visible(False)
     for ax in axes[:, 0]:
@@ -269,8 +279,8 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
     return {"samples_side_by_side": figure}
 
 
-def target_of(folder: Path) -> Target:
-    """Return the target that a run's config.yaml names."""
+def load_target(folder: Path) -> Target:
+    """Return the target that a run folder's config.yaml names."""
     import lightning_toys.generative_policy as package
 
     node = yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"].get("target")

@@ -1,4 +1,4 @@
-"""The Gaussian policy of Soft Actor-Critic (Haarnoja et al. 2018, arXiv 1812.05905): a = tanh(mu + sigma xi)."""
+"""The tanh-Gaussian policy of Soft Actor-Critic (Haarnoja et al. 2018, arXiv 1812.05905): a = tanh(mu + sigma xi)."""
 
 from __future__ import annotations
 
@@ -14,36 +14,51 @@ Bound = Literal["tanh", "clip"]
 
 
 def bounded_log_sigma(raw: Tensor, bound: Bound) -> Tensor:
-    """Return log sigma: ``tanh`` squashes into (-5, 2), ``clip`` cuts at [-20, 2]; both are in common use."""
+    """Return log sigma, shaped as ``raw``: -1.5 + 3.5 tanh(raw) in (-5, 2), or raw clipped to [-20, 2]."""
     if bound == "tanh":
         return -1.5 + 3.5 * torch.tanh(raw)
     return raw.clamp(-20.0, 2.0)
 
 
-def tanh_log_slope(y: Tensor) -> Tensor:
-    """Return log d tanh(y)/dy = 2 (log 2 - y - softplus(-2 y)), which does not underflow."""
+def log_tanh_derivative(y: Tensor) -> Tensor:
+    """Return log(d tanh(y) / dy) = 2 (log 2 - y - softplus(-2 y)), elementwise, which does not underflow."""
     return 2 * (math.log(2) - y - F.softplus(-2 * y))
 
 
 def squash(mu: Tensor, log_sigma: Tensor, xi: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the action a = tanh(mu + sigma xi) and log pi(a), summed over the last axis."""
+    """Return the action a = tanh(mu + sigma xi) and its log-likelihood, with the change of variables through tanh.
+
+    Args:
+        mu: (..., d).
+        log_sigma: (..., d).
+        xi: standard normals (..., d).
+
+    Returns:
+        a (..., d), and log pi(a) (...), in nats.
+
+    Example:
+        >>> zero = torch.zeros(1, 2)
+        >>> a, log_prob = squash(zero, zero, zero)
+        >>> a.tolist(), round(log_prob.item(), 4)
+        ([[0.0, 0.0]], -1.8379)
+    """
     y = torch.addcmul(mu, log_sigma.exp(), xi)
-    log_prob = -0.5 * xi.square() - log_sigma - 0.5 * math.log(2 * math.pi) - tanh_log_slope(y)
+    log_prob = -0.5 * xi.square() - log_sigma - 0.5 * math.log(2 * math.pi) - log_tanh_derivative(y)
     return torch.tanh(y), log_prob.sum(-1)
 
 
-def log_prob_of(a: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
-    """Return log pi(a) of given actions in (-1, 1), summed over the last axis; -inf at the ends."""
+def tanh_gaussian_log_prob(a: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
+    """Return log pi(a) (...) of given actions a (..., d) in (-1, 1), as in :func:`squash`; -inf at -1 and 1."""
     y = torch.atanh(a)
     xi = (y - mu) * torch.exp(-log_sigma)
-    log_prob = -0.5 * xi.square() - log_sigma - 0.5 * math.log(2 * math.pi) - tanh_log_slope(y)
+    log_prob = -0.5 * xi.square() - log_sigma - 0.5 * math.log(2 * math.pi) - log_tanh_derivative(y)
     return log_prob.sum(-1).masked_fill((a.abs() >= 1).any(-1), -torch.inf)
 
 
-def hermite_grid(nodes: int = 32) -> tuple[Tensor, Tensor]:
-    """Return xi (nodes^2, 2) and weights (nodes^2,) with sum_k w_k f(xi_k) = E f(xi) for xi ~ N(0, I_2), float64.
+def gauss_hermite_grid(nodes: int = 32) -> tuple[Tensor, Tensor]:
+    """Return the tensor Gauss-Hermite rule: xi (nodes^2, 2), weights (nodes^2,) with sum_k w_k f(xi_k) = E f(N(0, I)).
 
-    Exact for polynomials of degree below 2 ``nodes`` in each coordinate.
+    float64; exact for polynomials of degree below 2 ``nodes`` in each coordinate.
     """
     z, w = np.polynomial.hermite_e.hermegauss(nodes)
     w = w / w.sum()

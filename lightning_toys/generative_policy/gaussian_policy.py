@@ -1,4 +1,4 @@
-"""GaussianPolicy: SAC's policy, trained on the exact reverse KL to the target."""
+"""GaussianPolicy: SAC's tanh-Gaussian, trained on the reverse KL to a known target."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_toys.errors import require
 from lightning_toys.generative_policy.data import MixtureData
-from lightning_toys.generative_policy.gaussian import Bound, bounded_log_sigma, hermite_grid, squash
+from lightning_toys.generative_policy.gaussian import Bound, bounded_log_sigma, gauss_hermite_grid, squash
 from lightning_toys.generative_policy.mixture import Mixture, Target
 from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
 from lightning_toys.nets import Network, keyed_uniform
@@ -23,14 +23,14 @@ from lightning_toys.training.replica_parallel import Parallel
 
 
 class FreeParameters(nn.Module):
-    """mu and the raw log sigma themselves, (R, 1, 4), drawn as a linear layer's bias with one input would be."""
+    """mu and the raw log sigma as parameters (R, 1, 4), initialised from U(-1, 1), as a one-input layer's bias."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         super().__init__()
         self.value = keyed_uniform(seeds, "free.value", (1, 4), 1.0)
 
     def forward(self) -> Tensor:
-        """Return the parameters."""
+        """Return the parameters (R, 1, 4)."""
         return self.value
 
 
@@ -42,7 +42,7 @@ class StatelessNet(nn.Module):
         self.net = spec.build(seeds, 1, 1, False, 4)
 
     def forward(self) -> Tensor:
-        """Return (R, 1, 4)."""
+        """Return the network's output (R, 1, 4): mu and the raw log sigma."""
         like = next(self.net.parameters())
         state = like.new_zeros(len(like), 1, 1)
         out: Tensor = self.net(state, state)
@@ -50,26 +50,30 @@ class StatelessNet(nn.Module):
 
 
 class GaussianPolicy(GenerativePolicy):
-    """a = tanh(mu + sigma xi), trained on E[log pi(a) - log p(a)] with p known.
+    """a = tanh(mu + sigma xi), trained on E[log pi(a) - log p(a)], the reverse KL to a target p that is known.
 
-    ``kl`` is that divergence by Gauss-Hermite quadrature; a policy that settles on mode i ends at -log w_i.
+    ``kl`` is that divergence by Gauss-Hermite quadrature; a policy that settles on mode i ends at -log w_i nats.
 
     Args:
         seeds: one seed a replica.
         parameters: ``network`` fed a state of zeros, or ``free`` parameters.
         network: the network.
-        bound: log sigma as -1.5 + 3.5 tanh, or clipped to [-20, 2].
+        bound: log sigma as -1.5 + 3.5 tanh(.), or clipped to [-20, 2].
         lr: Adam's learning rate.
         weight_decay: decoupled weight decay.
         clip_grad_norm: bound on each replica's gradient norm.
         ema_decay: decay of a moving average of the weights.
         lr_decay: ``cosine`` ends at a learning rate of 0.
-        evaluation: how samples are drawn and judged.
+        evaluation: how samples are drawn and evaluated.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
         compile: whether the loss is compiled (`torch.compile`): for GPUs; takes half a minute once.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     reads_data = False
+    readout_pattern = "direct"
     headline = ("kl", "tv", "entropy_exact")
 
     def __init__(
@@ -133,8 +137,8 @@ class GaussianPolicy(GenerativePolicy):
         )
         return sizes
 
-    def law(self, net: nn.Module) -> tuple[Tensor, Tensor]:
-        """Return mu and log sigma, each (R, 1, 2)."""
+    def mu_log_sigma(self, net: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return the policy's mu and log sigma, each (R, 1, 2)."""
         mu, raw = net().chunk(2, dim=-1)
         return mu, bounded_log_sigma(raw, self.bound)
 
@@ -146,39 +150,39 @@ class GaussianPolicy(GenerativePolicy):
 
     def losses(self, xi: Tensor, target: Target, total: int) -> Tensor:
         """Return each replica's loss (R,) for standard normals xi (R, B, 2): a sum divided by ``total``."""
-        mu, log_sigma = self.law(self.net)
+        mu, log_sigma = self.mu_log_sigma(self.net)
         a, log_pi = squash(mu, log_sigma, xi)
         return (log_pi - target.log_prob(a)).sum(1) / total
 
-    # judging
+    # evaluation
 
-    def readouts(self, numbers: list[int], everything: bool) -> list[str]:
-        """See :meth:`GenerativePolicy.readouts`: there is one."""
+    def readouts(self, nfes: list[int], full: bool) -> list[str]:
+        """See :meth:`GenerativePolicy.readouts`: there is one, ``direct``."""
         return ["direct"]
 
     def actions(self, readout: str, e: Tensor, xi: Tensor) -> Tensor:
         """See :meth:`GenerativePolicy.actions`."""
-        mu, log_sigma = self.law(self.scored_net)
+        mu, log_sigma = self.mu_log_sigma(self.evaluation_net)
         return squash(mu, log_sigma, e)[0]
 
-    def own_metrics(self, readout: str, e: Tensor, main: bool, everything: bool) -> dict[str, Tensor]:
-        """Return reverse KL and entropy by quadrature, and which mode the policy chose."""
-        mu, log_sigma = (p.detach().double().cpu() for p in self.law(self.scored_net))
+    def policy_metrics(self, readout: str, e: Tensor, main: bool, full: bool) -> dict[str, Tensor]:
+        """Return :func:`exact_metrics` of the policy."""
+        mu, log_sigma = (p.detach().double().cpu() for p in self.mu_log_sigma(self.evaluation_net))
         return exact_metrics(mu, log_sigma, self.data.target)
 
 
 def exact_metrics(mu: Tensor, log_sigma: Tensor, target: Target) -> dict[str, Tensor]:
-    """Return what quadrature says of tanh-Gaussians with mu and log sigma (R, 1, 2), each value (R,).
+    """Return metrics (R,) of tanh-Gaussians with mu and log sigma (R, 1, 2), by Gauss-Hermite quadrature.
 
-    ``kl`` is the reverse KL, ``entropy_exact`` the entropy, ``kl_gap`` what ``kl`` exceeds -log w_i by, i being the
-    mode nearest to tanh(mu), and ``chose_mode`` i is 1 for that mode and 0 for the others: its mean is the mode's share
+    ``kl`` is the reverse KL and ``entropy_exact`` the entropy, in nats; ``kl_gap`` is kl + log w_i, i being the mode
+    nearest to tanh(mu); ``chose_mode`` i is 1 for that mode and 0 for the others, so that its mean is the mode's share
     of the seeds.
     """
-    xi, weight = hermite_grid(48)
+    xi, weight = gauss_hermite_grid(48)
     a, log_pi = squash(mu, log_sigma, xi.expand(len(mu), -1, -1))
     kl = (log_pi - target.log_prob(a)) @ weight
-    which = target.nearest(torch.tanh(mu[:, 0]))[0]
-    out = {"kl": kl, "entropy_exact": -(log_pi @ weight), "kl_gap": kl + target.mode_weights[which].log()}
+    mode = target.nearest(torch.tanh(mu[:, 0]))[0]
+    out = {"kl": kl, "entropy_exact": -(log_pi @ weight), "kl_gap": kl + target.mode_weights[mode].log()}
     for i in range(len(target.mode_weights)):
-        out[f"chose_mode{i}"] = (which == i).double()
+        out[f"chose_mode{i}"] = (mode == i).double()
     return out

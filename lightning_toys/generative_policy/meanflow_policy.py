@@ -1,4 +1,4 @@
-"""MeanFlowPolicy: a stochastic policy that acts by one step of an average velocity; FlowPolicy: by integration."""
+"""MeanFlowPolicy acts by one step of an average velocity; FlowPolicy by integrating a velocity."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from torch import Tensor
 from lightning_toys.errors import require
 from lightning_toys.generative_policy.couplings import Independent
 from lightning_toys.generative_policy.data import MixtureData
+from lightning_toys.generative_policy.flow_ode import flow_log_prob, flow_sample
 from lightning_toys.generative_policy.meanflow import (
     AverageVelocity,
     Plain,
     Preconditioned,
-    TimeLaw,
+    TimeDistribution,
     adaptive_loss,
-    base_entropy,
+    gaussian_entropy,
     log_det,
     path,
     path_velocity,
@@ -29,18 +30,17 @@ from lightning_toys.generative_policy.meanflow import (
 )
 from lightning_toys.generative_policy.mixture import Mixture, Target
 from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
-from lightning_toys.generative_policy.reference_flow import flow_log_prob, flow_sample
 from lightning_toys.nets import Network
 from lightning_toys.training.configuration import as_dataclass, unused_flags
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.noise import NoiseStream, uniform
 from lightning_toys.training.replica_parallel import Parallel
 
-JUDGED = 2000  # points at which the average velocity is held against the exact one, and likelihoods are taken
+EXACT_POINTS = 2000  # points at which the flow map is compared with the exact one, and likelihoods are taken
 
 
 class MeanFlowPolicy(GenerativePolicy):
-    """Stochastic MeanFlow Policy: a = e - u(e, 0, 1), e ~ N(0, I); with a head, a = e - u + sigma xi.
+    """Stochastic MeanFlow Policy (arXiv 2605.21282): a = e - u(e, 0, 1), or with a head a = e - u + sigma xi.
 
     Trained to make u + (t - r) sg(du/dt) - v vanish; see docs/generative_policy.md for the equations.
 
@@ -51,11 +51,11 @@ class MeanFlowPolicy(GenerativePolicy):
         tangent: the velocity along which du/dt is taken: ``network`` is u(z, t, t) (Geng et al. 2025, improved form),
             ``conditional`` is e - x (MeanFlow as first published), ``oracle`` the exact marginal velocity, which is
             then the regression's target too.
-        time: the law of r and t.
+        time: the distribution of r and t.
         loss_power: p of the adaptive weight (|error|^2 + floor)^-p; 0 is the plain square.
-        loss_floor: its floor.
-        target_std: standard deviation s of the law at the data end, N(x, s^2 I) in place of a point; 0 is "without
-            entropy".
+        loss_floor: floor of the adaptive weight.
+        target_std: standard deviation s of the distribution at the data end, N(x, s^2 I) in place of a point; 0 is
+            "without entropy".
         target_std_as: ``head``: a learned log sigma beside u, trained towards log s at every query; ``sigma_min``: the
             path itself ends at x + s e.
         optimizer: ``adamw``, or ``muon`` on the hidden matrices and AdamW on the rest.
@@ -65,10 +65,24 @@ class MeanFlowPolicy(GenerativePolicy):
         weight_decay: decoupled weight decay.
         clip_grad_norm: bound on each replica's gradient norm.
         ema_decay: decay of a moving average of the weights.
-        evaluation: how samples are drawn and judged.
+        evaluation: how samples are drawn and evaluated.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
         compile: whether the loss is compiled (`torch.compile`): for GPUs; takes half a minute once.
+
+    Raises:
+        ToyError: a value is not allowed.
+
+    Example:
+        Actions of two replicas with their initial weights:
+
+        >>> policy = MeanFlowPolicy(seeds=[0, 1])
+        >>> policy.sizes = policy.measure(MixtureData())
+        >>> policy.configure_model()
+        >>> policy.sample(5).shape
+        torch.Size([2, 5, 2])
     """
+
+    readout_pattern = r"[1-9]\d*"
 
     def __init__(
         self,
@@ -76,7 +90,7 @@ class MeanFlowPolicy(GenerativePolicy):
         network: Network | None = None,
         form: Literal["edm", "plain"] = "edm",
         tangent: Literal["network", "conditional", "oracle"] = "network",
-        time: TimeLaw | None = None,
+        time: TimeDistribution | None = None,
         loss_power: float = 0.25,
         loss_floor: float = 1e-3,
         target_std: float = 0.0,
@@ -98,7 +112,7 @@ class MeanFlowPolicy(GenerativePolicy):
         default = Network(activation="silu")
         self.network = as_dataclass(Network, network, default)
         self.evaluation = as_dataclass(Evaluation, evaluation)
-        self.time = as_dataclass(TimeLaw, time)
+        self.time = as_dataclass(TimeDistribution, time)
         require(
             self.network.kind != "transformer",
             "--model.network.kind: 'transformer' is not allowed here, it has no tangent; give concat or film",
@@ -158,13 +172,13 @@ class MeanFlowPolicy(GenerativePolicy):
         """See :meth:`ToyModule.replica_losses`."""
         x, e = batch.columns
         local = slice(batch.first, batch.first + x.shape[1])
-        r, t, k = self.time.draw(self.t_noise.at(step, x), local)
+        r, t, k = self.time.sample(self.t_noise.at(step, x), local)
         return self.compiled(self.losses)(x, e, r, t, k, self.data.target, batch.total)
 
     def losses(self, x: Tensor, e: Tensor, r: Tensor, t: Tensor, k: int, target: Target, total: int) -> Tensor:
         """Return each replica's loss (R,) for pairs x, e (R, B, 2) at times r, t (R, B, 1), r < t in the first k rows.
 
-        It is a sum over the rows divided by ``total``.
+        A sum over the rows, divided by ``total``.
         """
         z, v = path(x, e, t, self.sigma_min), path_velocity(x, e, self.sigma_min)
         net = self.net
@@ -172,7 +186,7 @@ class MeanFlowPolicy(GenerativePolicy):
         if self.tangent == "oracle":
             assert isinstance(target, Mixture)
             v = target.marginal_velocity(z, t, self.sigma_min)
-        u, log_sigma, du = net.dual(z, r, t, self.direction(z[:, :k], t[:, :k], v[:, :k]))
+        u, log_sigma, du = net.jvp(z, r, t, self.tangent_direction(z[:, :k], t[:, :k], v[:, :k]))
         error = residual(u, du, (t - r)[:, :k], v)
         loss = adaptive_loss(error, self.loss_power, self.loss_floor)
         if log_sigma is not None:
@@ -180,58 +194,58 @@ class MeanFlowPolicy(GenerativePolicy):
         return loss.sum(1) / total
 
     @torch.no_grad()
-    def direction(self, z: Tensor, t: Tensor, v: Tensor) -> Tensor:
-        """Return dz/dt along which u is differentiated; ``v`` is e - x, or the exact velocity."""
+    def tangent_direction(self, z: Tensor, t: Tensor, v: Tensor) -> Tensor:
+        """Return dz/dt (R, K, 2) along which u is differentiated; ``v`` is e - x, or the exact velocity."""
         assert isinstance(self.net, AverageVelocity)
         if self.tangent == "network" and z.shape[1] > 0:
             return self.net.velocity(z, t).to(z)
         return v
 
-    # judging
+    # evaluation
 
     @property
-    def scored_net(self) -> AverageVelocity:
+    def evaluation_net(self) -> AverageVelocity:
         """The weights that are evaluated."""
-        net = super().scored_net
+        net = super().evaluation_net
         assert isinstance(net, AverageVelocity)
         return net
 
-    def readouts(self, numbers: list[int], everything: bool) -> list[str]:
-        """See :meth:`GenerativePolicy.readouts`: numbers of steps."""
-        return [f"{n}" for n in numbers]
+    def readouts(self, nfes: list[int], full: bool) -> list[str]:
+        """See :meth:`GenerativePolicy.readouts`: numbers of steps, ``1``, ``8``."""
+        return [f"{n}" for n in nfes]
 
     def actions(self, readout: str, e: Tensor, xi: Tensor) -> Tensor:
         """See :meth:`GenerativePolicy.actions`."""
-        z, log_sigma = sample(self.scored_net, e, int(readout))
+        z, log_sigma = sample(self.evaluation_net, e, int(readout))
         return z if log_sigma is None else torch.addcmul(z, log_sigma.exp(), xi)
 
-    def own_metrics(self, readout: str, e: Tensor, main: bool, everything: bool) -> dict[str, Tensor]:
-        """Return the entropies of the one-step policy, and in `test` its distance from the exact flow map."""
+    def policy_metrics(self, readout: str, e: Tensor, main: bool, full: bool) -> dict[str, Tensor]:
+        """Return the entropies of the one-step policy, and with ``full`` the RMS distance to the exact flow map."""
         out: dict[str, Tensor] = {}
         if not main:
             return out
-        net = self.scored_net
+        net = self.evaluation_net
         if self.sigma_min > 0:  # x + s e given x
-            out["entropy_surrogate"] = torch.full((len(self.seeds),), base_entropy(self.sigma_min))
+            out["entropy_surrogate"] = torch.full((len(self.seeds),), gaussian_entropy(self.sigma_min))
         if readout != "1":
             return out
         if self.head:
             log_sigma = sample(net, e, 1)[1]
             assert log_sigma is not None
-            out["entropy_surrogate"] = base_entropy() + 2 * log_sigma.double().mean((1, 2))
+            out["entropy_surrogate"] = gaussian_entropy() + 2 * log_sigma.double().mean((1, 2))
             out["sigma"] = log_sigma.double().exp().mean((1, 2))
         else:
-            size, sign = log_det(net, e)
+            log_abs_det, sign = log_det(net, e)
             # an upper bound where the map folds, that is, where the determinant changes its sign
-            out["entropy_exact"] = base_entropy() + size.double().mean(1)
+            out["entropy_exact"] = gaussian_entropy() + log_abs_det.double().mean(1)
             out["folded"] = (sign < 0).double().mean(1)
         target = self.data.target
-        if everything and isinstance(target, Mixture) and isinstance(self.data.coupling, Independent):
-            few = e[:, :JUDGED]
+        if full and isinstance(target, Mixture) and isinstance(self.data.coupling, Independent):
+            noise = e[:, :EXACT_POINTS]
             exact = flow_sample(
-                lambda z, t: target.marginal_velocity(z, t, self.sigma_min), few.double(), "dopri5", 1, 1e-6
+                lambda z, t: target.marginal_velocity(z, t, self.sigma_min), noise.double(), "dopri5", 1, 1e-6
             )
-            one = sample(net, few, 1)[0].double()
+            one = sample(net, noise, 1)[0].double()
             out["flow_map_error"] = (one - exact).square().sum(-1).mean(1).sqrt()
         return out
 
@@ -239,15 +253,15 @@ class MeanFlowPolicy(GenerativePolicy):
 class FlowPolicy(MeanFlowPolicy):
     """Flow matching on the same network: u(z, t, t) regressed on e - x, and integrated by torchdiffeq.
 
-    The metrics' plain names are those of the first entry of ``evaluation.nfe``; `test` adds dopri5, the exact entropy
-    of its law and the forward KL to it from the target, by the trace of the Jacobian.
+    Metrics without a readout in their name are those of the first entry of ``evaluation.nfe``; `test` adds dopri5, the
+    exact entropy of its distribution and the forward KL to it from the target, by the trace of the Jacobian.
 
     Args:
         seeds: one seed a replica.
         network: the network (concat or film).
         form: ``edm`` preconditions the network by the path's scale, ``plain`` does not.
         tangent: ``oracle`` regresses on the exact marginal velocity; else on e - x.
-        time: the law of t; ``share`` has no use here.
+        time: the distribution of t; ``share`` is unused.
         loss_power: p of the adaptive weight (|error|^2 + floor)^-p; 0 is the plain square.
         loss_floor: its floor.
         target_std: standard deviation left at the data end by the path.
@@ -258,10 +272,12 @@ class FlowPolicy(MeanFlowPolicy):
         weight_decay: decoupled weight decay.
         clip_grad_norm: bound on each replica's gradient norm.
         ema_decay: decay of a moving average of the weights.
-        evaluation: how samples are drawn and judged.
+        evaluation: how samples are drawn and evaluated.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
         compile: whether the loss is compiled (`torch.compile`): for GPUs; takes half a minute once.
     """
+
+    readout_pattern = r"euler-[1-9]\d*|dopri5"
 
     def __init__(
         self,
@@ -269,7 +285,7 @@ class FlowPolicy(MeanFlowPolicy):
         network: Network | None = None,
         form: Literal["edm", "plain"] = "edm",
         tangent: Literal["conditional", "oracle"] = "conditional",
-        time: TimeLaw | None = None,
+        time: TimeDistribution | None = None,
         loss_power: float = 0.0,
         loss_floor: float = 1e-3,
         target_std: float = 0.0,
@@ -284,13 +300,13 @@ class FlowPolicy(MeanFlowPolicy):
         parallel: Parallel = "batch",
         compile: bool = False,
     ) -> None:
-        law = as_dataclass(TimeLaw, time)
+        time = as_dataclass(TimeDistribution, time)
         super().__init__(
             seeds=seeds,
             network=network,
             form=form,
             tangent=tangent,
-            time=replace(law, share=0.0),
+            time=replace(time, share=0.0),
             loss_power=loss_power,
             loss_floor=loss_floor,
             target_std=target_std,
@@ -316,37 +332,37 @@ class FlowPolicy(MeanFlowPolicy):
         """See :attr:`ToyModule.label`."""
         return "flow matching"
 
-    def readouts(self, numbers: list[int], everything: bool) -> list[str]:
-        """See :meth:`GenerativePolicy.readouts`: Euler steps, and in `test` dopri5."""
-        return [f"euler-{n}" for n in numbers] + (["dopri5"] if everything else [])
+    def readouts(self, nfes: list[int], full: bool) -> list[str]:
+        """See :meth:`GenerativePolicy.readouts`: ``euler-8``, and with ``full`` ``dopri5``."""
+        return [f"euler-{n}" for n in nfes] + (["dopri5"] if full else [])
 
     def actions(self, readout: str, e: Tensor, xi: Tensor) -> Tensor:
         """See :meth:`GenerativePolicy.actions`."""
         solver, _, nfe = readout.partition("-")
-        velocity = self.scored_net.velocity
+        velocity = self.evaluation_net.velocity
         if solver == "dopri5":
             return flow_sample(velocity, e, "dopri5", 1)
         return flow_sample(velocity, e, "euler", int(nfe))
 
-    def own_metrics(self, readout: str, e: Tensor, main: bool, everything: bool) -> dict[str, Tensor]:
-        """Return, in `test`, the exact entropy of dopri5's law and the forward KL from the target to it."""
+    def policy_metrics(self, readout: str, e: Tensor, main: bool, full: bool) -> dict[str, Tensor]:
+        """Return, for ``dopri5``, the exact entropy of the policy and the forward KL from the target to it, in nats."""
         if readout != "dopri5":
             return {}
-        x = self.actions(readout, e[:, :JUDGED], e[:, :JUDGED])
-        truth = torch.stack([self.data.sample(s, JUDGED, "evaluation/target") for s in self.seeds])
-        own, crossed = (flow_log_prob(self.with_divergence, a.to(x)).double() for a in (x, truth))
+        x = self.actions(readout, e[:, :EXACT_POINTS], e[:, :EXACT_POINTS])
+        truth = torch.stack([self.data.sample(s, EXACT_POINTS, "evaluation/target") for s in self.seeds])
+        own, cross = (flow_log_prob(self.velocity_and_divergence, a.to(x)).double() for a in (x, truth))
         target = self.data.target
         return {
             "entropy_exact": -own.mean(1),
-            "kl_forward": target.log_prob(truth).mean(1) - crossed.mean(1).to(truth),
+            "kl_forward": target.log_prob(truth).mean(1) - cross.mean(1).to(truth),
         }
 
-    def with_divergence(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the velocity and its divergence."""
-        net, divergence, velocity = self.scored_net, torch.zeros_like(t), z
+    def velocity_and_divergence(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the velocity (R, B, 2) at z (R, B, 2) and t (R, B, 1), and its divergence (R, B, 1)."""
+        net, divergence, velocity = self.evaluation_net, torch.zeros_like(t), z
         for i in range(2):
-            along = torch.zeros_like(z)
-            along[..., i] = 1.0
-            velocity, _, slope = net.dual(z, t, t, along, dt=0.0)
-            divergence = divergence + slope[..., i : i + 1]
+            direction = torch.zeros_like(z)
+            direction[..., i] = 1.0
+            velocity, _, column = net.jvp(z, t, t, direction, dt=0.0)
+            divergence = divergence + column[..., i : i + 1]
         return velocity, divergence

@@ -1,6 +1,6 @@
-"""Target laws of actions on [-1, 1]^2: mixtures of isotropic Gaussians, where everything is closed form, and others.
+"""Target distributions of actions on [-1, 1]^2: mixtures of isotropic Gaussians, all in closed form, and others.
 
-A target turns base noise into samples by a fixed map, so that the noise's key is all that a draw depends on.
+A target maps base noise to samples by a fixed map, so that a draw depends on the noise's key alone.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ Array = NDArray[np.float64]
 
 
 class Target:
-    """A law on the plane with modes.
+    """A distribution on the plane with modes.
 
     Attributes:
         mode_weights: probability of each mode (M,).
         scale: root mean square of a coordinate's deviation from its mean; preconditioning uses it.
-        threshold_shares: share of the law beyond 3, 5 and 10 standard deviations of its modes, where that is known.
+        tail_fractions: probability beyond 3, 5 and 10 standard deviations of every mode, where that is known.
     """
 
     dim = 2
     mode_weights: Tensor
     scale: float
-    threshold_shares: dict[int, float]
+    tail_fractions: dict[int, float]
 
     def sample(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        """Turn uniform (..., ) and normal (..., 2) noise into samples (..., 2)."""
+        """Map uniforms on [0, 1) (...) and standard normals (..., 2) to samples (..., 2), elementwise."""
         raise NotImplementedError
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Target:
         raise NotImplementedError
 
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the nearest mode of x (..., 2) and the distance from it in that mode's standard deviations."""
+        """Return the nearest mode (...) of x (..., 2) and the distance to it (...) in its standard deviations."""
         raise NotImplementedError
 
     def entropy(self) -> float:
@@ -51,7 +51,7 @@ class Target:
         raise NotImplementedError
 
 
-LARGEST = 1e9  # of a mixture's numbers: the squares of what is drawn stay in single precision
+MAX_MAGNITUDE = 1e9  # of a mixture's parameters: the squares of samples stay finite in single precision
 
 
 class Mixture(Target):
@@ -62,6 +62,14 @@ class Mixture(Target):
         stds: one standard deviation for all components, or one each.
         weights: relative weights; equal ones if left out.
         modes: index of the mode that each component belongs to; each is its own if left out.
+
+    Raises:
+        ToyError: a value is not allowed.
+
+    Example:
+        >>> mixture = Mixture([[0.0, 0.0], [1.0, 0.0]], stds=0.1)
+        >>> mixture.nearest(torch.tensor([0.8, 0.0]))[0].item()
+        1
     """
 
     def __init__(
@@ -78,11 +86,16 @@ class Mixture(Target):
             all(len(m) == self.dim for m in means), f"{flag}.means: {list(means)} is not allowed; a centre is [x, y]"
         )
         for v in (float(v) for m in means for v in m):
-            require(abs(v) <= LARGEST, f"{flag}.means: {v} is not allowed; give numbers up to {LARGEST:g} in size")
+            require(
+                abs(v) <= MAX_MAGNITUDE,
+                f"{flag}.means: {v} is not allowed; give numbers up to {MAX_MAGNITUDE:g} in size",
+            )
         each = [float(stds)] * n if isinstance(stds, int | float) else [float(s) for s in stds]
         require(len(each) == n, f"{flag}.stds: {len(each)} numbers do not fit {n} means")
         for s in each:
-            require(0 < s <= LARGEST, f"{flag}.stds: {s} is not allowed; give numbers > 0, up to {LARGEST:g}")
+            require(
+                0 < s <= MAX_MAGNITUDE, f"{flag}.stds: {s} is not allowed; give numbers > 0, up to {MAX_MAGNITUDE:g}"
+            )
         given = [1.0] * n if weights is None else [float(w) for w in weights]
         require(len(given) == n, f"{flag}.weights: {len(given)} numbers do not fit {n} means")
         require(min(given) > 0, f"{flag}.weights: {min(given)} is not allowed; give numbers > 0")
@@ -102,24 +115,24 @@ class Mixture(Target):
         self.scale = math.sqrt(float(self.weights @ spread))
         # beyond k standard deviations of its own centre: exp(-k^2 / 2) in two dimensions, if the components are apart
         gaps = torch.cdist(self.means, self.means) + torch.eye(n) * torch.inf
-        apart = n == 1 or bool((gaps > 20 * self.stds.max()).all())
-        self.threshold_shares = {k: math.exp(-(k**2) / 2) for k in (3, 5, 10)} if apart else {}
-        self.known_entropy: float | None = None
+        separated = n == 1 or bool((gaps > 20 * self.stds.max()).all())
+        self.tail_fractions = {k: math.exp(-(k**2) / 2) for k in (3, 5, 10)} if separated else {}
+        self.cached_entropy: float | None = None
 
-    def like(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return means, stds and weights on x's device and in its dtype."""
+    def parameters_like(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return means (M, 2), stds (M,) and weights (M,) on x's device and in its dtype."""
         return self.means.to(x), self.stds.to(x), self.weights.to(x)
 
     def sample(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        """See :meth:`Target.sample`: the uniform chooses the component, the normal the place in it."""
-        means, stds, weights = self.like(normal)
+        """See :meth:`Target.sample`: the uniform selects the component, the normal the point."""
+        means, stds, weights = self.parameters_like(normal)
         edges = weights.cumsum(0)[:-1].contiguous()
-        which = torch.searchsorted(edges, uniform.to(normal).contiguous(), right=True)
-        return torch.addcmul(means[which], stds[which].unsqueeze(-1), normal)
+        component = torch.searchsorted(edges, uniform.to(normal).contiguous(), right=True)
+        return torch.addcmul(means[component], stds[component].unsqueeze(-1), normal)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """See :meth:`Target.log_prob`."""
-        means, stds, weights = self.like(x)
+        means, stds, weights = self.parameters_like(x)
         # components along the first axis: reductions over a short last axis are slow, and this is in a training loss
         shape = (-1, *[1] * (x.dim() - 1))
         # |x - mu|^2 from differences: expanding the square would lose all digits at s = .02
@@ -129,15 +142,15 @@ class Mixture(Target):
 
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Target.nearest`."""
-        means, stds, _ = self.like(x)
+        means, stds, _ = self.parameters_like(x)
         distance = (x.unsqueeze(-2) - means).square().sum(-1).sqrt() / stds
-        least, which = distance.min(-1)
-        return self.modes.to(which.device)[which], least
+        smallest, component = distance.min(-1)
+        return self.modes.to(component.device)[component], smallest
 
     def entropy(self, nodes: int = 24) -> float:
-        """Return the entropy by Gauss-Hermite quadrature around each component (exact where they are apart)."""
-        if self.known_entropy is not None and nodes == 24:
-            return self.known_entropy
+        """Return the entropy in nats by Gauss-Hermite quadrature per component, exact if they do not overlap."""
+        if self.cached_entropy is not None and nodes == 24:
+            return self.cached_entropy
         z, w = np.polynomial.hermite_e.hermegauss(nodes)
         w = w / w.sum()
         grid = torch.tensor(np.stack(np.meshgrid(z, z, indexing="ij"), -1).reshape(-1, 2))
@@ -145,7 +158,7 @@ class Mixture(Target):
         x = self.means[:, None] + self.stds[:, None, None] * grid
         entropy = -float(self.weights @ (self.log_prob(x) @ weight))
         if nodes == 24:
-            self.known_entropy = entropy
+            self.cached_entropy = entropy
         return entropy
 
     def marginal_velocity(self, z: Tensor, t: Tensor, sigma_min: float = 0.0) -> Tensor:
@@ -156,28 +169,31 @@ class Mixture(Target):
         Mixing them by their responsibilities gives the answer.
 
         Args:
-            z: places (..., 2).
+            z: points (..., 2).
             t: times, broadcast against z's leading axes with a last axis of 1.
             sigma_min: standard deviation left at t = 0.
+
+        Returns:
+            The velocity (..., 2).
         """
-        means, stds, weights = self.like(z)
-        keep, noise = 1 - t, t + sigma_min * (1 - t)
-        variance = (keep * stds).square() + noise.square()  # (..., M)
-        away = z.unsqueeze(-2) - keep.unsqueeze(-1) * means  # (..., M, 2)
-        log_weight = weights.log() - variance.log() * (self.dim / 2) - 0.5 * away.square().sum(-1) / variance
-        share = log_weight.softmax(-1)
-        gain = ((1 - sigma_min) * noise - keep * stds.square()) / variance
-        return (share.unsqueeze(-1) * (gain.unsqueeze(-1) * away - means)).sum(-2)
+        means, stds, weights = self.parameters_like(z)
+        signal, noise = 1 - t, t + sigma_min * (1 - t)
+        variance = (signal * stds).square() + noise.square()  # (..., M)
+        offset = z.unsqueeze(-2) - signal.unsqueeze(-1) * means  # (..., M, 2)
+        log_weight = weights.log() - variance.log() * (self.dim / 2) - 0.5 * offset.square().sum(-1) / variance
+        responsibility = log_weight.softmax(-1)
+        slope = ((1 - sigma_min) * noise - signal * stds.square()) / variance
+        return (responsibility.unsqueeze(-1) * (slope.unsqueeze(-1) * offset - means)).sum(-2)
 
     def mean_distance(self, x: Array) -> Array:
-        """Return E|x - Y| for Y from the mixture and x (n, 2): the mean of a Rice law for each component."""
+        """Return E|x - Y| (n,) for Y from the mixture and x (n, 2): a weighted sum of means of Rice distributions."""
         out = np.zeros(len(x))
         for w, mu, s in zip(self.weights.numpy(), self.means.numpy(), self.stds.numpy(), strict=True):
             out += w * rice_mean(np.sqrt(np.square(x - mu).sum(-1)), s)
         return out
 
     def mean_self_distance(self) -> float:
-        """Return E|Y - Y'| for two independent draws."""
+        """Return E|Y - Y'| for two independent samples."""
         mu, s, w = self.means.numpy(), self.stds.numpy(), self.weights.numpy()
         gap = np.sqrt(np.square(mu[:, None] - mu[None]).sum(-1))
         std = np.sqrt(s[:, None] ** 2 + s[None] ** 2)
@@ -185,9 +201,9 @@ class Mixture(Target):
 
 
 def rice_mean(offset: Any, std: Any) -> Array:
-    """Return E|offset + std N(0, I_2)| in the plane.
+    """Return E|offset + std N(0, I_2)| in the plane, elementwise; the arguments broadcast.
 
-    std sqrt(pi/2) e^{-q} ((1 + 2 q) I0(q) + 2 q I1(q)) with q = offset^2 / (4 std^2): the mean of Rice's law.
+    std sqrt(pi/2) e^{-q} ((1 + 2 q) I0(q) + 2 q I1(q)) with q = offset^2 / (4 std^2), the Rice distribution's mean.
     """
     q = np.square(offset) / (4 * np.square(std))
     out: Array = std * math.sqrt(math.pi / 2) * ((1 + 2 * q) * i0e(q) + 2 * q * i1e(q))
@@ -234,10 +250,13 @@ class TwoMoons(Mixture):
 
 
 class Checkerboard(Target):
-    """Uniform on the dark squares of a board over [-1, 1]^2; "standard deviations" count the way out of a square.
+    """Uniform on the dark squares of a board over [-1, 1]^2, each a mode; distances to a square are in units of .02.
 
     Args:
         cells: squares along an edge, an even number.
+
+    Raises:
+        ToyError: ``cells`` is odd or below 2.
     """
 
     def __init__(self, cells: int = 4) -> None:
@@ -246,25 +265,25 @@ class Checkerboard(Target):
             f"--data.target.cells: {cells} is not allowed; give an even integer >= 2",
         )
         self.cells, self.side = cells, 2.0 / cells
-        places = [(i, j) for i in range(cells) for j in range(cells) if (i + j) % 2 == 0]
-        self.corners = torch.tensor(places, dtype=torch.float64) * self.side - 1.0
-        m = len(places)
+        squares = [(i, j) for i in range(cells) for j in range(cells) if (i + j) % 2 == 0]
+        self.corners = torch.tensor(squares, dtype=torch.float64) * self.side - 1.0
+        m = len(squares)
         self.mode_weights = torch.full((m,), 1.0 / m, dtype=torch.float64)
         middle = self.corners + self.side / 2
         self.scale = math.sqrt(float(middle.square().mean()) + self.side**2 / 12)
-        self.threshold_shares = dict.fromkeys((3, 5, 10), 0.0)
+        self.tail_fractions = dict.fromkeys((3, 5, 10), 0.0)
 
     def sample(self, uniform: Tensor, normal: Tensor) -> Tensor:
         """See :meth:`Target.sample`."""
         m = len(self.corners)
-        which = (uniform * m).long().clamp(max=m - 1)
+        square = (uniform * m).long().clamp(max=m - 1)
         # the edge itself belongs to the next square, and float32 reaches it
         within = torch.special.ndtr(normal).clamp(1e-6, 1 - 1e-6)
-        place: Tensor = self.corners.to(normal)[which] + self.side * within
-        return place
+        x: Tensor = self.corners.to(normal)[square] + self.side * within
+        return x
 
     def inside(self, x: Tensor) -> Tensor:
-        """Whether x (..., 2) lies on a dark square."""
+        """Whether x (..., 2) lies on a dark square, bool (...)."""
         cell = ((x + 1) / self.side).floor()
         return (cell >= 0).all(-1) & (cell < self.cells).all(-1) & (cell.sum(-1) % 2 == 0)
 
@@ -273,12 +292,12 @@ class Checkerboard(Target):
         return torch.full_like(x[..., 0], -self.entropy()).masked_fill(~self.inside(x), -torch.inf)
 
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`Target.nearest`; a standard deviation is .02, as of the peaks."""
+        """See :meth:`Target.nearest`; the unit of distance is .02, the default standard deviation of a mixture."""
         low = self.corners.to(x)
         y = x.unsqueeze(-2)
-        out = (torch.relu(low - y) + torch.relu(y - low - self.side)).square().sum(-1).sqrt() / 0.02
-        least, which = out.min(-1)
-        return which, least
+        distance = (torch.relu(low - y) + torch.relu(y - low - self.side)).square().sum(-1).sqrt() / 0.02
+        smallest, mode = distance.min(-1)
+        return mode, smallest
 
     def entropy(self) -> float:
         """See :meth:`Target.entropy`: the logarithm of the dark area."""

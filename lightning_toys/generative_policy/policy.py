@@ -1,7 +1,8 @@
-"""GenerativePolicy: what the policies share, the judging of their samples."""
+"""GenerativePolicy: the base of the policies on the plane, and how their samples are evaluated."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,29 +17,33 @@ from torch import Tensor, nn
 from lightning_toys.errors import require
 from lightning_toys.generative_policy import figures
 from lightning_toys.generative_policy.data import MixtureData
-from lightning_toys.generative_policy.metrics import score
+from lightning_toys.generative_policy.flow_ode import flow_sample
+from lightning_toys.generative_policy.metrics import compute_metrics
 from lightning_toys.generative_policy.mixture import Mixture
-from lightning_toys.generative_policy.reference_flow import flow_sample
+from lightning_toys.nets import require_net, with_replicas
 from lightning_toys.training.configuration import require_data
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import keyed_generator
 from lightning_toys.training.results import Report
 
-ROWS = 2**14  # rows of one replica that go through a network at a time
-SHOWN = 2000  # samples kept for figures
+CHUNK_ROWS = 2**14  # rows of one replica that go through a network at a time
+FIGURE_SAMPLES = 2000  # samples kept for figures
 
 
 @dataclass
 class Evaluation:
-    """How samples are drawn and judged. The plain metric names are those of the first entry of ``nfe``.
+    """How samples are drawn and evaluated. Metrics without a readout in their name are of the first entry of ``nfe``.
 
     Args:
         samples: samples of each replica.
-        pairs: those that the energy distance, at quadratic cost, is taken over.
+        pairs: number of them for the energy distance, whose cost is quadratic.
         neighbours: k of the k-nearest-neighbour entropy.
-        nfe: numbers of network evaluations that training's validations score.
-        test_nfe: those that `test` scores.
+        nfe: numbers of network evaluations that validations within `fit` evaluate.
+        test_nfe: those that `test` evaluates.
         weights: ``raw``, or ``ema`` (needs ``ema_decay``).
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     samples: int = 20_000
@@ -61,7 +66,7 @@ class Evaluation:
 
 
 class GenerativePolicy(ToyModule):
-    """Base of the policies on the plane: draws actions, and is judged by them."""
+    """Base of the policies on the plane: samples actions, which are compared with the target."""
 
     experiment = "generative_policy"
     comparison_figures = "lightning_toys.generative_policy.figures.compare_figures"
@@ -79,13 +84,14 @@ class GenerativePolicy(ToyModule):
         "entropy_surrogate": "entropy surrogate (nats)",
         "kl": "reverse KL to the target (nats)",
     }
-    shown: figures.Shown | None = None
+    readout_pattern: str = ".*"  # a regular expression of the readouts that :meth:`actions` knows
+    figure_data: figures.FigureData | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # neither changes with training
-        self.truth: list[Tensor] = []
-        self.scored_references: dict[bool, dict[str, dict[str, float]]] = {}
+        self.target_samples: list[Tensor] = []
+        self.baseline_cache: dict[bool, dict[str, dict[str, float]]] = {}
 
     @property
     def data(self) -> MixtureData:
@@ -102,120 +108,176 @@ class GenerativePolicy(ToyModule):
         return {"batch_size": data.batch_size, "scale": data.target.scale}
 
     @property
-    def scored_net(self) -> nn.Module:
+    def evaluation_net(self) -> nn.Module:
         """The weights that are evaluated."""
         net = self.ema_net if self.evaluation.weights == "ema" else self.net
         assert net is not None
         return net
 
-    # what a policy gives
+    # what a policy defines
 
-    def readouts(self, numbers: list[int], everything: bool) -> list[str]:
-        """Return the names of the ways of drawing actions, the main one first."""
+    def readouts(self, nfes: list[int], full: bool) -> list[str]:
+        """Return the names of the ways to sample actions, the main one first.
+
+        Args:
+            nfes: numbers of network evaluations.
+            full: whether `test` asks, which may have more.
+        """
         raise NotImplementedError
 
     def actions(self, readout: str, e: Tensor, xi: Tensor) -> Tensor:
-        """Return actions (R, n, 2) from noise e (R, n, 2); xi is more of it, for policies that need two."""
+        """Return actions (R, n, 2) from standard normals e (R, n, 2), and xi (R, n, 2) for policies that need two."""
         raise NotImplementedError
 
-    def own_metrics(self, readout: str, e: Tensor, main: bool, everything: bool) -> dict[str, Tensor]:
-        """Return what the policy knows of itself, values (R,): entropies, divergences."""
+    def policy_metrics(self, readout: str, e: Tensor, main: bool, full: bool) -> dict[str, Tensor]:
+        """Return further metrics (R,) by name, of the policy itself: entropies, divergences.
+
+        Args:
+            readout: the way of sampling.
+            e: standard normals (R, n, 2).
+            main: whether ``readout`` is the main one.
+            full: whether `test` asks.
+        """
         return {}
 
-    # judging
+    # evaluation
 
-    def evaluation_noise(self, stream: str, n: int) -> Tensor:
-        """Return standard normals (R, n, 2), the same at every evaluation."""
-        rows = [keyed_generator(s, 0, f"evaluation/{stream}").standard_normal((n, 2), np.float32) for s in self.seeds]
+    def evaluation_noise(self, stream: str, n: int, index: int = 0) -> Tensor:
+        """Return standard normals (R, n, 2), float32, keyed by seed, stream and index; evaluations have index 0."""
+        stream = f"evaluation/{stream}"
+        rows = [keyed_generator(s, index, stream).standard_normal((n, 2), np.float32) for s in self.seeds]
         return torch.from_numpy(np.stack(rows))
 
+    @property
+    def main_readout(self) -> str:
+        """The readout of the metrics that name none."""
+        return self.readouts(self.evaluation.nfe, False)[0]
+
+    def forward(self, e: Tensor, xi: Tensor | None = None, readout: str | None = None) -> Tensor:
+        """Map noise to actions: e (N, 2) or (R, N, 2), standard normals, to (R, N, 2).
+
+        By the weights of ``evaluation``; differentiable, on the device and in the dtype of the weights. Without a
+        replica axis every replica is given the same noise.
+
+        Args:
+            e: the noise that the policy maps.
+            xi: noise of a learned sigma, shaped as e; keyed by the replica's seed if left out, the same at every call.
+                Policies without one do not use it.
+            readout: how to sample, as in the metrics' names; the first of ``evaluation.nfe`` if left out.
+
+        Raises:
+            ToyError: there is no network yet, a shape does not fit, or there is no such readout.
+        """
+        require_net(self)
+        readout = self.main_readout if readout is None else readout
+        known = re.fullmatch(self.readout_pattern, readout) is not None
+        example = ", ".join(self.readouts(self.evaluation.nfe, True))
+        require(known, f"readout: {readout!r} is not allowed; give one such as {example}")
+        like, R = next(self.net.parameters()), len(self.seeds)
+        e = with_replicas(e, R, 2, "e").to(like)
+        xi = with_replicas(self.evaluation_noise("xi", e.shape[1]) if xi is None else xi, R, 2, "xi").to(like)
+        require(xi.shape == e.shape, f"xi: {xi.shape[1]} rows are not allowed; give {e.shape[1]}, as many as of e")
+        rows = zip(torch.split(e, CHUNK_ROWS, dim=1), torch.split(xi, CHUNK_ROWS, dim=1), strict=True)
+        return torch.cat([self.actions(readout, a, b) for a, b in rows], dim=1)
+
     @torch.no_grad()
-    def draw(self, readout: str, n: int) -> Tensor:
-        """Return n actions of each replica (R, n, 2), float64 on the CPU."""
-        like = next(self.net.parameters())
-        e, xi = self.evaluation_noise("e", n).to(like), self.evaluation_noise("xi", n).to(like)
-        rows = zip(torch.split(e, ROWS, dim=1), torch.split(xi, ROWS, dim=1), strict=True)
-        return torch.cat([self.actions(readout, a, b) for a, b in rows], dim=1).cpu().double()
+    def sample(self, n: int, readout: str | None = None, index: int = 0) -> Tensor:
+        """Sample n actions of each replica, without gradients: (R, n, 2).
 
-    def scores(self, drawn: Iterable[Tensor]) -> list[dict[str, float]]:
-        """Return the metrics of each replica's samples (n, 2), beside as many of the target."""
+        Args:
+            n: number of actions.
+            readout: how to sample, as in :meth:`forward`.
+            index: different numbers give independent samples; 0 gives those of evaluations.
+
+        Raises:
+            ToyError: there is no network yet, a number is not allowed, or there is no such readout.
+        """
+        require(n >= 1, f"n: {n} is not allowed; give an integer >= 1")
+        require(index >= 0, f"index: {index} is not allowed; give an integer >= 0")
+        return self.forward(self.evaluation_noise("e", n, index), self.evaluation_noise("xi", n, index), readout)
+
+    def sample_metrics(self, samples: Iterable[Tensor]) -> list[dict[str, float]]:
+        """Return the metrics of each replica's samples (n, 2), against as many of the target."""
         ev, target = self.evaluation, self.data.target
-        if not self.truth:
-            self.truth = [self.data.sample(s, ev.samples, "evaluation/target") for s in self.seeds]
-        return [score(x, target, y, ev.pairs, ev.neighbours) for x, y in zip(drawn, self.truth, strict=True)]
+        if not self.target_samples:
+            self.target_samples = [self.data.sample(s, ev.samples, "evaluation/target") for s in self.seeds]
+        return [
+            compute_metrics(x, target, y, ev.pairs, ev.neighbours)
+            for x, y in zip(samples, self.target_samples, strict=True)
+        ]
 
-    def evaluate(self, everything: bool) -> Report:
-        """Draw samples by every readout and score them."""
+    def evaluate(self, full: bool) -> Report:
+        """Sample by every readout, and compute the metrics."""
         ev, target = self.evaluation, self.data.target
         like = next(self.net.parameters())
         metrics: dict[str, list[float]] = {}
         first = ev.nfe[:1]
-        numbers = [*first, *(n for n in ev.test_nfe if n not in first)] if everything else ev.nfe
-        names = self.readouts(numbers, everything)
+        nfes = [*first, *(n for n in ev.test_nfe if n not in first)] if full else ev.nfe
+        names = self.readouts(nfes, full)
         samples: dict[str, Tensor] = {}
-        e = self.evaluation_noise("e", min(ev.samples, ROWS)).to(like)
+        e = self.evaluation_noise("e", min(ev.samples, CHUNK_ROWS)).to(like)
         for i, name in enumerate(names):
-            x = self.draw(name, ev.samples)
-            samples[name] = x[:, :SHOWN]
-            rows = self.scores(x)
+            x = self.sample(ev.samples, name).cpu().double()
+            samples[name] = x[:, :FIGURE_SAMPLES]
+            rows = self.sample_metrics(x)
             found = {k: [row.get(k, float("nan")) for row in rows] for k in dict.fromkeys(k for r in rows for k in r)}
-            found |= {k: v.double().tolist() for k, v in self.own_metrics(name, e, i == 0, everything).items()}
+            found |= {k: v.double().tolist() for k, v in self.policy_metrics(name, e, i == 0, full).items()}
             if i == 0:
                 metrics |= found
             if len(names) > 1:
                 metrics |= {f"{k}@{name}": v for k, v in found.items() if "_mode" not in k}
-        self.shown = figures.Shown(target, samples, self.seeds)
-        return Report(self.seeds, metrics, self.references(everything))
+        self.figure_data = figures.FigureData(target, samples, self.seeds)
+        return Report(self.seeds, metrics, self.baselines(full))
 
-    def references(self, everything: bool) -> dict[str, dict[str, float]]:
-        """Return the metrics of other samples of the target, and of its exact flow: rows without a network."""
-        if everything in self.scored_references:
-            return self.scored_references[everything]
+    def baselines(self, full: bool) -> dict[str, dict[str, float]]:
+        """Return the baselines' metrics: other samples of the target, and (``full``) Euler steps of its exact flow."""
+        if full in self.baseline_cache:
+            return self.baseline_cache[full]
         ev, target = self.evaluation, self.data.target
         noise = self.evaluation_noise("e", ev.samples).double()
         rows: dict[str, Iterable[Tensor]] = {
             "target": [self.data.sample(s, ev.samples, "evaluation/another") for s in self.seeds]
         }
-        if everything and isinstance(target, Mixture):
+        if full and isinstance(target, Mixture):
             for name, nfe in (("exact_flow_1", 1), ("exact_flow_8", 8), ("exact_flow_64", 64)):
                 rows[name] = flow_sample(target.marginal_velocity, noise, "euler", nfe)
         out: dict[str, dict[str, float]] = {}
-        for name, drawn in rows.items():
-            found = self.scores(drawn)
+        for name, samples in rows.items():
+            found = self.sample_metrics(samples)
             out[name] = {k: float(np.mean([f[k] for f in found if k in f])) for k in found[0] if "_mode" not in k}
         out["target"]["entropy_exact"] = target.entropy()
-        self.scored_references[everything] = out
+        self.baseline_cache[full] = out
         return out
 
     # Lightning
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Score every readout of training's evaluations."""
-        report = self.evaluate(everything=False)
+        """Evaluate every readout of ``evaluation.nfe``."""
+        report = self.evaluate(full=False)
         self.last_report = report
         self.write_evaluation(report)
         if self.trainer.sanity_checking:
             return
         if self.trainer.state.fn == "fit" and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            assert self.shown is not None
-            figures.keep_snapshot(self.run_folder, self.global_step, self.shown)
+            assert self.figure_data is not None
+            figures.save_snapshot(self.run_folder, self.global_step, self.figure_data)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Score every readout."""
-        report = self.evaluate(everything=True)
+        """Evaluate every readout of `test`."""
+        report = self.evaluate(full=True)
         self.last_report = report
         main = {f"test/{k}": torch.tensor(report.metrics[k]) for k in self.headline if k in report.metrics}
         self.write_scalars(main, self.loaded_step)
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
-        """Return samples (R, n, 2) by the main readout, as many of the target, and the target's log density there."""
+        """Return ``samples`` (R, n, 2) by the main readout, as many of the ``target``, and its ``log_prob`` (R, n)."""
         ev = self.evaluation
-        x = self.draw(self.readouts(ev.nfe, False)[0], ev.samples)
+        x = self.sample(ev.samples).cpu().double()
         truth = torch.stack([self.data.sample(s, ev.samples, "evaluation/target") for s in self.seeds])
         return {"samples": x, "target": truth, "log_prob": self.data.target.log_prob(x)}
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""
-        if self.shown is None or self.last_report is None:
+        if self.figure_data is None or self.last_report is None:
             return {}
-        return figures.draw_all(self.shown, self.last_report, folder, self.label)
+        return figures.draw_all(self.figure_data, self.last_report, folder, self.label)

@@ -5,18 +5,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_toys.flow_vs_regression.baselines import baseline_predictions
 from lightning_toys.flow_vs_regression.metrics import (
     boundary_profile,
+    compute_metrics,
     explained_variance,
     interval_matrix,
-    off_share,
+    off_subspace_ratio,
     pointwise_errors,
     principal_axes,
     rotation_profile,
-    score,
     subspace_alignment,
 )
-from lightning_toys.flow_vs_regression.references import reference_predictions
 from lightning_toys.flow_vs_regression.targets import Piecewise, Projected, Rotation, Target, Trigonometric
 from lightning_toys.training.noise import keyed_generator
 
@@ -140,18 +140,18 @@ def test_a_small_variation_of_a_large_constant_has_a_subspace() -> None:
     assert explained_variance(points, 1).item() == pytest.approx(1, abs=1e-6)
 
 
-def test_off_share() -> None:
+def test_off_subspace_ratio() -> None:
     P = torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64))
     f = torch.tensor([[2.0, 0.0], [0.0, -3.0], [3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)
-    assert values(off_share(f, P))[:3] == pytest.approx([0, 1, 0.8], abs=1e-15)
-    assert off_share(f, P)[3].isnan()
-    assert values(off_share(5 * f, P))[:3] == pytest.approx([0, 1, 0.8], abs=1e-15)
+    assert values(off_subspace_ratio(f, P))[:3] == pytest.approx([0, 1, 0.8], abs=1e-15)
+    assert off_subspace_ratio(f, P)[3].isnan()
+    assert values(off_subspace_ratio(5 * f, P))[:3] == pytest.approx([0, 1, 0.8], abs=1e-15)
 
 
-def test_off_share_is_the_sine_of_the_angle_to_the_subspace() -> None:
+def test_off_subspace_ratio_is_the_sine_of_the_angle_to_the_subspace() -> None:
     U, f = orthonormal(6, 3), gaussian(4, 9, 6)
     cosine = (f @ U).norm(dim=-1) / f.norm(dim=-1)
-    torch.testing.assert_close(off_share(f, U @ U.T), (1 - cosine**2).sqrt(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(off_subspace_ratio(f, U @ U.T), (1 - cosine**2).sqrt(), rtol=0, atol=1e-12)
 
 
 # piecewise targets
@@ -173,7 +173,7 @@ def test_interval_matrix_rows_are_intervals_and_columns_projectors() -> None:
     assert matrix[:, 2].max() < 1e-12
     assert matrix[:, [0, 1, 3]].min() > 0.1
     inside = (c.squeeze(1) >= 0.25) & (c.squeeze(1) < 0.5)
-    expected = off_share(f[inside], target.projectors[3]).mean().item()
+    expected = off_subspace_ratio(f[inside], target.projectors[3]).mean().item()
     assert matrix[1, 3].item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -189,8 +189,8 @@ def test_interval_matrix_averages_draws_and_keeps_replicas() -> None:
 def test_linear_interpolation_stays_within_the_spans_at_boundaries() -> None:
     """A fact about the published target: boundary points mix two neighbouring subspaces, and nothing else."""
     target, c = Piecewise(frequency_rule="published"), grid(1000)
-    rows = reference_predictions(grid(50), target(grid(50)), c, 0.0)
-    scalars, arrays = score(rows["linear"], target(c), c, target)
+    rows = baseline_predictions(grid(50), target(grid(50)), c, 0.0)
+    scalars, arrays = compute_metrics(rows["linear"], target(c), c, target)
     assert arrays["boundary_profile"].shape == (1, 9)
     assert arrays["boundary_profile"].max() < 1e-12
     assert scalars["boundary"].item() < 1e-12
@@ -198,7 +198,7 @@ def test_linear_interpolation_stays_within_the_spans_at_boundaries() -> None:
     # negative control: a neighbour's boundary, and a curve that knows no subspace
     shifted = boundary_profile(rows["linear"].roll(100, dims=2), c, target)
     assert shifted.min() > 0.01
-    assert score(target.sums(c)[None, None], target(c), c, target)[0]["boundary"].item() > 0.1
+    assert compute_metrics(target.sums(c)[None, None], target(c), c, target)[0]["boundary"].item() > 0.1
 
 
 def test_boundary_profile_looks_no_farther_than_its_width() -> None:
@@ -242,7 +242,7 @@ def test_rotation_scores() -> None:
     f = target(c).clone()
     f[:, 2:4] = rotated(f[:, 2:4], 0.3)
     f[:, 6:8] = rotated(f[:, 6:8], 0.9)
-    scalars, arrays = score(as_prediction(f), target(c), c, target)
+    scalars, arrays = compute_metrics(as_prediction(f), target(c), c, target)
     cosines, sines = [1, math.cos(0.3), 1, math.cos(0.9)], [0, math.sin(0.3), 0, math.sin(0.9)]
     assert values(arrays["rotation_cosine"]) == pytest.approx(cosines, abs=1e-12)
     assert values(arrays["rotation_perpendicular"]) == pytest.approx(sines, abs=1e-12)
@@ -270,12 +270,12 @@ def test_score_of_truth_and_of_zero(target: Target, names: set[str]) -> None:
     truth = target(c)
     best = {"subspace_alignment": 0, "explained_variance": 1, "off_subspace": 0, "boundary": 0, "cosine": 1,
             "cosine_min": 1, "perpendicular": 0, "perpendicular_max": 0, "l1": 0, "l2": 0}  # fmt: skip
-    scalars, _ = score(truth.expand(3, 2, -1, -1), truth, c, target)
+    scalars, _ = compute_metrics(truth.expand(3, 2, -1, -1), truth, c, target)
     assert {k for k in scalars if "_dim" not in k} == names | {"l1", "l2"}
     for name, v in scalars.items():
         assert v.shape == (3,)
         assert values(v) == pytest.approx([best[name.split("_dim")[0]]] * 3, abs=1e-7)
-    zero, _ = score(torch.zeros(1, 1, 1000, target.dim), truth, c, target)
+    zero, _ = compute_metrics(torch.zeros(1, 1, 1000, target.dim), truth, c, target)
     assert zero["l2"].item() == pytest.approx(truth.square().mean().sqrt().item(), abs=1e-12)
     assert all(zero[name].isnan() for name in names)
 
@@ -283,10 +283,12 @@ def test_score_of_truth_and_of_zero(target: Target, names: set[str]) -> None:
 def test_score_of_projected_by_its_parts() -> None:
     target, c = Projected(), grid(100)
     f = gaussian(2, 3, 100, 8) + target(c)
-    scalars, _ = score(f, target(c), c, target)
+    scalars, _ = compute_metrics(f, target(c), c, target)
     for r in range(2):
         alignment = np.mean([subspace_alignment(f[r, k], target.basis).item() for k in range(3)])
         explained = np.mean([explained_variance(f[r, k], 2).item() for k in range(3)])
         assert scalars["subspace_alignment"][r].item() == pytest.approx(alignment, abs=1e-10)
         assert scalars["explained_variance"][r].item() == pytest.approx(explained, abs=1e-10)
-        assert scalars["off_subspace"][r].item() == pytest.approx(off_share(f[r], target.projector).mean().item())
+        assert scalars["off_subspace"][r].item() == pytest.approx(
+            off_subspace_ratio(f[r], target.projector).mean().item()
+        )

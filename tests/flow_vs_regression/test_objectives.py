@@ -15,7 +15,7 @@ from lightning_toys.flow_vs_regression.objectives import (
     Objective,
     Regression,
     StraightFlow,
-    full_time,
+    expand_time,
     make_objective,
 )
 from lightning_toys.flows import Solver, integrate
@@ -42,12 +42,12 @@ class Affine(ConditionalNet):
 class Field(ConditionalNet):
     """Any function of (x, c, t)."""
 
-    def __init__(self, law: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.law = law
+        self.function = function
 
     def forward(self, x: Tensor, c: Tensor, t: Tensor | None = None) -> Tensor:
-        return self.law(x, c, torch.zeros_like(c) if t is None else t)
+        return self.function(x, c, torch.zeros_like(c) if t is None else t)
 
 
 def draw(replicas: int = 2, rows: int = 5, dim: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -82,8 +82,8 @@ def test_flow_residual_vanishes_for_the_velocity_of_the_path_alone() -> None:
     """v = (x1 - x) / (1 - t) is x1 - x0 on the path; the other sign, time or end point is not."""
     c, x1, x0, t = draw()
 
-    def worst(law: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
-        return Flow().residuals(Field(law), c, x1, x0, t)[0].abs().max().item()
+    def worst(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
+        return Flow().residuals(Field(function), c, x1, x0, t)[0].abs().max().item()
 
     assert worst(lambda x, _, t: (x1 - x) / (1 - t)) < 1e-12
     assert worst(lambda x, _, t: (x - x0) / t) < 1e-12
@@ -125,7 +125,7 @@ def test_mip_forms_agree_at_zero_only(one_step: bool) -> None:
     for start, same in ((torch.zeros_like(x0), True), (x0, False)):
         a, b = (m.residuals(Affine(), c, x1, start, t)[0] for m in (published, paper))
         assert torch.equal(a, b) is same
-        a, b = (m.primary("euler", 1).sample(Affine(), c, start) for m in (published, paper))
+        a, b = (m.readout("euler", 1).sample(Affine(), c, start) for m in (published, paper))
         assert torch.equal(a, b) is same
 
 
@@ -139,13 +139,13 @@ def marginal_velocity(x: Tensor, c: Tensor, t: Tensor) -> Tensor:
     return M + (t * S**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * S**2) * (x - t * M)
 
 
-def worst_correlation(objective: Objective, law: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
+def worst_correlation(objective: Objective, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
     """Return the largest |mean| / SE of residual times a function of (x_t, t): a minimiser's are orthogonal to all."""
     g, n = keyed_generator(1, 0, "test/minimiser"), 40_000
     x0, x1 = (torch.from_numpy(g.standard_normal((1, n, 1))) for _ in range(2))
     x1, t = M + S * x1, torch.from_numpy(g.random((1, n, 1)))
     xt = (1 - t) * x0 + t * x1
-    (r,) = objective.residuals(Field(law), t, x1, x0, t)  # c carries the time, for objectives without it
+    (r,) = objective.residuals(Field(function), t, x1, x0, t)  # c carries the time, for objectives without it
     tests = [torch.ones_like(t), t, xt, t * xt, xt.square(), xt.sin() * (5 * t).cos()]
     return max((abs((r * f).mean()) / ((r * f).std() / math.sqrt(n))).item() for f in tests)
 
@@ -170,7 +170,7 @@ def test_flow_readout_carries_one_gaussian_to_the_other(solver: Solver, nfe: int
     """The exact flow is x0 -> M + S x0: asymmetric in sign and time."""
     x0 = torch.linspace(-2, 2, 9).double().view(1, 9, 1)
     c, exact = torch.zeros_like(x0), M + S * x0
-    sample = Flow().primary(solver, nfe).sample
+    sample = Flow().readout(solver, nfe).sample
     tolerance = {"rk4": 1e-5, "midpoint": 1e-4, "euler": 4e-3, "dopri5": 1e-2}[solver]
     close(sample(Field(marginal_velocity), c, x0), exact, tolerance)
     for wrong in (lambda x, c, t: -marginal_velocity(x, c, t), lambda x, c, t: marginal_velocity(x, c, 1 - t)):
@@ -183,7 +183,7 @@ def test_flow_readout_carries_one_gaussian_to_the_other(solver: Solver, nfe: int
 def test_regression_readout() -> None:
     c, _, x0, _ = draw()
     net = Affine()
-    readout = Regression().primary("rk4", 8)
+    readout = Regression().readout("rk4", 8)
     close(readout.sample(net, c, x0), 2 * x0 + 3 * c + 0.7)
     assert (readout.name, net.times) == ("direct", [None])
     assert [r.name for r in Regression().readouts(["euler", "rk4"], [1, 4])] == ["direct"]
@@ -192,7 +192,7 @@ def test_regression_readout() -> None:
 @pytest.mark.parametrize(("solver", "nfe"), [("euler", 1), ("euler", 3), ("midpoint", 4), ("rk4", 8), ("dopri5", 1)])
 def test_flow_readout_of_a_constant_velocity_is_exact(solver: Solver, nfe: int) -> None:
     c, x1, x0, _ = draw()
-    found = Flow().primary(solver, nfe).sample(Field(lambda x, c, t: x1 - x0), c, x0)
+    found = Flow().readout(solver, nfe).sample(Field(lambda x, c, t: x1 - x0), c, x0)
     close(found, x1)
 
 
@@ -200,15 +200,15 @@ def test_flow_readout_of_a_constant_velocity_is_exact(solver: Solver, nfe: int) 
 def test_flow_readout_along_a_straight_path_reaches_its_end(nfe: int) -> None:
     """Euler never asks for v = (x1 - x) / (1 - t) at t = 1, and is exact on straight lines."""
     c, x1, x0, _ = draw()
-    close(Flow().primary("euler", nfe).sample(Field(lambda x, c, t: (x1 - x) / (1 - t)), c, x0), x1)
-    backwards = Flow().primary("euler", nfe).sample(Field(lambda x, c, t: (x - x1) / (1 - t)), c, x0)
+    close(Flow().readout("euler", nfe).sample(Field(lambda x, c, t: (x1 - x) / (1 - t)), c, x0), x1)
+    backwards = Flow().readout("euler", nfe).sample(Field(lambda x, c, t: (x - x1) / (1 - t)), c, x0)
     assert (backwards - x1).abs().max() > 0.1
 
 
 def test_flow_readout_passes_time_and_condition() -> None:
     c, _, x0, _ = draw()
     net = Affine()
-    found = Flow().primary("euler", 2).sample(net, c, x0)
+    found = Flow().readout("euler", 2).sample(net, c, x0)
     half = x0 + (2 * x0 + 3 * c + 0.7) / 2
     close(found, half + (2 * half + 3 * c + 0.7 + 5 * 0.5) / 2)
     assert net.times == [0, 0.5]
@@ -219,13 +219,13 @@ def test_flow_readouts_leave_out_what_a_solver_cannot_spend() -> None:
     assert names == ["euler-1", "euler-2", "euler-4", "euler-9", "midpoint-2", "midpoint-4", "rk4-4", "dopri5"]
     assert [r.name for r in Flow().readouts(["rk4"], [1, 2])] == []
     with pytest.raises(ToyError, match=r"--model\.evaluation\.nfe"):
-        Flow().primary("rk4", 2).sample(Affine(), *draw()[::2])
+        Flow().readout("rk4", 2).sample(Affine(), *draw()[::2])
 
 
 @pytest.mark.parametrize("nfe", [1, 2, 4, 9, 49])
 def test_straight_flow_readout_with_the_exact_end_point_is_exact(nfe: int) -> None:
     c, x1, x0, _ = draw()
-    readout = StraightFlow().primary("rk4", nfe)
+    readout = StraightFlow().readout("rk4", nfe)
     close(readout.sample(Field(lambda x, c, t: x1), c, x0), x1)
     assert readout.name == f"affine-{nfe}"
 
@@ -235,7 +235,7 @@ def test_straight_flow_readout_closed_form(nfe: int) -> None:
     """f = a x + b: the distance to the fixed point b / (1 - a) shrinks by 1 - (1 - a) / (n - i) in step i."""
     c, _, x0, _ = draw()
     a, b = 0.6, 1.3
-    found = StraightFlow().primary("euler", nfe).sample(Field(lambda x, c, t: a * x + b), c, x0)
+    found = StraightFlow().readout("euler", nfe).sample(Field(lambda x, c, t: a * x + b), c, x0)
     factor = math.prod(1 - (1 - a) / (nfe - i) for i in range(nfe))
     fixed = b / (1 - a)
     close(found, fixed + factor * (x0 - fixed))
@@ -266,8 +266,8 @@ def test_mip_readouts(form: Literal["published", "paper"], t_star: float) -> Non
 def test_mip_one_step_reports_the_first_step_first() -> None:
     assert [r.name for r in MIP().readouts([], [])] == ["two-step", "one-step"]
     assert [r.name for r in MIP(one_step=True).readouts([], [])] == ["one-step", "two-step"]
-    assert MIP().primary("euler", 1).name == "two-step"
-    assert MIP(one_step=True).primary("euler", 1).name == "one-step"
+    assert MIP().readout("euler", 1).name == "two-step"
+    assert MIP(one_step=True).readout("euler", 1).name == "one-step"
 
 
 @pytest.mark.parametrize("t_star", [0.0, 1.0, -0.5, 1.5])
@@ -281,12 +281,12 @@ def test_primary_is_among_the_readouts(mode: Mode) -> None:
     objective = make_objective(mode, 0.9, "published")
     c, _, x0, _ = draw()
     readouts = {r.name: r for r in objective.readouts(["euler"], [2])}
-    primary = objective.primary("euler", 2)
+    primary = objective.readout("euler", 2)
     assert torch.equal(primary.sample(Affine(), c, x0), readouts[primary.name].sample(Affine(), c, x0))
 
 
 @pytest.mark.parametrize(
-    ("mode", "kind", "law", "with_time"),
+    ("mode", "kind", "x0", "with_time"),
     [
         ("regression", Regression, "zeros", False),
         ("flow", Flow, "gaussian", True),
@@ -295,21 +295,23 @@ def test_primary_is_among_the_readouts(mode: Mode) -> None:
         ("mip_one_step", MIP, "gaussian", True),
     ],
 )
-def test_modes_and_their_default_law_of_x0(mode: Mode, kind: type[Objective], law: str, with_time: bool) -> None:
+def test_modes_and_their_default_distribution_of_x0(
+    mode: Mode, kind: type[Objective], x0: str, with_time: bool
+) -> None:
     objective = make_objective(mode, 0.8, "paper")
     assert isinstance(objective, kind)
-    assert (objective.x0_law, objective.with_time) == (law, with_time)
-    assert FlowVsRegression(mode).x0_law == law
-    assert FlowVsRegression(mode, x0="zeros").x0_law == "zeros"
-    assert FlowVsRegression(mode, x0="gaussian").x0_law == "gaussian"
+    assert (objective.x0_distribution, objective.with_time) == (x0, with_time)
+    assert FlowVsRegression(mode).x0_distribution == x0
+    assert FlowVsRegression(mode, x0="zeros").x0_distribution == "zeros"
+    assert FlowVsRegression(mode, x0="gaussian").x0_distribution == "gaussian"
     if isinstance(objective, MIP):
         assert (objective.t_star, objective.form, objective.one_step) == (0.8, "paper", mode == "mip_one_step")
 
 
 def test_full_time() -> None:
     x = torch.zeros(2, 5, 3, dtype=torch.float64)
-    assert torch.equal(full_time(x, 0.25), torch.full((2, 5, 1), 0.25, dtype=torch.float64))
-    assert full_time(x, torch.tensor(0.5)).dtype == torch.float64
+    assert torch.equal(expand_time(x, 0.25), torch.full((2, 5, 1), 0.25, dtype=torch.float64))
+    assert expand_time(x, torch.tensor(0.5)).dtype == torch.float64
 
 
 # the loss that the module makes of the residuals

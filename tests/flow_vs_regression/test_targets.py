@@ -234,7 +234,7 @@ def test_rotation_is_a_sum_of_scaled_unit_vectors(size: int) -> None:
     assert v.shape == (51, 8, size)
     close(v.norm(dim=-1), torch.ones(51, 8, dtype=torch.float64))
     assert target.dim == 8 * size
-    close(target(c).view(51, 8, size), target.constant[:, None] * v)
+    close(target(c).view(51, 8, size), target.constant_amplitudes[:, None] * v)
     first = torch.zeros(size, dtype=torch.float64)
     first[0] = 1
     close(v[0], first.expand(8, -1))  # c = 0
@@ -267,8 +267,8 @@ def test_rotation_generator_gives_orthogonal_matrices(size: int) -> None:
 
 
 def test_rotation_amplitudes() -> None:
-    assert Rotation(seed=0).constant.abs().max() < 1
-    assert not torch.equal(Rotation(seed=0).constant, Rotation(seed=1).constant)
+    assert Rotation(seed=0).constant_amplitudes.abs().max() < 1
+    assert not torch.equal(Rotation(seed=0).constant_amplitudes, Rotation(seed=1).constant_amplitudes)
     target, c = Rotation(amplitude="trigonometric", terms=2), grid(51)
     w = Trigonometric(dim=8, components=2)(c)
     close(target(c).view(51, 8, 2), w.unsqueeze(-1) * target.directions(c))

@@ -95,15 +95,15 @@ def test_training_sees_the_hosts_pairs(
     policies.ok("fit", "meanflow", *flags, "--run.name", "host")
     given: list[torch.Size] = []
 
-    def pair_there(self: OptimalTransport, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+    def pair_on_device(self: OptimalTransport, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
         given.append(x.shape)
         pairs = [self.pair(x[i].numpy(), e[i].numpy()) for i in np.ndindex(x.shape[:-2])]
         out = torch.from_numpy(np.stack(pairs)).view(e.shape)
         assert not torch.equal(out, e)  # nobody has paired them before
         return out
 
-    monkeypatch.setattr(OptimalTransport, "pairs_on", lambda self, device: device.type == "cpu")
-    monkeypatch.setattr(OptimalTransport, "pair_there", pair_there)
+    monkeypatch.setattr(OptimalTransport, "supports_device", lambda self, device: device.type == "cpu")
+    monkeypatch.setattr(OptimalTransport, "pair_on_device", pair_on_device)
     for name, workers in (("there", "0"), ("workers", "2")):
         policies.ok("fit", "meanflow", *flags, "--run.name", name, "--data.num_workers", workers)
         assert given == [torch.Size((2, 50, 256, 2)), torch.Size((2, 10, 256, 2))]
@@ -118,10 +118,10 @@ def test_training_sees_the_hosts_pairs(
 @pytest.mark.skipif(not GPU, reason="no GPU")
 def test_training_on_a_gpu(policies: Runner, bitwise: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """With pairs made there or on the host: the same weights, bit for bit."""
-    assert couplings.kernel_works("cuda:0")
+    assert couplings.gpu_assignment_works("cuda:0")
     flags = ("--model.seeds", "[4,1]", "--trainer.max_steps", "60", "--trainer.accelerator", "gpu")
     policies.ok("fit", "meanflow", *flags, "--run.name", "there")
-    monkeypatch.setattr(OptimalTransport, "pairs_on", lambda self, device: False)
+    monkeypatch.setattr(OptimalTransport, "supports_device", lambda self, device: False)
     policies.ok("fit", "meanflow", *flags, "--run.name", "host")
     one, two = (policies.checkpoint("meanflow", name)["state_dict"] for name in ("there", "host"))
     bitwise(one, two, "state_dict")
@@ -136,10 +136,10 @@ def test_where_pairs_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
         tried.append(device)
         return len(tried) == 1
 
-    monkeypatch.setattr(couplings, "kernel_works", works)
-    assert [OptimalTransport().pairs_on(d) for d in (cpu, gpu, gpu)] == [False, True, False]
+    monkeypatch.setattr(couplings, "gpu_assignment_works", works)
+    assert [OptimalTransport().supports_device(d) for d in (cpu, gpu, gpu)] == [False, True, False]
     assert tried == ["cuda", "cuda"]
-    assert not Independent().pairs_on(gpu)
+    assert not Independent().supports_device(gpu)
 
 
 def test_a_kernel_that_does_not_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,8 +152,8 @@ def test_a_kernel_that_does_not_work(monkeypatch: pytest.MonkeyPatch, capsys: py
     for found, f in ((False, None), (True, broken), (True, swapped), (True, lambda x, e: torch.tensor([0, 1]))):
         monkeypatch.setattr(couplings, "find_spec", lambda name, found=found: found or None)
         monkeypatch.setitem(sys.modules, KERNEL, types.SimpleNamespace(assign=f))  # type: ignore[arg-type]
-        couplings.kernel_works.cache_clear()
-        assert couplings.kernel_works("cpu") == (found and f not in (broken, swapped))
+        couplings.gpu_assignment_works.cache_clear()
+        assert couplings.gpu_assignment_works("cpu") == (found and f not in (broken, swapped))
         said = capsys.readouterr().err
         assert ("on the host: triton does not work here (Failed to find C compiler. Please" in said) == (f is broken)
-    couplings.kernel_works.cache_clear()
+    couplings.gpu_assignment_works.cache_clear()

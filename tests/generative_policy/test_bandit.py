@@ -12,7 +12,7 @@ import torch
 from scipy.stats import chi2
 
 from lightning_toys.generative_policy.actors import GaussianActor
-from lightning_toys.generative_policy.bandit import RotatingModes, angles_to_states, choose
+from lightning_toys.generative_policy.bandit import RotatingModes, sample_softmax, turns_to_states
 from lightning_toys.nets import Network
 from lightning_toys.training.noise import keyed_generator
 from tests.conftest import Runner
@@ -28,40 +28,40 @@ def bandit(policies: Runner) -> Runner:
 
 def test_reward_turns_with_the_state() -> None:
     """r(R s, R a) = r(s, a): a turn of both changes nothing, a turn of one does."""
-    world = RotatingModes()
+    bandit = RotatingModes()
     generator = keyed_generator(0, 0, "test")
     a = torch.from_numpy(generator.uniform(-0.6, 0.6, (50, 2)))
     turns = torch.from_numpy(generator.random(50))
-    state, zero = angles_to_states(turns), angles_to_states(torch.zeros(50, dtype=torch.float64))
+    state, zero = turns_to_states(turns), turns_to_states(torch.zeros(50, dtype=torch.float64))
     c, s = state.unbind(-1)
     turned = torch.stack([c * a[:, 0] - s * a[:, 1], s * a[:, 0] + c * a[:, 1]], -1)
     inside = turned.abs().max(1).values <= 1
-    there, here = world.reward(state, turned)[inside], world.reward(zero, a)[inside]
+    there, here = bandit.reward(state, turned)[inside], bandit.reward(zero, a)[inside]
     torch.testing.assert_close(there, here, rtol=1e-6, atol=1e-7)
-    assert (world.reward(state, a)[inside] - here).abs().max() > 0.1
+    assert (bandit.reward(state, a)[inside] - here).abs().max() > 0.1
 
 
 def test_tops_are_the_greatest_rewards() -> None:
     """Against a fine grid; with wide hills the tops lie beside the centres, and above the heights."""
     for width in (0.15, 0.3):
-        world = RotatingModes(width)
+        bandit = RotatingModes(width)
         line = torch.linspace(-1, 1, 801, dtype=torch.float64)
         grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1)
         state = torch.tensor([1.0, 0.0], dtype=torch.float64)
-        top = float(world.reward(state.expand_as(grid), grid).max())
-        assert top <= world.best < top + 1e-4
-    assert RotatingModes(0.3).best > 1.0
+        top = float(bandit.reward(state.expand_as(grid), grid).max())
+        assert top <= bandit.max_reward < top + 1e-4
+    assert RotatingModes(0.3).max_reward > 1.0
 
 
 @pytest.mark.parametrize("width", [0.15, 0.4])
 def test_regret_of_uniform_actions(width: float) -> None:
     """Against a grid of actions at other states than it is averaged over; the hills reach over the edge."""
-    world = RotatingModes(width)
+    bandit = RotatingModes(width)
     line = (torch.arange(200, dtype=torch.float64) + 0.5) / 100 - 1
     grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
-    states = angles_to_states((torch.arange(50, dtype=torch.float64) + 0.3) / 50)
-    mean = float(torch.stack([world.reward(s.expand_as(grid), grid).mean() for s in states]).mean())
-    assert world.references["uniform"]["regret"] == pytest.approx(world.best - mean, abs=1e-5)
+    states = turns_to_states((torch.arange(50, dtype=torch.float64) + 0.3) / 50)
+    mean = float(torch.stack([bandit.reward(s.expand_as(grid), grid).mean() for s in states]).mean())
+    assert bandit.baselines["uniform"]["regret"] == pytest.approx(bandit.max_reward - mean, abs=1e-5)
     everywhere = 2 * math.pi * width**2 * 2.7 / 4
     assert abs(mean - everywhere) > 5e-4  # as if no hill reached over it
 
@@ -71,7 +71,7 @@ def test_choose_draws_the_mirror_descent_step() -> None:
     q = torch.tensor([0.1, 0.7, -0.3, 0.5], dtype=torch.float64)
     n, temperature = 20_000, 0.4
     u = torch.from_numpy(keyed_generator(1, 0, "test").random(n))
-    counts = torch.bincount(choose(q.expand(n, 4), temperature, u), minlength=4).numpy()
+    counts = torch.bincount(sample_softmax(q.expand(n, 4), temperature, u), minlength=4).numpy()
 
     def distance(p: torch.Tensor) -> float:
         expected = p.numpy() * n
@@ -81,25 +81,25 @@ def test_choose_draws_the_mirror_descent_step() -> None:
     assert distance(torch.softmax(q / temperature, 0)) < limit
     assert distance(torch.softmax(q, 0)) > limit
     assert distance(torch.softmax(-q / temperature, 0)) > limit
-    assert choose(q, temperature, torch.tensor(1.0, dtype=torch.float64)) == 3
+    assert sample_softmax(q, temperature, torch.tensor(1.0, dtype=torch.float64)) == 3
 
 
 def test_gaussian_loss_is_sacs() -> None:
     """Its gradient in the action's place is that of entropy * log pi - Q, and the critic gets none."""
     net = Network(hidden=8, activation="silu").build([0], 2, 0, False, 4).double()
     actor = GaussianActor(net)
-    world = RotatingModes()
-    state = angles_to_states(torch.linspace(0, 0.9, 6, dtype=torch.float64)).unsqueeze(0)
+    bandit = RotatingModes()
+    state = turns_to_states(torch.linspace(0, 0.9, 6, dtype=torch.float64)).unsqueeze(0)
     e = torch.from_numpy(keyed_generator(2, 0, "test").standard_normal((1, 6, 2)))
-    loss = actor.losses(state, e, world.reward, 0.2)
-    a, log_prob = actor.draw(state, e)
-    torch.testing.assert_close(loss, 0.2 * log_prob - world.reward(state, a))
+    loss = actor.losses(state, e, bandit.reward, 0.2)
+    a, log_prob = actor.sample_with_log_prob(state, e)
+    torch.testing.assert_close(loss, 0.2 * log_prob - bandit.reward(state, a))
     # a step against the gradient lowers it
     gradient = torch.autograd.grad(loss.sum(), list(net.parameters()))
     with torch.no_grad():
         for p, g in zip(net.parameters(), gradient, strict=True):
             p -= 1e-4 * g
-    assert actor.losses(state, e, world.reward, 0.2).sum() < loss.sum()
+    assert actor.losses(state, e, bandit.reward, 0.2).sum() < loss.sum()
 
 
 @pytest.mark.parametrize("policy", ["gaussian", "meanflow", "flow"])

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightning_toys.generative_policy.gaussian import (
     bounded_log_sigma,
-    hermite_grid,
-    log_prob_of,
+    gauss_hermite_grid,
+    log_tanh_derivative,
     squash,
-    tanh_log_slope,
+    tanh_gaussian_log_prob,
 )
 from lightning_toys.generative_policy.mixture import Mixture
 from lightning_toys.training.noise import keyed_generator
@@ -32,10 +32,10 @@ def numbers(*values: float) -> Tensor:
 def test_tanh_log_slope_is_the_logarithm_of_the_slope() -> None:
     y = torch.linspace(-6, 6, 101, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(torch.tanh(y).sum(), y)
-    torch.testing.assert_close(tanh_log_slope(y), slope.log(), rtol=0, atol=1e-8)
+    torch.testing.assert_close(log_tanh_derivative(y), slope.log(), rtol=0, atol=1e-8)
     # the slope is 1 / cosh^2, also where it rounds to 0
     far = numbers(-300, -20, -8, 8, 20, 300)
-    torch.testing.assert_close(tanh_log_slope(far), 2 * (math.log(2) - far.abs()), rtol=0, atol=1e-6)
+    torch.testing.assert_close(log_tanh_derivative(far), 2 * (math.log(2) - far.abs()), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("mu", "sigma"), CASES)
@@ -43,7 +43,7 @@ def test_density_integrates_to_one_and_is_the_slope_of_the_distribution_function
     m, s = numbers(mu), numbers(math.log(sigma))
 
     def density(a: float) -> float:
-        return log_prob_of(numbers(a), m, s).exp().item()
+        return tanh_gaussian_log_prob(numbers(a), m, s).exp().item()
 
     inner = np.tanh([mu - 2 * sigma, mu, mu + 2 * sigma])
     ends = [-1 + 1e-12, *inner, 1 - 1e-12]
@@ -56,8 +56,8 @@ def test_density_integrates_to_one_and_is_the_slope_of_the_distribution_function
 
 def test_two_coordinates_are_a_product() -> None:
     mu, s, a = draw("mu", 5, 2), 0.3 * draw("s", 5, 2), torch.tanh(draw("a", 5, 2))
-    parts = [log_prob_of(a[:, i : i + 1], mu[:, i : i + 1], s[:, i : i + 1]) for i in range(2)]
-    torch.testing.assert_close(log_prob_of(a, mu, s), parts[0] + parts[1], rtol=0, atol=1e-12)
+    parts = [tanh_gaussian_log_prob(a[:, i : i + 1], mu[:, i : i + 1], s[:, i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(tanh_gaussian_log_prob(a, mu, s), parts[0] + parts[1], rtol=0, atol=1e-12)
 
 
 def test_squash_is_its_action_and_the_log_prob_of_it() -> None:
@@ -65,7 +65,7 @@ def test_squash_is_its_action_and_the_log_prob_of_it() -> None:
     a, log_prob = squash(mu, s, xi)
     torch.testing.assert_close(a, torch.tanh(mu + s.exp() * xi), rtol=0, atol=1e-15)
     assert log_prob.shape == (3, 7)
-    torch.testing.assert_close(log_prob, log_prob_of(a, mu, s), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(log_prob, tanh_gaussian_log_prob(a, mu, s), rtol=1e-7, atol=1e-7)
     # by the change of variables: the density of xi over |da / dxi|
     rate = torch.vmap(torch.func.jacrev(lambda m, q, x: squash(m, q, x)[0], argnums=2))(
         *(v.view(21, 2) for v in (mu, s, xi))
@@ -91,7 +91,7 @@ def test_extreme_actions_are_finite_in_value_and_gradient(dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("nodes", [2, 5, 32])
 def test_hermite_grid_is_exact_for_polynomials(nodes: int) -> None:
-    xi, w = hermite_grid(nodes)
+    xi, w = gauss_hermite_grid(nodes)
     assert xi.shape == (nodes**2, 2)
     assert xi.dtype == w.dtype == torch.float64
     moments = {0: 1.0, 1: 0.0, 2: 1.0, 3: 0.0, 4: 3.0, 6: 15.0, 8: 105.0, 9: 0.0}
@@ -118,9 +118,9 @@ def test_kl_between_squashed_gaussians_is_that_of_the_gaussians() -> None:
     """A bijection leaves KL alone, so values and reparametrised gradients are closed form."""
     mu, s = (v.clone().requires_grad_() for v in (numbers(0.3, -0.2), numbers(-1.0, -0.6)))
     m, q = numbers(-0.1, 0.4), numbers(-0.7, -0.8)
-    xi, w = hermite_grid(8)
+    xi, w = gauss_hermite_grid(8)
     a, log_prob = squash(mu, s, xi)
-    estimate = w @ (log_prob - log_prob_of(a, m, q))
+    estimate = w @ (log_prob - tanh_gaussian_log_prob(a, m, q))
     closed = (q - s + ((2 * s).exp() + (mu - m).square()) / (2 * (2 * q).exp()) - 0.5).sum()
     assert estimate.item() == pytest.approx(closed.item(), abs=1e-9)
     for found, wanted in zip(torch.autograd.grad(estimate, (mu, s)), torch.autograd.grad(closed, (mu, s)), strict=True):
@@ -131,14 +131,14 @@ def test_kl_between_squashed_gaussians_is_that_of_the_gaussians() -> None:
 def test_reparametrised_gradient_is_the_slope_of_the_kl() -> None:
     """KL(pi || target) on the actions, by quadrature over a fixed grid of actions instead of over the noise."""
     target = Mixture([[0.2, 0.1], [-0.3, 0.4]], [0.4, 0.5], [2, 1])
-    xi, w = hermite_grid(40)
+    xi, w = gauss_hermite_grid(40)
     grid = torch.atanh(torch.linspace(-1, 1, 402, dtype=torch.float64)[1:-1])
     y = torch.linspace(grid[0].item(), grid[-1].item(), 400, dtype=torch.float64)
     a = torch.tanh(torch.cartesian_prod(y, y))
     area = (y[1] - y[0]).square() * (1 - a.square()).prod(-1)  # da = (1 - a^2) dy
 
     def kl(theta: Tensor) -> Tensor:
-        log_pi = log_prob_of(a, theta[:2], theta[2:])
+        log_pi = tanh_gaussian_log_prob(a, theta[:2], theta[2:])
         return (area * log_pi.exp() * (log_pi - target.log_prob(a))).sum()
 
     theta = numbers(0.15, 0.05, -1.3, -1.1).requires_grad_()

@@ -14,9 +14,9 @@ from lightning_toys.generative_policy.meanflow import (
     AverageVelocity,
     Plain,
     Preconditioned,
-    TimeLaw,
+    TimeDistribution,
     adaptive_loss,
-    base_entropy,
+    gaussian_entropy,
     log_det,
     path,
     path_velocity,
@@ -30,7 +30,7 @@ from lightning_toys.training.noise import keyed_generator
 # torch's forward mode scripts its decompositions on first use
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
 
-Law = Callable[[Tensor, Tensor, Tensor], Tensor]
+Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 PATHS = [(0.5, 0.0), (1.3, 0.0), (0.3, 0.1), (2.0, 0.25)]  # (standard deviation of the data, sigma_min)
 MEAN = (0.4, -0.7)
 
@@ -86,8 +86,8 @@ class Silent(ConditionalNet):
     def forward(self, x: Tensor, c: Tensor, t: Tensor | None = None) -> Tensor:
         return torch.zeros_like(x)
 
-    def dual(self, x: Tensor, c: Tensor, t: Tensor, along: Tangent) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(x), torch.zeros_like(along.x)
+    def jvp(self, x: Tensor, c: Tensor, t: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(x), torch.zeros_like(tangent.x)
 
 
 @pytest.mark.parametrize(("d", "s"), PATHS)
@@ -102,7 +102,7 @@ def test_the_flow_map_is_that_of_the_marginal_velocity(d: float, s: float) -> No
     close(flow_map(z, t * one, r * one, d, s)[0], torch.from_numpy(answer.y[:, -1]), 1e-9)
 
 
-def derivative(u: Law, z: Tensor, r: Tensor, t: Tensor, dz: Tensor, dr: float = 0.0, dt: float = 1.0) -> Tensor:
+def derivative(u: Function, z: Tensor, r: Tensor, t: Tensor, dz: Tensor, dr: float = 0.0, dt: float = 1.0) -> Tensor:
     tangent = (dz, torch.full_like(r, dr), torch.full_like(t, dt))
     return torch.func.jvp(u, (z, r, t), tangent)[1]
 
@@ -139,7 +139,7 @@ def test_a_silent_preconditioned_network_obeys_the_identity_and_samples_exactly(
     model, field = AverageVelocity(Silent(), Preconditioned(d, s)), Mixture([[0.0, 0.0]], d)
     z, (r, t) = draw("silent", 2, 40, 2), times(2, 40)
     v = field.marginal_velocity(z, t, s)
-    u, _, du = model.dual(z, r, t, v)
+    u, _, du = model.jvp(z, r, t, v)
     close(residual(u, du, t - r, v), torch.zeros_like(v), 1e-10)
     close(model.velocity(z, t), v, 1e-10)
     assert residual(u, -du, t - r, v).abs().mean() > 0.02
@@ -156,10 +156,10 @@ def worst_correlation(model: AverageVelocity, field: Mixture, s_path: float, sig
     n = 40_000
     e, uniform = draw("minimiser e", 1, n, 2), torch.from_numpy(keyed_generator(2, 0, "test/minimiser").random((n, 2)))
     x = field.sample(uniform[:, 0], draw("minimiser x", n, 2)).unsqueeze(0)
-    r, t, rows = TimeLaw(share=0.75).draw(uniform.unsqueeze(0).roll(1, 1), slice(0, n))
+    r, t, rows = TimeDistribution(share=0.75).sample(uniform.unsqueeze(0).roll(1, 1), slice(0, n))
     assert rows == 3 * n // 4
     z, v = path(x, e, t, s_path), path_velocity(x, e, s_path)
-    u, _, du = model.dual(z, r, t, v[:, :rows])
+    u, _, du = model.jvp(z, r, t, v[:, :rows])
     error = residual(u, sign * du, (t - r)[:, :rows], v)
     tests = [torch.ones_like(t), t, r, z, z.roll(1, -1), t * z, (t - r) * z, z.sin() * (5 * t).cos()]
     return max(((error * f).mean((0, 1)).abs() / (error * f).std((0, 1)) * math.sqrt(n)).max().item() for f in tests)
@@ -199,7 +199,7 @@ def test_path_ends_and_slope(s: float) -> None:
     close(path_velocity(x, e, s), (1 - s) * e - x)
 
 
-# laws of (r, t)
+# distributions of (r, t)
 
 
 def uniforms(*shape: int) -> Tensor:
@@ -209,8 +209,8 @@ def uniforms(*shape: int) -> Tensor:
 @pytest.mark.parametrize("kind", ["uniform", "logit_normal"])
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
 def test_only_the_first_rows_have_r_below_t(kind: str, share: float) -> None:
-    law = TimeLaw(kind, share=share)  # type: ignore[arg-type]
-    r, t, rows = law.draw(uniforms(3, 48, 2), slice(0, 48))
+    times = TimeDistribution(kind, share=share)  # type: ignore[arg-type]
+    r, t, rows = times.sample(uniforms(3, 48, 2), slice(0, 48))
     assert rows == 48 * share
     assert r.shape == t.shape == (3, 48, 1)
     assert (r[:, :rows] < t[:, :rows]).all()
@@ -218,16 +218,16 @@ def test_only_the_first_rows_have_r_below_t(kind: str, share: float) -> None:
     assert r.min() >= 0
     assert t.max() <= 1
     # a rank's rows are those of the whole batch
-    parts = [law.draw(uniforms(3, 48, 2), slice(*ends)) for ends in ((0, 20), (20, 48))]
+    parts = [times.sample(uniforms(3, 48, 2), slice(*ends)) for ends in ((0, 20), (20, 48))]
     assert torch.equal(torch.cat([p[0] for p in parts], 1), r)
     assert torch.equal(torch.cat([p[1] for p in parts], 1), t)
     assert [p[2] for p in parts] == [min(rows, 20), max(rows - 20, 0)]
 
 
-def test_uniform_law() -> None:
+def test_uniform_times() -> None:
     """r and t are the lesser and greater of two uniforms: means 1/3 and 2/3, variances 1/18, covariance 1/36."""
     n = 40_000
-    r, t, k = TimeLaw().draw(uniforms(1, n, 2), slice(0, n))
+    r, t, k = TimeDistribution().sample(uniforms(1, n, 2), slice(0, n))
     assert k == n // 2
     r, t = r[0], t[0]
     first, rest = slice(0, n // 2), slice(n // 2, n)
@@ -237,27 +237,27 @@ def test_uniform_law() -> None:
         assert abs(found.mean().item() - wanted) < 5 * found.std().item() / math.sqrt(len(found))
 
 
-def test_logit_normal_law_has_scipys_quantiles() -> None:
+def test_logit_normal_times_have_scipys_quantiles() -> None:
     u = torch.linspace(0.001, 0.999, 37, dtype=torch.float64)
-    law, alone = (TimeLaw("logit_normal", mean=-0.4, std=1.3, share=share) for share in (1.0, 0.0))
+    times, alone = (TimeDistribution("logit_normal", mean=-0.4, std=1.3, share=share) for share in (1.0, 0.0))
     both = torch.stack([u, u.flip(0)], dim=-1).unsqueeze(0)
-    _, t, _ = alone.draw(both, slice(0, 37))
+    _, t, _ = alone.sample(both, slice(0, 37))
     wanted = expit(stats.norm.ppf(u.numpy(), loc=-0.4, scale=1.3))
     close(t[0, :, 0], torch.from_numpy(wanted))
-    low, high, _ = law.draw(both, slice(0, 37))
+    low, high, _ = times.sample(both, slice(0, 37))
     close(low[0, :, 0], torch.from_numpy(np.minimum(wanted, wanted[::-1]).copy()))
     close(high[0, :, 0], torch.from_numpy(np.maximum(wanted, wanted[::-1]).copy()))
-    r, t, _ = law.draw(torch.tensor([[[0.0, 1 - 2**-24]]]), slice(0, 1))  # the ends of float32 uniforms
+    r, t, _ = times.sample(torch.tensor([[[0.0, 1 - 2**-24]]]), slice(0, 1))  # the ends of float32 uniforms
     assert 0 < r.item() < 0.01
     assert 0.99 < t.item() < 1
 
 
-def test_time_law_refuses() -> None:
+def test_time_distribution_refuses() -> None:
     with pytest.raises(ToyError, match=r"--model\.time\.std: 0"):
-        TimeLaw(std=0.0)
+        TimeDistribution(std=0.0)
     for share in (-0.1, 1.1):
         with pytest.raises(ToyError, match=rf"--model\.time\.share: {share} "):
-            TimeLaw(share=share)
+            TimeDistribution(share=share)
 
 
 # preconditioning
@@ -277,12 +277,12 @@ def test_skip_is_the_average_velocity_of_gaussian_data(d: float, s: float) -> No
     for r, t in [(0.0, 1.0), (0.2, 0.9), (0.5, 0.6), (0.0, 0.3)]:
         k = form.coefficients(*(torch.tensor([q], dtype=torch.float64) for q in (r, t)))
         mean = quad(speed, r, t, epsabs=1e-12)[0] / size(t) / (t - r)
-        assert k.skip.item() == pytest.approx(mean, abs=1e-10)
-        assert k.skip.item() == pytest.approx((1 - size(r) / size(t)) / (t - r), abs=1e-12)
-        assert k.inner.item() == pytest.approx(1 / size(t))
-        assert k.out.item() == pytest.approx(d / size(t))
+        assert k.c_skip.item() == pytest.approx(mean, abs=1e-10)
+        assert k.c_skip.item() == pytest.approx((1 - size(r) / size(t)) / (t - r), abs=1e-12)
+        assert k.c_in.item() == pytest.approx(1 / size(t))
+        assert k.c_out.item() == pytest.approx(d / size(t))
     same = torch.tensor([0.3], dtype=torch.float64)
-    assert form.coefficients(same, same).skip.item() == pytest.approx(speed(0.3) / size(0.3), abs=1e-12)
+    assert form.coefficients(same, same).c_skip.item() == pytest.approx(speed(0.3) / size(0.3), abs=1e-12)
 
 
 @pytest.mark.parametrize(("d", "s"), PATHS)
@@ -303,7 +303,7 @@ def test_derivatives_of_the_coefficients(d: float, s: float) -> None:
 
 
 @pytest.mark.parametrize(("d", "s"), PATHS)
-def test_the_rest_has_the_standard_deviation_that_out_gives_it(d: float, s: float) -> None:
+def test_c_out_is_the_standard_deviation_of_what_is_left_to_predict(d: float, s: float) -> None:
     """Var(v | z) = (d / s_t)^2 for Gaussian data, by regression in closed form."""
     _, t = times(1, 20)
     b = t + s * (1 - t)
@@ -311,15 +311,15 @@ def test_the_rest_has_the_standard_deviation_that_out_gives_it(d: float, s: floa
     covariance = (1 - s) * b - (1 - t) * d**2
     left = v_variance - covariance**2 / z_variance
     k = Preconditioned(d, s).coefficients(t, t)
-    close(k.out**2, left)
-    close(k.skip, covariance / z_variance)
+    close(k.c_out**2, left)
+    close(k.c_skip, covariance / z_variance)
 
 
-@pytest.mark.parametrize("form", [Plain(), Preconditioned(0.5), Preconditioned(0.5, 0.1, tick=0.3)])
-def test_clock(form: Plain | Preconditioned) -> None:
+@pytest.mark.parametrize("form", [Plain(), Preconditioned(0.5), Preconditioned(0.5, 0.1, offset=0.3)])
+def test_c_noise(form: Plain | Preconditioned) -> None:
     t = torch.linspace(0, 1, 11, dtype=torch.float64)
-    found, rate = form.clock(t)
-    wanted, slope = torch.func.jvp(lambda q: form.clock(q)[0], (t,), (torch.ones_like(t),))
+    found, rate = form.c_noise(t)
+    wanted, slope = torch.func.jvp(lambda q: form.c_noise(q)[0], (t,), (torch.ones_like(t),))
     close(found, wanted)
     close(rate, slope)
     assert (found.diff() > 0).all()
@@ -351,7 +351,7 @@ FORMS: dict[str, Plain | Preconditioned] = {
 @pytest.mark.parametrize("head", [False, True])
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_dual_is_forward_and_its_jvp(form: str, with_state: bool, head: bool, kind: str) -> None:
+def test_jvp_is_forward_and_its_jvp(form: str, with_state: bool, head: bool, kind: str) -> None:
     model = build(FORMS[form], with_state, head, kind)
     z, v, (r, t) = draw("z", 2, 6, 2), draw("v", 2, 6, 2), times(2, 6)
     state = draw("state", 2, 6, 3) if with_state else None
@@ -360,7 +360,7 @@ def test_dual_is_forward_and_its_jvp(form: str, with_state: bool, head: bool, ki
         part = None if state is None else state[:, first]
         same = torch.arange(6).view(1, 6, 1) >= rows
         begin = torch.where(same, t, r)
-        u, log_sigma, du = model.dual(z, begin, t, v[:, first], state, dt)
+        u, log_sigma, du = model.jvp(z, begin, t, v[:, first], state, dt)
         wanted, wanted_sigma = model(z, begin, t, state)
         slope = derivative(
             lambda z, r, t, c=part: model(z, r, t, c)[0], z[:, first], r[:, first], t[:, first], v[:, first], 0.0, dt
@@ -446,12 +446,12 @@ def test_log_det_is_that_of_the_jacobian(form: str, with_state: bool) -> None:
     e, state = draw("log_det", 2, 30, 2), draw("state of log_det", 2, 30, 3) if with_state else None
 
     def one(r: int, b: int) -> Callable[[Tensor], Tensor]:
-        def law(point: Tensor) -> Tensor:
+        def f(point: Tensor) -> Tensor:
             whole = torch.cat([e[:, :b], torch.where(torch.arange(2).view(2, 1, 1) == r, point, e[:, b : b + 1])], 1)
             part = None if state is None else state[:, : b + 1]
             return sample(model, whole, 1, part)[0][r, b]
 
-        return law
+        return f
 
     found, sign = log_det(model, e, state)
     assert found.shape == sign.shape == (2, 30)
@@ -471,10 +471,10 @@ def test_log_det_gives_the_density_of_a_linear_map() -> None:
     found, sign = log_det(AverageVelocity(Silent(), Preconditioned(d, s)), draw("linear", 1, 5, 2))
     close(found, torch.full_like(found, 2 * math.log(d)), 1e-12)
     assert (sign == 1).all()
-    assert base_entropy() + 2 * math.log(d) == pytest.approx(base_entropy(d))
+    assert gaussian_entropy() + 2 * math.log(d) == pytest.approx(gaussian_entropy(d))
 
 
 @pytest.mark.parametrize(("std", "dim"), [(1.0, 2), (0.3, 2), (2.0, 1), (0.1, 5)])
-def test_base_entropy(std: float, dim: int) -> None:
-    assert base_entropy(std, dim) == pytest.approx(stats.multivariate_normal(cov=std**2 * np.eye(dim)).entropy())
-    assert base_entropy(0.0, dim) == -math.inf
+def test_gaussian_entropy(std: float, dim: int) -> None:
+    assert gaussian_entropy(std, dim) == pytest.approx(stats.multivariate_normal(cov=std**2 * np.eye(dim)).entropy())
+    assert gaussian_entropy(0.0, dim) == -math.inf

@@ -1,4 +1,4 @@
-"""Measures of samples, held against closed forms, scipy's distances and laws of scale; wrong versions must fail."""
+"""Measures of samples, checked against closed forms, scipy's distances and scaling; wrong versions must fail."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from scipy.special import digamma
 from torch import Tensor
 
 from lightning_toys.generative_policy.metrics import (
+    compute_metrics,
     energy_distance,
     knn_entropy,
-    mean_pair_distance,
+    mean_pairwise_distance,
     mode_metrics,
-    score,
     sliced_w2,
 )
 from lightning_toys.generative_policy.mixture import Checkerboard, Mixture, ThreeModes, TwoMoons, rice_mean
@@ -77,11 +77,11 @@ def test_a_mode_of_many_components_has_no_width_of_its_own() -> None:
 @pytest.mark.parametrize("n", [7, 1500])  # 1500: more than one chunk of the distance matrix
 def test_mean_pair_distance_is_scipys(n: int) -> None:
     x = normals("pairs", n, 2)
-    assert mean_pair_distance(x) == pytest.approx(pdist(x.numpy()).mean(), rel=1e-12)
+    assert mean_pairwise_distance(x) == pytest.approx(pdist(x.numpy()).mean(), rel=1e-12)
 
 
 def test_energy_distance_between_gaussians() -> None:
-    """Two isotropic Gaussians: 2 E|X - Y| - E|X - X'| - E|Y - Y'|, each the mean of a Rice law; over seeds unbiased."""
+    """Two isotropic Gaussians: 2 E|X - Y| - E|X - X'| - E|Y - Y'|, each the mean of a Rice distribution; unbiased."""
     s, t, d = 0.3, 0.2, 0.4
     target = Mixture([[d, 0.0]], t)
     wanted = float(2 * rice_mean(d, math.hypot(s, t)) - rice_mean(0, s * math.sqrt(2)) - rice_mean(0, t * math.sqrt(2)))
@@ -158,7 +158,7 @@ def test_knn_entropy_of_equal_samples_is_far_below_any_density() -> None:
 def test_score_uses_the_pairs_and_neighbours_that_it_is_given() -> None:
     target = ThreeModes(0.02)
     x, y = drawn(target, 400, 1), drawn(target, 400, 2)
-    found = score(x, target, y, 100, 3)
+    found = compute_metrics(x, target, y, 100, 3)
     assert found["energy_distance"] == energy_distance(x[:100], target, y[:100])
     assert found["sliced_w2"] == sliced_w2(x, y)
     assert found["entropy_knn"] == knn_entropy(x.numpy(), 3)

@@ -175,13 +175,13 @@ def test_marginal_velocity_is_that_of_the_score(name: str, sigma_min: float) -> 
     for time in (0.05, 0.3, 0.7, 0.95):
         b = time + sigma_min * (1 - time)
         spread = (((1 - time) * m.stds) ** 2 + b**2).sqrt()
-        law = torch.distributions.MixtureSameFamily(
+        marginal = torch.distributions.MixtureSameFamily(
             torch.distributions.Categorical(m.weights),
             torch.distributions.Independent(
                 torch.distributions.Normal((1 - time) * m.means, spread.unsqueeze(1).expand(-1, 2)), 1
             ),
         )
-        (score,) = torch.autograd.grad(law.log_prob(z).sum(), z)
+        (score,) = torch.autograd.grad(marginal.log_prob(z).sum(), z)
         e = -b * score
         x = (z - b * e) / (1 - time)
         t = torch.full((60, 1), time, dtype=torch.float64)
@@ -230,7 +230,7 @@ def test_modes_group_components() -> None:
 def test_threshold_shares_are_those_of_modes_that_are_apart() -> None:
     m = ThreeModes()
     _, distance = m.nearest(m.sample(*noise("shares")))
-    for k, share in m.threshold_shares.items():
+    for k, share in m.tail_fractions.items():
         assert share == pytest.approx(stats.chi2.sf(k**2, df=2))
         found = (distance > k).double().mean().item()
         assert abs(found - share) < 5 * math.sqrt(share * (1 - share) / N) + 1e-12

@@ -1,4 +1,4 @@
-"""Flows sampled and judged by integration: Euler or dopri5 from noise to data, and exact likelihoods back."""
+"""Flows as ODEs: sampling from noise (t = 1) to data (t = 0), and exact likelihoods (arXiv 1806.07366)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ Velocity = Callable[[Tensor, Tensor], Tensor]  # (z (..., 2), t (..., 1)) -> dz/
 
 
 def flow_sample(velocity: Velocity, e: Tensor, solver: Solver, nfe: int, tolerance: float = 1e-5) -> Tensor:
-    """Integrate dz/dt = velocity(z, t) from e at t = 1 down to t = 0 and return z_0."""
+    """Integrate dz/dt = velocity(z, t) from z_1 = e down to t = 0 and return z_0, (..., 2).
+
+    Args:
+        velocity: (z (..., 2), t (..., 1)) to dz/dt (..., 2).
+        e: noise (..., 2).
+        solver: as in :func:`~lightning_toys.flows.integrate`.
+        nfe: evaluations of ``velocity``, likewise; unused by ``dopri5``.
+        tolerance: dopri5's, relative and absolute.
+    """
 
     def backwards(q: Tensor, z: Tensor) -> Tensor:
         # dopri5 looks past the end and interpolates back; there is no velocity there
@@ -26,21 +34,24 @@ def flow_sample(velocity: Velocity, e: Tensor, solver: Solver, nfe: int, toleran
 def flow_log_prob(
     velocity_and_divergence: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, tolerance: float = 1e-5
 ) -> Tensor:
-    """Return log q(x) of the flow's law at t = 0, with the exact divergence (Chen et al. 2018).
+    """Return log q(x) of the flow's distribution at t = 0, with the exact divergence (Chen et al. 2018).
 
     log q_0(z_0) = log N(z_1; 0, I) + int_0^1 div v(z_t, t) dt along the trajectory through z_0 = x.
 
     Args:
         velocity_and_divergence: (z (..., 2), t (..., 1)) to dz/dt (..., 2) and its divergence (..., 1).
-        x: places (..., 2).
+        x: points (..., 2).
         tolerance: dopri5's, relative and absolute.
+
+    Returns:
+        log q(x) in nats (...).
     """
 
-    def joint(t: Tensor, state: Tensor) -> Tensor:
+    def augmented(t: Tensor, state: Tensor) -> Tensor:
         z = state[..., :2]
         return torch.cat(velocity_and_divergence(z, t.clamp(0.0, 1.0).expand(z[..., :1].shape)), dim=-1)
 
     start = torch.cat([x, torch.zeros_like(x[..., :1])], dim=-1)
-    end = integrate(joint, start, "dopri5", rtol=tolerance, atol=tolerance)
+    end = integrate(augmented, start, "dopri5", rtol=tolerance, atol=tolerance)
     z = end[..., :2]
     return -0.5 * z.square().sum(-1) - math.log(2 * math.pi) + end[..., 2]

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_toys.generative_policy.flow_ode import flow_log_prob, flow_sample
 from lightning_toys.generative_policy.mixture import Mixture
-from lightning_toys.generative_policy.reference_flow import flow_log_prob, flow_sample
 from lightning_toys.training.noise import keyed_generator
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_toys.nets import ConditionalNet, Network, Tangent, TokenTransformer, fourier, fourier_push
+from lightning_toys.nets import ConditionalNet, Network, Tangent, TokenTransformer, fourier, fourier_jvp
 from lightning_toys.training.noise import keyed_generator
 
 # torch's forward mode scripts its decompositions on first use
@@ -32,10 +32,10 @@ def build(kind: str, activation: str, residual: bool, features: bool, seeds: lis
     return spec.build(seeds, 2, 3, True, out_dim=4).double()
 
 
-def reference(net: ConditionalNet, x: Tensor, c: Tensor, t: Tensor, along: Tangent) -> tuple[Tensor, Tensor]:
+def reference(net: ConditionalNet, x: Tensor, c: Tensor, t: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
     """The derivative of the first rows by torch's forward mode, and the value of all."""
-    k = along.x.shape[1]
-    _, derivative = torch.func.jvp(net.forward, (x[:, :k], c[:, :k], t[:, :k]), tuple(along))
+    k = tangent.x.shape[1]
+    _, derivative = torch.func.jvp(net.forward, (x[:, :k], c[:, :k], t[:, :k]), tuple(tangent))
     return net(x, c, t), derivative
 
 
@@ -44,23 +44,23 @@ def close(a: Tensor, b: Tensor) -> None:
 
 
 @pytest.mark.parametrize("features", [0, 1, 4])
-def test_fourier_push(features: int) -> None:
+def test_fourier_jvp(features: int) -> None:
     u, du = draw("u", 2, 5, 3), draw("du", 2, 5, 3)
     _, expected = torch.func.jvp(lambda v: fourier(v, features), (u,), (du,))
-    close(fourier_push(u, du, features), expected)
+    close(fourier_jvp(u, du, features), expected)
 
 
 @pytest.mark.parametrize("features", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("kind", ["concat", "film"])
-def test_dual_is_forward_and_its_jvp(kind: str, activation: str, residual: bool, features: bool) -> None:
+def test_jvp_is_forward_and_its_jvp(kind: str, activation: str, residual: bool, features: bool) -> None:
     net = build(kind, activation, residual, features)
     x, c, t = inputs()
     for rows in (2, ROWS):
-        along = direction(rows)
-        value, derivative = net.dual(x, c, t, along)
-        value_wanted, wanted = reference(net, x, c, t, along)
+        tangent = direction(rows)
+        value, derivative = net.jvp(x, c, t, tangent)
+        value_wanted, wanted = reference(net, x, c, t, tangent)
         close(value, value_wanted)
         close(derivative, wanted.detach())
         assert wanted.abs().mean() > 0.01
@@ -78,14 +78,14 @@ def test_dual_is_forward_and_its_jvp(kind: str, activation: str, residual: bool,
 
 @pytest.mark.parametrize("part", ["x", "c", "t"])
 @pytest.mark.parametrize("kind", ["concat", "film"])
-def test_dual_by_finite_differences_in_each_input(kind: str, part: str) -> None:
+def test_jvp_by_finite_differences_in_each_input(kind: str, part: str) -> None:
     net, full = build(kind, "silu", True, True), direction(ROWS)
-    along = Tangent(*(d if name == part else torch.zeros_like(d) for name, d in full._asdict().items()))
+    tangent = Tangent(*(d if name == part else torch.zeros_like(d) for name, d in full._asdict().items()))
     x, c, t = inputs()
     h = 1e-5
     with torch.no_grad():
-        up, down = (net(x + s * along.x, c + s * along.c, t + s * along.t) for s in (h, -h))
-    derivative = net.dual(x, c, t, along)[1]
+        up, down = (net(x + s * tangent.x, c + s * tangent.c, t + s * tangent.t) for s in (h, -h))
+    derivative = net.jvp(x, c, t, tangent)[1]
     torch.testing.assert_close(derivative, (up - down) / (2 * h), rtol=1e-6, atol=1e-7)
     assert derivative.abs().min() > 1e-6
 
@@ -94,29 +94,29 @@ def test_dual_by_finite_differences_in_each_input(kind: str, part: str) -> None:
 def test_no_rows_have_no_derivative(kind: str) -> None:
     net = build(kind, "gelu", False, True)
     x, c, t = inputs()
-    value, derivative = net.dual(x, c, t, direction(0))
+    value, derivative = net.jvp(x, c, t, direction(0))
     close(value, net(x, c, t))
     assert derivative.shape == (3, 0, 4)
 
 
 @pytest.mark.parametrize("kind", ["concat", "film"])
 def test_a_replica_of_many_is_the_solo_net(kind: str) -> None:
-    many, along = build(kind, "silu", True, True), direction(4)
+    many, tangent = build(kind, "silu", True, True), direction(4)
     x, c, t = inputs()
-    value, derivative = many.dual(x, c, t, along)
+    value, derivative = many.jvp(x, c, t, tangent)
     for r, seed in enumerate(SEEDS):
         solo = build(kind, "silu", True, True, [seed])
         one = slice(r, r + 1)
-        f, df = solo.dual(x[one], c[one], t[one], Tangent(*(d[one] for d in along)))
+        f, df = solo.jvp(x[one], c[one], t[one], Tangent(*(d[one] for d in tangent)))
         close(value[one], f)
         close(derivative[one], df)
 
 
-def test_the_transformer_has_no_dual() -> None:
+def test_the_transformer_has_no_jvp() -> None:
     net = Network("transformer", hidden=8, layers=1).build([0], 2, 3, True).double()
     assert isinstance(net, TokenTransformer)
     with pytest.raises(NotImplementedError, match="TokenTransformer"):
-        net.dual(*inputs(1), direction(2, 1))
+        net.jvp(*inputs(1), direction(2, 1))
 
 
 @pytest.mark.parametrize("kind", ["concat", "film", "transformer"])

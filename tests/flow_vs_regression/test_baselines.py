@@ -4,13 +4,13 @@ import torch
 from scipy.interpolate import CubicSpline, interp1d
 from torch import Tensor
 
-from lightning_toys.flow_vs_regression.references import (
-    REFERENCES,
+from lightning_toys.flow_vs_regression.baselines import (
+    BASELINES,
+    baseline_predictions,
     cubic_spline,
     gaussian_process,
     linear,
     nearest,
-    reference_predictions,
     zero,
 )
 from lightning_toys.flow_vs_regression.targets import Piecewise, Trigonometric
@@ -31,7 +31,7 @@ AT = np.linspace(-0.1, 1.1, 301)
 
 def test_known_errors_on_the_default_target() -> None:
     target, c, at = Trigonometric(), grid(50), grid(100_000)
-    rows = reference_predictions(c, target(c), at, 0.0)
+    rows = baseline_predictions(c, target(c), at, 0.0)
     rmse = {name: (row[0, 0] - target(at)).square().mean().sqrt().item() for name, row in rows.items()}
     assert rmse["zero"] == pytest.approx(0.9260, abs=5e-5)
     assert rmse["linear"] == pytest.approx(0.003297, abs=5e-7)
@@ -72,10 +72,10 @@ def test_cubic_spline_is_scipys_and_exact_on_cubics() -> None:
     np.testing.assert_allclose(cubic_spline(c, cubic, AT, 0.0)[:, 0], 2 * AT**3 - AT**2 + 3, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", [n for n in REFERENCES if n != "zero"])
-def test_references_pass_through_the_points(name: str) -> None:
+@pytest.mark.parametrize("name", [n for n in BASELINES if n != "zero"])
+def test_baselines_pass_through_the_points(name: str) -> None:
     target, c = Trigonometric(dim=2), grid(20)
-    found = reference_predictions(c, target(c), c, 0.0)[name][0, 0]
+    found = baseline_predictions(c, target(c), c, 0.0)[name][0, 0]
     torch.testing.assert_close(found, target(c), rtol=0, atol=1e-4 if name == "gaussian_process" else 1e-12)
 
 
@@ -83,7 +83,7 @@ def test_gaussian_process_smooths_noise_alone() -> None:
     """With the noise known it stays off the points and nearer to the truth than any interpolation of them."""
     target, c, at = Trigonometric(), grid(50), grid(300)
     noisy = target(c) + 0.2 * torch.from_numpy(keyed_generator(0, 0, "test/noise").standard_normal((50, 1)))
-    rows = reference_predictions(c, noisy, at, 0.2)
+    rows = baseline_predictions(c, noisy, at, 0.2)
     rmse = {name: (row[0, 0] - target(at)).square().mean().sqrt().item() for name, row in rows.items()}
     assert rmse["gaussian_process"] < 0.15
     assert rmse["gaussian_process"] < 0.8 * min(rmse["linear"], rmse["cubic_spline"], rmse["nearest"])
@@ -103,8 +103,8 @@ def test_unsorted_points_and_grids() -> None:
     shuffle = torch.from_numpy(keyed_generator(0, 0, "test/shuffle").permutation(12))
     turned = torch.arange(40).flip(0)
     at = grid(40)
-    straight = reference_predictions(c[:, None], x1, at, 0.0)
-    shuffled = reference_predictions(c[shuffle, None], x1[shuffle], at[turned], 0.0)
+    straight = baseline_predictions(c[:, None], x1, at, 0.0)
+    shuffled = baseline_predictions(c[shuffle, None], x1[shuffle], at[turned], 0.0)
     for name, row in straight.items():
         assert row.shape == (1, 1, 40, 3)
         torch.testing.assert_close(shuffled[name][:, :, turned], row, rtol=0, atol=1e-9)
@@ -113,4 +113,4 @@ def test_unsorted_points_and_grids() -> None:
 def test_three_points_have_no_cubic_spline() -> None:
     for n, has in ((3, False), (4, True)):
         c, x1 = (torch.from_numpy(a) for a in points(n))
-        assert ("cubic_spline" in reference_predictions(c[:, None], x1, grid(10), 0.0)) is has
+        assert ("cubic_spline" in baseline_predictions(c[:, None], x1, grid(10), 0.0)) is has
