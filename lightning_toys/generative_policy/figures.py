@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
+from lightning_toys.errors import ToyError, note
 from lightning_toys.generative_policy.mixture import Mixture, Target, ThreeModes
+from lightning_toys.imports import load_class
 from lightning_toys.plotting import COLOURS, GREY, band, new_figure
 from lightning_toys.training.metrics_csv import read_csv, replica_columns
 from lightning_toys.training.results import Report, set_aside
@@ -260,8 +262,12 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
     for label, folder in runs.items():
         if snapshots := read_snapshots(folder):
             last[label] = snapshots[max(snapshots)]
-    targets = {label: load_target(runs[label]) for label in last}
     if not last:
+        return {}
+    try:
+        targets = {label: load_target(runs[label]) for label in last}
+    except ToyError as error:
+        note(f"no samples_side_by_side.png: {error}")
         return {}
     names = list(last)[:6]
     figure, axes = new_figure(2, len(names), size=(2.9 * len(names) + 0.4, 6.2))
@@ -280,11 +286,15 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
 
 
 def load_target(folder: Path) -> Target:
-    """Return the target that a run folder's config.yaml names."""
-    import lightning_toys.generative_policy as package
+    """Return the target that a run folder's config.yaml names, by its full path: it may be somebody's own.
 
-    node = yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"].get("target")
+    Raises:
+        ToyError: its class cannot be found here.
+    """
+    data = yaml.safe_load((folder / "config.yaml").read_text())["data"]
+    node = data["init_args"].get("target") if isinstance(data, dict) else None
     if node is None:
         return ThreeModes()
-    target: Target = getattr(package, node["class_path"].split(".")[-1])(**node.get("init_args", {}))
+    name, settings = (node, {}) if isinstance(node, str) else (node["class_path"], node.get("init_args") or {})
+    target: Target = load_class(name if "." in name else f"lightning_toys.generative_policy.mixture.{name}")(**settings)
     return target

@@ -25,17 +25,17 @@ class OneLineParser(argparse.ArgumentParser):
 
 def compare_command(args: Sequence[str]) -> None:
     """Run `compare RUN_OR_FOLDER ... [--baseline LABEL] [--out FOLDER]`."""
-    # after the help, which need not wait for them
-    from lightning_toys.commands.compare.report import baselines_named, compare_runs
-    from lightning_toys.commands.compare.runs import find_results, load_runs
-
-    parser = OneLineParser(prog="cli.py compare", description="Put runs side by side.")
+    parser = OneLineParser(prog="lightning-toys compare", description="Put runs side by side.")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders above them")
     parser.add_argument(
         "--baseline", help="label (or part of one) or folder name that differences are taken from; default: the first"
     )
     parser.add_argument("--out", type=Path, help="folder for the files; default: comparison/ beside the runs")
     given = parser.parse_args(list(args))
+    # after the help, which need not wait for them
+    from lightning_toys.commands.compare.report import baselines_named, compare_runs
+    from lightning_toys.commands.compare.runs import find_results, load_runs
+
     if given.out is not None:
         try:
             given.out.mkdir(parents=True, exist_ok=True)

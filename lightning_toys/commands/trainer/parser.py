@@ -184,6 +184,8 @@ def reason(message: str, command: Sequence[str], parser: LightningArgumentParser
     if m := re.search(r"Expected an? (.*?)\. Got value: (.*)", message):
         kind = re.sub(r"<class '(.*?)'>", r"\1", m[1])
         return f"{flag_for(key, m[2].strip(), given)}: {m[2].strip()!r} is not allowed; give {article(kind)}"
+    if said := constructor_error(message):
+        return said
     if m := re.search(r"does not correspond to a subclass of (\w+)", message):
         value = next((v[1].strip() for v in [re.search(r"Given value: (.*)", message)] if v), "the class")
         return f"{flag_for(key, value, given)}: {value!r} is not allowed; give a class with {m[1]} for its base"
@@ -193,6 +195,16 @@ def reason(message: str, command: Sequence[str], parser: LightningArgumentParser
         kinds = " or ".join(dict.fromkeys(article(k) if k in TYPES or "Sequence" in k else k for k in names))
         return f"{flag_for(key, m[1].strip(), given)}: {m[1].strip()!r} is not allowed; give {kinds or 'another value'}"
     return " ".join(message.split())
+
+
+def constructor_error(message: str) -> str:
+    """Return what a class's constructor has to say, among what jsonargparse reports of its union; empty if nothing."""
+    known = ("Expected", "Does not validate", "Import path", "Not a valid", "Discarded", "Problem with")
+    for line in re.finditer(r"^\s*- (\S.*)$", message, re.MULTILINE):
+        made = re.search(r"Given value: Namespace\(class_path='([\w.]+)'", message[line.end() :])
+        if made and not line[1].startswith(known):
+            return f"{made[1]} cannot be made: {line[1].strip()}"
+    return ""
 
 
 HABITS = {  # what people give elsewhere, by the flag's last word, and what it is here
