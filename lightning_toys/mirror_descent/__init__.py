@@ -1,4 +1,4 @@
-"""Which samplers and guidance rules reach an exactly known tilted law?"""
+"""Which samplers and guidance rules reach an exactly known tilted distribution?"""
 
 from lightning_toys.mirror_descent.data import LinearGaussian
 from lightning_toys.mirror_descent.learned import LearnedSampling

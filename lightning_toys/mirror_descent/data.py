@@ -1,4 +1,4 @@
-"""Draws of the linear-Gaussian joint law of (a, s')."""
+"""Samples of the linear-Gaussian joint distribution of (a, s')."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class LinearGaussian(ToyDataModule):
     Args:
         mu_a: mean of the action.
         sigma_a: its standard deviation.
-        alpha: effect of the action on the next state.
+        alpha: slope of the next state on the action.
         sigma_sprime: standard deviation of the next state given the action.
-        d: effect of the state.
+        d: slope of the next state on the state.
         s: the state, which is fixed.
         mu_eps: mean of the dynamics' noise.
         batch_size: pairs of one optimiser step.
@@ -53,7 +53,7 @@ class LinearGaussian(ToyDataModule):
         return DrawnLoader(draw, self.batch_size)
 
     def pairs(self, z: Tensor) -> Tensor:
-        """Turn standard normals (..., 2) into pairs (a, s')."""
+        """Turn standard normals (..., 2) into pairs (a, s') (..., 2)."""
         joint = self.joint
         a = joint.mu_a + joint.sigma_a * z[..., :1]
         return torch.cat([a, joint.alpha * a + joint.shift + joint.sigma_sprime * z[..., 1:]], dim=-1)
