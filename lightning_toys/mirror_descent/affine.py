@@ -14,7 +14,13 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class AffineStep:
-    """x <- A x + b + N(0, D), in two dimensions."""
+    """A Markov transition x <- A x + b + N(0, D).
+
+    Attributes:
+        A: matrix (2, 2).
+        b: offset (2,).
+        D: covariance of the noise (2, 2), possibly singular.
+    """
 
     A: Array
     b: Array
@@ -22,10 +28,10 @@ class AffineStep:
 
 
 def propagate(x: Gaussian, step: AffineStep) -> Gaussian:
-    """Return the distribution of x one step later."""
+    """Return the distribution of x after a step: N(A m + b, A C A' + D)."""
     return Gaussian(step.A @ x.m + step.b, step.A @ x.C @ step.A.T + step.D)
 
 
 def refresh(level: NoiseLevel) -> AffineStep:
-    """Return the exact draw of s' | a at a level."""
+    """Return the transition that replaces s' by an exact draw of s' | a at a level."""
     return AffineStep(np.array([[1.0, 0.0], [level.rho, 0.0]]), np.array([0.0, level.c]), np.diag([0.0, level.v]))

@@ -96,6 +96,13 @@ def run_chains(
 ) -> list[Sample]:
     """Return each seed's sample, the same on every rank and, on a CPU, for any number of ranks.
 
+    >>> from lightning_toys.mirror_descent.problem import Joint, Problem
+    >>> from lightning_toys.mirror_descent import ActionValue, Linear
+    >>> from lightning_toys.mirror_descent.samplers import MALA
+    >>> samples = run_chains(MALA(Problem(Joint(), ActionValue(), Linear(), 1.5)), [0, 1], 1000, torch.zeros(()))
+    >>> len(samples), samples[0].a.shape, samples[0].trace.shape
+    (2, (1000,), (100, 64))
+
     Args:
         samplers: the sampler, or one a seed.
         seeds: one a replica.

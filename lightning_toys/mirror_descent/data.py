@@ -24,7 +24,10 @@ class LinearGaussian(ToyDataModule):
         d: slope of the next state on the state.
         s: the state, which is fixed.
         mu_eps: mean of the dynamics' noise.
-        batch_size: pairs of one optimiser step.
+        batch_size: pairs of one optimiser step, over all ranks together.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     drawn = True
@@ -44,7 +47,7 @@ class LinearGaussian(ToyDataModule):
         self.joint = Joint(mu_a, sigma_a, alpha, sigma_sprime, d, s, mu_eps)
 
     def loader(self, seeds: Sequence[int]) -> DrawnLoader:
-        """See :meth:`ToyDataModule.loader`."""
+        """See :meth:`ToyDataModule.loader`: one column, pairs (R, batch_size, 2) a step, keyed by (seed, step)."""
         noise, like = NoiseStream(seeds, "data/pair", (self.batch_size, 2)), torch.zeros(1)
 
         def draw(start: int, stop: int) -> tuple[Tensor, ...]:

@@ -36,7 +36,7 @@ def family_index(name: str) -> int:
 def draw_density(
     ax: Axes, x: Array, mean: float, std: float, prior: tuple[float, float], label: str, bins: int
 ) -> None:
-    """Draw a histogram with the exact tilted density and the untilted one."""
+    """Draw a histogram of x (n,) with the densities N(mean, std^2) of the target and N(*prior) of the untilted one."""
     low = min(mean - 4.5 * std, prior[0] - 3.5 * prior[1])
     high = max(mean + 4.5 * std, prior[0] + 3.5 * prior[1])
     ax.hist(x, bins=bins, range=(low, high), density=True, color=COLOURS[0], alpha=0.35, label=label)
@@ -65,7 +65,13 @@ def draw_densities(problem: Problem, name: str, sample: Sample, exact: Sample, b
 def draw_error_vs_cost(
     metrics: Mapping[str, list[float]], costs: Mapping[str, int], exact: Mapping[str, float]
 ) -> Figure:
-    """Draw the KL to the target against evaluations per sample, all samplers in one figure."""
+    """Draw the KL to the target against evaluations per sample, all samplers in one figure.
+
+    Args:
+        metrics: has ``joint_kl@NAME`` and ``action_kl@NAME`` of each sampler, one value a seed.
+        costs: evaluations per sample of each sampler.
+        exact: ``joint_kl`` and ``action_kl`` of exact draws.
+    """
     figure, axes = new_figure(1, 2, size=(12.5, 5.4), sharex=True)
     for ax, metric, title in (
         (axes[0, 0], "joint_kl", "KL of (a, s') to the tilted law, by moments (nats)"),

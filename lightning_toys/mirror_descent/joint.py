@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(m, C) of x = (a, s').
+    """N(m, C) of x = (a, s'). Its conditional is s' | a ~ N(rho a + c, v).
 
     Attributes:
         m: mean (2,).
@@ -43,7 +43,7 @@ class Gaussian:
 
     @cached_property
     def precision(self) -> Array:
-        """C^-1; the score is -C^-1 (x - m)."""
+        """C^-1 (2, 2); the score is -C^-1 (x - m)."""
         P: Array = np.linalg.inv(self.C).astype(np.float64)
         return P
 
@@ -61,7 +61,23 @@ class NoiseLevel(Gaussian):
 
 @dataclass(frozen=True)
 class Joint:
-    """a ~ N(mu_a, sigma_a^2), s' | a ~ N(alpha a + d s + mu_eps, sigma_sprime^2), at a fixed state s."""
+    """a ~ N(mu_a, sigma_a^2), s' | a ~ N(alpha a + d s + mu_eps, sigma_sprime^2), at a fixed state s.
+
+    >>> Joint(alpha=2.0).clean.C.tolist()
+    [[1.0, 2.0], [2.0, 4.25]]
+
+    Attributes:
+        mu_a: mean of the action.
+        sigma_a: its standard deviation.
+        alpha: slope of the next state on the action.
+        sigma_sprime: standard deviation of the next state given the action.
+        d: slope of the next state on the state.
+        s: the state.
+        mu_eps: mean of the dynamics' noise.
+
+    Raises:
+        ToyError: a standard deviation is not above 0, or a number is not finite.
+    """
 
     mu_a: float = 0.0
     sigma_a: float = 1.0
@@ -81,7 +97,7 @@ class Joint:
 
     @property
     def shift(self) -> float:
-        """E[s' | a] - alpha a."""
+        """E[s' | a] - alpha a = d s + mu_eps."""
         return self.d * self.s + self.mu_eps
 
     def with_action_marginal(self, mean: float, variance: float) -> NoiseLevel:
@@ -111,7 +127,11 @@ def noised(clean: NoiseLevel, abar: float) -> NoiseLevel:
 
 
 def gaussian_kl(m: ArrayLike, C: ArrayLike, target_m: ArrayLike, target_C: ArrayLike) -> float:
-    """Return KL(N(m, C) || N(target_m, target_C)) in nats."""
+    """Return KL(N(m, C) || N(target_m, target_C)) in nats, for means () or (n,) and covariances () or (n, n).
+
+    >>> gaussian_kl(1.0, 1.0, 0.0, 1.0)
+    0.5
+    """
     difference: Array = np.atleast_1d(np.asarray(m, np.float64) - np.asarray(target_m, np.float64))
     C, target_C = (np.atleast_2d(np.asarray(x, np.float64)) for x in (C, target_C))
     P = np.linalg.inv(target_C)

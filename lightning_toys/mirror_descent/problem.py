@@ -17,7 +17,14 @@ from lightning_toys.training.compiling import check_compiler
 
 
 class Cost(NamedTuple):
-    """Evaluations per sample: draws of q(a), the model's score or density, Q (its gradient too), draws of s' | a."""
+    """Evaluations per sample, counted alike for all samplers.
+
+    Attributes:
+        prior: draws of q(a).
+        score: evaluations of the model's score or density.
+        value: evaluations of Q, its gradient included.
+        refresh: draws of s' | a.
+    """
 
     prior: int = 0
     score: int = 0
@@ -50,6 +57,9 @@ class Settings:
         ess_threshold: effective sample size, as a fraction of the particles, below which SMC resamples.
         smc_twist: ``dps``, Q at the Tweedie mean, as published, or ``tfg``, the same smoothed.
         compile: run noise and pc_mala's steps as compiled code; needs a C++ compiler and, once, half a minute.
+
+    Raises:
+        ToyError: a value is not allowed, or there is no compiler.
     """
 
     K: int = 40
@@ -100,6 +110,11 @@ class Settings:
 @dataclass(frozen=True)
 class Problem:
     """The sampling problem: draw (a, s') from q(a, s') exp(lambda_scale Q(a)) / Z.
+
+    >>> from lightning_toys.mirror_descent import ActionValue, Linear
+    >>> problem = Problem(Joint(), ActionValue(), Linear(), lambda_scale=1.5)
+    >>> round(problem.target.mu, 3), round(1 / problem.target.tau, 3)
+    (0.9, 0.4)
 
     Attributes:
         joint: the clean distribution q.

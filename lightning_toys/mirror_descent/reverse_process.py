@@ -22,7 +22,7 @@ MAX_LOG_SNR = 10.0  # levels go from -10 to 10, then to clean
 
 
 def log_snr_levels(K: int) -> Array:
-    """Return abar of K + 1 levels, ascending: K even in log-SNR = log(abar / (1 - abar)), and 1."""
+    """Return abar of K + 1 levels (K + 1,), ascending: K even in log-SNR = log(abar / (1 - abar)), and 1."""
     levels = 1 / (1 + np.exp(-np.linspace(-MAX_LOG_SNR, MAX_LOG_SNR, K)))
     return np.append(levels, 1.0)
 

@@ -42,7 +42,7 @@ class Draws:
 
 
 class Sampler:
-    """A way of drawing (a, s') from the tilted target.
+    """A way of drawing (a, s') from the tilted target. Chains are along the last axis B, in blocks of ``BLOCK_SIZE``.
 
     Attributes:
         name: by which ``--model.samplers`` chooses it, and part of the key of its noise.
@@ -119,7 +119,10 @@ class ChainRecorder:
 
 
 class Importance(Sampler):
-    """Draws from q resampled with weights exp(beta Q), systematically in groups of 4096; exact as a group grows."""
+    """Draws from q resampled with weights exp(beta Q), systematically in groups of 4096; exact as a group grows.
+
+    ``extra`` has each group's ``ess_fraction`` and ``log_z``, the log of its unbiased estimate of Z.
+    """
 
     name = "importance"
     independent = False
@@ -148,6 +151,9 @@ class Importance(Sampler):
 
 def systematic_resampling(weight: Tensor, uniform: Tensor) -> Tensor:
     """Return the indices (groups, N) that are kept in each group, index i floor or ceil of N weight_i times.
+
+    >>> systematic_resampling(torch.tensor([[0.5, 0.25, 0.0, 0.25]]), torch.tensor([0.5])).tolist()
+    [[0, 0, 1, 3]]
 
     Args:
         weight: (groups, N), each row of sum 1.

@@ -8,9 +8,18 @@ from lightning_toys.errors import require
 
 
 class Schedule:
-    """f(abar), with r = clip((abar - abar_min) / (1 - abar_min), 0, 1)."""
+    """f(abar), the tilt at a noise level as a fraction of lambda: a base class for schedules of your own.
 
-    final_steps = 0  # MALA steps on the clean target after the last level
+    Below, r = clip((abar - abar_min) / (1 - abar_min), 0, 1).
+
+    >>> Linear().fraction(0.625, abar_min=0.25)
+    0.5
+
+    Attributes:
+        final_steps: MALA steps of annealed samplers on the clean target after the last level.
+    """
+
+    final_steps = 0
 
     def fraction(self, abar: float, abar_min: float) -> float:
         """Return f(abar), the fraction of lambda at a level; ``abar_min`` is the noisiest level's abar."""
@@ -55,8 +64,11 @@ class LateConstant(Schedule):
     """f = 1 for abar in [w_lo, w_hi], else 0.
 
     Args:
-        w_lo: where it starts.
-        w_hi: where it ends; below 1 it ends off the target.
+        w_lo: abar where the tilt starts.
+        w_hi: abar where it ends; below 1 samplers miss the target.
+
+    Raises:
+        ToyError: not 0 <= w_lo < w_hi <= 1.
     """
 
     def __init__(self, w_lo: float = 0.5, w_hi: float = 1.0) -> None:
@@ -72,9 +84,12 @@ class LateRamp(Schedule):
     """f = ((abar - w_lo) / (w_hi - w_lo))^ramp_p within [w_lo, w_hi], 0 below and 1 above.
 
     Args:
-        w_lo: where it starts.
-        w_hi: where f reaches 1.
-        ramp_p: power.
+        w_lo: abar where the tilt starts.
+        w_hi: abar where f reaches 1.
+        ramp_p: power, above 0.
+
+    Raises:
+        ToyError: not 0 <= w_lo < w_hi <= 1, or the power is not above 0.
     """
 
     def __init__(self, w_lo: float = 0.5, w_hi: float = 1.0, ramp_p: float = 2.0) -> None:
@@ -92,8 +107,11 @@ class TFGPlusFinalMALA(Schedule):
     """f = (1 - r)^tfg_p, which ends at no tilt, then MALA steps on the clean target.
 
     Args:
-        tfg_p: power.
+        tfg_p: power, above 0.
         final_steps: MALA steps; with few of them the samples miss the target, and the run warns of it.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     def __init__(self, tfg_p: float = 1.0, final_steps: int = 50) -> None:
@@ -110,7 +128,10 @@ class SigmaPower(Schedule):
     """f = sqrt(1 - abar)^sigma_p, which ends at no tilt.
 
     Args:
-        sigma_p: power.
+        sigma_p: power, above 0.
+
+    Raises:
+        ToyError: the power is not above 0.
     """
 
     def __init__(self, sigma_p: float = 1.0) -> None:

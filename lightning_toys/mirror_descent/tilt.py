@@ -11,27 +11,31 @@ from lightning_toys.mirror_descent.joint import NoiseLevel
 
 @dataclass(frozen=True)
 class Quadratic:
-    """q(x) = const + b x - A x^2 / 2."""
+    """A quadratic const + b x - A x^2 / 2 of a scalar."""
 
     A: float
     b: float
     const: float
 
     def __call__(self, x: float) -> float:
-        """Return q(x)."""
+        """Return the value at x."""
         return self.const + self.b * x - 0.5 * self.A * x * x
 
 
 class Reward:
-    """What actions are tilted towards."""
+    """What actions are tilted towards: a base class for rewards of your own, given by class_path.
+
+    Samplers and closed forms need Q as a quadratic at every noise level. It depends on a alone, so that the tilt leaves
+    s' | a unchanged.
+    """
 
     def action_value(self, level: NoiseLevel) -> Quadratic:
-        """Return Q(a) at a noise level."""
+        """Return the action value Q(a) at a noise level, whose s' | a is N(level.rho a + level.c, level.v)."""
         raise NotImplementedError
 
     @property
     def state_weight(self) -> float:
-        """w: Q's gradient at a, with one s' in the place of its mean, has the noise -w rho (s' - E[s' | a])."""
+        """w >= 0: with one draw of s' in place of its mean, dQ/da has the noise -w rho (s' - E[s' | a])."""
         return 0.0
 
 
@@ -39,8 +43,11 @@ class ActionValue(Reward):
     """Q(a) = -q_a / 2 (a - mu_q)^2, at every level.
 
     Args:
-        q_a: curvature.
+        q_a: curvature, above 0.
         mu_q: optimum.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     def __init__(self, q_a: float = 1.0, mu_q: float = 1.5) -> None:
@@ -57,10 +64,13 @@ class StateReward(Reward):
     """R(a, s') = -(r_wa (a - r_a)^2 + r_ws (s' - r_s)^2) / 2, and Q(a) = E[R(a, s') | a].
 
     Args:
-        r_wa: weight of the action's term.
-        r_a: its optimum.
-        r_ws: weight of the next state's term.
-        r_s: its optimum.
+        r_wa: weight of the action's term, not below 0.
+        r_a: optimal action.
+        r_ws: weight of the next state's term, not below 0; one of the two weights is above 0.
+        r_s: optimal next state.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     def __init__(self, r_wa: float = 1.0, r_a: float = 1.5, r_ws: float = 1.0, r_s: float = 1.0) -> None:
@@ -109,7 +119,7 @@ class TiltedAction:
 
     @property
     def log_z(self) -> float:
-        """log E_q exp(beta Q(a))."""
+        """log Z = log E_q exp(beta Q(a))."""
         tau_q = float(1 / self.level.C[0, 0])
         exponent = 0.5 * (self.tau * self.mu**2 - tau_q * float(self.level.m[0]) ** 2)
         return 0.5 * math.log(tau_q / self.tau) + exponent + self.beta * self.Q.const
@@ -122,5 +132,11 @@ class TiltedAction:
 
 
 def tilt(level: NoiseLevel, reward: Reward, beta: float) -> TiltedAction:
-    """Return q(a) exp(beta Q(a)) / Z at a noise level."""
+    """Return q(a) exp(beta Q(a)) / Z at a noise level.
+
+    >>> from lightning_toys.mirror_descent.joint import Joint
+    >>> target = tilt(Joint().clean, StateReward(), beta=1.5)
+    >>> target.mu, target.tau
+    (0.9375, 4.0)
+    """
     return TiltedAction(level, beta, reward.action_value(level))

@@ -66,6 +66,8 @@ class TwistedSMC(Sampler):
     p psi' / (psi proposal). They are carried along, and the particles are resampled systematically when their effective
     sample size falls below ``ess_threshold`` of them. With a_0 = E[a_0 | x] the twist ``dps`` is exp(lambda Q(a_0)), as
     published; ``tfg`` smooths it as that rule does, which tames the weights' tails.
+
+    ``extra`` has each run's ``log_z``, final ``ess_fraction`` and number of resamplings, ``resampled``.
     """
 
     name = "smc_twisted"
