@@ -27,6 +27,7 @@ from lightning_toys.mirror_descent.energy import (
     score_relative_error,
     training_levels,
 )
+from lightning_toys.mirror_descent.hparams import to_hparam
 from lightning_toys.mirror_descent.model import LearnedModel
 from lightning_toys.mirror_descent.module import TiltedSampling
 from lightning_toys.mirror_descent.problem import Problem, Settings
@@ -125,6 +126,12 @@ class LearnedSampling(TiltedSampling):
             "--model.network.activation: 'relu' is not allowed here, its slope jumps; give gelu, silu or tanh",
         )
         self.hparams.update({"network": asdict(self.network), "lr": lr, "optimizer": optimizer, "seeds": self.seeds})
+        # load_from_checkpoint hands these to this constructor
+        self.hparams.update(lr_decay=lr_decay, muon_lr=muon_lr, weight_decay=weight_decay, parallel=parallel)
+        self.hparams.update(clip_grad_norm=clip_grad_norm, ema_decay=ema_decay, samplers=self.sampler_names)
+        self.hparams.update(reward=to_hparam(self.reward), schedule=to_hparam(self.schedule))
+        self.hparams.update(settings=asdict(self.settings), lambda_scale=lambda_scale, chains=chains, bins=bins)
+        self.hparams.update(sweep_max_refresh=sweep_max_refresh, sweep_chains=sweep_chains, gif=gif)
 
     def unused_settings(self) -> dict[str, str]:
         """See :meth:`ToyModule.unused_settings`."""
@@ -169,19 +176,29 @@ class LearnedSampling(TiltedSampling):
 
     @property
     def evaluated_net(self) -> EnergyNet:
-        """The network that is evaluated: of the averaged weights where there are such."""
+        """The network that is evaluated: of the averaged weights where there are such.
+
+        Raises:
+            ToyError: there is no network yet.
+        """
+        require(
+            hasattr(self, "net"),
+            "the network is not built yet; load a checkpoint, or set sizes = measure(data) and call configure_model()",
+        )
         net = self.ema_net or self.net
         assert isinstance(net, EnergyNet)
         return net
 
-    def build_samplers(self, problem: Problem) -> dict[str, list[Sampler]]:
+    def build_samplers(self, problem: Problem, names: Sequence[str]) -> dict[str, list[Sampler]]:
         """See :meth:`TiltedSampling.build_samplers`: with each replica's energy, then with the closed form."""
         models = [LearnedModel(extract_replica(self.evaluated_net, r)) for r in range(len(self.seeds))]
         problems = [dataclasses.replace(problem, model=model) for model in models]
-        learned = {name: [SAMPLERS[name](p) for p in problems] for name in self.sampler_names}
-        return learned | {
-            f"{name}{EXACT_SUFFIX}": [SAMPLERS[name](problem)] * len(self.seeds) for name in self.sampler_names
-        }
+        learned = {name: [SAMPLERS[name](p) for p in problems] for name in names}
+        return learned | {f"{name}{EXACT_SUFFIX}": [SAMPLERS[name](problem)] * len(self.seeds) for name in names}
+
+    def sampler_name(self, label: str) -> str:
+        """See :meth:`TiltedSampling.sampler_name`: ``pc_mala`` for ``pc_mala`` (learned) and ``pc_mala_exact``."""
+        return label.removesuffix(EXACT_SUFFIX)
 
     def holm_families(self, labels: list[str]) -> list[list[str]]:
         """See :meth:`TiltedSampling.holm_families`: one with the learned energy, one with the closed form."""
@@ -197,6 +214,56 @@ class LearnedSampling(TiltedSampling):
         found = torch.stack(errors).cpu().double()
         out = {"score_error": found.amax(0).tolist()}
         return out | {f"score_error@{abar:g}": e.tolist() for abar, e in zip(EVALUATION_LEVELS, found, strict=True)}
+
+    # of points of one's own
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def forward(self, x: Tensor, abar: Tensor | float) -> Tensor:
+        """Return the learned score, the gradient of log q(x; abar), at noised pairs x = (a, s') of each replica.
+
+        The weights are those that are evaluated: the moving average where there is one. No gradient flows back.
+
+        Args:
+            x: points (R, M, 2), or (M, 2) for all replicas.
+            abar: fraction of signal variance in [0, 1]: a number, (M,) or (R, M).
+
+        Returns:
+            Scores (R, M, 2), in the network's dtype and on its device.
+
+        Raises:
+            ToyError: a shape or an abar does not fit, or there is no network yet.
+        """
+        return self.evaluated_net.score(*self.net_inputs(x, abar))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def log_density(self, x: Tensor, abar: Tensor | float) -> Tensor:
+        """Return the learned log q(x; abar) (R, M), up to a constant of each level; see :meth:`forward`."""
+        rows, levels = self.net_inputs(x, abar)
+        with torch.autocast(rows.device.type, enabled=False):
+            return self.evaluated_net.log_density(rows, levels)
+
+    def net_inputs(self, x: Tensor, abar: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return x (R, M, 2) and abar (R, M, 1) as the network takes them.
+
+        Raises:
+            ToyError: a shape or an abar does not fit, or there is no network yet.
+        """
+        like = next(self.evaluated_net.parameters())
+        replicas = like.shape[0]
+        require(
+            x.dim() in (2, 3) and x.shape[-1] == 2 and x.shape[:-2] in ((), (replicas,)),
+            f"x: shape {tuple(x.shape)} is not allowed; give (M, 2) or ({replicas}, M, 2), a pair (a, s') a row",
+        )
+        rows = (x.clone() if x.is_inference() else x).to(like).expand(replicas, -1, -1)
+        levels, points = torch.as_tensor(abar).to(like), rows.shape[1]
+        require(
+            levels.shape in ((), (points,), (replicas, points)),
+            f"abar: shape {tuple(levels.shape)} is not allowed; give a number, ({points},) or ({replicas}, {points})",
+        )
+        require(bool(((levels >= 0) & (levels <= 1)).all()), "abar: a value is not allowed; give numbers in [0, 1]")
+        return rows, levels.expand(replicas, points).unsqueeze(-1)
 
     # a score is a gradient: not in inference mode, whose tensors have none
 

@@ -25,6 +25,7 @@ from lightning_toys.mirror_descent.closed_form_checks import (
 )
 from lightning_toys.mirror_descent.data import LinearGaussian
 from lightning_toys.mirror_descent.diagnostics import Sample, distribution_metrics, exact_draws, mixing_metrics
+from lightning_toys.mirror_descent.hparams import from_hparam
 from lightning_toys.mirror_descent.joint import gaussian_kl
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE
 from lightning_toys.mirror_descent.problem import Problem, Settings
@@ -33,7 +34,7 @@ from lightning_toys.mirror_descent.samplers import Sampler
 from lightning_toys.mirror_descent.schedules import Linear, Schedule
 from lightning_toys.mirror_descent.tilt import Reward, StateReward
 from lightning_toys.stats import holm
-from lightning_toys.training.configuration import require_data
+from lightning_toys.training.configuration import as_dataclass, require_data
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.progress import WorkProgress
@@ -41,6 +42,11 @@ from lightning_toys.training.results import Report, set_aside, write_atomic
 
 KS_METRICS = ("action_ks_p", "state_ks_p", "residual_ks_p")
 ANNEALED = ("pc_ula", "pc_mala", "pc_joint_mala")
+
+
+def stack_samples(samples: Sequence[Sample]) -> Tensor:
+    """Return the pairs (a, s') of samples of n chains each, one a seed: (R, n, 2), float64 on the CPU."""
+    return torch.from_numpy(np.stack([np.stack([x.a, x.s], -1) for x in samples]))
 
 
 class TiltedSampling(ToyModule):
@@ -121,8 +127,9 @@ class TiltedSampling(ToyModule):
             sweep_max_refresh >= 0,
             f"--model.sweep_max_refresh: {sweep_max_refresh} is not allowed; give an integer >= 0",
         )
-        self.reward, self.schedule = reward or StateReward(), schedule or Linear()
-        self.lambda_scale, self.chains, self.settings = lambda_scale, chains, settings or Settings()
+        self.reward = from_hparam(Reward, reward, "reward", StateReward())
+        self.schedule = from_hparam(Schedule, schedule, "schedule", Linear())
+        self.lambda_scale, self.chains, self.settings = lambda_scale, chains, as_dataclass(Settings, settings)
         self.bins, self.sweep_max_refresh, self.sweep_chains, self.gif = bins, sweep_max_refresh, sweep_chains, gif
         self.samples: dict[str, list[Sample]] = {}
         self.exact_samples: list[Sample] = []
@@ -138,8 +145,16 @@ class TiltedSampling(ToyModule):
             ToyError: the data module is no LinearGaussian, ULA would be unstable, or there are too few chains for SMC.
         """
         data = require_data(data, LinearGaussian)
-        problem = Problem(data.joint, self.reward, self.schedule, self.lambda_scale, self.settings)
-        if unstable := [n for n in self.sampler_names if n in ("ula", "pc_ula")]:
+        self.check_sampling(self.problem_on(data), self.sampler_names, self.chains)
+        return {"batch_size": data.batch_size}
+
+    def check_sampling(self, problem: Problem, names: Sequence[str], chains: int) -> None:
+        """Refuse step sizes with which ULA is unstable, and too few chains for one run of SMC.
+
+        Raises:
+            ToyError: names the setting.
+        """
+        if unstable := [n for n in names if n in ("ula", "pc_ula")]:
             targets = [problem.target, *(problem.levels if "pc_ula" in unstable else [])]
             step, bound = self.settings.ula_step, 2 / max(tilted.tau for tilted in targets)
             require(
@@ -149,11 +164,10 @@ class TiltedSampling(ToyModule):
             )
         particles = self.settings.smc_particles
         require(
-            "smc_twisted" not in self.sampler_names or self.chains >= particles,
-            f"--model.chains: {self.chains} is not allowed with smc_twisted; give at least "
+            "smc_twisted" not in names or chains >= particles,
+            f"--model.chains: {chains} is not allowed with smc_twisted; give at least "
             f"--model.settings.smc_particles, {particles}",
         )
-        return {"batch_size": data.batch_size}
 
     def build(self) -> nn.Module:
         """See :meth:`ToyModule.build`: there are no weights."""
@@ -171,14 +185,51 @@ class TiltedSampling(ToyModule):
     @property
     def problem(self) -> Problem:
         """The sampling problem, on the attached Trainer's data."""
-        joint = require_data(self.trainer.datamodule, LinearGaussian).joint  # type: ignore[attr-defined]
-        return Problem(joint, self.reward, self.schedule, self.lambda_scale, self.settings)
+        return self.problem_on(require_data(self.trainer.datamodule, LinearGaussian))  # type: ignore[attr-defined]
+
+    def problem_on(self, data: LinearGaussian) -> Problem:
+        """Return the sampling problem whose untilted distribution is that of ``data``."""
+        return Problem(data.joint, self.reward, self.schedule, self.lambda_scale, self.settings)
 
     # sampling
 
-    def build_samplers(self, problem: Problem) -> dict[str, list[Sampler]]:
+    def build_samplers(self, problem: Problem, names: Sequence[str]) -> dict[str, list[Sampler]]:
         """Return label to samplers, one a seed; the first label's metrics are those without ``@``."""
-        return {name: [SAMPLERS[name](problem)] * len(self.seeds) for name in self.sampler_names}
+        return {name: [SAMPLERS[name](problem)] * len(self.seeds) for name in names}
+
+    def sampler_name(self, label: str) -> str:
+        """Return the name of a label's sampler."""
+        return label
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def sample(self, sampler: str, chains: int | None = None, data: LinearGaussian | None = None) -> Tensor:
+        """Return samples of (a, s') from one sampler, (R, chains, 2) in float64 on the CPU: those that ``test`` draws.
+
+        Noise is keyed by the replica's seed and the chain: of more chains the first are the same. No Trainer is needed.
+
+        >>> module = TiltedSampling(seeds=[0, 1])
+        >>> module.sample("mala", chains=1000, data=LinearGaussian()).shape
+        torch.Size([2, 1000, 2])
+
+        Args:
+            sampler: a name such as ``"mala"``; in ``test`` what follows the ``@`` of a metric.
+            chains: chains of each replica; as many as the module's if left out.
+            data: has the untilted distribution; the attached Trainer's data if left out.
+
+        Raises:
+            ToyError: there are no data, no such sampler, or chains and settings do not fit the sampler.
+        """
+        if data is None and self._trainer is not None:
+            data = self._trainer.datamodule  # type: ignore[attr-defined]
+        require(isinstance(data, LinearGaussian), "sample: no data are attached; give data=LinearGaussian(...)")
+        assert data is not None
+        chains = self.chains if chains is None else chains
+        require(chains >= 1, f"sample: chains={chains} is not allowed; give an integer >= 1")
+        names = check_samplers([self.sampler_name(sampler)], self.allowed_samplers)
+        problem = self.problem_on(data)
+        self.check_sampling(problem, names, chains)
+        return stack_samples(run_chains(self.build_samplers(problem, names)[sampler], self.seeds, chains, self.like))
 
     @property
     def like(self) -> Tensor:
@@ -209,7 +260,7 @@ class TiltedSampling(ToyModule):
         problem = self.problem
         if not self.schedule.reaches_target and (warning := off_target_warning(problem)):
             note(warning)
-        samplers_by_label = self.build_samplers(problem)
+        samplers_by_label = self.build_samplers(problem, self.sampler_names)
         swept = [n for n in ANNEALED if n in self.sampler_names] if self.sweep_max_refresh else []
         work = len(samplers_by_label) * self.local_blocks(self.chains)
         work += len(swept) * (self.sweep_max_refresh + 1) * self.local_blocks(self.sweep_chains)
@@ -254,7 +305,7 @@ class TiltedSampling(ToyModule):
         found: dict[str, list[list[float]]] = {"action_kl": [], "state_kl": []}
         for count in range(self.sweep_max_refresh + 1):
             settings = dataclasses.replace(self.settings, refresh_L=count, final_refresh=False)
-            samplers = self.build_samplers(dataclasses.replace(problem, settings=settings))[name]
+            samplers = self.build_samplers(dataclasses.replace(problem, settings=settings), [name])[name]
             rows = [
                 distribution_metrics(problem, x, self.bins)
                 for x in self.run_samplers(samplers, self.sweep_chains, progress)
@@ -316,7 +367,7 @@ class TiltedSampling(ToyModule):
         if not annealed:
             note(f"--model.gif: no animation, none of --model.samplers is annealed ({', '.join(ANNEALED)})")
         for name in annealed:
-            sampler = self.build_samplers(self.problem)[name][0]
+            sampler = self.build_samplers(self.problem, [name])[name][0]
             sampler.num_traced = 4000
             path = self.run_folder / "figures" / f"anim_{name}.gif"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -328,12 +379,11 @@ class TiltedSampling(ToyModule):
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Return the sample (R, chains, 2) of each label: pairs (a, s')."""
-        out, samplers_by_label = {}, self.build_samplers(self.problem)
+        out, samplers_by_label = {}, self.build_samplers(self.problem, self.sampler_names)
         work = len(samplers_by_label) * self.local_blocks(self.chains)
         with WorkProgress(work, "drawing", self.trainer.is_global_zero) as progress:
             for name, samplers in samplers_by_label.items():
-                samples = self.run_samplers(samplers, self.chains, progress)
-                out[name] = torch.from_numpy(np.stack([np.stack([x.a, x.s], -1) for x in samples]))
+                out[name] = stack_samples(self.run_samplers(samplers, self.chains, progress))
         return out
 
     def figures(self, folder: Path) -> dict[str, Figure]:

@@ -7,7 +7,7 @@ import importlib
 
 import pytest
 
-WITH_EXAMPLES = ("chain_runner", "joint", "problem", "samplers", "schedules", "tilt")
+WITH_EXAMPLES = ("chain_runner", "joint", "module", "problem", "samplers", "schedules", "tilt")
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
