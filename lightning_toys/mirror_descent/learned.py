@@ -172,6 +172,15 @@ class LearnedSampling(TiltedSampling):
         assert isinstance(self.net, EnergyNet)
         return (level_weights(abar) * denoising_losses(self.net, x0, eps, abar)).sum(1) / batch.total
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`ToyModule.on_load_checkpoint`; without a Trainer the weights' precision is the checkpoint's."""
+        super().on_load_checkpoint(checkpoint)
+        if self._trainer is None:
+            dtype = checkpoint["state_dict"]["net.matrix.last.weight"].dtype
+            for net in (self.net, self.ema_net):
+                if net is not None:
+                    net.to(dtype)
+
     # evaluation
 
     @property
@@ -188,6 +197,11 @@ class LearnedSampling(TiltedSampling):
         net = self.ema_net or self.net
         assert isinstance(net, EnergyNet)
         return net
+
+    @property
+    def like(self) -> Tensor:
+        """See :attr:`TiltedSampling.like`: the network's."""
+        return next(self.evaluated_net.parameters()).new_zeros(())
 
     def build_samplers(self, problem: Problem, names: Sequence[str]) -> dict[str, list[Sampler]]:
         """See :meth:`TiltedSampling.build_samplers`: with each replica's energy, then with the closed form."""

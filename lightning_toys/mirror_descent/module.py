@@ -233,7 +233,7 @@ class TiltedSampling(ToyModule):
 
     @property
     def like(self) -> Tensor:
-        """A tensor () with the device and dtype of the chains."""
+        """A tensor () with the device and dtype of the chains: the module's device, torch's default dtype."""
         return torch.zeros((), device=self.device, dtype=torch.get_default_dtype())
 
     def run_samplers(self, samplers: Sequence[Sampler], chains: int, progress: WorkProgress) -> list[Sample]:

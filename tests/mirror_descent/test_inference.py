@@ -115,6 +115,19 @@ def test_loaded_module_has_the_numbers_of_the_run(mirror: Runner) -> None:
     assert not torch.allclose(module.sample("pc_mala", data=DATA), module.sample("pc_mala_exact", data=DATA))
 
 
+def test_double_precision_is_kept(mirror: Runner) -> None:
+    double = ("--trainer.precision", "64-true", "--model.samplers", "[mala]")
+    mirror.ok("fit", "learned", *LEARNED, *double)
+    mirror.ok("predict", "learned", *LEARNED[:-2], *double)
+    folder = mirror.folder("learned")
+    module = from_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert module(pairs(0, 3), 0.5).dtype == torch.float64
+    assert module(torch.ones(3, 2, dtype=torch.int64), 0.5).dtype == torch.float64
+    with np.load(folder / "predictions.npz") as predicted:
+        for label in ("mala", "mala_exact"):
+            assert np.array_equal(module.sample(label, data=DATA).numpy(), predicted[label]), label
+
+
 def test_sample_is_what_predict_and_test_draw(mirror: Runner) -> None:
     mirror.ok("predict", "analytic", "--run.name", "predicted")
     mirror.ok("test", "analytic", "--model.sweep_max_refresh", "0", "--run.name", "tested")
