@@ -30,13 +30,13 @@ from measuring import machine, spread, write_section
 
 from lightning_toys.mirror_descent.annealed import PCMALA
 from lightning_toys.mirror_descent.joint import Joint
-from lightning_toys.mirror_descent.kernels import BLOCK, Noise
-from lightning_toys.mirror_descent.problem import World
+from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
+from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.mirror_descent.schedules import Linear
 from lightning_toys.mirror_descent.tilt import StateReward
 from lightning_toys.training.allocator import keep_freed_memory
 
-WORLD = World(Joint(), StateReward(), Linear(), 1.5)
+PROBLEM = Problem(Joint(), StateReward(), Linear(), 1.5)
 GOAL = 1500
 PUBLISHED = 929  # actions a second and core of the script that the target was set against, on its own machine
 
@@ -44,7 +44,7 @@ PUBLISHED = 929  # actions a second and core of the script that the target was s
 def script(chains: int, seed: int = 0) -> float:
     """Return actions per second of the usual script's loop over chains."""
     rng = np.random.default_rng(seed)
-    clean, reward, K = WORLD.joint.clean, WORLD.reward, WORLD.settings.K
+    clean, reward, K = PROBLEM.joint.clean, PROBLEM.reward, PROBLEM.settings.K
     assert isinstance(reward, StateReward)
 
     def level(abar: float) -> tuple[np.ndarray, np.ndarray]:
@@ -65,13 +65,13 @@ def script(chains: int, seed: int = 0) -> float:
     out = np.empty((chains, 2))
     start = time.process_time()
     for i in range(chains):
-        m, C = level(WORLD.settings.abar_min)
+        m, C = level(PROBLEM.settings.abar_min)
         a = rng.normal(m[0], np.sqrt(C[0, 0]))
-        for abar in np.linspace(WORLD.settings.abar_min, 1.0, K):
+        for abar in np.linspace(PROBLEM.settings.abar_min, 1.0, K):
             m, C = level(abar)
-            beta = WORLD.beta(abar)
+            beta = PROBLEM.beta(abar)
             rho, v = C[0, 1] / C[0, 0], C[1, 1] - C[0, 1] ** 2 / C[0, 0]
-            s = rng.normal(m[1] + rho * (a - m[0]), np.sqrt(v), size=WORLD.settings.particles)
+            s = rng.normal(m[1] + rho * (a - m[0]), np.sqrt(v), size=PROBLEM.settings.particles)
             eta = 0.7 / (1 / C[0, 0] + beta * (reward.r_wa + reward.r_ws * rho**2))
             g = gradient(a, m, C, beta)
             new = a + eta * g + np.sqrt(2 * eta) * rng.normal()
@@ -89,8 +89,8 @@ def script(chains: int, seed: int = 0) -> float:
 def tight(chains: int, seed: int = 0) -> float:
     """Return actions per second of the same loop with all that can be taken out of it."""
     rng = np.random.default_rng(seed)
-    levels = [(x.mu, x.tau, 0.7 / x.tau, x.level.rho, x.level.c, math.sqrt(x.level.v)) for x in WORLD.levels]
-    first = WORLD.levels[0].level
+    levels = [(x.mu, x.tau, 0.7 / x.tau, x.level.rho, x.level.c, math.sqrt(x.level.v)) for x in PROBLEM.levels]
+    first = PROBLEM.levels[0].level
     out = np.empty((chains, 2))
     start = time.process_time()
     for i in range(chains):
@@ -113,15 +113,15 @@ def tight(chains: int, seed: int = 0) -> float:
 
 def batched(chains: int, compiled: bool = False) -> float:
     """Return actions per second of `pc_mala`, moments alone being kept."""
-    sampler, like = PCMALA(WORLD), torch.zeros(())
-    blocks = -(-chains // BLOCK)
+    sampler, like = PCMALA(PROBLEM), torch.zeros(())
+    blocks = -(-chains // BLOCK_SIZE)
     total = 0.0
     start = time.process_time()
     for block in range(blocks):
         total += float(sampler.draw(Noise([(0, block)], "benchmark", like, compiled)).a.sum())
     taken = time.process_time() - start
-    assert abs(total / (blocks * BLOCK) - 0.93806) < 0.02
-    return blocks * BLOCK / taken
+    assert abs(total / (blocks * BLOCK_SIZE) - 0.93806) < 0.02
+    return blocks * BLOCK_SIZE / taken
 
 
 def grown(chains: int) -> tuple[float, float]:
@@ -142,12 +142,12 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     if options.child:
-        speed = batched(options.child) * WORLD.settings.K
+        speed = batched(options.child) * PROBLEM.settings.K
         print(speed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
-    rounds, few, many = (1, 50, BLOCK) if options.quick else (5, 1000, 4 * BLOCK)
-    batched(BLOCK)  # warm
-    batched(BLOCK, True)
+    rounds, few, many = (1, 50, BLOCK_SIZE) if options.quick else (5, 1000, 4 * BLOCK_SIZE)
+    batched(BLOCK_SIZE)  # warm
+    batched(BLOCK_SIZE, True)
     taken = [(script(few, i), tight(few, i), batched(many), batched(many, True)) for i in range(rounds)]
     met = "met" if statistics.median(t[3] / t[0] for t in taken) >= GOAL else "missed"
     lines = ["| row | MALA actions per second, K = 40 | times the script's speed | target |", "|---|---|---|---|"]

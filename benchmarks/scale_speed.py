@@ -35,10 +35,10 @@ from measuring import WARM, StepClock, fit, gpu_wall_clock, machine, spread, wri
 
 from lightning_toys.errors import ToyError
 from lightning_toys.mirror_descent.annealed import PCMALA
-from lightning_toys.mirror_descent.bench import blocks_at_once
+from lightning_toys.mirror_descent.chain_runner import blocks_at_once
 from lightning_toys.mirror_descent.joint import Joint
-from lightning_toys.mirror_descent.kernels import BLOCK, Noise, cores
-from lightning_toys.mirror_descent.problem import World
+from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise, cores
+from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.mirror_descent.schedules import Linear
 from lightning_toys.mirror_descent.tilt import StateReward
 from lightning_toys.training import data
@@ -107,17 +107,17 @@ def get_ready(accelerator: str) -> None:
 
 def chain_steps(chains: int, device: str) -> float:
     """Return chain-steps a second."""
-    world = World(Joint(), StateReward(), Linear(), 1.5)
-    sampler, like = PCMALA(world), torch.zeros((), device=device)
-    blocks, wide = -(-chains // BLOCK), blocks_at_once(sampler, like)
+    problem = Problem(Joint(), StateReward(), Linear(), 1.5)
+    sampler, like = PCMALA(problem), torch.zeros((), device=device)
+    blocks, wide = -(-chains // BLOCK_SIZE), blocks_at_once(sampler, like)
     begin = StepClock.clock()
     total = torch.zeros((), device=device, dtype=torch.float64)
     for first in range(0, blocks, wide):
         keys = [(0, block) for block in range(first, min(first + wide, blocks))]
         total += sampler.draw(Noise(keys, "benchmark", like, False)).a.double().sum()
     taken = StepClock.clock() - begin
-    assert abs(float(total) / (blocks * BLOCK) - 0.93806) < 0.05
-    return blocks * BLOCK * world.settings.K / taken
+    assert abs(float(total) / (blocks * BLOCK_SIZE) - 0.93806) < 0.05
+    return blocks * BLOCK_SIZE * problem.settings.K / taken
 
 
 def chain_table(device: str, most: int) -> Iterator[str]:

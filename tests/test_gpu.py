@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lightning_toys.cli import main
-from lightning_toys.mirror_descent import bench
 from lightning_toys.mirror_descent.annealed import PCMALA
+from lightning_toys.mirror_descent.chain_runner import run_chains
 from lightning_toys.mirror_descent.joint import Joint
-from lightning_toys.mirror_descent.kernels import BLOCK, Noise
-from lightning_toys.mirror_descent.problem import World
+from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
+from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.mirror_descent.schedules import Linear
 from lightning_toys.mirror_descent.tilt import StateReward
 from tests.conftest import assert_bitwise_equal
@@ -99,7 +99,9 @@ def test_blocks_side_by_side(dtype: torch.dtype) -> None:
     together, alone = Noise(keys, "test", like), [Noise([key], "test", like) for key in keys]
     for law in ("normal", "uniform", "normal", "normal"):
         assert torch.equal(getattr(together, law)(3), torch.cat([getattr(n, law)(3) for n in alone], 1))
-    sampler = PCMALA(World(Joint(), StateReward(), Linear(), 1.5))
-    for one, many in zip(*(bench.run(sampler, [7, 2], 2 * BLOCK + 10, like, wide=w) for w in (1, 4)), strict=True):
+    sampler = PCMALA(Problem(Joint(), StateReward(), Linear(), 1.5))
+    for one, many in zip(
+        *(run_chains(sampler, [7, 2], 2 * BLOCK_SIZE + 10, like, max_blocks=w) for w in (1, 4)), strict=True
+    ):
         assert np.isclose(one.a, many.a, atol=1e-4).mean() > 0.999
         assert np.isclose(one.s, many.s, atol=1e-4).mean() > 0.999

@@ -1,4 +1,10 @@
-"""Which samplers and guidance rules reach an exactly known tilted law?"""
+"""Which samplers and guidance rules reach an exactly known tilted distribution?
+
+``joint.py``, ``tilt.py`` and ``schedules.py`` define the problem, ``problem.py`` holds it together. ``samplers.py``,
+``annealed.py``, ``predictors.py`` and ``twisted_smc.py`` are the samplers, ``model.py`` and ``energy.py`` what they
+know of the untilted distribution. ``diagnostics.py`` and ``closed_form_checks.py`` compare samples with closed forms;
+``module.py`` and ``learned.py`` are the LightningModules.
+"""
 
 from typing import TYPE_CHECKING
 

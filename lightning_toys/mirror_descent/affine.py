@@ -1,4 +1,4 @@
-"""Exact laws of Gaussian chains: every step x <- A x + b + N(0, D) is carried through in mean and covariance."""
+"""Moment propagation through affine-Gaussian transitions x <- A x + b + N(0, D): exact mean and covariance."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_toys.mirror_descent.joint import Gaussian, Level
+from lightning_toys.mirror_descent.joint import Gaussian, NoiseLevel
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Affine:
-    """x <- A x + b + N(0, D), in two dimensions."""
+class AffineStep:
+    """A Markov transition x <- A x + b + N(0, D).
+
+    Attributes:
+        A: matrix (2, 2).
+        b: offset (2,).
+        D: covariance of the noise (2, 2), possibly singular.
+    """
 
     A: Array
     b: Array
     D: Array
 
 
-@dataclass(frozen=True)
-class Law(Gaussian):
-    """A Gaussian law that steps are taken from."""
-
-    def after(self, step: Affine) -> Law:
-        """Return the law one step later."""
-        return Law(step.A @ self.m + step.b, step.A @ self.C @ step.A.T + step.D)
+def propagate(x: Gaussian, step: AffineStep) -> Gaussian:
+    """Return the distribution of x after a step: N(A m + b, A C A' + D)."""
+    return Gaussian(step.A @ x.m + step.b, step.A @ x.C @ step.A.T + step.D)
 
 
-def refresh(level: Level) -> Affine:
-    """Return the exact draw of s' | a at a level."""
-    return Affine(np.array([[1.0, 0.0], [level.rho, 0.0]]), np.array([0.0, level.c]), np.diag([0.0, level.v]))
+def refresh(level: NoiseLevel) -> AffineStep:
+    """Return the transition that replaces s' by an exact draw of s' | a at a level."""
+    return AffineStep(np.array([[1.0, 0.0], [level.rho, 0.0]]), np.array([0.0, level.c]), np.diag([0.0, level.v]))

@@ -1,4 +1,4 @@
-"""Draws of the linear-Gaussian joint law of (a, s')."""
+"""Samples of the linear-Gaussian joint distribution of (a, s')."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ class LinearGaussian(ToyDataModule):
     Args:
         mu_a: mean of the action.
         sigma_a: its standard deviation.
-        alpha: effect of the action on the next state.
+        alpha: slope of the next state on the action.
         sigma_sprime: standard deviation of the next state given the action.
-        d: effect of the state.
+        d: slope of the next state on the state.
         s: the state, which is fixed.
         mu_eps: mean of the dynamics' noise.
-        batch_size: pairs of one optimiser step.
+        batch_size: pairs of one optimiser step, over all ranks together.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     drawn = True
@@ -44,7 +47,7 @@ class LinearGaussian(ToyDataModule):
         self.joint = Joint(mu_a, sigma_a, alpha, sigma_sprime, d, s, mu_eps)
 
     def loader(self, seeds: Sequence[int]) -> DrawnLoader:
-        """See :meth:`ToyDataModule.loader`."""
+        """See :meth:`ToyDataModule.loader`: one column, pairs (R, batch_size, 2) a step, keyed by (seed, step)."""
         noise, like = NoiseStream(seeds, "data/pair", (self.batch_size, 2)), torch.zeros(1)
 
         def draw(start: int, stop: int) -> tuple[Tensor, ...]:
@@ -53,7 +56,7 @@ class LinearGaussian(ToyDataModule):
         return DrawnLoader(draw, self.batch_size)
 
     def pairs(self, z: Tensor) -> Tensor:
-        """Turn standard normals (..., 2) into pairs (a, s')."""
+        """Turn standard normals (..., 2) into pairs (a, s') (..., 2)."""
         joint = self.joint
         a = joint.mu_a + joint.sigma_a * z[..., :1]
         return torch.cat([a, joint.alpha * a + joint.shift + joint.sigma_sprime * z[..., 1:]], dim=-1)

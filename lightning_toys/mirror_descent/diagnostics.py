@@ -1,4 +1,4 @@
-"""How far draws are from the tilted law, and how well chains mix. Draws are float64 arrays (n,)."""
+"""Distances of samples to the tilted target, and how well chains mix. Samples are float64 arrays (n,)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
 from lightning_toys.mirror_descent.joint import gaussian_kl
-from lightning_toys.mirror_descent.problem import World
+from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.training.noise import keyed_generator
 
 Array = NDArray[np.float64]
@@ -20,69 +20,73 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Sample:
-    """Draws of one sampler and one seed.
+    """The sample of one sampler and one seed.
 
     Attributes:
         a: actions (n,).
         s: next states (n,).
-        accepted: mean acceptance, or none.
-        path: actions of some chains at every step (T, W), or none.
-        jump: mean squared jump of the action in one step, or none.
-        extra: other numbers by name, one of each independent group of draws.
+        accepted: mean acceptance rate, or None.
+        trace: actions of some chains after every step (T, W), or None.
+        squared_jump: mean squared jump of the action in a step, or None.
+        extra: other numbers by name, one for each independent group of chains.
     """
 
     a: Array
     s: Array
     accepted: float | None = None
-    path: Array | None = None
-    jump: float | None = None
+    trace: Array | None = None
+    squared_jump: float | None = None
     extra: Mapping[str, list[float]] | None = None
 
 
-def exact_draws(world: World, seeds: Sequence[int], n: int) -> list[Sample]:
-    """Return n exact draws of the tilted law of each seed."""
+def exact_draws(problem: Problem, seeds: Sequence[int], n: int) -> list[Sample]:
+    """Return n independent draws of the tilted target for each seed."""
     out = []
     for seed in seeds:
         z = keyed_generator(seed, 0, "truth").standard_normal((2, n))
-        a = world.target.mu + z[0] / math.sqrt(world.target.tau)
-        s = world.joint.alpha * a + world.joint.shift + world.joint.sigma_sprime * z[1]
+        a = problem.target.mu + z[0] / math.sqrt(problem.target.tau)
+        s = problem.joint.alpha * a + problem.joint.shift + problem.joint.sigma_sprime * z[1]
         out.append(Sample(a, s))
     return out
 
 
-def residual(world: World, sample: Sample) -> Array:
-    """Return r = (s' - alpha a - d s - mu_eps) / sigma_sprime, standard normal where s' | a is what it was."""
-    joint = world.joint
+def residual(problem: Problem, sample: Sample) -> Array:
+    """Return r = (s' - alpha a - d s - mu_eps) / sigma_sprime, standard normal where s' | a is unchanged (n,)."""
+    joint = problem.joint
     out: Array = (sample.s - joint.alpha * sample.a - joint.shift) / joint.sigma_sprime
     return out
 
 
 def histogram_kl(x: Array, mean: float, std: float, bins: int) -> float:
-    """Return KL(draws || N(mean, std^2)) over ``bins`` equally likely bins.
+    """Return KL(x || N(mean, std^2)) in nats over ``bins`` equally likely bins.
 
-    Its expectation under the right law is about (bins - 1) / (2 n): the estimator's floor.
+    For draws of N(mean, std^2) its expectation is about (bins - 1) / (2 n): the estimator's floor.
     """
     edges = scipy_stats.norm.ppf(np.arange(1, bins) / bins, mean, std)
     counts = np.bincount(np.searchsorted(edges, x), minlength=bins)
-    share = counts[counts > 0] / len(x)
-    return float((share * np.log(share * bins)).sum())
+    fraction = counts[counts > 0] / len(x)
+    return float((fraction * np.log(fraction * bins)).sum())
 
 
 def wasserstein(x: Array, mean: float, std: float) -> float:
-    """Return the 1-Wasserstein distance to N(mean, std^2): the mean distance between equal quantiles."""
+    """Return the 1-Wasserstein distance of x to N(mean, std^2): the mean distance between equal quantiles."""
     n = len(x)
     return float(np.abs(np.sort(x) - scipy_stats.norm.ppf((np.arange(n) + 0.5) / n, mean, std)).mean())
 
 
-def law_metrics(world: World, sample: Sample, bins: int, independent: bool = True) -> dict[str, float]:
-    """Return how far one seed's draws are from the tilted law.
+def distribution_metrics(problem: Problem, sample: Sample, bins: int, independent: bool = True) -> dict[str, float]:
+    """Return metrics of one seed's sample against the tilted target, by name; KLs are in nats.
 
-    Kolmogorov-Smirnov p-values are for draws that are independent of each other.
+    Args:
+        problem: gives the target.
+        sample: the sample.
+        bins: bins of the histogram KL.
+        independent: whether draws are independent of each other; only then are there Kolmogorov-Smirnov p-values.
     """
-    target = world.tilted_joint
-    a, s, r = sample.a, sample.s, residual(world, sample)
+    target = problem.tilted_joint
+    a, s, r = sample.a, sample.s, residual(problem, sample)
     m, C = np.array([a.mean(), s.mean()]), np.cov(a, s)
-    found = moments(a, s, world.joint.sigma_sprime)
+    found = moments(a, s, problem.joint.sigma_sprime)
     out: dict[str, float] = {}
     for name, x, i in (("action", a, 0), ("state", s, 1)):
         mean, variance = float(target.m[i]), float(target.C[i, i])
@@ -101,86 +105,86 @@ def law_metrics(world: World, sample: Sample, bins: int, independent: bool = Tru
 
 
 def mixing_metrics(sample: Sample, stationary: bool) -> dict[str, float]:
-    """Return acceptance, expected squared jump, and of the second half of a stationary path R-hat and ESS (ArviZ).
+    """Return acceptance rate, expected squared jump, and of a stationary trace's second half R-hat and ESS (ArviZ).
 
-    ``ess_per_step`` is of the bulk: 1 is independent draws.
+    ``ess_per_step`` is the bulk ESS per draw: 1 for independent draws.
     """
     out: dict[str, float] = {}
     if sample.accepted is not None:
         out["acceptance"] = sample.accepted
-    if sample.jump is not None:
-        out["esjd"] = sample.jump
-    if stationary and sample.path is not None and len(sample.path) >= 8:
-        late = sample.path[len(sample.path) // 2 :].T  # (chains, draws)
+    if sample.squared_jump is not None:
+        out["esjd"] = sample.squared_jump
+    if stationary and sample.trace is not None and len(sample.trace) >= 8:
+        late = sample.trace[len(sample.trace) // 2 :].T  # (chains, draws)
         out["rhat"] = float(array_stats.rhat(late, chain_axis=0, draw_axis=1))
         out["ess_per_step"] = float(array_stats.ess(late, chain_axis=0, draw_axis=1)) / late.size
     return out
 
 
-# closed forms against measurements
+# closed forms beside estimates
 
 
 @dataclass(frozen=True)
-class Fact:
-    """A number that is known, and its measurement.
+class ClosedFormCheck:
+    """A closed form and its estimate.
 
     Attributes:
-        sampler: whose it is.
-        name: the quantity.
+        sampler: the sampler's name.
+        quantity: name of the quantity.
         exact: the closed form.
-        source: of what: ``law``, exactly what this sampler ends at, or ``target``.
-        measured: the estimate over all seeds.
-        error: its standard error.
+        source: of which distribution: ``law``, the one that this sampler exactly draws from, or ``target``.
+        estimate: over all seeds.
+        standard_error: of the estimate.
     """
 
     sampler: str
-    name: str
+    quantity: str
     exact: float
     source: str
-    measured: float
-    error: float
+    estimate: float
+    standard_error: float
 
     @property
     def z(self) -> float:
-        """(measured - exact) / error."""
-        return (self.measured - self.exact) / self.error if self.error > 0 else math.nan
+        """(estimate - exact) / standard_error."""
+        return (self.estimate - self.exact) / self.standard_error if self.standard_error > 0 else math.nan
 
 
-def moment_facts(
-    name: str, samples: list[Sample], exact: Mapping[str, float], source: str, sigma: float, blocks: int = 0
-) -> list[Fact]:
-    """Hold mean and variance of the action, slope and conditional variance against ``exact``.
+def check_moments(
+    name: str, samples: list[Sample], exact: Mapping[str, float], source: str, sigma: float, group: int = 0
+) -> list[ClosedFormCheck]:
+    """Return checks of mean and variance of the action, slope and conditional variance.
 
     Args:
-        name: the sampler's.
+        name: the sampler's name.
         samples: one a seed.
         exact: the closed forms: ``mean``, ``var``, ``slope``, ``cond_ratio``, any of them.
-        source: see :class:`Fact`.
+        source: see :class:`ClosedFormCheck`.
         sigma: sigma_sprime.
-        blocks: draws within a block of this many depend on each other: errors are taken between blocks; 0: all are
-            independent.
+        group: draws within a group of this many depend on each other, and standard errors are taken between groups;
+            0: all are independent.
     """
     a, s = np.concatenate([x.a for x in samples]), np.concatenate([x.s for x in samples])
     n = len(a)
     values = moments(a, s, sigma)
-    if blocks:
-        parts = [moments(x.a[i : i + blocks], x.s[i : i + blocks], sigma)
-                 for x in samples for i in range(0, len(x.a) - blocks + 1, blocks)]  # fmt: skip
+    if group:
+        parts = [moments(x.a[i : i + group], x.s[i : i + group], sigma)
+                 for x in samples for i in range(0, len(x.a) - group + 1, group)]  # fmt: skip
         errors = {k: float(np.std([p[k] for p in parts], ddof=1)) / math.sqrt(len(parts)) for k in values}
     else:
-        fourth = np.square(np.square(a - a.mean()) - values["var"]).mean()  # no normality taken for granted
-        left = values["cond_ratio"] * sigma**2
+        fourth = np.square(np.square(a - a.mean()) - values["var"]).mean()  # without assuming normality
+        residual_variance = values["cond_ratio"] * sigma**2
         errors = {
             "mean": math.sqrt(values["var"] / n),
             "var": math.sqrt(float(fourth) / n),
-            "slope": math.sqrt(left / values["var"] / n),
+            "slope": math.sqrt(residual_variance / values["var"] / n),
             "cond_ratio": values["cond_ratio"] * math.sqrt(2 / n),
         }
-    return [Fact(name, k, exact[k], source, values[k], errors[k]) for k in exact]
+    return [ClosedFormCheck(name, k, exact[k], source, values[k], errors[k]) for k in exact]
 
 
 def moments(a: Array, s: Array, sigma: float) -> dict[str, float]:
-    """Return mean and variance of the action, slope of s' on it, and Var(s' | a) / sigma^2."""
+    """Return mean and variance of the action, slope of s' on it, and Var(s' | a) / sigma^2, by name."""
     C = np.cov(a, s)
     return {
         "mean": float(a.mean()),
@@ -190,19 +194,19 @@ def moments(a: Array, s: Array, sigma: float) -> dict[str, float]:
     }
 
 
-def mean_fact(name: str, quantity: str, exact: float, values: list[float]) -> Fact:
-    """Hold the mean of independent values against a closed form."""
+def check_mean(name: str, quantity: str, exact: float, values: list[float]) -> ClosedFormCheck:
+    """Return the check of the mean of independent values; ``name`` is the sampler's."""
     x = np.asarray(values)
-    return Fact(name, quantity, exact, "law", float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x))))
+    return ClosedFormCheck(name, quantity, exact, "law", float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x))))
 
 
-def lag_one(path: Array) -> list[float]:
-    """Return one number a chain of the late half of a path (T, W): their mean is the lag-1 autocorrelation.
+def lag_one_autocorrelation(trace: Array) -> list[float]:
+    """Return one number a chain of the second half of a trace (T, W): their mean is the lag-1 autocorrelation.
 
-    Their spread is that of the ratio of means (its linearisation): chains with large squares have large products.
+    Their spread gives its standard error: they are the linearised ratio of means (delta method).
     """
-    late = path[len(path) // 2 :]
+    late = trace[len(trace) // 2 :]
     late = late - late.mean()
-    top, bottom = (late[1:] * late[:-1]).mean(0), np.square(late).mean(0)
-    ratio = top.mean() / bottom.mean()
-    return [float(x) for x in ratio + (top - ratio * bottom) / bottom.mean()]
+    covariance, variance = (late[1:] * late[:-1]).mean(0), np.square(late).mean(0)
+    ratio = covariance.mean() / variance.mean()
+    return [float(x) for x in ratio + (covariance - ratio * variance) / variance.mean()]

@@ -1,4 +1,4 @@
-"""The linear-Gaussian joint law of action a and next state s', and its noised levels."""
+"""The linear-Gaussian joint distribution of action a and next state s', and its noise levels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(m, C) of x = (a, s').
+    """N(m, C) of x = (a, s'). Its conditional is s' | a ~ N(rho a + c, v).
 
     Attributes:
         m: mean (2,).
@@ -43,17 +43,17 @@ class Gaussian:
 
     @cached_property
     def precision(self) -> Array:
-        """C^-1; the score is -C^-1 (x - m)."""
+        """C^-1 (2, 2); the score is -C^-1 (x - m)."""
         P: Array = np.linalg.inv(self.C).astype(np.float64)
         return P
 
 
 @dataclass(frozen=True)
-class Level(Gaussian):
-    """The joint law at one noise level: m = sqrt(abar) mu_0, C = abar C_0 + (1 - abar) I.
+class NoiseLevel(Gaussian):
+    """The joint distribution at one noise level: m = sqrt(abar) mu_0, C = abar C_0 + (1 - abar) I.
 
     Attributes:
-        abar: share of signal, in [0, 1]; 1 is clean.
+        abar: alpha-bar, the fraction of signal variance, in [0, 1]; 1 is clean.
     """
 
     abar: float
@@ -61,7 +61,23 @@ class Level(Gaussian):
 
 @dataclass(frozen=True)
 class Joint:
-    """a ~ N(mu_a, sigma_a^2), s' | a ~ N(alpha a + d s + mu_eps, sigma_sprime^2), at a fixed state s."""
+    """a ~ N(mu_a, sigma_a^2), s' | a ~ N(alpha a + d s + mu_eps, sigma_sprime^2), at a fixed state s.
+
+    >>> Joint(alpha=2.0).clean.C.tolist()
+    [[1.0, 2.0], [2.0, 4.25]]
+
+    Attributes:
+        mu_a: mean of the action.
+        sigma_a: its standard deviation.
+        alpha: slope of the next state on the action.
+        sigma_sprime: standard deviation of the next state given the action.
+        d: slope of the next state on the state.
+        s: the state.
+        mu_eps: mean of the dynamics' noise.
+
+    Raises:
+        ToyError: a standard deviation is not above 0, or a number is not finite.
+    """
 
     mu_a: float = 0.0
     sigma_a: float = 1.0
@@ -81,11 +97,11 @@ class Joint:
 
     @property
     def shift(self) -> float:
-        """E[s' | a] - alpha a."""
+        """E[s' | a] - alpha a = d s + mu_eps."""
         return self.d * self.s + self.mu_eps
 
-    def with_action(self, mean: float, variance: float) -> Level:
-        """Return the clean joint law with N(mean, variance) in the place of the action's law."""
+    def with_action_marginal(self, mean: float, variance: float) -> NoiseLevel:
+        """Return the clean joint distribution with N(mean, variance) as the action's marginal; s' | a is unchanged."""
         m = np.array([mean, self.alpha * mean + self.shift])
         C = np.array(
             [
@@ -93,27 +109,31 @@ class Joint:
                 [self.alpha * variance, self.alpha**2 * variance + self.sigma_sprime**2],
             ]
         )
-        return Level(m, C, 1.0)
+        return NoiseLevel(m, C, 1.0)
 
     @cached_property
-    def clean(self) -> Level:
-        """The joint law itself."""
-        return self.with_action(self.mu_a, self.sigma_a**2)
+    def clean(self) -> NoiseLevel:
+        """The joint distribution without noise."""
+        return self.with_action_marginal(self.mu_a, self.sigma_a**2)
 
-    def level(self, abar: float) -> Level:
-        """Return the law of sqrt(abar) x_0 + sqrt(1 - abar) eps."""
+    def level(self, abar: float) -> NoiseLevel:
+        """Return the distribution of sqrt(abar) x_0 + sqrt(1 - abar) eps, abar in [0, 1]."""
         return noised(self.clean, abar)
 
 
-def noised(clean: Level, abar: float) -> Level:
-    """Return the law of sqrt(abar) x + sqrt(1 - abar) eps for x from a clean law."""
-    return Level(math.sqrt(abar) * clean.m, abar * clean.C + (1 - abar) * np.eye(2), abar)
+def noised(clean: NoiseLevel, abar: float) -> NoiseLevel:
+    """Return the distribution of sqrt(abar) x + sqrt(1 - abar) eps, x from the clean one and eps ~ N(0, I)."""
+    return NoiseLevel(math.sqrt(abar) * clean.m, abar * clean.C + (1 - abar) * np.eye(2), abar)
 
 
 def gaussian_kl(m: ArrayLike, C: ArrayLike, target_m: ArrayLike, target_C: ArrayLike) -> float:
-    """Return KL(N(m, C) || N(target_m, target_C)) in nats."""
-    away: Array = np.atleast_1d(np.asarray(m, np.float64) - np.asarray(target_m, np.float64))
+    """Return KL(N(m, C) || N(target_m, target_C)) in nats, for means () or (n,) and covariances () or (n, n).
+
+    >>> gaussian_kl(1.0, 1.0, 0.0, 1.0)
+    0.5
+    """
+    difference: Array = np.atleast_1d(np.asarray(m, np.float64) - np.asarray(target_m, np.float64))
     C, target_C = (np.atleast_2d(np.asarray(x, np.float64)) for x in (C, target_C))
     P = np.linalg.inv(target_C)
     log_ratio = np.linalg.slogdet(target_C)[1] - np.linalg.slogdet(C)[1]
-    return float(0.5 * (np.trace(P @ C) - len(away) + away @ P @ away + log_ratio))
+    return float(0.5 * (np.trace(P @ C) - len(difference) + difference @ P @ difference + log_ratio))

@@ -1,4 +1,4 @@
-"""LearnedSampling: the same samplers with a learned energy, beside themselves with the exact law."""
+"""LearnedSampling: the same samplers with a learned energy, each beside itself with the closed form."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from torch import Tensor
 from lightning_toys.errors import require
 from lightning_toys.mirror_descent import figures
 from lightning_toys.mirror_descent.data import LinearGaussian
-from lightning_toys.mirror_descent.model import LearnedModel
-from lightning_toys.mirror_descent.module import TiltedSampling
-from lightning_toys.mirror_descent.problem import World
-from lightning_toys.mirror_descent.registry import BY_SCORE, SAMPLERS
-from lightning_toys.mirror_descent.samplers import Sampler
-from lightning_toys.mirror_descent.score import (
-    LEVELS,
-    EnergyScore,
+from lightning_toys.mirror_descent.energy import (
+    EVALUATION_LEVELS,
+    EnergyNet,
     LevelMatrix,
     denoising_losses,
+    extract_replica,
     level_weights,
-    one_replica,
-    relative_error,
+    score_relative_error,
     training_levels,
 )
+from lightning_toys.mirror_descent.hparams import to_hparam
+from lightning_toys.mirror_descent.model import LearnedModel
+from lightning_toys.mirror_descent.module import TiltedSampling
+from lightning_toys.mirror_descent.problem import Problem, Settings
+from lightning_toys.mirror_descent.registry import SAMPLERS, SCORE_BASED
+from lightning_toys.mirror_descent.samplers import Sampler
+from lightning_toys.mirror_descent.schedules import Schedule
+from lightning_toys.mirror_descent.tilt import Reward
 from lightning_toys.nets import Network
 from lightning_toys.stats import mean_ci, paired_difference, written
 from lightning_toys.training.configuration import as_dataclass, require_data
@@ -40,16 +43,17 @@ from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
 
-EXACT = "_exact"  # what the readouts with the exact law end in
-MOMENTS = 2**16  # training pairs whose mean and deviation scale the network's input
-JUDGED = 2**14  # draws of each level that the score's error is taken over
+EXACT_SUFFIX = "_exact"  # of the labels of samplers with the closed form
+NUM_MOMENT_PAIRS = 2**16  # training pairs whose mean and standard deviation scale the network's input
+NUM_SCORE_SAMPLES = 2**14  # samples of each level that the score's error is averaged over
 
 
 class LearnedSampling(TiltedSampling):
-    """Learns an energy of the noised joint law by denoising score matching, and samples the tilted law with it.
+    """Learns an energy of the noised joint distribution by denoising score matching, and samples the target with it.
 
-    ``validate`` judges the score at each level; ``test`` also runs every sampler that reads a score twice, with the
-    learned energy (``action_kl@pc_mala``) and with the exact law (``action_kl@pc_mala_exact``), on the same noise.
+    ``validate`` measures the score's error at each level; ``test`` also runs every sampler that reads a score twice on
+    the same noise, with the learned energy (``action_kl@pc_mala``) and with the closed form
+    (``action_kl@pc_mala_exact``).
 
     Args:
         seeds: one seed a replica.
@@ -60,13 +64,22 @@ class LearnedSampling(TiltedSampling):
         lr_decay: ``cosine`` takes the learning rates to 0 over the run.
         weight_decay: decoupled weight decay.
         clip_grad_norm: bound on each replica's gradient norm.
-        ema_decay: decay of a moving average of the weights, which is then what is judged.
+        ema_decay: decay of an exponential moving average of the weights, which is then evaluated in their place.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
-        asked: see :meth:`TiltedSampling.ask`.
+        samplers: names of the samplers; all if left out.
+        reward: gives Q.
+        schedule: how the tilt grows over the noise levels.
+        lambda_scale: lambda, the inverse temperature of the tilt at the clean end.
+        chains: chains of each sampler and seed.
+        settings: how much work the samplers do.
+        bins: equally likely bins of the histogram KL, and bars of the figures.
+        sweep_max_refresh: largest refresh_L of the figure of KL against refreshes; 0 leaves it out.
+        sweep_chains: chains of each seed there.
+        gif: write anim_<sampler>.gif of the annealed samplers.
     """
 
     trains = True
-    known = BY_SCORE
+    allowed_samplers = SCORE_BASED
     headline = ("score_error", "joint_kl", "action_kl", "cond_ratio")
     metric_labels: Mapping[str, str] = {
         **TiltedSampling.metric_labels,
@@ -85,12 +98,23 @@ class LearnedSampling(TiltedSampling):
         clip_grad_norm: float | None = None,
         ema_decay: float | None = None,
         parallel: Parallel = "batch",
-        **asked: Any,
+        samplers: Sequence[str] | None = None,
+        reward: Reward | None = None,
+        schedule: Schedule | None = None,
+        lambda_scale: float = 1.5,
+        chains: int = 2**15,
+        settings: Settings | None = None,
+        bins: int = 60,
+        sweep_max_refresh: int = 4,
+        sweep_chains: int = 2**14,
+        gif: bool = False,
     ) -> None:
         super(TiltedSampling, self).__init__(
             seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, optimizer, muon_lr, parallel
         )
-        self.ask(**asked)
+        self.set_options(
+            samplers, reward, schedule, lambda_scale, chains, settings, bins, sweep_max_refresh, sweep_chains, gif
+        )
         default = Network("film", hidden=32, activation="silu", residual=True)
         self.network = as_dataclass(Network, network, default)
         require(
@@ -102,6 +126,12 @@ class LearnedSampling(TiltedSampling):
             "--model.network.activation: 'relu' is not allowed here, its slope jumps; give gelu, silu or tanh",
         )
         self.hparams.update({"network": asdict(self.network), "lr": lr, "optimizer": optimizer, "seeds": self.seeds})
+        # load_from_checkpoint hands these to this constructor
+        self.hparams.update(lr_decay=lr_decay, muon_lr=muon_lr, weight_decay=weight_decay, parallel=parallel)
+        self.hparams.update(clip_grad_norm=clip_grad_norm, ema_decay=ema_decay, samplers=self.sampler_names)
+        self.hparams.update(reward=to_hparam(self.reward), schedule=to_hparam(self.schedule))
+        self.hparams.update(settings=asdict(self.settings), lambda_scale=lambda_scale, chains=chains, bins=bins)
+        self.hparams.update(sweep_max_refresh=sweep_max_refresh, sweep_chains=sweep_chains, gif=gif)
 
     def unused_settings(self) -> dict[str, str]:
         """See :meth:`ToyModule.unused_settings`."""
@@ -117,11 +147,11 @@ class LearnedSampling(TiltedSampling):
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
         sizes = super().measure(data)
-        z = torch.from_numpy(keyed_generator(0, 0, "data/moments").standard_normal((MOMENTS, 2)))
+        z = torch.from_numpy(keyed_generator(0, 0, "data/moments").standard_normal((NUM_MOMENT_PAIRS, 2)))
         pairs = require_data(data, LinearGaussian).pairs(z)
         return sizes | {"mean": pairs.mean(0).tolist(), "std": pairs.std(0).tolist()}
 
-    def build(self) -> EnergyScore:
+    def build(self) -> EnergyNet:
         """See :meth:`ToyModule.build`."""
         self.eps_noise = NoiseStream(self.local_seeds, "score/eps", (self.sizes["batch_size"], 2))
         self.level_noise = NoiseStream(self.local_seeds, "score/level", (1, 1), uniform)
@@ -131,7 +161,7 @@ class LearnedSampling(TiltedSampling):
             "give 32-true, 64-true or bf16-mixed",
         )
         net = self.network.build(self.local_seeds, 2, 1, True, 2)
-        return EnergyScore(net, LevelMatrix(self.local_seeds), self.sizes["mean"], self.sizes["std"])
+        return EnergyNet(net, LevelMatrix(self.local_seeds), self.sizes["mean"], self.sizes["std"])
 
     def replica_losses(self, batch: Batch, step: int) -> Tensor:
         """See :meth:`ToyModule.replica_losses`."""
@@ -139,52 +169,129 @@ class LearnedSampling(TiltedSampling):
         local = slice(batch.first, batch.first + x0.shape[1])
         eps = self.eps_noise.at(step, x0)[:, local]
         abar = training_levels(self.level_noise.at(step, x0), batch.total)[:, local]
-        assert isinstance(self.net, EnergyScore)
+        assert isinstance(self.net, EnergyNet)
         return (level_weights(abar) * denoising_losses(self.net, x0, eps, abar)).sum(1) / batch.total
 
-    # judging
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`ToyModule.on_load_checkpoint`; without a Trainer the weights' precision is the checkpoint's."""
+        super().on_load_checkpoint(checkpoint)
+        if self._trainer is None:
+            dtype = checkpoint["state_dict"]["net.matrix.last.weight"].dtype
+            for net in (self.net, self.ema_net):
+                if net is not None:
+                    net.to(dtype)
+
+    # evaluation
 
     @property
-    def scored_net(self) -> EnergyScore:
-        """The weights that are judged."""
+    def evaluated_net(self) -> EnergyNet:
+        """The network that is evaluated: of the averaged weights where there are such.
+
+        Raises:
+            ToyError: there is no network yet.
+        """
+        require(
+            hasattr(self, "net"),
+            "the network is not built yet; load a checkpoint, or set sizes = measure(data) and call configure_model()",
+        )
         net = self.ema_net or self.net
-        assert isinstance(net, EnergyScore)
+        assert isinstance(net, EnergyNet)
         return net
 
-    def readouts(self, world: World) -> dict[str, list[Sampler]]:
-        """See :meth:`TiltedSampling.readouts`: every sampler with each replica's energy, then with the exact law."""
-        models = [LearnedModel(one_replica(self.scored_net, r)) for r in range(len(self.seeds))]
-        worlds = [dataclasses.replace(world, model=model) for model in models]
-        learned = {name: [SAMPLERS[name](w) for w in worlds] for name in self.names}
-        return learned | {f"{name}{EXACT}": [SAMPLERS[name](world)] * len(self.seeds) for name in self.names}
+    @property
+    def like(self) -> Tensor:
+        """See :attr:`TiltedSampling.like`: the network's."""
+        return next(self.evaluated_net.parameters()).new_zeros(())
 
-    def families(self, readouts: list[str]) -> list[list[str]]:
-        """See :meth:`TiltedSampling.families`: the learned ones, and those with the exact law."""
-        return [[n for n in readouts if n.endswith(EXACT) == exact] for exact in (False, True)]
+    def build_samplers(self, problem: Problem, names: Sequence[str]) -> dict[str, list[Sampler]]:
+        """See :meth:`TiltedSampling.build_samplers`: with each replica's energy, then with the closed form."""
+        models = [LearnedModel(extract_replica(self.evaluated_net, r)) for r in range(len(self.seeds))]
+        problems = [dataclasses.replace(problem, model=model) for model in models]
+        learned = {name: [SAMPLERS[name](p) for p in problems] for name in names}
+        return learned | {f"{name}{EXACT_SUFFIX}": [SAMPLERS[name](problem)] * len(self.seeds) for name in names}
+
+    def sampler_name(self, label: str) -> str:
+        """See :meth:`TiltedSampling.sampler_name`: ``pc_mala`` for ``pc_mala`` (learned) and ``pc_mala_exact``."""
+        return label.removesuffix(EXACT_SUFFIX)
+
+    def holm_families(self, labels: list[str]) -> list[list[str]]:
+        """See :meth:`TiltedSampling.holm_families`: one with the learned energy, one with the closed form."""
+        return [[n for n in labels if n.endswith(EXACT_SUFFIX) == exact] for exact in (False, True)]
 
     def score_errors(self) -> dict[str, list[float]]:
-        """Return the score's relative error at each level, and the greatest of them."""
+        """Return ``score_error@ABAR``, the score's relative error at each level, and ``score_error``, their maximum."""
         like = next(self.net.parameters())
-        z = keyed_generator(0, 0, "evaluation/score").standard_normal((JUDGED, 2), np.float32)
-        joint = self.world.joint
-        errors = [relative_error(self.scored_net, joint, abar, torch.from_numpy(z).to(like)) for abar in LEVELS]
+        z = keyed_generator(0, 0, "evaluation/score").standard_normal((NUM_SCORE_SAMPLES, 2), np.float32)
+        joint = self.problem.joint
+        normals = torch.from_numpy(z).to(like)
+        errors = [score_relative_error(self.evaluated_net, joint, abar, normals) for abar in EVALUATION_LEVELS]
         found = torch.stack(errors).cpu().double()
         out = {"score_error": found.amax(0).tolist()}
-        return out | {f"score_error@{abar:g}": e.tolist() for abar, e in zip(LEVELS, found, strict=True)}
+        return out | {f"score_error@{abar:g}": e.tolist() for abar, e in zip(EVALUATION_LEVELS, found, strict=True)}
+
+    # of points of one's own
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def forward(self, x: Tensor, abar: Tensor | float) -> Tensor:
+        """Return the learned score, the gradient of log q(x; abar), at noised pairs x = (a, s') of each replica.
+
+        The weights are those that are evaluated: the moving average where there is one. No gradient flows back.
+
+        Args:
+            x: points (R, M, 2), or (M, 2) for all replicas.
+            abar: fraction of signal variance in [0, 1]: a number, (M,) or (R, M).
+
+        Returns:
+            Scores (R, M, 2), in the network's dtype and on its device.
+
+        Raises:
+            ToyError: a shape or an abar does not fit, or there is no network yet.
+        """
+        return self.evaluated_net.score(*self.net_inputs(x, abar))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def log_density(self, x: Tensor, abar: Tensor | float) -> Tensor:
+        """Return the learned log q(x; abar) (R, M), up to a constant of each level; see :meth:`forward`."""
+        rows, levels = self.net_inputs(x, abar)
+        with torch.autocast(rows.device.type, enabled=False):
+            return self.evaluated_net.log_density(rows, levels)
+
+    def net_inputs(self, x: Tensor, abar: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return x (R, M, 2) and abar (R, M, 1) as the network takes them.
+
+        Raises:
+            ToyError: a shape or an abar does not fit, or there is no network yet.
+        """
+        like = next(self.evaluated_net.parameters())
+        replicas = like.shape[0]
+        require(
+            x.dim() in (2, 3) and x.shape[-1] == 2 and x.shape[:-2] in ((), (replicas,)),
+            f"x: shape {tuple(x.shape)} is not allowed; give (M, 2) or ({replicas}, M, 2), a pair (a, s') a row",
+        )
+        rows = (x.clone() if x.is_inference() else x).to(like).expand(replicas, -1, -1)
+        levels, points = torch.as_tensor(abar).to(like), rows.shape[1]
+        require(
+            levels.shape in ((), (points,), (replicas, points)),
+            f"abar: shape {tuple(levels.shape)} is not allowed; give a number, ({points},) or ({replicas}, {points})",
+        )
+        require(bool(((levels >= 0) & (levels <= 1)).all()), "abar: a value is not allowed; give numbers in [0, 1]")
+        return rows, levels.expand(replicas, points).unsqueeze(-1)
 
     # a score is a gradient: not in inference mode, whose tensors have none
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Judge the score."""
+        """Measure the score's error."""
         self.last_report = Report(self.seeds, self.score_errors())
         self.write_evaluation(self.last_report)
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Judge the score, and run every sampler with either law."""
+        """Measure the score's error, and run every sampler with the learned energy and with the closed form."""
         super().test_step(batch, batch_idx)
 
     @torch.inference_mode(False)
@@ -198,22 +305,24 @@ class LearnedSampling(TiltedSampling):
         report = super().evaluate()
         return Report(self.seeds, self.score_errors() | report.metrics, report.references)
 
-    def tables(self, world: World, report: Report) -> list[str]:
-        """See :meth:`TiltedSampling.tables`: the score's errors, then every sampler with either law."""
+    def tables(self, problem: Problem, report: Report) -> list[str]:
+        """See :meth:`TiltedSampling.tables`: the score's errors, then every sampler, learned and exact."""
         lines = ["| abar | relative error of the score, by seed |", "|---:|---|"]
-        for abar in LEVELS:
+        for abar in EVALUATION_LEVELS:
             errors = ", ".join(f"{e:.4f}" for e in report.metrics[f"score_error@{abar:g}"])
             lines.append(f"| {abar:g} | {errors} |")
         lines += ["", "| sampler | joint KL, learned | joint KL, exact law | difference | action KL, learned |"
                   " Var(s' given a), ratio, learned |", "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
-        for name in self.names:
+        for name in self.sampler_names:
             found = report.metrics
-            ours, exact = (dict(zip(self.seeds, found[f"joint_kl@{n}"], strict=True)) for n in (name, name + EXACT))
-            paired = paired_difference(ours, exact)
-            words = [written(mean_ci(list(values.values()))) for values in (ours, exact)]
-            words.append(written(paired.estimate) if paired else f"{ours[self.seeds[0]] - exact[self.seeds[0]]:.2g}")
-            words += [written(mean_ci(found[f"{k}@{name}"])) for k in ("action_kl", "cond_ratio")]
-            lines.append(f"| {name} | {' | '.join(words)} |")
+            learned, exact = (
+                dict(zip(self.seeds, found[f"joint_kl@{n}"], strict=True)) for n in (name, name + EXACT_SUFFIX)
+            )
+            paired = paired_difference(learned, exact)
+            cells = [written(mean_ci(list(values.values()))) for values in (learned, exact)]
+            cells.append(written(paired.estimate) if paired else f"{learned[self.seeds[0]] - exact[self.seeds[0]]:.2g}")
+            cells += [written(mean_ci(found[f"{k}@{name}"])) for k in ("action_kl", "cond_ratio")]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         return lines
 
     def figures(self, folder: Path) -> dict[str, Figure]:
@@ -221,8 +330,8 @@ class LearnedSampling(TiltedSampling):
         if self.last_report is None:
             return {}
         metrics = self.last_report.metrics
-        out = {"score_error": figures.draw_score_error(metrics, LEVELS, self.seeds)}
-        if self.drawn:
-            out["learned_and_exact"] = figures.draw_pairs(metrics, self.names, EXACT)
+        out = {"score_error": figures.draw_score_error(metrics, EVALUATION_LEVELS, self.seeds)}
+        if self.samples:
+            out["learned_and_exact"] = figures.draw_learned_vs_exact(metrics, self.sampler_names, EXACT_SUFFIX)
             out |= super().figures(folder)
         return out

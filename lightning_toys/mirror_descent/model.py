@@ -1,4 +1,4 @@
-"""What samplers know of q(a, s') at each noise level: the exact law, or a learned energy of it."""
+"""What samplers know of q(a, s') at each noise level: its closed form, or a learned energy of it."""
 
 from __future__ import annotations
 
@@ -9,132 +9,136 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_toys.mirror_descent.joint import Level
-from lightning_toys.mirror_descent.kernels import Target, gaussian, with_standard_normal
-from lightning_toys.mirror_descent.score import EnergyScore, whole_gradients
-from lightning_toys.mirror_descent.tilt import Tilted
+from lightning_toys.mirror_descent.energy import EnergyNet, grad_without_autocast
+from lightning_toys.mirror_descent.joint import NoiseLevel
+from lightning_toys.mirror_descent.kernels import Target, gaussian_target, times_standard_normal
+from lightning_toys.mirror_descent.tilt import TiltedAction
 
 Array = NDArray[np.float64]
 
 
-def linear(A: Array, x: Tensor, b: Array | None = None) -> Tensor:
-    """Return A x + b for x (2, B) and an A (2, 2) of numbers."""
+def affine_map(A: Array, x: Tensor, b: Array | None = None) -> Tensor:
+    """Return A x + b for x (2, ...), A (2, 2) and b (2,); the numbers of A and b are taken as Python floats."""
     rows = [x[0] * float(row[0]) + x[1] * float(row[1]) for row in A]
     if b is not None:
         rows = [row + float(c) for row, c in zip(rows, b, strict=True)]
     return torch.stack(rows)
 
 
-class Model:
-    """The law q of (a, s') at every level."""
+class JointModel:
+    """The distribution q of (a, s') at every noise level. Chains are along the last axis B.
+
+    Attributes:
+        exact: whether this is the closed form, for which samplers may use the coefficients of the Gaussians.
+    """
 
     exact: bool
 
-    def action(self, at: Tilted) -> Target:
+    def action_target(self, tilted: TiltedAction) -> Target:
         """Return the target q(a) exp(beta Q(a)) of actions (1, B)."""
         raise NotImplementedError
 
-    def joint(self, at: Tilted) -> Target:
+    def joint_target(self, tilted: TiltedAction) -> Target:
         """Return the target q(a, s') exp(beta Q(a)) of (a, u) (2, B), u = (s' - rho a - c) / sqrt(v)."""
         raise NotImplementedError
 
-    def pull(self, at: Tilted) -> Callable[[Tensor], Tensor]:
-        """Return the gradient of :meth:`action`'s log density: (1, B) to (1, B)."""
-        target = self.action(at)
+    def action_score(self, tilted: TiltedAction) -> Callable[[Tensor], Tensor]:
+        """Return the gradient of :meth:`action_target`'s log density, a function of (1, B) to (1, B)."""
+        target = self.action_target(tilted)
         return lambda a: target(a)[1]
 
-    def score(self, level: Level, x: Tensor) -> Tensor:
-        """Return the gradient of log q at x (2, B)."""
+    def score(self, level: NoiseLevel, x: Tensor) -> Tensor:
+        """Return the gradient (2, B) of log q at x (2, B)."""
         raise NotImplementedError
 
-    def score_and_slopes(self, level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the score (2, B) and its derivatives H (2, 2, B), H[i, j] = dS_i / dx_j."""
+    def score_and_jacobian(self, level: NoiseLevel, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the score S (2, B) at x (2, B) and its Jacobian H (2, 2, B), H[i, j] = dS_i / dx_j."""
         raise NotImplementedError
 
 
-class ExactModel(Model):
-    """The law itself."""
+class ExactModel(JointModel):
+    """The closed form of q."""
 
     exact = True
 
-    def action(self, at: Tilted) -> Target:
-        """See :meth:`Model.action`."""
-        return gaussian(at.mu, at.tau)
+    def action_target(self, tilted: TiltedAction) -> Target:
+        """See :meth:`JointModel.action_target`."""
+        return gaussian_target(tilted.mu, tilted.tau)
 
-    def joint(self, at: Tilted) -> Target:
-        """See :meth:`Model.joint`: the two are independent."""
-        return with_standard_normal(gaussian(at.mu, at.tau))
+    def joint_target(self, tilted: TiltedAction) -> Target:
+        """See :meth:`JointModel.joint_target`: a and u are independent."""
+        return times_standard_normal(gaussian_target(tilted.mu, tilted.tau))
 
-    def pull(self, at: Tilted) -> Callable[[Tensor], Tensor]:
-        """See :meth:`Model.pull`."""
-        mu, tau = at.mu, at.tau
+    def action_score(self, tilted: TiltedAction) -> Callable[[Tensor], Tensor]:
+        """See :meth:`JointModel.action_score`."""
+        mu, tau = tilted.mu, tilted.tau
         return lambda a: (mu - a) * tau
 
-    def score(self, level: Level, x: Tensor) -> Tensor:
-        """See :meth:`Model.score`."""
-        return linear(-level.precision, x, level.precision @ level.m)
+    def score(self, level: NoiseLevel, x: Tensor) -> Tensor:
+        """See :meth:`JointModel.score`: -C^-1 (x - m)."""
+        return affine_map(-level.precision, x, level.precision @ level.m)
 
-    def score_and_slopes(self, level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`Model.score_and_slopes`."""
+    def score_and_jacobian(self, level: NoiseLevel, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`JointModel.score_and_jacobian`: the Jacobian is -C^-1."""
         H = torch.from_numpy(-level.precision).to(x)
         return self.score(level, x), H.unsqueeze(-1).expand(2, 2, x.shape[-1])
 
 
-class LearnedModel(Model):
+class LearnedModel(JointModel):
     """One replica of a learned energy.
 
-    s' | a, where a sampler draws it, is still the known dynamics'; along its mean s' = rho a + c the joint law is q(a)
-    times a constant, which is how the energy of the pair gives that of the action.
+    s' | a, where a sampler draws it, is still that of the known dynamics; along its mean s' = rho a + c the joint
+    density is q(a) times a constant, which is how the energy of (a, s') gives that of the action.
 
     Args:
-        net: an :class:`EnergyScore` of one replica.
+        net: an :class:`EnergyNet` of one replica.
     """
 
     exact = False
 
-    def __init__(self, net: EnergyScore) -> None:
+    def __init__(self, net: EnergyNet) -> None:
         self.net = net
 
     @staticmethod
-    def rows(level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the energy takes for x (2, B): places (1, B, 2) and their level (1, B, 1)."""
+    def net_inputs(level: NoiseLevel, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the net's inputs for x (2, B): the points (1, B, 2) and their abar (1, B, 1)."""
         rows = x.T.unsqueeze(0)
         return rows, torch.full_like(rows[..., :1], level.abar)
 
-    def log_density(self, level: Level, x: Tensor) -> Tensor:
+    def log_density(self, level: NoiseLevel, x: Tensor) -> Tensor:
         """Return log q (B,) up to a constant, with its graph, at x (2, B)."""
-        return self.net.log_density(*self.rows(level, x))[0]
+        return self.net.log_density(*self.net_inputs(level, x))[0]
 
-    def differentiated(self, at: Tilted, pair: Callable[[Tensor], Tensor]) -> Target:
-        """Return the target log q(pair(x)) + beta Q(x_0)."""
-        A, b = at.beta * at.Q.A, at.beta * at.Q.b
+    def autograd_target(self, tilted: TiltedAction, to_pair: Callable[[Tensor], Tensor]) -> Target:
+        """Return the target log q(to_pair(x)) + beta Q(x_0), ``to_pair`` a map of x (D, B) to (a, s') (2, B)."""
+        A, b = tilted.beta * tilted.Q.A, tilted.beta * tilted.Q.b
 
         def target(x: Tensor) -> tuple[Tensor, Tensor]:
-            with whole_gradients(x.device.type):
+            with grad_without_autocast(x.device.type):
                 x = x.detach().requires_grad_(True)
-                log_p = self.log_density(at.level, pair(x)) + b * x[0] - 0.5 * A * x[0].square()
+                log_p = self.log_density(tilted.level, to_pair(x)) + b * x[0] - 0.5 * A * x[0].square()
                 (gradient,) = torch.autograd.grad(log_p.sum(), x)
             return log_p.detach(), gradient
 
         return target
 
-    def action(self, at: Tilted) -> Target:
-        """See :meth:`Model.action`."""
-        rho, c = at.level.rho, at.level.c
-        return self.differentiated(at, lambda a: torch.cat([a, rho * a + c]))
+    def action_target(self, tilted: TiltedAction) -> Target:
+        """See :meth:`JointModel.action_target`."""
+        rho, c = tilted.level.rho, tilted.level.c
+        return self.autograd_target(tilted, lambda a: torch.cat([a, rho * a + c]))
 
-    def joint(self, at: Tilted) -> Target:
-        """See :meth:`Model.joint`."""
-        rho, c, std = at.level.rho, at.level.c, at.level.v**0.5
-        return self.differentiated(at, lambda y: torch.stack([y[0], rho * y[0] + c + std * y[1]]))
+    def joint_target(self, tilted: TiltedAction) -> Target:
+        """See :meth:`JointModel.joint_target`."""
+        rho, c, std = tilted.level.rho, tilted.level.c, tilted.level.v**0.5
+        return self.autograd_target(tilted, lambda y: torch.stack([y[0], rho * y[0] + c + std * y[1]]))
 
-    def score(self, level: Level, x: Tensor) -> Tensor:
-        """See :meth:`Model.score`."""
-        return self.net.score(*self.rows(level, x))[0].T
+    def score(self, level: NoiseLevel, x: Tensor) -> Tensor:
+        """See :meth:`JointModel.score`."""
+        return self.net.score(*self.net_inputs(level, x))[0].T
 
-    def score_and_slopes(self, level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`Model.score_and_slopes`."""
-        with whole_gradients(x.device.type):
+    def score_and_jacobian(self, level: NoiseLevel, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`JointModel.score_and_jacobian`."""
+        with grad_without_autocast(x.device.type):
             x = x.detach().requires_grad_(True)
             (S,) = torch.autograd.grad(self.log_density(level, x).sum(), x, create_graph=True)
             rows = [torch.autograd.grad(S[i].sum(), x, retain_graph=i == 0)[0] for i in range(2)]

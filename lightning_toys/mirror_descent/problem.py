@@ -1,4 +1,4 @@
-"""What every sampler is given: the law, the reward, the schedule, and how much work it may do."""
+"""What every sampler is given: the joint distribution, the reward, the schedule, and how much work it may do."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lightning_toys.errors import require
-from lightning_toys.mirror_descent.joint import Joint, Level
-from lightning_toys.mirror_descent.model import ExactModel, Model
+from lightning_toys.mirror_descent.joint import Joint, NoiseLevel
+from lightning_toys.mirror_descent.model import ExactModel, JointModel
 from lightning_toys.mirror_descent.schedules import Schedule
-from lightning_toys.mirror_descent.tilt import Reward, Tilted, tilt
+from lightning_toys.mirror_descent.tilt import Reward, TiltedAction, tilt
 from lightning_toys.training.compiling import check_compiler
 
 
 class Cost(NamedTuple):
-    """Evaluations to one sample: draws of q(a), the model's score or density, Q (its gradient too), draws of s' | a."""
+    """Evaluations per sample, counted alike for all samplers.
+
+    Attributes:
+        prior: draws of q(a).
+        score: evaluations of the model's score or density.
+        value: evaluations of Q, its gradient included.
+        refresh: draws of s' | a.
+    """
 
     prior: int = 0
     score: int = 0
@@ -26,7 +33,7 @@ class Cost(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of the four counts."""
         return self.prior + self.score + self.value + self.refresh
 
 
@@ -36,7 +43,7 @@ class Settings:
 
     Args:
         K: noise levels of the annealed samplers, abar even from ``abar_min`` to 1.
-        abar_min: the noisiest level's share of signal.
+        abar_min: abar of the noisiest level, in (0, 1).
         refresh_L: rounds a level, each an exact refresh of s' | a and then the action steps; 0: one round, no refresh.
         action_steps_per_level: action steps of a round.
         particles: draws of s' that pc_ula's gradient takes the mean of.
@@ -47,9 +54,12 @@ class Settings:
         predictor_K: levels of the reverse processes, even in log-SNR.
         smc_K: levels of twisted SMC, even in log-SNR.
         smc_particles: particles of one run of twisted SMC, a power of 2.
-        ess_threshold: share of the particles below which SMC resamples.
+        ess_threshold: effective sample size, as a fraction of the particles, below which SMC resamples.
         smc_twist: ``dps``, Q at the Tweedie mean, as published, or ``tfg``, the same smoothed.
-        compile: make noise and pc_mala's steps by compiled code; needs a C++ compiler and, once, half a minute.
+        compile: run noise and pc_mala's steps as compiled code; needs a C++ compiler and, once, half a minute.
+
+    Raises:
+        ToyError: a value is not allowed, or there is no compiler.
     """
 
     K: int = 40
@@ -82,11 +92,11 @@ class Settings:
             value = getattr(self, name)
             require(value > 0, f"--model.settings.{name}: {value} is not allowed; give a number > 0")
         require(
-            0 < self.abar_min < 1, f"--model.settings.abar_min: {self.abar_min} is not allowed; give a share in (0, 1)"
+            0 < self.abar_min < 1, f"--model.settings.abar_min: {self.abar_min} is not allowed; give a number in (0, 1)"
         )
         require(
             0 <= self.ess_threshold <= 1,
-            f"--model.settings.ess_threshold: {self.ess_threshold} is not allowed; give a share in [0, 1]",
+            f"--model.settings.ess_threshold: {self.ess_threshold} is not allowed; give a number in [0, 1]",
         )
         if self.compile:
             check_compiler("--model.settings.compile")
@@ -98,42 +108,47 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class World:
-    """The question: reach the law of a tilted by exp(strength Q), with s' | a as it is.
+class Problem:
+    """The sampling problem: draw (a, s') from q(a, s') exp(lambda_scale Q(a)) / Z.
+
+    >>> from lightning_toys.mirror_descent import ActionValue, Linear
+    >>> problem = Problem(Joint(), ActionValue(), Linear(), lambda_scale=1.5)
+    >>> round(problem.target.mu, 3), round(1 / problem.target.tau, 3)
+    (0.9, 0.4)
 
     Attributes:
-        joint: the clean law.
+        joint: the clean distribution q.
         reward: gives Q.
         schedule: how the tilt grows over the levels.
-        strength: lambda, the tilt at the clean end.
-        settings: the work.
-        model: what samplers know of the untilted law.
+        lambda_scale: lambda, the inverse temperature of the tilt at the clean end.
+        settings: how much work samplers do.
+        model: what samplers know of q: its closed form, or a learned energy.
     """
 
     joint: Joint
     reward: Reward
     schedule: Schedule
-    strength: float
+    lambda_scale: float
     settings: Settings = field(default_factory=Settings)
-    model: Model = field(default_factory=ExactModel)
+    model: JointModel = field(default_factory=ExactModel)
 
     @cached_property
-    def target(self) -> Tilted:
-        """The tilted law of the clean action."""
-        return tilt(self.joint.clean, self.reward, self.strength)
+    def target(self) -> TiltedAction:
+        """The target: the tilted distribution of the clean action."""
+        return tilt(self.joint.clean, self.reward, self.lambda_scale)
 
     @cached_property
-    def tilted_joint(self) -> Level:
-        """The tilted law of (a, s')."""
-        return self.joint.with_action(self.target.mu, 1 / self.target.tau)
+    def tilted_joint(self) -> NoiseLevel:
+        """The target: the tilted distribution of the clean (a, s')."""
+        return self.joint.with_action_marginal(self.target.mu, 1 / self.target.tau)
 
     @cached_property
-    def levels(self) -> list[Tilted]:
-        """The tilted law at each of the K levels, noisy to clean."""
+    def levels(self) -> list[TiltedAction]:
+        """The tilted distribution of the action at each of the K levels, noisy to clean."""
         s = self.settings
         abars = np.linspace(s.abar_min, 1.0, s.K) if s.K > 1 else np.ones(1)
         return [tilt(self.joint.level(float(x)), self.reward, self.beta(float(x))) for x in abars]
 
     def beta(self, abar: float) -> float:
-        """Return the schedule's strength at a level."""
-        return self.strength * self.schedule.share(abar, self.settings.abar_min)
+        """Return beta = lambda f(abar), the tilt's inverse temperature at a level."""
+        return self.lambda_scale * self.schedule.fraction(abar, self.settings.abar_min)

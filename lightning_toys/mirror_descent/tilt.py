@@ -1,4 +1,4 @@
-"""Rewards, and the law that exp(beta Q) tilts the action's law to. Everything is Gaussian, so everything is exact."""
+"""Rewards, and the action's distribution tilted by exp(beta Q). Everything is Gaussian, so everything is exact."""
 
 from __future__ import annotations
 
@@ -6,32 +6,36 @@ import math
 from dataclasses import dataclass
 
 from lightning_toys.errors import require
-from lightning_toys.mirror_descent.joint import Level
+from lightning_toys.mirror_descent.joint import NoiseLevel
 
 
 @dataclass(frozen=True)
 class Quadratic:
-    """q(x) = const + b x - A x^2 / 2."""
+    """A quadratic const + b x - A x^2 / 2 of a scalar."""
 
     A: float
     b: float
     const: float
 
     def __call__(self, x: float) -> float:
-        """Return q(x)."""
+        """Return the value at x."""
         return self.const + self.b * x - 0.5 * self.A * x * x
 
 
 class Reward:
-    """What actions are tilted towards."""
+    """What actions are tilted towards: a base class for rewards of your own, given by class_path.
 
-    def action_value(self, level: Level) -> Quadratic:
-        """Return Q(a) at a noise level."""
+    Samplers and closed forms need Q as a quadratic at every noise level. It depends on a alone, so that the tilt leaves
+    s' | a unchanged.
+    """
+
+    def action_value(self, level: NoiseLevel) -> Quadratic:
+        """Return the action value Q(a) at a noise level, whose s' | a is N(level.rho a + level.c, level.v)."""
         raise NotImplementedError
 
     @property
     def state_weight(self) -> float:
-        """w: Q's gradient at a, with one s' in the place of its mean, has the noise -w rho (s' - E[s' | a])."""
+        """w >= 0: with one draw of s' in place of its mean, dQ/da has the noise -w rho (s' - E[s' | a])."""
         return 0.0
 
 
@@ -39,8 +43,11 @@ class ActionValue(Reward):
     """Q(a) = -q_a / 2 (a - mu_q)^2, at every level.
 
     Args:
-        q_a: curvature.
+        q_a: curvature, above 0.
         mu_q: optimum.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     def __init__(self, q_a: float = 1.0, mu_q: float = 1.5) -> None:
@@ -48,7 +55,7 @@ class ActionValue(Reward):
         require(math.isfinite(mu_q), f"--model.reward.mu_q: {mu_q} is not allowed; give a finite number")
         self.q_a, self.mu_q = q_a, mu_q
 
-    def action_value(self, level: Level) -> Quadratic:
+    def action_value(self, level: NoiseLevel) -> Quadratic:
         """See :meth:`Reward.action_value`."""
         return Quadratic(self.q_a, self.q_a * self.mu_q, -0.5 * self.q_a * self.mu_q**2)
 
@@ -57,10 +64,13 @@ class StateReward(Reward):
     """R(a, s') = -(r_wa (a - r_a)^2 + r_ws (s' - r_s)^2) / 2, and Q(a) = E[R(a, s') | a].
 
     Args:
-        r_wa: weight of the action's term.
-        r_a: its optimum.
-        r_ws: weight of the next state's term.
-        r_s: its optimum.
+        r_wa: weight of the action's term, not below 0.
+        r_a: optimal action.
+        r_ws: weight of the next state's term, not below 0; one of the two weights is above 0.
+        r_s: optimal next state.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     def __init__(self, r_wa: float = 1.0, r_a: float = 1.5, r_ws: float = 1.0, r_s: float = 1.0) -> None:
@@ -69,7 +79,7 @@ class StateReward(Reward):
         require(r_wa + r_ws > 0, "--model.reward.r_wa, --model.reward.r_ws: both are 0; give one of them a weight > 0")
         self.r_wa, self.r_a, self.r_ws, self.r_s = r_wa, r_a, r_ws, r_s
 
-    def action_value(self, level: Level) -> Quadratic:
+    def action_value(self, level: NoiseLevel) -> Quadratic:
         """See :meth:`Reward.action_value`: the mean over s' ~ N(rho a + c, v)."""
         rho, c, v = level.rho, level.c, level.v
         A = self.r_wa + self.r_ws * rho**2
@@ -84,16 +94,16 @@ class StateReward(Reward):
 
 
 @dataclass(frozen=True)
-class Tilted:
-    """pi(a) proportional to q(a) exp(beta Q(a)) at one level: N(mu, 1 / tau).
+class TiltedAction:
+    """pi(a) proportional to q(a) exp(beta Q(a)) at one noise level: N(mu, 1 / tau).
 
     Attributes:
-        level: the joint law that is tilted; s' | a stays what it is.
-        beta: strength.
-        Q: the quadratic.
+        level: the joint distribution that is tilted; s' | a is unchanged.
+        beta: inverse temperature of the tilt.
+        Q: the action value.
     """
 
-    level: Level
+    level: NoiseLevel
     beta: float
     Q: Quadratic
 
@@ -109,18 +119,24 @@ class Tilted:
 
     @property
     def log_z(self) -> float:
-        """log E_q exp(beta Q(a))."""
+        """log Z = log E_q exp(beta Q(a))."""
         tau_q = float(1 / self.level.C[0, 0])
-        gain = 0.5 * (self.tau * self.mu**2 - tau_q * float(self.level.m[0]) ** 2)
-        return 0.5 * math.log(tau_q / self.tau) + gain + self.beta * self.Q.const
+        exponent = 0.5 * (self.tau * self.mu**2 - tau_q * float(self.level.m[0]) ** 2)
+        return 0.5 * math.log(tau_q / self.tau) + exponent + self.beta * self.Q.const
 
     @property
-    def importance_efficiency(self) -> float:
-        """Effective share of samples of q that carry weights exp(beta Q): (E w)^2 / E w^2."""
-        twice = Tilted(self.level, 2 * self.beta, self.Q)
-        return math.exp(2 * self.log_z - twice.log_z)
+    def importance_ess_fraction(self) -> float:
+        """Effective sample size of importance weights w = exp(beta Q) per sample of q: (E w)^2 / E w^2."""
+        doubled = TiltedAction(self.level, 2 * self.beta, self.Q)
+        return math.exp(2 * self.log_z - doubled.log_z)
 
 
-def tilt(level: Level, reward: Reward, beta: float) -> Tilted:
-    """Return the tilted law of the action at a level."""
-    return Tilted(level, beta, reward.action_value(level))
+def tilt(level: NoiseLevel, reward: Reward, beta: float) -> TiltedAction:
+    """Return q(a) exp(beta Q(a)) / Z at a noise level.
+
+    >>> from lightning_toys.mirror_descent.joint import Joint
+    >>> target = tilt(Joint().clean, StateReward(), beta=1.5)
+    >>> target.mu, target.tau
+    (0.9375, 4.0)
+    """
+    return TiltedAction(level, beta, reward.action_value(level))

@@ -1,4 +1,4 @@
-"""mirror_descent through the command line: outputs, flags that move what they should, ranks, precision, bad input."""
+"""mirror_descent through the command line: outputs, flags that change what they should, ranks, precision, bad input."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def test_outputs(mirror: Runner) -> None:
     err = mirror.ok("test", "analytic", *flags, "--model.sweep_max_refresh", "1", "--model.sweep_chains", "200", *(
         "--model.gif", "true", "--model.settings.K", "5"))  # fmt: skip
     folder = mirror.folder("analytic")
-    drawn = {p.name for p in (folder / "figures").iterdir()}
-    assert {"match_pc_mala.png", "match_gibbs.png", "frontier.png", "kl_vs_refresh.png", "ranks.png"} <= drawn
+    figures = {p.name for p in (folder / "figures").iterdir()}
+    assert {"match_pc_mala.png", "match_gibbs.png", "frontier.png", "kl_vs_refresh.png", "ranks.png"} <= figures
     assert (folder / "figures" / "anim_pc_mala.gif").read_bytes()[:3] == b"GIF"
     table = (folder / "facts.md").read_text()
     assert table in err + "\n"
     assert "| gibbs | lag-1 autocorrelation | 0.50000 |" in table
     assert "| target | 0.9375 | 0.2500 | 1.0000 | 1.0000 | 0 | - |" in table
     assert "\n| sde_poe | 0." in table
-    assert "\n| gibbs | 0.9375 | 0.2500" not in table.partition("| target |")[2]  # right, and so left out
+    assert "\n| gibbs | 0.9375 | 0.2500" not in table.partition("| target |")[2]  # correct, and so left out
     found = json.loads((folder / "results.json").read_text())
     assert {"joint_kl", "joint_kl@gibbs", "acceptance@pc_mala", "rhat@gibbs", "ess_per_step@gibbs"} <= found[
         "metrics"
@@ -63,15 +63,15 @@ def test_outputs(mirror: Runner) -> None:
     for kind in ("action", "state", "residual"):
         raw, adjusted = (found["metrics"][f"{kind}_ks_{p}@gibbs"]["values"] for p in ("p", "p_holm"))
         assert all(b >= a for a, b in zip(raw, adjusted, strict=True))
-    mirror.ok("validate", "analytic", "--model.samplers", "[mala]", "--run.name", "judged")
-    assert json.loads((mirror.folder("analytic", "judged") / "validation.json").read_text())["metrics"]["action_kl"]
-    mirror.ok("predict", "analytic", "--model.samplers", "[mala]", "--run.name", "drawn")
-    drawn_pairs = np.load(mirror.folder("analytic", "drawn") / "predictions.npz")["mala"]
-    assert drawn_pairs.shape == (2, 400, 2)
+    mirror.ok("validate", "analytic", "--model.samplers", "[mala]", "--run.name", "validated")
+    assert json.loads((mirror.folder("analytic", "validated") / "validation.json").read_text())["metrics"]["action_kl"]
+    mirror.ok("predict", "analytic", "--model.samplers", "[mala]", "--run.name", "predicted")
+    pairs = np.load(mirror.folder("analytic", "predicted") / "predictions.npz")["mala"]
+    assert pairs.shape == (2, 400, 2)
 
 
-# every setting of the seed's script, by our name, and the sampler and metric that it has to move
-MOVES = [
+# every setting of the published script, by our name, and the sampler and metric that it has to change
+EFFECTS = [
     ("--data.sigma_a", "0.7", "pc_mala", "action_mean"),
     ("--data.mu_a", "0.4", "pc_mala", "action_mean"),
     ("--model.reward.r_wa", "2.0", "pc_mala", "action_mean"),
@@ -105,8 +105,8 @@ MOVES = [
 ]
 
 
-@pytest.mark.parametrize(("flag", "value", "sampler", "metric"), MOVES, ids=lambda x: x)
-def test_every_flag_moves_a_metric(mirror: Runner, flag: str, value: str, sampler: str, metric: str) -> None:
+@pytest.mark.parametrize(("flag", "value", "sampler", "metric"), EFFECTS, ids=lambda x: x)
+def test_every_flag_changes_a_metric(mirror: Runner, flag: str, value: str, sampler: str, metric: str) -> None:
     flags = ("--model.samplers", f"[{sampler}]")
     before = results(mirror, *flags, name="before")["metrics"][metric]["values"]
     after = results(mirror, *flags, flag, value, name="after")["metrics"][metric]["values"]
@@ -125,9 +125,11 @@ def test_sweep_without_training(mirror: Runner) -> None:
 
 def test_state_enters_by_d_and_s(mirror: Runner) -> None:
     flags = ("--model.samplers", "[pc_mala]", "--data.mu_eps", "0.0")
-    still = results(mirror, *flags, "--data.d", "0.5", name="still")["metrics"]["state_mean"]["mean"]
-    moved = results(mirror, *flags, "--data.d", "0.5", "--data.s", "2.0", name="moved")["metrics"]["state_mean"]["mean"]
-    assert moved - still > 0.1
+    zero = results(mirror, *flags, "--data.d", "0.5", name="zero")["metrics"]["state_mean"]["mean"]
+    shifted = results(mirror, *flags, "--data.d", "0.5", "--data.s", "2.0", name="shifted")["metrics"]["state_mean"][
+        "mean"
+    ]
+    assert shifted - zero > 0.1
 
 
 def test_action_value_and_its_flags(mirror: Runner) -> None:
@@ -193,7 +195,7 @@ def test_bad_input_is_one_line(mirror: Runner, flags: tuple[str, ...], start: st
     assert not mirror.root.exists()
 
 
-def test_double_precision_is_the_same_law(mirror: Runner) -> None:
+def test_double_precision_agrees_with_single(mirror: Runner) -> None:
     flags = ("--model.samplers", "[pc_mala]", "--model.chains", "20000")
     single = results(mirror, *flags, name="single")["metrics"]["action_mean"]["values"]
     double = results(mirror, *flags, "--trainer.precision", "64-true", name="double")["metrics"]["action_mean"][
@@ -205,7 +207,7 @@ def test_double_precision_is_the_same_law(mirror: Runner) -> None:
 
 @pytest.mark.slow  # tests/test_matrix.py has two ranks in the gate
 def test_two_processes_are_one(mirror: Runner) -> None:
-    """Chains shared out over gloo ranks: the same draws, counts and results."""
+    """Chains distributed over gloo ranks: the same samples, counts and results."""
     flags = ("--model.samplers", "[pc_mala,smc_twisted]", "--model.chains", "40000")
     one = results(mirror, *flags, name="one")
     ddp = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.accelerator", "cpu")

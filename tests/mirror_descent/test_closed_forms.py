@@ -11,11 +11,15 @@ from scipy import integrate
 from scipy import stats as scipy_stats
 
 from lightning_toys.errors import ToyError
-from lightning_toys.mirror_descent import affine
-from lightning_toys.mirror_descent.guidance import RULES, HTransform, PosteriorSampling, ProductOfExperts
-from lightning_toys.mirror_descent.joint import Joint, Level, gaussian_kl, noised
-from lightning_toys.mirror_descent.predictors import log_snr_levels, ode_step, plan, sde_step, start
-from lightning_toys.mirror_descent.reverse import posterior
+from lightning_toys.mirror_descent.affine import propagate
+from lightning_toys.mirror_descent.guidance import (
+    GUIDANCE_RULES,
+    DiffusionPosteriorSampling,
+    HTransform,
+    ProductOfExperts,
+)
+from lightning_toys.mirror_descent.joint import Gaussian, Joint, NoiseLevel, gaussian_kl, noised
+from lightning_toys.mirror_descent.reverse_process import guided_steps, log_snr_levels, ode_step, sde_step
 from lightning_toys.mirror_descent.schedules import (
     Constant,
     LateConstant,
@@ -26,6 +30,7 @@ from lightning_toys.mirror_descent.schedules import (
     TFGPlusFinalMALA,
 )
 from lightning_toys.mirror_descent.tilt import ActionValue, Reward, StateReward, tilt
+from lightning_toys.mirror_descent.twisted_smc import reverse_kernel
 from lightning_toys.training.noise import keyed_generator
 
 DEFAULT = Joint()
@@ -45,7 +50,7 @@ def random_reward(i: int) -> Reward:
 
 
 def log_density(joint: Joint, x: torch.Tensor) -> torch.Tensor:
-    """log q(a, s') as the model says it: of a, then of s' given a."""
+    """log q(a, s') by its definition: of a, then of s' given a."""
     a, s = x[..., 0], x[..., 1]
     mean = joint.alpha * a + joint.d * joint.s + joint.mu_eps
     first = -0.5 * ((a - joint.mu_a) / joint.sigma_a) ** 2 - math.log(joint.sigma_a)
@@ -53,15 +58,15 @@ def log_density(joint: Joint, x: torch.Tensor) -> torch.Tensor:
     return first + second - math.log(2 * math.pi)
 
 
-# the joint law
+# the joint distribution
 
 
 @pytest.mark.parametrize("i", range(6))
-def test_joint_is_the_model(i: int) -> None:
+def test_joint_matches_its_definition(i: int) -> None:
     joint = random_joint(i)
     x = torch.from_numpy(keyed_generator(i, 0, "test/x").normal(size=(20, 2)))
-    law = scipy_stats.multivariate_normal(joint.clean.m, joint.clean.C)
-    np.testing.assert_allclose(law.logpdf(x.numpy()), log_density(joint, x).numpy(), rtol=0, atol=1e-12 * 1e2)
+    normal = scipy_stats.multivariate_normal(joint.clean.m, joint.clean.C)
+    np.testing.assert_allclose(normal.logpdf(x.numpy()), log_density(joint, x).numpy(), rtol=0, atol=1e-12 * 1e2)
     score = torch.func.vmap(torch.func.grad(lambda y: log_density(joint, y)))(x).numpy()
     clean = joint.clean
     np.testing.assert_allclose(-(x.numpy() - clean.m) @ clean.precision, score, rtol=1e-11, atol=1e-11)
@@ -79,7 +84,7 @@ def test_conditional_at_a_level(i: int, abar: float) -> None:
     np.testing.assert_allclose(both, first + second, rtol=1e-12, atol=1e-12)
 
 
-def test_noised_law_by_sampling_moments() -> None:
+def test_noised_moments() -> None:
     """sqrt(abar) x + sqrt(1 - abar) eps, moment by moment; clean and pure noise at the ends."""
     joint = random_joint(1)
     for abar in (0.2, 0.7):
@@ -93,15 +98,15 @@ def test_noised_law_by_sampling_moments() -> None:
 
 
 @pytest.mark.parametrize("i", range(4))
-def test_gaussian_kl_is_torchs(i: int) -> None:
+def test_gaussian_kl_matches_torch(i: int) -> None:
     g = keyed_generator(i, 0, "test/kl")
     roots = g.normal(size=(2, 2, 2))
     (p, q), (m, n) = (r @ r.T + 0.1 * np.eye(2) for r in roots), g.normal(size=(2, 2))
-    laws = [
+    normals = [
         torch.distributions.MultivariateNormal(torch.from_numpy(mean), torch.from_numpy(cov))
         for mean, cov in ((m, p), (n, q))
     ]
-    assert gaussian_kl(m, p, n, q) == pytest.approx(float(torch.distributions.kl_divergence(*laws)), rel=1e-10)
+    assert gaussian_kl(m, p, n, q) == pytest.approx(float(torch.distributions.kl_divergence(*normals)), rel=1e-10)
     assert gaussian_kl(m, p, m, p) == pytest.approx(0, abs=1e-12)
 
 
@@ -126,35 +131,35 @@ def test_action_value_is_the_mean_reward(i: int, abar: float) -> None:
 
 
 @pytest.mark.parametrize("i", range(8))
-def test_tilted_law_by_quadrature(i: int) -> None:
+def test_tilt_by_quadrature(i: int) -> None:
     """Mean, variance, normaliser and importance efficiency of q(a) exp(beta Q(a)), integrated numerically."""
     level, reward, beta = random_joint(i).level(0.8), random_reward(i), 0.7
-    law = tilt(level, reward, beta)
+    tilted = tilt(level, reward, beta)
     std = math.sqrt(level.C[0, 0])
 
     def weight(a: float, times: float) -> float:
-        return float(scipy_stats.norm.pdf(a, level.m[0], std)) * math.exp(times * beta * law.Q(a))
+        return float(scipy_stats.norm.pdf(a, level.m[0], std)) * math.exp(times * beta * tilted.Q(a))
 
     def mean(f: object, times: float = 1.0) -> float:
-        low, high = law.mu - 14 / math.sqrt(law.tau), law.mu + 14 / math.sqrt(law.tau)
+        low, high = tilted.mu - 14 / math.sqrt(tilted.tau), tilted.mu + 14 / math.sqrt(tilted.tau)
         return float(integrate.quad(lambda a: f(a) * weight(a, times), low, high, epsabs=0, epsrel=1e-12)[0])  # type: ignore[operator]
 
     z = mean(lambda a: 1.0)
-    assert math.exp(law.log_z) == pytest.approx(z, rel=1e-10)
-    assert law.mu == pytest.approx(mean(lambda a: a) / z, rel=1e-9, abs=1e-10)
-    assert 1 / law.tau == pytest.approx(mean(lambda a: (a - law.mu) ** 2) / z, rel=1e-9)
-    assert law.importance_efficiency == pytest.approx(z**2 / mean(lambda a: 1.0, 2.0), rel=1e-9)
+    assert math.exp(tilted.log_z) == pytest.approx(z, rel=1e-10)
+    assert tilted.mu == pytest.approx(mean(lambda a: a) / z, rel=1e-9, abs=1e-10)
+    assert 1 / tilted.tau == pytest.approx(mean(lambda a: (a - tilted.mu) ** 2) / z, rel=1e-9)
+    assert tilted.importance_ess_fraction == pytest.approx(z**2 / mean(lambda a: 1.0, 2.0), rel=1e-9)
 
 
 def test_known_targets() -> None:
     """The defaults' numbers: N(.9, .4) for the action's value, N(.9375, .25) and s' ~ N(.9375, .5) for the state's."""
     by_action = tilt(DEFAULT.clean, ActionValue(), 1.5)
     assert (by_action.mu, by_action.tau) == pytest.approx((0.9, 2.5), rel=1e-12)
-    assert by_action.importance_efficiency == pytest.approx(0.4822, abs=5e-5)
+    assert by_action.importance_ess_fraction == pytest.approx(0.4822, abs=5e-5)
     by_state = tilt(DEFAULT.clean, StateReward(), 1.5)
     assert (by_state.mu, by_state.tau) == pytest.approx((0.9375, 4.0), rel=1e-12)
-    assert by_state.importance_efficiency == pytest.approx(0.4003, abs=5e-5)
-    joint = DEFAULT.with_action(by_state.mu, 1 / by_state.tau)
+    assert by_state.importance_ess_fraction == pytest.approx(0.4003, abs=5e-5)
+    joint = DEFAULT.with_action_marginal(by_state.mu, 1 / by_state.tau)
     assert (joint.m[1], joint.C[1, 1]) == pytest.approx((0.9375, 0.5), rel=1e-12)
     assert (joint.rho, joint.v) == pytest.approx((1.0, 0.25), rel=1e-12)  # s' | a is what it was
 
@@ -166,14 +171,14 @@ def test_schedules() -> None:
     low = 0.05
     for abar in np.linspace(low, 1, 12):
         r = (abar - low) / (1 - low)
-        assert Linear().share(abar, low) == pytest.approx(r, abs=1e-12)
-        assert Constant().share(abar, low) == 1
-        assert LateConstant(0.3, 0.8).share(abar, low) == float(0.3 <= abar <= 0.8)
+        assert Linear().fraction(abar, low) == pytest.approx(r, abs=1e-12)
+        assert Constant().fraction(abar, low) == 1
+        assert LateConstant(0.3, 0.8).fraction(abar, low) == float(0.3 <= abar <= 0.8)
         ramp = 0.0 if abar < 0.3 else 1.0 if abar > 0.8 else ((abar - 0.3) / 0.5) ** 3
-        assert LateRamp(0.3, 0.8, 3.0).share(abar, low) == pytest.approx(ramp, abs=1e-12)
-        assert TFGPlusFinalMALA(1.5).share(abar, low) == pytest.approx((1 - r) ** 1.5, abs=1e-12)
-        assert SigmaPower(3.0).share(abar, low) == pytest.approx((1 - abar) ** 1.5, abs=1e-12)
-    assert Linear().share(0.01, low) == 0  # clipped
+        assert LateRamp(0.3, 0.8, 3.0).fraction(abar, low) == pytest.approx(ramp, abs=1e-12)
+        assert TFGPlusFinalMALA(1.5).fraction(abar, low) == pytest.approx((1 - r) ** 1.5, abs=1e-12)
+        assert SigmaPower(3.0).fraction(abar, low) == pytest.approx((1 - abar) ** 1.5, abs=1e-12)
+    assert Linear().fraction(0.01, low) == 0  # clipped
 
 
 @pytest.mark.parametrize(
@@ -181,8 +186,8 @@ def test_schedules() -> None:
     [(Linear(), True), (Constant(), True), (LateConstant(), True), (LateConstant(0.2, 0.9), False), (LateRamp(), True),
      (TFGPlusFinalMALA(), False), (SigmaPower(), False)],
 )  # fmt: skip
-def test_which_schedules_are_full_at_the_end(schedule: Schedule, full: bool) -> None:
-    assert schedule.full_at_the_end == full
+def test_which_schedules_reach_the_target(schedule: Schedule, full: bool) -> None:
+    assert schedule.reaches_target == full
 
 
 def test_refusals() -> None:
@@ -202,19 +207,21 @@ def test_refusals() -> None:
 # guidance
 
 
-def added(rule: str, joint: Joint, reward: Reward, level: Level, beta: float, x: torch.Tensor) -> torch.Tensor:
-    G, g = RULES[rule](joint, reward, beta).added(level, beta)
+def guidance_term(
+    rule: str, joint: Joint, reward: Reward, level: NoiseLevel, beta: float, x: torch.Tensor
+) -> torch.Tensor:
+    G, g = GUIDANCE_RULES[rule](joint, reward, beta).affine_term(level, beta)
     return x @ torch.from_numpy(G).T + torch.from_numpy(g)
 
 
-def tweedie(level: Level, x: torch.Tensor) -> torch.Tensor:
+def tweedie(level: NoiseLevel, x: torch.Tensor) -> torch.Tensor:
     score = -(x - torch.from_numpy(level.m)) @ torch.from_numpy(level.precision)
     return (x + (1 - level.abar) * score) / math.sqrt(level.abar)
 
 
 @pytest.mark.parametrize("i", range(4))
 def test_rules_are_gradients(i: int) -> None:
-    """Each rule's addition is autograd's gradient of what it says it is."""
+    """Each rule's term is autograd's gradient of the energy that it documents."""
     joint, reward, beta, abar = random_joint(i), random_reward(i), 0.9, 0.4
     level = joint.level(abar)
     x = torch.from_numpy(keyed_generator(i, 2, "test/x").normal(size=(7, 2)))
@@ -234,38 +241,39 @@ def test_rules_are_gradients(i: int) -> None:
     }
     for rule, energy in energies.items():
         wanted = torch.stack([torch.func.jacrev(energy)(y) for y in x])
-        torch.testing.assert_close(added(rule, joint, reward, level, beta, x), wanted, rtol=1e-8, atol=1e-8)
-        # where the schedule says less than lambda, a share of it
-        G, g = RULES[rule](joint, reward, beta).added(level, 0.3 * beta)
+        torch.testing.assert_close(guidance_term(rule, joint, reward, level, beta, x), wanted, rtol=1e-8, atol=1e-8)
+        # where the schedule's beta is below lambda, a fraction of it
+        G, g = GUIDANCE_RULES[rule](joint, reward, beta).affine_term(level, 0.3 * beta)
         less = x @ torch.from_numpy(G).T + torch.from_numpy(g)
         torch.testing.assert_close(less, 0.3 * wanted, rtol=1e-8, atol=1e-8)
 
 
 def test_h_transform_is_the_score_of_the_noised_target() -> None:
     joint, reward, beta = random_joint(3), random_reward(3), 0.9
-    level, law = joint.level(0.3), tilt(joint.clean, reward, beta)
-    target = noised(joint.with_action(law.mu, 1 / law.tau), 0.3)
+    level, tilted = joint.level(0.3), tilt(joint.clean, reward, beta)
+    target = noised(joint.with_action_marginal(tilted.mu, 1 / tilted.tau), 0.3)
     x = torch.from_numpy(keyed_generator(3, 2, "test/x").normal(size=(7, 2)))
     score = -(x - torch.from_numpy(level.m)) @ torch.from_numpy(level.precision)
     wanted = -(x - torch.from_numpy(target.m)) @ torch.from_numpy(target.precision)
-    torch.testing.assert_close(score + added("h_transform", joint, reward, level, beta, x), wanted)
+    torch.testing.assert_close(score + guidance_term("h_transform", joint, reward, level, beta, x), wanted)
 
 
 # reverse processes
 
 
-def final(rule: str, K: int, step: object, beta: object, joint: Joint = DEFAULT) -> affine.Law:
+def final_distribution(rule: str, K: int, step: object, beta: object, joint: Joint = DEFAULT) -> Gaussian:
     reward = StateReward()
     abars = log_snr_levels(K)
-    law = start(joint, float(abars[0]))
-    for move in plan(joint, RULES[rule](joint, reward, 1.5), beta, abars.tolist(), step):  # type: ignore[arg-type]
-        law = law.after(move)
-    return law
+    x: Gaussian = joint.level(float(abars[0]))
+    guide = GUIDANCE_RULES[rule](joint, reward, 1.5)
+    for affine_step in guided_steps(joint, guide, beta, abars.tolist(), step):  # type: ignore[arg-type]
+        x = propagate(x, affine_step)
+    return x
 
 
-def kl_to_target(law: affine.Law) -> float:
-    target = DEFAULT.with_action(0.9375, 0.25)
-    return gaussian_kl(law.m, law.C, target.m, target.C)
+def kl_to_target(x: Gaussian) -> float:
+    target = DEFAULT.with_action_marginal(0.9375, 0.25)
+    return gaussian_kl(x.m, x.C, target.m, target.C)
 
 
 TABLE = [  # rule, process, beta, mean, variance, slope, conditional ratio, joint KL: measured elsewhere at K = 4000
@@ -280,15 +288,15 @@ TABLE = [  # rule, process, beta, mean, variance, slope, conditional ratio, join
 def test_guidance_table(row: tuple[object, ...]) -> None:
     rule, step, kind, *wanted = row
     beta = (lambda abar: 1.5 * abar) if kind == "linear" else (lambda abar: 1.5)
-    law = final(str(rule), 4000, step, beta)
-    found = [law.m[0], law.C[0, 0], law.rho, law.v / 0.25, kl_to_target(law)]
+    x = final_distribution(str(rule), 4000, step, beta)
+    found = [x.m[0], x.C[0, 0], x.rho, x.v / 0.25, kl_to_target(x)]
     np.testing.assert_allclose(found, wanted, atol=5.1e-3, rtol=0)
-    assert kl_to_target(law) > 0.1  # none of them reaches the target
+    assert kl_to_target(x) > 0.1  # none of them reaches the target
 
 
 def test_h_transform_reaches_the_target() -> None:
     constant = lambda abar: 1.5  # noqa: E731
-    kls = [kl_to_target(final("h_transform", K, sde_step, constant)) for K in (40, 200, 4000)]
+    kls = [kl_to_target(final_distribution("h_transform", K, sde_step, constant)) for K in (40, 200, 4000)]
     assert kls[0] > 10 * kls[1] > 100 * kls[2]
     assert kls[2] < 1e-5
     # the bias of a discretised diffusion is of first order, its KL of second
@@ -299,28 +307,28 @@ def test_unguided_processes_return_the_joint() -> None:
     for step in (sde_step, ode_step):
         errors = []
         for K in (200, 400):
-            law = final("none", K, step, lambda abar: 0.0, random_joint(2))
+            x = final_distribution("none", K, step, lambda abar: 0.0, random_joint(2))
             clean = random_joint(2).clean
-            errors.append(gaussian_kl(law.m, law.C, clean.m, clean.C))
+            errors.append(gaussian_kl(x.m, x.C, clean.m, clean.C))
         assert errors[1] < 1e-3
         assert 3 < errors[0] / errors[1] < 5
 
 
-def test_posterior_undoes_noising() -> None:
-    """low = g high + noise; then high | low by the posterior: the joint law of both comes back."""
+def test_reverse_kernel_undoes_noising() -> None:
+    """low = g high + noise; then high | low by the posterior: the joint distribution of both is recovered."""
     joint = random_joint(4)
     low, high = joint.level(0.2), joint.level(0.7)
-    move = posterior(low, high)
+    kernel = reverse_kernel(low, high)
     g = math.sqrt(0.2 / 0.7)
-    np.testing.assert_allclose(move.A @ low.m + move.b, high.m, rtol=1e-12)
-    np.testing.assert_allclose(move.A @ low.C @ move.A.T + move.D, high.C, rtol=1e-11)
-    np.testing.assert_allclose(move.A @ low.C, g * high.C, rtol=1e-11)  # the covariance of the two
+    np.testing.assert_allclose(kernel.A @ low.m + kernel.b, high.m, rtol=1e-12)
+    np.testing.assert_allclose(kernel.A @ low.C @ kernel.A.T + kernel.D, high.C, rtol=1e-11)
+    np.testing.assert_allclose(kernel.A @ low.C, g * high.C, rtol=1e-11)  # the covariance of the two
     np.testing.assert_allclose(low.C, g**2 * high.C + (1 - g**2) * np.eye(2), rtol=1e-12)
 
 
-def test_rules_share_a_contract() -> None:
-    for kind in (ProductOfExperts, PosteriorSampling, HTransform):
-        G, g = kind(DEFAULT, StateReward(), 1.5).added(DEFAULT.level(0.5), 1.0)
+def test_affine_terms_are_symmetric() -> None:
+    for kind in (ProductOfExperts, DiffusionPosteriorSampling, HTransform):
+        G, g = kind(DEFAULT, StateReward(), 1.5).affine_term(DEFAULT.level(0.5), 1.0)
         assert G.shape == (2, 2)
         assert g.shape == (2,)
         np.testing.assert_allclose(G, G.T, atol=1e-12)  # gradients

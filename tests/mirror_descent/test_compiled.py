@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lightning_toys.errors import ToyError
-from lightning_toys.mirror_descent import fused
+from lightning_toys.mirror_descent import compiled_kernels
 from lightning_toys.mirror_descent.annealed import PCMALA
 from lightning_toys.mirror_descent.joint import Joint
-from lightning_toys.mirror_descent.kernels import Noise, gaussian, langevin_proposal, select, start
-from lightning_toys.mirror_descent.problem import Settings, World
+from lightning_toys.mirror_descent.kernels import Noise, gaussian_target, init_state, langevin_proposal, select
+from lightning_toys.mirror_descent.problem import Problem, Settings
 from lightning_toys.mirror_descent.schedules import TFGPlusFinalMALA
 from lightning_toys.mirror_descent.tilt import StateReward
 from tests.conftest import Runner
@@ -22,12 +22,12 @@ compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 torchs_own = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def test_one_formula_and_the_other() -> None:
+def test_formulas_agree_uncompiled() -> None:
     """Uncompiled, so that a wrong formula would show as more than a rounding."""
     words = Noise([(1, 2)], "test", LIKE).words(4)
-    assert torch.allclose(fused.normals_of(words), Noise([(1, 2)], "test", LIKE).normal(4), atol=2e-6)
-    assert torch.equal(fused.uniforms_of(words), Noise([(1, 2)], "test", LIKE).uniform(4))
-    noise, law, eta = Noise([(0, 0)], "test", LIKE), gaussian(0.7, 3.0), 0.3
+    assert torch.allclose(compiled_kernels.box_muller(words), Noise([(1, 2)], "test", LIKE).normal(4), atol=2e-6)
+    assert torch.equal(compiled_kernels.uniforms_from_words(words), Noise([(1, 2)], "test", LIKE).uniform(4))
+    noise, target, eta = Noise([(0, 0)], "test", LIKE), gaussian_target(0.7, 3.0), 0.3
     x = 2 * noise.normal()
     xi, u = Noise([(0, 1)], "test", LIKE).normal()[0], Noise([(0, 1)], "other", LIKE).uniform()[0]
 
@@ -38,9 +38,9 @@ def test_one_formula_and_the_other() -> None:
         def uniform(self, rows: int = 1) -> torch.Tensor:
             return u.unsqueeze(0)
 
-    state = start(x, law)
-    new, info = langevin_proposal(Given([(0, 0)], "", LIKE), state, law, eta)
-    after, accepted = fused.gaussian_mala(x[0], xi, u, torch.tensor([0.7, 3.0, (eta / 2) ** 0.5]))
+    state = init_state(x, target)
+    new, info = langevin_proposal(Given([(0, 0)], "", LIKE), state, target, eta)
+    after, accepted = compiled_kernels.gaussian_mala(x[0], xi, u, torch.tensor([0.7, 3.0, (eta / 2) ** 0.5]))
     assert 0.3 < float(accepted.mean()) < 0.99
     same = accepted == info.accepted
     assert float(same.float().mean()) > 0.9999
@@ -49,18 +49,18 @@ def test_one_formula_and_the_other() -> None:
 
 @compiler
 @torchs_own
-def test_compiled_chains_are_the_same_chains() -> None:
-    world = World(Joint(), StateReward(), TFGPlusFinalMALA(), 1.5, Settings(K=10, action_steps_per_level=2))
-    plain, quick = (PCMALA(world).draw(Noise([(0, 0)], "test", LIKE, compiled)) for compiled in (False, True))
-    close = (plain.a - quick.a).abs() < 1e-4
+def test_compiled_chains_match_uncompiled() -> None:
+    problem = Problem(Joint(), StateReward(), TFGPlusFinalMALA(), 1.5, Settings(K=10, action_steps_per_level=2))
+    eager, fast = (PCMALA(problem).draw(Noise([(0, 0)], "test", LIKE, compiled)) for compiled in (False, True))
+    close = (eager.a - fast.a).abs() < 1e-4
     assert float(close.float().mean()) > 0.999
-    assert plain.accepted is not None
-    assert quick.accepted is not None
-    assert torch.allclose(plain.accepted, quick.accepted, atol=2e-3)
-    assert plain.jumps.shape == quick.jumps.shape
+    assert eager.accepted is not None
+    assert fast.accepted is not None
+    assert torch.allclose(eager.accepted, fast.accepted, atol=2e-3)
+    assert eager.squared_jumps.shape == fast.squared_jumps.shape
 
 
-def test_no_compiler_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ToyError, match=r"--model.settings.compile: true is not allowed; there is no C"):
         Settings(compile=True)
@@ -68,7 +68,7 @@ def test_no_compiler_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @compiler
 @torchs_own
-def test_the_flag_by_the_command_line(runner: Runner) -> None:
+def test_flag(runner: Runner) -> None:
     mirror = Runner(runner.root, runner.capture, "mirror_descent", ("--figures.enabled", "false"))
     flags = ("--model.samplers", "[pc_mala,ula]", "--model.chains", "2000", "--model.settings.compile", "true")
     assert "joint_kl" in mirror.ok("test", "analytic", *flags)

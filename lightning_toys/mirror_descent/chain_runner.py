@@ -1,0 +1,131 @@
+"""Runs samplers over blocks of chains, distributed over ranks, and gathers their samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_toys.mirror_descent.diagnostics import Sample
+from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
+from lightning_toys.mirror_descent.samplers import Sampler
+
+GPU_BLOCKS = 64  # blocks side by side on a GPU, where up to a million chains or so a kernel's cost is its launch
+GPU_BLOCKS_LEARNED = 8  # with a learned energy, whose graph takes a quarter of a GiB a block in a narrow network
+
+
+def draw_blocks(sampler: Sampler, keys: Sequence[tuple[int, int]], like: Tensor) -> list[dict[str, Any]]:
+    """Return what a sampler draws in each block, as float64 arrays: a function of the block's (seed, index).
+
+    On a CPU it does not depend on the other blocks, bit for bit; on a GPU they may change roundings, and now and then
+    a Metropolis-Hastings decision.
+    """
+    noise = Noise(keys, f"sampler/{sampler.name}", like, sampler.problem.settings.compile)
+    draws, n = sampler.draw(noise), len(keys)
+
+    def split(x: Tensor | None, dim: int) -> list[Any]:
+        if x is None:
+            return [None] * n
+        whole = x.detach().cpu().double().numpy()
+        return [part.squeeze(dim) if dim else part for part in np.split(whole, n, axis=dim)]
+
+    # blocks of chains lie along the last axis, blocks of diagnostics along the second
+    columns = {"a": split(draws.a, 0), "s": split(draws.s, 0)}
+    columns |= {k: split(getattr(draws, k), 1) for k in ("accepted", "trace", "squared_jumps")}
+    extra = {k: np.split(np.array(v), n) for k, v in (draws.extra or {}).items()}
+    return [
+        {k: v[i] for k, v in columns.items()} | {"extra": {k: v[i].tolist() for k, v in extra.items()} or None}
+        for i in range(n)
+    ]
+
+
+def blocks_at_once(sampler: Sampler, like: Tensor) -> int:
+    """Return how many blocks to draw side by side; one where code is compiled, since each number would be anew."""
+    if like.device.type != "cuda" or sampler.problem.settings.compile:
+        return 1
+    return GPU_BLOCKS if sampler.problem.model.exact else GPU_BLOCKS_LEARNED
+
+
+def draw_in_groups(
+    sampler: Sampler, keys: Sequence[tuple[int, int]], like: Tensor, max_blocks: int
+) -> Iterator[dict[tuple[int, int], dict[str, Any]]]:
+    """Yield :func:`draw_blocks` by key, ``max_blocks`` at once; fewer once the device's memory was too small."""
+    while keys:
+        group, found = keys[:max_blocks], None
+        try:
+            found = draw_blocks(sampler, group, like)
+        except torch.OutOfMemoryError:
+            if len(group) == 1:
+                raise
+        if found is None:  # the error is gone by now, and the tensors that it held
+            torch.cuda.empty_cache()
+            max_blocks = len(group) // 2
+            continue
+        yield dict(zip(group, found, strict=True))
+        keys = keys[len(group) :]
+
+
+def merge_blocks(blocks: Sequence[dict[str, Any]], chains: int) -> Sample:
+    """Return one seed's sample of ``chains`` chains, given its blocks in order."""
+    first = blocks[0]
+    extra = {k: [v for b in blocks for v in b["extra"][k]] for k in first["extra"]} if first["extra"] else None
+
+    def mean(name: str) -> float | None:
+        return None if first[name] is None else float(np.mean([b[name] for b in blocks]))
+
+    trace = None if first["trace"] is None else np.concatenate([b["trace"] for b in blocks], axis=1)
+    a, s = (np.concatenate([b[k] for b in blocks])[:chains] for k in ("a", "s"))
+    return Sample(a, s, mean("accepted"), trace, mean("squared_jumps"), extra)
+
+
+@torch.no_grad()
+def run_chains(
+    samplers: Sampler | Sequence[Sampler],
+    seeds: Sequence[int],
+    chains: int,
+    like: Tensor,
+    rank: int = 0,
+    world_size: int = 1,
+    on_progress: Callable[[int], None] = lambda blocks: None,
+    max_blocks: int = 0,
+) -> list[Sample]:
+    """Return each seed's sample, the same on every rank and, on a CPU, for any number of ranks.
+
+    >>> from lightning_toys.mirror_descent.problem import Joint, Problem
+    >>> from lightning_toys.mirror_descent import ActionValue, Linear
+    >>> from lightning_toys.mirror_descent.samplers import MALA
+    >>> samples = run_chains(MALA(Problem(Joint(), ActionValue(), Linear(), 1.5)), [0, 1], 1000, torch.zeros(()))
+    >>> len(samples), samples[0].a.shape, samples[0].trace.shape
+    (2, (1000,), (100, 64))
+
+    Args:
+        samplers: the sampler, or one a seed.
+        seeds: one a replica.
+        chains: chains a seed; whole blocks are drawn.
+        like: a tensor with the dtype and device wanted.
+        rank: this process's rank.
+        world_size: number of processes; this one draws the blocks i with i % world_size == rank.
+        on_progress: called with the number of blocks drawn since the last call.
+        max_blocks: blocks drawn side by side; 0 leaves it to :func:`blocks_at_once`.
+    """
+    by_seed = (
+        dict(zip(seeds, samplers, strict=True)) if isinstance(samplers, Sequence) else dict.fromkeys(seeds, samplers)
+    )
+    count = -(-chains // BLOCK_SIZE)
+    keys = [(seed, block) for seed in seeds for block in range(count)]
+    local: dict[tuple[int, int], dict[str, Any]] = {}
+    for sampler, of_sampler in groupby(keys[rank::world_size], lambda key: by_seed[key[0]]):
+        for group in draw_in_groups(sampler, list(of_sampler), like, max_blocks or blocks_at_once(sampler, like)):
+            local |= group
+            on_progress(len(group))
+    blocks = local
+    if world_size > 1:
+        parts: list[Any] = [None] * world_size
+        dist.all_gather_object(parts, local)
+        blocks = {k: v for part in parts for k, v in part.items()}
+    return [merge_blocks([blocks[seed, block] for block in range(count)], chains) for seed in seeds]
