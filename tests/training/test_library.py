@@ -1,0 +1,236 @@
+"""A module in a script: `Trainer.fit(model, datamodule)` does what the command line does."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
+
+from lightning_toys.errors import ToyError
+from lightning_toys.flow_vs_regression import FlowVsRegression, InterpolationData
+from lightning_toys.generative_policy import MeanFlowPolicy, MixtureData
+from lightning_toys.nets import Network
+from lightning_toys.training.progress_bar import Progress
+from lightning_toys.training.validation_clock import crossed, validation_interval
+from tests.conftest import Runner
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _from_the_repository: None) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def flow(**settings: Any) -> FlowVsRegression:
+    return FlowVsRegression("flow", **{"seeds": [3, 5], "network": Network(hidden=8), **settings})
+
+
+def data() -> InterpolationData:
+    return InterpolationData(num_eval=50)
+
+
+def trainer(**settings: Any) -> Trainer:
+    quiet = {"enable_model_summary": False, "enable_progress_bar": False, "logger": False}
+    return Trainer(**{"accelerator": "cpu", "devices": 1, "max_steps": 120, **quiet, **settings})
+
+
+def test_the_report_is_the_trained_networks(runner: Runner) -> None:
+    """Numbers of a script are those of the command line, bit for bit, before and after training."""
+    module, t = flow(), trainer()
+    t.fit(module, data())
+    assert module.last_report is not None
+    assert t.global_step == 120
+    runner.ok("fit", "flow", "--model.seeds", "[3,5]", "--model.network.hidden", "8", "--trainer.max_steps", "120",
+              "--data.num_eval", "50", "--model.evaluation", "{}", "--model.evaluation.solver", "euler",
+              "--model.evaluation.nfe", "1")  # fmt: skip
+    stored = json.loads((runner.folder("flow") / "results.json").read_text())
+    assert module.last_report.metrics["l2"] == stored["metrics"]["l2"]["values"]
+    untrained = flow()
+    trainer().validate(untrained, data(), verbose=False)
+    assert untrained.last_report is not None
+    assert untrained.last_report.metrics["l2"] != module.last_report.metrics["l2"]
+
+
+def test_metrics_reach_the_trainer() -> None:
+    module, t = flow(), trainer()
+    t.fit(module, data())
+    report = module.last_report
+    assert report is not None
+    found = {k: float(v) for k, v in t.callback_metrics.items()}
+    assert found["eval/l2"] == pytest.approx(sum(report.metrics["l2"]) / 2)
+    assert {"eval/l1", "eval/l2", "train/loss"} <= found.keys()
+    (tested,) = t.test(module, data(), verbose=False)
+    report = module.last_report
+    assert report is not None
+    assert set(tested) == {"test/l1", "test/l2"}
+    assert tested["test/l2"] == pytest.approx(sum(report.metrics["l2"]) / 2)
+    assert float(t.callback_metrics["test/l2"]) == pytest.approx(tested["test/l2"])
+    assert "l2@gaussian/euler-4" in report.metrics
+    (validated,) = t.validate(module, data(), verbose=False)
+    assert set(validated) == {"eval/l1", "eval/l2"}
+
+
+def test_the_clock_counts_optimiser_steps() -> None:
+    """ModelCheckpoint writes at every validation, at optimiser steps, though a Trainer batch holds 30 of them."""
+    save = ModelCheckpoint(dirpath="kept", monitor="eval/l2", filename="{step}", save_top_k=-1)
+    trainer(callbacks=[save], val_check_interval=30).fit(flow(), data())
+    assert {p.name for p in Path("kept").iterdir()} == {f"step={n}.ckpt" for n in (30, 60, 90, 120)}
+
+
+@pytest.mark.parametrize(
+    ("interval", "steps"), [(1.0, [120]), (0.5, [60, 120]), (0.25, [30, 60, 90, 120]), (50, [50, 100, 120])]
+)
+def test_intervals(interval: float, steps: list[int]) -> None:
+    seen: list[int] = []
+
+    class Watched(FlowVsRegression):
+        def validation_step(self, grid: torch.Tensor, batch_idx: int) -> None:
+            super().validation_step(grid, batch_idx)
+            if not self.trainer.sanity_checking:
+                seen.append(self.global_step)
+
+    module = Watched("flow", seeds=[0], network=Network(hidden=4))
+    trainer(val_check_interval=interval).fit(module, data())
+    assert seen == steps
+
+
+def test_the_clock_by_itself() -> None:
+    assert [n for n in range(1, 13) if crossed(n - 1, n, 4)] == [4, 8, 12]
+    assert crossed(3, 9, 4)
+    assert not crossed(4, 7, 4)
+    assert validation_interval(trainer(val_check_interval=7)) == 7
+    assert validation_interval(trainer(val_check_interval=1.0)) == 0
+    with pytest.raises(ToyError, match="val_check_interval: '00:00:10:00' is not allowed"):
+        trainer(val_check_interval="00:00:10:00").fit(flow(), data())
+
+
+def test_early_stopping_stops() -> None:
+    module = flow(lr=1e-12)  # nothing gets better
+    t = trainer(callbacks=[EarlyStopping("eval/l2", patience=2, min_delta=0.1)], val_check_interval=10, max_steps=1000)
+    t.fit(module, data())
+    assert t.global_step == 30
+
+
+def test_a_monitor_that_is_not_measured_is_refused() -> None:
+    with pytest.raises(
+        ToyError, match=r"'eval/l3' of EarlyStopping is not measured; give one of .*did you mean 'eval/l"
+    ):
+        trainer(callbacks=[EarlyStopping("eval/l3")]).fit(flow(), data())
+
+
+def test_resume_is_bitwise(bitwise: Callable[..., None]) -> None:
+    for name, steps, start in (("whole", 120, None), ("cut", 70, None), ("resumed", 120, "cut.ckpt")):
+        t = trainer(max_steps=steps)
+        t.fit(flow(ema_decay=0.9), data(), ckpt_path=start, weights_only=True)
+        t.save_checkpoint(f"{name}.ckpt")
+    a, b = (torch.load(f"{n}.ckpt", weights_only=True) for n in ("whole", "resumed"))
+    for key in ("state_dict", "optimizer_states", "global_step"):
+        bitwise(a[key], b[key], key)
+
+
+def test_a_loaded_module_predicts_and_goes_on() -> None:
+    module, t = flow(), trainer()
+    t.fit(module, data())
+    t.save_checkpoint("a.ckpt")
+    c = torch.linspace(0, 1, 7).unsqueeze(1)
+    again = FlowVsRegression.load_from_checkpoint("a.ckpt")
+    assert torch.equal(again(c), module(c))
+    assert again(c).shape == (2, 7, 1)
+    (first,) = t.test(module, data(), verbose=False)
+    (second,) = trainer().test(again, data(), verbose=False)
+    assert first == second
+
+
+def test_doubles_stay_doubles() -> None:
+    t = trainer(precision="64-true", max_steps=3)
+    t.fit(flow(), data())
+    t.save_checkpoint("double.ckpt")
+    again = FlowVsRegression.load_from_checkpoint("double.ckpt")
+    stored = torch.load("double.ckpt", weights_only=True)["state_dict"]
+    assert {v.dtype for k, v in stored.items() if k.startswith("net.")} == {torch.float64}
+    for name, value in again.state_dict().items():
+        assert torch.equal(value.double(), stored[name].double()), name
+
+
+def test_files_go_to_the_trainers_folders(tmp_path: Path) -> None:
+    """Snapshots of a policy lie beside the logger's files; nothing lands in the working folder."""
+    module = MeanFlowPolicy(seeds=[0], network=Network(hidden=8), optimizer="adamw")
+    module.evaluation.samples, module.evaluation.pairs = 100, 50
+    logger = CSVLogger("logs", name="mine", version="one")
+    trainer(logger=logger, max_steps=4, val_check_interval=2).fit(module, MixtureData(batch_size=16))
+    assert module.run_folder == Path("logs/mine/one")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "logs"] or sorted(
+        p.name for p in tmp_path.iterdir()
+    ) == ["logs"]
+    assert (tmp_path / "logs/mine/one/metrics.csv").exists()
+    with pytest.raises(ToyError, match="run_folder: there is none before a Trainer runs the module"):
+        _ = flow().run_folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"precision": "bf16-true", "only": ("32-true",)}, "--trainer.precision: 'bf16-true' is not allowed here; give one of"),
+        ({"limit_train_batches": 3}, "--trainer.overfit_batches, --trainer.limit_train_batches: not allowed"),
+        ({"overfit_batches": 1}, "--trainer.overfit_batches, --trainer.limit_train_batches: not allowed"),
+        ({"callbacks": [LearningRateMonitor()], "logger": True}, "LearningRateMonitor is not allowed, it would look once"),
+    ],
+)  # fmt: skip
+def test_a_trainer_that_would_do_something_else_is_refused(settings: dict[str, Any], says: str) -> None:
+    module = flow()
+    if only := settings.pop("only", None):
+        module.precisions = only
+    with pytest.raises(ToyError) as refused:
+        trainer(**settings).fit(module, data())
+    assert str(refused.value).startswith(says) or says in str(refused.value)
+
+
+def test_a_bare_loader_is_refused() -> None:
+    with pytest.raises(
+        ToyError, match=r"a data module is missing \(a DataLoader alone is none\); give InterpolationData"
+    ):
+        trainer(max_steps=3).fit(flow(), DataLoader(torch.zeros(8, 1)))
+    with pytest.raises(ToyError, match="--data: MixtureData is not allowed; give InterpolationData"):
+        trainer(max_steps=3).fit(flow(), MixtureData())
+
+
+@pytest.mark.parametrize("bar", [None, RichProgressBar])
+def test_the_bar_counts_optimiser_steps(bar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Trainer's own bar, which would count blocks, makes way for one of steps."""
+    seen: list[tuple[int, int]] = []
+    true_end = Progress.on_train_batch_end
+
+    def end(self: Progress, t: Trainer, *args: Any) -> None:
+        true_end(self, t, *args)
+        seen.append((t.global_step, t.max_steps))
+
+    monkeypatch.setattr(Progress, "on_train_batch_end", end)
+    t = trainer(enable_progress_bar=True, callbacks=[bar()] if bar else [])
+    t.fit(flow(), data())
+    assert seen[-1] == (120, 120)
+    assert t.progress_bar_callback is None
+    t.test(flow(), data(), verbose=False)  # with another module: nothing is left over
+
+
+def test_a_non_finite_training_stops() -> None:
+    from lightning_toys.errors import NonFiniteError
+
+    with pytest.raises(NonFiniteError, match=r"at step \d+ in the replicas of seeds"):
+        trainer(max_steps=50).fit(flow(lr=1e30), data())
+
+
+def test_best_weights_and_holdout_monitors() -> None:
+    module = FlowVsRegression("regression", seeds=[0, 1], network=Network(hidden=8))
+    save = ModelCheckpoint(dirpath="kept", monitor="holdout/l2", save_top_k=1)
+    t = trainer(callbacks=[save], val_check_interval=40)
+    t.fit(module, InterpolationData(num_eval=50, holdout=0.2))
+    assert len(list(Path("kept").iterdir())) == 1
+    assert math.isfinite(float(t.callback_metrics["holdout/l2"]))
