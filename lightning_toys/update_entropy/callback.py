@@ -153,7 +153,7 @@ class UpdateEntropyCallback(Callback):
         """Return the temperature that responses are sampled at."""
         return self.temperature or float(getattr(pl_module, "entropy_temperature", 1.0))
 
-    def draw_responses(
+    def sample_responses(
         self, source: EntropySource, model: nn.Module, seed: int, step: int, stream: str, count: int
     ) -> Sequences:
         """Return responses of a policy as it is, one to each of ``count`` prompts, keyed by (seed, step, stream)."""
@@ -199,7 +199,7 @@ class UpdateEntropyCallback(Callback):
         predicted: list[PredictedStep] = []
         for seed, model in source.entropy_policies():
             adamw = restrict_to_policy(model, everything, gradients, state, clip)
-            responses = self.draw_responses(source, model, seed, step, "predict", self.prompts)
+            responses = self.sample_responses(source, model, seed, step, "predict", self.prompts)
             rows = sequence_entropy_gradients(model, responses, self.kind, temperature, min(32, self.chunk))
             named = dict(model.named_parameters())
             change = {n: adamw.eta * v.double() for n, v in adamw.direction.items()}
@@ -213,7 +213,7 @@ class UpdateEntropyCallback(Callback):
                 metrics.setdefault(f"{name}_se", []).append(adamw.eta * float(errors[k]))
             metrics.setdefault("entropy", []).append(entropy(rows.scores, self.kind).value)
             if self.measure_prompts:
-                fresh = self.draw_responses(source, model, seed, step, "measure", self.measure_prompts)
+                fresh = self.sample_responses(source, model, seed, step, "measure", self.measure_prompts)
                 to_measure.append((fresh, evaluate(model, fresh, temperature, chunk=self.chunk)))
         batches = getattr(pl_module, "entropy_batches", None)
         for logp, mask, advantage in batches() if batches is not None else []:

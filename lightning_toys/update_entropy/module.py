@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,10 @@ class UpdateEntropy(PolicyModule):
         require(eval_prompts >= 2, f"--model.eval_prompts: {eval_prompts} is not allowed; give an integer >= 2")
         self.warm_steps, self.warm_lr, self.betas = warm_steps, warm_lr, (float(betas[0]), float(betas[1]))
         self.clip_range, self.eval_prompts = ClipRange(clip_low, clip_high), eval_prompts
+        self.save_hyperparameters(logger=False)
+        # plain values: a checkpoint is read without pickle
+        self.hparams.update({"seeds": self.seeds, "policy": asdict(self.policy), "rollouts": asdict(self.rollouts)})
+        self.hparams.update({"plan": asdict(self.plan), "betas": list(self.betas)})
         self.batches: list[PolicyBatch] = []
         self.loaded_optimizer_states: list[dict[str, Any]] = []
         self.probe_results: list[ProbeResult] = []

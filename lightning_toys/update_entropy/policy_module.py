@@ -14,7 +14,6 @@ from lightning_toys.errors import note, require
 from lightning_toys.training.checkpoint_format import unlike
 from lightning_toys.training.configuration import require_data
 from lightning_toys.training.loader import Block, DrawnBlock
-from lightning_toys.training.module import ToyModule
 from lightning_toys.training.results import Report
 from lightning_toys.update_entropy.checkpoints import (
     check_temperature,
@@ -27,6 +26,7 @@ from lightning_toys.update_entropy.estimators import entropy
 from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.grpo import ClipRange
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
+from lightning_toys.update_entropy.policy_inference import PolicyInference
 from lightning_toys.update_entropy.probe import Plan
 from lightning_toys.update_entropy.training import (
     RESPONSES_FORMAT,
@@ -45,7 +45,7 @@ from lightning_toys.update_entropy.training import (
 LR_WARMUP_STEPS = 50  # supervised steps over which the learning rate rises linearly
 
 
-class PolicyModule(ToyModule):
+class PolicyModule(PolicyInference):
     """Policies, a language model for each seed, trained one after the other within a step.
 
     Attributes:
@@ -117,12 +117,6 @@ class PolicyModule(ToyModule):
             if name.startswith("net.") and built.get(name) != value.shape:
                 return f"it has {tuple(value.shape)} for {name}, where {built.get(name)} is wanted"
         return None
-
-    @property
-    def policies(self) -> list[nn.Module]:
-        """The replicas' policies."""
-        assert isinstance(self.net, nn.ModuleList)
-        return list(self.net)
 
     @property
     def text_data(self) -> TextData:
@@ -296,9 +290,11 @@ class PolicyModule(ToyModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`ToyModule.on_load_checkpoint`; keeps the optimisers' states, which `test` does not restore."""
         super().on_load_checkpoint(checkpoint)
+        if self.backbone is not None and self._trainer is None:  # load_from_checkpoint warns of weights that are absent
+            checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
         stored = checkpoint["toy"]["config"].get("model", {}).get("init_args", {}).get("rollouts") or {}
         check_temperature(stored.get("temperature"), self.rollouts.temperature)
-        self.loaded_optimizer_states = checkpoint["optimizer_states"]
+        self.loaded_optimizer_states = checkpoint.get("optimizer_states", [])
         self.batches = []
         for found in checkpoint["toy"].get("responses", []) if self._trainer is not None and self.in_training else []:
             rows = rows_of_rank(found["prompt"], self.trainer.global_rank, self.trainer.world_size)

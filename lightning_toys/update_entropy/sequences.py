@@ -165,6 +165,23 @@ def response_logits(model: nn.Module, batch: PaddedBatch, parameters: Mapping[st
     return logits.gather(1, columns.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
 
+def next_token_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return the logits (B, T, V) that follow each token of padded texts, in eval mode, without autocast.
+
+    Args:
+        model: a causal language model of transformers' interface.
+        input_ids: (B, T).
+        attention_mask: 1 where there is a token, 0 at padding (B, T).
+    """
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if accepts_argument(model, "position_ids"):
+        inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    options: dict[str, object] = {"use_cache": False} if accepts_argument(model, "use_cache") else {}
+    with eval_mode(model), torch.autocast(input_ids.device.type, enabled=False):
+        logits: Tensor = model(**inputs, **options).logits
+    return logits
+
+
 def score_tokens(logits: Tensor, batch: PaddedBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return l_k and H_k (N, T) of logits (N, T, V), double precision, 0 where the mask is 0; with their graph."""
     logp = torch.log_softmax(logits.double() / temperature, -1)
