@@ -33,13 +33,18 @@ import torch
 from measuring import machine, spread, write_section
 
 from lightning_toys.training.allocator import keep_freed_memory
-from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments, total
-from lightning_toys.update_entropy.attribution import entropy_rows, make_update, slopes, token_slopes
-from lightning_toys.update_entropy.derivatives import entropy_gradient, moved, trainable
-from lightning_toys.update_entropy.estimators import prefix_weighted
-from lightning_toys.update_entropy.forward import evaluate, ready
+from lightning_toys.update_entropy.adamw import AdamWState, Hyperparameters, Moments, sum_tensors
+from lightning_toys.update_entropy.attribution import (
+    first_order_influences,
+    make_update,
+    sequence_entropy_gradients,
+    token_influences,
+)
+from lightning_toys.update_entropy.derivatives import entropy_gradient, perturbed, trainable_parameters
+from lightning_toys.update_entropy.estimators import prefix_importance_sampling
+from lightning_toys.update_entropy.forward import evaluate, prepared_for_inference
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
-from lightning_toys.update_entropy.probe import CLOSED, Plan, probe
+from lightning_toys.update_entropy.probe import CLOSURE_TOLERANCE, Plan, probe
 from lightning_toys.update_entropy.sequences import Sequences
 
 WHOLE, INFLUENCES = 4.0, 0.25  # CPU-seconds that are aimed at
@@ -57,12 +62,12 @@ class Setting:
             p.requires_grad_(is_adapter(name))
             if ".lora_B" in name:
                 p.data = 0.02 * torch.randn(p.shape, generator=g)
-        theta = trainable(self.model)
+        theta = trainable_parameters(self.model)
         moments = {
             n: Moments(30, 1e-3 * torch.randn(p.shape, generator=g), 1e-6 * torch.rand(p.shape, generator=g))
             for n, p in theta.items()
         }
-        self.state = AdamWState(dict.fromkeys(theta, Hyper()), moments)
+        self.state = AdamWState(dict.fromkeys(theta, Hyperparameters()), moments)
         rng = np.random.default_rng(0)
 
         def some(n: int, group: int, rewards: bool) -> Sequences:
@@ -74,18 +79,18 @@ class Setting:
 
     def published_plan(self) -> None:
         update = make_update(self.model, self.update, self.state, 1.0)
-        singles, step = update.directions(), update.step
-        baseline, batch = total([step.momentum, step.decay]), total(singles)
-        assert update.residual() <= CLOSED
+        singles, step = update.sequence_directions(), update.step
+        baseline, batch = sum_tensors([step.momentum, step.decay]), sum_tensors(singles)
+        assert update.residual() <= CLOSURE_TOLERANCE
         directions = [step.direction, baseline, batch, *singles]
-        theta, base = trainable(self.model), evaluate(self.model, self.evaluation)
-        with ready(self.model) as passes:
+        theta, base = trainable_parameters(self.model), evaluate(self.model, self.evaluation)
+        with prepared_for_inference(self.model) as passes:
             for eta in ETAS:
                 for v in directions:
-                    there = evaluate(passes, self.evaluation, 1.0, moved(theta, v, eta))
-                    change = prefix_weighted(base, there, "token").change
+                    there = evaluate(passes, self.evaluation, 1.0, perturbed(theta, v, eta))
+                    change = prefix_importance_sampling(base, there, "token").change
                     assert change.se > 0
-                    assert len(change.rows) == len(self.evaluation)
+                    assert len(change.contributions) == len(self.evaluation)
 
     def whole_plan(self) -> None:
         plan = Plan(etas=ETAS, counterfactuals=False, second_order=False)
@@ -93,17 +98,19 @@ class Setting:
 
     def influences(self) -> None:
         update = make_update(self.model, self.update, self.state, 1.0)
-        slopes(self.model, update, self.evaluation)
+        first_order_influences(self.model, update, self.evaluation)
 
     def by_token(self) -> None:
         update = make_update(self.model, self.update, self.state, 1.0)
         _, h = entropy_gradient(self.model, self.evaluation)
-        token_slopes(self.model, update, h)
+        token_influences(self.model, update, h)
 
     def with_errors(self) -> None:
         update = make_update(self.model, self.update, self.state, 1.0)
-        kept = entropy_rows(self.model, self.evaluation)
-        kept.along([update.step.direction, update.step.momentum, update.step.decay, *update.directions()])
+        gradients = sequence_entropy_gradients(self.model, self.evaluation)
+        gradients.directional_derivatives(
+            [update.step.direction, update.step.momentum, update.step.decay, *update.sequence_directions()]
+        )
 
     def one_pass(self) -> None:
         evaluate(self.model, self.evaluation)

@@ -43,10 +43,10 @@ from lightning_toys.mirror_descent.schedules import Linear
 from lightning_toys.mirror_descent.tilt import StateReward
 from lightning_toys.training import data
 from lightning_toys.training.allocator import keep_freed_memory
-from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments
-from lightning_toys.update_entropy.attribution import Slopes, make_update, slopes
+from lightning_toys.update_entropy.adamw import AdamWState, Hyperparameters, Moments
+from lightning_toys.update_entropy.attribution import FirstOrderInfluences, first_order_influences, make_update
 from lightning_toys.update_entropy.checkpoints import load_backbone, resolve_backbone
-from lightning_toys.update_entropy.derivatives import trainable
+from lightning_toys.update_entropy.derivatives import trainable_parameters
 from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.policy import TinyPolicy
 from lightning_toys.update_entropy.sequences import Sequences
@@ -162,17 +162,17 @@ class Probe:
     """A language model with an adapter, AdamW's state, an update batch and an evaluation batch."""
 
     def __init__(self, backbone: Path, kind: torch.dtype, device: str) -> None:
-        self.model = TinyPolicy(lora_rank=8, lora_alpha=16).adapted(load_backbone(backbone, kind), 0).to(device)
+        self.model = TinyPolicy(lora_rank=8, lora_alpha=16).with_adapter(load_backbone(backbone, kind), 0).to(device)
         g = torch.Generator().manual_seed(0)
         for name, p in self.model.named_parameters():
             if ".lora_B" in name:
                 p.data = (0.01 * torch.randn(p.shape, generator=g)).to(p)
-        theta = trainable(self.model)
+        theta = trainable_parameters(self.model)
         moments = {
             n: Moments(30, *(m.to(p) for m in (1e-4 * torch.randn(p.shape, generator=g), torch.full(p.shape, 1e-6))))
             for n, p in theta.items()
         }
-        self.state = AdamWState(dict.fromkeys(theta, Hyper()), moments)
+        self.state = AdamWState(dict.fromkeys(theta, Hyperparameters()), moments)
         rng = np.random.default_rng(0)
 
         def some(group: int) -> Sequences:
@@ -184,9 +184,9 @@ class Probe:
     def one_pass(self) -> None:
         evaluate(self.model, self.evaluation)
 
-    def influences(self) -> Slopes:
+    def influences(self) -> FirstOrderInfluences:
         update = make_update(self.model, self.update, self.state, 1.0, chunk=4)
-        return slopes(self.model, update, self.evaluation, chunk=4)
+        return first_order_influences(self.model, update, self.evaluation, chunk=4)
 
 
 def replica_table(accelerator: str, largest: int, rounds: int, quick: bool) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a probe has worked out so far, on disk: a probe of a large model that is cut off goes on where it was."""
+"""A probe's finished forward passes on disk, so that a probe of a large model that is interrupted can resume."""
 
 from __future__ import annotations
 
@@ -18,64 +18,72 @@ from lightning_toys.update_entropy.estimators import Scores
 
 
 def digest(*parts: Any) -> str:
-    """Return a key of plain values: the same question has the same key."""
+    """Return a hash of plain values, 24 hexadecimal digits.
+
+    >>> digest([1, 2], "a") == digest((1, 2), "a") != digest([2, 1], "a")
+    True
+    """
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Return a key of tensors' very bytes."""
+    """Return a hash of the names and bytes of tensors, 24 hexadecimal digits."""
     out = hashlib.blake2b(digest_size=12)
     for name, t in sorted(tensors.items()):
         out.update(name.encode())
-        out.update(array(t.detach().reshape(-1).view(torch.uint8)).tobytes())  # NumPy has no bf16
+        out.update(to_numpy(t.detach().reshape(-1).view(torch.uint8)).tobytes())  # NumPy has no bf16
     return out.hexdigest()
 
 
-class Memo:
-    """Scores of passes over evaluation sequences, a file each, written whole.
+class ScoreCache:
+    """Scores of forward passes over evaluation sequences, each in a file that is written atomically.
 
     Args:
-        folder: where they are kept; None keeps nothing.
+        folder: of the files; None keeps nothing.
         writes: whether this process is the one that writes.
+
+    Attributes:
+        hits: passes found that an earlier, interrupted run had left.
     """
 
     def __init__(self, folder: Path | None = None, writes: bool = True) -> None:
         self.folder, self.writes = folder, writes
-        self.earlier = {p.name for p in folder.glob("*.npz")} if folder is not None and folder.exists() else set[str]()
-        self.found = 0  # of an earlier run; responses that are alike share their passes in any case
+        kept = folder is not None and folder.exists()
+        self.existing_files = {p.name for p in folder.glob("*.npz")} if folder is not None and kept else set[str]()
+        self.hits = 0  # files of this run, which sequences that are alike share, do not count
 
-    def scores(self, key: Callable[[], Sequence[Any]], like: Scores, work: Callable[[], Scores]) -> Scores:
-        """Return what ``work`` gives, from disk if an earlier run of the same question left it there.
+    def get_or_compute(self, key: Callable[[], Sequence[Any]], like: Scores, compute: Callable[[], Scores]) -> Scores:
+        """Return what ``compute`` returns, from disk if it is there already.
 
         Args:
-            key: gives the question, plain values; not asked where nothing is kept.
-            like: scores of the same sequences: mask, prompts and device.
-            work: the pass itself.
+            key: returns plain values that tell this pass from others; not called where nothing is kept.
+            like: scores of the same sequences, for mask, prompts, dtype and device.
+            compute: the pass itself.
         """
         if self.folder is None:
-            return work()
+            return compute()
         path = self.folder / f"{digest(*key())}.npz"
         if path.exists():
             with np.load(path, allow_pickle=False) as kept:
                 logp, h = (torch.from_numpy(kept[k]).to(like.logp) for k in ("logp", "entropy"))
-            self.found += path.name in self.earlier
-            return Scores(logp, h, like.mask, like.prompt)
-        out = work()
+            self.hits += path.name in self.existing_files
+            return Scores(logp, h, like.mask, like.prompt_index)
+        out = compute()
         if self.writes:
             self.folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.{os.getpid()}")
             with partial.open("wb") as f:
-                np.savez(f, logp=array(out.logp), entropy=array(out.entropy))
+                np.savez(f, logp=to_numpy(out.logp), entropy=to_numpy(out.entropy))
             partial.replace(path)
         return out
 
-    def forget(self) -> None:
-        """Remove what was kept: the probe is done, and its findings are written."""
+    def clear(self) -> None:
+        """Remove the files: the probe is complete, and its results are written."""
         if self.folder is not None and self.writes:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def array(x: Tensor) -> np.ndarray:
-    """Return a tensor as an array."""
+def to_numpy(x: Tensor) -> np.ndarray:
+    """Return a tensor as a NumPy array on the CPU, detached."""
     out: np.ndarray = x.detach().cpu().numpy()
     return out

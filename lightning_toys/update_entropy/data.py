@@ -1,4 +1,4 @@
-"""Problems to learn from and to be asked."""
+"""Data modules of language-model policies: problems to learn from and to answer."""
 
 from __future__ import annotations
 
@@ -11,35 +11,42 @@ from torch import Tensor
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import DrawnLoader
 from lightning_toys.training.noise import keyed_generator
-from lightning_toys.update_entropy.task import Addition, Characters, Problem, Task, Tokens
+from lightning_toys.update_entropy.task import Addition, CharacterTokenizer, Problem, Task, Tokenizer
 
-FREE = 4  # tokens that a drawn response may be longer than a right one
+EXTRA_TOKENS = 4  # that a sampled response may be longer than a right one
 
 
 class TextData(ToyDataModule):
-    """Base of the data modules of language-model policies: a task and its tokens.
+    """Base of the data modules of language-model policies: a task and its tokenizer.
 
     Args:
         batch_size: solutions of one supervised step, over all ranks together.
+
+    Attributes:
+        task: problems, solutions and rewards.
+        tokenizer: of prompts and responses.
+        max_prompt_length: tokens.
+        max_response_length: tokens of a solution, the end-of-sequence token included; a sampled response may have
+            :data:`EXTRA_TOKENS` more.
     """
 
     drawn = True
     task: Task
-    tokens: Tokens
-    longest_prompt: int  # tokens
-    longest_response: int  # tokens, the end included; what is drawn may go on a little longer
+    tokenizer: Tokenizer
+    max_prompt_length: int
+    max_response_length: int
 
     def problems(self, seed: int, step: int, stream: str, count: int) -> list[Problem]:
-        """Return the problems of (seed, step, stream)."""
+        """Return ``count`` problems, a function of the arguments alone."""
         return self.task.problems(keyed_generator(seed, step, f"problems/{stream}"), count)
 
-    def prompt(self, problem: Problem) -> list[int]:
-        """Return a prompt's tokens."""
-        return self.tokens.encode(problem.prompt)
+    def encode_prompt(self, problem: Problem) -> list[int]:
+        """Return the token ids of a problem's prompt."""
+        return self.tokenizer.encode(problem.prompt)
 
     def loader(self, seeds: Sequence[int]) -> DrawnLoader:
-        """Return a loader of supervised batches: tokens (R, steps, B, L), and which of them are the response's."""
-        width = self.longest_prompt + self.longest_response
+        """Return a loader of supervised batches: token ids (R, steps, B, L), and True where one is the response's."""
+        width = self.max_prompt_length + self.max_response_length
 
         def draw(start: int, stop: int) -> tuple[Tensor, ...]:
             shape = (len(seeds), stop - start, self.batch_size, width)
@@ -48,11 +55,11 @@ class TextData(ToyDataModule):
                 for k, step in enumerate(range(start, stop)):
                     generator = keyed_generator(seed, step, "solutions")
                     for b, problem in enumerate(self.problems(seed, step, "supervised", self.batch_size)):
-                        asked = self.prompt(problem)
-                        said = [*self.tokens.encode(self.task.solution(problem, generator)), self.tokens.end]
-                        whole = (asked + said)[:width]
-                        tokens[r, k, b, : len(whole)] = whole
-                        response[r, k, b, len(asked) : len(whole)] = True
+                        prompt = self.encode_prompt(problem)
+                        solution = self.tokenizer.encode(self.task.solution(problem, generator))
+                        ids = [*prompt, *solution, self.tokenizer.eos_token_id][:width]
+                        tokens[r, k, b, : len(ids)] = ids
+                        response[r, k, b, len(prompt) : len(ids)] = True
             return torch.from_numpy(tokens), torch.from_numpy(response)
 
         return DrawnLoader(draw, self.batch_size)
@@ -63,12 +70,13 @@ class ArithmeticData(TextData):
 
     Args:
         digits: of each number.
-        slips: share of the solutions to learn from that contain a slip.
+        slips: fraction of the solutions to learn from that contain a slip, see
+            :class:`~lightning_toys.update_entropy.task.Addition`.
         batch_size: solutions of one supervised step, over all ranks together.
     """
 
     def __init__(self, digits: int = 2, slips: float = 0.2, batch_size: int = 64) -> None:
         super().__init__(batch_size)
         task = Addition(digits, slips)
-        self.task, self.tokens = task, Characters(task.symbols)
-        self.longest_prompt, self.longest_response = 2 * digits + 2, task.longest
+        self.task, self.tokenizer = task, CharacterTokenizer(task.symbols)
+        self.max_prompt_length, self.max_response_length = 2 * digits + 2, task.max_solution_length

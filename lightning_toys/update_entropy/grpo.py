@@ -18,17 +18,17 @@ from lightning_toys.update_entropy.sequences import Sequences
 
 
 @dataclass(frozen=True)
-class Clipping:
-    """Bounds of the ratio rho: within [1 - low, 1 + high] a token moves the loss either way."""
+class ClipRange:
+    """The range [1 - low, 1 + high] that the probability ratio rho is clipped to."""
 
     low: float = 0.2
     high: float = 0.2
 
 
-def groups(sequences: Sequences) -> dict[int, list[int]]:
-    """Return the rows of each prompt, in order of appearance."""
+def rows_by_prompt(sequences: Sequences) -> dict[int, list[int]]:
+    """Return the rows of each prompt, by its number, in order of appearance."""
     out: dict[int, list[int]] = {}
-    for row, number in enumerate(sequences.prompt):
+    for row, number in enumerate(sequences.prompt_index):
         out.setdefault(number, []).append(row)
     return out
 
@@ -37,58 +37,55 @@ def advantages(sequences: Sequences) -> Tensor:
     """Return A (N,): each reward less the mean of its group."""
     rewards = torch.tensor(sequences.rewards, dtype=torch.float64)
     out = torch.empty_like(rewards)
-    for rows in groups(sequences).values():
+    for rows in rows_by_prompt(sequences).values():
         out[rows] = rewards[rows] - rewards[rows].mean()
     return out
 
 
-def shares(sequences: Sequences) -> Tensor:
-    """Return 1 / (B G Lmax_b) of each sequence (N,): what one unit of advantage at one token weighs."""
-    found = groups(sequences)
+def token_normalization(sequences: Sequences) -> Tensor:
+    """Return 1 / (B G Lmax_b) of each sequence (N,): the weight of one of its tokens per unit of advantage."""
+    found = rows_by_prompt(sequences)
     out = torch.empty(len(sequences), dtype=torch.float64)
     for rows in found.values():
         out[rows] = 1 / (len(found) * len(rows) * max(len(sequences.responses[i]) for i in rows))
     return out
 
 
-def drop(sequences: Sequences, row: int) -> tuple[Sequences, list[int]]:
-    """Return the batch without one sequence, and the rows that are left: group mean, G and Lmax are those of the rest.
-
-    A prompt whose last sequence goes still counts among the B prompts only if it has another.
-    """
+def leave_one_out(sequences: Sequences, row: int) -> tuple[Sequences, list[int]]:
+    """Return the batch without one sequence, and the rows left; a prompt left without any no longer counts in B."""
     left = [i for i in range(len(sequences)) if i != row]
     return sequences.take(left), left
 
 
 def token_weights(sequences: Sequences, width: int) -> Tensor:
-    """Return w (N, width) such that the loss's gradient on policy is -sum w_ik grad l_ik."""
-    each = advantages(sequences) * shares(sequences)
+    """Return w (N, width) such that the loss's gradient, on policy, is -sum_ik w_ik grad l_ik."""
+    weights = advantages(sequences) * token_normalization(sequences)
     live = torch.arange(width).unsqueeze(0) < torch.tensor(sequences.lengths).unsqueeze(1)
-    return each.unsqueeze(1) * live
+    return weights.unsqueeze(1) * live
 
 
-def loss(
-    logp: Tensor, old: Tensor, mask: Tensor, advantage: Tensor, share: Tensor, clipping: Clipping
+def dr_grpo_loss(
+    logp: Tensor, old_logp: Tensor, mask: Tensor, advantage: Tensor, normalization: Tensor, clip_range: ClipRange
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of some of a batch's sequences, and how many tokens have a ratio outside of its bounds.
+    """Return the part of the loss that some of a batch's sequences make, and how many tokens' ratios were clipped.
 
     Args:
         logp: l_k with its graph (N, T).
-        old: l_k of the policy that drew the sequences (N, T).
+        old_logp: l_k of the policy that generated the sequences (N, T).
         mask: 1 where there is a token (N, T).
         advantage: A (N,), see :func:`advantages`.
-        share: of a token in the whole batch (N,), see :func:`shares`.
-        clipping: bounds of the ratio.
+        normalization: of the whole batch (N,), see :func:`token_normalization`.
+        clip_range: of the ratio.
     """
     A = advantage.to(logp).unsqueeze(1)
-    rho = (logp - old).exp()
-    within = rho.clamp(1 - clipping.low, 1 + clipping.high)
-    gain = torch.minimum(rho * A, within * A) * mask
-    outside = ((rho != within) & mask.bool()).sum()
-    return -(gain.sum(1) * share.to(logp)).sum(), outside.detach()
+    rho = (logp - old_logp).exp()
+    clipped = rho.clamp(1 - clip_range.low, 1 + clip_range.high)
+    objective = torch.minimum(rho * A, clipped * A) * mask
+    outside = ((rho != clipped) & mask.bool()).sum()
+    return -(objective.sum(1) * normalization.to(logp)).sum(), outside.detach()
 
 
-def informative(sequences: Sequences, tolerance: float = 1e-8) -> list[int]:
-    """Return the prompts of which some response has an advantage above ``tolerance``."""
+def nonzero_advantage_prompts(sequences: Sequences, tolerance: float = 1e-8) -> list[int]:
+    """Return the numbers of the prompts of which some response has an advantage of more than ``tolerance``."""
     A = advantages(sequences)
-    return [number for number, rows in groups(sequences).items() if float(A[rows].abs().max()) > tolerance]
+    return [number for number, rows in rows_by_prompt(sequences).items() if float(A[rows].abs().max()) > tolerance]

@@ -1,6 +1,6 @@
-"""AdamW's state out of local files, written by name or by order, which fits a model or is refused.
+"""AdamW's state from local files, by parameter name or by order, which fits a model or is refused.
 
-No pickled object is built.
+No pickled object is loaded.
 """
 
 from __future__ import annotations
@@ -17,46 +17,66 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments, check_kind, hyper_of, moments_of
-from lightning_toys.update_entropy.checkpoints import ADAPTER, canonical, listed, refusal, said, shape
-from lightning_toys.update_entropy.policy import need
+from lightning_toys.update_entropy.adamw import (
+    AdamWState,
+    Hyperparameters,
+    Moments,
+    hyperparameters_from_group,
+    moments_from_state,
+    require_adamw,
+)
+from lightning_toys.update_entropy.checkpoints import (
+    ADAPTER,
+    canonical_name,
+    describe_shape,
+    error_text,
+    flag_error,
+    join_limited,
+)
+from lightning_toys.update_entropy.policy import import_optional
 
 OPTIMIZER = "--model.optimizer_state"
 
-# what a group of AdamW never has, and what it has not switched off
-FOREIGN = ("momentum", "momentum_decay", "nesterov", "alpha", "rho", "lambd", "lr_decay", "etas", "ns_steps")
-ALWAYS = ("bias_correction", "correct_bias", "adam_w_mode")
+# keys that no group of AdamW has, and switches that it has on
+NON_ADAMW_KEYS = ("momentum", "momentum_decay", "nesterov", "alpha", "rho", "lambd", "lr_decay", "etas", "ns_steps")
+REQUIRED_SWITCHES = ("bias_correction", "correct_bias", "adam_w_mode")
 
 
-def by_canonical(names: Iterable[str]) -> dict[str, str]:
-    """Return names by their canonical form, leaving out those that share one."""
+def unique_by_canonical_name(names: Iterable[str]) -> dict[str, str]:
+    """Return names by their canonical form, without those that share one."""
     names = list(names)
-    counts = Counter(map(canonical, names))
-    return {canonical(n): n for n in names if counts[canonical(n)] == 1}
+    counts = Counter(map(canonical_name, names))
+    return {canonical_name(n): n for n in names if counts[canonical_name(n)] == 1}
 
 
-def matched(names: Sequence[str], wanted: Iterable[str]) -> list[str]:
-    """Return the model's names for those of a file, which stay as they are where the model has none.
+def match_names(names: Sequence[str], wanted: Iterable[str]) -> list[str]:
+    """Return the model's names of a file's parameters, or the file's where the model has none.
 
     Args:
         names: of the file.
         wanted: of the model.
     """
-    theirs, ours = by_canonical(names), by_canonical(wanted)
+    theirs, ours = unique_by_canonical_name(names), unique_by_canonical_name(wanted)
     found = {name: ours[form] for form, name in theirs.items() if form in ours}
     return [found.get(name, name) for name in names]
 
 
 def prefixes(names: Iterable[str], wanted: Iterable[str]) -> list[str]:
-    """Return what a file's (canonical) names have before some wanted one: a module keeps a model under its own name."""
-    forms = by_canonical(wanted)
+    """Return the prefixes of a file's canonical names before wanted ones, such as ``model.`` of a Lightning module."""
+    forms = unique_by_canonical_name(wanted)
     splits = ((n[:i], n[i:]) for n in names for i in (0, *(m.end() for m in re.finditer(r"\.", n))))
     return list(dict.fromkeys(prefix for prefix, rest in splits if rest in forms))
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One way to read a file: an optimiser's state_dict, and the name of each number in it that has a state."""
+class StateCandidate:
+    """One way to read a file.
+
+    Attributes:
+        where: the optimiser in the file, for messages.
+        optimizer: its state_dict.
+        names: parameter name by number, of those that have a state.
+    """
 
     where: str
     optimizer: Mapping[str, Any]
@@ -66,8 +86,8 @@ class Reading:
 def load_optimizer_state(path: str | Path, model: nn.Module) -> AdamWState:
     """Return AdamW's state of the parameters that a model trains (those that require a gradient).
 
-    Where a file has no names (the Trainers of transformers and Lightning write none), order tells parameters apart, and
-    shapes are the only check of it: two parameters of one shape that changed places go unseen.
+    Where a file has no names (the Trainers of transformers and Lightning write none), parameters are matched by order,
+    and shapes are the only check of it: two parameters of one shape that changed places go unnoticed.
 
     Args:
         path: what :func:`save_optimizer_state` writes; ``optimizer.state_dict()``, named or of transformers' Trainer
@@ -75,42 +95,56 @@ def load_optimizer_state(path: str | Path, model: nn.Module) -> AdamWState:
         model: with the adapter that the state belongs to.
 
     Raises:
-        ToyError: it is no such file, or it does not hold just what the model trains.
+        ToyError: it is no such file, or it does not hold exactly what the model trains.
     """
     file = Path(path).expanduser()
     file = file / "optimizer.pt" if file.is_dir() else file
     if not file.is_file():
-        raise refusal(OPTIMIZER, f"{file} is not there; give an optimiser's state_dict, optimizer.pt or a .ckpt")
+        raise flag_error(OPTIMIZER, f"{file} is not there; give an optimiser's state_dict, optimizer.pt or a .ckpt")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it holds a pickled {found[1]}, which could run code" if found else said(error)
-        raise refusal(OPTIMIZER, f"{path} cannot be read: {why}") from error
+        why = f"it holds a pickled {found[1]}, which could run code" if found else error_text(error)
+        raise flag_error(OPTIMIZER, f"{path} cannot be read: {why}") from error
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not wanted:
-        raise refusal(OPTIMIZER, f"{path} fits no model that trains nothing; give the adapter as {ADAPTER}")
+        raise flag_error(OPTIMIZER, f"{path} fits no model that trains nothing; give the adapter as {ADAPTER}")
     fitting: list[tuple[str, AdamWState]] = []
-    least: dict[str, list[str]] = {}  # what is wrong with the best reading of each optimiser
-    for reading in readings(content, path, model, wanted):
-        state, wrong = compare(reading, wanted)
+    mismatches: dict[str, list[str]] = {}  # of the best candidate of each optimiser
+    for candidate in state_candidates(content, path, model, wanted):
+        state, wrong = match_state(candidate, wanted)
         if not wrong:
-            fitting.append((reading.where, state))
-        least[reading.where] = min(wrong, least.get(reading.where, wrong), key=len)
+            fitting.append((candidate.where, state))
+        mismatches[candidate.where] = min(wrong, mismatches.get(candidate.where, wrong), key=len)
     if len(fitting) > 1:
-        raise refusal(OPTIMIZER, f"{path} fits the model in several ways: {listed([where for where, _ in fitting])}")
+        raise flag_error(
+            OPTIMIZER, f"{path} fits the model in several ways: {join_limited([where for where, _ in fitting])}"
+        )
     if not fitting:
-        wrong = [f"{where}: {w}" if len(least) > 1 else w for where, items in least.items() for w in items]
-        raise refusal(OPTIMIZER, f"{path} does not fit the model: {listed(wrong)}")
+        wrong = [f"{where}: {w}" if len(mismatches) > 1 else w for where, items in mismatches.items() for w in items]
+        raise flag_error(OPTIMIZER, f"{path} does not fit the model: {join_limited(wrong)}")
     return fitting[0][1]
 
 
-def readings(content: Any, path: str | Path, model: nn.Module, wanted: Mapping[str, Tensor]) -> Iterator[Reading]:
-    """Return the ways to read a file: one for each optimiser, more where its order may be this or that."""
+def state_candidates(
+    content: Any, path: str | Path, model: nn.Module, wanted: Mapping[str, Tensor]
+) -> Iterator[StateCandidate]:
+    """Yield the ways to read a file: one for each optimiser, several where its parameters' order is ambiguous.
+
+    Args:
+        content: of the file.
+        path: of the file, for messages.
+        model: that the state is for.
+        wanted: the model's parameters that require a gradient, by name.
+
+    Raises:
+        ToyError: it holds no optimiser's state, or names of another number of parameters.
+    """
     held = content if isinstance(content, dict) else {}
     orders, stored = [list(wanted)], None
     if lightning := isinstance(held.get("optimizer_states"), list):
-        keys, forms = [canonical(str(k)) for k in held.get("state_dict") or {}], by_canonical(wanted)
+        keys, forms = [canonical_name(str(k)) for k in held.get("state_dict") or {}], unique_by_canonical_name(wanted)
         tails = [[k.removeprefix(p) for k in keys if k.startswith(p)] for p in prefixes(keys, wanted)]
         orders = [[forms[k] for k in tail if k in forms] for tail in tails] or [[]]
         found = held["optimizer_states"]
@@ -119,7 +153,7 @@ def readings(content: Any, path: str | Path, model: nn.Module, wanted: Mapping[s
     for i, optimizer in enumerate(found or [None]):
         if not is_state_dict(optimizer):
             kinds = "optimizer.state_dict(), Trainer's optimizer.pt or a Lightning checkpoint"
-            raise refusal(OPTIMIZER, f"{path} holds no state of an optimiser; give {kinds}")
+            raise flag_error(OPTIMIZER, f"{path} holds no state of an optimiser; give {kinds}")
         groups, states = optimizer["param_groups"], optimizer["state"]
         every = [g["params"] for g in groups]
         # an optimiser of all parameters has numbers for the frozen ones too, which get no state
@@ -128,21 +162,23 @@ def readings(content: Any, path: str | Path, model: nn.Module, wanted: Mapping[s
             given = given if isinstance(given, list) else []
             names = [str(n) for part in given for n in (part if isinstance(part, list) else [part])]
             if len(names) != sum(map(len, every)):
-                raise refusal(OPTIMIZER, f"{path} holds {len(names)} names of {sum(map(len, every))} parameters")
-            names = [canonical(n) for n in names] if lightning else names
+                raise flag_error(OPTIMIZER, f"{path} holds {len(names)} names of {sum(map(len, every))} parameters")
+            names = [canonical_name(n) for n in names] if lightning else names
             named = [[n.removeprefix(p) for n in names] for p in prefixes(names, wanted)] if lightning else [names]
-            ways = [dict(zip(chain(*every), matched(way, wanted), strict=True)) for way in named or [names]]
+            ways = [dict(zip(chain(*every), match_names(way, wanted), strict=True)) for way in named or [names]]
         else:
             ways = [dict(zip(chain(*numbers), order)) for order in orders for numbers in (every, stepped)]  # noqa: B905
-            if len(groups) == 2:  # as transformers' Trainer makes them, or as somebody liked them
+            if len(groups) == 2:  # perhaps those that transformers' Trainer makes
                 order = trainer_order(model)
                 ways += [dict([*zip(x, order[0]), *zip(y, order[1])]) for x, y in (every, stepped)]  # noqa: B905
         ways = [{n: name for n, name in way.items() if states.get(n)} for way in ways]
-        yield from (Reading(f"optimiser {i}", optimizer, way) for j, way in enumerate(ways) if way not in ways[:j])
+        yield from (
+            StateCandidate(f"optimiser {i}", optimizer, way) for j, way in enumerate(ways) if way not in ways[:j]
+        )
 
 
 def is_state_dict(value: Any) -> bool:
-    """Whether this is what an optimiser's ``state_dict()`` returns."""
+    """Whether a value has the form of an optimiser's ``state_dict()``."""
     groups = value.get("param_groups") if isinstance(value, dict) else None
     return (
         isinstance(groups, list)
@@ -155,59 +191,61 @@ def is_state_dict(value: Any) -> bool:
 
 
 def trainer_order(model: nn.Module) -> list[list[str]]:
-    """Return the two groups that transformers' Trainer makes: what decays, and biases and norms, which do not."""
-    decays = set(need("transformers").Trainer.get_decay_parameter_names(None, model))
+    """Return the names in the two groups of transformers' Trainer: with weight decay, and without (biases, norms)."""
+    decays = set(import_optional("transformers").Trainer.get_decay_parameter_names(None, model))
     names = [n for n, p in model.named_parameters() if p.requires_grad]
     return [[n for n in names if n in decays], [n for n in names if n not in decays]]
 
 
-def compare(reading: Reading, wanted: Mapping[str, Tensor]) -> tuple[AdamWState, list[str]]:
-    """Return the state that a reading gives, and what in it does not fit the model."""
-    groups, states = reading.optimizer["param_groups"], reading.optimizer["state"]
-    hyper: dict[str, Hyper] = {}
+def match_state(candidate: StateCandidate, wanted: Mapping[str, Tensor]) -> tuple[AdamWState, list[str]]:
+    """Return a candidate's state of the wanted parameters, and what in it does not fit the model, a line each."""
+    groups, states = candidate.optimizer["param_groups"], candidate.optimizer["state"]
+    hyperparameters: dict[str, Hyperparameters] = {}
     moments: dict[str, Moments] = {}
-    wrong = [f"group {i} is not AdamW's: {why}" for i, group in enumerate(groups) if (why := foreign(group))]
+    wrong = [f"group {i} is not AdamW's: {why}" for i, group in enumerate(groups) if (why := group_mismatch(group))]
     if wrong:
         return AdamWState({}, {}), wrong
     seen: set[str] = set()
     for group in groups:
         steps: dict[int, str] = {}
         for number in group["params"]:
-            entry, name = states.get(number), reading.names.get(number, "")
+            entry, name = states.get(number), candidate.names.get(number, "")
             if not entry:
                 continue
             if name not in wanted or name in seen:
-                wrong.append(f"nothing takes the state of {name or f'number {number}'} {shape(entry.get('exp_avg'))}")
+                wrong.append(
+                    f"nothing takes the state of {name or f'number {number}'} {describe_shape(entry.get('exp_avg'))}"
+                )
                 continue
             seen.add(name)
-            if why := mismatch(entry, name, wanted[name], bool(group.get("amsgrad"))):
+            if why := moments_mismatch(entry, name, wanted[name], bool(group.get("amsgrad"))):
                 wrong.append(why)
                 continue
             device = wanted[name].device
-            hyper[name] = hyper_of(group)
-            moments[name] = moments_of({k: v if k == "step" else v.to(device) for k, v in entry.items()})
+            hyperparameters[name] = hyperparameters_from_group(group)
+            moments[name] = moments_from_state({k: v if k == "step" else v.to(device) for k, v in entry.items()})
             steps.setdefault(moments[name].step, name)
         if len(steps) > 1:
             wrong.append("step " + ", ".join(f"{step} for {name}" for step, name in sorted(steps.items())))
-    absent = [f"no state for {name} {shape(p)}" for name, p in wanted.items() if name not in seen]
+    absent = [f"no state for {name} {describe_shape(p)}" for name, p in wanted.items() if name not in seen]
     loose = set(states) - {number for group in groups for number in group["params"]}
     wrong += [f"the state of number {number} is in no group" for number in loose]
     order = [name for name in wanted if name in moments]
-    return AdamWState({n: hyper[n] for n in order}, {n: moments[n] for n in order}), absent + wrong
+    return AdamWState({n: hyperparameters[n] for n in order}, {n: moments[n] for n in order}), absent + wrong
 
 
-def foreign(group: Mapping[str, Any]) -> str:
-    """Return what tells that a group is not AdamW's, empty if nothing does."""
-    if found := [k for k in FOREIGN if k in group]:
+def group_mismatch(group: Mapping[str, Any]) -> str:
+    """Return why a parameter group is not AdamW's, empty if it may be."""
+    if found := [k for k in NON_ADAMW_KEYS if k in group]:
         return f"it has {', '.join(found)}"
     if absent := [k for k in ("lr", "betas", "eps", "weight_decay") if k not in group]:
         return f"it has no {', '.join(absent)}"
     if "amsgrad" not in group and "maximize" in group:  # RAdam and Adamax have all of the above
         return "it has no amsgrad"
-    if off := [k for k in ALWAYS if not group.get(k, True)]:
+    if off := [k for k in REQUIRED_SWITCHES if not group.get(k, True)]:
         return f"{off[0]} is off"
     try:
-        h = hyper_of(group)
+        h = hyperparameters_from_group(group)
     except (TypeError, ValueError):
         return "its settings are no numbers"
     if not (all(0 <= x < math.inf for x in (h.lr, h.eps, h.weight_decay)) and all(0 <= b < 1 for b in h.betas)):
@@ -217,8 +255,15 @@ def foreign(group: Mapping[str, Any]) -> str:
     return ""
 
 
-def mismatch(entry: Mapping[str, Any], name: str, parameter: Tensor, amsgrad: bool) -> str:
-    """Return why the state of a parameter cannot be AdamW's, empty if it can."""
+def moments_mismatch(entry: Mapping[str, Any], name: str, parameter: Tensor, amsgrad: bool) -> str:
+    """Return why the state of a parameter cannot be AdamW's, empty if it may be.
+
+    Args:
+        entry: the state.
+        name: of the parameter.
+        parameter: whose shape it has to have.
+        amsgrad: of its group.
+    """
     keys = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * (amsgrad or "max_exp_avg_sq" in entry)
     if absent := [k for k in ("step", *keys) if k not in entry]:
         return f"no {', '.join(absent)} for {name}"
@@ -226,8 +271,8 @@ def mismatch(entry: Mapping[str, Any], name: str, parameter: Tensor, amsgrad: bo
         return f"{', '.join(extra)} for {name}, which AdamW does not keep"
     for key in keys:
         value = entry[key]
-        if shape(value) != shape(parameter):
-            return f"shape {shape(value)} for {name} where {shape(parameter)} is wanted"
+        if describe_shape(value) != describe_shape(parameter):
+            return f"shape {describe_shape(value)} for {name} where {describe_shape(parameter)} is wanted"
         if not value.is_floating_point():
             return f"{key} of {name} is of {value.dtype}"
         if not bool(value.isfinite().all()):
@@ -247,21 +292,23 @@ def save_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, pat
     Args:
         optimizer: an AdamW.
         model: whose parameters it steps.
-        path: of a file that is not there yet.
+        path: of a file that does not exist yet.
 
     Raises:
-        ToyError: the file is there already or cannot be made, the optimiser is no AdamW or holds a parameter that is
-            not the model's.
+        ToyError: the file exists or cannot be written, the optimiser is no AdamW or holds a parameter that is not the
+            model's.
     """
-    check_kind(optimizer)
+    require_adamw(optimizer)
     names = {id(p): name for name, p in model.named_parameters()}
     held = [p for group in optimizer.param_groups for p in group["params"]]
-    if strangers := [str(tuple(p.shape)) for p in held if id(p) not in names]:
-        raise refusal("optimizer state", f"the model does not name what the optimiser holds: {listed(strangers)}")
+    if unknown := [str(tuple(p.shape)) for p in held if id(p) not in names]:
+        raise flag_error(
+            "optimizer state", f"the model does not name what the optimiser holds: {join_limited(unknown)}"
+        )
     try:
         with Path(path).expanduser().open("xb") as file:
             torch.save({"optimizer": optimizer.state_dict(), "names": [names[id(p)] for p in held]}, file)
     except FileExistsError:
-        raise refusal("optimizer state", f"{path} is there already; give a path that is free") from None
+        raise flag_error("optimizer state", f"{path} is there already; give a path that is free") from None
     except OSError as error:
-        raise refusal("optimizer state", f"{path} cannot be written: {said(error)}") from error
+        raise flag_error("optimizer state", f"{path} cannot be written: {error_text(error)}") from error

@@ -1,4 +1,4 @@
-"""Language-model policies: tiny ones made from a configuration, with an adapter of low rank."""
+"""Language-model policies: tiny ones built from a configuration, and low-rank adapters (LoRA)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from lightning_toys.training.noise import keyed_generator
 
 @dataclass
 class TinyPolicy:
-    """A small decoder, and what of it the policy gradient trains.
+    """A small decoder with a LoRA adapter.
 
     Args:
-        family: architecture, out of transformers.
+        family: architecture, of transformers.
         hidden: width.
         layers: number of blocks.
         heads: attention heads.
         lora_rank: rank of the adapter that the policy gradient trains (Hu et al. 2021); 0 trains all parameters.
         lora_alpha: the adapter's scale times its rank.
         lora_dropout: dropout before the adapter while training; a probe runs without.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     family: Literal["qwen2", "gpt2"] = "qwen2"
@@ -52,28 +55,31 @@ class TinyPolicy:
         )
 
     def build(self, seed: int, vocabulary: int, positions: int) -> nn.Module:
-        """Return the policy of a replica.
+        """Return the policy of a replica, initialised from its seed, in torch's default dtype.
 
         Args:
             seed: of the replica.
             vocabulary: number of tokens.
             positions: tokens of prompt and response together, at most.
-        """
-        model = self.decoder(vocabulary, positions)
-        initialise(model, seed)
-        return self.adapted(model, seed).to(torch.get_default_dtype())
 
-    def adapted(self, model: nn.Module, seed: int) -> nn.Module:
-        """Return a model with an adapter drawn from the seed, if one is wanted."""
+        Raises:
+            ToyError: transformers or peft is not installed.
+        """
+        model = self.build_decoder(vocabulary, positions)
+        initialise(model, seed)
+        return self.with_adapter(model, seed).to(torch.get_default_dtype())
+
+    def with_adapter(self, model: nn.Module, seed: int) -> nn.Module:
+        """Return the model with an adapter initialised from the seed, or as it is if ``lora_rank`` is 0."""
         if not self.lora_rank:
             return model
         model = add_adapter(model, self.lora_rank, self.lora_alpha, self.lora_dropout)
         initialise(model, seed, adapter_only=True)
         return model
 
-    def decoder(self, vocabulary: int, positions: int) -> nn.Module:
-        """Return the plain decoder, attention written out (forward mode needs that)."""
-        transformers = need("transformers")
+    def build_decoder(self, vocabulary: int, positions: int) -> nn.Module:
+        """Return the decoder without an adapter, in transformers' initialisation; eager attention, for forward mode."""
+        transformers = import_optional("transformers")
         common = {"attn_implementation": "eager", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
         if self.family == "gpt2":
             config = transformers.GPT2Config(
@@ -91,8 +97,12 @@ class TinyPolicy:
         return decoder
 
 
-def need(package: str) -> Any:
-    """Import an optional package, or say how to get it."""
+def import_optional(package: str) -> Any:
+    """Return an optional package, imported.
+
+    Raises:
+        ToyError: it is not installed.
+    """
     import importlib
 
     try:
@@ -102,8 +112,15 @@ def need(package: str) -> Any:
 
 
 def add_adapter(model: nn.Module, rank: int, alpha: float, dropout: float) -> nn.Module:
-    """Return the model with a LoRA adapter beside every linear map but the head."""
-    peft = need("peft")
+    """Return the model with a LoRA adapter at every linear layer but the head (Hu et al. 2021).
+
+    Args:
+        model: a causal language model of transformers.
+        rank: of the adapter.
+        alpha: the adapter's scale times its rank.
+        dropout: before the adapter, while training.
+    """
+    peft = import_optional("peft")
     conv = any(type(m).__name__ == "Conv1D" for m in model.modules())  # GPT-2 keeps its matrices transposed
     config = peft.LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", fan_in_fan_out=conv,
@@ -117,16 +134,20 @@ def add_adapter(model: nn.Module, rank: int, alpha: float, dropout: float) -> nn
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter belongs to a LoRA adapter."""
+    """Whether a parameter of this name belongs to a LoRA adapter.
+
+    >>> is_adapter("layers.0.q_proj.lora_A.default.weight")
+    True
+    """
     return ".lora_" in name
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int, spread: float = 0.02, adapter_only: bool = False) -> None:
-    """Draw every matrix anew from the seed and the parameter's own name.
+def initialise(model: nn.Module, seed: int, std: float = 0.02, adapter_only: bool = False) -> None:
+    """Initialise every matrix from the seed and the parameter's own name, in place.
 
-    Matrices are N(0, spread^2), those that end a residual branch divided by sqrt(2 layers) as in GPT-2; an adapter
-    starts at A uniform in +-1 / sqrt(in), B = 0. Gains and biases stay at what their layers start them at.
+    Matrices are N(0, std^2), those that end a residual branch divided by sqrt(2 layers) as in GPT-2; an adapter starts
+    at A uniform in +-1 / sqrt(in), B = 0. Scales and biases stay at their layers' initial values.
     """
     blocks = getattr(getattr(model, "config", None), "num_hidden_layers", 1)
     for name, p in model.named_parameters():
@@ -139,6 +160,6 @@ def initialise(model: nn.Module, seed: int, spread: float = 0.02, adapter_only: 
         if ".lora_A" in name:
             drawn = generator.uniform(-1, 1, tuple(p.shape)) / math.sqrt(p.shape[1])
         else:
-            ends = any(part in name for part in ("o_proj", "down_proj", "c_proj"))
-            drawn = generator.standard_normal(tuple(p.shape)) * spread / (math.sqrt(2 * blocks) if ends else 1.0)
+            ends_branch = any(part in name for part in ("o_proj", "down_proj", "c_proj"))
+            drawn = generator.standard_normal(tuple(p.shape)) * std / (math.sqrt(2 * blocks) if ends_branch else 1.0)
         p.copy_(torch.from_numpy(np.asarray(drawn)))

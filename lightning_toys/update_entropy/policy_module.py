@@ -1,7 +1,8 @@
-"""What update_entropy's policies are trained by: imitation of worked solutions, then Dr. GRPO, with AdamW for each."""
+"""The training of update_entropy's policies: imitation of worked solutions, then Dr. GRPO, each with its own AdamW."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from lightning_toys.errors import note, require
 from lightning_toys.training.checkpoint_format import unlike
 from lightning_toys.training.configuration import require_data
 from lightning_toys.training.loader import Block, DrawnBlock
-from lightning_toys.training.module import ToyModule
 from lightning_toys.training.results import Report
 from lightning_toys.update_entropy.checkpoints import (
     check_temperature,
@@ -21,45 +21,47 @@ from lightning_toys.update_entropy.checkpoints import (
     load_backbone,
     resolve_backbone,
 )
-from lightning_toys.update_entropy.data import FREE, TextData
+from lightning_toys.update_entropy.data import EXTRA_TOKENS, TextData
 from lightning_toys.update_entropy.estimators import entropy
 from lightning_toys.update_entropy.forward import evaluate
-from lightning_toys.update_entropy.grpo import Clipping
+from lightning_toys.update_entropy.grpo import ClipRange
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
+from lightning_toys.update_entropy.policy_inference import PolicyInference
 from lightning_toys.update_entropy.probe import Plan
 from lightning_toys.update_entropy.training import (
-    STORED,
+    RESPONSES_FORMAT,
     PolicyBatch,
+    PolicyStepMetrics,
     Rollouts,
-    clip_gradients,
+    concatenate_ranks,
     policy_gradient,
-    rows_of,
-    sample,
-    side_by_side,
-    stored_misfit,
+    responses_mismatch,
+    rows_of_rank,
+    sample_rollouts,
+    set_clipped_gradients,
     supervised_loss,
 )
 
-WARM_UP = 50  # supervised steps over which the learning rate rises
+LR_WARMUP_STEPS = 50  # supervised steps over which the learning rate rises linearly
 
 
-class PolicyModule(ToyModule):
+class PolicyModule(PolicyInference):
     """Policies, a language model for each seed, trained one after the other within a step.
 
     Attributes:
         policy: the language model and its adapter.
-        rollouts: how responses are drawn.
-        plan: of the probe; here, what kind of entropy is meant.
+        rollouts: how responses are sampled.
+        plan: of the probe; here, for the kind of entropy.
         warm_steps: supervised steps before the policy gradient's.
-        warm_lr: their learning rate, which rises for :data:`WARM_UP` steps and falls to 0 at the last.
-        betas: decay of AdamW's two moments in the policy gradient.
-        clipping: bounds of the ratio of new to old probability.
+        warm_lr: their learning rate, which rises for :data:`LR_WARMUP_STEPS` steps and falls to 0 at the last.
+        betas: decay rates of AdamW's two moments in the policy gradient.
+        clip_range: of the ratio of new to old probability.
         eval_prompts: prompts of a validation, one response each.
-        backbone: a real model in the place of the tiny one.
-        adapter: folder of a peft adapter to go on from.
-        batches: of each replica, the responses that are being learned from.
-        loaded_optimizers: states of a checkpoint's optimisers.
-        prepared: the backbone, once it has been read: a list, since a submodule would be in checkpoints beside the net.
+        backbone: a pretrained model in the place of the tiny one.
+        adapter: folder of a peft adapter to start from.
+        batches: of each replica, the responses of the current policy-gradient steps.
+        loaded_optimizer_states: of a checkpoint.
+        loaded_backbone: once it has been read; in a list, since a submodule would be in checkpoints beside the net.
     """
 
     experiment = "update_entropy"
@@ -69,42 +71,46 @@ class PolicyModule(ToyModule):
     warm_steps: int
     warm_lr: float
     betas: tuple[float, float]
-    clipping: Clipping
+    clip_range: ClipRange
     eval_prompts: int
     backbone: str | None
     adapter: str | None
     batches: list[PolicyBatch]
-    loaded_optimizers: list[dict[str, Any]]
-    prepared: list[nn.Module]
+    loaded_optimizer_states: list[dict[str, Any]]
+    loaded_backbone: list[nn.Module]
 
     # building
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
-        text = require_data(data, TextData)
+        data = require_data(data, TextData)
         if self.backbone is not None:
             return {"vocabulary": 0, "positions": 0}  # the backbone has its own
-        positions = text.longest_prompt + text.longest_response + FREE
-        return {"vocabulary": text.tokens.size, "positions": positions}
+        positions = data.max_prompt_length + data.max_response_length + EXTRA_TOKENS
+        return {"vocabulary": data.tokenizer.vocab_size, "positions": positions}
 
     def build(self) -> nn.Module:
         """See :meth:`ToyModule.build`: one policy a replica."""
         if self.backbone is None:
-            return nn.ModuleList(self.policy_of(s) for s in self.seeds)
-        if not self.prepared:  # which takes long to load, and is asked for twice
-            self.prepared = [nn.ModuleList(self.policy_of(s) for s in self.seeds)]
-        return self.prepared[0]
+            return nn.ModuleList(self.build_policy(s) for s in self.seeds)
+        if not self.loaded_backbone:  # it takes long to load, and is built twice
+            self.loaded_backbone = [nn.ModuleList(self.build_policy(s) for s in self.seeds)]
+        return self.loaded_backbone[0]
 
-    def policy_of(self, seed: int) -> nn.Module:
-        """Return the policy of a replica."""
+    def build_policy(self, seed: int) -> nn.Module:
+        """Return a new policy of a replica, in train mode.
+
+        Raises:
+            ToyError: the backbone or the adapter cannot be read, or they do not fit each other.
+        """
         if self.backbone is None:
             return self.policy.build(seed, self.sizes["vocabulary"], self.sizes["positions"])
         model = load_backbone(resolve_backbone(self.backbone), torch.get_default_dtype())
-        adapted = self.policy.adapted(model, seed) if self.adapter is None else load_adapter(model, self.adapter)
-        return adapted.train()  # as everything that a Trainer is given
+        adapted = self.policy.with_adapter(model, seed) if self.adapter is None else load_adapter(model, self.adapter)
+        return adapted.train()  # as a Trainer expects of every module
 
     def network_mismatch(self, checkpoint: dict[str, Any], net: nn.Module) -> str | None:
-        """See :meth:`ToyModule.misfit`; of a backbone only what was trained is in a checkpoint."""
+        """See :meth:`ToyModule.network_mismatch`; of a backbone only what was trained is in a checkpoint."""
         if self.backbone is None:
             return super().network_mismatch(checkpoint, net)
         built = {f"net.{k}": v.shape for k, v in net.state_dict().items()}
@@ -114,30 +120,24 @@ class PolicyModule(ToyModule):
         return None
 
     @property
-    def policies(self) -> list[nn.Module]:
-        """The replicas' policies."""
-        assert isinstance(self.net, nn.ModuleList)
-        return list(self.net)
-
-    @property
-    def text(self) -> TextData:
-        """The data module."""
+    def text_data(self) -> TextData:
+        """The Trainer's data module."""
         return require_data(self.trainer.datamodule, TextData)  # type: ignore[attr-defined]
 
-    def parameters_of(self, model: nn.Module, supervised: bool) -> list[tuple[str, nn.Parameter]]:
-        """Return what a phase trains: everything but the adapter, then the adapter alone (if there is one)."""
-        adapts = self.policy.lora_rank > 0
-        return [(n, p) for n, p in model.named_parameters() if not adapts or is_adapter(n) != supervised]
+    def phase_parameters(self, model: nn.Module, supervised: bool) -> list[tuple[str, nn.Parameter]]:
+        """Return names and parameters that a phase trains: all but the adapter, then the adapter if there is one."""
+        has_adapter = self.policy.lora_rank > 0
+        return [(n, p) for n, p in model.named_parameters() if not has_adapter or is_adapter(n) != supervised]
 
-    def trained(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-        """Return what any phase of this run trains."""
-        both = self.parameters_of(model, False)
-        return both + (self.parameters_of(model, True) if self.warm_steps else [])
+    def trained_parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """Return the names and parameters that any phase of this run trains."""
+        both = self.phase_parameters(model, False)
+        return both + (self.phase_parameters(model, True) if self.warm_steps else [])
 
-    def enter(self, supervised: bool) -> None:
-        """Let gradients flow to what the phase trains, and to nothing else."""
+    def set_trainable(self, supervised: bool) -> None:
+        """Set ``requires_grad`` of what the phase trains, and of nothing else."""
         for model in self.policies:
-            trained = {n for n, _ in self.parameters_of(model, supervised)}
+            trained = {n for n, _ in self.phase_parameters(model, supervised)}
             for n, p in model.named_parameters():
                 p.requires_grad_(n in trained)
 
@@ -147,7 +147,7 @@ class PolicyModule(ToyModule):
         """Return AdamW of the supervised phase, and AdamW of the policy gradient."""
 
         def adamw(supervised: bool, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-            chosen = [p for m in self.policies for _, p in self.parameters_of(m, supervised)]
+            chosen = [p for m in self.policies for _, p in self.phase_parameters(m, supervised)]
             return torch.optim.AdamW(chosen, lr=lr, betas=betas, weight_decay=self.weight_decay)
 
         return adamw(True, self.warm_lr, (0.9, 0.999)), adamw(False, self.lr, self.betas)
@@ -165,15 +165,15 @@ class PolicyModule(ToyModule):
                 f"with --model.warm_steps {self.warm_steps}"
             )
 
-    def supervised_rate(self, step: int) -> float:
-        """Return the learning rate of supervised step ``step``."""
-        return self.warm_lr * min(1.0, (step + 1) / WARM_UP) * (1 - step / self.warm_steps)
+    def supervised_lr(self, step: int) -> float:
+        """Return the learning rate of supervised step ``step``, from 0: linear warm-up times linear decay."""
+        return self.warm_lr * min(1.0, (step + 1) / LR_WARMUP_STEPS) * (1 - step / self.warm_steps)
 
     def rate_at(self, step: int) -> float | None:
         """See :meth:`ToyModule.rate_at`: the supervised rate changes."""
         if not self.warm_steps:
             return None
-        return self.supervised_rate(step) if step < self.warm_steps else self.lr
+        return self.supervised_lr(step) if step < self.warm_steps else self.lr
 
     def training_step(self, block: Block | DrawnBlock, batch_idx: int) -> None:
         """Take every optimiser step of the block."""
@@ -183,33 +183,33 @@ class PolicyModule(ToyModule):
         self.net.train()
         for step in range(block.start, block.stop):
             supervised = step < self.warm_steps
-            self.enter(supervised)
+            self.set_trainable(supervised)
             optimizer = optimizers[0 if supervised else 1]
-            chosen = [[p for _, p in self.parameters_of(m, supervised)] for m in self.policies]
+            chosen = [[p for _, p in self.phase_parameters(m, supervised)] for m in self.policies]
             if supervised:
                 for group in optimizer.param_groups:
-                    group["lr"] = self.supervised_rate(step)
+                    group["lr"] = self.supervised_lr(step)
                 batch = block.batch(step)
                 tokens, response = batch.columns
                 loss = torch.stack(
                     [supervised_loss(m, tokens[r], response[r], batch.total) for r, m in enumerate(self.policies)]
                 )
                 with self.without_autocast():
-                    # not backward(): a strategy's hooks would wait for the parameters of the other phase
+                    # not backward(): DDP's hooks would wait for the parameters of the other phase
                     gradients = list(torch.autograd.grad(loss.sum(), [p for ps in chosen for p in ps]))
             else:
                 loss, gradients = self.policy_gradients(step, chosen)
             losses.append(loss.detach())
             with self.without_autocast():
-                self.sum_over_ranks(gradients)
+                self.all_reduce_gradients(gradients)
                 for ps in chosen:
-                    clip_gradients(ps, [gradients.pop(0) for _ in ps], self.clip_grad_norm)
+                    set_clipped_gradients(ps, [gradients.pop(0) for _ in ps], self.clip_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
         self.finish_block(block, torch.stack(losses))
 
-    def sum_over_ranks(self, gradients: list[Tensor]) -> None:
-        """Add the ranks' shares of gradients up, in place, in one message."""
+    def all_reduce_gradients(self, gradients: list[Tensor]) -> None:
+        """Sum the ranks' parts of the gradients, in place, in one message."""
         if self.trainer.world_size == 1:
             return
         flat = torch.cat([g.flatten() for g in gradients])
@@ -218,31 +218,32 @@ class PolicyModule(ToyModule):
             g.copy_(part.view_as(g))
 
     def policy_gradients(self, step: int, chosen: list[list[nn.Parameter]]) -> tuple[Tensor, list[Tensor]]:
-        """Return each replica's share of Dr. GRPO's loss (R,), and the gradients of ``chosen``, replica by replica."""
+        """Return this rank's part of each replica's Dr. GRPO loss (R,), and the gradients of ``chosen``, by replica."""
         spec, k = self.rollouts, step - self.warm_steps
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        require(spec.prompts >= world, f"--model.rollouts.prompts: {spec.prompts} is not allowed on {world} ranks")
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        require(
+            spec.prompts >= world_size, f"--model.rollouts.prompts: {spec.prompts} is not allowed on {world_size} ranks"
+        )
         if k % spec.inner_steps == 0 or not self.batches:
-            mine = range(spec.prompts * rank // world, spec.prompts * (rank + 1) // world)
-            first, heat = step - k % spec.inner_steps, spec.temperature
-            self.batches = [
-                PolicyBatch.of(
-                    sample(m, self.text, s, first, "train", mine, spec.group, heat, spec.prompts), spec.micro_batch
-                )
+            local = range(spec.prompts * rank // world_size, spec.prompts * (rank + 1) // world_size)
+            first = step - k % spec.inner_steps
+            rollouts = [
+                sample_rollouts(m, self.text_data, s, first, "train", local, spec.group, spec.temperature, spec.prompts)
                 for m, s in zip(self.policies, self.seeds, strict=True)
             ]
+            self.batches = [PolicyBatch.split(x, spec.micro_batch) for x in rollouts]
             self.net.train()
-        found = [
-            policy_gradient(m, ps, b, spec.temperature, self.clipping, spec.prompts)
+        results = [
+            policy_gradient(m, ps, b, spec.temperature, self.clip_range, spec.prompts)
             for m, ps, b in zip(self.policies, chosen, self.batches, strict=True)
         ]
-        looks = [look for _, _, look in found]
-        seen = {f"train/{name}": [getattr(x, name) for x in looks] for name in vars(looks[0])}
-        values = torch.tensor(list(seen.values()), dtype=torch.float64, device=self.device)  # NCCL sums on GPUs alone
-        if world > 1:
+        names = [f.name for f in fields(PolicyStepMetrics)]
+        rows = [[getattr(metrics, name) for _, _, metrics in results] for name in names]
+        values = torch.tensor(rows, dtype=torch.float64, device=self.device)  # NCCL sums on GPUs alone
+        if world_size > 1:
             values = self.trainer.strategy.reduce(values, reduce_op="mean")
-        self.write_scalars(dict(zip(seen, values, strict=True)), step + 1)
-        return torch.stack([loss for loss, _, _ in found]), [g for _, gs, _ in found for g in gs]
+        self.write_scalars({f"train/{n}": v for n, v in zip(names, values, strict=True)}, step + 1)
+        return torch.stack([loss for loss, _, _ in results]), [g for _, gs, _ in results for g in gs]
 
     def check_finite_weights(self) -> None:
         """See :meth:`ToyModule.check_finite_weights`; a replica here is a module."""
@@ -253,65 +254,67 @@ class PolicyModule(ToyModule):
     # checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See :meth:`ToyModule.on_save_checkpoint`; responses in use go along, plain lists and tensors."""
+        """See :meth:`ToyModule.on_save_checkpoint`; the responses of steps still to come are kept too."""
         super().on_save_checkpoint(checkpoint)
         if self.backbone is not None:
-            trained = {f"net.{r}.{n}" for r, m in enumerate(self.policies) for n, _ in self.trained(m)}
+            trained = {f"net.{r}.{n}" for r, m in enumerate(self.policies) for n, _ in self.trained_parameters(m)}
             kept = {n: w for n, w in checkpoint["state_dict"].items() if not n.startswith("net.") or n in trained}
             checkpoint["state_dict"] = kept
         k = self.global_step - self.warm_steps
         if k > 0 and k % self.rollouts.inner_steps:
-            shares: list[Any] = [None] * self.trainer.world_size
-            mine = [b.stored() for b in self.batches]
-            if len(shares) > 1:
-                torch.distributed.all_gather_object(shares, mine)
+            parts: list[Any] = [None] * self.trainer.world_size
+            local = [b.to_checkpoint() for b in self.batches]
+            if len(parts) > 1:
+                torch.distributed.all_gather_object(parts, local)
             else:
-                shares = [mine]
-            checkpoint["toy"]["responses"] = [side_by_side(x) for x in zip(*shares, strict=True)]
+                parts = [local]
+            checkpoint["toy"]["responses"] = [concatenate_ranks(x) for x in zip(*parts, strict=True)]
 
     def extras_mismatch(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
-        """See :meth:`ToyModule.extras_mismatch`: responses that more steps are to be taken on; a test reads none."""
+        """See :meth:`ToyModule.extras_mismatch`: the responses of steps still to come, which a test does not read."""
         if not resumes:
             return ""
         if "responses" not in toy:
-            asked = toy["config"]["model"]["init_args"]  # what it was trained with; to go on with may be something else
-            k = step - asked.get("warm_steps", self.warm_steps)
-            due = k > 0 and k % (asked.get("rollouts") or {}).get("inner_steps", 1)
-            return "responses are missing" if due else ""
-        if why := next(unlike(toy, {"responses": [STORED]}), ""):
+            stored = toy["config"]["model"]["init_args"]  # of the training so far; this run's may be others
+            k = step - stored.get("warm_steps", self.warm_steps)
+            needed = k > 0 and k % (stored.get("rollouts") or {}).get("inner_steps", 1)
+            return "responses are missing" if needed else ""
+        if why := next(unlike(toy, {"responses": [RESPONSES_FORMAT]}), ""):
             return why
         if len(toy["responses"]) != len(self.seeds):
             return f"responses are of {len(toy['responses'])} replicas, there are {len(self.seeds)}"
         for r, found in enumerate(toy["responses"]):
-            if why := stored_misfit(found, self.sizes["vocabulary"]):
+            if why := responses_mismatch(found, self.sizes["vocabulary"]):
                 return f"responses[{r}]{why}"
         return ""
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See :meth:`ToyModule.on_load_checkpoint`; a probe needs the optimisers' state, which `test` does not load."""
+        """See :meth:`ToyModule.on_load_checkpoint`; keeps the optimisers' states, which `test` does not restore."""
         super().on_load_checkpoint(checkpoint)
+        if self.backbone is not None and self._trainer is None:  # load_from_checkpoint warns of weights that are absent
+            checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
         stored = checkpoint["toy"]["config"].get("model", {}).get("init_args", {}).get("rollouts") or {}
         check_temperature(stored.get("temperature"), self.rollouts.temperature)
-        self.loaded_optimizers = checkpoint["optimizer_states"]
+        self.loaded_optimizer_states = checkpoint.get("optimizer_states", [])
         self.batches = []
         for found in checkpoint["toy"].get("responses", []) if self._trainer is not None and self.in_training else []:
-            rows = rows_of(found["prompt"], self.trainer.global_rank, self.trainer.world_size)
-            self.batches.append(PolicyBatch.taken_up(found, rows, self.rollouts.micro_batch))
+            rows = rows_of_rank(found["prompt"], self.trainer.global_rank, self.trainer.world_size)
+            self.batches.append(PolicyBatch.from_checkpoint(found, rows, self.rollouts.micro_batch))
 
-    # judging
+    # evaluation
 
     def evaluation(self) -> Report:
-        """Draw responses to the validation's prompts, the same at every step, and score them."""
+        """Return mean reward, entropy and length of responses to the validation's prompts, the same at every step."""
         metrics: dict[str, list[float]] = {"reward": [], "entropy": [], "length": []}
         spec, n = self.rollouts, self.eval_prompts
         for model, seed in zip(self.policies, self.seeds, strict=True):
-            drawn = sample(model, self.text, seed, 0, "validation", range(n), 1, spec.temperature, n)
-            metrics["reward"].append(sum(drawn.rewards) / n)
-            metrics["entropy"].append(entropy(evaluate(model, drawn, spec.temperature), self.plan.kind).value)
-            metrics["length"].append(sum(drawn.lengths) / n)
+            responses = sample_rollouts(model, self.text_data, seed, 0, "validation", range(n), 1, spec.temperature, n)
+            metrics["reward"].append(sum(responses.rewards) / n)
+            metrics["entropy"].append(entropy(evaluate(model, responses, spec.temperature), self.plan.kind).value)
+            metrics["length"].append(sum(responses.lengths) / n)
         return Report(self.seeds, metrics)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Score the policies on prompts of their own."""
+        """Evaluate the policies on the validation's prompts."""
         self.last_report = self.evaluation()
         self.write_evaluation(self.last_report)

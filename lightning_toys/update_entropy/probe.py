@@ -1,4 +1,4 @@
-"""The probe: by how much the next AdamW step changes a policy's entropy, and what of it is whose."""
+"""The probe: by how much the next AdamW step changes a policy's entropy, and the influence of each of its parts."""
 
 from __future__ import annotations
 
@@ -13,37 +13,42 @@ from torch import Tensor, nn
 
 from lightning_toys.errors import ToyError, require
 from lightning_toys.training.noise import keyed_generator
-from lightning_toys.update_entropy.adamw import AdamWState, AdamWStep, Tensors, norm, total
+from lightning_toys.update_entropy.adamw import AdamWState, AdamWStep, Tensors, norm, sum_tensors
 from lightning_toys.update_entropy.attribution import (
-    EntropyRows,
-    Ranks,
+    SequenceEntropyGradients,
+    Sharding,
     Update,
     clip_cov,
     covariances,
-    entropy_rows,
     kl_cov,
     make_update,
-    token_slopes,
+    sequence_entropy_gradients,
+    token_influences,
 )
-from lightning_toys.update_entropy.cache import Memo, digest, fingerprint
-from lightning_toys.update_entropy.derivatives import curvatures, moved, trainable, weighted_gradient
+from lightning_toys.update_entropy.cache import ScoreCache, digest, fingerprint
+from lightning_toys.update_entropy.derivatives import (
+    perturbed,
+    score_second_jvp,
+    trainable_parameters,
+    weighted_gradient,
+)
 from lightning_toys.update_entropy.estimators import (
+    EntropyKind,
     Estimate,
-    Kind,
+    ImportanceEstimate,
     Scores,
-    Weighted,
     entropy,
-    prefix_weighted,
-    second_order,
-    sequence_weighted,
+    entropy_second_derivative,
+    prefix_importance_sampling,
+    sequence_importance_sampling,
 )
-from lightning_toys.update_entropy.forward import Passes, evaluate, ready
-from lightning_toys.update_entropy.grpo import advantages, groups, informative
+from lightning_toys.update_entropy.forward import InferencePolicy, evaluate, prepared_for_inference
+from lightning_toys.update_entropy.grpo import advantages, nonzero_advantage_prompts, rows_by_prompt
+from lightning_toys.update_entropy.probe_result import EvaluationResult, ProbeResult
 from lightning_toys.update_entropy.sequences import Sequences
-from lightning_toys.update_entropy.summary import EvaluationFindings, Findings
 
-FLAVOURS = ("full", "baseline", "grad", "baseline_plus_grad")
-CLOSED = 1e-6  # a sum of parts this close to the step, relative, is the step: one pass serves both
+DIRECTIONS = ("full", "baseline", "grad", "baseline_plus_grad")  # along which finite changes are measured
+CLOSURE_TOLERANCE = 1e-6  # a sum of parts this close to the step, relative, is the step: one pass serves both
 
 
 @dataclass
@@ -56,22 +61,25 @@ class Plan:
         eval_prompts: of an evaluation batch E.
         eval_group: responses to each.
         eval_batches: number of evaluation batches.
-        etas: step sizes at which the change is measured.
+        etas: step sizes (learning rates) at which the change is measured.
         reference_eta: step size of the matrix of E against U; null for the training's own.
         kind: entropy per ``token``, per ``sequence``, or ``surprisal`` per token.
         estimator: weights of a finite step: of each position's ``prefix``, or of the whole ``sequence`` (SNIS).
         per_sequence: measure every update sequence's direction at every eta too.
-        counterfactuals: leave-one-out, no momentum, other betas, Clip-Cov, KL-Cov; the errors that U's draw makes.
+        counterfactuals: leave-one-out, no momentum, other betas, Clip-Cov, KL-Cov; standard errors of sampling U.
         second_order: the curvature along the step.
-        filter_zero_advantage: draw prompts again whose responses all earn the same.
-        max_resample_attempts: times that U is drawn before the probe gives up.
+        filter_zero_advantage: replace prompts whose responses all earn the same reward.
+        max_resample_attempts: times that U is sampled before the probe gives up.
         tolerance: greatest advantage that counts as zero.
         clip_cov_low: least covariance of a token that Clip-Cov may drop.
         clip_cov_high: greatest.
-        clip_cov_share: share of the tokens that it drops.
-        kl_cov_share: share of the tokens that KL-Cov holds back.
+        clip_cov_share: fraction of the tokens that it drops.
+        kl_cov_share: fraction of the tokens that KL-Cov penalises, left out here.
         tf_batch_size: sequences of a forward pass.
         grad_chunk_size: sequences of a batched reverse pass.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     prompts: int = 4
@@ -81,7 +89,7 @@ class Plan:
     eval_batches: int = 1
     etas: list[float] = field(default_factory=lambda: [1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
     reference_eta: float | None = None
-    kind: Kind = "token"
+    kind: EntropyKind = "token"
     estimator: Literal["prefix", "sequence"] = "prefix"
     per_sequence: bool = True
     counterfactuals: bool = True
@@ -97,9 +105,9 @@ class Plan:
     grad_chunk_size: int = 32
 
     def __post_init__(self) -> None:
-        least = {"prompts": 1, "group": 2, "eval_prompts": 2, "eval_group": 1, "eval_batches": 1,
+        minimum = {"prompts": 1, "group": 2, "eval_prompts": 2, "eval_group": 1, "eval_batches": 1,
                  "max_resample_attempts": 1, "tf_batch_size": 1, "grad_chunk_size": 1}  # fmt: skip
-        for name, low in least.items():
+        for name, low in minimum.items():
             value = getattr(self, name)
             require(value >= low, f"--model.plan.{name}: {value} is not allowed; give an integer >= {low}")
         require(len(self.etas) > 0, "--model.plan.etas: [] is not allowed; give at least one step size")
@@ -121,25 +129,25 @@ class Plan:
         )
 
 
-def draw_update(draw: Callable[[int], Sequences], plan: Plan) -> tuple[Sequences, int]:
-    """Draw U until every prompt's responses differ in reward; return it and the number of draws.
+def sample_update_batch(sample: Callable[[int], Sequences], plan: Plan) -> tuple[Sequences, int]:
+    """Return a batch U in which every prompt's responses differ in reward, and the times that one was sampled.
 
     Args:
-        draw: gives the batch of an attempt.
-        plan: says how many prompts are wanted and how often to try.
+        sample: returns the batch of an attempt, counted from 0.
+        plan: how many prompts are wanted and how often to try.
 
     Raises:
         ToyError: too few prompts have responses that differ.
     """
     kept: list[Sequences] = []
     for attempt in range(plan.max_resample_attempts):
-        batch = draw(attempt)
+        batch = sample(attempt)
         if not plan.filter_zero_advantage:
             return batch, 1
-        found = groups(batch)
-        kept += [batch.take(found[number]) for number in informative(batch, plan.tolerance)]
+        groups = rows_by_prompt(batch)
+        kept += [batch.take(groups[number]) for number in nonzero_advantage_prompts(batch, plan.tolerance)]
         if len(kept) >= plan.prompts:
-            return joined(kept[: plan.prompts]), attempt + 1
+            return concatenate_groups(kept[: plan.prompts]), attempt + 1
     raise ToyError(
         f"--model.plan.max_resample_attempts: after {plan.max_resample_attempts} draws of {plan.prompts} prompts only "
         f"{len(kept)} had responses of different reward, so that the step has no gradient to speak of; "
@@ -147,18 +155,22 @@ def draw_update(draw: Callable[[int], Sequences], plan: Plan) -> tuple[Sequences
     )
 
 
-def joined(parts: list[Sequences]) -> Sequences:
-    """Return groups as one batch, numbered anew."""
+def concatenate_groups(groups: list[Sequences]) -> Sequences:
+    """Return groups, each of one prompt, as one batch; prompts are numbered from 0."""
     return Sequences(
-        [p for x in parts for p in x.prompts],
-        [r for x in parts for r in x.responses],
-        [k for k, x in enumerate(parts) for _ in range(len(x))],
-        [r for x in parts for r in x.rewards],
+        [p for x in groups for p in x.prompts],
+        [r for x in groups for r in x.responses],
+        [k for k, x in enumerate(groups) for _ in range(len(x))],
+        [r for x in groups for r in x.rewards],
     )
 
 
-class Clock:
-    """Seconds by name."""
+class Timer:
+    """Wall time by name.
+
+    Attributes:
+        seconds: by name.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -179,49 +191,71 @@ def probe(
     plan: Plan,
     max_norm: float | None = None,
     temperature: float = 1.0,
-    ranks: Ranks | None = None,
+    sharding: Sharding | None = None,
     attempts: int = 1,
-    memo: Memo | None = None,
-) -> Findings:
-    """Probe the step that AdamW would take with a batch.
+    cache: ScoreCache | None = None,
+) -> ProbeResult:
+    """Return the effect on the entropy of the step that AdamW would take with a batch.
 
     Args:
-        model: the policy; only its parameters that need gradients are stepped.
-        sequences: U, drawn from the policy, with rewards.
-        evaluations: evaluation batches, drawn from the policy.
+        model: the policy; only its parameters that require a gradient are stepped. It is left as it was.
+        sequences: U, generated by the policy, with rewards.
+        evaluations: evaluation batches E, generated by the policy.
         state: AdamW's settings and moments.
         plan: what to do.
         max_norm: bound on the gradient's norm.
-        temperature: all sequences were drawn at.
-        ranks: processes among which evaluation sequences are divided.
-        attempts: draws that U took.
-        memo: keeps passes on disk.
+        temperature: all sequences were generated at.
+        sharding: of evaluation sequences over processes.
+        attempts: times that U was sampled, for the record.
+        cache: keeps finished passes on disk.
     """
-    ranks, clock, memo = ranks or Ranks(), Clock(), memo or Memo()
-    with clock.time("update"):
+    sharding, timer, cache = sharding or Sharding(), Timer(), cache or ScoreCache()
+    with timer.time("update"):
         update = make_update(model, sequences, state, max_norm, temperature, plan.grad_chunk_size)
-        at_batch = evaluate(model, sequences, temperature, chunk=plan.tf_batch_size)
+        batch_scores = evaluate(model, sequences, temperature, chunk=plan.tf_batch_size)
     step = update.step
-    baseline = total([step.momentum, step.decay])
-    singles = update.directions()
-    batch = total(singles)
+    baseline = sum_tensors([step.momentum, step.decay])
+    sequence_directions = update.sequence_directions()
+    batch = sum_tensors(sequence_directions)
     directions = {"full": step.direction, "baseline": baseline, "grad": batch, "momentum": step.momentum,
-                  "decay": step.decay, "baseline_plus_grad": total([baseline, batch])}  # fmt: skip
-    cov = covariances(at_batch.logp, advantages(sequences).to(at_batch.logp), at_batch.mask)
+                  "decay": step.decay, "baseline_plus_grad": sum_tensors([baseline, batch])}  # fmt: skip
+    cov = covariances(batch_scores.logp, advantages(sequences).to(batch_scores.logp), batch_scores.mask)
     eta = plan.reference_eta or step.eta
-    found, tokens = [], torch.zeros_like(update.weights)
+    results, tokens = [], torch.zeros_like(update.weights)
     for number, evaluation in enumerate(evaluations):
-        look = Look(model, evaluation, update, directions, singles, plan, temperature, ranks, clock, memo)
-        found.append(look.findings(eta, cov, at_batch))
+        one = EvaluationProbe(
+            model, evaluation, update, directions, sequence_directions, plan, temperature, sharding, timer, cache
+        )
+        results.append(one.run(eta, cov, batch_scores))
         if number == 0:
-            with clock.time("tokens"):
-                tokens = token_slopes(model, update, look.kept.gradient, temperature, plan.tf_batch_size)
-    sizes = {name: norm(v) for name, v in directions.items()}
-    return Findings(update, at_batch, update.residual(), sizes, tokens, cov, found, eta, attempts, clock.seconds)
+            with timer.time("tokens"):
+                h = one.gradients.entropy_gradient
+                tokens = token_influences(model, update, h, temperature, plan.tf_batch_size)
+    norms = {name: norm(v) for name, v in directions.items()}
+    return ProbeResult(
+        update, batch_scores, update.residual(), norms, tokens, cov, results, eta, attempts, timer.seconds
+    )
 
 
-class Look:
-    """One evaluation batch's part of a probe; arguments as :func:`probe`."""
+class EvaluationProbe:
+    """The part of a probe that one evaluation batch gives.
+
+    Args:
+        model: the policy.
+        evaluation: E.
+        update: U and the step.
+        directions: the step and its parts, by name.
+        sequence_directions: v_i of each update sequence.
+        plan: what to do.
+        temperature: all sequences were generated at.
+        sharding: of E over processes.
+        timer: that the seconds are added to.
+        cache: keeps finished passes on disk.
+
+    Attributes:
+        base: scores of E at the policy itself.
+        gradients: of the entropy, by sequence of E.
+    """
 
     def __init__(
         self,
@@ -229,135 +263,145 @@ class Look:
         evaluation: Sequences,
         update: Update,
         directions: dict[str, Tensors],
-        singles: list[Tensors],
+        sequence_directions: list[Tensors],
         plan: Plan,
         temperature: float,
-        ranks: Ranks,
-        clock: Clock,
-        memo: Memo,
+        sharding: Sharding,
+        timer: Timer,
+        cache: ScoreCache,
     ) -> None:
         self.model, self.evaluation, self.update, self.directions = model, evaluation, update, directions
-        self.plan, self.temperature, self.ranks, self.clock = plan, temperature, ranks, clock
-        self.singles, self.memo, self.theta = singles, memo, trainable(model)
-        off = total([directions["baseline_plus_grad"], {n: -t for n, t in directions["full"].items()}])
-        self.closed = norm(off) <= CLOSED * norm(directions["full"])
-        self.question = digest(evaluation.prompts, evaluation.responses, temperature, fingerprint(self.theta))
-        with clock.time("baseline"):
-            self.base = ranks.scores(model, evaluation, temperature, None, plan.tf_batch_size)
-        with clock.time("first order"):
-            self.kept: EntropyRows = entropy_rows(
-                model, evaluation, plan.kind, temperature, plan.grad_chunk_size, self.base, ranks
+        self.plan, self.temperature, self.sharding, self.timer = plan, temperature, sharding, timer
+        self.sequence_directions, self.cache, self.theta = sequence_directions, cache, trainable_parameters(model)
+        difference = sum_tensors([directions["baseline_plus_grad"], {n: -t for n, t in directions["full"].items()}])
+        self.parts_close = norm(difference) <= CLOSURE_TOLERANCE * norm(directions["full"])
+        self.cache_key = digest(evaluation.prompts, evaluation.responses, temperature, fingerprint(self.theta))
+        with timer.time("baseline"):
+            self.base = sharding.evaluate(model, evaluation, temperature, None, plan.tf_batch_size)
+        with timer.time("first order"):
+            self.gradients: SequenceEntropyGradients = sequence_entropy_gradients(
+                model, evaluation, plan.kind, temperature, plan.grad_chunk_size, self.base, sharding
             )
 
-    def measured(self, passes: Passes, direction: Mapping[str, Tensor], eta: float) -> tuple[Weighted, Weighted, bool]:
-        """Return the change at a finite step by the plan's estimator and by the other, and whether it is lost."""
+    def measure_change(
+        self, policy: InferencePolicy, direction: Mapping[str, Tensor], eta: float
+    ) -> tuple[ImportanceEstimate, ImportanceEstimate, bool]:
+        """Return the change at theta + eta v by the plan's estimator, by the other, and if it is within rounding."""
         plan = self.plan
-        with self.clock.time("finite steps"):
-            there = self.memo.scores(
-                lambda: [self.question, fingerprint(direction), eta],
+        with self.timer.time("finite steps"):
+            moved = self.cache.get_or_compute(
+                lambda: [self.cache_key, fingerprint(direction), eta],
                 self.base,
-                lambda: self.ranks.scores(
-                    passes, self.evaluation, self.temperature, moved(self.theta, direction, eta), plan.tf_batch_size
+                lambda: self.sharding.evaluate(
+                    policy, self.evaluation, self.temperature, perturbed(self.theta, direction, eta), plan.tf_batch_size
                 ),
             )
-        both = [f(self.base, there, plan.kind) for f in (prefix_weighted, sequence_weighted)]
+        both = [f(self.base, moved, plan.kind) for f in (prefix_importance_sampling, sequence_importance_sampling)]
         if plan.estimator == "sequence":
             both.reverse()
         n = self.base.mask.sum()
-        moves = ((there.logp - self.base.logp).square().sum() / n).sqrt()
+        difference = ((moved.logp - self.base.logp).square().sum() / n).sqrt()
         size = (self.base.logp.square().sum() / n).sqrt() + 1
         # a log-probability is a difference of numbers of this size, each with a rounding of its own
         rounding = 8 * torch.finfo(next(iter(self.theta.values())).dtype).eps
-        return both[0], both[1], bool(moves < 10 * rounding * size)
+        return both[0], both[1], bool(difference < 10 * rounding * size)
 
-    def findings(self, reference_eta: float, cov: Tensor, at_batch: Scores) -> EvaluationFindings:
-        """Return everything that the plan asks of this batch."""
-        plan, singles = self.plan, self.singles
+    def run(self, reference_eta: float, cov: Tensor, batch_scores: Scores) -> EvaluationResult:
+        """Return everything that the plan asks of this batch.
+
+        Args:
+            reference_eta: step size of the matrix of E against U.
+            cov: covariances of U's tokens (N_U, T).
+            batch_scores: of U at the policy itself.
+        """
+        plan = self.plan
         names = ("full", "momentum", "decay", "grad")
-        with self.clock.time("first order"):
-            rows, values, errors = self.kept.along([*(self.directions[n] for n in names), *singles])
+        with self.timer.time("first order"):
+            directions = [*(self.directions[n] for n in names), *self.sequence_directions]
+            rows, values, errors = self.gradients.directional_derivatives(directions)
         k = len(names)
-        slopes = {n: (float(values[i]), float(errors[i])) for i, n in enumerate(names)}
-        out = EvaluationFindings(
-            self.evaluation, self.base, entropy(self.base, plan.kind), slopes, rows[:, k:], (values[k:], errors[k:])
-        )
-        with ready(self.model) as passes:
+        derivatives = {n: (float(values[i]), float(errors[i])) for i, n in enumerate(names)}
+        h = entropy(self.base, plan.kind)
+        out = EvaluationResult(self.evaluation, self.base, h, derivatives, rows[:, k:], (values[k:], errors[k:]))
+        with prepared_for_inference(self.model) as policy:
             for eta in plan.etas:
-                for flavour in FLAVOURS:
-                    if flavour == "baseline_plus_grad" and self.closed:
-                        out.changes.setdefault(flavour, {})[eta] = out.changes["full"][eta]
+                for name in DIRECTIONS:
+                    if name == "baseline_plus_grad" and self.parts_close:
+                        out.changes.setdefault(name, {})[eta] = out.changes["full"][eta]
                         continue
-                    change, other, lost = self.measured(passes, self.directions[flavour], eta)
-                    out.changes.setdefault(flavour, {})[eta] = change
-                    if flavour == "full":
-                        out.weighting[eta] = other
-                        if lost:
-                            out.lost.append(eta)
+                    change, other, within_rounding = self.measure_change(policy, self.directions[name], eta)
+                    out.changes.setdefault(name, {})[eta] = change
+                    if name == "full":
+                        out.other_estimator[eta] = other
+                        if within_rounding:
+                            out.within_rounding.append(eta)
             for eta in sorted({*plan.etas, reference_eta}) if plan.per_sequence else []:
-                out.singles[eta] = [self.measured(passes, v, eta)[0] for v in singles]
+                changes = [self.measure_change(policy, v, eta)[0] for v in self.sequence_directions]
+                out.sequence_changes[eta] = changes
         if plan.second_order:
             out.curvature = self.curvature()
         if plan.counterfactuals:
-            self.compare(out, cov, at_batch)
+            self.add_counterfactuals(out, cov, batch_scores)
         return out
 
     def curvature(self) -> Estimate:
         """Return the second derivative of the entropy along the step."""
-        with self.clock.time("second order"):
-            mine = self.ranks.share(len(self.evaluation))
-            part, v = self.evaluation.take(mine), self.directions["full"]
-            pairs = curvatures(self.model, part, v, self.temperature, self.plan.tf_batch_size)
+        with self.timer.time("second order"):
+            rows = self.sharding.local_rows(len(self.evaluation))
+            part, v = self.evaluation.take(rows), self.directions["full"]
+            first, second = score_second_jvp(self.model, part, v, self.temperature, self.plan.tf_batch_size)
             whole = []
-            for x in (*pairs[0], *pairs[1]):
+            for x in (*first, *second):
                 out = torch.zeros_like(self.base.mask)
-                out[mine, : x.shape[1]] = x
-                whole.append(self.ranks.add_up(out))
-        return second_order(self.base, (whole[0], whole[1]), (whole[2], whole[3]), self.plan.kind)
+                out[rows, : x.shape[1]] = x
+                whole.append(self.sharding.all_reduce(out))
+        return entropy_second_derivative(self.base, (whole[0], whole[1]), (whole[2], whole[3]), self.plan.kind)
 
-    def compare(self, out: EvaluationFindings, cov: Tensor, at_batch: Scores) -> None:
-        """Fill in the steps that might have been."""
+    def add_counterfactuals(self, out: EvaluationResult, cov: Tensor, batch_scores: Scores) -> None:
+        """Fill in dH/d eta of other steps; arguments as :meth:`run`."""
         update, state = self.update, self.update.state
         others: dict[str, AdamWStep] = {
-            "no_momentum": update.with_state(state.without_momentum(), self.theta),
-            "no_decay": update.with_state(state.with_hyper(weight_decay=0.0), self.theta),
-            "betas_0.9_0.95": update.with_state(state.with_hyper(betas=(0.9, 0.95)), self.theta),
-            "betas_0_0.999": update.with_state(state.with_hyper(betas=(0.0, 0.999)), self.theta),
-            "clip_cov": self.with_tokens(self.kept_by_clip_cov(cov, at_batch.mask)),
-            "kl_cov": self.with_tokens(1 - kl_cov(cov, at_batch.mask, self.plan.kl_cov_share)),
+            "no_momentum": update.step_with_state(state.without_momentum(), self.theta),
+            "no_decay": update.step_with_state(state.with_hyperparameters(weight_decay=0.0), self.theta),
+            "betas_0.9_0.95": update.step_with_state(state.with_hyperparameters(betas=(0.9, 0.95)), self.theta),
+            "betas_0_0.999": update.step_with_state(state.with_hyperparameters(betas=(0.0, 0.999)), self.theta),
+            "clip_cov": self.step_with_tokens(self.clip_cov_mask(cov, batch_scores.mask)),
+            "kl_cov": self.step_with_tokens(1 - kl_cov(cov, batch_scores.mask, self.plan.kl_cov_share)),
         }
-        with self.clock.time("counterfactuals"):
-            steps = [update.without([i], self.theta).direction for i in range(len(update.sequences))]
-            _, values, errors = self.kept.along([*(s.direction for s in others.values()), *steps])
+        with self.timer.time("counterfactuals"):
+            left_out = [update.step_without([i], self.theta).direction for i in range(len(update.sequences))]
+            directions = [*(s.direction for s in others.values()), *left_out]
+            _, values, errors = self.gradients.directional_derivatives(directions)
         k = len(others)
-        out.update_errors = self.update_errors()
+        out.update_se = self.update_se()
         out.counterfactuals = {n: (float(values[i]), float(errors[i])) for i, n in enumerate(others)}
         out.leave_one_out = values[k:], errors[k:]
 
-    def update_errors(self) -> dict[str, float]:
-        """Return the jackknife's standard errors of the slopes over the prompts of U, a step made anew without each."""
-        found = [self.update.without(rows, self.theta) for rows in groups(self.update.sequences).values()]
-        n = len(found)
+    def update_se(self) -> dict[str, float]:
+        """Return jackknife standard errors of dH/d eta over the prompts of U, the step recomputed without each."""
+        steps = [self.update.step_without(rows, self.theta) for rows in rows_by_prompt(self.update.sequences).values()]
+        n = len(steps)
         if n < 2:
             return {}
-        batch = [{k: s.direction[k] - s.momentum[k] - s.decay[k] for k in s.direction} for s in found]
-        parts = {"full": [s.direction for s in found], "momentum": [s.momentum for s in found],
-                 "decay": [s.decay for s in found], "grad": batch}  # fmt: skip
-        _, values, _ = self.kept.along([d for ds in parts.values() for d in ds])
-        spread = (n - 1) * values.view(len(parts), n).var(1, correction=0)
-        return dict(zip(parts, spread.sqrt().tolist(), strict=True))
+        batch = [{k: s.direction[k] - s.momentum[k] - s.decay[k] for k in s.direction} for s in steps]
+        parts = {"full": [s.direction for s in steps], "momentum": [s.momentum for s in steps],
+                 "decay": [s.decay for s in steps], "grad": batch}  # fmt: skip
+        _, values, _ = self.gradients.directional_derivatives([d for ds in parts.values() for d in ds])
+        variances = (n - 1) * values.view(len(parts), n).var(1, correction=0)
+        return dict(zip(parts, variances.sqrt().tolist(), strict=True))
 
-    def kept_by_clip_cov(self, cov: Tensor, mask: Tensor) -> Tensor:
-        """Return the tokens (N_U, T) whose gradient Clip-Cov keeps."""
+    def clip_cov_mask(self, cov: Tensor, mask: Tensor) -> Tensor:
+        """Return 1 for the tokens (N_U, T) whose gradient Clip-Cov keeps, 0 for the others."""
         plan = self.plan
         u = torch.from_numpy(keyed_generator(0, 0, "clip_cov").random(tuple(cov.shape)))
         return clip_cov(cov, mask, plan.clip_cov_low, plan.clip_cov_high, plan.clip_cov_share, u)
 
-    def with_tokens(self, keep: Tensor) -> AdamWStep:
-        """Return the step in which only some tokens have a gradient."""
+    def step_with_tokens(self, keep: Tensor) -> AdamWStep:
+        """Return the step in which only some tokens, 1 in ``keep`` (N_U, T), have a gradient."""
         update = self.update
-        with self.clock.time("counterfactuals"):
+        with self.timer.time("counterfactuals"):
             weights = -update.weights * keep.to(update.weights)
             gradient = weighted_gradient(
                 self.model, update.sequences, weights, None, self.temperature, self.plan.tf_batch_size
             )
-        return AdamWStep.of(self.theta, gradient, update.state, update.max_norm)
+        return AdamWStep.from_gradient(self.theta, gradient, update.state, update.max_norm)

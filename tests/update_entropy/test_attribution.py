@@ -1,4 +1,4 @@
-"""Shares of a step's entropy change: one pass for all against one pass for each."""
+"""Influences on a step's entropy change: one pass for all against one pass for each."""
 
 from __future__ import annotations
 
@@ -12,24 +12,38 @@ from lightning_toys.update_entropy.attribution import (
     Update,
     clip_cov,
     covariances,
-    entropy_rows,
+    first_order_influences,
     kl_cov,
     make_update,
-    slopes,
-    token_slopes,
+    sequence_entropy_gradients,
+    token_influences,
 )
 from lightning_toys.update_entropy.cache import fingerprint
-from lightning_toys.update_entropy.derivatives import entropy_gradient, moved, tangents, trainable, weighted_gradient
-from lightning_toys.update_entropy.estimators import Kind, first_order
+from lightning_toys.update_entropy.derivatives import (
+    entropy_gradient,
+    perturbed,
+    score_jvp,
+    trainable_parameters,
+    weighted_gradient,
+)
+from lightning_toys.update_entropy.estimators import EntropyKind, entropy_derivative
 from lightning_toys.update_entropy.forward import evaluate
-from lightning_toys.update_entropy.grpo import Clipping, advantages, drop, informative, loss, shares, token_weights
+from lightning_toys.update_entropy.grpo import (
+    ClipRange,
+    advantages,
+    dr_grpo_loss,
+    leave_one_out,
+    nonzero_advantage_prompts,
+    token_normalization,
+    token_weights,
+)
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
-from lightning_toys.update_entropy.rollouts import draw, uniforms
-from lightning_toys.update_entropy.sequences import Sequences, pack, policy_scores
-from lightning_toys.update_entropy.task import Addition, Characters
+from lightning_toys.update_entropy.rollouts import generate, uniforms
+from lightning_toys.update_entropy.sequences import Sequences, pad_batch, policy_scores
+from lightning_toys.update_entropy.task import Addition, CharacterTokenizer
 
 TASK = Addition()
-TOKENS = Characters(TASK.symbols)
+TOKENS = CharacterTokenizer(TASK.symbols)
 MAX_NORM = 0.5
 
 
@@ -38,15 +52,15 @@ def rollouts(model: nn.Module, prompts: int, group: int, step: int) -> Sequences
     problems = [p for p in TASK.problems(g, prompts) for _ in range(group)]
     u = uniforms(0, step, "test", range(len(problems)), 12)
     numbers = [i // group for i in range(len(problems))]
-    found = draw(model, [TOKENS.encode(p.prompt) for p in problems], numbers, u, [TOKENS.end])
+    found = generate(model, [TOKENS.encode(p.prompt) for p in problems], numbers, u, [TOKENS.eos_token_id])
     rewards = [float(len(r) % 3 == 0) + 0.1 * r.count(7) for r in found.responses]
-    return Sequences(found.prompts, found.responses, found.prompt, rewards)
+    return Sequences(found.prompts, found.responses, found.prompt_index, rewards)
 
 
 def policy(adapter: bool, dtype: torch.dtype) -> nn.Module:
-    """A policy that says various things, its adapter not at its start."""
+    """A policy of some entropy, its adapter not at its initial value."""
     model = TinyPolicy("gpt2", hidden=16, layers=2, heads=2, lora_rank=4 if adapter else 0, lora_dropout=0.3 * adapter)
-    net = model.build(0, TOKENS.size, 32).to(dtype)
+    net = model.build(0, TOKENS.vocab_size, 32).to(dtype)
     g = torch.Generator().manual_seed(0)
     for name, p in net.named_parameters():
         p.data += 0.15 * torch.randn(p.shape, generator=g, dtype=torch.float64).to(dtype)
@@ -97,10 +111,12 @@ def test_the_step_is_the_optimisers_own(case: Case) -> None:
             "exp_avg_sq": m.exp_avg_sq.clone(),
         }
     model.eval()
-    packed = pack(update.sequences)
+    packed = pad_batch(update.sequences)
     logp, _ = policy_scores(model, packed)
     batch = update.sequences
-    value, outside = loss(logp, logp.detach(), packed.mask, advantages(batch), shares(batch), Clipping())
+    value, outside = dr_grpo_loss(
+        logp, logp.detach(), packed.mask, advantages(batch), token_normalization(batch), ClipRange()
+    )
     optimizer.zero_grad()
     value.backward()
     assert float(outside) == 0
@@ -116,27 +132,27 @@ def test_the_step_is_the_optimisers_own(case: Case) -> None:
     model.train()
 
 
-def test_the_adapter_may_be_folded_into_the_matrices(case: Case) -> None:
-    """Passes without derivatives do so; with derivatives the adapter runs beside them."""
+def test_merging_the_adapter_changes_nothing(case: Case) -> None:
+    """Passes without derivatives merge it into the base matrices; those with derivatives run it beside them."""
     model, update, evaluation, tolerance = case
-    for parameters in (None, moved(trainable(model), update.step.direction, 0.01)):
-        folded = evaluate(model, evaluation, parameters=parameters)
+    for parameters in (None, perturbed(trainable_parameters(model), update.step.direction, 0.01)):
+        merged = evaluate(model, evaluation, parameters=parameters)
         model.eval()
         with torch.no_grad():
-            packed = pack(evaluation)
+            packed = pad_batch(evaluation)
             logp, h = policy_scores(model, packed, parameters=parameters)
         model.train()
-        assert torch.allclose(folded.logp, logp, atol=10 * tolerance)
-        assert torch.allclose(folded.entropy, h, atol=10 * tolerance)
-    assert not torch.equal(evaluate(model, evaluation).logp, folded.logp)
+        assert torch.allclose(merged.logp, logp, atol=10 * tolerance)
+        assert torch.allclose(merged.entropy, h, atol=10 * tolerance)
+    assert not torch.equal(evaluate(model, evaluation).logp, merged.logp)
 
 
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_an_adapter_on_a_tied_head_runs_beside_it() -> None:
-    """Folded into the head it would have moved the embedding, whose matrix the head has."""
+    """Merged into the head it would have changed the embedding, whose matrix the head has."""
     peft = pytest.importorskip("peft")
-    base = TinyPolicy(hidden=16, layers=1, heads=2, lora_rank=0).build(0, TOKENS.size, 24)
+    base = TinyPolicy(hidden=16, layers=1, heads=2, lora_rank=0).build(0, TOKENS.vocab_size, 24)
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
     model = peft.get_peft_model(base, config)
     assert model.get_output_embeddings().base_layer.weight is model.get_input_embeddings().weight
@@ -148,88 +164,96 @@ def test_an_adapter_on_a_tied_head_runs_beside_it() -> None:
     here = evaluate(model, sequences)
     model.eval()
     with torch.no_grad():
-        logp, h = policy_scores(model, pack(sequences))
+        logp, h = policy_scores(model, pad_batch(sequences))
     assert torch.allclose(here.logp, logp, atol=1e-4)
     assert torch.allclose(here.entropy, h, atol=1e-4)
     head = next(n for n, _ in model.named_parameters() if "lm_head.lora_B" in n)
-    assert not torch.equal(evaluate(model, sequences, parameters={head: torch.zeros(TOKENS.size, 2)}).logp, here.logp)
+    assert not torch.equal(
+        evaluate(model, sequences, parameters={head: torch.zeros(TOKENS.vocab_size, 2)}).logp, here.logp
+    )
 
 
-def test_parts_close(case: Case) -> None:
+def test_the_parts_sum_to_the_step(case: Case) -> None:
     _, update, _, tolerance = case
     assert update.residual() < max(1e-6 if tolerance > 1e-6 else 1e-12, 0)
 
 
 @pytest.mark.parametrize("chunk", [7, 64])
 @pytest.mark.parametrize("kind", ["token", "sequence", "surprisal"])
-def test_one_backward_gives_the_share_of_every_sequence_and_token(case: Case, kind: Kind, chunk: int) -> None:
+def test_one_backward_pass_gives_the_influence_of_every_sequence_and_token(
+    case: Case, kind: EntropyKind, chunk: int
+) -> None:
     model, update, evaluation, tolerance = case
-    found = slopes(model, update, evaluation, kind, chunk=chunk)
+    found = first_order_influences(model, update, evaluation, kind, chunk=chunk)
     scores = evaluate(model, evaluation)
-    alone = [first_order(scores, *tangents(model, evaluation, v), kind).value for v in update.directions()]
+    alone = [
+        entropy_derivative(scores, *score_jvp(model, evaluation, v), kind).value for v in update.sequence_directions()
+    ]
     size = max(abs(a) for a in alone)
     assert found.sequences.tolist() == pytest.approx(alone, rel=tolerance, abs=tolerance * size)
-    assert len({round(a / size, 6) for a in alone}) > 8  # shares of every size
-    for part, share in ((update.step.momentum, found.momentum), (update.step.decay, found.decay)):
-        assert first_order(scores, *tangents(model, evaluation, part), kind).value == pytest.approx(
-            share, rel=10 * tolerance, abs=tolerance * size
+    assert len({round(a / size, 6) for a in alone}) > 8  # of every size
+    for part, influence in ((update.step.momentum, found.momentum), (update.step.decay, found.decay)):
+        assert entropy_derivative(scores, *score_jvp(model, evaluation, part), kind).value == pytest.approx(
+            influence, rel=10 * tolerance, abs=tolerance * size
         )
     whole = found.momentum + found.decay + float(found.sequences.sum())
     assert whole == pytest.approx(found.total, rel=1e3 * tolerance, abs=10 * tolerance * size)
     _, h = entropy_gradient(model, evaluation, kind)
-    tokens = token_slopes(model, update, h).sum(1)
+    tokens = token_influences(model, update, h).sum(1)
     assert tokens.tolist() == pytest.approx(found.sequences.tolist(), rel=tolerance, abs=tolerance * size)
 
 
-def test_a_tokens_share_is_that_of_its_own_gradient(case: Case) -> None:
+def test_a_tokens_influence_is_that_of_its_own_gradient(case: Case) -> None:
     model, update, evaluation, tolerance = case
     _, h = entropy_gradient(model, evaluation)
-    tokens = token_slopes(model, update, h)
+    tokens = token_influences(model, update, h)
     size = float(tokens.abs().max())
     for i, k in ((0, 0), (3, 2), (9, 1)):
         only = torch.zeros_like(update.weights)
         only[i, k] = update.weights[i, k]
-        v = update.step.part(weighted_gradient(model, update.sequences, -only))
+        v = update.step.precondition(weighted_gradient(model, update.sequences, -only))
         assert float(tokens[i, k]) == pytest.approx(dot(h, v), rel=10 * tolerance, abs=tolerance * size)
 
 
-def test_kept_rows_give_every_direction_with_its_error(case: Case) -> None:
+def test_sequence_gradients_give_every_directional_derivative_with_its_error(case: Case) -> None:
     model, update, evaluation, tolerance = case
-    kept = entropy_rows(model, evaluation, chunk=5)
-    directions: list[Tensors] = [update.step.direction, *update.directions()[:3]]
-    rows, values, errors = kept.along(directions)
+    gradients = sequence_entropy_gradients(model, evaluation, chunk=5)
+    directions: list[Tensors] = [update.step.direction, *update.sequence_directions()[:3]]
+    rows, values, errors = gradients.directional_derivatives(directions)
     for j, v in enumerate(directions):
-        one = first_order(kept.scores, *tangents(model, evaluation, v))
-        size = float(one.rows.abs().max())
+        one = entropy_derivative(gradients.scores, *score_jvp(model, evaluation, v))
+        size = float(one.contributions.abs().max())
         assert float(values[j]) == pytest.approx(one.value, rel=tolerance, abs=10 * tolerance * size)
         assert float(errors[j]) == pytest.approx(one.se, rel=100 * tolerance)
-        assert rows[:, j].tolist() == pytest.approx(one.rows.tolist(), rel=tolerance, abs=10 * tolerance * size)
+        assert rows[:, j].tolist() == pytest.approx(
+            one.contributions.tolist(), rel=tolerance, abs=10 * tolerance * size
+        )
 
 
-def test_without_a_sequence_everything_is_made_anew(case: Case) -> None:
+def test_without_a_sequence_everything_is_recomputed(case: Case) -> None:
     model, update, _, tolerance = case
     for row in (0, 6):
-        rest, _ = drop(update.sequences, row)
+        rest, _ = leave_one_out(update.sequences, row)
         anew = make_update(model, rest, update.state, MAX_NORM)
-        ours = update.without([row], trainable(model))
+        ours = update.step_without([row], trainable_parameters(model))
         difference = {n: ours.direction[n] - v for n, v in anew.step.direction.items()}
         assert norm(difference) < 100 * tolerance * norm(anew.step.direction)
         assert ours.clip_scale == pytest.approx(anew.step.clip_scale, rel=tolerance)
         # and that is not what is left when its part at fixed D and c is taken away
-        fixed = {n: update.step.direction[n] - v for n, v in update.directions()[row].items()}
+        fixed = {n: update.step.direction[n] - v for n, v in update.sequence_directions()[row].items()}
         apart = {n: fixed[n] - ours.direction[n] for n in fixed}
         assert norm(apart) > 0.01 * norm(ours.direction)
 
 
 def test_other_states_from_the_same_gradient(case: Case) -> None:
     model, update, _, tolerance = case
-    theta = trainable(model)
-    same = update.with_state(update.state, theta)
+    theta = trainable_parameters(model)
+    same = update.step_with_state(update.state, theta)
     assert norm({n: same.direction[n] - v for n, v in update.step.direction.items()}) == 0
-    still = update.with_state(update.state.without_momentum(), theta)
+    still = update.step_with_state(update.state.without_momentum(), theta)
     rest = {n: update.step.direction[n] - update.step.momentum[n] - v for n, v in still.direction.items()}
     assert norm(rest) < 10 * tolerance * norm(still.direction)
-    other = update.with_state(update.state.with_hyper(betas=(0.5, 0.9)), theta)
+    other = update.step_with_state(update.state.with_hyperparameters(betas=(0.5, 0.9)), theta)
     assert norm({n: other.direction[n] - v for n, v in update.step.direction.items()}) > 0.01 * norm(other.direction)
     assert isinstance(other, AdamWStep)
 
@@ -243,15 +267,15 @@ def a_batch() -> Sequences:
     )
 
 
-def test_advantages_and_shares_by_hand() -> None:
+def test_advantages_and_normalization_by_hand() -> None:
     batch = a_batch()
     assert advantages(batch).tolist() == pytest.approx([0.5, -0.5, 0, 0, 0])
     # 1 / (B G Lmax): B = 2; G = 3, Lmax = 4; G = 2, Lmax = 3
-    assert shares(batch).tolist() == pytest.approx([1 / 24] * 3 + [1 / 12] * 2)
+    assert token_normalization(batch).tolist() == pytest.approx([1 / 24] * 3 + [1 / 12] * 2)
     assert token_weights(batch, 4)[:2].tolist() == [
         pytest.approx([0.5 / 24, 0.5 / 24, 0, 0]), pytest.approx([-0.5 / 24] * 4),
     ]  # fmt: skip
-    assert informative(batch) == [0]
+    assert nonzero_advantage_prompts(batch) == [0]
 
 
 def test_the_loss_by_hand_and_its_clipping() -> None:
@@ -263,7 +287,7 @@ def test_the_loss_by_hand_and_its_clipping() -> None:
     new = old.clone()
     new[0, 0], new[1, 1], new[1, 2] = np.log(1.5), np.log(1.5), np.log(0.5)
     new.requires_grad_(True)
-    value, outside = loss(new, old, mask, advantages(batch), shares(batch), Clipping(0.2, 0.3))
+    value, outside = dr_grpo_loss(new, old, mask, advantages(batch), token_normalization(batch), ClipRange(0.2, 0.3))
     # A > 0: 1.5 counts as 1.3; A < 0: 1.5 counts whole, .5 counts as .8
     by_hand = -(0.5 * (1.3 + 1) - 0.5 * (1 + 1.5 + 0.8 + 1)) / 24
     assert float(value.detach()) == pytest.approx(by_hand, rel=1e-12)
@@ -276,7 +300,7 @@ def test_the_loss_by_hand_and_its_clipping() -> None:
     assert float(new.grad[0, 1]) == pytest.approx(-0.5 / 24)
 
 
-def test_covariance_and_what_is_done_with_it() -> None:
+def test_covariance_clip_cov_and_kl_cov_by_hand() -> None:
     mask = torch.tensor([[1.0, 1, 1], [1, 1, 0]], dtype=torch.float64)
     logp = torch.tensor([[-1.0, -2, -3], [-4, -5, 0]], dtype=torch.float64)
     A = torch.tensor([1.0, -1.0], dtype=torch.float64)
@@ -293,24 +317,26 @@ def test_covariance_and_what_is_done_with_it() -> None:
 
 
 def test_a_backbone_in_half_precision_keeps_small_moves_of_its_adapter() -> None:
-    """Folded into bf16 they would be rounded away; and no pass mixes kinds."""
+    """Merged in bf16 they would be rounded away; and no pass mixes dtypes."""
     model = policy(True, torch.float32)
     state = stepped(model)
     sequences = rollouts(model, 2, 4, 1)
-    before = slopes(model, make_update(model, sequences, state), sequences)
+    before = first_order_influences(model, make_update(model, sequences, state), sequences)
     for name, p in model.named_parameters():
         if not is_adapter(name):
             p.data = p.data.bfloat16()
-    theta = trainable(model)
+    theta = trainable_parameters(model)
     here = evaluate(model, sequences)
-    there = evaluate(model, sequences, parameters=moved(theta, {n: torch.ones_like(t) for n, t in theta.items()}, 1e-4))
+    there = evaluate(
+        model, sequences, parameters=perturbed(theta, {n: torch.ones_like(t) for n, t in theta.items()}, 1e-4)
+    )
     assert not torch.equal(here.logp, there.logp)
-    after = slopes(model, make_update(model, sequences, state), sequences)
+    after = first_order_influences(model, make_update(model, sequences, state), sequences)
     assert float(torch.cosine_similarity(before.sequences, after.sequences, dim=0)) > 0.98
     assert len(fingerprint(dict(model.named_parameters()))) == 24
 
 
-def test_a_direction_and_its_opposite_are_two_questions() -> None:
+def test_a_direction_and_its_opposite_have_different_fingerprints() -> None:
     v = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([0.5])}
     keys = {fingerprint(x) for x in (v, {n: -t for n, t in v.items()}, {"a": v["a"]}, {**v, "b": v["b"] + 1e-7})}
     assert len(keys) == 4

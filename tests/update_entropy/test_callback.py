@@ -77,7 +77,7 @@ def test_the_predicted_step_is_the_step_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float | None
 ) -> None:
     module, steps, places = Imitation(), [], []
-    real = under_test.step_within
+    real = under_test.restrict_to_policy
 
     def noted(model: nn.Module, *rest: Any) -> AdamWStep:
         step = real(model, *rest)
@@ -85,11 +85,11 @@ def test_the_predicted_step_is_the_step_taken(
         places.append({n: p.detach().clone() for n, p in model.named_parameters()})
         return step
 
-    monkeypatch.setattr(under_test, "step_within", noted)
+    monkeypatch.setattr(under_test, "restrict_to_policy", noted)
     watch = UpdateEntropyCallback(prompts=6, measure_prompts=0)
     fit(tmp_path, module, watch, gradient_clip_val=clip)
     assert len(steps) == 6
-    assert watch.looks == 6
+    assert watch.num_predictions == 6
     assert watch.seconds > 0
     if clip is not None:
         assert min(s.clip_scale for s in steps) < 1
@@ -124,7 +124,7 @@ def test_every_n_steps_from_the_first_on(tmp_path: Path) -> None:
     assert table["step"].tolist() == [4, 6]
 
 
-def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
+def test_other_modules_and_optimisers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ToyError, match="SGD; its step is not AdamW's"):
         fit(tmp_path / "a", Imitation("sgd"), UpdateEntropyCallback(prompts=4))
     with pytest.raises(ToyError, match="LightningModule offers no entropy_policies"):

@@ -21,7 +21,7 @@ from lightning_toys.update_entropy.checkpoints import (
     check_temperature,
     load_adapter,
     load_backbone,
-    load_tokens,
+    load_tokenizer,
     resolve_backbone,
 )
 
@@ -169,12 +169,12 @@ def test_a_backbone_keeps_the_type_of_its_weights(tmp_path: Path) -> None:
 
 def test_tokens_of_a_directory(tmp_path: Path) -> None:
     a_model().save_pretrained(tmp_path)
-    refused(lambda: load_tokens(tmp_path), "backbone", "no tokenizer")
+    refused(lambda: load_tokenizer(tmp_path), "backbone", "no tokenizer")
     a_tokenizer(tmp_path, eos_token=None)
-    refused(lambda: load_tokens(tmp_path), "backbone", "eos_token")
+    refused(lambda: load_tokenizer(tmp_path), "backbone", "eos_token")
     a_tokenizer(tmp_path)
-    tokens = load_tokens(tmp_path)
-    assert (tokens.end, tokens.size) == (2, VOCABULARY)
+    tokens = load_tokenizer(tmp_path)
+    assert (tokens.eos_token_id, tokens.vocab_size) == (2, VOCABULARY)
     assert tokens.encode("ba=") == [5, 4, 4 + LETTERS.index("=")]
     assert tokens.decode([1, 5, 4, 2, 0]) == "ba"
 
@@ -209,8 +209,8 @@ def test_a_gguf_file(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     backward = sum(g.sum() for g in torch.autograd.grad(mean(theta), list(theta.values())))
     assert float(forward.detach()) == pytest.approx(float(backward), rel=1e-4)
     assert abs(float(forward.detach())) > 1e-6
-    tokens = load_tokens(tmp_path)
-    assert (tokens.end, tokens.size) == (2, VOCABULARY)
+    tokens = load_tokenizer(tmp_path)
+    assert (tokens.eos_token_id, tokens.vocab_size) == (2, VOCABULARY)
     assert tokens.encode("cab") == [6, VOCABULARY - 1]
     assert tokens.decode([6, VOCABULARY - 1, 2]) == "cab"
 
@@ -301,7 +301,7 @@ def test_weights_that_nothing_uses_are_noted(tmp_path: Path, capsys: pytest.Capt
 def test_backbones_that_are_none(tmp_path: Path) -> None:
     def no(path: Path, *parts: str) -> None:
         refused(lambda: load_backbone(path), "backbone", path.name, *parts)
-        refused(lambda: load_tokens(path), "backbone", path.name)
+        refused(lambda: load_tokenizer(path), "backbone", path.name)
 
     whole = tmp_path / "whole"
     a_model().save_pretrained(whole)

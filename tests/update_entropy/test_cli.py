@@ -307,7 +307,7 @@ def test_a_batch_without_advantage_is_refused(entropy: Runner) -> None:
     assert len(err.strip().splitlines()) == 1
 
 
-def test_steps_that_are_watched(entropy: Runner, tmp_path: Path) -> None:
+def test_the_callback_changes_nothing_and_logs_every_step(entropy: Runner, tmp_path: Path) -> None:
     config = tmp_path / "watch.yaml"
     config.write_text(
         "trainer: {callbacks: [{class_path: lightning_toys.update_entropy.UpdateEntropyCallback, "
@@ -317,7 +317,7 @@ def test_steps_that_are_watched(entropy: Runner, tmp_path: Path) -> None:
     assert "UpdateEntropyCallback: 4 looks of" in said
     entropy.ok("fit", "arithmetic", *QUIET, "--run.name", "plain")
     watched, plain = (weights(entropy, n)["state_dict"] for n in ("watched", "plain"))
-    assert all(torch.equal(watched[n], plain[n]) for n in plain)  # looking changes nothing
+    assert all(torch.equal(watched[n], plain[n]) for n in plain)  # measuring changes nothing
     folder = entropy.folder("arithmetic", "watched")
     rows = [r for r in read_csv(folder / "metrics.csv") if r.get("entropy_step/predicted")]
     assert [int(r["step"]) for r in rows] == [7, 8, 9, 10]
@@ -329,11 +329,11 @@ def test_steps_that_are_watched(entropy: Runner, tmp_path: Path) -> None:
     assert (folder / "figures" / "predictions.png").exists()
 
 
-def test_a_probe_that_was_cut_off_goes_on(entropy: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_probe_resumes(entropy: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     entropy.ok("fit", "arithmetic", *QUIET)
     entropy.ok("test", "arithmetic", *QUIET)
     whole = metrics(entropy)
-    real, passes = probing.prefix_weighted, []
+    real, passes = probing.prefix_importance_sampling, []
 
     def cut(*rest: Any) -> Any:
         passes.append(1)
@@ -341,12 +341,12 @@ def test_a_probe_that_was_cut_off_goes_on(entropy: Runner, monkeypatch: pytest.M
             raise KeyboardInterrupt
         return real(*rest)
 
-    monkeypatch.setattr(probing, "prefix_weighted", cut)
+    monkeypatch.setattr(probing, "prefix_importance_sampling", cut)
     code, _ = entropy.code("test", "arithmetic", *QUIET)
     assert code != 0
     partial = entropy.folder("arithmetic") / "probe-partial"
     assert len(list(partial.iterdir())) == 9
-    monkeypatch.setattr(probing, "prefix_weighted", real)
+    monkeypatch.setattr(probing, "prefix_importance_sampling", real)
     said = entropy.ok("test", "arithmetic", *QUIET)
     assert "9 passes were those of a probe that had been cut off" in said
     assert metrics(entropy) == whole
@@ -355,10 +355,10 @@ def test_a_probe_that_was_cut_off_goes_on(entropy: Runner, monkeypatch: pytest.M
 
 def test_files_of_somebodys_training_are_probed_without_a_run(entropy: Runner, tmp_path: Path) -> None:
     spec = TinyPolicy(hidden=16, layers=1, heads=2, lora_rank=4)
-    base = spec.decoder(17, 40)
+    base = spec.build_decoder(17, 40)
     initialise(base, 0)
     base.save_pretrained(tmp_path / "base")  # type: ignore[operator]
-    model: Any = spec.adapted(base, 0)
+    model: Any = spec.with_adapter(base, 0)
     trained = []
     for name, p in model.named_parameters():
         p.requires_grad_(is_adapter(name))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import jvp
 
-from lightning_toys.update_entropy.derivatives import WrittenOut
+from lightning_toys.update_entropy.derivatives import DecomposedOps
 
 x, v, w = (torch.randn(5, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in range(3))
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -39,7 +39,7 @@ def differences(f: Callable[[Tensor], Tensor]) -> tuple[float, float]:
 @pytest.mark.parametrize("name", list(OPERATIONS))
 def test_twice_forward_is_the_second_difference(name: str) -> None:
     f = OPERATIONS[name]
-    with WrittenOut():
+    with DecomposedOps():
         first, second = twice(f)
     wanted = differences(f)
     assert first == pytest.approx(wanted[0], rel=1e-6)
@@ -47,14 +47,14 @@ def test_twice_forward_is_the_second_difference(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "silu"])
-def test_what_is_written_out_has_torchs_values(name: str) -> None:
-    with WrittenOut():
+def test_decomposed_operations_have_torchs_values(name: str) -> None:
+    with DecomposedOps():
         ours = OPERATIONS[name](x)
     assert float(ours) == pytest.approx(float(OPERATIONS[name](x)), rel=1e-12)
 
 
 def test_torchs_own_layer_norm_is_still_wrong_there() -> None:
-    """When this fails, torch has mended it, and WrittenOut may go."""
+    """When this fails, torch has mended it, and DecomposedOps may go."""
     f = OPERATIONS["layer_norm"]
     assert twice(f)[0] == pytest.approx(differences(f)[0], rel=1e-6)
     assert twice(f)[1] != pytest.approx(differences(f)[1], rel=0.01)

@@ -1,4 +1,4 @@
-"""Entropy and its change, against every sequence that a small policy can say."""
+"""Entropy and its change, checked against every response that a small policy can give."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from torch import Tensor, nn
 from lightning_toys.errors import ToyError
 from lightning_toys.update_entropy.adamw import dot
 from lightning_toys.update_entropy.derivatives import (
-    curvatures,
     entropy_gradient,
-    moved,
+    perturbed,
+    score_jvp,
+    score_second_jvp,
     sequence_gradients,
-    tangents,
-    trainable,
+    trainable_parameters,
     weighted_gradient,
 )
 from lightning_toys.update_entropy.estimators import (
-    Kind,
+    EntropyKind,
     Scores,
-    clustered,
-    coefficients,
+    clustered_standard_error,
     entropy,
-    first_order,
-    others_mean,
-    prefix_weighted,
-    second_order,
-    sequence_weighted,
-    terms,
+    entropy_derivative,
+    entropy_second_derivative,
+    first_order_weights,
+    leave_one_out_mean,
+    prefix_importance_sampling,
+    ratio_terms,
+    sequence_importance_sampling,
 )
 from lightning_toys.update_entropy.forward import evaluate
-from lightning_toys.update_entropy.rollouts import draw, inverse_cdf, uniforms
-from lightning_toys.update_entropy.sequences import Sequences, pack, token_logits
+from lightning_toys.update_entropy.rollouts import generate, inverse_cdf, uniforms
+from lightning_toys.update_entropy.sequences import Sequences, pad_batch, response_logits
 
-KINDS: list[Kind] = ["token", "sequence", "surprisal"]
+KINDS: list[EntropyKind] = ["token", "sequence", "surprisal"]
 END = 0
 
 
@@ -71,12 +71,12 @@ def every_response(vocabulary: int, length: int) -> list[list[int]]:
 
 def direction_of(model: nn.Module, size: float, seed: int = 1) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(seed)
-    return {n: size * torch.randn(p.shape, generator=g, dtype=p.dtype) for n, p in trainable(model).items()}
+    return {n: size * torch.randn(p.shape, generator=g, dtype=p.dtype) for n, p in trainable_parameters(model).items()}
 
 
 @dataclass
-class World:
-    """A policy, everything that it can say, and how that changes along a direction."""
+class EnumeratedPolicy:
+    """A policy, every response that it can give with its scores, and their derivatives along a direction."""
 
     model: nn.Module
     v: dict[str, Tensor]
@@ -90,23 +90,25 @@ class World:
         return self.scores.logp.sum(1).exp()
 
     def at(self, eta: float) -> Scores:
-        return evaluate(self.model, self.sequences, parameters=moved(trainable(self.model), self.v, eta), chunk=4096)
+        return evaluate(
+            self.model, self.sequences, parameters=perturbed(trainable_parameters(self.model), self.v, eta), chunk=4096
+        )
 
-    def truth(self, kind: Kind, scores: Scores | None = None) -> float:
+    def truth(self, kind: EntropyKind, scores: Scores | None = None) -> float:
         scores = scores or self.scores
         p = scores.logp.sum(1).exp()
-        what, share = terms(scores, kind)
-        return float((p * what.sum(1)).sum() / (p * share).sum())
+        numerator, denominator = ratio_terms(scores, kind)
+        return float((p * numerator.sum(1)).sum() / (p * denominator).sum())
 
-    def slope(self, kind: Kind) -> float:
+    def slope(self, kind: EntropyKind) -> float:
         """The derivative of the enumerated entropy, by the product rule."""
-        what, share = terms(self.scores, kind)
-        dwhat = -self.dlogp if kind == "surprisal" else self.dentropy
+        numerator, denominator = ratio_terms(self.scores, kind)
+        dnumerator = -self.dlogp if kind == "surprisal" else self.dentropy
         dp = self.p * self.dlogp.sum(1)
-        dN = (dp * what.sum(1) + self.p * dwhat.sum(1)).sum()
-        return float((dN - self.truth(kind) * (dp * share).sum()) / (self.p * share).sum())
+        dN = (dp * numerator.sum(1) + self.p * dnumerator.sum(1)).sum()
+        return float((dN - self.truth(kind) * (dp * denominator).sum()) / (self.p * denominator).sum())
 
-    def draws(self, n: int, seed: int) -> Tensor:
+    def sample(self, n: int, seed: int) -> Tensor:
         return torch.multinomial(self.p, n, True, generator=torch.Generator().manual_seed(seed))
 
 
@@ -114,29 +116,29 @@ def rows(scores: Scores, index: Tensor) -> Scores:
     return Scores(scores.logp[index], scores.entropy[index], scores.mask[index], torch.arange(len(index)))
 
 
-def world(vocabulary: int, length: int, size: float, seed: int = 0, spread: float = 0.4) -> World:
+def enumerate_policy(vocabulary: int, length: int, size: float, seed: int = 0, spread: float = 0.4) -> EnumeratedPolicy:
     model = gpt2(vocabulary, seed=seed, spread=spread)
     said = every_response(vocabulary, length)
     sequences = Sequences([[1]] * len(said), said, list(range(len(said))))
     v = direction_of(model, size)
     scores = evaluate(model, sequences, chunk=4096)
-    return World(model, v, sequences, scores, *tangents(model, sequences, v, chunk=4096))
+    return EnumeratedPolicy(model, v, sequences, scores, *score_jvp(model, sequences, v, chunk=4096))
 
 
 @pytest.fixture(scope="module")
-def large() -> World:
-    return world(6, 6, 0.1, spread=0.3)
+def large() -> EnumeratedPolicy:
+    return enumerate_policy(6, 6, 0.1, spread=0.3)
 
 
 @pytest.fixture(scope="module")
-def small() -> World:
-    return world(4, 4, 0.1, seed=3)
+def small() -> EnumeratedPolicy:
+    return enumerate_policy(4, 4, 0.1, seed=3)
 
 
-# the enumerated law itself
+# the enumerated distribution itself
 
 
-def test_everything_that_can_be_said_has_probability_one(large: World) -> None:
+def test_all_responses_together_have_probability_one(large: EnumeratedPolicy) -> None:
     assert len(large.sequences) == 19_531
     assert float(large.p.sum()) == pytest.approx(1, abs=1e-12)
     # Rao and Blackwell: the mean of -l_k is that of H_k
@@ -144,82 +146,89 @@ def test_everything_that_can_be_said_has_probability_one(large: World) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_slope_of_the_enumerated_entropy_is_its_finite_difference(small: World, kind: Kind) -> None:
+def test_slope_of_the_enumerated_entropy_is_its_finite_difference(small: EnumeratedPolicy, kind: EntropyKind) -> None:
     e = 1e-4
     both = [small.truth(kind, small.at(s * e)) for s in (1, -1)]
     assert small.slope(kind) == pytest.approx((both[0] - both[1]) / (2 * e), rel=1e-6)
 
 
-# the first-order form, in expectation: no draw, no error
+# the first-order form in expectation: no sampling, no error
 
 
-def expected_slope(w: World, on_h: Tensor, on_l: Tensor, kind: Kind) -> float:
-    _, share = terms(w.scores, kind)
+def expected_slope(w: EnumeratedPolicy, entropy_weights: Tensor, logp_weights: Tensor, kind: EntropyKind) -> float:
+    _, denominator = ratio_terms(w.scores, kind)
     p = w.p.unsqueeze(1)
-    return float((p * (on_h * w.dentropy + on_l * w.dlogp)).sum() / (w.p * share).sum())
+    return float((p * (entropy_weights * w.dentropy + logp_weights * w.dlogp)).sum() / (w.p * denominator).sum())
 
 
-def exact_coefficients(w: World, kind: Kind, entropy_: float | None = None, own: bool = False) -> tuple[Tensor, Tensor]:
+def exact_coefficients(
+    w: EnumeratedPolicy, kind: EntropyKind, entropy_: float | None = None, own: bool = False
+) -> tuple[Tensor, Tensor]:
     """A_k with the true entropy; ``own``: the sum starts at k itself, one too early."""
     mask = w.scores.mask
-    what, _ = terms(w.scores, kind)
+    numerator, _ = ratio_terms(w.scores, kind)
     h = w.truth(kind) if entropy_ is None else entropy_
-    after = what.flip(1).cumsum(1).flip(1) - what * (kind != "surprisal" and not own)
+    after = numerator.flip(1).cumsum(1).flip(1) - numerator * (kind != "surprisal" and not own)
     count = (mask.flip(1).cumsum(1).flip(1) - mask) * (kind != "sequence")
     return mask * (kind != "surprisal"), (after - h * count) * mask
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_first_order_is_exact_in_expectation(small: World, kind: Kind) -> None:
-    on_h, on_l = exact_coefficients(small, kind)
-    assert expected_slope(small, on_h, on_l, kind) == pytest.approx(small.slope(kind), abs=1e-12)
+def test_first_order_is_exact_in_expectation(small: EnumeratedPolicy, kind: EntropyKind) -> None:
+    entropy_weights, logp_weights = exact_coefficients(small, kind)
+    assert expected_slope(small, entropy_weights, logp_weights, kind) == pytest.approx(small.slope(kind), abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_baseline_of_a_position_adds_nothing_in_expectation(small: World, kind: Kind) -> None:
-    on_h, on_l = exact_coefficients(small, kind)
+def test_baseline_of_a_position_adds_nothing_in_expectation(small: EnumeratedPolicy, kind: EntropyKind) -> None:
+    entropy_weights, logp_weights = exact_coefficients(small, kind)
     beta = torch.tensor([3.0, -1.0, 0.5, 7.0], dtype=torch.float64)
-    assert expected_slope(small, on_h, on_l - beta * small.scores.mask, kind) == pytest.approx(
+    assert expected_slope(small, entropy_weights, logp_weights - beta * small.scores.mask, kind) == pytest.approx(
         small.slope(kind), abs=1e-12
     )
 
 
-def test_wrong_first_orders_are_far_off(small: World) -> None:
+def test_wrong_first_order_forms_are_far_off(small: EnumeratedPolicy) -> None:
     truth = small.slope("token")
-    on_h, on_l = exact_coefficients(small, "token")
+    entropy_weights, logp_weights = exact_coefficients(small, "token")
     wrong = {
         "no centring": exact_coefficients(small, "token", 0.0),
-        "sign": (on_h, -on_l),
-        "entropies alone": (on_h, 0 * on_l),
-        "score alone": (0 * on_h, on_l),
-        "centred one position early": (on_h, on_l - small.truth("token") * small.scores.mask * on_l.sign()),
+        "sign": (entropy_weights, -logp_weights),
+        "entropies alone": (entropy_weights, 0 * logp_weights),
+        "score alone": (0 * entropy_weights, logp_weights),
+        "centred one position early": (
+            entropy_weights,
+            logp_weights - small.truth("token") * small.scores.mask * logp_weights.sign(),
+        ),
     }
     for name, (h, a) in wrong.items():
         assert abs(expected_slope(small, h, a, "token") / truth - 1) > 0.02, name
     # one too early changes nothing in the mean: H_k is known before token k; it is noise, seen below
-    on_h, on_l = exact_coefficients(small, "token", own=True)
-    assert expected_slope(small, on_h, on_l, "token") == pytest.approx(truth, abs=1e-12)
+    entropy_weights, logp_weights = exact_coefficients(small, "token", own=True)
+    assert expected_slope(small, entropy_weights, logp_weights, "token") == pytest.approx(truth, abs=1e-12)
     # for the surprisal, which token k enters, it is wrong
-    what, _ = terms(small.scores, "surprisal")
+    numerator, _ = ratio_terms(small.scores, "surprisal")
     h, a = exact_coefficients(small, "surprisal")
-    assert abs(expected_slope(small, h, a - what, "surprisal") / small.slope("surprisal") - 1) > 0.02
+    assert abs(expected_slope(small, h, a - numerator, "surprisal") / small.slope("surprisal") - 1) > 0.02
 
 
-# estimates from draws
+# estimates from samples
 
 
-def replicates(w: World, n: int, repeats: int, eta: float, kind: Kind = "token") -> dict[str, np.ndarray]:
+def replicates(
+    w: EnumeratedPolicy, n: int, repeats: int, eta: float, kind: EntropyKind = "token"
+) -> dict[str, np.ndarray]:
     """(repeats, 2): value and half of the 95 % interval of each estimator."""
     there = w.at(eta)
     out: dict[str, list[tuple[float, float]]] = {}
     for k in range(repeats):
-        i = w.draws(n, k)
+        i = w.sample(n, k)
         s, t = rows(w.scores, i), rows(there, i)
         found = {
-            "first": first_order(s, w.dlogp[i], w.dentropy[i], kind),
-            "centred": first_order(s, w.dlogp[i], w.dentropy[i], kind, baseline=False),
-            "snis": sequence_weighted(s, t, kind).change,
-            "prefix": prefix_weighted(s, t, kind).change,
+            "first": entropy_derivative(s, w.dlogp[i], w.dentropy[i], kind),
+            "centred": entropy_derivative(s, w.dlogp[i], w.dentropy[i], kind, baseline=False),
+            "snis": sequence_importance_sampling(s, t, kind).change,
+            "prefix": prefix_importance_sampling(s, t, kind).change,
         }
         for name, e in found.items():
             out.setdefault(name, []).append((e.value, e.half_width))
@@ -227,7 +236,7 @@ def replicates(w: World, n: int, repeats: int, eta: float, kind: Kind = "token")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_estimators_are_unbiased_and_know_their_error(large: World, kind: Kind) -> None:
+def test_estimators_are_unbiased_and_know_their_error(large: EnumeratedPolicy, kind: EntropyKind) -> None:
     eta, repeats = 0.05, 400
     n = {"token": 32, "sequence": 64, "surprisal": 128}[kind]  # the more skewed the terms, the more t's interval needs
     truth = large.truth(kind, large.at(eta)) - large.truth(kind)
@@ -240,13 +249,13 @@ def test_estimators_are_unbiased_and_know_their_error(large: World, kind: Kind) 
         assert abs(x[:, 0].mean()) > 5 * se  # a version that says 0 would fail
 
 
-def test_prefixes_have_less_variance_than_whole_sequences(large: World) -> None:
+def test_prefixes_have_less_variance_than_whole_sequences(large: EnumeratedPolicy) -> None:
     """The spread of slopes at N = 32, in units in which the score form of whole sequences has .225."""
     eta, repeats = 1e-4, 400
     x = replicates(large, 32, repeats, eta)
     whole = []
     for k in range(repeats):
-        s = rows(large.scores, i := large.draws(32, k))
+        s = rows(large.scores, i := large.sample(32, k))
         h = entropy(s).value
         score = (s.entropy.sum(1) - h * s.lengths) * large.dlogp[i].sum(1)
         whole.append(float((score + large.dentropy[i].sum(1)).sum() / s.lengths.sum()))
@@ -260,41 +269,45 @@ def test_prefixes_have_less_variance_than_whole_sequences(large: World) -> None:
     assert spread["first"] < 0.19  # here the mean over others costs more than it saves
 
 
-def test_slope_of_importance_sampling_is_the_linear_form(large: World) -> None:
+def test_slope_of_importance_sampling_is_the_linear_form(large: EnumeratedPolicy) -> None:
     """As eta -> 0: prefix weights give the centred form on the same draws, whole weights the score form."""
-    i, eta = large.draws(32, 7), 1e-5
+    i, eta = large.sample(32, 7), 1e-5
     s, up, down = rows(large.scores, i), rows(large.at(eta), i), rows(large.at(-eta), i)
-    centred = first_order(s, large.dlogp[i], large.dentropy[i], baseline=False).value
-    prefix = (prefix_weighted(s, up).change.value - prefix_weighted(s, down).change.value) / (2 * eta)
+    centred = entropy_derivative(s, large.dlogp[i], large.dentropy[i], baseline=False).value
+    prefix = (prefix_importance_sampling(s, up).change.value - prefix_importance_sampling(s, down).change.value) / (
+        2 * eta
+    )
     assert prefix == pytest.approx(centred, rel=1e-6)
     h = entropy(s).value
     score = ((s.entropy.sum(1) - h * s.lengths) * large.dlogp[i].sum(1) + large.dentropy[i].sum(1)).sum()
-    snis = (sequence_weighted(s, up).change.value - sequence_weighted(s, down).change.value) / (2 * eta)
+    snis = (sequence_importance_sampling(s, up).change.value - sequence_importance_sampling(s, down).change.value) / (
+        2 * eta
+    )
     assert snis == pytest.approx(float(score / s.lengths.sum()), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_curvature_is_that_of_prefix_weights(small: World, kind: Kind) -> None:
-    i = small.draws(64, 1)
+def test_curvature_is_that_of_prefix_weights(small: EnumeratedPolicy, kind: EntropyKind) -> None:
+    i = small.sample(64, 1)
     chosen = small.sequences.take(i.tolist())
-    first, second = curvatures(small.model, chosen, small.v)
+    first, second = score_second_jvp(small.model, chosen, small.v)
     assert torch.allclose(first[0], small.dlogp[i], atol=1e-12)
     assert torch.allclose(first[1], small.dentropy[i], atol=1e-12)
     s, e = rows(small.scores, i), 1e-3
-    up, down = (prefix_weighted(s, rows(small.at(x), i), kind).change.value for x in (e, -e))
-    found = second_order(s, first, second, kind)
+    up, down = (prefix_importance_sampling(s, rows(small.at(x), i), kind).change.value for x in (e, -e))
+    found = entropy_second_derivative(s, first, second, kind)
     assert found.value == pytest.approx((up + down) / e**2, rel=1e-4)
-    assert float(found.rows.sum()) == pytest.approx(found.value)
+    assert float(found.contributions.sum()) == pytest.approx(found.value)
 
 
-def test_curvature_knows_its_error(small: World) -> None:
-    """Standard errors against the spread over draws, N = 256."""
-    first, second = curvatures(small.model, small.sequences, small.v, chunk=4096)
+def test_curvature_knows_its_error(small: EnumeratedPolicy) -> None:
+    """Standard errors against the spread over samples, N = 256."""
+    first, second = score_second_jvp(small.model, small.sequences, small.v, chunk=4096)
     found = []
     for k in range(300):
-        i = small.draws(256, k)
+        i = small.sample(256, k)
         pick = [(a[i], b[i]) for a, b in (first, second)]
-        e = second_order(rows(small.scores, i), pick[0], pick[1])
+        e = entropy_second_derivative(rows(small.scores, i), pick[0], pick[1])
         found.append((e.value, e.se))
     x = np.array(found)
     assert x[:, 1].mean() == pytest.approx(x[:, 0].std(ddof=1), rel=0.1)
@@ -302,100 +315,106 @@ def test_curvature_knows_its_error(small: World) -> None:
 
 @pytest.mark.parametrize("estimator", ["first", "snis", "prefix", "second"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_delta_method_is_the_derivative_in_a_sequences_weight(small: World, estimator: str, kind: Kind) -> None:
-    """A sequence counted 1 + h times moves the estimate by h times its ``moves``, by finite difference of copies."""
-    index = small.draws(6, 2)
-    first, second = curvatures(small.model, small.sequences, small.v, chunk=4096)
+def test_delta_method_is_the_derivative_in_a_sequences_weight(
+    small: EnumeratedPolicy, estimator: str, kind: EntropyKind
+) -> None:
+    """A sequence counted 1 + h times moves the estimate by h times its influence, by finite difference of copies."""
+    index = small.sample(6, 2)
+    first, second = score_second_jvp(small.model, small.sequences, small.v, chunk=4096)
     there = small.at(0.2)
 
     def value(copies: list[int]) -> tuple[float, Tensor]:
         i = torch.cat([index[k : k + 1].repeat(c) for k, c in enumerate(copies)])
         s, t = rows(small.scores, i), rows(there, i)
         e = {
-            "first": lambda: first_order(s, small.dlogp[i], small.dentropy[i], kind, baseline=False),
-            "snis": lambda: sequence_weighted(s, t, kind).change,
-            "prefix": lambda: prefix_weighted(s, t, kind).change,
-            "second": lambda: second_order(s, (first[0][i], first[1][i]), (second[0][i], second[1][i]), kind),
+            "first": lambda: entropy_derivative(s, small.dlogp[i], small.dentropy[i], kind, baseline=False),
+            "snis": lambda: sequence_importance_sampling(s, t, kind).change,
+            "prefix": lambda: prefix_importance_sampling(s, t, kind).change,
+            "second": lambda: entropy_second_derivative(
+                s, (first[0][i], first[1][i]), (second[0][i], second[1][i]), kind
+            ),
         }[estimator]()
-        return e.value, e.moves
+        return e.value, e.influence
 
     m = 1000
-    base, moves = value([m] * 6)
+    base, influence = value([m] * 6)
     for k in range(6):
         more, _ = value([m + (j == k) for j in range(6)])
-        # the move of one copy of 6 m
-        assert more - base == pytest.approx(float(moves[k * m]), rel=2e-2, abs=1e-9)
-    assert float(moves.sum()) == pytest.approx(0, abs=1e-9)
+        # the influence of one copy of 6 m
+        assert more - base == pytest.approx(float(influence[k * m]), rel=2e-2, abs=1e-9)
+    assert float(influence.sum()) == pytest.approx(0, abs=1e-9)
 
 
-def test_sequences_of_a_prompt_count_as_one_draw(small: World) -> None:
-    i = small.draws(40, 5)
+def test_sequences_of_a_prompt_count_as_one_draw(small: EnumeratedPolicy) -> None:
+    i = small.sample(40, 5)
     s = rows(small.scores, i)
     twice = rows(small.scores, torch.cat([i, i]))
-    together = replace(twice, prompt=torch.cat([torch.arange(40)] * 2))
+    together = replace(twice, prompt_index=torch.cat([torch.arange(40)] * 2))
     alone = entropy(s)
     assert entropy(together).se == pytest.approx(alone.se)
     assert entropy(twice).se < 0.75 * alone.se  # what forgetting the groups would claim
-    se, prompts = clustered(torch.ones(4), torch.zeros(4))
+    se, prompts = clustered_standard_error(torch.ones(4), torch.zeros(4))
     assert np.isnan(se)
     assert prompts == 1
 
 
-def test_nothing_moves_along_a_zero_direction(small: World) -> None:
-    i = small.draws(20, 3)
+def test_nothing_moves_along_a_zero_direction(small: EnumeratedPolicy) -> None:
+    i = small.sample(20, 3)
     s = rows(small.scores, i)
     still = evaluate(
-        small.model, small.sequences.take(i.tolist()), parameters=moved(trainable(small.model), small.v, 0.0)
+        small.model,
+        small.sequences.take(i.tolist()),
+        parameters=perturbed(trainable_parameters(small.model), small.v, 0.0),
     )
-    still = replace(still, prompt=s.prompt)
-    for weighted in (sequence_weighted(s, still), prefix_weighted(s, still)):
+    still = replace(still, prompt_index=s.prompt_index)
+    for weighted in (sequence_importance_sampling(s, still), prefix_importance_sampling(s, still)):
         assert weighted.change.value == 0
         assert weighted.entropy > 0.1
         assert weighted.ess == pytest.approx(20)
-        assert weighted.clipped == 0
+        assert weighted.clipped_fraction == 0
     zero = {n: torch.zeros_like(x) for n, x in small.v.items()}
-    dl, dh = tangents(small.model, small.sequences.take(i.tolist()), zero)
-    assert first_order(s, dl, dh).value == 0
+    dl, dh = score_jvp(small.model, small.sequences.take(i.tolist()), zero)
+    assert entropy_derivative(s, dl, dh).value == 0
 
 
-def test_weights_are_clipped_and_counted(small: World) -> None:
-    i = small.draws(20, 4)
+def test_weights_are_clipped_and_counted(small: EnumeratedPolicy) -> None:
+    i = small.sample(20, 4)
     s = rows(small.scores, i)
     far = replace(s, logp=s.logp + 30 * s.mask * (torch.arange(20) < 5).unsqueeze(1))
-    found = sequence_weighted(s, far)
-    assert found.clipped == pytest.approx(0.25)
+    found = sequence_importance_sampling(s, far)
+    assert found.clipped_fraction == pytest.approx(0.25)
     assert found.ess < 6
 
 
 def test_others_mean() -> None:
     mask = torch.tensor([[1.0, 1, 0], [1, 1, 1], [1, 0, 0]], dtype=torch.float64)
     values = torch.tensor([[1.0, 5, 9], [2, 7, 4], [6, 9, 9]], dtype=torch.float64)
-    assert others_mean(values, mask).tolist() == [[4, 7, 0], [3.5, 5, 0], [1.5, 0, 0]]
+    assert leave_one_out_mean(values, mask).tolist() == [[4, 7, 0], [3.5, 5, 0], [1.5, 0, 0]]
 
 
 # reverse and forward mode, chunks and padding
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_reverse_pass_gives_every_directions_slope(small: World, kind: Kind) -> None:
-    chosen = small.sequences.take(small.draws(24, 8).tolist())
+def test_one_reverse_pass_gives_every_directions_slope(small: EnumeratedPolicy, kind: EntropyKind) -> None:
+    chosen = small.sequences.take(small.sample(24, 8).tolist())
     scores, gradient = entropy_gradient(small.model, chosen, kind, chunk=7)
     for seed in range(3):
         v = direction_of(small.model, 0.3, seed)
-        slope = first_order(scores, *tangents(small.model, chosen, v, chunk=5), kind)
+        slope = entropy_derivative(scores, *score_jvp(small.model, chosen, v, chunk=5), kind)
         assert dot(v, gradient) == pytest.approx(slope.value, rel=1e-10)
 
 
-def test_rows_of_the_gradient_are_the_rows_of_the_slope(small: World) -> None:
-    chosen = small.sequences.take(small.draws(8, 9).tolist())
+def test_rows_of_the_gradient_are_the_rows_of_the_slope(small: EnumeratedPolicy) -> None:
+    chosen = small.sequences.take(small.sample(8, 9).tolist())
     scores = evaluate(small.model, chosen)
-    on_h, on_l = coefficients(scores)
+    entropy_weights, logp_weights = first_order_weights(scores)
     b = scores.lengths.sum()
-    found = sequence_gradients(small.model, chosen, on_l / b, on_h / b, chunk=3)
+    found = sequence_gradients(small.model, chosen, logp_weights / b, entropy_weights / b, chunk=3)
     parts = [{n: g[i] for n, g in found.items()} for i in range(8)]
-    slope = first_order(scores, *tangents(small.model, chosen, small.v))
-    assert [dot(small.v, g) for g in parts] == pytest.approx(slope.rows.tolist(), rel=1e-9)
-    whole = weighted_gradient(small.model, chosen, on_l / b, on_h / b)
+    slope = entropy_derivative(scores, *score_jvp(small.model, chosen, small.v))
+    assert [dot(small.v, g) for g in parts] == pytest.approx(slope.contributions.tolist(), rel=1e-9)
+    whole = weighted_gradient(small.model, chosen, logp_weights / b, entropy_weights / b)
     assert sum(dot(small.v, g) for g in parts) == pytest.approx(dot(small.v, whole), rel=1e-9)
 
 
@@ -437,8 +456,8 @@ def test_chunk_padding_side_and_dropout_change_nothing(family: str) -> None:
         assert torch.allclose(other.entropy, base.entropy, atol=tolerance)
     assert model.training
     assert all(m.training for m in model.modules())
-    one = tangents(model, sequences, direction_of(model, 0.1), chunk=3)
-    two = tangents(model, sequences, direction_of(model, 0.1))
+    one = score_jvp(model, sequences, direction_of(model, 0.1), chunk=3)
+    two = score_jvp(model, sequences, direction_of(model, 0.1))
     assert torch.allclose(one[0], two[0], atol=10 * tolerance)
 
 
@@ -449,29 +468,29 @@ def test_scores_by_hand(temperature: float) -> None:
     found = evaluate(model, sequences, temperature)
     logits = model(torch.tensor([[2, 3, 4, 1, END]])).logits[0].detach()
     for k, token in enumerate([4, 1, END]):
-        law = torch.distributions.Categorical(logits=logits[1 + k] / temperature)
-        assert float(found.logp[0, k]) == pytest.approx(float(law.log_prob(torch.tensor(token))), abs=1e-12)
-        assert float(found.entropy[0, k]) == pytest.approx(float(law.entropy()), abs=1e-12)
+        distribution = torch.distributions.Categorical(logits=logits[1 + k] / temperature)
+        assert float(found.logp[0, k]) == pytest.approx(float(distribution.log_prob(torch.tensor(token))), abs=1e-12)
+        assert float(found.entropy[0, k]) == pytest.approx(float(distribution.entropy()), abs=1e-12)
 
 
-def test_logits_that_nobody_reads_are_not_made() -> None:
+def test_only_the_logits_that_are_read_are_computed() -> None:
     """Only columns that predict a response token go through the head."""
     model = gpt2(6)
-    packed = pack(Sequences([[1] * 9], [[2, 3]], [0]))
+    packed = pad_batch(Sequences([[1] * 9], [[2, 3]], [0]))
     seen = []
     handle = model.lm_head.register_forward_hook(lambda m, a, out: seen.append(out.shape))  # type: ignore[union-attr]
-    token_logits(model, packed)
+    response_logits(model, packed)
     handle.remove()
     assert seen[0][1] == 2
 
 
-# drawing
+# sampling
 
 
-def test_drawn_tokens_follow_the_policy(small: World) -> None:
+def test_sampled_tokens_follow_the_policy(small: EnumeratedPolicy) -> None:
     n = 4000
     u = uniforms(0, 0, "test", range(n), 4)
-    got = draw(small.model, [[1]] * n, [0] * n, u, [END])
+    got = generate(small.model, [[1]] * n, [0] * n, u, [END])
     index = {tuple(r): k for k, r in enumerate(small.sequences.responses)}
     counts = np.bincount([index[tuple(r)] for r in got.responses], minlength=len(index))
     p = small.p.numpy()
@@ -485,12 +504,12 @@ def test_a_sequence_does_not_depend_on_its_neighbours(family: str) -> None:
     model = (gpt2(6, 32) if family == "gpt2" else qwen2()).eval()
     prompts = [[1, 2], [3], [4, 5, 1], [2], [5, 5, 5, 5]]
     u = uniforms(3, 7, "test", range(5), 12)
-    whole = draw(model, prompts, range(5), u, [END])
-    alone = [draw(model, [p], [0], u[i : i + 1], [END]).responses[0] for i, p in enumerate(prompts)]
-    pairs = draw(model, prompts, range(5), u, [END], chunk=2)
+    whole = generate(model, prompts, range(5), u, [END])
+    alone = [generate(model, [p], [0], u[i : i + 1], [END]).responses[0] for i, p in enumerate(prompts)]
+    pairs = generate(model, prompts, range(5), u, [END], chunk=2)
     assert whole.responses == alone == pairs.responses
     assert len({len(r) for r in alone}) > 1
-    # what was drawn is what teacher forcing says: the token at which the distribution function passes u
+    # what was sampled is what teacher forcing gives: the token at which the distribution function passes u
     for i, response in enumerate(alone):
         for k, token in enumerate(response):
             logits = model(torch.tensor([prompts[i] + response[:k]])).logits[:, -1]

@@ -1,4 +1,4 @@
-"""What metrics.csv says of a training."""
+"""The course of a training, read from metrics.csv."""
 
 import csv
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lightning_toys.update_entropy.history import gains, smoothed
+from lightning_toys.update_entropy.history import moving_average, validation_changes
 
 SEEDS = [3, 5, 8]
 BEFORE, AFTER = np.array([0.5, 0.7, 0.6]), np.array([0.65, 0.75, 0.8])
@@ -23,9 +23,9 @@ def write(folder: Path, rows: list[tuple[int, np.ndarray]]) -> None:
             w.writerow([step, "", *values])
 
 
-def test_gains_are_paired_by_seed_and_start_where_the_policy_gradient_does(tmp_path: Path) -> None:
+def test_changes_are_paired_by_seed_and_start_where_the_policy_gradient_does(tmp_path: Path) -> None:
     write(tmp_path, [(10, 0 * BEFORE), (20, BEFORE), (30, BEFORE + 5), (40, AFTER)])
-    (line,) = gains(tmp_path, SEEDS, first_step=20)
+    (line,) = validation_changes(tmp_path, SEEDS, first_step=20)
     d = AFTER - BEFORE
     half = stats.t.ppf(0.975, 2) * d.std(ddof=1) / np.sqrt(3)
     assert line == (
@@ -34,17 +34,17 @@ def test_gains_are_paired_by_seed_and_start_where_the_policy_gradient_does(tmp_p
 
 
 @pytest.mark.parametrize("steps", [(30, 40), (10, 20)], ids=["none before", "none after"])
-def test_no_gain_without_both_ends(tmp_path: Path, steps: tuple[int, int]) -> None:
+def test_no_change_without_both_ends(tmp_path: Path, steps: tuple[int, int]) -> None:
     write(tmp_path, [(steps[0], BEFORE), (steps[1], AFTER)])
-    assert gains(tmp_path, SEEDS, first_step=20 if steps[1] == 20 else 25) == []
+    assert validation_changes(tmp_path, SEEDS, first_step=20 if steps[1] == 20 else 25) == []
 
 
-def test_no_gain_of_one_seed_and_of_no_file(tmp_path: Path) -> None:
-    assert gains(tmp_path, SEEDS, 20) == []
+def test_no_change_of_one_seed_and_of_no_file(tmp_path: Path) -> None:
+    assert validation_changes(tmp_path, SEEDS, 20) == []
     write(tmp_path, [(20, BEFORE), (40, AFTER)])
-    assert gains(tmp_path, [3], 20) == []
+    assert validation_changes(tmp_path, [3], 20) == []
 
 
 def test_moving_averages() -> None:
     x = np.arange(6.0)[None]
-    assert smoothed(x, 3)[0] == pytest.approx([0, 0.5, 1, 2, 3, 4])
+    assert moving_average(x, 3)[0] == pytest.approx([0, 0.5, 1, 2, 3, 4])

@@ -60,7 +60,7 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 def same(found: AdamWState, live: AdamWState) -> None:
     """Assert that two states are one, bit by bit; and that no two parameters share moments, or order would not show."""
-    assert found.hyper == live.hyper
+    assert found.hyperparameters == live.hyperparameters
     assert set(found.moments) == set(live.moments)
     for name, m in live.moments.items():
         f = found.moments[name]
@@ -158,7 +158,7 @@ def test_the_file_of_transformers_trainer(lora: bool, tmp_path: Path) -> None:
     trainer = transformers.Trainer(model, arguments, train_dataset=Texts())
     trainer.train()
     live = read_state(trainer.optimizer.optimizer, model.named_parameters())
-    assert {h.weight_decay for h in live.hyper.values()} == ({0.1} if lora else {0.0, 0.1})
+    assert {h.weight_decay for h in live.hyperparameters.values()} == ({0.1} if lora else {0.0, 0.1})
     folder = tmp_path / "checkpoint-3"
     assert "param_names" not in torch.load(folder / "optimizer.pt", weights_only=True)["param_groups"][0]
     same(load_optimizer_state(folder, model), live)
@@ -234,7 +234,7 @@ def test_a_lightning_checkpoint(kind: str, tmp_path: Path) -> None:
     trainer.save_checkpoint(file)
     live = read_state(trainer.optimizers[-1], module.named_parameters())
     names = [n for n, p in model.named_parameters() if p.requires_grad]
-    live = AdamWState(*({n: part[f"policy.{n}"] for n in names} for part in (live.hyper, live.moments)))
+    live = AdamWState(*({n: part[f"policy.{n}"] for n in names} for part in (live.hyperparameters, live.moments)))
     same(load_optimizer_state(file, model), live)
     refused_state(file, adapted(a_model(hidden=32)), "is wanted" if kind != "critic" else "optimiser 0")
     if kind == "critic":

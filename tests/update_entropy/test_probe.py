@@ -1,4 +1,4 @@
-"""A whole probe and its files against the same numbers made anew: one sequence at a time, one flat vector."""
+"""A whole probe and its files against a second implementation: one sequence at a time, one flat vector."""
 
 from __future__ import annotations
 
@@ -16,54 +16,54 @@ from torch.func import functional_call
 
 from lightning_toys.training.noise import keyed_generator
 from lightning_toys.training.results import Report
-from lightning_toys.update_entropy.adamw import AdamWState, Hyper, Moments, Tensors
-from lightning_toys.update_entropy.derivatives import trainable
+from lightning_toys.update_entropy.adamw import AdamWState, Hyperparameters, Moments, Tensors
+from lightning_toys.update_entropy.derivatives import trainable_parameters
 from lightning_toys.update_entropy.estimators import (
+    EntropyKind,
     Estimate,
-    Kind,
+    ImportanceEstimate,
     Scores,
-    Weighted,
-    clustered,
+    clustered_standard_error,
     entropy,
-    first_order,
-    prefix_weighted,
-    sequence_weighted,
+    entropy_derivative,
+    prefix_importance_sampling,
+    sequence_importance_sampling,
 )
-from lightning_toys.update_entropy.figures import told_apart
-from lightning_toys.update_entropy.probe import FLAVOURS, Plan, probe
-from lightning_toys.update_entropy.report import report_of, summary_lines, write_findings
-from lightning_toys.update_entropy.rollouts import draw, uniforms
+from lightning_toys.update_entropy.figures import strip_common_suffix
+from lightning_toys.update_entropy.probe import DIRECTIONS, Plan, probe
+from lightning_toys.update_entropy.probe_result import ProbeResult
+from lightning_toys.update_entropy.report import probe_report, summary_lines, write_probe_results
+from lightning_toys.update_entropy.rollouts import generate, uniforms
 from lightning_toys.update_entropy.sequences import Sequences
-from lightning_toys.update_entropy.summary import Findings
-from lightning_toys.update_entropy.task import Characters
+from lightning_toys.update_entropy.task import CharacterTokenizer
 from tests.update_entropy.test_estimators import gpt2
 
-HEAT, T, LR, BETAS, EPS, DECAY = 0.6, 7, 0.02, (0.8, 0.99), 1e-6, 0.7
-TOKENS = Characters(',"\n')  # what a table has to quote
-LOST = 1e-17  # too small a step for double precision
+TEMPERATURE, T, LR, BETAS, EPS, DECAY = 0.6, 7, 0.02, (0.8, 0.99), 1e-6, 0.7
+TOKENS = CharacterTokenizer(',"\n')  # what a table has to quote
+BELOW_ROUNDING = 1e-17  # too small a step for double precision
 PLANS: dict[str, dict[str, Any]] = {
     "token": {"kind": "token", "estimator": "prefix", "reference_eta": 0.007},
     "sequence": {"kind": "sequence", "estimator": "sequence"},
 }
 
 
-def drawn(model: nn.Module, prompts: list[list[int]], group: int, stream: str) -> Sequences:
+def generated(model: nn.Module, prompts: list[list[int]], group: int, stream: str) -> Sequences:
     asked = [p for p in prompts for _ in range(group)]
     u = uniforms(0, 0, stream, range(len(asked)), 5)
-    found = draw(model, asked, [i // group for i in range(len(asked))], u, [TOKENS.end], HEAT)
+    found = generate(model, asked, [i // group for i in range(len(asked))], u, [TOKENS.eos_token_id], TEMPERATURE)
     rewards = np.random.default_rng(len(asked)).random(len(asked)).round(2).tolist()
-    return Sequences(found.prompts, found.responses, found.prompt, rewards)
+    return Sequences(found.prompts, found.responses, found.prompt_index, rewards)
 
 
-class World:
-    """A policy of which one matrix stands still, its batches, their Jacobians, and a state of AdamW."""
+class ReferenceProbe:
+    """A policy of which one matrix is not trained, its batches, their Jacobians, and a state of AdamW."""
 
     def __init__(self) -> None:
-        self.model = gpt2(TOKENS.size)
+        self.model = gpt2(TOKENS.vocab_size)
         self.model.transformer.wpe.weight.requires_grad_(False)
-        self.theta = self.flat(trainable(self.model))
-        self.U = drawn(self.model, [[3], [4, 5], [5, 3, 3]], 4, "U")
-        self.E = [drawn(self.model, [[3 + k % 3, 3 + k % 2][: 1 + k % 2] for k in range(6)], 2, s) for s in "ab"]
+        self.theta = self.flat(trainable_parameters(self.model))
+        self.U = generated(self.model, [[3], [4, 5], [5, 3, 3]], 4, "U")
+        self.E = [generated(self.model, [[3 + k % 3, 3 + k % 2][: 1 + k % 2] for k in range(6)], 2, s) for s in "ab"]
         self.of_U, self.of_E = self.jacobian(self.U)[0], [self.jacobian(e) for e in self.E]
         self.live, self.base = self.scores(self.U), [self.scores(e) for e in self.E]
         g = torch.Generator().manual_seed(5)
@@ -73,19 +73,19 @@ class World:
         self.bound = 0.4 * float(self.gradient().norm())
 
     def flat(self, tensors: Tensors) -> Tensor:
-        return torch.cat([tensors[n].detach().flatten() for n in trainable(self.model)])
+        return torch.cat([tensors[n].detach().flatten() for n in trainable_parameters(self.model)])
 
     def shaped(self, vector: Tensor) -> Tensors:
-        like = trainable(self.model)
+        like = trainable_parameters(self.model)
         pieces = vector.split([p.numel() for p in like.values()])
         return {n: v.view(p.shape) for (n, p), v in zip(like.items(), pieces, strict=True)}
 
-    def law(self, sequences: Sequences, i: int, vector: Tensor) -> tuple[Tensor, Tensor]:
+    def token_scores(self, sequences: Sequences, i: int, vector: Tensor) -> tuple[Tensor, Tensor]:
         """l_k and H_k of a sequence on its own."""
         prompt, response = sequences.prompts[i], sequences.responses[i]
         ids = torch.tensor([prompt + response])
         out = functional_call(self.model.eval(), self.shaped(vector), (), {"input_ids": ids, "use_cache": False})
-        logp = torch.log_softmax(out.logits[0, len(prompt) - 1 : -1] / HEAT, -1)
+        logp = torch.log_softmax(out.logits[0, len(prompt) - 1 : -1] / TEMPERATURE, -1)
         return logp[range(len(response)), response], -(logp.exp() * logp).sum(-1)
 
     def scores(self, sequences: Sequences, vector: Tensor | None = None) -> Scores:
@@ -93,16 +93,16 @@ class World:
         logp, h, mask = torch.zeros(3, n, width, dtype=torch.float64)
         with torch.no_grad():
             for i, k in enumerate(sequences.lengths):
-                logp[i, :k], h[i, :k] = self.law(sequences, i, self.theta if vector is None else vector)
+                logp[i, :k], h[i, :k] = self.token_scores(sequences, i, self.theta if vector is None else vector)
                 mask[i, :k] = 1
-        return Scores(logp, h, mask, torch.tensor(sequences.prompt))
+        return Scores(logp, h, mask, torch.tensor(sequences.prompt_index))
 
     def jacobian(self, sequences: Sequences) -> Tensor:
         """Gradients of l_k and of H_k (2, N, T, parameters)."""
         out = torch.zeros(2, len(sequences), max(sequences.lengths), len(self.theta), dtype=torch.float64)
         vector = self.theta.clone().requires_grad_()
         for i in range(len(sequences)):
-            for which, values in enumerate(self.law(sequences, i, vector)):
+            for which, values in enumerate(self.token_scores(sequences, i, vector)):
                 for k, value in enumerate(values):
                     out[which, i, k] = torch.autograd.grad(value, vector, retain_graph=True)[0]
         return out
@@ -113,7 +113,7 @@ class World:
 
     def weights(self, rows: list[int]) -> Tensor:
         """Dr. GRPO's weight of each token (N_U, T) where the batch has these rows alone."""
-        out, numbers = torch.zeros(len(self.U), max(self.U.lengths), dtype=torch.float64), self.U.prompt
+        out, numbers = torch.zeros(len(self.U), max(self.U.lengths), dtype=torch.float64), self.U.prompt_index
         for i in rows:
             group = [j for j in rows if numbers[j] == numbers[i]]
             advantage = self.U.rewards[i] - np.mean([self.U.rewards[j] for j in group])
@@ -146,8 +146,8 @@ class World:
         return {"full": full, "momentum": momentum, "decay": decay, "grad": rest, "baseline": momentum + decay,
                 "baseline_plus_grad": full}  # fmt: skip
 
-    def gain(self) -> Tensor:
-        """The direction of a part of the gradient, per unit of it."""
+    def preconditioner(self) -> Tensor:
+        """d: the direction of a part of the gradient is d times it."""
         g = self.gradient()
         c = self.bound / (float(g.norm()) + 1e-6)  # torch's guard
         D = ((BETAS[1] * self.s + (1 - BETAS[1]) * (c * g) ** 2) / (1 - BETAS[1] ** (T + 1))).sqrt() + EPS
@@ -155,55 +155,59 @@ class World:
 
     def tokens(self) -> Tensor:
         """The direction of each token of U (N_U, T, parameters)."""
-        return -self.weights(list(range(len(self.U)))).unsqueeze(-1) * self.of_U * self.gain()
+        return -self.weights(list(range(len(self.U)))).unsqueeze(-1) * self.of_U * self.preconditioner()
 
 
 @dataclass
 class Case:
-    world: World
+    reference: ReferenceProbe
     plan: Plan
-    findings: Findings
+    result: ProbeResult
 
     def slope(self, v: Tensor, k: int = 0) -> Estimate:
-        dlogp, dentropy = self.world.of_E[k] @ v
-        return first_order(self.world.base[k], dlogp, dentropy, self.plan.kind)
+        dlogp, dentropy = self.reference.of_E[k] @ v
+        return entropy_derivative(self.reference.base[k], dlogp, dentropy, self.plan.kind)
 
-    def change(self, v: Tensor, eta: float, k: int, other: bool = False) -> Weighted:
-        there = self.world.scores(self.world.E[k], self.world.theta + eta * v)
-        how = prefix_weighted if (self.plan.estimator == "prefix") != other else sequence_weighted
-        return how(self.world.base[k], there, self.plan.kind)
+    def change(self, v: Tensor, eta: float, k: int, other: bool = False) -> ImportanceEstimate:
+        there = self.reference.scores(self.reference.E[k], self.reference.theta + eta * v)
+        how = prefix_importance_sampling if (self.plan.estimator == "prefix") != other else sequence_importance_sampling
+        return how(self.reference.base[k], there, self.plan.kind)
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return World()
+def reference() -> ReferenceProbe:
+    return ReferenceProbe()
 
 
 @pytest.fixture(scope="module", params=list(PLANS))
-def case(request: pytest.FixtureRequest, world: World) -> Case:
+def case(request: pytest.FixtureRequest, reference: ReferenceProbe) -> Case:
     plan = Plan(
-        etas=[1e-3, LOST, 0.015], clip_cov_share=0.1, kl_cov_share=0.15, clip_cov_high=0.2, tf_batch_size=5,
+        etas=[1e-3, BELOW_ROUNDING, 0.015], clip_cov_share=0.1, kl_cov_share=0.15, clip_cov_high=0.2, tf_batch_size=5,
         grad_chunk_size=5, **PLANS[request.param],
     )  # fmt: skip
-    m, s = world.shaped(world.m), world.shaped(world.s)
-    hyper = {n: Hyper(LR, BETAS, EPS, DECAY) for n in m}
-    state = AdamWState(hyper, {n: Moments(T, m[n], s[n]) for n in m})
-    return Case(world, plan, probe(world.model, world.U, world.E, state, plan, world.bound, HEAT, attempts=3))
+    m, s = reference.shaped(reference.m), reference.shaped(reference.s)
+    hyperparameters = {n: Hyperparameters(LR, BETAS, EPS, DECAY) for n in m}
+    state = AdamWState(hyperparameters, {n: Moments(T, m[n], s[n]) for n in m})
+    return Case(
+        reference,
+        plan,
+        probe(reference.model, reference.U, reference.E, state, plan, reference.bound, TEMPERATURE, attempts=3),
+    )
 
 
 def near(wanted: Any, tolerance: float = 1e-7) -> Any:
     return pytest.approx(wanted, rel=tolerance, abs=1e-12)
 
 
-def same_change(found: Weighted, wanted: Weighted) -> None:
+def same_change(found: ImportanceEstimate, wanted: ImportanceEstimate) -> None:
     for name in ("value", "se"):
         assert getattr(found.change, name) == near(getattr(wanted.change, name)), name
-    assert found.change.rows.tolist() == near(wanted.change.rows.tolist())
+    assert found.change.contributions.tolist() == near(wanted.change.contributions.tolist())
     assert (found.entropy, found.ess) == near((wanted.entropy, wanted.ess))
 
 
 def test_the_step_and_the_batch(case: Case) -> None:
-    w, f = case.world, case.findings
+    w, f = case.reference, case.result
     parts = w.parts(w.gradient())
     assert w.flat(f.update.step.direction).tolist() == near(parts["full"].tolist(), 1e-9)
     assert f.norms == near({n: float(v.norm()) for n, v in parts.items()})
@@ -216,58 +220,64 @@ def test_the_step_and_the_batch(case: Case) -> None:
 
 
 def test_slopes_of_the_step_its_parts_and_each_sequence_and_token(case: Case) -> None:
-    w, f = case.world, case.findings
+    w, f = case.reference, case.result
     parts, tokens = w.parts(w.gradient()), w.tokens()
     for k, e in enumerate(f.evaluations):
         assert e.entropy.value == near(entropy(w.base[k], case.plan.kind).value)
-        for name, (value, se) in e.slopes.items():
+        for name, (value, se) in e.derivatives.items():
             wanted = case.slope(parts[name], k)
             assert (value, se) == near((wanted.value, wanted.se)), name
         each = [case.slope(v, k) for v in tokens.sum(1)]
-        assert e.influences[0].tolist() == near([x.value for x in each])
-        assert e.influences[1].tolist() == near([x.se for x in each])
-        assert e.influence.tolist() == [near(x) for x in torch.stack([x.rows for x in each], 1).tolist()]
+        assert e.sequence_influences[0].tolist() == near([x.value for x in each])
+        assert e.sequence_influences[1].tolist() == near([x.se for x in each])
+        assert e.influence_matrix.tolist() == [
+            near(x) for x in torch.stack([x.contributions for x in each], 1).tolist()
+        ]
     for i, n in enumerate(w.U.lengths):
         wanted_tokens = [case.slope(tokens[i, t]).value for t in range(n)]
-        assert f.token_slopes[i, :n].tolist() == near(wanted_tokens)
-    assert f.evaluations[0].slopes["full"][0] != near(f.evaluations[1].slopes["full"][0], 0.01)
+        assert f.token_influences[i, :n].tolist() == near(wanted_tokens)
+    assert f.evaluations[0].derivatives["full"][0] != near(f.evaluations[1].derivatives["full"][0], 0.01)
 
 
 def test_finite_steps(case: Case) -> None:
-    w, f = case.world, case.findings
+    w, f = case.reference, case.result
     parts, each = w.parts(w.gradient()), w.tokens().sum(1)
     etas = case.plan.etas
     for k, e in enumerate(f.evaluations):
-        assert set(e.changes) == set(FLAVOURS)
-        for flavour, by_eta in e.changes.items():
+        assert set(e.changes) == set(DIRECTIONS)
+        for direction, by_eta in e.changes.items():
             assert list(by_eta) == etas
             for eta, found in by_eta.items():
-                same_change(found, case.change(parts[flavour], eta, k))
-        for eta, found in e.weighting.items():
+                same_change(found, case.change(parts[direction], eta, k))
+        for eta, found in e.other_estimator.items():
             same_change(found, case.change(parts["full"], eta, k, other=True))
-        assert e.lost == [LOST]
-        assert list(e.singles) == sorted({*etas, f.reference_eta})
+        assert e.within_rounding == [BELOW_ROUNDING]
+        assert list(e.sequence_changes) == sorted({*etas, f.reference_eta})
         for eta in (etas[0], f.reference_eta):
-            for found, v in zip(e.singles[eta], each, strict=True):
+            for found, v in zip(e.sequence_changes[eta], each, strict=True):
                 same_change(found, case.change(v, eta, k))
-        a, b = e.changes["full"][0.015].change.value, e.weighting[0.015].change.value
+        a, b = e.changes["full"][0.015].change.value, e.other_estimator[0.015].change.value
         assert a != near(b, 1e-3)
 
 
 def test_the_curvature_is_the_change_s_second_difference(case: Case) -> None:
-    w, e, d = case.world, case.findings.evaluations[0], 2e-5
+    w, e, d = case.reference, case.result.evaluations[0], 2e-5
     v = w.parts(w.gradient())["full"]
-    there = [prefix_weighted(w.base[0], w.scores(w.E[0], w.theta + s * v), case.plan.kind).change for s in (d, -d)]
+    there = [
+        prefix_importance_sampling(w.base[0], w.scores(w.E[0], w.theta + s * v), case.plan.kind).change for s in (d, -d)
+    ]
     assert e.curvature is not None
     assert e.curvature.value == near(sum(x.value for x in there) / d**2, 1e-3)
-    assert e.curvature.se == near(clustered((there[0].moves + there[1].moves) / d**2, w.base[0].prompt)[0], 1e-3)
+    assert e.curvature.se == near(
+        clustered_standard_error((there[0].influence + there[1].influence) / d**2, w.base[0].prompt_index)[0], 1e-3
+    )
     assert e.linear_until is not None
     # there the quadratic term is a tenth of the linear one
-    assert abs(e.curvature.value) * e.linear_until**2 / 2 == near(abs(e.slopes["full"][0]) * e.linear_until / 10)
+    assert abs(e.curvature.value) * e.linear_until**2 / 2 == near(abs(e.derivatives["full"][0]) * e.linear_until / 10)
 
 
-def test_steps_that_might_have_been(case: Case) -> None:
-    w, f, plan = case.world, case.findings, case.plan
+def test_counterfactual_steps(case: Case) -> None:
+    w, f, plan = case.reference, case.result, case.plan
     live = w.live.mask.bool()
     logp = w.live.logp
     spread = w.advantages().unsqueeze(1).expand_as(logp)
@@ -297,30 +307,30 @@ def test_steps_that_might_have_been(case: Case) -> None:
         assert e.leave_one_out[1].tolist() == near([x.se for x in left])
 
 
-def test_errors_of_the_draw_of_the_batch(case: Case) -> None:
+def test_standard_errors_of_sampling_the_batch(case: Case) -> None:
     """The jackknife: (n - 1) / n times the sum of squares, over prompts."""
-    w = case.world
-    steps = [w.parts(w.gradient([i for i in range(12) if w.U.prompt[i] != b])) for b in range(3)]
-    for k, e in enumerate(case.findings.evaluations):
-        assert set(e.update_errors) == {"full", "momentum", "decay", "grad"}
-        for name, found in e.update_errors.items():
+    w = case.reference
+    steps = [w.parts(w.gradient([i for i in range(12) if w.U.prompt_index[i] != b])) for b in range(3)]
+    for k, e in enumerate(case.result.evaluations):
+        assert set(e.update_se) == {"full", "momentum", "decay", "grad"}
+        for name, found in e.update_se.items():
             x = np.array([case.slope(s[name], k).value for s in steps])
             assert found == pytest.approx(np.sqrt(2 / 3 * ((x - x.mean()) ** 2).sum()), rel=1e-6, abs=1e-10), name
 
 
 def test_the_error_of_few_prompts_by_hand() -> None:
-    moves, prompt = torch.tensor([1.0, 2.0, -3.5, 0.5], dtype=torch.float64), torch.tensor([4, 4, 9, 1])
-    assert clustered(moves, prompt) == (near(np.sqrt(3 / 2 * (3**2 + 3.5**2 + 0.5**2))), 3)
+    influence, prompt_index = torch.tensor([1.0, 2.0, -3.5, 0.5], dtype=torch.float64), torch.tensor([4, 4, 9, 1])
+    assert clustered_standard_error(influence, prompt_index) == (near(np.sqrt(3 / 2 * (3**2 + 3.5**2 + 0.5**2))), 3)
 
 
 def test_other_betas_keep_the_debiased_moments() -> None:
     m, s, most = torch.rand(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     was, now = (0.8, 0.99), (0.5, 0.9)
-    hyper = {"old": Hyper(betas=was, amsgrad=True), "fresh": Hyper(betas=was)}
-    state = AdamWState(hyper, {"old": Moments(4, m, s, most), "fresh": Moments.fresh(m)})
-    other = state.with_hyper(betas=now)
-    assert {h.betas for h in other.hyper.values()} == {now}
-    assert other.hyper["old"].amsgrad
+    hyperparameters = {"old": Hyperparameters(betas=was, amsgrad=True), "fresh": Hyperparameters(betas=was)}
+    state = AdamWState(hyperparameters, {"old": Moments(4, m, s, most), "fresh": Moments.zeros_like(m)})
+    other = state.with_hyperparameters(betas=now)
+    assert {h.betas for h in other.hyperparameters.values()} == {now}
+    assert other.hyperparameters["old"].amsgrad
     found = other.moments["old"]
     assert found.max_exp_avg_sq is not None
     assert (found.exp_avg / (1 - now[0] ** 4)).tolist() == near((m / (1 - was[0] ** 4)).tolist())
@@ -329,50 +339,54 @@ def test_other_betas_keep_the_debiased_moments() -> None:
     assert float(other.moments["fresh"].exp_avg.abs().max()) == 0
 
 
-# what is left on disk
+# files
 
 
 @pytest.fixture
 def written(case: Case, tmp_path: Path) -> Path:
-    write_findings(tmp_path / "probe", [8, 9], [case.findings] * 2, TOKENS, case.plan, 17)
+    write_probe_results(tmp_path / "probe", [8, 9], [case.result] * 2, TOKENS, case.plan, 17)
     return tmp_path / "probe" / "seed_9"
 
 
-def test_arrays_are_the_findings(case: Case, written: Path) -> None:
-    for k, e in enumerate(case.findings.evaluations):
+def test_arrays_are_the_result(case: Case, written: Path) -> None:
+    for k, e in enumerate(case.result.evaluations):
         name = f"eval_{k:02d}"
-        assert np.array_equal(np.load(written / f"{name}_first_order_matrix.npy"), e.influence)
-        stacked = {eta: np.stack([x.change.rows.numpy() for x in found], 1) for eta, found in e.singles.items()}
+        assert np.array_equal(np.load(written / f"{name}_first_order_matrix.npy"), e.influence_matrix)
+        stacked = {
+            eta: np.stack([x.change.contributions.numpy() for x in found], 1)
+            for eta, found in e.sequence_changes.items()
+        }
         delta = np.load(written / f"{name}_delta_matrix.npy")
         assert np.array_equal(delta, stacked[case.plan.reference_eta or LR])
         assert not any(np.array_equal(delta, x) for eta, x in stacked.items() if eta != (case.plan.reference_eta or LR))
         for eta, x in stacked.items():
             assert np.array_equal(np.load(written / f"{name}_grad_eta" / f"eta_{eta:g}.npy"), x)
-        for flavour in FLAVOURS:
-            for eta, found in e.changes[flavour].items():
-                rows = np.load(written / f"{name}_per_sequence" / flavour / f"eta_{eta:g}.npy")
-                assert np.array_equal(rows, found.change.rows)
+        for direction in DIRECTIONS:
+            for eta, found in e.changes[direction].items():
+                rows = np.load(written / f"{name}_per_sequence" / direction / f"eta_{eta:g}.npy")
+                assert np.array_equal(rows, found.change.contributions)
 
 
-def test_tables_are_the_findings(case: Case, written: Path) -> None:
-    w, f, e = case.world, case.findings, case.findings.evaluations[0]
+def test_tables_are_the_result(case: Case, written: Path) -> None:
+    w, f, e = case.reference, case.result, case.result.evaluations[0]
     assert e.leave_one_out is not None
-    single = [x.change for x in e.singles[f.reference_eta]]
+    single = [x.change for x in e.sequence_changes[f.reference_eta]]
     A = w.advantages()
     i, t = np.nonzero(w.live.mask.numpy())
     wanted: dict[str, dict[str, Any]] = {
         "sequences": {
-            "row": range(12), "prompt_number": w.U.prompt, "prompt": [TOKENS.decode(p) for p in w.U.prompts],
+            "row": range(12), "prompt_number": w.U.prompt_index, "prompt": [TOKENS.decode(p) for p in w.U.prompts],
             "response": [TOKENS.decode(r) for r in w.U.responses], "length": w.U.lengths, "reward": w.U.rewards,
             "advantage": A, "logp": w.live.logp.sum(1), "entropy": w.live.entropy.sum(1),
-            "influence": e.influences[0], "influence_se": e.influences[1], "change": [x.value for x in single],
+            "influence": e.sequence_influences[0], "influence_se": e.sequence_influences[1],
+            "change": [x.value for x in single],
             "change_se": [x.se for x in single], "slope_without": e.leave_one_out[0],
             "slope_without_se": e.leave_one_out[1],
         },
         "tokens": {
             "row": i, "position": t, "token": [x for r in w.U.responses for x in r], "reward": np.array(w.U.rewards)[i],
             "text": [TOKENS.decode([x]) for r in w.U.responses for x in r], "logp": w.live.logp[i, t],
-            "entropy": w.live.entropy[i, t], "advantage": A[i], "influence": f.token_slopes[i, t],
+            "entropy": w.live.entropy[i, t], "advantage": A[i], "influence": f.token_influences[i, t],
             "covariance": f.covariances[i, t],
         },
     }  # fmt: skip
@@ -390,23 +404,23 @@ def test_tables_are_the_findings(case: Case, written: Path) -> None:
                 assert arrays[column].tolist() == near(list(map(float, x))), column
 
 
-def test_the_summary_is_the_findings(case: Case, written: Path) -> None:
-    f, e = case.findings, case.findings.evaluations[0]
+def test_the_summary_is_the_result(case: Case, written: Path) -> None:
+    f, e = case.result, case.result.evaluations[0]
     said = json.loads((written / "summary.json").read_text())
     assert (said["seed"], said["step"], said["plan"]["kind"]) == (9, 17, case.plan.kind)
     assert (said["reference_eta"], said["learning_rate"], said["adamw_step"]) == (f.reference_eta, LR, T)
     first = said["evaluations"][0]
-    assert first["within_rounding"] == [LOST]
-    report = report_of([9], Report([9], {}), [f]).metrics
+    assert first["within_rounding"] == [BELOW_ROUNDING]
+    report = probe_report([9], Report([9], {}), [f]).metrics
     names = {"full": "slope", "momentum": "slope_momentum", "decay": "slope_decay", "grad": "slope_batch"}
     for name, key in names.items():
-        numbers = (*e.slopes[name], e.update_errors[name])
+        numbers = (*e.derivatives[name], e.update_se[name])
         assert tuple(first["slopes"][name].values()) == near(numbers)
         assert (*report[key], *report[f"{key}_se"], *report[f"{key}_update_se"]) == numbers
-    for flavour, by_eta in e.changes.items():
+    for direction, by_eta in e.changes.items():
         for eta, x in by_eta.items():
-            assert first["changes"][flavour][f"{eta:g}"]["value"] == near(x.change.value)
-            suffix = "" if flavour == "full" else f"_{flavour}"
+            assert first["changes"][direction][f"{eta:g}"]["value"] == near(x.change.value)
+            suffix = "" if direction == "full" else f"_{direction}"
             assert report[f"change{suffix}@eta_{eta:g}"] == [x.change.value]
             assert report[f"change{suffix}_se@eta_{eta:g}"] == [x.change.se]
     for name, (value, se) in e.counterfactuals.items():
@@ -421,21 +435,21 @@ def test_the_summary_is_the_findings(case: Case, written: Path) -> None:
     ("kind", "unit"),
     [("token", "a token;"), ("sequence", "a sequence;"), ("surprisal", "a token (surprisal);")],
 )
-def test_the_lines_to_read(case: Case, tmp_path: Path, kind: Kind, unit: str) -> None:
-    f, e = case.findings, case.findings.evaluations[0]
+def test_the_lines_to_read(case: Case, tmp_path: Path, kind: EntropyKind, unit: str) -> None:
+    f, e = case.result, case.result.evaluations[0]
     lines = summary_lines([9], [f], tmp_path, kind)
-    value, se = e.slopes["full"]
+    value, se = e.derivatives["full"]
     assert f"{e.entropy.value:.4g} ± {e.entropy.se:.2g} nats {unit}" in lines[0]
-    assert f"dH/d eta {value:.4g} ± {se:.2g} ± {e.update_errors['full']:.2g} (U)" in lines[0]
+    assert f"dH/d eta {value:.4g} ± {se:.2g} ± {e.update_se['full']:.2g} (U)" in lines[0]
     assert [("within rounding" in line) for line in lines[1:4]] == [False, True, False]
     assert f"linear {0.015 * value:.4g}" in lines[3]
 
 
-def test_questions_are_told_apart() -> None:
-    """What all of them end in says nothing; a long one keeps its end."""
+def test_the_common_suffix_of_prompts_is_stripped() -> None:
+    """Words that all of them end in are left out; of a long one the end is kept."""
     asked = ["user: how many eggs? assistant", "user: how many hens? assistant", "user: how many? assistant"]
-    assert told_apart(asked) == ["user: how many eggs?", "user: how many hens?", "user: how many?"]
-    assert told_apart(asked, 10) == ["…any eggs?", "…any hens?", "…how many?"]
-    assert told_apart(["3+4=", "5+6="]) == ["3+4=", "5+6="]
-    assert told_apart(["a b", "a b"]) == ["a b"] * 2
-    assert told_apart(["a b", "c a b"]) == ["", "c"]
+    assert strip_common_suffix(asked) == ["user: how many eggs?", "user: how many hens?", "user: how many?"]
+    assert strip_common_suffix(asked, 10) == ["…any eggs?", "…any hens?", "…how many?"]
+    assert strip_common_suffix(["3+4=", "5+6="]) == ["3+4=", "5+6="]
+    assert strip_common_suffix(["a b", "a b"]) == ["a b"] * 2
+    assert strip_common_suffix(["a b", "c a b"]) == ["", "c"]

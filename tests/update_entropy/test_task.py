@@ -8,17 +8,17 @@ import torch
 
 from lightning_toys.errors import ToyError
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
-from lightning_toys.update_entropy.task import Addition, Characters, Problem
+from lightning_toys.update_entropy.task import Addition, CharacterTokenizer, Problem
 
 
 def test_the_specified_example() -> None:
     task = Addition()
     problem = task.problem(37, 45)
     assert problem == Problem("37+45=", "082")
-    assert task.worked(problem) == "7+5=12,3+4+1=08;082"
-    tokens = Characters(task.symbols)
-    assert tokens.size == 17
-    assert tokens.decode([1, *tokens.encode("7+5=12;"), tokens.end]) == "7+5=12;"
+    assert task.worked_solution(problem) == "7+5=12,3+4+1=08;082"
+    tokens = CharacterTokenizer(task.symbols)
+    assert tokens.vocab_size == 17
+    assert tokens.decode([1, *tokens.encode("7+5=12;"), tokens.eos_token_id]) == "7+5=12;"
 
 
 @pytest.mark.parametrize("digits", [1, 2, 3, 5])
@@ -28,7 +28,7 @@ def test_right_solutions_earn_the_reward(digits: int) -> None:
         a, b = (int(x) for x in problem.prompt.rstrip("=").split("+"))
         assert int(problem.answer) == a + b
         solution = task.solution(problem, g)
-        assert len(solution) + 1 == task.longest
+        assert len(solution) + 1 == task.max_solution_length
         assert task.reward(problem, solution) == 1
         assert task.reward(problem, solution[:-1]) == 0
         assert task.reward(problem, solution + "0") == 0
@@ -38,13 +38,13 @@ def test_slips_are_as_many_as_asked_for_and_follow_through() -> None:
     task, g = Addition(2, slips=0.2), np.random.default_rng(1)
     problems = task.problems(g, 5000)
     solutions = [task.solution(p, g) for p in problems]
-    wrong = [s for p, s in zip(problems, solutions, strict=True) if s != task.worked(p)]
+    wrong = [s for p, s in zip(problems, solutions, strict=True) if s != task.worked_solution(p)]
     assert len(wrong) / 5000 == pytest.approx(0.2, abs=0.02)
-    assert {len(s) for s in solutions} == {task.longest - 1}
+    assert {len(s) for s in solutions} == {task.max_solution_length - 1}
     problem = task.problem(37, 45)
-    assert task.worked(problem, 0, "sum", 1) == "7+5=13,3+4+1=08;083"
-    assert task.worked(problem, 1, "carry") == "7+5=12,3+4+0=07;072"  # the carry forgotten
-    assert task.worked(problem, 1, "sum", -1) == "7+5=12,3+4+1=07;072"
+    assert task.worked_solution(problem, 0, "sum", 1) == "7+5=13,3+4+1=08;083"
+    assert task.worked_solution(problem, 1, "carry") == "7+5=12,3+4+0=07;072"  # the carry forgotten
+    assert task.worked_solution(problem, 1, "sum", -1) == "7+5=12,3+4+1=07;072"
     for s in solutions:
         lines, _, result = s.partition(";")
         assert result[1:] == "".join(line[-1] for line in reversed(lines.split(",")))

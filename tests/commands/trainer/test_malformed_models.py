@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_toys.update_entropy.checkpoints import load_adapter, load_backbone, load_tokens
+from lightning_toys.update_entropy.checkpoints import load_adapter, load_backbone, load_tokenizer
 from lightning_toys.update_entropy.model_files import GGUFHeader
 from tests.malformed import CORPUS, Refusal, Trap
 from tests.malformed_models import (
@@ -106,7 +106,7 @@ def test_code_beside_a_model_is_not_run(known: bool, models: Path, tmp_path: Pat
         load_backbone(folder)
     else:
         refused(lambda: load_backbone(folder), "--model.backbone: ", str(folder))
-    assert load_tokens(folder).size  # of the file that is no code
+    assert load_tokenizer(folder).vocab_size  # of the file that is no code
     assert not canary.exists()
 
 
@@ -141,9 +141,9 @@ def test_a_tokenizer_that_is_none(name: str, models: Path, tmp_path: Path) -> No
     folder = copied(models / "model", tmp_path / "m")
     TOKENIZERS[name](folder)
     if name == "class_unknown":  # tokenizer.json says all that is wanted
-        assert load_tokens(folder).size
+        assert load_tokenizer(folder).vocab_size
         return
-    refused(lambda: load_tokens(folder), "--model.backbone: ", str(folder), "tokenizer")
+    refused(lambda: load_tokenizer(folder), "--model.backbone: ", str(folder), "tokenizer")
 
 
 # --- GGUF
@@ -192,7 +192,7 @@ GGUFS = {
 def test_a_gguf_file_that_is_none(name: str, tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(GGUFS[name])
-    for act in (load_backbone, load_tokens):
+    for act in (load_backbone, load_tokenizer):
         refused(lambda act=act: act(file), "--model.backbone: ", "m.gguf")  # type: ignore[misc]
 
 

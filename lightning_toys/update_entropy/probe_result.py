@@ -1,0 +1,85 @@
+"""The result of a probe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lightning_toys.update_entropy.attribution import Update
+from lightning_toys.update_entropy.estimators import Estimate, ImportanceEstimate, Scores
+from lightning_toys.update_entropy.sequences import Sequences
+
+
+@dataclass
+class EvaluationResult:
+    """What is estimated on one evaluation batch E. Entropies are in nats, derivatives in nats per unit of eta.
+
+    Attributes:
+        sequences: E.
+        scores: of E at the policy itself.
+        entropy: H.
+        derivatives: dH/d eta along ``full``, ``momentum``, ``decay``, ``grad``: value and standard error.
+        influence_matrix: contribution of each evaluation sequence to each update sequence's dH/d eta (N_E, N_U).
+        sequence_influences: dH/d eta of each update sequence (N_U,), and standard errors.
+        curvature: second derivative along the step.
+        changes: by direction (:data:`~lightning_toys.update_entropy.probe.DIRECTIONS`) and step size, the measured
+            change.
+        sequence_changes: by step size, the measured change along each update sequence's direction.
+        other_estimator: by step size, the change along the whole step by the estimator that the plan did not ask for.
+        within_rounding: step sizes at which the change of l_k is within rounding.
+        counterfactuals: by name, dH/d eta of another step, and its standard error.
+        leave_one_out: dH/d eta without each update sequence (N_U,), and standard errors.
+        update_se: standard errors of ``derivatives`` that come from sampling U, beside those that come from E.
+    """
+
+    sequences: Sequences
+    scores: Scores
+    entropy: Estimate
+    derivatives: dict[str, tuple[float, float]]
+    influence_matrix: Tensor
+    sequence_influences: tuple[Tensor, Tensor]
+    curvature: Estimate | None = None
+    changes: dict[str, dict[float, ImportanceEstimate]] = field(default_factory=dict)
+    sequence_changes: dict[float, list[ImportanceEstimate]] = field(default_factory=dict)
+    other_estimator: dict[float, ImportanceEstimate] = field(default_factory=dict)
+    within_rounding: list[float] = field(default_factory=list)
+    counterfactuals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    leave_one_out: tuple[Tensor, Tensor] | None = None
+    update_se: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def linear_until(self) -> float | None:
+        """eta*, the step size at which the second-order term is a tenth of the first-order term."""
+        if self.curvature is None or self.curvature.value == 0:
+            return None
+        return 0.2 * abs(self.derivatives["full"][0] / self.curvature.value)
+
+
+@dataclass
+class ProbeResult:
+    """The result of probing one policy's next step.
+
+    Attributes:
+        update: the batch U and the step.
+        batch_scores: of U at the policy itself.
+        residual: |v - momentum - decay - sum_i v_i| / |v|.
+        norms: Euclidean norm of each direction, by name.
+        token_influences: influence of each update token on the entropy (N_U, T), by the first evaluation batch.
+        covariances: (l - mean l)(A - mean A) of each update token (N_U, T).
+        evaluations: one for each evaluation batch.
+        reference_eta: step size of the matrix of E against U.
+        attempts: times that U was sampled.
+        seconds: wall time, by part of the probe.
+    """
+
+    update: Update
+    batch_scores: Scores
+    residual: float
+    norms: dict[str, float]
+    token_influences: Tensor
+    covariances: Tensor
+    evaluations: list[EvaluationResult]
+    reference_eta: float
+    attempts: int
+    seconds: dict[str, float]
