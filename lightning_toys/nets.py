@@ -383,42 +383,6 @@ class TokenTransformer(ConditionalNet):
         return out
 
 
-def with_replicas(x: Tensor, replicas: int, features: int, name: str) -> Tensor:
-    """Return x, (M, d) or (R, M, d), as (R, M, d): an input without a replica axis is the same for every replica.
-
-    Args:
-        x: the input.
-        replicas: R.
-        features: d.
-        name: of the input, for the error.
-
-    Raises:
-        ToyError: x has another shape.
-
-    Example:
-        >>> with_replicas(torch.zeros(5, 2), replicas=3, features=2, name="state").shape
-        torch.Size([3, 5, 2])
-    """
-    fits = x.dim() in (2, 3) and x.shape[-1] == features and x.shape[:-2] in ((), (replicas,))
-    wanted = f"(M, {features}) or ({replicas}, M, {features})"
-    require(fits, f"{name}: a tensor of shape {tuple(x.shape)} is not allowed; give {wanted}, {replicas} replicas")
-    return x.expand(replicas, *x.shape[-2:])
-
-
-def require_net(module: nn.Module) -> None:
-    """Refuse a module of an experiment whose network is not built yet.
-
-    Raises:
-        ToyError: as said; it tells how the network is built.
-    """
-    name = type(module).__name__
-    require(
-        hasattr(module, "net"),
-        f"{name} has no network yet: train it, or read it by {name}.load_from_checkpoint(path), or for initial weights "
-        "set module.sizes = module.measure(data) and call module.configure_model()",
-    )
-
-
 def count_parameters(net: nn.Module) -> int:
     """Count the parameters of one replica."""
     return sum(p[0].numel() for p in net.parameters())

@@ -19,8 +19,9 @@ from lightning_toys.flow_vs_regression.data import InterpolationData
 from lightning_toys.flow_vs_regression.metrics import compute_metrics
 from lightning_toys.flow_vs_regression.objectives import Mode, Readout, X0Distribution, make_objective
 from lightning_toys.flows import Solver, check_nfe
-from lightning_toys.nets import ConditionalNet, Network, require_net, with_replicas
+from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
+from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
@@ -264,9 +265,9 @@ class FlowVsRegression(ToyModule):
         self, c: Tensor, draws: int, x0: X0Distribution | None = None, readout: Readout | None = None
     ) -> Tensor:
         """Return the predictions (R, K, M, D) of :meth:`predict`, with gradients."""
-        require_net(self)
+        require_built(self)
         require(draws >= 1, f"draws: {draws} is not allowed; give an integer >= 1")
-        c = with_replicas(c, len(self.seeds), 1, "c")
+        c = with_replica_axis(c, len(self.seeds), (1,), "c")
         start = self.sample_x0(x0 or self.evaluation.x0, draws, c.shape[1], self.sizes["dim"])
         return self.predictions(self.evaluation_net, readout or self.configured_readout, c, start)
 

@@ -19,8 +19,9 @@ from lightning_toys.generative_policy.actors import Actor, FlowActor, GaussianAc
 from lightning_toys.generative_policy.bandit import sample_softmax, turns_to_states
 from lightning_toys.generative_policy.bandit_data import BanditData
 from lightning_toys.generative_policy.meanflow import TimeDistribution
-from lightning_toys.nets import ConditionalNet, Network, require_net, with_replicas
+from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
+from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
@@ -287,10 +288,10 @@ class BanditPolicy(ToyModule):
         Raises:
             ToyError: there is no network yet, or the states have another shape.
         """
-        require_net(self)
+        require_built(self)
         require(index >= 0, f"index: {index} is not allowed; give an integer >= 0")
         like = next(self.net.parameters())
-        state = with_replicas(state, len(self.seeds), 2, "state").to(like)
+        state = with_replica_axis(state, len(self.seeds), (2,), "state").to(like)
         e, xi = (self.evaluation_noise(k, state.shape[1], index).to(like) for k in ("e", "xi"))
         return self.actor.act(state, e, xi)
 

@@ -20,8 +20,8 @@ from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.flow_ode import flow_sample
 from lightning_toys.generative_policy.metrics import compute_metrics
 from lightning_toys.generative_policy.mixture import Mixture
-from lightning_toys.nets import require_net, with_replicas
 from lightning_toys.training.configuration import require_data
+from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import keyed_generator
 from lightning_toys.training.results import Report
@@ -168,14 +168,14 @@ class GenerativePolicy(ToyModule):
         Raises:
             ToyError: there is no network yet, a shape does not fit, or there is no such readout.
         """
-        require_net(self)
+        require_built(self)
         readout = self.main_readout if readout is None else readout
         known = re.fullmatch(self.readout_pattern, readout) is not None
         example = ", ".join(self.readouts(self.evaluation.nfe, True))
         require(known, f"readout: {readout!r} is not allowed; give one such as {example}")
         like, R = next(self.net.parameters()), len(self.seeds)
-        e = with_replicas(e, R, 2, "e").to(like)
-        xi = with_replicas(self.evaluation_noise("xi", e.shape[1]) if xi is None else xi, R, 2, "xi").to(like)
+        e = with_replica_axis(e, R, (2,), "e").to(like)
+        xi = with_replica_axis(self.evaluation_noise("xi", e.shape[1]) if xi is None else xi, R, (2,), "xi").to(like)
         require(xi.shape == e.shape, f"xi: {xi.shape[1]} rows are not allowed; give {e.shape[1]}, as many as of e")
         rows = zip(torch.split(e, CHUNK_ROWS, dim=1), torch.split(xi, CHUNK_ROWS, dim=1), strict=True)
         return torch.cat([self.actions(readout, a, b) for a, b in rows], dim=1)

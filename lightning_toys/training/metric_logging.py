@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
@@ -62,7 +63,9 @@ class ReplicaLogging(ReplicaParallel):
         have it from :meth:`write_scalars`, with its interval.
         """
         returned = self.run_path is None and self.trainer.state.fn in ("validate", "test")
-        self.log_dict(means, logger=returned, batch_size=1, sync_dist=self.trainer.world_size > 1)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*but have no logger configured")  # they are returned all the same
+            self.log_dict(means, logger=returned, batch_size=1, sync_dist=self.trainer.world_size > 1)
 
     @property
     def weights_step(self) -> int:

@@ -111,6 +111,8 @@ class ToyModule(ReplicaOptimization):
         """
         trainer: Any = self.trainer
         check_running_trainer(trainer, self.precisions)
+        if trainer.precision != "64-true" and any(p.dtype == torch.float64 for p in self.parameters()):
+            self.float()  # loaded in double precision, and now run in single
         self.log_path = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is agreed upon by all processes
 
     def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -231,6 +233,9 @@ class ToyModule(ReplicaOptimization):
         if not hasattr(self, "net"):
             self.sizes = dict(checkpoint["toy"]["sizes"])
             self.configure_model()
+        if self._trainer is None:  # load_from_checkpoint, which would round double weights to the module's
+            kinds = {v.dtype for k, v in checkpoint["state_dict"].items() if k.startswith("net.")}
+            self.to(torch.float64 if torch.float64 in kinds else self.dtype)
         if self.shares_replicas:
             checkpoint.update(with_states(checkpoint, self.replica_names, lambda x: x[self.local_replicas].clone()))
 

@@ -6,6 +6,7 @@ The Trainer counts batches, and a batch of ours holds many steps.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -31,13 +32,14 @@ def validation_interval(trainer: Trainer) -> int:
     Raises:
         ToyError: it is neither.
     """
-    every = trainer.val_check_interval
+    every: Any = getattr(trainer, "val_check_interval", None)  # a time is kept under another name
     is_steps = isinstance(every, int) and not isinstance(every, bool) and every >= 1
     is_share = isinstance(every, float) and 0 < every <= 1
+    given = "a time" if every is None else repr(every)
     require(
         is_steps or is_share,
-        f"val_check_interval: {every!r} is not allowed; give optimiser steps, an integer >= 1 (or a share of the run, "
-        "a float in (0, 1])",
+        f"val_check_interval: {given} is not allowed; give optimiser steps, an integer >= 1 (or a share of the run, a "
+        "float in (0, 1])",
     )
     if is_steps:
         return int(every)

@@ -149,7 +149,7 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     for predict in (module, module.predict):
         with pytest.raises(ToyError) as error:
             predict(torch.zeros(shape))
-        said = f"c: a tensor of shape {shape} is not allowed; give (M, 1) or (3, M, 1), 3 replicas"
+        said = f"c: shape {shape} is not allowed; give (M, 1) or (3, M, 1)"
         assert str(error.value) == said
 
 
@@ -159,6 +159,6 @@ def test_no_draws_and_no_network_are_refused() -> None:
     module = FlowVsRegression()
     for predict in (module, module.predict):
         with pytest.raises(
-            ToyError, match=r"^FlowVsRegression has no network yet: .* call module.configure_model\(\)$"
+            ToyError, match=r"^FlowVsRegression has no networks yet: .* call module.configure_model\(\)$"
         ):
             predict(grid())

@@ -108,7 +108,7 @@ def test_the_clock_by_itself() -> None:
     assert not crossed(4, 7, 4)
     assert validation_interval(trainer(val_check_interval=7)) == 7
     assert validation_interval(trainer(val_check_interval=1.0)) == 0
-    with pytest.raises(ToyError, match="val_check_interval: '00:00:10:00' is not allowed"):
+    with pytest.raises(ToyError, match="val_check_interval: a time is not allowed"):
         trainer(val_check_interval="00:00:10:00").fit(flow(), data())
 
 
@@ -128,7 +128,7 @@ def test_a_monitor_that_is_not_measured_is_refused() -> None:
 
 def test_resume_is_bitwise(bitwise: Callable[..., None]) -> None:
     for name, steps, start in (("whole", 120, None), ("cut", 70, None), ("resumed", 120, "cut.ckpt")):
-        t = trainer(max_steps=steps)
+        t = trainer(max_steps=steps, enable_checkpointing=False)
         t.fit(flow(ema_decay=0.9), data(), ckpt_path=start, weights_only=True)
         t.save_checkpoint(f"{name}.ckpt")
     a, b = (torch.load(f"{n}.ckpt", weights_only=True) for n in ("whole", "resumed"))
@@ -178,10 +178,10 @@ def test_files_go_to_the_trainers_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"precision": "bf16-true", "only": ("32-true",)}, "--trainer.precision: 'bf16-true' is not allowed here; give one of"),
+        ({"precision": "bf16-true", "only": ("32-true",)}, "--trainer.precision: 'bf16-true' is not allowed here"),
         ({"limit_train_batches": 3}, "--trainer.overfit_batches, --trainer.limit_train_batches: not allowed"),
         ({"overfit_batches": 1}, "--trainer.overfit_batches, --trainer.limit_train_batches: not allowed"),
-        ({"callbacks": [LearningRateMonitor()], "logger": True}, "LearningRateMonitor is not allowed, it would look once"),
+        ({"callbacks": [LearningRateMonitor()], "logger": True}, "LearningRateMonitor is not allowed, it would"),
     ],
 )  # fmt: skip
 def test_a_trainer_that_would_do_something_else_is_refused(settings: dict[str, Any], says: str) -> None:
@@ -193,11 +193,12 @@ def test_a_trainer_that_would_do_something_else_is_refused(settings: dict[str, A
     assert str(refused.value).startswith(says) or says in str(refused.value)
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 def test_a_bare_loader_is_refused() -> None:
     with pytest.raises(
         ToyError, match=r"a data module is missing \(a DataLoader alone is none\); give InterpolationData"
     ):
-        trainer(max_steps=3).fit(flow(), DataLoader(torch.zeros(8, 1)))
+        trainer(max_steps=3, limit_val_batches=0).fit(flow(), DataLoader(torch.zeros(8, 1)))
     with pytest.raises(ToyError, match="--data: MixtureData is not allowed; give InterpolationData"):
         trainer(max_steps=3).fit(flow(), MixtureData())
 

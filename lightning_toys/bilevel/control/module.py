@@ -28,11 +28,11 @@ from lightning_toys.bilevel.control.episodes import RandomPolicy, render_episode
 from lightning_toys.bilevel.control.gradient_check import cosine_similarity, directional_differences, to_double
 from lightning_toys.bilevel.control.learner import AgentNetworks, Learner, Solver
 from lightning_toys.bilevel.control.replay import ReplayBuffer
-from lightning_toys.bilevel.inference import require_built, use_stored_precision, with_replica_axis
 from lightning_toys.bilevel.vectors import Tensors, flatten
 from lightning_toys.errors import note, require
 from lightning_toys.training.checkpoint_format import Like, unlike
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
+from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import NoiseStream, uniform
@@ -370,8 +370,6 @@ class BilevelControl(ToyModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`ToyModule.on_load_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
-        if self._trainer is None:
-            use_stored_precision(self, checkpoint, "net.q.w0")
         self.stored_environments = checkpoint["toy"].get("environments")
         self.returns = checkpoint["toy"].get("returns", self.returns)
 

@@ -12,7 +12,6 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_toys.bilevel.inference import require_built, use_stored_precision, with_replica_axis
 from lightning_toys.bilevel.regression import figures
 from lightning_toys.bilevel.regression.data import DriftStream
 from lightning_toys.bilevel.regression.hypergradients import (
@@ -41,6 +40,7 @@ from lightning_toys.bilevel.regression.stream import Stream
 from lightning_toys.errors import require
 from lightning_toys.training.checkpoint_format import Like, unlike
 from lightning_toys.training.configuration import require_data, unused_flags
+from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.results import Report
@@ -346,8 +346,6 @@ class WindowRegression(ToyModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`ToyModule.on_load_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
-        if self._trainer is None:
-            use_stored_precision(self, checkpoint, "net.theta")
         self.records = dict(checkpoint["toy"]["records"])
 
     def extras_mismatch(self, toy: dict[str, Any], step: int, resumes: bool) -> str:

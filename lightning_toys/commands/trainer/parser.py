@@ -46,9 +46,7 @@ def option_names(parser: LightningArgumentParser) -> set[str]:
             names |= {s for inner in verb._actions for s in inner.option_strings if s.startswith("--")}
     for prefix, base in (("--model", ToyModule), ("--data", ToyDataModule)):
         for cls in all_subclasses(base):
-            # `ask` is where an experiment's __init__ passes its keyword arguments on to
-            signatures = [inspect.signature(f) for f in (cls, getattr(cls, "ask", None)) if f is not None]
-            for name, parameter in [item for s in signatures for item in s.parameters.items()]:
+            for name, parameter in inspect.signature(cls).parameters.items():
                 if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name == "self":
                     continue
                 names.add(f"{prefix}.{name}")

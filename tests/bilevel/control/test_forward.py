@@ -153,5 +153,5 @@ def test_other_actions_are_refused_in_one_line(actions: Tensor, message: str) ->
 def test_an_agent_that_is_not_built_says_what_to_do() -> None:
     agent = BilevelControl(seeds=[0])
     for call in (agent, agent.act, lambda x: agent.predict_next(x, torch.zeros(3, dtype=torch.int64))):
-        with pytest.raises(ToyError, match=r"^BilevelControl has no networks yet; give .*load_from_checkpoint.*$"):
+        with pytest.raises(ToyError, match=r"^BilevelControl has no networks yet: .*load_from_checkpoint.*$"):
             call(torch.zeros(3, 4))

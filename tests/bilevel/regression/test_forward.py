@@ -88,5 +88,5 @@ def test_other_shapes_are_refused_in_one_line(shape: tuple[int, ...]) -> None:
 
 
 def test_a_module_that_is_not_built_says_what_to_do() -> None:
-    with pytest.raises(ToyError, match=r"^WindowRegression has no networks yet; give .*load_from_checkpoint.*$"):
+    with pytest.raises(ToyError, match=r"^WindowRegression has no networks yet: .*load_from_checkpoint.*$"):
         WindowRegression(seeds=SEEDS)(torch.zeros(4, 5))

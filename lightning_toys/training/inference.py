@@ -1,8 +1,6 @@
-"""Calling a module outside a Trainer: inputs with or without a replica axis, and weights in their own precision."""
+"""Calling a module outside of a Trainer: inputs with or without a replica axis."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +13,8 @@ def require_built(module: nn.Module) -> None:
     name = type(module).__name__
     require(
         hasattr(module, "net"),
-        f"{name} has no networks yet; give {name}.load_from_checkpoint(path), fit it, or call "
-        "module.sizes = module.measure(data) and module.configure_model()",
+        f"{name} has no networks yet: train it, or read it by {name}.load_from_checkpoint(path), or for initial "
+        "weights set module.sizes = module.measure(data) and call module.configure_model()",
     )
 
 
@@ -44,14 +42,3 @@ def with_replica_axis(x: Tensor, replicas: int, sizes: tuple[int, ...], name: st
         f"{name}: shape {tuple(x.shape)} is not allowed; give (M{tail or ','}) or ({replicas}, M{tail})",
     )
     return x.expand(replicas, *x.shape) if shared else x
-
-
-def use_stored_precision(module: nn.Module, checkpoint: dict[str, Any], weight: str) -> None:
-    """Cast a module to the precision of a checkpoint's ``weight``: loading alone would round doubles to the module's.
-
-    Args:
-        module: built.
-        checkpoint: as Lightning saves it.
-        weight: name in its state dict.
-    """
-    module.to(checkpoint["state_dict"][weight].dtype)
