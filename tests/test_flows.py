@@ -1,4 +1,3 @@
-import doctest
 import math
 from collections.abc import Callable
 
@@ -7,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_toys import flows
 from lightning_toys.errors import ToyError
 from lightning_toys.flows import EVALUATIONS_PER_STEP, Solver, check_nfe, integrate, interpolate, straight_step
 
@@ -135,9 +133,3 @@ def test_straight_step_solves_its_equation() -> None:
     x, f = torch.tensor([1.0, -2.0]).double(), torch.tensor([3.0, 5.0]).double()
     out = integrate(lambda u, y: 0.5 * (f - y) / (1 - 0.5 * u), x, "rk4", 400)
     torch.testing.assert_close(straight_step(x, f, 0.0, 0.5), out, rtol=0, atol=1e-10)
-
-
-def test_examples() -> None:
-    failed, attempted = doctest.testmod(flows)
-    assert attempted > 0
-    assert failed == 0

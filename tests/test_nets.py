@@ -1,4 +1,3 @@
-import doctest
 import math
 from collections.abc import Callable
 
@@ -7,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_toys import nets
 from lightning_toys.errors import ToyError
 from lightning_toys.nets import (
     AttentionBlock,
@@ -319,9 +317,3 @@ def test_building_is_repeatable_and_touches_no_global_state() -> None:
 def test_bad_values_name_the_flag(values: dict[str, int], flag: str) -> None:
     with pytest.raises(ToyError, match=rf"--model\.network\.{flag}\b"):
         Network(**values)  # type: ignore[arg-type]
-
-
-def test_examples() -> None:
-    failed, attempted = doctest.testmod(nets)
-    assert attempted > 0
-    assert failed == 0

@@ -1,11 +1,9 @@
-import doctest
 import math
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from lightning_toys import stats
 from lightning_toys.stats import holm, mean_ci, paired_difference
 from lightning_toys.training.noise import keyed_generator
 
@@ -119,9 +117,3 @@ def test_holm_keeps_the_familywise_error() -> None:
     five_se = 5 * math.sqrt(0.05 * 0.95 / 2000)
     assert np.mean([holm(p).min() < 0.05 for p in families]) < 0.05 + five_se
     assert np.mean(families.min(1) < 0.05) > 0.05 + five_se
-
-
-def test_examples() -> None:
-    failed, attempted = doctest.testmod(stats)
-    assert attempted > 0
-    assert failed == 0
