@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,38 @@ class FigureWriter(Reporter):
                 show(logger, f"{stage}/{name}", figure, step)
 
 
+def write_hparams(
+    logger: TensorBoardLogger, hparams: Mapping[str, Any], metrics: Mapping[str, float], name: str, step: int
+) -> None:
+    """Write a run's row of TensorBoard's page of hyper-parameters.
+
+    Lightning's and torch's own writer also declares an "experiment", of which TensorBoard believes the first that it
+    finds for all runs of the folder: then runs of another experiment have no columns, and no setting is known to
+    differ. Without it TensorBoard collects the settings of all runs, and shows first those that differ.
+
+    Args:
+        logger: the run's.
+        hparams: settings by name.
+        metrics: values by name, which become scalars.
+        name: of the row.
+        step: optimiser step.
+    """
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from torch.utils.tensorboard.summary import hparams as session
+
+    logger.log_metrics(dict(metrics), step)
+    plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in hparams.items()}
+    _, start, end = session(plain, dict(metrics))  # type: ignore[no-untyped-call]
+    held = start.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(held.content)
+    content.session_start_info.group_name = name
+    held.content = content.SerializeToString()
+    writer: Any = logger.experiment._get_file_writer()
+    for summary in (start, end):
+        writer.add_summary(summary, step)
+    logger.experiment.flush()
+
+
 class ResultsWriter(Reporter):
     """Writes results.json after `fit` and `test`, validation.json after `validate`, and loggers' hyper-parameters.
 
@@ -136,6 +169,10 @@ class ResultsWriter(Reporter):
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger | MetricsCSV):
                 logger.log_hyperparams(self.hparams)
+
+    def session_name(self, module: ToyModule) -> str:
+        """Return the name of TensorBoard's row of hyper-parameters: what tells runs apart comes first."""
+        return f"{module.label} ({self.run.variant}/{self.run.name}, {self.run.experiment})"
 
     def report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write results.json, and the HParams row once a verb."""
@@ -167,5 +204,4 @@ class ResultsWriter(Reporter):
         scores = {f"{stage}/{k}": sum(v) / len(v) for k, v in report.metrics.items() if is_main(k)}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and stage == "fit":
-                logger.log_hyperparams(self.hparams, scores, step=step)
-                logger.experiment.flush()
+                write_hparams(logger, self.hparams, scores, self.session_name(pl_module), step)

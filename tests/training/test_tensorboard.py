@@ -250,4 +250,12 @@ def test_pages_of_a_real_run(runner: Runner, browser: Browser, tmp_path: Path) -
         browser.screenshot(shots / "tensorboard_hparams.png")
         table = call(f"{base}/data/plugin/hparams/experiment", {"experimentName": ""})
         assert {"model.mode", "model.lr", "data.num_train"} <= {h["name"] for h in table["hparamInfos"]}
+        # what differs comes first, and the rows' names begin with what tells them apart
+        assert [h["name"] for h in table["hparamInfos"] if h["differs"]] == ["model.evaluation.nfe", "model.mode"]
+        assert [h["name"] for h in table["hparamInfos"][:2]] == ["model.evaluation.nfe", "model.mode"]
+        asked = {"experimentName": "", "allowedStatuses": ["STATUS_SUCCESS"], "colParams": [], "sliceSize": 9}
+        rows = call(f"{base}/data/plugin/hparams/session_groups", asked)["sessionGroups"]
+        assert {r["name"] for r in rows} == {
+            f"{mode} concat ({mode}/version_0, flow_vs_regression)" for mode in ("regression", "flow")
+        }
         assert {"fit/l1", "fit/l2"} <= {m["name"]["tag"] for m in table["metricInfos"]}
