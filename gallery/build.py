@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `python gallery/build.py` puts gallery/ there
 
-from gallery import check, manifest, marks
+from gallery import check, manifest, placeholders
 from gallery.recipe import Entry, Folders, Recipe, Run
 from gallery.recipes import RECIPES
 from gallery.running import REPO, finished, git_state, perform, read_stamp
@@ -147,7 +147,7 @@ def fill_docs(found: dict[str, Any]) -> None:
     tables = {name: entry["text"] for name, entry in found["tables"].items()}
     numbers = {name: entry["value"] for name, entry in found["numbers"].items()}
     for page, text in check.read_docs(REPO).pages.items():
-        (REPO / page).write_text(marks.fill(text, tables, numbers))
+        (REPO / page).write_text(placeholders.fill(text, tables, numbers))
 
 
 def adopt() -> int:
@@ -156,8 +156,8 @@ def adopt() -> int:
     pages = {str(p): p.read_text() for p in (REPO / "README.md", *sorted((REPO / "docs").glob("*.md")))}
     texts = {
         "figures": {p.stem: {"sha256": check.sha256(p)} for p in IMAGES.glob("*.png")},
-        "tables": {name: {"text": t} for _, name, t in marks.each_page(pages, marks.blocks)},
-        "numbers": {name: {"value": t} for _, name, t in marks.each_page(pages, marks.spans)},
+        "tables": {name: {"text": t} for _, name, t in placeholders.each_page(pages, placeholders.blocks)},
+        "numbers": {name: {"value": t} for _, name, t in placeholders.each_page(pages, placeholders.spans)},
     }
     for recipe in RECIPES:
         for kind in manifest.KINDS:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from gallery import marks
+from gallery import placeholders
 from gallery.recipe import Recipe
 
 SCREENSHOTS = tuple(  # by `make screenshots`
@@ -52,15 +52,15 @@ def read_docs(repo: Path) -> Docs:
 
 def problems(docs: Docs, recipes: Sequence[Recipe]) -> list[str]:
     """Return one line for each thing that is wrong."""
-    out = [f"{page}: {why}" for page, text in docs.pages.items() for why in marks.broken(text)]
+    out = [f"{page}: {why}" for page, text in docs.pages.items() for why in placeholders.broken(text)]
     return out + wrong_texts(docs) + wrong_pictures(docs) + wrong_entries(docs, recipes) + wrong_prose(docs)
 
 
 def wrong_texts(docs: Docs) -> list[str]:
     """Blocks and marked numbers that are not the manifest's, byte for byte."""
     out = []
-    for kind, find, what in (("tables", marks.blocks, "text"), ("numbers", marks.spans, "value")):
-        for page, name, text in marks.each_page(docs.pages, find):
+    for kind, find, what in (("tables", placeholders.blocks, "text"), ("numbers", placeholders.spans, "value")):
+        for page, name, text in placeholders.each_page(docs.pages, find):
             entry = docs.manifest[kind].get(name)
             if entry is None:
                 out.append(f"{page}: {name} is not among the {kind} of docs/gallery.json")
@@ -82,7 +82,7 @@ def wrong_pictures(docs: Docs) -> list[str]:
     out = []
     listed = docs.manifest["figures"]
     for page, text in docs.pages.items():
-        out += [f"{page}: docs/images/{n}.png is not there" for n in marks.images(text) if n not in docs.pictures]
+        out += [f"{page}: docs/images/{n}.png is not there" for n in placeholders.images(text) if n not in docs.pictures]
     for name, digest in docs.pictures.items():
         if name in SCREENSHOTS:
             continue
@@ -97,9 +97,9 @@ def wrong_entries(docs: Docs, recipes: Sequence[Recipe]) -> list[str]:
     """Entries that no page uses, that no recipe makes or that are made and not listed."""
     out = []
     used: dict[str, set[str]] = {
-        "figures": {n for text in docs.pages.values() for n in marks.images(text)},
-        "tables": {name for _, name, _ in marks.each_page(docs.pages, marks.blocks)},
-        "numbers": {name for _, name, _ in marks.each_page(docs.pages, marks.spans)},
+        "figures": {n for text in docs.pages.values() for n in placeholders.images(text)},
+        "tables": {name for _, name, _ in placeholders.each_page(docs.pages, placeholders.blocks)},
+        "numbers": {name for _, name, _ in placeholders.each_page(docs.pages, placeholders.spans)},
     }
     runs: set[str] = set()
     for kind in KINDS:
@@ -139,9 +139,9 @@ def wrong_prose(docs: Docs) -> list[str]:
             while at >= 0:
                 free.append((at, at + len(item["text"])))
                 at = text.find(item["text"], at + 1)
-        for start, end, number in marks.unmarked(text):
+        for start, end, number in placeholders.unmarked(text):
             if not any(a <= start and end <= b for a, b in free):
-                where = f"{page}:{marks.line_of(text, start)}"
+                where = f"{page}:{placeholders.line_of(text, start)}"
                 out.append(f"{where}: {number!r} is neither marked nor in gallery/allowed.yaml with a reason")
     out += [f"gallery/allowed.yaml: no page {page}" for page in docs.allowed if page not in docs.pages]
     return out

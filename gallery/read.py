@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gallery.recipe import Entry, Folders
-from lightning_toys.stats import PairedDifference, holm, mean_ci, paired_difference, written
+from lightning_toys.stats import PairedDifference, format_estimate, holm, mean_ci, paired_difference
 
 Content = dict[str, Any]
 Make = Callable[[Folders], str]
@@ -52,7 +52,7 @@ def short(text: str) -> str:
 
 def spread(found: Sequence[float]) -> str:
     """Write mean ± half of the 95 % interval, as prose does."""
-    return short(written(mean_ci(found)))
+    return short(format_estimate(mean_ci(found)))
 
 
 def spread_to(found: Sequence[float], digits: int) -> str:
@@ -80,7 +80,7 @@ def adjusted(differences: Iterable[PairedDifference]) -> list[float]:
 
 def paired(a: Content, b: Content, metric: str) -> str:
     """Write the difference paired by seed, as prose does."""
-    return short(written(difference(a, b, metric).estimate))
+    return short(format_estimate(difference(a, b, metric).estimate))
 
 
 def fixed(value: float, digits: int) -> str:

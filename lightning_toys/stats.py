@@ -90,10 +90,10 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def written(estimate: Estimate, plus_minus: str = " ± ") -> str:
+def format_estimate(estimate: Estimate, plus_minus: str = " ± ") -> str:
     """Format mean ± half-width, both to the half-width's second digit; without an interval the mean alone.
 
-    >>> written(Estimate(0.12345, 0.10345, 0.14345, 8))
+    >>> format_estimate(Estimate(0.12345, 0.10345, 0.14345, 8))
     '0.123 ± 0.020'
     """
     if math.isnan(estimate.half_width):

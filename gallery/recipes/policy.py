@@ -22,7 +22,7 @@ from gallery.read import (
     values,
 )
 from gallery.recipe import Folders, Recipe, Run
-from lightning_toys.stats import PairedDifference, mean_ci, written
+from lightning_toys.stats import PairedDifference, format_estimate, mean_ci
 
 QUICK = "--trainer.max_steps 300 --model.seeds '[0,1]' --model.evaluation.samples 3000"
 CONFIG = "-c configs/generative_policy"
@@ -94,7 +94,7 @@ BANDIT = Run(
 def words(r: Content, *metrics: str) -> list[str]:
     """Write metrics with their intervals; those that a run lacks as a dash."""
     found = [values(r, m) if m in r["metrics"] else [] for m in metrics]
-    return ["0" if v and not any(v) else written(mean_ci(v)) if v else "-" for v in found]
+    return ["0" if v and not any(v) else format_estimate(mean_ci(v)) if v else "-" for v in found]
 
 
 def cell(at: Folders, std: str) -> Content:
@@ -154,7 +154,7 @@ def ablation_table(at: Folders) -> str:
         more = ["", ""]
         if name in against:
             d, p = against[name]
-            more = [written(d.estimate), short(f"{p:.2g}")]
+            more = [format_estimate(d.estimate), short(f"{p:.2g}")]
         rows.append([*row, *more])
     head = "after 5000 steps | TV | off 3 sd | off 5 sd | entropy, k-NN | off 3 sd minus shipped, paired | p (Holm)"
     return table(head, rows).replace("|  |  |", "| | |")
@@ -162,7 +162,7 @@ def ablation_table(at: Folders) -> str:
 
 def ablation_off5(at: Folders) -> str:
     """Write what each change adds to the share beyond 5 standard deviations."""
-    found = [f"{short(written(d.estimate))} (p = {short(f'{p:.2g}')})" for d, p in changes(at, "off5").values()]
+    found = [f"{short(format_estimate(d.estimate))} (p = {short(f'{p:.2g}')})" for d, p in changes(at, "off5").values()]
     return f"{', '.join(found[:-1])} and {found[-1]}"
 
 
@@ -196,7 +196,7 @@ def bandit_table(at: Folders) -> str:
     for name, label in labels.items():
         row = [label, *words(found[name], "regret")]
         if name in against:
-            row += [written(against[name].estimate), short(f"{p[name]:.1g}")]
+            row += [format_estimate(against[name].estimate), short(f"{p[name]:.1g}")]
         rows.append(row if name in against else [*row, "", ""])
     uniform = found["gaussian"]["references"]["uniform"]["regret"]
     rows += [["reference: uniform actions", f"{uniform:.3f}", "", ""]]
@@ -316,7 +316,7 @@ RECIPE = Recipe(
         *entries(
             ["policy_flow"],
             {
-                "policy.flow.entropy": lambda at: written(
+                "policy.flow.entropy": lambda at: format_estimate(
                     mean_ci(values(results(at["policy_flow"], "test"), "entropy_exact@dopri5"))
                 ),
                 "policy.flow.kl": lambda at: spread(values(results(at["policy_flow"], "test"), "kl_forward@dopri5")),

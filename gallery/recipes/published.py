@@ -26,7 +26,7 @@ from gallery.verdicts import (
     written_sd,
 )
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, new_figure
-from lightning_toys.stats import holm, mean_ci, written
+from lightning_toys.stats import format_estimate, holm, mean_ci
 
 KINDS, MODES, LOSSES = ("concat", "film"), ("regression", "flow", "straight_flow", "mip"), ("l2", "l1")
 TASKS = ("reconstruction", "piecewise", "rotation")
@@ -98,7 +98,7 @@ def errors(at: Folders, label: str, kind: str, weights: str) -> dict[int, float]
 
 def readout(content: Content, metric: str) -> str:
     """Write a metric of one readout."""
-    return written(mean_ci(values(content, metric)))
+    return format_estimate(mean_ci(values(content, metric)))
 
 
 def reconstruction_table(at: Folders) -> str:
@@ -106,7 +106,7 @@ def reconstruction_table(at: Folders) -> str:
     rows = []
     for label in READOUTS:
         found = [list(errors(at, label, kind, weights).values()) for weights in ("ema", "raw") for kind in KINDS]
-        rows.append([label, *(written(mean_ci(x)) for x in found)])
+        rows.append([label, *(format_estimate(mean_ci(x)) for x in found)])
     return table("mode | concat | film | concat, last step | film, last step", rows)
 
 
@@ -227,7 +227,7 @@ def claim_table(at: Folders) -> str:
     word = number_verdict(BOUNDARY, means[0], means[1], p_start)
     shown = figures_of(BOUNDARY, 3)
     rows.append(
-        ["boundary of regression", "concat", shown, *(short(written(m)) for m in means), p_words(p_start), word]
+        ["boundary of regression", "concat", shown, *(short(format_estimate(m)) for m in means), p_words(p_start), word]
     )
     head = "claim | network | published, p | ours by its protocol, p | ours mended, p | p of the change | verdict"
     return table(head, rows, left=2)

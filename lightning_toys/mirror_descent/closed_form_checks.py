@@ -19,7 +19,7 @@ from lightning_toys.mirror_descent.joint import Gaussian, gaussian_kl
 from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.mirror_descent.samplers import IMPORTANCE_GROUP, Gibbs, Importance, Sampler
 from lightning_toys.mirror_descent.twisted_smc import TwistedSMC
-from lightning_toys.stats import mean_ci, written
+from lightning_toys.stats import format_estimate, mean_ci
 
 OFF_TARGET_KL = 1e-4  # nats by which a schedule may miss the target without a warning
 
@@ -105,7 +105,7 @@ def distribution_table(
         if name != "target" and kl < 1e-9:
             continue
         numbers = [f"{value:.4f}" for value in gaussian_moments(x, sigma).values()]
-        found = written(mean_ci(list(measured[name]))) if name in measured else "-"
+        found = format_estimate(mean_ci(list(measured[name]))) if name in measured else "-"
         lines.append(f"| {name} | {' | '.join(numbers)} | {kl:.3g} | {found} |")
     return lines
 

@@ -36,7 +36,7 @@ from lightning_toys.mirror_descent.samplers import Sampler
 from lightning_toys.mirror_descent.schedules import Schedule
 from lightning_toys.mirror_descent.tilt import Reward
 from lightning_toys.nets import Network
-from lightning_toys.stats import mean_ci, paired_difference, written
+from lightning_toys.stats import format_estimate, mean_ci, paired_difference
 from lightning_toys.training.configuration import as_dataclass, require_data
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
@@ -319,9 +319,11 @@ class LearnedSampling(TiltedSampling):
                 dict(zip(self.seeds, found[f"joint_kl@{n}"], strict=True)) for n in (name, name + EXACT_SUFFIX)
             )
             paired = paired_difference(learned, exact)
-            cells = [written(mean_ci(list(values.values()))) for values in (learned, exact)]
-            cells.append(written(paired.estimate) if paired else f"{learned[self.seeds[0]] - exact[self.seeds[0]]:.2g}")
-            cells += [written(mean_ci(found[f"{k}@{name}"])) for k in ("action_kl", "cond_ratio")]
+            cells = [format_estimate(mean_ci(list(values.values()))) for values in (learned, exact)]
+            cells.append(
+                format_estimate(paired.estimate) if paired else f"{learned[self.seeds[0]] - exact[self.seeds[0]]:.2g}"
+            )
+            cells += [format_estimate(mean_ci(found[f"{k}@{name}"])) for k in ("action_kl", "cond_ratio")]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         return lines
 

@@ -69,7 +69,7 @@ class NoiseStream:
         seeds: one seed a replica.
         name: the stream's name.
         shape: shape of one replica's draw at one step.
-        law: :func:`normal` or :func:`uniform`.
+        distribution: :func:`normal` or :func:`uniform`.
         block: steps drawn at once. Part of the key: changing it changes the numbers.
     """
 
@@ -78,10 +78,16 @@ class NoiseStream:
         seeds: Sequence[int],
         name: str,
         shape: tuple[int, ...],
-        law: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] = normal,
+        distribution: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] = normal,
         block: int = 64,
     ) -> None:
-        self.seeds, self.name, self.shape, self.law, self.block = tuple(seeds), name, shape, law, block
+        self.seeds, self.name, self.shape, self.distribution, self.block = (
+            tuple(seeds),
+            name,
+            shape,
+            distribution,
+            block,
+        )
         self._index = -1
         self._cache = torch.empty(0)
 
@@ -90,7 +96,8 @@ class NoiseStream:
         index, offset = divmod(step, self.block)
         if index != self._index or self._cache.device != like.device or self._cache.dtype != like.dtype:
             draws = [
-                self.law(keyed_generator(seed, index, self.name), (self.block, *self.shape)) for seed in self.seeds
+                self.distribution(keyed_generator(seed, index, self.name), (self.block, *self.shape))
+                for seed in self.seeds
             ]
             self._cache = sent(np.stack(draws, axis=1), like.device).to(like.dtype)
             self._index = index

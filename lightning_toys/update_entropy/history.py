@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_toys.stats import paired_difference, written
+from lightning_toys.stats import format_estimate, paired_difference
 from lightning_toys.training.metrics_csv import read_run, replica_columns
 
 
@@ -42,7 +42,7 @@ def validation_change(rows: list[dict[str, str]], name: str, seeds: Sequence[int
     paired = paired_difference(dict(enumerate(new.tolist())), dict(enumerate(old.tolist())))
     if paired is None:
         return None
-    return f"{name} {old.mean():.4g} to {new.mean():.4g}, difference {written(paired.estimate)}, p {paired.p_value:.2g}"
+    return f"{name} {old.mean():.4g} to {new.mean():.4g}, difference {format_estimate(paired.estimate)}, p {paired.p_value:.2g}"
 
 
 def validation_changes(folder: Path, seeds: Sequence[int], first_step: int) -> list[str]:

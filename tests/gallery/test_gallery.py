@@ -13,7 +13,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from gallery import build, check, manifest, marks, running
+from gallery import build, check, manifest, running
 from gallery.read import adjusted
 from gallery.recipe import Run
 from gallery.recipes import RECIPES
@@ -60,7 +60,7 @@ def test_a_wrong_digit_fails(docs: check.Docs) -> None:
 
 def test_every_digit_between_marks_is_held(docs: check.Docs) -> None:
     for page, text in docs.pages.items():
-        for pattern in (marks.SPAN, marks.BLOCK):
+        for pattern in (placeholders.SPAN, placeholders.BLOCK):
             for m in pattern.finditer(text):
                 digits = [k for k in range(m.start(2), m.end(2)) if text[k].isdigit()]
                 k = digits[len(digits) // 2]
@@ -113,7 +113,7 @@ def test_an_unmarked_number_fails(docs: check.Docs, sentence: str) -> None:
     "words", ["`--model.lr 0.5`", "arXiv 2403.20233", "torch 2.6.1", "[x](a/0.5)", "eight of 40 seeds"]
 )
 def test_what_is_no_measured_number_passes(docs: check.Docs, words: str) -> None:
-    assert marks.unmarked(f"Text {words} text\n\n    y = .5 x\n\n```\n0.5\n```\n") == []
+    assert placeholders.unmarked(f"Text {words} text\n\n    y = .5 x\n\n```\n0.5\n```\n") == []
 
 
 def test_the_allow_list_needs_reasons_and_no_more_than_is_there(docs: check.Docs) -> None:
@@ -134,7 +134,7 @@ def test_the_allow_list_needs_reasons_and_no_more_than_is_there(docs: check.Docs
     ],
 )
 def test_broken_marks_are_seen(text: str) -> None:
-    assert marks.broken(text)
+    assert placeholders.broken(text)
 
 
 def rendered(text: str) -> str:
@@ -152,9 +152,9 @@ def test_marks_change_nothing_of_what_is_shown(docs: check.Docs) -> None:
 
 def test_fill_puts_the_manifest_between_the_marks() -> None:
     text = "x <!-- g:k -->1<!-- /g -->\n\n<!-- gallery: t -->\n| a |\n<!-- end gallery: t -->\n"
-    filled = marks.fill(text, {"t": "| b |"}, {"k": "2"})
+    filled = placeholders.fill(text, {"t": "| b |"}, {"k": "2"})
     assert filled == "x <!-- g:k -->2<!-- /g -->\n\n<!-- gallery: t -->\n| b |\n<!-- end gallery: t -->\n"
-    assert marks.fill(filled, {}, {}) == filled
+    assert placeholders.fill(filled, {}, {}) == filled
 
 
 # recipes

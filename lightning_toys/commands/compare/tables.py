@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from lightning_toys.commands.compare.runs import Run
-from lightning_toys.stats import holm, mean_ci, paired_difference, written
+from lightning_toys.stats import format_estimate, holm, mean_ci, paired_difference
 
 MAX_COLUMNS = 6  # metrics in one table
 
@@ -68,7 +68,7 @@ def metrics_table(runs: Sequence[Run], metrics: Sequence[str]) -> ResultTable:
     """Return some of the configured readouts' metrics, and the reference rows."""
     rows = []
     for r in runs:
-        cells = [written(mean_ci(list(v.values()))) if (v := r.values(m)) else "-" for m in metrics]
+        cells = [format_estimate(mean_ci(list(v.values()))) if (v := r.values(m)) else "-" for m in metrics]
         rows.append([r.label, str(len(r.content["seeds"])), *cells])
     rows += reference_rows(runs, metrics)
     return ResultTable(titled(runs, "mean ± half of the 95 % interval over seeds"), ["run", "seeds", *metrics], rows)
@@ -111,7 +111,7 @@ def readout_tables(runs: Sequence[Run], metric: str) -> list[ResultTable]:
         rows = []
         for r in members:
             found = [r.values(f"{metric}@{n}") for n in names]
-            rows.append([r.label, *(written(mean_ci(list(v.values()))) if v else "-" for v in found)])
+            rows.append([r.label, *(format_estimate(mean_ci(list(v.values()))) if v else "-" for v in found)])
         law = names[0].split("/")[0]
         one_law = all(n.startswith(f"{law}/") for n in names)
         title = f"{metric} by readout of the same checkpoint"
@@ -136,7 +136,7 @@ def paired_table(runs: Sequence[Run], baseline: Run) -> ResultTable | None:
         adjusted = holm([d.p_value for _, d in pairs])
         for (r, d), p in zip(pairs, adjusted, strict=True):
             e = d.estimate
-            rows.append([r.label, metric, written(e), f"[{e.lo:.4g}, {e.hi:.4g}]", str(e.n), f"{p:.2g}"])
+            rows.append([r.label, metric, format_estimate(e), f"[{e.lo:.4g}, {e.hi:.4g}]", str(e.n), f"{p:.2g}"])
     if not rows:
         return None
     columns = ["run", "metric", "difference", "95 % interval", "pairs", "p (Holm)"]

@@ -29,7 +29,7 @@ from lightning_toys.commands.sweep.claims import lock
 from lightning_toys.commands.sweep.search_space import corners, distribution, words
 from lightning_toys.commands.trainer.toys_cli import run_trainer
 from lightning_toys.errors import NonFiniteError, ToyError, did_you_mean, note
-from lightning_toys.stats import holm, mean_ci, paired_difference, written
+from lightning_toys.stats import format_estimate, holm, mean_ci, paired_difference
 from lightning_toys.training.results import set_aside, write_atomic
 
 
@@ -230,8 +230,8 @@ class Search:
         for name in order:
             estimate, d = mean_ci(list(values[name].values())), differences.get(name)
             shown = [str(value) for value in (short(marks[name]["params"][k]) for k in keys)]
-            against = [written(d.estimate), f"{next(adjusted):.2g}"] if d else ["-", "-"]
-            rows.append([name, *shown, written(estimate), str(estimate.n), *against])
+            against = [format_estimate(d.estimate), f"{next(adjusted):.2g}"] if d else ["-", "-"]
+            rows.append([name, *shown, format_estimate(estimate), str(estimate.n), *against])
             kept = list(values[name].values())
             table.append(
                 [name, *(marks[name]["params"][k] for k in keys), estimate.mean, estimate.lo, estimate.hi, *kept]

@@ -29,7 +29,7 @@ from lightning_toys.commands.trainer.parser import ToyParser, explain
 from lightning_toys.commands.trainer.rules import callbacks_of, check_figures, check_trainer, note_unused
 from lightning_toys.commands.trainer.settings import SettingsCLI
 from lightning_toys.errors import DiskFullError, ToyError, is_disk_full, note, process_rank, require
-from lightning_toys.stats import mean_ci, written
+from lightning_toys.stats import format_estimate, mean_ci
 from lightning_toys.training.metrics_csv import MetricsCSV, read_run
 from lightning_toys.training.monitors import MonitorCheck, monitoring
 from lightning_toys.training.progress_bar import Progress
@@ -273,7 +273,7 @@ class ToysCLI(SettingsCLI):
 
 def summary(report: Report, names: Sequence[str]) -> str:
     """Return the headline metrics in one line."""
-    words = [f"{n} {written(mean_ci(report.metrics[n]))}" for n in names if n in report.metrics]
+    words = [f"{n} {format_estimate(mean_ci(report.metrics[n]))}" for n in names if n in report.metrics]
     seeds = len(report.seeds)
     return f"{', '.join(words)} ({seeds} seed{'s' if seeds > 1 else ''}{'; ± half of the 95 % interval' * (seeds > 1)})"
 

@@ -18,7 +18,7 @@ from lightning_toys import cli
 from lightning_toys.commands.compare.runs import find_results, load_runs
 from lightning_toys.commands.sweep import cell
 from lightning_toys.commands.sweep.command import cells, parse_grid
-from lightning_toys.stats import Estimate, written
+from lightning_toys.stats import Estimate, format_estimate
 from tests.conftest import REPO, Runner
 from tests.processes import wait_for
 
@@ -242,7 +242,7 @@ def test_labels_tell_runs_apart(runner: Runner) -> None:
     ],
 )
 def test_numbers_are_written_to_their_error(mean: float, half: float, text: str) -> None:
-    assert written(Estimate(mean, mean - half, mean + half, 5)) == text
+    assert format_estimate(Estimate(mean, mean - half, mean + half, 5)) == text
 
 
 def test_console_script_and_module_agree() -> None:
