@@ -82,7 +82,8 @@ def wrong_pictures(docs: Docs) -> list[str]:
     out = []
     listed = docs.manifest["figures"]
     for page, text in docs.pages.items():
-        out += [f"{page}: docs/images/{n}.png is not there" for n in placeholders.images(text) if n not in docs.pictures]
+        named = placeholders.images(text)
+        out += [f"{page}: docs/images/{n}.png is not there" for n in named if n not in docs.pictures]
     for name, digest in docs.pictures.items():
         if name in SCREENSHOTS:
             continue

@@ -42,7 +42,8 @@ def validation_change(rows: list[dict[str, str]], name: str, seeds: Sequence[int
     paired = paired_difference(dict(enumerate(new.tolist())), dict(enumerate(old.tolist())))
     if paired is None:
         return None
-    return f"{name} {old.mean():.4g} to {new.mean():.4g}, difference {format_estimate(paired.estimate)}, p {paired.p_value:.2g}"
+    difference = format_estimate(paired.estimate)
+    return f"{name} {old.mean():.4g} to {new.mean():.4g}, difference {difference}, p {paired.p_value:.2g}"
 
 
 def validation_changes(folder: Path, seeds: Sequence[int], first_step: int) -> list[str]:
