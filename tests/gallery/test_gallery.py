@@ -13,7 +13,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from gallery import build, check, manifest, running
+from gallery import build, check, manifest, placeholders, running
 from gallery.read import adjusted
 from gallery.recipe import Run
 from gallery.recipes import RECIPES
