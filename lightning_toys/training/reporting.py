@@ -23,15 +23,19 @@ from lightning_toys.training.run_folder import RunFolder
 
 
 class Reporter(Callback):
-    """Reports at the end of every verb.
+    """Reports at the end of every verb, and in a script at the end of the Trainer's methods.
 
     Attributes:
-        run: the run's folder.
+        run: the command line's run; None in a script, where files go to the Trainer's folder.
         ends_fit: whether a validation stands for the end of a `fit` that was stopped before it.
     """
 
-    run: RunFolder
+    run: RunFolder | None = None
     ends_fit = False
+
+    def folder(self, module: ToyModule) -> Path:
+        """Return the folder that files go to."""
+        return self.run.path if self.run is not None else module.run_folder
 
     def report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Report of ``pl_module.last_report``; ``stage`` is ``fit``, ``test`` or ``validate``."""
@@ -107,10 +111,11 @@ class FigureWriter(Reporter):
         for logger in trainer.loggers:
             logger.save()
         step = pl_module.global_step or pl_module.loaded_step
-        for name, figure in pl_module.figures(self.run.path).items():
+        folder = self.folder(pl_module)
+        for name, figure in pl_module.figures(folder).items():
             if to_disk:
-                self.run.figures.mkdir(parents=True, exist_ok=True)
-                path = self.run.figures / f"{name}.png"
+                (folder / "figures").mkdir(parents=True, exist_ok=True)
+                path = folder / "figures" / f"{name}.png"
                 drawn = io.BytesIO()
                 figure.savefig(drawn, dpi=self.dpi)
                 if not path.exists() or path.read_bytes() != drawn.getvalue():
@@ -152,10 +157,26 @@ def write_hparams(
     logger.experiment.flush()
 
 
+def script_settings(trainer: Trainer, module: ToyModule) -> dict[str, Any]:
+    """Return a script's settings as the command line's are stored: flat, plain values by flag without dashes."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    out: dict[str, Any] = {}
+    for section, thing, given in (("model", module, dict(module.hparams)), ("data", data, vars(data))):
+        out[section] = f"{type(thing).__module__}.{type(thing).__qualname__}"
+        for name, value in given.items():
+            if isinstance(value, bool | int | float | str | list | tuple) and not name.startswith(("_", "trainer")):
+                out[f"{section}.{name}"] = value if isinstance(value, bool | int | float | str) else str(list(value))
+            elif isinstance(value, Mapping) and section == "model":
+                plain = {k: v for k, v in value.items() if isinstance(v, bool | int | float | str)}
+                out |= {f"model.{name}.{k}": v for k, v in plain.items()}
+    return out
+
+
 class ResultsWriter(Reporter):
     """Writes results.json after `fit` and `test`, validation.json after `validate`, and loggers' hyper-parameters.
 
     TensorBoard's row of them wants the metrics beside them, and comes at the end; other loggers are told at the start.
+    In a script ``Trainer(callbacks=[ResultsWriter()])`` makes the Trainer's folder a run that `compare` can read.
     """
 
     hparams: dict[str, Any]
@@ -172,7 +193,8 @@ class ResultsWriter(Reporter):
 
     def session_name(self, module: ToyModule) -> str:
         """Return the name of TensorBoard's row of hyper-parameters: what tells runs apart comes first."""
-        return f"{module.label} ({self.run.variant}/{self.run.name}, {self.run.experiment})"
+        folder = self.folder(module)
+        return f"{module.label} ({folder.parent.name}/{folder.name}, {module.experiment_name()})"
 
     def report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write results.json, and the HParams row once a verb."""
@@ -185,7 +207,7 @@ class ResultsWriter(Reporter):
         extra = {
             "stage": stage,
             "label": pl_module.label,
-            "settings": self.settings,
+            "settings": self.settings or script_settings(trainer, pl_module),
             "module": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
             "comparison_figures": pl_module.comparison_figures,
             "headline": list(pl_module.headline),
@@ -195,10 +217,12 @@ class ResultsWriter(Reporter):
         }
         where = trainer.strategy.root_device  # at the end of `fit` the module is on the CPU already
         device = torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)
-        self.run.path.mkdir(parents=True, exist_ok=True)
+        folder = self.folder(pl_module)
+        folder.mkdir(parents=True, exist_ok=True)
         # a test's readouts stay where `compare` looks for them
-        path: Path = self.run.path / ("validation.json" if stage == "validate" else "results.json")
-        write_results(path, report, self.run.experiment, self.run.variant, device, extra)
+        path: Path = folder / ("validation.json" if stage == "validate" else "results.json")
+        variant = self.run.variant if self.run is not None else "script"
+        write_results(path, report, pl_module.experiment_name(), variant, device, extra)
         if stage == "validate":
             return
         scores = {f"{stage}/{k}": sum(v) / len(v) for k, v in report.metrics.items() if is_main(k)}

@@ -235,3 +235,26 @@ def test_best_weights_and_holdout_monitors() -> None:
     t.fit(module, InterpolationData(num_eval=50, holdout=0.2))
     assert len(list(Path("kept").iterdir())) == 1
     assert math.isfinite(float(t.callback_metrics["holdout/l2"]))
+
+
+def test_a_scripts_runs_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    """ResultsWriter and FigureWriter make a script's folders runs that `compare` reads, labelled by what differs."""
+    from lightning_toys.cli import main
+    from lightning_toys.training.reporting import FigureWriter, ResultsWriter
+
+    for mode in ("regression", "flow"):
+        module = FlowVsRegression(mode, seeds=[3, 5], network=Network(hidden=8))  # type: ignore[arg-type]
+        logger = CSVLogger("logs", name=mode, version="one")
+        t = trainer(logger=logger, max_steps=20, callbacks=[ResultsWriter(), FigureWriter(dpi=20)])
+        t.fit(module, data())
+        t.test(module, data(), verbose=False)
+        folder = Path("logs") / mode / "one"
+        assert json.loads((folder / "results.json").read_text())["stage"] == "test"
+        assert json.loads((folder / "results-1.json").read_text())["stage"] == "fit"
+        assert (folder / "figures" / "predictions.png").exists()
+    capsys.readouterr()
+    assert main(["compare", "logs"]) == 0
+    said = capsys.readouterr().out
+    assert "flow" in said
+    assert "regression" in said
+    assert "paired by seed: run minus flow" in said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ class Mine(ToyModule):
 
     experiment = "mine"  # runs of one experiment lie in one folder, and are compared
     headline = ("rmse",)  # the metrics that a run ends with
-    metric_labels = {"rmse": "RMSE on [0, 1]"}  # noqa: RUF012
+    metric_labels: Mapping[str, str] = {"rmse": "RMSE on [0, 1]"}
 
     def __init__(self, seeds: Sequence[int] = (0, 1, 2, 3), hidden: int = 32, lr: float = 0.01) -> None:
         super().__init__(seeds, lr=lr)
