@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+CLASS = re.compile(r"([A-Za-z_]\w*\.)+[A-Z]\w*")  # module.Class
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -27,8 +30,8 @@ def reproducible_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def short_name(value: Any) -> Any:
-    """Return a class of ours by its short name."""
-    return value.split(".")[-1] if isinstance(value, str) and value.startswith("lightning_toys.") else value
+    """Return a class's path by its last name; anything else as it is."""
+    return value.rpartition(".")[2] if isinstance(value, str) and CLASS.fullmatch(value) else value
 
 
 def differences(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -170,6 +170,9 @@ def group_names(keys: Sequence[str], flat: Sequence[dict[str, Any]]) -> list[str
 def labels_of(files: Sequence[Path], contents: Sequence[dict[str, Any]], flat: Sequence[dict[str, Any]]) -> list[str]:
     """Label runs by the settings in which they differ."""
     keys = [k for k in differing(flat) if not k.startswith("model.evaluation.test_") and k != "model.seeds"]
+    own = [str(content.get("label", "")) for content in contents]
+    if "model" in keys and all(own) and len(set(own)) == len(own):
+        return own  # of different classes, what each calls itself
     # of runs that differ in much, such as in their model, the settings would be no name
     spelt = len(keys) <= MAX_KEYS
     labels = [

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_toys.commands.experiments import exported, public_name
+from lightning_toys.commands.settings import CLASS
 from lightning_toys.errors import ToyError
 from lightning_toys.imports import load_class
 
-CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.[A-Z]\w*")  # module.Class
 NO_CLASS = ("--run.", "--ckpt_path", "--checkpoint.", "--figures.", "--seed_everything", "--print_config")
 
 
