@@ -40,6 +40,7 @@ test-all: lint
 	LIGHTNING_TOYS_MATRIX=all OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 
 bench: $(STAMP)
+	$(PY) benchmarks/startup_speed.py --write
 	$(PY) benchmarks/training_speed.py --write
 	$(PY) benchmarks/policy_speed.py --write
 	$(PY) benchmarks/mirror_speed.py --write

@@ -6,11 +6,11 @@ that is taken is missing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_toys.commands.shipped import shipped
-from lightning_toys.commands.trainer.arguments import check_configs, flags, split_configs
 from lightning_toys.errors import ToyError
 
 SAYS = {
@@ -120,10 +120,9 @@ def trainer_help(verb: str) -> str:
 
 def class_names(section: str) -> list[str]:
     """Return the classes that the shipped configurations name for the model, or for the data."""
-    import yaml
-
-    found = [(yaml.safe_load(s.path.read_text(encoding="utf-8")).get(section) or {}) for s in shipped()]
-    return sorted({f["class_path"].rpartition(".")[2] for f in found if f.get("class_path")})
+    pattern = re.compile(rf"^{section}:\n  class_path: (\S+)$", re.MULTILINE)  # reading YAML takes ten times as long
+    found = [pattern.search(s.path.read_text(encoding="utf-8")) for s in shipped()]
+    return sorted({m[1].rpartition(".")[2] for m in found if m})
 
 
 def named_classes(args: Sequence[str]) -> dict[str, str]:
@@ -132,6 +131,8 @@ def named_classes(args: Sequence[str]) -> dict[str, str]:
     Raises:
         ToyError: a configuration is not there, or is none.
     """
+    from lightning_toys.commands.trainer.arguments import check_configs, flags, split_configs
+
     configs, rest = split_configs(args)
     found: dict[str, str] = {}
     for content in check_configs(configs).values():

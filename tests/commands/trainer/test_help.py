@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lightning_toys.cli import TRAINER_VERBS, main
 from lightning_toys.commands.trainer.help import GROUPS, class_names, trainer_help
 from lightning_toys.commands.trainer.rules import RULES
 from lightning_toys.commands.trainer.settings import SettingsCLI
 from tests.conftest import Runner
+from tests.shipped import CONFIGS
 
 REFUSED = {f"--trainer.{flag}" for flag, _, _ in RULES} | {
     # refused by rules of their own, or by Lightning's nature: see test_rules.py
@@ -88,5 +90,8 @@ def test_help_without_a_class_names_the_classes(flag: str, runner: Runner) -> No
 
 
 def test_the_classes_are_those_of_the_configurations() -> None:
+    for section in ("model", "data"):
+        named = {yaml.safe_load(c.read_text())[section]["class_path"].rpartition(".")[2] for c in CONFIGS}
+        assert set(class_names(section)) == named
     assert {"FlowVsRegression", "UpdateEntropy", "WindowRegression", "TiltedSampling"} <= set(class_names("model"))
     assert {"InterpolationData", "ReplayData"} <= set(class_names("data"))
