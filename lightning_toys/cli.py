@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -156,6 +157,11 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 1 for a failed run, 2 for bad input, 128 + n for signal n."""
     try:
         dispatch(list(sys.argv[1:] if args is None else args))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has read enough, as `head` does
+        with suppress(OSError, ValueError):  # nor is there anybody for what the interpreter would write at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except ToyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import yaml
 from lightning_toys.cli import main
 from lightning_toys.commands.shipped import find_config, shipped
 from lightning_toys.errors import ToyError
+from tests.conftest import REPO
 from tests.shipped import CONFIGS
 
 
@@ -81,6 +85,24 @@ def test_what_is_not_there(words: list[str], says: str, tmp_path: Path, capsys: 
     assert (tmp_path / "taken.yaml").read_text() == "model: 3\n"
 
 
+@pytest.mark.parametrize("verb", ["list", "show"])
+def test_a_reader_that_stops_is_no_error(verb: str, tmp_path: Path) -> None:
+    words = [
+        sys.executable,
+        "-c",
+        "import time, lightning_toys.cli as c, sys; time.sleep(.3); sys.exit(c.main())",
+        verb,
+    ]
+    words += ["flow_vs_regression/flow"] if verb == "show" else []
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
 def test_a_file_here_beats_a_shipped_one(tmp_path: Path) -> None:
     (tmp_path / "flow_vs_regression").mkdir()
     here = tmp_path / "flow_vs_regression" / "flow.yaml"
@@ -97,8 +119,6 @@ def test_the_wheel_ships_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     import zipfile
 
     from hatchling.builders.wheel import WheelBuilder
-
-    from tests.conftest import REPO
 
     monkeypatch.chdir(REPO)
     (built,) = WheelBuilder(str(REPO)).build(directory=str(tmp_path), versions=["standard"])

@@ -19,7 +19,7 @@ takes cells that nobody else holds. What was done is not run again, what was cut
   --sweep.retry true          run cells again that failed before
 
   --search.ANY.FLAG SPACE     what Optuna chooses: {{low: 1e-4, high: 1e-2, log: true}}, {{low: 1, high: 8, int: true}},
-                              {{choices: [relu, gelu]}}; needs pip install 'lightning_toys[search]'
+                              {{choices: [relu, gelu]}}; needs pip install 'lightning-toys[search]'
   --search.metric NAME        a metric of results.json; its mean over seeds is minimised
   --search.direction minimize|maximize   --search.trials N (default 20)   --search.seed N (default 0)
 

@@ -99,7 +99,7 @@ def parse_search(found: dict[str, str]) -> dict[str, Any]:
     if "metric" not in settings:
         raise ToyError("--search.metric: is missing; give a metric of results.json, such as l2")
     if importlib.util.find_spec("optuna") is None:
-        raise ToyError("--search: optuna is not installed; pip install 'lightning_toys[search]'")
+        raise ToyError("--search: optuna is not installed; pip install 'lightning-toys[search]'")
     return settings
 
 

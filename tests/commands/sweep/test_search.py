@@ -173,7 +173,7 @@ def test_metric_and_optuna_are_needed(runner: Runner, monkeypatch: pytest.Monkey
     assert (code, err) == (2, "error: --search.metric: is missing; give a metric of results.json, such as l2\n")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, err = runner.code("sweep", "regression", *LR, "--search.metric", "l2")
-    assert (code, err) == (2, "error: --search: optuna is not installed; pip install 'lightning_toys[search]'\n")
+    assert (code, err) == (2, "error: --search: optuna is not installed; pip install 'lightning-toys[search]'\n")
 
 
 def test_spaces() -> None:
