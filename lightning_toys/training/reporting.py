@@ -145,6 +145,7 @@ def write_hparams(
     from torch.utils.tensorboard.summary import hparams as session
 
     logger.log_metrics(dict(metrics), step)
+    logger.hparams.update(hparams)  # its hparams.yaml
     plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in hparams.items()}
     _, start, end = session(plain, dict(metrics))  # type: ignore[no-untyped-call]
     held = start.value[0].metadata.plugin_data

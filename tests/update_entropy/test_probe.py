@@ -343,7 +343,7 @@ def test_other_betas_keep_the_debiased_moments() -> None:
 
 
 @pytest.fixture
-def format_estimate(case: Case, tmp_path: Path) -> Path:
+def written(case: Case, tmp_path: Path) -> Path:
     write_probe_results(tmp_path / "probe", [8, 9], [case.result] * 2, TOKENS, case.plan, 17)
     return tmp_path / "probe" / "seed_9"
 
