@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 DEMO_STAMP := $(VENV)/.demo
 
-.PHONY: demo test test-all lint audit bench gallery browser screenshots clean
+.PHONY: demo test test-all test-floors lint audit bench gallery browser screenshots clean
 
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 
@@ -38,6 +38,30 @@ test: lint
 # The whole matrix of configurations, verbs, precisions and ranks, and what is marked slow: twenty minutes on two cores.
 test-all: lint
 	LIGHTNING_TOYS_MATRIX=all OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
+
+# The oldest version that pyproject.toml allows of all that it names, in an environment of its own; torch alone stays at its
+# pin, since one more torch is gigabytes of wheels on most machines. On the oldest Python that we allow: not every floor has
+# wheels for a newer one. Wheels only, so that a floor without one is an error and no build; ours is built by hatchling's floor.
+FLOORS := .venv-floors
+FLOORS_PY := $(FLOORS)/bin/python
+FLOORS_PIP = $(FLOORS_PY) -m pip install --quiet --disable-pip-version-check --only-binary :all:
+
+$(FLOORS)/.installed: pyproject.toml constraints.txt tests/floors.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "floors are those of python 3.11; set PYTHON=python3.11")'
+	test -x $(FLOORS_PY) || $(PYTHON) -m venv $(FLOORS)
+	$(FLOORS_PIP) "$$(grep '^torch==' constraints.txt)"
+	$(FLOORS_PIP) packaging
+	$(FLOORS_PY) tests/floors.py > $(FLOORS)/constraints.txt
+	$(FLOORS_PIP) -c $(FLOORS)/constraints.txt hatchling hatch-fancy-pypi-readme editables
+	$(FLOORS_PIP) -c $(FLOORS)/constraints.txt --no-build-isolation -e ".[dev]"
+	@touch $@
+
+# Old packages beside new ones that they came before are told so (matplotlib by pyparsing): such warnings are not ours.
+test-floors: $(FLOORS)/.installed
+	@root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && $(FLOORS_PY) cli.py sweep -c flow_vs_regression/demo \
+	  --grid.model.mode '[regression,flow]' --trainer.max_epochs 20 --run.root "$$root"
+	OMP_NUM_THREADS=1 $(FLOORS_PY) -m pytest -n auto --dist worksteal -m "not slow" -W ignore::DeprecationWarning \
+	  tests/test_cli.py tests/commands
 
 bench: $(STAMP)
 	$(PY) benchmarks/startup_speed.py --write
@@ -71,4 +95,4 @@ screenshots: $(STAMP) browser
 	LIGHTNING_TOYS_SCREENSHOTS=docs/images $(PY) -m pytest -q tests/training/test_tensorboard.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(FLOORS) .mypy_cache .ruff_cache .pytest_cache .hypothesis

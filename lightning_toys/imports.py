@@ -63,7 +63,7 @@ def load_class(path: str) -> Any:
         for i, word in enumerate(parts[end:]):
             if not hasattr(found, word):
                 where = ".".join(parts[: end + i])
-                kinds = [n for n, v in vars(found).items() if isinstance(v, type)]
+                kinds = [n for n, v in getattr(found, "__dict__", {}).items() if isinstance(v, type)]
                 raise ToyError(f"{where!r} has no class {word!r}{did_you_mean(word, kinds)}")
             found = getattr(found, word)
         return found

@@ -182,7 +182,7 @@ def reason(message: str, command: Sequence[str], parser: LightningArgumentParser
     if m := re.search(r"Expected an? (.*?)\. Got value: (.*)", message):
         kind = re.sub(r"<class '(.*?)'>", r"\1", m[1])
         return f"{flag_for(key, m[2].strip(), given)}: {m[2].strip()!r} is not allowed; give {article(kind)}"
-    if said := constructor_error(message):
+    if said := constructor_error(message, given):
         return said
     if m := re.search(r"does not correspond to a subclass of (\w+)", message):
         value = next((v[1].strip() for v in [re.search(r"Given value: (.*)", message)] if v), "the class")
@@ -195,13 +195,28 @@ def reason(message: str, command: Sequence[str], parser: LightningArgumentParser
     return " ".join(message.split())
 
 
-def constructor_error(message: str) -> str:
-    """Return what a class's constructor has to say, among what jsonargparse reports of its union; empty if nothing."""
+def null_keys(content: Any) -> Iterator[str]:
+    """Return the keys that a configuration sets to null."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if value is None:
+            yield str(key)
+        yield from null_keys(value)
+
+
+def constructor_error(message: str, given: dict[str, str | None]) -> str:
+    """Return what a class's constructor has to say, among what jsonargparse reports of its union; empty if nothing.
+
+    A constructor that meets null where it wants a number says little: the settings given as null are named too.
+    """
     known = ("Expected", "Does not validate", "Import path", "Not a valid", "Discarded", "Problem with")
     for line in re.finditer(r"^\s*- (\S.*)$", message, re.MULTILINE):
         made = re.search(r"Given value: Namespace\(class_path='([\w.]+)'", message[line.end() :])
         if made and not line[1].startswith(known):
-            return f"{made[1]} cannot be made: {line[1].strip()}"
+            said = f"{made[1]} cannot be made: {line[1].strip()}"
+            null = {k for content in ToyParser.files.values() for k in null_keys(content)}
+            null |= {n.rpartition(".")[2] for n, v in given.items() if v in ("null", "None")}
+            named = [k for k in re.findall(r"\b(\w+)=None", message[line.end() :]) if k in null]
+            return f"{said} (given as null: {', '.join(dict.fromkeys(named))})" if named else said
     return ""
 
 
