@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 DEMO_STAMP := $(VENV)/.demo
 
-.PHONY: demo test test-all test-floors lint audit bench gallery browser screenshots clean
+.PHONY: demo test test-all test-floors lint audit bench gallery notebooks browser screenshots clean
 
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 
@@ -85,6 +85,10 @@ audit:
 # twenty minutes), or with FULL=1 as documented, into the docs (some ten hours of a core). What is finished stays.
 gallery: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) gallery/build.py $(if $(FULL),--full) $(if $(ONLY),--only $(ONLY))
+
+# The outputs of docs/notebooks, by executing them; a minute and a half.
+notebooks: $(STAMP)
+	$(PY) gallery/notebooks.py
 
 # The browser test needs Debian's chromium; without it the test is skipped, outside of CI.
 browser:

@@ -13,30 +13,36 @@ from lightning_toys.errors import ToyError, did_you_mean
 
 
 def lazy_exports(
-    package: str, modules: Mapping[str, Sequence[str]]
+    package: str, modules: Mapping[str, Sequence[str]], scripts: Mapping[str, Sequence[str]] | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], dict[str, str]]:
-    """Return a package's ``__getattr__``, ``__dir__`` and where each of its names is defined.
+    """Return a package's ``__getattr__``, ``__dir__`` and where the classes that configurations may name are defined.
 
     Args:
         package: the package's ``__name__``.
-        modules: names by the module below the package that defines them.
+        modules: those classes by the module below the package that defines them.
+        scripts: likewise, names for scripts alone, such as base classes for classes of one's own.
 
     Example:
         >>> find, names, places = lazy_exports("lightning_toys", {"stats": ["holm"]})
         >>> places["holm"], find("holm").__name__
         ('lightning_toys.stats', 'holm')
     """
-    places = {name: f"{package}.{module}" for module, names in modules.items() for name in names}
+
+    def by_name(listed: Mapping[str, Sequence[str]]) -> dict[str, str]:
+        return {name: f"{package}.{module}" for module, names in listed.items() for name in names}
+
+    places = by_name(modules)
+    everything = places | by_name(scripts or {})
 
     def find(name: str) -> Any:
-        if name not in places:
+        if name not in everything:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(places[name]), name)
+        value = getattr(importlib.import_module(everything[name]), name)
         setattr(sys.modules[package], name, value)
         return value
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *places})
+        return sorted({*vars(sys.modules[package]), *everything})
 
     return find, names, places
 

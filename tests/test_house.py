@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -97,6 +98,20 @@ def test_no_circle_of_imports() -> None:
 
 def test_no_circle_of_imports_in_functions_either() -> None:
     assert circle(inside_functions=True) == []
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_what_an_experiment_exports_is_there(experiment: str) -> None:
+    """Names that configurations may give, and names for scripts, such as base classes for classes of one's own."""
+    package = importlib.import_module(f"lightning_toys.{experiment}")
+    names: list[str] = package.__all__
+    assert set(package.PLACES) < set(names) <= set(dir(package))
+    for name in names:
+        found = getattr(package, name)
+        assert found.__module__.startswith(f"lightning_toys.{experiment}."), name
+        assert package.PLACES.get(name) in (None, found.__module__), name
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        _ = package.Nothing
 
 
 HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "jsonargparse")

@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from lightning_toys.bilevel.control.learner import Solver
     from lightning_toys.bilevel.control.module import BilevelControl
     from lightning_toys.bilevel.regression.data import DriftStream
-    from lightning_toys.bilevel.regression.drift import Linear, Piecewise, Sine
+    from lightning_toys.bilevel.regression.drift import Drift, Linear, Piecewise, Sine
     from lightning_toys.bilevel.regression.module import WindowRegression
 
 __all__ = [
     "BilevelControl",
     "Disturbance",
+    "Drift",
     "DriftStream",
     "Linear",
     "Piecewise",
@@ -36,4 +37,5 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "regression.drift": ["Linear", "Piecewise", "Sine"],
         "regression.module": ["WindowRegression"],
     },
+    {"regression.drift": ["Drift"]},
 )

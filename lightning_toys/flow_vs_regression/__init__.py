@@ -6,10 +6,19 @@ from lightning_toys.imports import lazy_exports
 
 if TYPE_CHECKING:
     from lightning_toys.flow_vs_regression.data import InterpolationData
-    from lightning_toys.flow_vs_regression.module import FlowVsRegression
-    from lightning_toys.flow_vs_regression.targets import Piecewise, Projected, Rotation, Trigonometric
+    from lightning_toys.flow_vs_regression.module import Evaluation, FlowVsRegression
+    from lightning_toys.flow_vs_regression.targets import Piecewise, Projected, Rotation, Target, Trigonometric
 
-__all__ = ["FlowVsRegression", "InterpolationData", "Piecewise", "Projected", "Rotation", "Trigonometric"]
+__all__ = [
+    "Evaluation",
+    "FlowVsRegression",
+    "InterpolationData",
+    "Piecewise",
+    "Projected",
+    "Rotation",
+    "Target",
+    "Trigonometric",
+]
 
 __getattr__, __dir__, PLACES = lazy_exports(
     __name__,
@@ -18,4 +27,5 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "module": ["FlowVsRegression"],
         "targets": ["Piecewise", "Projected", "Rotation", "Trigonometric"],
     },
+    {"module": ["Evaluation"], "targets": ["Target"]},
 )

@@ -5,19 +5,30 @@ from typing import TYPE_CHECKING
 from lightning_toys.imports import lazy_exports
 
 if TYPE_CHECKING:
+    from lightning_toys.generative_policy.bandit import turns_to_states
     from lightning_toys.generative_policy.bandit_data import BanditData
     from lightning_toys.generative_policy.bandit_policy import BanditPolicy
-    from lightning_toys.generative_policy.couplings import Independent, OptimalTransport
+    from lightning_toys.generative_policy.couplings import Coupling, Independent, OptimalTransport
     from lightning_toys.generative_policy.data import MixtureData
     from lightning_toys.generative_policy.gaussian_policy import GaussianPolicy
     from lightning_toys.generative_policy.meanflow_policy import FlowPolicy, MeanFlowPolicy
-    from lightning_toys.generative_policy.mixture import Checkerboard, EightGaussians, Mixture, ThreeModes, TwoMoons
+    from lightning_toys.generative_policy.mixture import (
+        Checkerboard,
+        EightGaussians,
+        Mixture,
+        Target,
+        ThreeModes,
+        TwoMoons,
+    )
+    from lightning_toys.generative_policy.policy import Evaluation
 
 __all__ = [
     "BanditData",
     "BanditPolicy",
     "Checkerboard",
+    "Coupling",
     "EightGaussians",
+    "Evaluation",
     "FlowPolicy",
     "GaussianPolicy",
     "Independent",
@@ -25,8 +36,10 @@ __all__ = [
     "Mixture",
     "MixtureData",
     "OptimalTransport",
+    "Target",
     "ThreeModes",
     "TwoMoons",
+    "turns_to_states",
 ]
 
 __getattr__, __dir__, PLACES = lazy_exports(
@@ -40,4 +53,5 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "meanflow_policy": ["FlowPolicy", "MeanFlowPolicy"],
         "mixture": ["Checkerboard", "EightGaussians", "Mixture", "ThreeModes", "TwoMoons"],
     },
+    {"bandit": ["turns_to_states"], "couplings": ["Coupling"], "mixture": ["Target"], "policy": ["Evaluation"]},
 )

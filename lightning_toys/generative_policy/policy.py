@@ -258,7 +258,8 @@ class GenerativePolicy(ToyModule):
         self.write_evaluation(report)
         if self.trainer.sanity_checking:
             return
-        if self.trainer.state.fn == "fit" and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        writes = self.trainer.is_global_zero and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if writes and self.keeps_files and self.trainer.state.fn == "fit":
             assert self.figure_data is not None
             figures.save_snapshot(self.run_folder, self.global_step, self.figure_data)
 

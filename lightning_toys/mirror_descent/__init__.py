@@ -12,6 +12,7 @@ from lightning_toys.imports import lazy_exports
 
 if TYPE_CHECKING:
     from lightning_toys.mirror_descent.data import LinearGaussian
+    from lightning_toys.mirror_descent.joint import NoiseLevel
     from lightning_toys.mirror_descent.learned import LearnedSampling
     from lightning_toys.mirror_descent.module import TiltedSampling
     from lightning_toys.mirror_descent.problem import Settings
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
         LateConstant,
         LateRamp,
         Linear,
+        Schedule,
         SigmaPower,
         TFGPlusFinalMALA,
     )
-    from lightning_toys.mirror_descent.tilt import ActionValue, StateReward
+    from lightning_toys.mirror_descent.tilt import ActionValue, Quadratic, Reward, StateReward
 
 __all__ = [
     "ActionValue",
@@ -33,6 +35,10 @@ __all__ = [
     "LearnedSampling",
     "Linear",
     "LinearGaussian",
+    "NoiseLevel",
+    "Quadratic",
+    "Reward",
+    "Schedule",
     "Settings",
     "SigmaPower",
     "StateReward",
@@ -50,4 +56,5 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "schedules": ["Constant", "LateConstant", "LateRamp", "Linear", "SigmaPower", "TFGPlusFinalMALA"],
         "tilt": ["ActionValue", "StateReward"],
     },
+    {"joint": ["NoiseLevel"], "schedules": ["Schedule"], "tilt": ["Quadratic", "Reward"]},
 )

@@ -267,7 +267,7 @@ class TiltedSampling(ToyModule):
         work += len(swept) * (self.sweep_max_refresh + 1) * self.local_blocks(self.sweep_chains)
         metrics: dict[str, list[float]] = {}
         self.samples, self.costs = {}, {}
-        with WorkProgress(work, "drawing", self.trainer.is_global_zero) as progress:
+        with WorkProgress(work, "drawing", self.shows_progress) as progress:
             for name, samplers in samplers_by_label.items():
                 sampler = samplers[0]
                 samples = self.run_samplers(samplers, self.chains, progress)
@@ -345,15 +345,16 @@ class TiltedSampling(ToyModule):
             if k.startswith(tuple(self.headline))
         }
         self.write_scalars(keep, self.loaded_step)
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        writes = self.trainer.is_global_zero and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if writes and self.keeps_files:
             self.run_folder.mkdir(parents=True, exist_ok=True)
             path = self.run_folder / "facts.md"
             set_aside(path)
             text = "\n".join(self.tables(self.problem, self.last_report))
             write_atomic(path, text + "\n")
-            note(text)
-            if self.gif:
-                self.write_animations()
+            self.tell(text)
+        if writes and self.gif:
+            self.write_animations()
 
     def tables(self, problem: Problem, report: Report) -> list[str]:
         """Return the lines of facts.md."""
@@ -376,13 +377,13 @@ class TiltedSampling(ToyModule):
             trace = run_chains(sampler, self.seeds[:1], 100, self.like)[0].trace
             assert trace is not None
             figures.animate(path, self.problem, name, trace, self.bins)
-            note(f"animation: {path}")
+            self.tell(f"animation: {path}")
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Return the sample (R, chains, 2) of each label: pairs (a, s')."""
         out, samplers_by_label = {}, self.build_samplers(self.problem, self.sampler_names)
         work = len(samplers_by_label) * self.local_blocks(self.chains)
-        with WorkProgress(work, "drawing", self.trainer.is_global_zero) as progress:
+        with WorkProgress(work, "drawing", self.shows_progress) as progress:
             for name, samplers in samplers_by_label.items():
                 out[name] = stack_samples(self.run_samplers(samplers, self.chains, progress))
         return out

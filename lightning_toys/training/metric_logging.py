@@ -9,7 +9,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import NonFiniteError
+from lightning_toys.errors import NonFiniteError, note
 from lightning_toys.stats import mean_ci
 from lightning_toys.training.replica_parallel import ReplicaParallel
 from lightning_toys.training.results import Report, is_main
@@ -22,7 +22,7 @@ class ReplicaLogging(ReplicaParallel):
         monitors_loss: whether there is a training loss at every validation.
         interval_names: names of what was logged with its interval, in their order.
         last_losses: each replica's loss at the last step.
-        loaded_step: the step that the weights are of, where they come from a checkpoint.
+        loaded_step: the step that the weights are of, by a checkpoint or by the last training that ended.
         run_path: the command line's folder of the run; None in a script.
     """
 
@@ -66,6 +66,16 @@ class ReplicaLogging(ReplicaParallel):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*but have no logger configured")  # they are returned all the same
             self.log_dict(means, logger=returned, batch_size=1, sync_dist=self.trainer.world_size > 1)
+
+    @property
+    def keeps_files(self) -> bool:
+        """Whether a run's own files are wanted: on the command line, and in a script whose Trainer has a logger."""
+        return self.run_path is not None or bool(self.trainer.loggers)
+
+    def tell(self, text: str) -> None:
+        """Print results on standard error, on the command line alone: a script reads ``last_report``."""
+        if self.run_path is not None:
+            note(text)
 
     @property
     def weights_step(self) -> int:

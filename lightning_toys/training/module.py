@@ -92,6 +92,13 @@ class ToyModule(ReplicaOptimization):
             raise ToyError("run_folder: there is none before a Trainer runs the module")
         return folder
 
+    @property
+    def shows_progress(self) -> bool:
+        """Whether this process shows how far it is, as the Trainer's ``enable_progress_bar`` says."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        shown = any(isinstance(c, Progress) and c.shown for c in callbacks)
+        return shown and self.trainer.is_global_zero
+
     # a Trainer's hooks, so that a script's does what the command line's does
 
     def configure_callbacks(self) -> list[Callback]:
@@ -114,6 +121,10 @@ class ToyModule(ReplicaOptimization):
         if trainer.precision != "64-true" and any(p.dtype == torch.float64 for p in self.parameters()):
             self.float()  # loaded in double precision, and now run in single
         self.log_path = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is agreed upon by all processes
+
+    def on_train_end(self) -> None:
+        """Remember which step the weights are of: another Trainer may test them."""
+        self.loaded_step = self.global_step
 
     def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Give the Trainer the test's means: what ``trainer.test`` returns, and ``trainer.callback_metrics``."""

@@ -6,17 +6,22 @@ from lightning_toys.imports import lazy_exports
 
 if TYPE_CHECKING:
     from lightning_toys.update_entropy.callback import UpdateEntropyCallback
-    from lightning_toys.update_entropy.data import ArithmeticData
+    from lightning_toys.update_entropy.data import ArithmeticData, TextData
     from lightning_toys.update_entropy.module import UpdateEntropy
     from lightning_toys.update_entropy.policy import TinyPolicy
     from lightning_toys.update_entropy.probe import Plan
+    from lightning_toys.update_entropy.task import CharacterTokenizer, Problem, Task
     from lightning_toys.update_entropy.training import Rollouts
     from lightning_toys.update_entropy.word_problems import WordProblemData
 
 __all__ = [
     "ArithmeticData",
+    "CharacterTokenizer",
     "Plan",
+    "Problem",
     "Rollouts",
+    "Task",
+    "TextData",
     "TinyPolicy",
     "UpdateEntropy",
     "UpdateEntropyCallback",
@@ -34,4 +39,5 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "training": ["Rollouts"],
         "word_problems": ["WordProblemData"],
     },
+    {"data": ["TextData"], "task": ["CharacterTokenizer", "Problem", "Task"]},
 )

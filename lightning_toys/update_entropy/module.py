@@ -222,7 +222,7 @@ class UpdateEntropy(PolicyModule):
             for logger in self.trainer.loggers:
                 logger.save()
             for line in validation_changes(self.run_folder, self.seeds, self.warm_steps):
-                note(f"since the policy gradient began: {line}")
+                self.tell(f"since the policy gradient began: {line}")
 
     # evaluation; not in inference mode: a probe takes derivatives
 
@@ -235,22 +235,23 @@ class UpdateEntropy(PolicyModule):
         if self.loaded_step <= self.warm_steps and self.optimizer_state is None:
             note("the policy gradient has not begun in this checkpoint: AdamW's state is that of its first step")
         self.probe_results = []
-        cache = ScoreCache(self.run_folder / "probe-partial", self.trainer.is_global_zero)
+        partial = self.run_folder / "probe-partial" if self.keeps_files else None
+        cache = ScoreCache(partial, self.trainer.is_global_zero)
         with self.without_autocast():  # differences are below the rounding of half precision
             for r, (model, seed) in enumerate(zip(self.policies, self.seeds, strict=True)):
                 self.probe_results.append(self.probe_replica(model, seed, self.adamw_state(r), sharding, cache))
         self.last_report = probe_report(self.seeds, self.evaluation(), self.probe_results)
         metrics = self.last_report.metrics
         self.write_scalars({f"test/{n}": torch.tensor(metrics[n]) for n in self.headline})
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and self.keeps_files:
             folder = self.run_folder / "probe"
             write_probe_results(
                 folder, self.seeds, self.probe_results, self.text_data.tokenizer, self.plan, self.loaded_step
             )
             cache.clear()
             if cache.hits:
-                note(f"{cache.hits} passes were those of a probe that had been cut off")
-            note("\n".join(summary_lines(self.seeds, self.probe_results, folder, self.plan.kind)))
+                self.tell(f"{cache.hits} passes were those of a probe that had been cut off")
+            self.tell("\n".join(summary_lines(self.seeds, self.probe_results, folder, self.plan.kind)))
 
     def probe_replica(
         self, model: nn.Module, seed: int, state: AdamWState, sharding: Sharding, cache: ScoreCache

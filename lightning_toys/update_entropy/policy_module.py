@@ -60,7 +60,7 @@ class PolicyModule(PolicyInference):
         backbone: a pretrained model in the place of the tiny one.
         adapter: folder of a peft adapter to start from.
         batches: of each replica, the responses of the current policy-gradient steps.
-        loaded_optimizer_states: of a checkpoint.
+        loaded_optimizer_states: of a checkpoint, or of the last training that ended.
         loaded_backbone: once it has been read; in a list, since a submodule would be in checkpoints beside the net.
     """
 
@@ -287,6 +287,11 @@ class PolicyModule(PolicyInference):
             if why := responses_mismatch(found, self.sizes["vocabulary"]):
                 return f"responses[{r}]{why}"
         return ""
+
+    def on_train_end(self) -> None:
+        """See :meth:`ToyModule.on_train_end`; the optimisers' states are remembered too, a probe reads them."""
+        super().on_train_end()
+        self.loaded_optimizer_states = [o.state_dict() for o in self.trainer.optimizers]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`ToyModule.on_load_checkpoint`; keeps the optimisers' states, which `test` does not restore."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_toys.errors import ToyError
+from lightning_toys.flow_vs_regression.data import InterpolationData
 from lightning_toys.flow_vs_regression.targets import (
     DEFAULT_MAX_FREQUENCY,
     Piecewise,
@@ -86,6 +87,19 @@ def test_nyquist_rule_leaves_low_frequencies_alone() -> None:
     assert torch.equal(Trigonometric().omega, Trigonometric(frequency_rule="published").omega)
     assert torch.equal(Trigonometric(max_frequency=11.0).omega, Trigonometric().omega)
     assert pytest.approx(49 * math.pi / 2, abs=0.05) == DEFAULT_MAX_FREQUENCY
+
+
+def test_a_target_of_ones_own_needs_no_frequency(capsys: pytest.CaptureFixture[str]) -> None:
+    class Square(Target):
+        dim = 1
+
+        def __call__(self, c: Tensor) -> Tensor:
+            return c.double().square()
+
+    InterpolationData(Square(), num_train=2).setup("fit")
+    assert capsys.readouterr().err == ""
+    InterpolationData(Trigonometric(), num_train=2).setup("fit")
+    assert "the target has frequencies up to 11.0, and 2 points" in capsys.readouterr().err
 
 
 def test_inverse_frequency_weights() -> None:

@@ -18,7 +18,10 @@ from torch.utils.data import DataLoader
 from lightning_toys.errors import ToyError
 from lightning_toys.flow_vs_regression import FlowVsRegression, InterpolationData
 from lightning_toys.generative_policy import MeanFlowPolicy, MixtureData
+from lightning_toys.mirror_descent import LinearGaussian, Settings, TiltedSampling
 from lightning_toys.nets import Network
+from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.progress import WorkProgress
 from lightning_toys.training.progress_bar import Progress
 from lightning_toys.training.validation_clock import crossed, validation_interval
 from tests.conftest import Runner
@@ -173,6 +176,63 @@ def test_files_go_to_the_trainers_folders(tmp_path: Path) -> None:
     assert (tmp_path / "logs/mine/one/metrics.csv").exists()
     with pytest.raises(ToyError, match="run_folder: there is none before a Trainer runs the module"):
         _ = flow().run_folder
+
+
+def test_a_test_is_logged_at_the_step_that_was_trained_to() -> None:
+    """Whichever Trainer tests: the weights' step, not that of a checkpoint which they were once read from."""
+    module, t = flow(), trainer(max_steps=20, enable_checkpointing=False)
+    t.fit(module, data())
+    t.save_checkpoint("a.ckpt")
+    again = FlowVsRegression.load_from_checkpoint("a.ckpt")
+    trainer(max_steps=30, enable_checkpointing=False).fit(again, data())
+    for name, tested, step in (("first", module, "20"), ("again", again, "30")):
+        trainer(logger=CSVLogger(".", name, "")).test(tested, data(), verbose=False)
+        rows = [r for r in read_csv(Path(name, "metrics.csv")) if r.get("replicas/test/l2/seed_3")]
+        assert [r["step"] for r in rows] == [step]
+
+
+def sampling() -> TiltedSampling:
+    return TiltedSampling([0], ["mala"], chains=100, settings=Settings(mcmc_steps=3), sweep_max_refresh=0)
+
+
+def test_no_file_is_written_where_nothing_is_logged(tmp_path: Path) -> None:
+    module = MeanFlowPolicy(seeds=[0], network=Network(hidden=8))
+    module.evaluation.samples, module.evaluation.pairs = 100, 50
+    t = trainer(max_steps=4, val_check_interval=2, enable_checkpointing=False)
+    t.fit(module, MixtureData(batch_size=16))
+    assert module.figure_data is not None
+    sampler = sampling()
+    trainer().test(sampler, LinearGaussian(), verbose=False)
+    assert sampler.last_report is not None
+    assert list(tmp_path.iterdir()) == []
+    logger = CSVLogger("logs", version="one")
+    trainer(logger=logger).test(sampling(), LinearGaussian(), verbose=False)
+    assert Path("logs/lightning_logs/one/facts.md").exists()
+
+
+def test_results_are_told_on_the_command_line_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    """A script reads them; standard error is for what asks for attention."""
+    t = trainer(logger=CSVLogger("logs"))
+    t.test(sampling(), LinearGaussian(), verbose=False)
+    assert "|" not in capfd.readouterr().err
+    command_line = sampling()
+    command_line.run_path = Path("run")
+    trainer().test(command_line, LinearGaussian(), verbose=False)
+    assert "| mala | mean |" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_sampling_shows_progress_as_the_trainer_says(enabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[bool] = []
+
+    class Work(WorkProgress):
+        def __init__(self, total: int, what: str, shown_here: bool = True) -> None:
+            super().__init__(total, what, shown_here)
+            shown.append(shown_here)
+
+    monkeypatch.setattr("lightning_toys.mirror_descent.module.WorkProgress", Work)
+    trainer(enable_progress_bar=enabled).test(sampling(), LinearGaussian(), verbose=False)
+    assert shown == [enabled]
 
 
 @pytest.mark.parametrize(

@@ -470,7 +470,7 @@ class BilevelControl(ToyModule):
                 path = folder / f"episode_seed_{seed}.gif"
                 set_aside(path)
                 write_gif(frames[::2], path, 25)
-                note(f"{path}: {len(frames) - 1} steps")
+                self.tell(f"{path}: {len(frames) - 1} steps")
 
     def greedy_action_of(self, observation: np.ndarray, r: int) -> int:
         """Return one replica's greedy action at one observation (S,)."""
