@@ -10,7 +10,8 @@ thousand would collide.)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -42,6 +43,30 @@ def keyed_bits(seed: int, index: int, stream: str) -> np.random.SFC64:
 def tag_of(stream: str) -> int:
     """Return the 64-bit number that stands for a stream's name."""
     return int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "little")
+
+
+@contextmanager
+def keyed_torch(seed: int, index: int, stream: str, device: torch.device) -> Iterator[None]:
+    """Have torch's own generators, which dropout draws from, begin at (seed, index, stream), and put them back after.
+
+    Args:
+        seed: as of :func:`keyed_generator`.
+        index: likewise.
+        stream: likewise.
+        device: where is drawn.
+
+    Example:
+        >>> drawn = []
+        >>> for _ in range(2):
+        ...     with keyed_torch(3, 7, "dropout", torch.device("cpu")):
+        ...         drawn.append(torch.rand(2))
+        >>> torch.equal(*drawn)
+        True
+    """
+    number = int(keyed_generator(seed, index, stream).integers(2**63))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(number)
+        yield
 
 
 def sent(x: np.ndarray, device: torch.device) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning_toys.errors import note, require
 from lightning_toys.training.checkpoint_format import unlike
 from lightning_toys.training.configuration import require_data
 from lightning_toys.training.loader import Block, DrawnBlock
+from lightning_toys.training.noise import keyed_torch
 from lightning_toys.training.results import Report
 from lightning_toys.update_entropy.checkpoints import (
     check_temperature,
@@ -191,9 +193,11 @@ class PolicyModule(PolicyInference):
                     group["lr"] = self.supervised_lr(step)
                 batch = block.batch(step)
                 tokens, response = batch.columns
-                loss = torch.stack(
-                    [supervised_loss(m, tokens[r], response[r], batch.total) for r, m in enumerate(self.policies)]
-                )
+                parts = []
+                for r, m in enumerate(self.policies):
+                    with self.keyed_dropout(r, step):
+                        parts.append(supervised_loss(m, tokens[r], response[r], batch.total))
+                loss = torch.stack(parts)
                 with self.without_autocast():
                     # not backward(): DDP's hooks would wait for the parameters of the other phase
                     gradients = list(torch.autograd.grad(loss.sum(), [p for ps in chosen for p in ps]))
@@ -207,6 +211,10 @@ class PolicyModule(PolicyInference):
                 optimizer.step()
                 optimizer.zero_grad()
         self.finish_block(block, torch.stack(losses))
+
+    def keyed_dropout(self, r: int, step: int) -> AbstractContextManager[None]:
+        """Return the context in which replica r's dropout at a step is its own: not the process's history."""
+        return keyed_torch(self.seeds[r], step, f"dropout/{self.trainer.global_rank}", self.device)
 
     def all_reduce_gradients(self, gradients: list[Tensor]) -> None:
         """Sum the ranks' parts of the gradients, in place, in one message."""
@@ -233,10 +241,10 @@ class PolicyModule(PolicyInference):
             ]
             self.batches = [PolicyBatch.split(x, spec.micro_batch) for x in rollouts]
             self.net.train()
-        results = [
-            policy_gradient(m, ps, b, spec.temperature, self.clip_range, spec.prompts)
-            for m, ps, b in zip(self.policies, chosen, self.batches, strict=True)
-        ]
+        results = []
+        for r, (m, ps, b) in enumerate(zip(self.policies, chosen, self.batches, strict=True)):
+            with self.keyed_dropout(r, step):
+                results.append(policy_gradient(m, ps, b, spec.temperature, self.clip_range, spec.prompts))
         names = [f.name for f in fields(PolicyStepMetrics)]
         rows = [[getattr(metrics, name) for _, _, metrics in results] for name in names]
         values = torch.tensor(rows, dtype=torch.float64, device=self.device)  # NCCL sums on GPUs alone

@@ -217,3 +217,18 @@ def test_a_pretrained_backbone_without_a_trainer(tmp_path: Path, runner: Runner)
         with loaded.policies[0].disable_adapter():  # type: ignore[operator]
             assert torch.allclose(loaded(ids)[0], before, atol=1e-6)
     assert not torch.allclose(logits, before, atol=1e-4)
+
+
+def test_dropout_is_keyed(runner: Runner, bitwise: Callable[..., None]) -> None:
+    """What was drawn before in the process changes no training, and a replica's dropout is its solo run's."""
+    entropy_runner = Runner(runner.root, runner.capture, "update_entropy", SMALL)
+    dropped = ("--model.policy.lora_dropout", "0.4", "--model.lr", "0.02", "--trainer.limit_val_batches", "0", *QUIET)
+    for k, (name, seeds) in enumerate((("a", "[3,5]"), ("b", "[3,5]"), ("solo", "[5]"))):
+        torch.manual_seed(k)
+        entropy_runner.ok("fit", "arithmetic", *dropped, "--model.seeds", seeds, "--run.name", name)
+    a, b, solo = (entropy_runner.checkpoint("arithmetic", n)["state_dict"] for n in ("a", "b", "solo"))
+    bitwise(a, b)
+    own = {k.replace("net.1.", "net.0."): v for k, v in a.items() if k.startswith("net.1.")}
+    assert own
+    for key, value in own.items():
+        torch.testing.assert_close(value, solo[key], atol=1e-5, rtol=0)
