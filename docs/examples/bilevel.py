@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_toys.bilevel import BilevelControl, DriftStream, ReplayData, Sine, Solver, WindowRegression
-from lightning_toys.stats import mean_ci, written
+from lightning_toys.stats import format_estimate, mean_ci
 
 folder = sys.argv[1] if len(sys.argv) > 1 else "lightning_logs"
 torch.set_num_threads(1)  # small networks are faster on one thread
@@ -24,7 +24,7 @@ for algorithm in ("funcbo", "uniform"):
     trainer.fit(model, stream)
     trainer.test(model, stream, verbose=False)
     loss = mean_ci(model.last_report.metrics["outer_loss"])  # one value per seed
-    print(f"{algorithm}: loss over the last sixth of the stream {written(loss)}")
+    print(f"{algorithm}: loss over the last sixth of the stream {format_estimate(loss)}")
     if algorithm == "funcbo":
         lags = [int(lag) for lag in model.last_report.metrics["lag_1"]]
         print(f"funcbo: the largest weight is that of lag {lags[0]}, {lags[1]} and {lags[2]} in the three seeds")
@@ -45,7 +45,7 @@ trainer = Trainer(max_steps=800, default_root_dir=f"{folder}/control", **quiet) 
 trainer.fit(agent, replay)
 (means,) = trainer.test(agent, replay, verbose=False)
 returns, random = mean_ci(agent.last_report.metrics["return"]), agent.last_report.references["random actions"]["return"]
-print(f"control: return {written(returns)} in 10 episodes of each seed; random actions have {random:.1f}")
+print(f"control: return {format_estimate(returns)} in 10 episodes of each seed; random actions have {random:.1f}")
 print(f"control: the mean episode has {means['test/length']:.0f} steps")
 loaded = BilevelControl.load_from_checkpoint(trainer.checkpoint_callback.best_model_path, weights_only=True)
 observation = torch.tensor([[0.0, 0.0, 0.05, 0.0]])  # position, velocity, angle (rad), angular velocity

@@ -17,7 +17,7 @@ from lightning_toys.mirror_descent import (
     TiltedSampling,
 )
 from lightning_toys.nets import Network
-from lightning_toys.stats import mean_ci, written
+from lightning_toys.stats import format_estimate, mean_ci
 
 folder = sys.argv[1] if len(sys.argv) > 1 else "lightning_logs"
 torch.set_num_threads(1)  # small networks are faster on one thread
@@ -37,11 +37,11 @@ trainer = Trainer(default_root_dir=f"{folder}/tilted", **quiet)
 metrics = model.last_report.metrics  # one value per seed; NAME@SAMPLER, and NAME alone is the first sampler's
 for name in samplers:
     kl, cost = mean_ci(metrics[f"joint_kl@{name}"]), metrics[f"evaluations@{name}"][0]
-    print(f"{name}: KL to the target {written(kl)} nats for {cost:.0f} evaluations per sample")
+    print(f"{name}: KL to the target {format_estimate(kl)} nats for {cost:.0f} evaluations per sample")
 exact = model.last_report.references["exact_draws"]["joint_kl"]
 print(f"as many exact draws: {exact:.4f} nats; {samplers[0]} has {means['test/joint_kl']:.4f}")
 pairs = model.sample("mala", chains=1000, data=data)  # (seeds, chains, 2): a and s'; needs no Trainer
-print(f"1000 samples of each seed by mala: the mean action is {written(mean_ci(pairs[..., 0].mean(1)))}")
+print(f"1000 samples of each seed by mala: the mean action is {format_estimate(mean_ci(pairs[..., 0].mean(1)))}")
 
 # The same with an energy that is learned by denoising score matching.
 learned = LearnedSampling(
@@ -50,11 +50,11 @@ learned = LearnedSampling(
 )  # fmt: skip
 trainer = Trainer(max_steps=200, default_root_dir=f"{folder}/learned", **quiet)
 trainer.fit(learned, data)
-print(f"learned: relative error of the score {written(mean_ci(learned.last_report.metrics['score_error']))}")
+print(f"learned: relative error of the score {format_estimate(mean_ci(learned.last_report.metrics['score_error']))}")
 trainer.test(learned, data, verbose=False)
 for name, of in (("mala", "learned"), ("mala_exact", "exact")):
     kl = mean_ci(learned.last_report.metrics[f"joint_kl@{name}"])
-    print(f"mala with the {of} energy: KL to the target {written(kl)} nats")
+    print(f"mala with the {of} energy: KL to the target {format_estimate(kl)} nats")
 loaded = LearnedSampling.load_from_checkpoint(trainer.checkpoint_callback.best_model_path, weights_only=True)
 score = loaded(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), abar=0.5)  # (seeds, points, 2)
 print("learned score at (1, 1), seed 0:", *(f"{x:.2f}" for x in score[0, 1]))

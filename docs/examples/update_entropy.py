@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_toys.stats import mean_ci, written
+from lightning_toys.stats import format_estimate, mean_ci
 from lightning_toys.update_entropy import (
     ArithmeticData,
     Plan,
@@ -48,7 +48,8 @@ trainer = Trainer(
 )
 trainer.fit(model, data)
 trained = model.last_report.metrics
-print(f"reward {written(mean_ci(trained['reward']))}, entropy {written(mean_ci(trained['entropy']))} nats per token")
+reward, entropy = (format_estimate(mean_ci(trained[name])) for name in ("reward", "entropy"))
+print(f"reward {reward}, entropy {entropy} nats per token")
 
 (means,) = trainer.test(model, data, verbose=False)
 for seed, probe in zip(model.seeds, model.probe_results, strict=True):
