@@ -61,7 +61,7 @@ test-floors: $(FLOORS)/.installed
 	@root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && $(FLOORS_PY) cli.py sweep -c flow_vs_regression/demo \
 	  --grid.model.mode '[regression,flow]' --trainer.max_epochs 20 --run.root "$$root"
 	OMP_NUM_THREADS=1 $(FLOORS_PY) -m pytest -n auto --dist worksteal -m "not slow" -W ignore::DeprecationWarning \
-	  tests/test_cli.py tests/commands
+	  tests/test_cli.py tests/commands tests/training/test_tensorboard.py
 
 bench: $(STAMP)
 	$(PY) benchmarks/startup_speed.py --write
