@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_toys.commands.experiments import EXPERIMENTS
 from lightning_toys.errors import ToyError, note
 
 HELP = """\
@@ -63,8 +64,12 @@ def check_name(name: str) -> None:
     Raises:
         ToyError: says why.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,60}", name) or keyword.iskeyword(name) or name.endswith("_"):
+    if keyword.iskeyword(name):
+        raise ToyError(f"new: {name!r} is not allowed, it is a keyword of Python; give another name")
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,60}", name) or name.endswith("_"):
         raise ToyError(f"new: {name!r} is not allowed; give small letters, digits and _, beginning with a letter")
+    if name in (*EXPERIMENTS, "lightning_toys"):
+        raise ToyError(f"new: {name!r} is a shipped experiment; give another name")
     here = Path(f"{name}.py")
     if name in sys.stdlib_module_names or (importlib.util.find_spec(name) is not None and not here.exists()):
         raise ToyError(f"new: {name!r} is the name of an installed module; give another")

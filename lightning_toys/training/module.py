@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ProgressBar
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_toys.errors import ToyError
+from lightning_toys.errors import ToyError, require
 from lightning_toys.training.checkpoint_format import optimizer_mismatch
 from lightning_toys.training.configuration import check_seeds, unused_flags
 from lightning_toys.training.monitors import MonitorCheck
 from lightning_toys.training.optimization import ReplicaOptimization
 from lightning_toys.training.progress_bar import Progress
 from lightning_toys.training.replica_parallel import Parallel, ReplicaStrategy, share, with_states
-from lightning_toys.training.results import Report, is_main
+from lightning_toys.training.results import Report, checked_report, is_main
 from lightning_toys.training.trainer_checks import check_running_trainer
 
 
@@ -118,6 +118,9 @@ class ToyModule(ReplicaOptimization):
         """
         trainer: Any = self.trainer
         check_running_trainer(trainer, self.precisions)
+        predicts = type(self).predict_step is not LightningModule.predict_step
+        name = type(self).__name__
+        require(predicts or stage != "predict", f"predict: {name} has no predict_step; call the module, or give it one")
         if trainer.precision != "64-true" and any(p.dtype == torch.float64 for p in self.parameters()):
             self.float()  # loaded in double precision, and now run in single
         self.log_path = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is agreed upon by all processes
@@ -156,12 +159,13 @@ class ToyModule(ReplicaOptimization):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Measure, and log ``eval/...``."""
-        self.last_report = self.report("validate")
+        wanted = [n for n in self.headline if n not in self.measured_later]
+        self.last_report = checked_report(self.report("validate"), type(self).__name__, wanted)
         self.write_evaluation(self.last_report)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Measure, and log ``test/...`` for the headline metrics."""
-        self.last_report = self.report("test")
+        self.last_report = checked_report(self.report("test"), type(self).__name__, self.headline)
         found = self.last_report.metrics
         shown = {f"test/{n}": torch.tensor(found[n]) for n in self.headline if n in found}
         self.write_scalars(shown, self.loaded_step)
@@ -170,6 +174,17 @@ class ToyModule(ReplicaOptimization):
     def label(self) -> str:
         """A few words that tell this run from others in a comparison."""
         return type(self).__name__
+
+    @property
+    def run_label(self) -> str:
+        """The label of a run: a subclass of somebody's own is told from its base, unless it has a label of its own."""
+        own: list[type] = []
+        for kind in type(self).__mro__:
+            if kind is ToyModule or kind.__module__.startswith("lightning_toys."):
+                inherits = kind is not ToyModule and own and not any("label" in vars(k) for k in own)
+                return f"{type(self).__name__}: {self.label}" if inherits else self.label
+            own.append(kind)
+        return self.label
 
     def unused_settings(self) -> dict[str, str]:
         """Return the flags that would do nothing beside the other settings, each with what it wants.

@@ -132,6 +132,11 @@ class ReplicaOptimization(ReplicaLogging):
         Raises:
             NonFiniteError: a loss was not finite; names the first such step and the replicas' seeds.
         """
+        require(
+            hasattr(block, "start"),
+            f"training data: a {type(block).__name__} is no block of steps; give a data module with ToyDataModule for "
+            "its base, not a DataLoader",
+        )
         direct = self.steps_directly
         optimizer = self.optimizers(use_pl_optimizer=not direct)
         assert not isinstance(optimizer, list)

@@ -195,7 +195,7 @@ class ResultsWriter(Reporter):
     def session_name(self, module: ToyModule) -> str:
         """Return the name of TensorBoard's row of hyper-parameters: what tells runs apart comes first."""
         folder = self.folder(module)
-        return f"{module.label} ({folder.parent.name}/{folder.name}, {module.experiment_name()})"
+        return f"{module.run_label} ({folder.parent.name}/{folder.name}, {module.experiment_name()})"
 
     def report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write results.json, and the HParams row once a verb."""
@@ -207,7 +207,7 @@ class ResultsWriter(Reporter):
         step = pl_module.global_step or pl_module.loaded_step
         extra = {
             "stage": stage,
-            "label": pl_module.label,
+            "label": pl_module.run_label,
             "settings": self.settings or script_settings(trainer, pl_module),
             "module": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
             "comparison_figures": pl_module.comparison_figures,

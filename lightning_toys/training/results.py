@@ -14,11 +14,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lightning_toys.errors import did_you_mean, require
 from lightning_toys.stats import mean_ci
 from lightning_toys.training.files import set_aside, write_atomic
 
 __all__ = [
     "Report",
+    "checked_report",
     "environment",
     "is_main",
     "set_aside",
@@ -47,6 +49,33 @@ class Report:
     metrics: dict[str, list[float]]
     references: dict[str, dict[str, float]] = field(default_factory=dict)
     arrays: dict[str, Any] = field(default_factory=dict)
+
+
+def checked_report(report: Any, who: str, headline: Sequence[str] = ()) -> Report:
+    """Return a report whose metrics are lists of one number a replica; tensors and arrays of them become lists.
+
+    Args:
+        report: what a module's ``report`` returned.
+        who: the module's class, for the error.
+        headline: metrics that have to be among them.
+
+    Raises:
+        ToyError: names the metric and what is wanted.
+    """
+    require(isinstance(report, Report), f"{who}.report: a {type(report).__name__} is not allowed; give a Report")
+    found: Report = report
+    count = len(found.seeds)
+    for name, values in found.metrics.items():
+        plain: Any = values.tolist() if hasattr(values, "tolist") else values
+        fits = isinstance(plain, list | tuple) and len(plain) == count
+        fits = fits and all(isinstance(v, int | float) for v in plain)
+        given = f"{type(values).__name__} {values!r}"[:60]
+        require(fits, f"{who}.report: metric {name!r} is {given}; give a list of {count} numbers, one a seed")
+        found.metrics[name] = [float(v) for v in plain]
+    for name in headline:
+        hint = did_you_mean(name, found.metrics)
+        require(name in found.metrics, f"{who}.headline: {name!r} is not among the metrics of report{hint}")
+    return found
 
 
 def is_main(metric: str) -> bool:

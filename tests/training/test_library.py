@@ -19,10 +19,12 @@ from lightning_toys.errors import ToyError
 from lightning_toys.flow_vs_regression import FlowVsRegression, InterpolationData
 from lightning_toys.generative_policy import MeanFlowPolicy, MixtureData
 from lightning_toys.mirror_descent import LinearGaussian, Settings, TiltedSampling
-from lightning_toys.nets import Network
+from lightning_toys.nets import Network, ReplicaLinear
 from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.module import ToyModule
 from lightning_toys.training.progress import WorkProgress
 from lightning_toys.training.progress_bar import Progress
+from lightning_toys.training.results import Report
 from lightning_toys.training.validation_clock import crossed, validation_interval
 from tests.conftest import Runner
 
@@ -318,3 +320,62 @@ def test_a_scripts_runs_are_compared(capsys: pytest.CaptureFixture[str]) -> None
     assert "flow" in said
     assert "regression" in said
     assert "paired by seed: run minus flow" in said
+
+
+class Spring(ToyModule):
+    """The smallest module: a number a replica."""
+
+    experiment = "spring"
+    headline = ("error",)
+
+    def __init__(self, found: Any = None, headline: tuple[str, ...] = ("error",)) -> None:
+        super().__init__([0, 1])
+        self.found, self.headline = found, headline
+
+    def measure(self, data: Any) -> dict[str, Any]:
+        return {"inputs": 1}
+
+    def build(self) -> torch.nn.Module:
+        return ReplicaLinear(self.local_seeds, "line", 1, 1)
+
+    def replica_losses(self, batch: Any, step: int) -> torch.Tensor:
+        c, x1 = batch.columns
+        errors: torch.Tensor = self.net(c) - x1
+        return errors.square().sum((1, 2)) / batch.total
+
+    def report(self, stage: str) -> Report:
+        return Report(self.seeds, {"error": self.found})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.net(x)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("found", "headline", "says"),
+    [
+        (0.5, ("error",), "Spring.report: metric 'error' is float 0.5; give a list of 2 numbers, one a seed"),
+        ([0.5], ("error",), r"Spring.report: metric 'error' is list \[0.5\]; give a list of 2 numbers"),
+        (["a", "b"], ("error",), "give a list of 2 numbers, one a seed"),
+        ([1, 2], ("eror",), "Spring.headline: 'eror' is not among the metrics of report; did you mean 'error'?"),
+    ],
+)
+def test_a_report_that_is_none(found: Any, headline: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ToyError, match=says):
+        trainer(max_steps=2).validate(Spring(found, headline), data(), verbose=False)
+
+
+def test_a_report_may_hold_tensors() -> None:
+    module = Spring(torch.tensor([1.0, 3.0]))
+    (found,) = trainer().validate(module, data(), verbose=False)
+    assert found == {"eval/error": 2.0}
+    assert module.last_report is not None
+    assert module.last_report.metrics["error"] == [1.0, 3.0]
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_what_a_module_of_ones_own_cannot_do() -> None:
+    with pytest.raises(ToyError, match="predict: Spring has no predict_step; call the module, or give it one"):
+        trainer().predict(Spring([1, 2]), data())
+    with pytest.raises(ToyError, match="training data: a Tensor is no block of steps; give a data module with ToyData"):
+        trainer(max_steps=2).fit(Spring([1, 2]), DataLoader(torch.zeros(8, 1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,12 @@ class Run:
         return [m.removeprefix(f"{metric}@") for m in self.content["metrics"] if m.startswith(f"{metric}@")]
 
 
+def natural(path: Path) -> list[tuple[int, str]]:
+    """Return a key that sorts version_10 after version_2."""
+    words = re.split(r"(\d+)", str(path))
+    return [(int(w), "") if w.isdigit() and len(w) < 18 else (0, w) for w in words]
+
+
 def find_results(paths: Sequence[Path]) -> list[Path]:
     """Return the results.json of each run folder named, or of all below a folder named.
 
@@ -83,7 +90,7 @@ def find_results(paths: Sequence[Path]) -> list[Path]:
         elif (path / "results.json").is_file():
             found = [path / "results.json"]
         else:
-            found = sorted(path.rglob("results.json"))
+            found = sorted(path.rglob("results.json"), key=natural)
         if not found:
             raise ToyError(f"compare: no results.json in {path}; run `test` first")
         out += [f for f in found if f not in out]

@@ -66,6 +66,8 @@ def check_configs(configs: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return what configuration files say; refuse one that is none."""
     found: dict[str, dict[str, Any]] = {}
     for name in configs:
+        if name.endswith(".py"):
+            raise ToyError(f"-c: {name} is Python; a configuration is YAML, such as {name.removesuffix('.py')}.yaml")
         try:
             content = strict_load(Path(name).read_text())
         except UnfitError as error:

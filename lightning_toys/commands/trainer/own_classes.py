@@ -60,7 +60,10 @@ def check_class_paths(files: Mapping[str, Any], given: Mapping[str, str | None])
             try:
                 named(f"--{'.'.join(place)}", value)
             except ToyError as error:
-                raise ToyError(f"{error} (in {file})") from None
+                beside = Path(file).parent / f"{value.partition('.')[0]}.py"
+                away = beside.is_file() and beside.parent.resolve() != Path.cwd()
+                where = f"; {beside} is not in the working folder: run in {beside.parent}" if away else ""
+                raise ToyError(f"{error} (in {file}){where}") from None
 
 
 def named(flag: str, value: str) -> None:

@@ -6,6 +6,7 @@ import enum
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -13,7 +14,9 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
+from lightning_toys.commands.shipped import by_name
 from lightning_toys.commands.trainer.arguments import SECTIONS, flags
+from lightning_toys.commands.trainer.own_classes import defined_here
 from lightning_toys.errors import did_you_mean
 
 
@@ -147,6 +150,8 @@ def reason(message: str, command: Sequence[str], parser: LightningArgumentParser
         name = m[1].split("=")[0]
         # jsonargparse takes the head off flags of a chosen class
         name = next((f"--{head}.{name[2:]}" for head in ("model", "data") if f"--{head}.{name[2:]}" in given), name)
+        if not name.startswith("-") and (by_name(name) or Path(name).is_file()):
+            return f"{name}: a configuration is given by its flag; did you mean -c {name}?"
         known = option_names(parser)
         if name in known:
             return f"{name}: the class chosen by {name.partition('.')[0]} does not take it"
@@ -173,7 +178,10 @@ def reason(message: str, command: Sequence[str], parser: LightningArgumentParser
     key_match = re.search(r'(?:Parser key|key) "([^"]+)"', message)
     key = key_match[1] if key_match else ""
     if m := re.search(r"Expected a dot import path string: (\S+)", message):
-        return f"{flag_for(key, m[1], given)}: no class {m[1]!r}{suggest(m[1], class_names())}"
+        own = defined_here(m[1]) if m[1].isidentifier() else ""
+        own = own or (m[1].replace(":", ".") if ":" in m[1] else "")
+        hint = f"; did you mean {own!r}?" if own else suggest(m[1], class_names())
+        return f"{flag_for(key, m[1], given)}: no class {m[1]!r}{hint}"
     if m := re.search(r"typing\.Literal\[(.*?)\]\. Got value: (.*)", message):
         options = [o.strip().strip("'\"") for o in m[1].split(",")]
         value = m[2].strip()
@@ -186,10 +194,12 @@ def reason(message: str, command: Sequence[str], parser: LightningArgumentParser
         return said
     if m := re.search(r"does not correspond to a subclass of (\w+)", message):
         value = next((v[1].strip() for v in [re.search(r"Given value: (.*)", message)] if v), "the class")
-        return f"{flag_for(key, value, given)}: {value!r} is not allowed; give a class with {m[1]} for its base"
+        base = BASES.get(m[1], m[1])
+        return f"{flag_for(key, value, given)}: {value!r} is not allowed; give a class with {base} for its base"
     if m := re.search(r"Given value: (.*)", message):
         wanted = re.findall(r"Expected an? (.*)", message)
         names = [re.sub(r"<class '(.*?)'>", r"\1", w).split(". Got")[0] for w in wanted]
+        names = ["MODULE.CLASS" if w.startswith("path but") else w for w in names]
         kinds = " or ".join(dict.fromkeys(article(k) if k in TYPES or "Sequence" in k else k for k in names))
         return f"{flag_for(key, m[1].strip(), given)}: {m[1].strip()!r} is not allowed; give {kinds or 'another value'}"
     return " ".join(message.split())
@@ -220,11 +230,13 @@ def constructor_error(message: str, given: dict[str, str | None]) -> str:
     return ""
 
 
+BASES = {"LightningModule": "ToyModule", "LightningDataModule": "ToyDataModule"}
 HABITS = {  # what people give elsewhere, by the flag's last word, and what it is here
     "optimizer": "an experiment has its own: give --model.lr, --model.weight_decay, or what `--model.help CLASS` lists",
     "lr_scheduler": "an experiment has its own rate: give --model.lr, or --model.lr_decay cosine where it is taken",
     "no_warm": "give --model.solver.warm_start false",
     "no_double": "give --model.double_q false",
+    "learning_rate": "give --model.lr",
     "gpus": "give --trainer.accelerator gpu --trainer.devices N",
     "resume": "give --ckpt_path last",
     "resume_from_checkpoint": "give --ckpt_path last",
@@ -244,7 +256,7 @@ HABITS = {  # what people give elsewhere, by the flag's last word, and what it i
 def habit(name: str, known: Iterable[str]) -> str:
     """Return a hint for a flag that is known elsewhere by another name, or here with a prefix."""
     last = name.rpartition(".")[2].lstrip("-")
-    if last in HABITS and (name.count(".") == 0 or last.startswith("no_")):
+    if last in HABITS and (name.count(".") == 0 or last.startswith("no_") or last == "learning_rate"):
         return f"; {HABITS[last]}"
     if name.count(".") == 0:
         same = sorted((k for k in known if k.rpartition(".")[2] == last and "." in k), key=lambda k: k.count("."))

@@ -47,6 +47,10 @@ class MyFlow(FlowVsRegression):
     label = "my flow"
 
 
+class Unlabelled(FlowVsRegression):
+    """A subclass that says nothing of itself."""
+
+
 class Faulty(Target):
     def __init__(self, k: int = 3) -> None:
         len(k)
@@ -72,6 +76,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _from_the_repository: 
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "own_things.py").write_text(OWN)
+    (tmp_path / "fresh_things.py").write_text("class Unseen:\n    pass\n")
     (tmp_path / "broken_thing.py").write_text("import torch\nx = (\n")
     (tmp_path / "failing_thing.py").write_text("import torch\n\n1 / 0\n")
     (tmp_path / "wanting_thing.py").write_text("import nowhere_at_all\n")
@@ -91,7 +96,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _from_the_repository: 
         ),
         (["--data.target", "own_things.NotATarget"], "give a class with Target for its base"),
         (["--data.target", "own_things.Faulty"], "own_things.Faulty cannot be made: object of type 'int' has no len()"),
-        (["--model", "own_things.Cosine"], "give a class with LightningModule for its base"),
+        (["--model", "own_things.Cosine"], "give a class with ToyModule for its base"),
         (["--model", "MyFlow"], "--model: no class 'MyFlow'; did you mean 'own_things.MyFlow'?"),
         (["--trainer.callbacks", "own_things.Stop"], "'own_things' has no class 'Stop'"),
     ],
@@ -128,6 +133,16 @@ def test_own_classes_lie_beside_the_shipped_ones(here: Path, capsys: pytest.Capt
     assert "flow film" in said.out
     labels = {json.loads((r / "results.json").read_text())["label"] for r in runs}
     assert labels == {"my flow", "flow film"}
+
+
+def test_a_subclass_is_told_from_its_base(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-c", "flow_vs_regression/flow", *SMALL, "--model.seeds", "[0,1]"]
+    assert main(["fit", *words]) == 0
+    assert main(["fit", *words, "--model", "own_things.Unlabelled", "--model.mode", "flow"]) == 0
+    assert main(["compare", "lightning_logs/flow_vs_regression/flow"]) == 0
+    said = capsys.readouterr().out
+    assert "Unlabelled: flow concat" in said
+    assert "│ flow concat " in said
 
 
 def test_runs_of_ones_own_target_are_compared(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,6 +197,36 @@ def test_replaced_settings() -> None:
     assert without_replaced(files, {"--run.name": "A.B"})[1] == [
         "b: data.target q.B: the settings of A in a are dropped: x"
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--data.target", "own_things:Cosine"], "no class 'own_things:Cosine'; did you mean 'own_things.Cosine'?"),
+        (["--data.target", "Unseen"], "no class 'Unseen'; did you mean 'fresh_things.Unseen'?"),
+        (["--model.learning_rate", "0.1"], "--model.learning_rate: no such option; give --model.lr"),
+        (["flow_vs_regression/mip"], "a configuration is given by its flag; did you mean -c flow_vs_regression/mip?"),
+        (["-c", "own_things.py"], "own_things.py is Python; a configuration is YAML, such as own_things.yaml"),
+    ],
+)
+def test_what_a_newcomer_types(words: list[str], says: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "-c", "flow_vs_regression/flow", *SMALL, *words]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1, err
+    assert says in err
+
+
+def test_a_file_in_another_folder_leads_there(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = {"model": {"class_path": "elsewhere_only.M"}, "data": {"class_path": "InterpolationData"}}
+    (here / "mine.yaml").write_text(yaml.safe_dump(content))
+    (here / "elsewhere_only.py").write_text("class M:\n    pass\n")
+    (here / "sub").mkdir()
+    monkeypatch.chdir(here / "sub")
+    monkeypatch.setattr("sys.path", [p for p in __import__("sys").path if p != str(here)])
+    assert main(["fit", "-c", "../mine.yaml"]) == 2
+    assert "elsewhere_only.py is not in the working folder: run in .." in capsys.readouterr().err
 
 
 def test_small_pieces() -> None:
