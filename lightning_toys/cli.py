@@ -49,6 +49,13 @@ example
 """
 
 
+def check_files(args: Sequence[str]) -> None:
+    """Refuse configurations that are not there, or are none, before what takes seconds is imported."""
+    from lightning_toys.commands.trainer.arguments import check_configs, split_configs
+
+    check_configs(split_configs(args)[0])
+
+
 def trainer(verb: str, args: Sequence[str]) -> None:
     """Run fit, validate, test or predict."""
     from lightning_toys.commands.trainer.help import asks_for_help, check_class_help, named_classes, trainer_help
@@ -61,6 +68,7 @@ def trainer(verb: str, args: Sequence[str]) -> None:
         commands = [[verb, f"--{section}.help", name] for section, name in named_classes(args).items()]
     if not commands:
         return
+    check_files(args)
     from lightning_toys.commands.trainer.start import prepare
 
     prepare()
@@ -85,6 +93,7 @@ def sweep(verb: str, args: Sequence[str]) -> None:
     if {"-h", "--help"} & set(args):
         print(SWEEP_HELP)
         return
+    check_files(args)
     from lightning_toys.commands.trainer.start import prepare
 
     prepare()

@@ -133,7 +133,8 @@ BAD = [
     (("--trainer.overfit_batches", "3"), "--trainer.overfit_batches", "--data.num_train"),
     (("--run.variant", "a/b"), "--run.variant: 'a/b' is not allowed", "without /"),
     (("--model.seeds", "3"), "--model.seeds: '3' is not allowed", "[0, 1]"),
-    (("--model.seeds", "null"), "FlowVsRegression cannot be made: ", "(given as null: seeds)"),
+    (("--model.lr", "null"), "FlowVsRegression cannot be made: ", "(given as null: lr)"),
+    (("--model.seeds", "null"), "--model.seeds: None is not allowed", "such as [0]"),
     (("--ckpt_path", "last"), "--ckpt_path: no run with a checkpoint", "run `fit` first"),
     (("--ckpt_path", "nowhere.ckpt"), "--ckpt_path: no file 'nowhere.ckpt'", ""),
 ]

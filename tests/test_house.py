@@ -127,6 +127,8 @@ LIGHT = {
     "list": ("list",),
     "show": ("show", "flow_vs_regression/flow"),
     "no_class": ("fit", "--model.help"),
+    "no_file": ("fit", "-c", "nowhere.yaml"),
+    "no_file_of_a_sweep": ("sweep", "-c", "nowhere.yaml", "--grid.model.mode", "[flow]"),
 }
 SCRIPT = """
 import sys

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import require
+from lightning_toys.errors import did_you_mean, require
 from lightning_toys.flows import EVALUATIONS_PER_STEP, Solver, integrate, interpolate, straight_step
 from lightning_toys.nets import ConditionalNet
 
@@ -197,7 +197,7 @@ def make_objective(mode: Mode, t_star: float, mip_form: Literal["published", "pa
     """Return the objective of that name; mip's settings are checked for every mode.
 
     Raises:
-        ToyError: ``t_star`` is not between 0 and 1.
+        ToyError: there is no such mode, or ``t_star`` is not between 0 and 1.
     """
     mip = MIP(t_star, mip_form, one_step=mode == "mip_one_step")
     objectives: dict[str, Callable[[], Objective]] = {
@@ -207,4 +207,9 @@ def make_objective(mode: Mode, t_star: float, mip_form: Literal["published", "pa
         "mip": lambda: mip,
         "mip_one_step": lambda: mip,
     }
+    allowed = ", ".join(objectives)
+    require(
+        mode in objectives,
+        f"--model.mode: {mode!r} is not allowed; give one of {allowed}{did_you_mean(str(mode), objectives)}",
+    )
     return objectives[mode]()

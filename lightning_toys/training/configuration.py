@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, TypeVar
 
 from lightning.pytorch import LightningDataModule
@@ -12,6 +13,8 @@ from lightning_toys.errors import require
 
 def check_seeds(seeds: Sequence[int]) -> list[int]:
     """Refuse an empty, repeated or negative list of replica seeds."""
+    whole = isinstance(seeds, Sequence) and all(isinstance(s, Integral) for s in seeds)
+    require(whole, f"--model.seeds: {seeds!r} is not allowed; give a list of integers, such as [0]")
     require(len(seeds) > 0, "--model.seeds: [] is not allowed; give at least one seed, such as [0]")
     require(
         min(seeds) >= 0 and max(seeds) < 2**63, f"--model.seeds: {list(seeds)} is not allowed; seeds are in [0, 2^63)"

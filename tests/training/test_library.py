@@ -379,3 +379,16 @@ def test_what_a_module_of_ones_own_cannot_do() -> None:
         trainer().predict(Spring([1, 2]), data())
     with pytest.raises(ToyError, match="training data: a Tensor is no block of steps; give a data module with ToyData"):
         trainer(max_steps=2).fit(Spring([1, 2]), DataLoader(torch.zeros(8, 1)))
+
+
+@pytest.mark.parametrize(
+    ("mode", "seeds", "says"),
+    [
+        ("flwo", [0], "--model.mode: 'flwo' is not allowed; give one of regression, .*; did you mean 'flow'?"),
+        ("flow", 3, r"--model.seeds: 3 is not allowed; give a list of integers, such as .0.$"),
+        ("flow", [0.5], "--model.seeds: .* is not allowed; give a list of integers"),
+    ],
+)
+def test_constructors_refuse_what_the_command_line_does(mode: Any, seeds: Any, says: str) -> None:
+    with pytest.raises(ToyError, match=says):
+        FlowVsRegression(mode, seeds=seeds)
