@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,8 +84,3 @@ def nearest(word: str) -> str:
         close = hint.split("'")[1]
         return f"; did you mean {' or '.join(repr(n) for n in names if n.partition('/')[2] == close)}?"
     return "; `lightning-toys list` shows the shipped ones"
-
-
-def label(word: str, known: Sequence[Shipped]) -> str:
-    """Return a shipped configuration's name for its file, and any other file as it is."""
-    return next((s.name for s in known if str(s.path) == word), word)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_toys.errors import NonFiniteError, note
 from lightning_toys.stats import mean_ci
 from lightning_toys.training.replica_parallel import ReplicaParallel
-from lightning_toys.training.results import Report, is_main
+from lightning_toys.training.results import Report
 
 
 class ReplicaLogging(ReplicaParallel):
@@ -84,7 +84,7 @@ class ReplicaLogging(ReplicaParallel):
 
     def write_evaluation(self, report: Report) -> None:
         """Write a validation's metrics as ``eval/...``; means under these names are what callbacks can monitor."""
-        means = {f"eval/{k}": sum(v) / len(v) for k, v in report.metrics.items() if is_main(k)}
+        means = report.means("eval")
         if self.trainer.state.fn == "fit" and self.monitors_loss:
             means["train/loss"] = float(self.last_losses.mean())
         self.log_means(means)

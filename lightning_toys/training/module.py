@@ -20,7 +20,7 @@ from lightning_toys.training.monitors import MonitorCheck
 from lightning_toys.training.optimization import ReplicaOptimization
 from lightning_toys.training.progress_bar import Progress
 from lightning_toys.training.replica_parallel import Parallel, ReplicaStrategy, share, with_states
-from lightning_toys.training.results import Report, checked_report, is_main
+from lightning_toys.training.results import Report, checked_report
 from lightning_toys.training.trainer_checks import check_running_trainer
 
 
@@ -132,8 +132,7 @@ class ToyModule(ReplicaOptimization):
     def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Give the Trainer the test's means: what ``trainer.test`` returns, and ``trainer.callback_metrics``."""
         if self.last_report is not None:
-            means = {f"test/{k}": sum(v) / len(v) for k, v in self.last_report.metrics.items() if is_main(k)}
-            self.log_means(means)
+            self.log_means(self.last_report.means("test"))
 
     # what an experiment gives
 

@@ -18,7 +18,7 @@ from lightning_toys.errors import require
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.progress_bar import Progress
-from lightning_toys.training.results import is_main, set_aside, write_atomic, write_results
+from lightning_toys.training.results import set_aside, write_atomic, write_results
 from lightning_toys.training.run_folder import RunFolder
 
 
@@ -226,7 +226,6 @@ class ResultsWriter(Reporter):
         write_results(path, report, pl_module.experiment_name(), variant, device, extra)
         if stage == "validate":
             return
-        scores = {f"{stage}/{k}": sum(v) / len(v) for k, v in report.metrics.items() if is_main(k)}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and stage == "fit":
-                write_hparams(logger, self.hparams, scores, self.session_name(pl_module), step)
+                write_hparams(logger, self.hparams, report.means(stage), self.session_name(pl_module), step)

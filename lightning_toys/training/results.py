@@ -50,6 +50,10 @@ class Report:
     references: dict[str, dict[str, float]] = field(default_factory=dict)
     arrays: dict[str, Any] = field(default_factory=dict)
 
+    def means(self, prefix: str) -> dict[str, float]:
+        """Return the mean over replicas of each of the configured readout's metrics, named ``prefix/metric``."""
+        return {f"{prefix}/{k}": sum(v) / len(v) for k, v in self.metrics.items() if is_main(k)}
+
 
 def checked_report(report: Any, who: str, headline: Sequence[str] = ()) -> Report:
     """Return a report whose metrics are lists of one number a replica; tensors and arrays of them become lists.

@@ -81,11 +81,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "logging and callbacks": (
         Flag("--trainer.logger", "CLASS", "TensorBoardLogger (default), WandbLogger, MLFlowLogger, ...; false: none"),
         Flag("--trainer.callbacks", "CLASS", "EarlyStopping, ModelCheckpoint, Timer, ... with their settings"),
-        Flag(
-            "--trainer.enable_progress_bar",
-            "BOOL",
-            "the bar of optimiser steps, or a line now and then (true)",
-        ),
+        Flag("--trainer.enable_progress_bar", "BOOL", "the bar of optimiser steps, or a line now and then (true)"),
         Flag("--trainer.enable_model_summary", "BOOL", "print the parameters (false)"),
         Flag("--trainer.enable_autolog_hparams", "BOOL", "Lightning's own log of hyper-parameters (true)"),
         Flag("--trainer.model_registry", "NAME", "of Lightning's platform"),
@@ -101,7 +97,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
 
 
 def asks_for_help(args: Sequence[str]) -> bool:
-    """Whether a verb's help is asked for, and no class by its name."""
+    """Whether a verb's help is asked for."""
     return bool({"-h", "--help"} & set(args))
 
 

@@ -46,9 +46,10 @@ class SettingsCLI(LightningCLI):
         self.files, self.rest = split_configs(self.words[1:])
         given = check_configs(self.files)  # before the parser is built, which takes much longer
         ToyParser.files = {name: renewed(content) for name, content in given.items()}
-        check_words(flags(self.rest))
-        check_class_paths(ToyParser.files, flags(self.rest))
-        kept, self.dropped = without_replaced(ToyParser.files, flags(self.rest))
+        on_the_line = flags(self.rest)
+        check_words(on_the_line)
+        check_class_paths(ToyParser.files, on_the_line)
+        kept, self.dropped = without_replaced(ToyParser.files, on_the_line)
         texts = [f if kept[f] == given[f] else yaml.safe_dump(kept[f]) for f in self.files]
         self.stacked = [w for text in texts for w in ("-c", text)]
         self.checkpoint_path, self.checkpoint = None, None
