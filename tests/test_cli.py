@@ -300,7 +300,7 @@ def test_epochs_are_passes_and_steps_are_steps(runner: Runner) -> None:
 
 
 def test_validation_and_logging_count_optimiser_steps(runner: Runner) -> None:
-    from lightning_toys.training.metrics_csv import read_csv
+    from lightning_toys.training.metrics_reader import read_csv
 
     beat = ("--trainer.val_check_interval", "30", "--trainer.log_every_n_steps", "7")
     runner.ok("fit", "flow", "--trainer.max_steps", "100", *beat)
@@ -366,7 +366,7 @@ def test_best_mean_survives_a_resume(runner: Runner) -> None:
 
 
 def test_validate_and_test_leave_the_curves_alone(runner: Runner) -> None:
-    from lightning_toys.training.metrics_csv import read_csv
+    from lightning_toys.training.metrics_reader import read_csv
 
     flags = ("--data.holdout", "0.2", "--trainer.val_check_interval", "10")
     runner.ok("fit", "flow", *flags, "--trainer.max_steps", "40", "--run.name", "a")

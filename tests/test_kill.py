@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from lightning_toys.cli import main
-from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.metrics_reader import read_csv
 from lightning_toys.training.noise import keyed_generator
 from lightning_toys.training.run_folder import SWEEP_MARK
 from tests.conftest import REPO

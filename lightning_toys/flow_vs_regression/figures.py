@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_toys.flow_vs_regression.metrics import principal_axes
 from lightning_toys.flow_vs_regression.targets import Piecewise, Projected, Rotation, Target
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, band, error_bars, new_figure
-from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.metrics_reader import read_csv
 from lightning_toys.training.results import Report
 
 MAX_POINTS = 2000  # more on a curve than a figure has pixels

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_toys.generative_policy.bandit import RotatingModes
 from lightning_toys.generative_policy.figures import BLUE
 from lightning_toys.plotting import COLOURS, GREY, band, new_figure
-from lightning_toys.training.metrics_csv import read_run, replica_columns
+from lightning_toys.training.metrics_reader import read_run, replica_columns
 
 
 @dataclass

@@ -22,8 +22,9 @@ from lightning_toys.errors import ToyError, note
 from lightning_toys.generative_policy.mixture import Mixture, Target, ThreeModes
 from lightning_toys.imports import load_class
 from lightning_toys.plotting import COLOURS, GREY, band, new_figure
-from lightning_toys.training.metrics_csv import read_csv, replica_columns
-from lightning_toys.training.results import Report, set_aside
+from lightning_toys.training.files import set_aside
+from lightning_toys.training.metrics_reader import read_csv, replica_columns
+from lightning_toys.training.results import Report
 
 Array = NDArray[np.float64]
 BLUE, RED = COLOURS[0], "#B40426"

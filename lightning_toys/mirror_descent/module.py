@@ -35,10 +35,11 @@ from lightning_toys.mirror_descent.schedules import Linear, Schedule
 from lightning_toys.mirror_descent.tilt import Reward, StateReward
 from lightning_toys.stats import holm
 from lightning_toys.training.configuration import as_dataclass, require_data
+from lightning_toys.training.files import set_aside, write_atomic
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.progress import WorkProgress
-from lightning_toys.training.results import Report, set_aside, write_atomic
+from lightning_toys.training.results import Report
 
 KS_METRICS = ("action_ks_p", "state_ks_p", "residual_ks_p")
 ANNEALED = ("pc_ula", "pc_mala", "pc_joint_mala")

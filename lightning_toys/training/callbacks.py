@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_toys.errors import ToyError, note, require
 from lightning_toys.training.data import ToyDataModule
+from lightning_toys.training.files import set_aside
 from lightning_toys.training.module import ToyModule
-from lightning_toys.training.results import set_aside
 from lightning_toys.training.run_folder import RunFolder, read_checkpoint
 from lightning_toys.training.validation_clock import crossed, validation_due
 

@@ -16,9 +16,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_toys.training.files import set_aside, write_atomic
-from lightning_toys.training.metrics_reader import read_csv, read_run, replica_columns
-
-__all__ = ["MetricsCSV", "read_csv", "read_run", "replica_columns"]
+from lightning_toys.training.metrics_reader import read_csv
 
 
 class MetricsCSV(Logger):

@@ -15,10 +15,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lightning_toys.errors import require
+from lightning_toys.training.files import set_aside, write_atomic
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.progress_bar import Progress
-from lightning_toys.training.results import set_aside, write_atomic, write_results
+from lightning_toys.training.results import write_results
 from lightning_toys.training.run_folder import RunFolder
 
 

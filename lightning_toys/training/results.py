@@ -18,18 +18,6 @@ from lightning_toys.errors import did_you_mean, require
 from lightning_toys.stats import mean_ci
 from lightning_toys.training.files import set_aside, write_atomic
 
-__all__ = [
-    "Report",
-    "checked_report",
-    "environment",
-    "is_main",
-    "set_aside",
-    "summarise",
-    "to_json",
-    "write_atomic",
-    "write_results",
-]
-
 PACKAGES = ("lightning-toys", "torch", "lightning", "torchdiffeq", "numpy", "scipy", "scikit-learn", "matplotlib")
 
 

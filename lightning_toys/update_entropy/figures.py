@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, band, new_figure
-from lightning_toys.training.metrics_csv import read_run, replica_columns
+from lightning_toys.training.metrics_reader import read_run, replica_columns
 from lightning_toys.update_entropy.cache import to_numpy
 from lightning_toys.update_entropy.estimators import EntropyKind
 from lightning_toys.update_entropy.history import moving_average, validation_changes

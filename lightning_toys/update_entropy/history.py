@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lightning_toys.stats import format_estimate, paired_difference
-from lightning_toys.training.metrics_csv import read_run, replica_columns
+from lightning_toys.training.metrics_reader import read_run, replica_columns
 
 
 def moving_average(values: np.ndarray, window: int) -> np.ndarray:

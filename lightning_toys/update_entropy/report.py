@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_toys.training.results import Report, set_aside, to_json, write_atomic
+from lightning_toys.training.files import set_aside, write_atomic
+from lightning_toys.training.results import Report, to_json
 from lightning_toys.update_entropy.cache import to_numpy
 from lightning_toys.update_entropy.estimators import EntropyKind, Estimate, ImportanceEstimate
 from lightning_toys.update_entropy.grpo import advantages

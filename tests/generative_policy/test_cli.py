@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.metrics_reader import read_csv
 from tests.conftest import Runner
 from tests.processes import wait_for
 

@@ -20,7 +20,7 @@ from lightning_toys.flow_vs_regression import FlowVsRegression, InterpolationDat
 from lightning_toys.generative_policy import MeanFlowPolicy, MixtureData
 from lightning_toys.mirror_descent import LinearGaussian, Settings, TiltedSampling
 from lightning_toys.nets import Network, ReplicaLinear
-from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.metrics_reader import read_csv
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.progress import WorkProgress
 from lightning_toys.training.progress_bar import Progress

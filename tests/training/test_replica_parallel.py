@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_toys.cli import main
-from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.metrics_reader import read_csv
 from lightning_toys.training.replica_parallel import share
 from tests.conftest import REPO, Runner
 from tests.processes import two_ranks

@@ -13,16 +13,10 @@ import torch
 
 from lightning_toys.errors import ToyError
 from lightning_toys.training import results
-from lightning_toys.training.metrics_csv import MetricsCSV, read_csv
-from lightning_toys.training.results import (
-    Report,
-    environment,
-    set_aside,
-    summarise,
-    to_json,
-    write_atomic,
-    write_results,
-)
+from lightning_toys.training.files import set_aside, write_atomic
+from lightning_toys.training.metrics_csv import MetricsCSV
+from lightning_toys.training.metrics_reader import read_csv
+from lightning_toys.training.results import Report, environment, summarise, to_json, write_results
 from lightning_toys.training.run_folder import (
     RUN_VARIABLE,
     SWEEP_MARK,

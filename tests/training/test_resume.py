@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightning_toys.cli import main
-from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.metrics_reader import read_csv
 from tests.conftest import Runner
 from tests.processes import wait_for
 

@@ -128,7 +128,7 @@ def test_precisions_train(runner: Runner, mode: str, precision: str) -> None:
     state = runner.checkpoint("flow")["state_dict"]
     wanted = torch.float64 if precision == "64-true" else torch.float32
     assert {v.dtype for k, v in state.items() if k.startswith("net.")} == {wanted}
-    from lightning_toys.training.metrics_csv import read_csv
+    from lightning_toys.training.metrics_reader import read_csv
 
     rows = [r for r in read_csv(runner.folder("flow") / "metrics.csv") if r["eval/l2"]]
     assert float(rows[-1]["eval/l2"]) < 0.8 * float(rows[0]["eval/l2"])

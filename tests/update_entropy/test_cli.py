@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lightning_toys.update_entropy.probe as probing
-from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.metrics_reader import read_csv
 from lightning_toys.update_entropy.optimizer_files import save_optimizer_state
 from lightning_toys.update_entropy.policy import TinyPolicy, initialise, is_adapter
 from tests.conftest import Runner

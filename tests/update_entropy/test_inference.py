@@ -13,7 +13,7 @@ from torch import Tensor
 from toy_text import OddData
 
 from lightning_toys.errors import ToyError
-from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.metrics_reader import read_csv
 from lightning_toys.update_entropy import ArithmeticData, Rollouts, TinyPolicy, UpdateEntropy
 from lightning_toys.update_entropy.data import EXTRA_TOKENS
 from lightning_toys.update_entropy.estimators import Scores, entropy

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_toys.plotting import COLOURS, GREY, band, new_figure
-from lightning_toys.training.metrics_csv import read_run, replica_columns
+from lightning_toys.training.metrics_reader import read_run, replica_columns
 
 AGENTS = ("omd", "funcbo", "mle", "vep")
 PANELS = (

@@ -32,11 +32,12 @@ from lightning_toys.bilevel.vectors import Tensors, flatten
 from lightning_toys.errors import note, require
 from lightning_toys.training.checkpoint_format import Like, unlike
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
+from lightning_toys.training.files import set_aside
 from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import NoiseStream, uniform
-from lightning_toys.training.results import Report, set_aside
+from lightning_toys.training.results import Report
 
 EVALUATION_TRANSITIONS = 1024  # that errors are measured on
 

@@ -15,7 +15,7 @@ from lightning_toys.commands.trainer.arguments import split_configs, without
 from lightning_toys.commands.trainer.toys_cli import run_trainer, without_summary
 from lightning_toys.errors import NonFiniteError, ToyError, is_disk_full, note
 from lightning_toys.training.callbacks import RescueCheckpoint
-from lightning_toys.training.results import write_atomic
+from lightning_toys.training.files import write_atomic
 from lightning_toys.training.run_folder import SWEEP_MARK, holds_run
 
 CLAIMS = ".claims"  # beside the cells' folders

@@ -30,7 +30,7 @@ from lightning_toys.commands.sweep.search_space import corners, distribution, wo
 from lightning_toys.commands.trainer.toys_cli import run_trainer
 from lightning_toys.errors import NonFiniteError, ToyError, did_you_mean, note
 from lightning_toys.stats import format_estimate, holm, mean_ci, paired_difference
-from lightning_toys.training.results import set_aside, write_atomic
+from lightning_toys.training.files import set_aside, write_atomic
 
 
 def trials(settings: dict[str, Any], first: Task) -> list[Task]:

@@ -30,12 +30,14 @@ from lightning_toys.commands.trainer.rules import callbacks_of, check_figures, c
 from lightning_toys.commands.trainer.settings import SettingsCLI
 from lightning_toys.errors import DiskFullError, ToyError, is_disk_full, note, process_rank, require
 from lightning_toys.stats import format_estimate, mean_ci
-from lightning_toys.training.metrics_csv import MetricsCSV, read_run
+from lightning_toys.training.files import set_aside, write_atomic
+from lightning_toys.training.metrics_csv import MetricsCSV
+from lightning_toys.training.metrics_reader import read_run
 from lightning_toys.training.monitors import MonitorCheck, monitoring
 from lightning_toys.training.progress_bar import Progress
 from lightning_toys.training.replica_parallel import ReplicaStrategy
 from lightning_toys.training.reporting import Reporter, ResultsWriter
-from lightning_toys.training.results import Report, set_aside, write_atomic
+from lightning_toys.training.results import Report
 from lightning_toys.training.results_format import results_step
 from lightning_toys.training.run_folder import RUN_VARIABLE, SWEEP_MARK, new_run
 from lightning_toys.training.tensorboard_layout import TensorBoardLayout

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.metrics_reader import read_csv
 from tests.conftest import Runner
 from tests.processes import wait_for
 

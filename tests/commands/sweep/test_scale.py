@@ -25,7 +25,7 @@ from lightning_toys.commands.sweep.claims import BEAT, born, create, look, take
 from lightning_toys.commands.sweep.command import check_devices
 from lightning_toys.commands.sweep.workers import Foreman, devices, leave_group
 from lightning_toys.errors import NonFiniteError, ToyError
-from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.metrics_reader import read_csv
 from tests.conftest import REPO, Runner
 from tests.processes import fork
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lightning_toys.training.metrics_csv import read_csv
+from lightning_toys.training.metrics_reader import read_csv
 from tests.conftest import REPO, Runner
 from tests.shipped import tiny
 
