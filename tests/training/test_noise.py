@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_toys.training.noise import NoiseStream, keyed_generator, normal, uniform
+from lightning_toys.training.noise import NoiseStream, keyed_generator, keyed_torch, normal, uniform
 
 LIKE = torch.empty(0)
 
@@ -128,3 +128,15 @@ def test_no_global_state_is_touched() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(99)
         assert np.array_equal(draw(), before)
+
+
+def test_keyed_torch_differs_by_every_part_of_its_key_and_leaves_no_trace() -> None:
+    def drawn(seed: int, index: int, stream: str) -> tuple[float, ...]:
+        with keyed_torch(seed, index, stream, torch.device("cpu")):
+            return tuple(torch.rand(3).tolist())
+
+    before = torch.get_rng_state()
+    keys = [(3, 7, "dropout"), (4, 7, "dropout"), (3, 8, "dropout"), (3, 7, "other")]
+    assert len({drawn(*key) for key in keys}) == len(keys)
+    assert drawn(*keys[0]) == drawn(*keys[0])
+    assert torch.equal(torch.get_rng_state(), before)
