@@ -169,3 +169,16 @@ def test_a_training_does_not_import_transformers(tmp_path: Path) -> None:
     assert "lightning" in found
     shown = imported(("fit", "-c", "update_entropy/arithmetic", "--print_config"), tmp_path)
     assert "lightning" in shown
+
+
+def test_what_was_imported_is_left_out_of_collections(tmp_path: Path) -> None:
+    """Garbage is collected again after the imports; a process that has Lightning already freezes nothing."""
+    script = (
+        "import gc\nfrom lightning_toys.commands.trainer.start import prepare\nprepare()\n"
+        "frozen = gc.get_freeze_count()\nprepare()\n"
+        "print(gc.isenabled(), frozen > 100_000, gc.get_freeze_count() <= frozen)"
+    )
+    env = {"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin"}
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env, check=True)
+    assert done.stdout.split() == ["True", "True", "True"]

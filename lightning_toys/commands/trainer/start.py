@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -43,6 +44,25 @@ def without_text_metrics() -> Iterator[None]:
         requirements._version = known
 
 
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Import without garbage collections, and leave out what was imported from those to come.
+
+    Modules stay as long as the process does. Python would look through their half a million objects several times
+    while they are imported, and again at every full collection of a run. Where Lightning is there already nothing is
+    done: a process that has begun holds more than modules.
+    """
+    if "lightning.pytorch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
+
+
 def silence_lightning() -> None:
     """Silence Lightning's advertisements; what a user has to know is said by us."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -63,7 +83,7 @@ def silence_lightning() -> None:
 
 def prepare() -> None:
     """Import Lightning the quick way, silence it, keep freed memory, and take one thread unless told otherwise."""
-    with without_text_metrics():
+    with without_text_metrics(), without_collections():
         import lightning.pytorch  # noqa: F401
     import torch
 
