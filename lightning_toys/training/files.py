@@ -27,6 +27,17 @@ def set_aside(path: Path) -> None:
     path.rename(kept)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; within a run's folder only while that is there and ours.
+
+    Raises:
+        OwnershipLostError: the run is another process's by now.
+        FileNotFoundError: the run's folder was deleted: it is not made anew.
+    """
+    check_owned(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
 def partial_name(path: Path) -> Path:
     """Return a name beside ``path`` to write to, which no other process has."""
     return path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:12]}-{path.name[-100:]}")
