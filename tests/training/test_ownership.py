@@ -231,6 +231,25 @@ def test_what_could_not_be_released_is_still_this_process_s(tmp_path: Path, monk
     assert holder(folder) is None
 
 
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def fsync(file: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{file}"))
+        done.append(f"sync {'folder' if name == tmp_path else name.read_text()}")
+        sync(file)
+
+    def replaced(self: Path, target: Path) -> Path:
+        done.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replaced)
+    write_atomic(tmp_path / "file", "whole")
+    assert done == ["sync whole", "rename", "sync folder"]
+
+
 def test_a_deleted_folder_is_no_other_owner(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with acquire(folder) as mine:
