@@ -8,6 +8,7 @@ block boundaries, ranks and resumes change nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ from lightning_toys.errors import require
 from lightning_toys.training.noise import keyed_generator
 
 ENDLESS = 2**31
-SHUFFLE_BLOCK = 64  # passes whose permutations are drawn at once; part of the key
+SHUFFLE_BLOCK = 64  # passes whose permutations come from one generator; part of the key
+CHUNK_ROWS = 2**16  # rows whose order is drawn at once
 
 
 class Batch(NamedTuple):
@@ -46,18 +48,35 @@ class Block(NamedTuple):
     batch_size: int
     rank: int
     world: int
-    columns: tuple[Tensor, ...]  # each (R, passes, N, ...)
+    columns: tuple[Tensor, ...]  # each (R, passes, rows, ...)
+    pass_rows: int  # rows of a whole pass
+    first_row: int  # of each pass, the first row that is in ``columns``
 
     def batch(self, step: int) -> Batch:
         """Return the rows of one optimiser step: a contiguous share of its batch for each rank."""
-        n = self.columns[0].shape[2]
+        n = self.pass_rows
         per_pass = -(-n // self.batch_size)
         p, k = divmod(step, per_pass)
         lo, hi = k * self.batch_size, min((k + 1) * self.batch_size, n)
         total = hi - lo
         first, last = total * self.rank // self.world, total * (self.rank + 1) // self.world
-        p -= self.first_pass
-        return Batch(tuple(x[:, p, lo + first : lo + last] for x in self.columns), total, first, last)
+        p, at = p - self.first_pass, lo - self.first_row
+        return Batch(tuple(x[:, p, at + first : at + last] for x in self.columns), total, first, last)
+
+
+@dataclass
+class ShuffleStreams:
+    """The generators that a block of passes takes its orders from, one a replica, and how far they are.
+
+    Attributes:
+        index: of the block of passes.
+        generators: one a seed.
+        next: pass within the block that they draw next.
+    """
+
+    index: int
+    generators: list[np.random.Generator]
+    next: int = 0
 
 
 class BlockLoader:
@@ -88,7 +107,8 @@ class BlockLoader:
         self.batch_size, self.max_steps, self.block_steps = batch_size, max_steps, block_steps
         self.rank, self.world = rank, world
         self.next_step = 0
-        self.drawn: dict[int, list[np.ndarray]] = {}
+        self.orders: dict[int, np.ndarray] = {}  # of a pass, (R, N)
+        self.streams: ShuffleStreams | None = None
 
     @property
     def steps_per_pass(self) -> int | None:
@@ -102,20 +122,30 @@ class BlockLoader:
 
     def permutations(self, first_pass: int, passes: int) -> np.ndarray:
         """Return the row order of each replica in passes ``first_pass`` ...: (R, passes, N)."""
-        wanted = range(first_pass // SHUFFLE_BLOCK, (first_pass + passes - 1) // SHUFFLE_BLOCK + 1)
-        # the next block mostly begins among the passes that this one ends with
-        self.drawn = {index: self.drawn.get(index) or self.shuffles(index) for index in wanted}
-        parts = []
-        for index in wanted:
-            cut = slice(max(0, first_pass - index * SHUFFLE_BLOCK), first_pass + passes - index * SHUFFLE_BLOCK)
-            parts.append(np.stack([rows[cut] for rows in self.drawn[index]]))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        # the next block mostly begins in the pass that this one ends with
+        self.orders = {p: order for p, order in self.orders.items() if p >= first_pass}
+        for p in range(first_pass, first_pass + passes):
+            while p not in self.orders:
+                self.draw_orders(p)
+        return np.stack([self.orders[p] for p in range(first_pass, first_pass + passes)], axis=1)
 
-    def shuffles(self, index: int) -> list[np.ndarray]:
-        """Return each replica's row orders (SHUFFLE_BLOCK, N) of one block of passes."""
-        n = self.columns[0].shape[1]
-        rows = np.tile(np.arange(n), (SHUFFLE_BLOCK, 1))
-        return [keyed_generator(seed, index, "shuffle").permuted(rows, axis=1).astype(np.int32) for seed in self.seeds]
+    def draw_orders(self, wanted: int) -> None:
+        """Draw the row orders of some passes, up to one that is wanted at the least.
+
+        A generator gives those of SHUFFLE_BLOCK passes, one after the other: few are drawn at a time where there are
+        many rows, so that a short run does not wait for passes that it never makes.
+        """
+        index, offset = divmod(wanted, SHUFFLE_BLOCK)
+        if self.streams is None or self.streams.index != index or self.streams.next > offset:
+            self.streams = ShuffleStreams(index, [keyed_generator(seed, index, "shuffle") for seed in self.seeds])
+        n, streams = self.columns[0].shape[1], self.streams
+        count = min(SHUFFLE_BLOCK - streams.next, max(1, CHUNK_ROWS // max(1, n)))
+        rows = np.tile(np.arange(n), (count, 1))
+        drawn = [g.permuted(rows, axis=1).astype(np.int32) for g in streams.generators]
+        for k in range(count):
+            if streams.next + k >= offset:
+                self.orders[index * SHUFFLE_BLOCK + streams.next + k] = np.stack([x[k] for x in drawn])
+        streams.next += count
 
     def block(self, start: int, stop: int) -> Block | DrawnBlock:
         """Gather the rows of steps ``start`` to ``stop - 1``."""
@@ -123,10 +153,14 @@ class BlockLoader:
         assert per_pass is not None
         first = start // per_pass
         passes = (stop - 1) // per_pass - first + 1
+        n, low = self.columns[0].shape[1], 0
         order = torch.from_numpy(self.permutations(first, passes))
+        if passes == 1:  # of a long pass, the rows of these steps alone
+            low = (start - first * per_pass) * self.batch_size
+            order = order[:, :, low : (stop - first * per_pass) * self.batch_size]
         replica = torch.arange(order.shape[0])[:, None, None]
         columns = tuple(x[replica, order] for x in self.columns)
-        return Block(start, stop, first, self.batch_size, self.rank, self.world, columns)
+        return Block(start, stop, first, self.batch_size, self.rank, self.world, columns, n, low)
 
     def bounds(self) -> Iterator[tuple[int, int]]:
         """Yield first step and end of each block that is left."""

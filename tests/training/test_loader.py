@@ -12,8 +12,9 @@ from lightning_toys.errors import NonFiniteError, ToyError
 from lightning_toys.nets import Network
 from lightning_toys.training.configuration import check_seeds
 from lightning_toys.training.data import MAX_BLOCK, ToyDataModule, block_steps
-from lightning_toys.training.loader import SHUFFLE_BLOCK, Block, BlockLoader, OneBatch
+from lightning_toys.training.loader import CHUNK_ROWS, SHUFFLE_BLOCK, Block, BlockLoader, OneBatch
 from lightning_toys.training.module import ToyModule
+from lightning_toys.training.noise import keyed_generator
 from lightning_toys.training.optimization import clip_per_replica
 
 SEEDS = [3, 0, 12]
@@ -160,6 +161,32 @@ def test_permutations_do_not_depend_on_where_they_start() -> None:
     whole = loader().permutations(0, 200)
     for first, passes in ((0, 1), (63, 1), (63, 2), (64, 64), (100, 100), (1, 130)):
         np.testing.assert_array_equal(loader().permutations(first, passes), whole[:, first : first + passes])
+
+
+def test_orders_are_those_of_a_whole_block_of_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few are drawn at a time, the numbers are those of SHUFFLE_BLOCK passes drawn together."""
+    rows = np.tile(np.arange(N), (SHUFFLE_BLOCK, 1))
+    expected = np.stack([keyed_generator(s, 1, "shuffle").permuted(rows, axis=1) for s in SEEDS])
+    for chunk in (1, 3 * N, 10**6):
+        monkeypatch.setattr("lightning_toys.training.loader.CHUNK_ROWS", chunk)
+        source = loader()
+        for k in (0, 1, 5, 2, 63):  # the third was dropped: it is drawn again
+            np.testing.assert_array_equal(source.permutations(SHUFFLE_BLOCK + k, 1)[:, 0], expected[:, k])
+
+
+def test_a_short_run_on_many_rows_draws_and_gathers_what_it_uses() -> None:
+    n = CHUNK_ROWS + 1
+    source = loader(max_steps=3, block=50, n=n)
+    (block,) = list(source)
+    assert source.streams is not None
+    assert source.streams.next == 1
+    assert [x.shape[1:3] for x in block.columns] == [(1, 12)] * 2
+    whole = loader(max_steps=n, block=50, n=n).permutations(0, 1)[:, 0]
+    for s in range(3):
+        rows = block.batch(s).columns[0][..., 0]
+        assert torch.equal(
+            rows, table(n=n)[0][torch.arange(3)[:, None], torch.from_numpy(whole[:, 4 * s : 4 * s + 4]), 0]
+        )
 
 
 def test_length_is_never_reached() -> None:
