@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import stats as scipy_stats
@@ -32,6 +33,12 @@ class Estimate:
         return (self.hi - self.lo) / 2
 
 
+@cache
+def t_quantile(probability: float, degrees: int) -> float:
+    """Return a quantile of Student's t distribution, kept: scipy takes .1 ms for it, at every row that is logged."""
+    return float(scipy_stats.t.ppf(probability, degrees))
+
+
 def mean_ci(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Estimate:
     """Return the mean of ``values`` and the Student-t confidence interval of their expectation.
 
@@ -49,7 +56,7 @@ def mean_ci(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Estima
     mean = float(x.mean())
     if x.size == 1:
         return Estimate(mean, float("nan"), float("nan"), 1)
-    half = float(scipy_stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size))
+    half = float(t_quantile((1 + level) / 2, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size))
     return Estimate(mean, mean - half, mean + half, int(x.size))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,6 +15,7 @@ from lightning_toys.stats import mean_ci
 from lightning_toys.training.ownership import check_owned
 from lightning_toys.training.replica_parallel import ReplicaParallel
 from lightning_toys.training.results import Report
+from lightning_toys.training.scalar_rows import log_rows
 
 
 class ReplicaLogging(ReplicaParallel):
@@ -42,10 +44,20 @@ class ReplicaLogging(ReplicaParallel):
         This goes past ``self.log``: a call of that costs as much as a quarter of a training step, and its x-axis
         counts Trainer batches, not optimiser steps.
         """
-        if not self.trainer.is_global_zero:
+        self.write_rows([(step or self.weights_step, metrics)])
+
+    def write_rows(self, rows: Sequence[tuple[int, dict[str, Tensor]]]) -> None:
+        """Write several steps' metrics as :meth:`write_scalars` writes one step's."""
+        if not rows or not self.trainer.is_global_zero:
             return
         if self.run_path is not None:
             check_owned(self.run_path)  # before a logger's own thread appends what it is given
+        found = [(step, self.scalars(metrics)) for step, metrics in rows]
+        for logger in self.trainer.loggers:
+            log_rows(logger, found)
+
+    def scalars(self, metrics: dict[str, Tensor]) -> dict[str, float]:
+        """Return metrics (R,) as a row of scalars."""
         row: dict[str, float] = {}
         for name, values in metrics.items():
             v = values.detach().double().cpu().tolist()
@@ -56,8 +68,7 @@ class ReplicaLogging(ReplicaParallel):
                 self.interval_names[name] = None
                 row[f"interval/{name}/lo"], row[f"interval/{name}/hi"] = estimate.lo, estimate.hi
                 row.update({f"replicas/{name}/seed_{s}": x for s, x in zip(self.seeds, v, strict=True)})
-        for logger in self.trainer.loggers:
-            logger.log_metrics(row, step=step or self.weights_step)
+        return row
 
     def log_means(self, means: dict[str, float]) -> None:
         """Give the Trainer means that callbacks can monitor, and that ``trainer.validate`` and ``test`` return.

@@ -223,10 +223,12 @@ class ReplicaOptimization(ReplicaLogging):
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = block.stop
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every:
+            rows = []
             for step in range(-(-(block.start + 1) // every) * every, block.stop + 1, every):
-                self.write_scalars({"train/loss": losses[step - 1 - block.start]}, step)
+                rows.append((step, {"train/loss": losses[step - 1 - block.start]}))
                 if (rate := self.rate_at(step - 1)) is not None:
-                    self.write_scalars({"train/lr": torch.tensor([rate])}, step)
+                    rows.append((step, {"train/lr": torch.tensor([rate])}))
+            self.write_rows(rows)
 
     def check_finite_weights(self) -> None:
         """Raise :class:`NonFiniteError` if a weight is not finite, which the loss shows one step later only."""
