@@ -18,7 +18,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
@@ -64,7 +64,8 @@ class ToysCLI(SettingsCLI):
         # figures read metrics.csv, and results note the speed: both come after what they look at
         progress = Progress(shown=trainer.enable_progress_bar is not False)
         kwargs["enable_progress_bar"] = False  # Lightning's own counts batches, each of many steps
-        kwargs["callbacks"] = [MonitorCheck(), *given, progress, rescue, figures, results, TensorBoardLayout()]
+        ours = [progress, rescue, figures, results, TensorBoardLayout()]
+        kwargs["callbacks"] = [MonitorCheck(), *given, *ours, *more_callbacks.get()]
         kwargs["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in given)
         kwargs["default_root_dir"] = str(self.run.path)
         kwargs["logger"] = self.loggers(trainer.logger)
@@ -291,6 +292,19 @@ def without_summary() -> Iterator[None]:
         yield
     finally:
         summarises.reset(token)
+
+
+more_callbacks: ContextVar[tuple[Callback, ...]] = ContextVar("more_callbacks", default=())
+
+
+@contextmanager
+def with_callbacks(*callbacks: Callback) -> Iterator[None]:
+    """Give the verbs run within it callbacks that are no settings. They come last: a checkpoint is written then."""
+    token = more_callbacks.set(callbacks)
+    try:
+        yield
+    finally:
+        more_callbacks.reset(token)
 
 
 def keep_in_run_folder(logger: WandbLogger, folder: Path) -> None:
