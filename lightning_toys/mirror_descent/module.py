@@ -35,7 +35,7 @@ from lightning_toys.mirror_descent.schedules import Linear, Schedule
 from lightning_toys.mirror_descent.tilt import Reward, StateReward
 from lightning_toys.stats import holm
 from lightning_toys.training.configuration import as_dataclass, require_data
-from lightning_toys.training.files import set_aside, write_atomic
+from lightning_toys.training.files import partial_name, put_in_place, set_aside, write_atomic
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.progress import WorkProgress
@@ -374,10 +374,12 @@ class TiltedSampling(ToyModule):
             sampler.num_traced = 4000
             path = self.run_folder / "figures" / f"anim_{name}.gif"
             path.parent.mkdir(parents=True, exist_ok=True)
-            set_aside(path)
             trace = run_chains(sampler, self.seeds[:1], 100, self.like)[0].trace
             assert trace is not None
-            figures.animate(path, self.problem, name, trace, self.bins)
+            partial = partial_name(path)
+            figures.animate(partial, self.problem, name, trace, self.bins)
+            set_aside(path)
+            put_in_place(partial, path)
             self.tell(f"animation: {path}")
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_toys.training.files import set_aside, write_atomic
 from lightning_toys.training.metrics_reader import read_csv
+from lightning_toys.training.ownership import check_owned
 
 
 class MetricsCSV(Logger):
@@ -113,6 +114,7 @@ class MetricsCSV(Logger):
                 merged[r["step"]] = merged.get(r["step"], {}) | r
             self.rewrite([merged[s] for s in sorted(merged, key=int)])
             return
+        check_owned(self.path)
         with self.path.open("a", newline="") as f:
             csv.DictWriter(f, ["step", *self.columns], restval="", lineterminator="\n").writerows(rows)
 
