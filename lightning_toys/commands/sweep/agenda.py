@@ -7,7 +7,7 @@ import uuid
 from typing import Protocol
 
 from lightning_toys.commands.sweep.cell import Cell, Order, Outcome, Plan, Task, is_settled
-from lightning_toys.errors import DiskFullError, note
+from lightning_toys.errors import RunFolderError, note
 
 
 class Chooser(Protocol):
@@ -64,12 +64,12 @@ class Agenda:
         """Take note of how a cell ended.
 
         Raises:
-            DiskFullError: there is no room for more, for the others neither.
+            RunFolderError: a folder cannot be written to, and the others probably neither.
         """
         name = order.task.cell.name
         self.held.pop(name, None)
-        if outcome.kind == "disk":
-            raise DiskFullError(outcome.reason)
+        if outcome.kind == "unwritable":
+            raise RunFolderError(outcome.reason)
         if outcome.kind == "held":
             note(f"skipped: {name}, which is held by {outcome.reason}")
             self.held[name] = outcome.reason

@@ -12,7 +12,7 @@ from typing import Any
 from lightning_toys.commands.sweep.pruning import PrunedError, Pruner, pruning
 from lightning_toys.commands.trainer.arguments import split_configs, without
 from lightning_toys.commands.trainer.toys_cli import run_trainer, without_summary
-from lightning_toys.errors import NonFiniteError, OwnershipLostError, ToyError, is_disk_full, note
+from lightning_toys.errors import NonFiniteError, OwnershipLostError, RunFolderError, ToyError, is_disk_full, note
 from lightning_toys.training.files import write_atomic
 from lightning_toys.training.ownership import HeldError, acquire, last_record
 from lightning_toys.training.run_folder import SWEEP_MARK
@@ -83,7 +83,8 @@ class Outcome:
 
     Attributes:
         kind: ``done``, ``pruned``, ``settled`` (by somebody else), ``held`` or ``lost`` (to another process),
-            ``stopped`` (by a signal), ``disk`` (full), or why it failed: ``non-finite``, ``refused``, ``crashed``.
+            ``stopped`` (by a signal), ``unwritable`` (its folder), or why it failed: ``non-finite``, ``refused``,
+            ``crashed``.
         reason: in words.
     """
 
@@ -185,10 +186,10 @@ def run_owned(order: Order, pruner: Pruner | None) -> Outcome:
         failed = {"kind": "non-finite", "reason": str(error)}
     except ToyError as error:
         failed = {"kind": "refused", "reason": str(error)}
-    except OwnershipLostError:
+    except (OwnershipLostError, RunFolderError):
         raise
     except Exception as error:
-        if not is_disk_full(error):  # which is not the cell's fault: once there is room, it goes on
+        if not is_disk_full(error):  # which is no fault of the cell's: once there is room, it goes on
             fail(task, {"kind": "crashed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
         raise
     fail(task, failed)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -27,7 +25,8 @@ def sweep_command(args: Sequence[str]) -> None:
     Raises:
         ToyError: bad input, and nothing has been run; or cells were refused while they ran.
         NonFiniteError: a cell's training blew up; the others were run all the same.
-        SystemExit: a signal came.
+        RunFolderError: there is no room for more.
+        Stopped: a signal came.
     """
     settings, words = parse_settings(args)
     check_ranks(settings)
@@ -36,7 +35,7 @@ def sweep_command(args: Sequence[str]) -> None:
         from lightning_toys.commands.sweep.ray_engine import check_ray
 
         check_ray()
-    with Terminating(), ExitStack() as stack:
+    with ExitStack() as stack:
         search = None
         if any(w.split("=")[0].partition(".")[0] == "--search" for w in words):
             plan = plan_search(words, settings, list(args))
@@ -63,23 +62,6 @@ def engine_of(settings: Settings, plan: Plan) -> AbstractContextManager[Any]:
     from lightning_toys.commands.sweep.ray_engine import RayEngine
 
     return RayEngine(settings, plan.base)
-
-
-class Terminating:
-    """Lets SIGTERM end this process in good order: what it holds is released on the way out. A context manager."""
-
-    def __enter__(self) -> None:
-        self.main = threading.current_thread() is threading.main_thread()
-        if self.main:
-            self.old = signal.signal(signal.SIGTERM, self.stop)
-
-    def stop(self, number: int, frame: Any) -> None:
-        """End."""
-        raise SystemExit(128 + number)
-
-    def __exit__(self, *_: object) -> None:
-        if self.main:
-            signal.signal(signal.SIGTERM, self.old)
 
 
 def tell_settled(plan: Plan, searches: bool) -> None:

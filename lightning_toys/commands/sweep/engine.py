@@ -17,8 +17,8 @@ class Engine(Protocol):
         """Run cells until none is left that nobody else holds.
 
         Raises:
-            SystemExit: a signal ended it, 128 + its number; cells that were running have left checkpoints.
-            DiskFullError: there is no room for more.
+            Stopped: a signal ended it; cells that were running have left checkpoints.
+            RunFolderError: a folder cannot be written to.
         """
 
 

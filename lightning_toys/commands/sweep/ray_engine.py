@@ -22,7 +22,7 @@ from lightning_toys.commands.sweep.cell import Order, Outcome, fail
 from lightning_toys.commands.sweep.ray_worker import Mailbox, work
 from lightning_toys.commands.sweep.settings import Settings
 from lightning_toys.commands.trainer.arguments import flags
-from lightning_toys.errors import ToyError, note
+from lightning_toys.errors import Stopped, ToyError, note
 from lightning_toys.training.ownership import acquire
 
 RETRIES = 3  # of a cell whose worker or node was lost
@@ -190,7 +190,7 @@ class RayEngine:
                         self.answer(agenda)
                     else:
                         self.land(agenda, ref)
-        except SystemExit:  # the second signal
+        except Stopped:  # the second signal
             self.ask_to_stop(force=True)
             raise
         except BaseException:
@@ -201,7 +201,7 @@ class RayEngine:
             raise
         if self.signal:
             note("stopped; the same command goes on")
-            raise SystemExit(128 + self.signal)
+            raise Stopped(self.signal, told=True)
 
     def at_once(self, agenda: Agenda) -> float:
         """Return how many cells may be with Ray at a time.
@@ -281,6 +281,6 @@ class RayEngine:
     def on_signal(self, number: int, frame: Any) -> None:
         """Ask the workers to stop at a checkpoint; the second time, do not ask."""
         if self.signal:
-            raise SystemExit(128 + number)
+            raise Stopped(number)
         self.signal = number
         note("\nstopping the workers, each at a checkpoint; interrupt again to stop them at once")

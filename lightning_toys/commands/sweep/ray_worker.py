@@ -7,7 +7,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lightning_toys.errors import is_disk_full
+from lightning_toys.errors import RunFolderError, run_folder_error
 
 if TYPE_CHECKING:
     from lightning_toys.commands.sweep.cell import Order, Outcome
@@ -67,8 +67,10 @@ def work(order: Order, folder: str, threads: int, gpu: bool, mailbox: Any = None
     except (KeyboardInterrupt, SystemExit):  # asked to stop: at a checkpoint, where one was being trained
         return Outcome("stopped")
     except Exception as error:
-        if is_disk_full(error):
-            return Outcome("disk", str(error))
+        if isinstance(error, OSError):
+            error = run_folder_error(error, order.task.folder) or error
+        if isinstance(error, RunFolderError):
+            return Outcome("unwritable", str(error))
         return Outcome("crashed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
@@ -91,7 +93,8 @@ class Mailbox:
         number = self.count
         await self.questions.put((number, name, step, value))
         try:
-            return await answer
+            stop: bool = await answer
+            return stop
         finally:
             self.answers.pop(number, None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -46,7 +45,7 @@ class Settings:
 
 def is_share(value: Any, least: float) -> bool:
     """Whether something is a part of one, or a whole number, as Ray wants it."""
-    if type(value) not in (int, float) or not math.isfinite(value) or not least <= value <= 1e6:
+    if type(value) not in (int, float) or not least <= value <= 1e6:  # nor nan
         return False
     return bool(value <= 1 or value == int(value))
 

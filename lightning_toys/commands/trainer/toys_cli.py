@@ -193,7 +193,8 @@ class ToysCLI(SettingsCLI):
 
     def disown(self) -> None:
         """Leave the run's folder to whoever wants it; where nothing came of it, not even the folder is left."""
-        empty = self.ownership is not None and self.ownership.before.number < 0 and not self.run.used
+        mine = self.ownership  # a sweep that runs it as a cell holds it too, and goes on
+        empty = mine is not None and mine.holds == 1 and mine.before.number < 0 and not self.run.used
         super().disown()
         if empty and self.run.path.is_dir():
             self.leave()
