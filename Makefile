@@ -71,6 +71,7 @@ bench: $(STAMP)
 	$(PY) benchmarks/entropy_speed.py --write
 	$(PY) benchmarks/bilevel_speed.py --write
 	$(PY) benchmarks/scale_speed.py --write
+	$(PY) benchmarks/sweep_speed.py --write
 
 # What is known of the pinned versions' holes, from PyPI's advisories: a fresh environment, so that nothing of it is ours.
 # --strict: a package that the service does not know is a failure too, and not a clean bill.

@@ -18,7 +18,9 @@ import pytest
 import torch
 
 from lightning_toys.training.metrics_reader import read_csv
+from lightning_toys.training.ownership import last_record
 from tests.commands.sweep.test_cells import metrics, owner, wait_for
+from tests.commands.sweep.test_search import states
 from tests.conftest import REPO, Runner, assert_bitwise_equal
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
@@ -34,7 +36,7 @@ class Driver:
             self.process = subprocess.Popen(
                 [sys.executable, "cli.py", *words],
                 cwd=REPO,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPO}:{REPO}/tests/own_classes"},
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
@@ -89,7 +91,8 @@ def training(folder: Path, cells: list[str]) -> dict[int, str]:
     found = {}
     for name in cells:
         run = folder / name
-        pid = owner(run)
+        record = last_record(run)
+        pid = record.owner["pid"] if record.owner and record.held() else 0
         if pid and (run / "checkpoints" / "last.ckpt").exists() and not (run / "results.json").exists():
             found[pid] = name
     return found
@@ -218,3 +221,59 @@ def test_workers_nodes_and_drivers_are_lost(runner: Runner, nodes: Nodes, drive:
     # negative control: cells differ
     with pytest.raises(AssertionError):
         assert_bitwise_equal(outcome(folder / NAMES[0]), outcome(folder / NAMES[1]), "")
+
+
+def session(pid: int) -> list[str]:
+    """What still runs of a driver's session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == pid and fields[0] not in "ZX":
+                found.append(stat.with_name("cmdline").read_text().replace("\0", " ")[:120])
+    return found
+
+
+def listening(pids: list[int]) -> set[str]:
+    """The addresses that processes listen on, in hexadecimal, as the kernel writes them."""
+    sockets = set()
+    for pid in pids:
+        for fd in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(fd))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                found.add(fields[1].partition(":")[0])
+    return found
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+def test_a_search_on_a_ray_of_its_own(runner: Runner, drive: Any) -> None:
+    """Two trials at a time, pruned by the driver; Ray listens on loopback alone, and nothing of it is left."""
+    space = ("--search.model.lr", "{choices: [0.001, 0.002, 0.0001, 0.0002]}", "--search.sampler", "grid")
+    flags = (*space, "--search.pruner", "pruners.Early", "--search.metric", "l2", "--model.seeds", "[0]")
+    flags += ("--trainer.max_steps", "300", "--trainer.val_check_interval", "100", "--run.variant", "a")
+    driver = drive(runner.words("sweep", "regression", *flags, "--sweep.jobs", "2"))
+    folder = runner.root / "flow_vs_regression" / "a"
+    wait_for(lambda: driver.process.poll() is not None or list(folder.glob("trial-*/sweep.json")))
+    addresses = listening(descendants(driver.process.pid))
+    code, text = driver.end()
+    assert code == 0, text
+    assert addresses
+    assert addresses <= LOOPBACK
+    assert "Traceback" not in text
+    marks = [json.loads((folder / f"trial-{k:04d}" / "sweep.json").read_text()) for k in range(4)]
+    pruned = [m for m in marks if m.get("pruned")]
+    assert {m["params"]["model.lr"] for m in pruned} == {"0.0001", "0.0002"}
+    assert {m["pruned"]["step"] for m in pruned} == {100}
+    assert [m["done"] for m in marks].count(True) == 2
+    found = states(folder)
+    assert {found[m["trial"]][0] for m in pruned} == {"PRUNED"}
+    assert (folder / "comparison" / "trials.md").read_text().count("pruned at step 100") == 2
+    assert "(trial-0000 pid=" in text
+    wait_for(lambda: not session(driver.process.pid), 30)
