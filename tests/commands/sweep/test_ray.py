@@ -255,7 +255,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 
 def test_a_search_on_a_ray_of_its_own(runner: Runner, drive: Any) -> None:
     """Two trials at a time, pruned by the driver; Ray listens on loopback alone, and nothing of it is left."""
-    space = ("--search.model.lr", "{choices: [0.001, 0.002, 0.0001, 0.0002]}", "--search.sampler", "grid")
+    space = ("--search.model.lr", "{choices: [0.001, 0.002, 1e-7, 1e-8]}", "--search.sampler", "grid")
     flags = (*space, "--search.pruner", "pruners.Early", "--search.metric", "l2", "--model.seeds", "[0]")
     flags += ("--trainer.max_steps", "300", "--trainer.val_check_interval", "100", "--run.variant", "a")
     driver = drive(runner.words("sweep", "regression", *flags, "--sweep.jobs", "2"))
@@ -269,7 +269,7 @@ def test_a_search_on_a_ray_of_its_own(runner: Runner, drive: Any) -> None:
     assert "Traceback" not in text
     marks = [json.loads((folder / f"trial-{k:04d}" / "sweep.json").read_text()) for k in range(4)]
     pruned = [m for m in marks if m.get("pruned")]
-    assert {m["params"]["model.lr"] for m in pruned} == {"0.0001", "0.0002"}
+    assert {m["params"]["model.lr"] for m in pruned} == {"1e-7", "1e-8"}
     assert {m["pruned"]["step"] for m in pruned} == {100}
     assert [m["done"] for m in marks].count(True) == 2
     found = states(folder)
