@@ -40,7 +40,7 @@ def literal(name: str) -> str:
     r"""Return a name as matplotlib's texts show it: no mathematics, on one line, never left out of a legend.
 
     >>> literal("_$x$")
-    ' _\$x\$'
+    ' _\\$x\\$'
     """
     shown = printable(name).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown  # matplotlib leaves labels out that begin with it

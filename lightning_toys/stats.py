@@ -118,7 +118,7 @@ def format_estimate(estimate: Estimate, plus_minus: str = " ± ") -> str:
     if math.isinf(half):
         return f"{estimate.mean:.4g}{plus_minus}inf"
     digits = 1 - math.floor(math.log10(half)) if half > 0 else 4
-    if digits > 6 or digits < -2:
+    if digits > 6 or digits < -2 or abs(estimate.mean) >= 1e15:  # written out it would be all digits
         return f"{estimate.mean:.4g}{plus_minus}{half:.2g}"
     digits = max(digits, 0)
     return f"{estimate.mean:.{digits}f}{plus_minus}{half:.{digits}f}"

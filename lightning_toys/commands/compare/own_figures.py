@@ -7,7 +7,7 @@ function alone, and where there is none, no experiment at all.
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,8 +106,8 @@ def failure(name: str, error: BaseException) -> str:
     """Return what went wrong in somebody's function, and where."""
     at = ""
     if frames := traceback.extract_tb(error.__traceback__)[1:]:  # the first is ours
-        own = importlib.util.find_spec(name.rpartition(".")[0])
-        place = next((f for f in reversed(frames) if own is not None and f.filename == own.origin), frames[-1])
+        own = getattr(sys.modules.get(name.rpartition(".")[0]), "__file__", None)
+        place = next((f for f in reversed(frames) if f.filename == own), frames[-1])
         at = f" at {Path(place.filename).name}, line {place.lineno}"
     said = printable(" ".join(str(error).split()))[:160]
     return f"compare: {name} failed{at} ({type(error).__name__}{': ' if said else ''}{said}); nothing was written"

@@ -7,7 +7,6 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -162,26 +161,30 @@ def paired_table(runs: Sequence[Run], baseline: Run) -> ResultTable | None:
 
 def to_csv(runs: Sequence[Run]) -> str:
     """Return every metric of every run and reference row, one a line; a name is what a reader of CSV gets back."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "folder", "metric", "readout", "mean", "ci95_lo", "ci95_hi", "replicas", "values"])
+    rows: list[list[Any]] = [["run", "folder", "metric", "readout", "mean", "ci95_lo", "ci95_hi", "replicas", "values"]]
     for r in runs:
+        run, folder = as_text(r.name), as_text(str(r.folder))
         for name in r.content["metrics"]:
             values = list(r.values(name).values())
             if not values:
                 continue
             metric, _, readout = name.partition("@")
             e = mean_ci(values)
-            row = [r.name, as_text(r.folder), metric, readout, e.mean, e.lo, e.hi, e.n, " ".join(map(repr, values))]
-            writer.writerow(["" if isinstance(x, float) and math.isnan(x) else x for x in row])
+            ends = ["" if math.isnan(x) else x for x in (e.mean, e.lo, e.hi)]
+            rows.append([run, folder, metric, readout, *ends, e.n, " ".join(map(repr, values))])
         for name, found in r.content["references"].items():
-            for metric, value in found.items():
-                if value is not None:
-                    whose = f"reference: {name} ({r.name})"
-                    writer.writerow([whose, as_text(r.folder), metric, "", value, "", "", "", ""])
-    return text.getvalue()
+            given = {metric: value for metric, value in found.items() if value is not None}
+            rows += [[f"reference: {name} ({run})", folder, m, "", value, "", "", "", ""] for m, value in given.items()]
+    return "".join(map(csv_line, rows))
 
 
-def as_text(path: Path) -> str:
-    """Return a path as text; bytes that are none, in the name of a folder, are written out."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
+def csv_line(row: Sequence[Any]) -> str:
+    """Return a line of CSV, in which both characters that may end a line are quoted."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(row)  # it quotes what ends its own lines
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def as_text(name: str) -> str:
+    """Return a name as text; bytes that are none, in the name of a folder, are written out."""
+    return name.encode("utf-8", "backslashreplace").decode()
