@@ -16,6 +16,7 @@ from lightning_toys.commands.compare import output, report
 from lightning_toys.plotting import new_figure
 from tests.commands.compare.runs_of_others import WHOLE, a_run
 from tests.malformed import Refusal, tree
+from tests.test_house import imported
 
 OUTS = {
     "empty": "", "nul": "a\0b", "long": "x" * 300, "deep_and_long": "new/" + "x" * 300, "file": "file",
@@ -178,3 +179,10 @@ def test_names_that_look_like_flags(refuse: Refusal) -> None:
     assert "run minus -x" in text
     assert "| --y |" in text
     refuse(["compare"], "compare: RUN_OR_FOLDER is required; give run folders")
+
+
+def test_a_comparison_imports_neither_torch_nor_lightning(tmp_path: Path) -> None:
+    a_run(tmp_path / "runs" / "a")
+    a_run(tmp_path / "runs" / "b", WHOLE | {"label": "b"})
+    assert imported(("compare", "runs"), tmp_path) == []
+    assert (tmp_path / "runs" / "comparison" / "l2.png").is_file()
