@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,35 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lightning_toys.training.ownership import PARTIAL, check_owned
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def read_text(path: Path, most: int) -> str:
+    """Return the text (UTF-8) of an ordinary file.
+
+    A FIFO would be waited for, a device read without end; neither is opened.
+
+    Args:
+        path: the file; links are followed.
+        most: bytes that are read at most.
+
+    Raises:
+        ValueError: it is no ordinary file, has more bytes, or is no text; says which.
+        OSError: it cannot be read.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"it is {KINDS.get(stat.S_IFMT(found.st_mode), 'something else')}, no file")
+    if found.st_size > most:
+        raise ValueError(f"it has {found.st_size} bytes; at most {most} are read")
+    return path.read_text(encoding="utf-8")
 
 
 def set_aside(path: Path) -> None:
