@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -79,6 +80,24 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, and the separators of lines and paragraphs
+JOINERS = "\u200c\u200d"  # format characters that belong to words
+
+
+def printable(text: str) -> str:
+    r"""Return a text on one line: line ends, control characters and lone surrogates are written out.
+
+    A name may come out of somebody else's file, and be no text that a terminal or a file should be sent.
+
+    >>> printable("a\nb\x1b[2J"), printable("ü ± $x$")
+    ('a\\nb\\x1b[2J', 'ü ± $x$')
+    """
+    if text.isprintable():
+        return text
+    seen = (c in JOINERS or unicodedata.category(c) not in UNSEEN for c in text)
+    return "".join(c if fine else c.encode("unicode_escape").decode() for c, fine in zip(text, seen, strict=True))
 
 
 def require(condition: bool, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,35 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lightning_toys.training.ownership import PARTIAL, check_owned
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def read_text(path: Path, most: int) -> str:
+    """Return the text (UTF-8) of an ordinary file.
+
+    A FIFO would be waited for, a device read without end; neither is opened.
+
+    Args:
+        path: the file; links are followed.
+        most: bytes that are read at most.
+
+    Raises:
+        ValueError: it is no ordinary file, has more bytes, or is no text; says which.
+        OSError: it cannot be read.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"it is {KINDS.get(stat.S_IFMT(found.st_mode), 'something else')}, no file")
+    if found.st_size > most:
+        raise ValueError(f"it has {found.st_size} bytes; at most {most} are read")
+    return path.read_text(encoding="utf-8")
 
 
 def set_aside(path: Path) -> None:
@@ -25,6 +55,17 @@ def set_aside(path: Path) -> None:
         k += 1
     check_owned(path)
     path.rename(kept)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; within a run's folder only while that is there and ours.
+
+    Raises:
+        OwnershipLostError: the run is another process's by now.
+        FileNotFoundError: the run's folder was deleted: it is not made anew.
+    """
+    check_owned(path)
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def partial_name(path: Path) -> Path:

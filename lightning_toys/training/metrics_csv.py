@@ -15,7 +15,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from lightning_toys.training.files import set_aside, write_atomic
+from lightning_toys.training.files import make_folder, set_aside, write_atomic
 from lightning_toys.training.metrics_reader import read_csv
 from lightning_toys.training.ownership import check_owned
 
@@ -95,7 +95,7 @@ class MetricsCSV(Logger):
         self.last_flush = time.monotonic()
         if not self.pending:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         if not self.opened:
             self.open()
         rows = [

@@ -254,7 +254,10 @@ def acquire(folder: Path, session: str | None = None, takeover: bool = False) ->
     (folder / OWNER).mkdir(parents=True, exist_ok=True)
     while True:
         last = last_record(folder)
-        ours = session is not None and last.owner is not None and last.owner.get("session") == session
+        owner = last.owner or {}
+        ours = session is not None and owner.get("session") == session
+        # what this process could not release, on a disk that was read-only then
+        ours = ours or (owner.get("machine") == machine() and owner.get("pid") == os.getpid())
         if last.held() and not ours and not takeover:
             raise HeldError(
                 f"--run.name: {folder} is held by {last.who}; wait until it has ended, give another name, or "

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.training.files import whole_file
+from lightning_toys.training.files import make_folder, whole_file
 from lightning_toys.update_entropy.estimators import Scores
 
 
@@ -70,7 +70,7 @@ class ScoreCache:
             return Scores(logp, h, like.mask, like.prompt_index)
         out = compute()
         if self.writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             with whole_file(path) as f:
                 np.savez(f, logp=to_numpy(out.logp), entropy=to_numpy(out.entropy))
         return out

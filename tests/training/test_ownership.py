@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -213,6 +214,40 @@ def test_nothing_is_written_to_what_was_lost(tmp_path: Path) -> None:
         with pytest.raises(OwnershipLostError):
             slowly()
         assert [p.name for p in folder.iterdir()] == [OWNER]
+
+
+def test_what_could_not_be_released_is_still_this_process_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> bool:
+        raise OSError(errno.EROFS, "read-only file system")
+
+    folder = tmp_path / "run"
+    mine = acquire(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(ownership, "create", refuse)
+        patch.setattr(ownership.os, "utime", refuse)
+        mine.release()
+    assert holder(folder) == os.getpid()
+    acquire(folder).release()
+    assert holder(folder) is None
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def fsync(file: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{file}"))
+        done.append(f"sync {'folder' if name == tmp_path else name.read_text()}")
+        sync(file)
+
+    def replaced(self: Path, target: Path) -> Path:
+        done.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replaced)
+    write_atomic(tmp_path / "file", "whole")
+    assert done == ["sync whole", "rename", "sync folder"]
 
 
 def test_a_deleted_folder_is_no_other_owner(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from lightning_toys.commands.trainer.rules import callbacks_of, check_figures, c
 from lightning_toys.commands.trainer.settings import SettingsCLI
 from lightning_toys.errors import ToyError, note, process_rank, require, run_folder_error
 from lightning_toys.stats import format_estimate, mean_ci
-from lightning_toys.training.files import set_aside, whole_file, write_atomic
+from lightning_toys.training.files import make_folder, set_aside, whole_file, write_atomic
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.metrics_reader import read_run
 from lightning_toys.training.monitors import MonitorCheck, monitoring
@@ -205,7 +205,7 @@ class ToysCLI(SettingsCLI):
         # so that this file, given again, means this run
         settings["run"] = {"root": str(self.run.root), "variant": self.run.variant, "name": self.run.name}
         text = yaml.safe_dump(settings, sort_keys=False)
-        self.run.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.run.path)
         first = self.run.path / "config.yaml"
         if not first.exists():
             write_atomic(first, text)
@@ -296,7 +296,7 @@ class ToysCLI(SettingsCLI):
             return
         found: dict[str, torch.Tensor] = batches[0]
         path = self.run.path / "predictions.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         arrays: dict[str, Any] = {k: v.cpu().numpy() for k, v in found.items()}
         set_aside(path)
         with whole_file(path) as f:

@@ -214,7 +214,7 @@ def test_compare_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ([str(tmp_path / "a"), str(tmp_path / "b")], "different experiments"),
         ([str(tmp_path / "c")], "is not a results.json"),
         ([str(tmp_path / "a"), "--baseline", "zzz"], "fits 0 of the runs"),
-        ([str(tmp_path / "a"), "--out", "README.md"], "--out: README.md is no folder"),
+        ([str(tmp_path / "a"), "--out", "README.md"], "--out: 'README.md' is not allowed (it is no folder)"),
     ]:
         assert cli.main(["compare", *words]) == 2
         err = capsys.readouterr().err
