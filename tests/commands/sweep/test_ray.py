@@ -107,7 +107,7 @@ def outcome(run: Path) -> dict[str, Any]:
 
 NAMES = [f"num_train={n}" for n in (20, 25, 30, 35, 40, 45)]
 GRID = ("--grid.data.num_train", "[20,25,30,35,40,45]")
-LONG = ("--model.seeds", "[0,1]", "--trainer.max_steps", "1000", "--checkpoint.every_n_steps", "50")
+LONG = ("--model.seeds", "[0,1]", "--trainer.max_steps", "600", "--checkpoint.every_n_steps", "50")
 
 
 def solo(runner: Runner, variant: str, name: str) -> dict[str, Any]:
