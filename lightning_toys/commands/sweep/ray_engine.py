@@ -195,6 +195,8 @@ class RayEngine:
             raise
         except BaseException:
             self.ask_to_stop()
+            if self.mailbox is not None:  # nobody answers any more
+                self.ray.kill(self.mailbox)
             refs = [*self.flying]
             while refs:
                 refs = self.ray.wait(refs, timeout=0.5)[1]
@@ -276,7 +278,7 @@ class RayEngine:
         self.asked = True
         for ref in self.flying:
             with suppress(Exception):  # it has just ended
-                self.ray.cancel(ref, force=force)
+                self.ray.cancel(ref, force=force, recursive=False)  # not their questions, which are answered
 
     def on_signal(self, number: int, frame: Any) -> None:
         """Ask the workers to stop at a checkpoint; the second time, do not ask."""

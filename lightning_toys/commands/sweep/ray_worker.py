@@ -60,7 +60,10 @@ def work(order: Order, folder: str, threads: int, gpu: bool, mailbox: Any = None
         import ray
 
         def pruner(step: int, value: float) -> bool:
-            return bool(ray.get(mailbox.ask.remote(order.task.cell.name, step, value)))
+            try:
+                return bool(ray.get(mailbox.ask.remote(order.task.cell.name, step, value)))
+            except ray.exceptions.RayError:  # nobody is there to answer: the sweep is ending
+                return False
 
     try:
         return run_cell(order, pruner)

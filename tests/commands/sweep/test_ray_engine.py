@@ -62,7 +62,8 @@ class Answers:
             raise found
         return found
 
-    def cancel(self, ref: str, force: bool) -> None:
+    def cancel(self, ref: str, force: bool, recursive: bool) -> None:
+        assert not recursive  # or a worker's question would be cancelled with it
         self.cancelled.append((ref, force))
 
 
