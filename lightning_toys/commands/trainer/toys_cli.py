@@ -235,6 +235,9 @@ class ToysCLI(SettingsCLI):
             check_owned(self.run.path)  # an owner that lost the run may find its files gone
             raise run_folder_error(error, self.run.path) or error from None
         except Exception as error:
+            # Lightning's logger tells of a full disk as of a value that it does not support
+            if isinstance(cause := error.__cause__, OSError) and (told := run_folder_error(cause, self.run.path)):
+                raise told from None
             if type(error).__module__.startswith("wandb."):
                 why = " ".join(str(error).split())[:160]
                 raise ToyError(f"--trainer.logger: W&B says: {why} (WANDB_MODE=offline keeps runs here)") from None
