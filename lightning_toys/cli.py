@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 
 from lightning_toys import __version__
-from lightning_toys.errors import DiskFullError, NonFiniteError, ToyError, did_you_mean, tell_disk_full
+from lightning_toys.errors import DiskFullError, NonFiniteError, ToyError, did_you_mean, one_line, tell_disk_full
 
 TRAINER_VERBS = ("fit", "validate", "test", "predict")
 VERBS = (*TRAINER_VERBS, "compare", "sweep", "list", "show", "copy", "new")
@@ -172,10 +172,10 @@ def main(args: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except ToyError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except NonFiniteError as error:
-        print(f"error: {error}; the last good checkpoint, if one was written, is kept", file=sys.stderr)
+        print(f"error: {one_line(error)}; the last good checkpoint, if one was written, is kept", file=sys.stderr)
         return 1
     except (DiskFullError, OSError) as error:
         tell_disk_full(error)

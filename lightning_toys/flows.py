@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from lightning_toys.errors import require
+from lightning_toys.errors import REPEATS, bounded, require
 
 Solver = Literal["euler", "midpoint", "rk4", "dopri5"]
 EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "rk4": 4}
@@ -35,7 +35,7 @@ def check_nfe(solver: str, nfe: int, flag: str = "--model.evaluation.nfe") -> No
     Raises:
         ToyError: as said; it names ``flag``.
     """
-    require(nfe >= 1, f"{flag}: {nfe} is not allowed; give an integer >= 1")
+    bounded(flag, nfe, 1, REPEATS)
     if solver in EVALUATIONS_PER_STEP:
         each = EVALUATIONS_PER_STEP[solver]
         require(

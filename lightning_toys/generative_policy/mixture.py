@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import i0e, i1e
 from torch import Tensor
 
-from lightning_toys.errors import require
+from lightning_toys.errors import bounded, require
 
 Array = NDArray[np.float64]
 
@@ -260,8 +260,9 @@ class Checkerboard(Target):
     """
 
     def __init__(self, cells: int = 4) -> None:
+        bounded("--data.target.cells", cells, 2, 100)  # as many squares as half of its square
         require(
-            cells >= 2 and cells % 2 == 0,
+            cells % 2 == 0,
             f"--data.target.cells: {cells} is not allowed; give an even integer >= 2",
         )
         self.cells, self.side = cells, 2.0 / cells

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_toys.errors import ToyError, note, require
+from lightning_toys.errors import WHOLE, ToyError, bounded, note
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.files import set_aside
 from lightning_toys.training.module import ToyModule
@@ -38,7 +38,7 @@ class RescueCheckpoint(Callback):
     guard: ClassVar[Callable[[], None] | None] = None  # a sweep's: raises where another process took the run over
 
     def __init__(self, every_n_steps: int = 1000) -> None:
-        require(every_n_steps >= 0, f"--checkpoint.every_n_steps: {every_n_steps} is not allowed; give an integer >= 0")
+        bounded("--checkpoint.every_n_steps", every_n_steps, 0, WHOLE)
         self.every_n_steps = every_n_steps
         self.before = 0
         self.best_mean = float("inf")

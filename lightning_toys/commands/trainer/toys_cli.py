@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from lightning_toys.commands.settings import flatten, reproducible_settings, short_name
 from lightning_toys.commands.trainer.arguments import flags
-from lightning_toys.commands.trainer.memory import beyond_memory, largest
+from lightning_toys.commands.trainer.memory import beyond_memory, check_numbers, largest
 from lightning_toys.commands.trainer.parser import ToyParser, explain
 from lightning_toys.commands.trainer.rules import callbacks_of, check_figures, check_trainer, note_unused
 from lightning_toys.commands.trainer.settings import SettingsCLI
@@ -118,6 +118,9 @@ class ToysCLI(SettingsCLI):
         except ValueError as error:  # jsonargparse's report of a check in a constructor
             parser = self._subcommand_parsers[self.words[0]]
             raise ToyError(explain(str(error), ToyParser.command, parser)) from None
+        except (OverflowError, MemoryError, RuntimeError) as error:
+            raise self.too_large(error, str(self.subcommand)) from None
+        check_numbers(self.dump(str(self.subcommand)))
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
         self.model.sizes = self.model.measure(self.datamodule)
@@ -210,16 +213,22 @@ class ToysCLI(SettingsCLI):
             if type(error).__module__.startswith("wandb."):
                 why = " ".join(str(error).split())[:160]
                 raise ToyError(f"--trainer.logger: W&B says: {why} (WANDB_MODE=offline keeps runs here)") from None
-            if not isinstance(error, ToyError | MemoryError | RuntimeError | ValueError):
+            if not isinstance(error, ToyError | MemoryError | RuntimeError | ValueError | OverflowError):
                 raise
-            why = beyond_memory(error)
-            if not (why or isinstance(error, ToyError)):
-                raise
+            found = error if isinstance(error, ToyError) else self.too_large(error, subcommand)
             if fresh and self.trainer.global_step == 0 and self.trainer.is_global_zero:
                 self.leave()
-            if isinstance(error, ToyError):
-                raise
-            raise ToyError(f"{largest(flatten(self.dump(subcommand)))}: {why}; give smaller sizes") from None
+            raise found from None
+
+    def too_large(self, error: Exception, verb: str) -> ToyError:
+        """Return what to say of an error that means sizes beyond what memory or 64 bits hold; raise any other again."""
+        settings = self.dump(verb)
+        if isinstance(error, OverflowError):
+            check_numbers(settings)
+        why = beyond_memory(error)
+        if not why:
+            raise error
+        return ToyError(f"{largest(flatten(settings))}: {why}; give smaller sizes")
 
     def leave(self) -> None:
         """Take away what this command put into a new run's folder, and the folders that were made for it."""
