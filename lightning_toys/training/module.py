@@ -20,7 +20,7 @@ from lightning_toys.training.monitors import MonitorCheck
 from lightning_toys.training.optimization import ReplicaOptimization
 from lightning_toys.training.progress_bar import Progress
 from lightning_toys.training.replica_parallel import Parallel, ReplicaStrategy, share, with_states
-from lightning_toys.training.results import Report, checked_report
+from lightning_toys.training.results import Report, check_finite, checked_report
 from lightning_toys.training.trainer_checks import check_running_trainer
 
 
@@ -130,9 +130,20 @@ class ToyModule(ReplicaOptimization):
         self.loaded_step = self.global_step
 
     def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Give the Trainer the test's means: what ``trainer.test`` returns, and ``trainer.callback_metrics``."""
+        """Give the Trainer the test's means: what ``trainer.test`` returns, and ``trainer.callback_metrics``.
+
+        Raises:
+            NonFiniteError: a headline metric is not finite.
+        """
         if self.last_report is not None:
+            check_finite(self.last_report, self.headline, "test")
             self.log_means(self.last_report.means("test"))
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Hold a validation that is not a training's to finite results, as a test."""
+        super().on_validation_batch_end(outputs, batch, batch_idx, dataloader_idx)
+        if self.last_report is not None and self.trainer.state.fn == "validate":
+            check_finite(self.last_report, self.headline, "validate")
 
     # what an experiment gives
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import queue
 import shutil
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -98,7 +98,7 @@ class Campaign:
             for line in self.log.read_text().splitlines():
                 entry = json.loads(line)
                 self.done[entry["case"]] = entry["kind"]
-        self.lock = threading.Lock()
+        self.lock, self.drawing = threading.Lock(), threading.Lock()
         self.began, self.fresh = time.monotonic(), 0
 
     def note(self, number: int, case: Case, outcome: Outcome) -> None:
@@ -116,13 +116,20 @@ class Campaign:
                 line = f"seed {self.options.seed}: {len(self.done)} of {self.options.cases} cases, {failed} failed"
                 print(f"{line}, {left / 60:.0f} min left", end="\r" if sys.stdout.isatty() else "\n", flush=True)
 
-    def lane(self, todo: queue.Queue[tuple[int, Case]], root: Path, box: Path) -> None:
+    def cases_left(self, root: Path) -> Iterator[tuple[int, Case]]:
+        """Yield the cases that are not played yet, with their numbers."""
+        for first in range(0, self.options.cases, BATCH):
+            numbers = [n for n in range(first, min(first + BATCH, self.options.cases)) if n not in self.done]
+            batch = drawn(root, self.options.seed, first // BATCH) if numbers else []
+            yield from ((n, batch[n - first]) for n in numbers)
+
+    def lane(self, todo: Iterator[tuple[int, Case]], root: Path, box: Path) -> None:
         """Play cases until there are no more."""
         with Worker(root, box) as worker:
             while True:
-                try:
-                    number, case = todo.get_nowait()
-                except queue.Empty:
+                with self.drawing:
+                    number, case = next(todo, (-1, None))
+                if case is None:
                     return
                 outcome = worker.play(case, self.options.limit)
                 if not outcome.passed and outcome.kind != "hang":
@@ -141,12 +148,7 @@ class Campaign:
             with Worker(root, folder / "box") as worker:
                 for config in CONFIGS:
                     worker.make(config)
-            batches = [drawn(root, self.options.seed, b) for b in range((self.options.cases + BATCH - 1) // BATCH)]
-            every = [case for batch in batches for case in batch][: self.options.cases]
-            todo: queue.Queue[tuple[int, Case]] = queue.Queue()
-            for number, case in enumerate(every):
-                if number not in self.done:
-                    todo.put((number, case))
+            todo = self.cases_left(root)
             lanes = [
                 threading.Thread(target=self.lane, args=(todo, root, folder / f"box-{k}"), daemon=True)
                 for k in range(self.options.jobs)

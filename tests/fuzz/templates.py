@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -83,6 +84,7 @@ def make(config: str, root: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@functools.cache
 def settings_of(config: str, root: Path) -> dict[str, Any]:
     """Return a template's settings by dotted path, leaves only."""
 
