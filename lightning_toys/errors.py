@@ -97,8 +97,11 @@ def bounded(flag: str, value: float, low: float, high: float | None = None, *, a
     """
     whole = isinstance(low, int)
     most = high if high is not None else MOST if whole else LARGEST
-    if (low < value if above else low <= value) and value <= most:
-        return
+    try:
+        if (low < value if above else low <= value) and value <= most:
+            return
+    except TypeError:  # null, or a word
+        pass
     given = str(value) if len(str(value)) <= 40 else f"{str(value)[:40]}..."
     ends = [str(x) if whole else format(x, "g") for x in (low, most)]
     kind = "an integer" if whole else "a number"

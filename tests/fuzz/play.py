@@ -216,8 +216,12 @@ def child(case: Case, templates: Path, box: Path) -> None:
     (box / "code").write_text(str(code))
 
 
-def judge(box: Path, status: int | None, seconds: float) -> Outcome:
-    """Say what came of a case, from what its process left; ``status`` is None where it was stopped for its time."""
+def judge(case: Case, box: Path, status: int | None, seconds: float) -> Outcome:
+    """Say what came of a case, from what its process left; ``status`` is None where it was stopped for its time.
+
+    A refusal is one line, and leaves everything as it was. A sweep goes on with its other cells: it says a line for
+    each that was refused.
+    """
     text = (box / "err").read_text(errors="replace") if (box / "err").exists() else ""
     said = text[-1500:]
     code = int((box / "code").read_text()) if (box / "code").exists() else -1
@@ -239,11 +243,12 @@ def judge(box: Path, status: int | None, seconds: float) -> Outcome:
         return outcome("outside", found.splitlines()[0][:200])
     before = json.loads((box / "before.json").read_text())
     errors = [x for x in text.splitlines() if x.startswith("error: ")]
-    if code and len(errors) != 1:
+    several = case.verb == "sweep"
+    if code and (not errors or (len(errors) > 1 and not several)):
         return outcome("lines", f"exit code {code} with {len(errors)} lines of error")
     if code == 0 and errors:
         return outcome("lines", "an error, and exit code 0")
-    if code == 2:
+    if code == 2 and not several:
         if text.strip().splitlines() != errors:
             return outcome("lines", f"a refusal in {len(text.strip().splitlines())} lines")
         now = snapshot(box / "work")
@@ -253,6 +258,8 @@ def judge(box: Path, status: int | None, seconds: float) -> Outcome:
         return outcome("refused", errors[0][:160])
     if gone := lost(box / "work", before["tree"], before["steps"]):
         return outcome("lost file", gone)
+    if code == 2:
+        return outcome("refused", errors[0][:160])
     if code == 1:
         return outcome("not finite" if "finite" in errors[0] else "failed", errors[0][:160])
     return outcome("ran")
@@ -283,7 +290,7 @@ def play(case: Case, templates: Path, box: Path, limit: float, keep: bool = Fals
     if status is None:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    outcome = judge(box, status, time.monotonic() - start)
+    outcome = judge(case, box, status, time.monotonic() - start)
     if not keep:
         shutil.rmtree(box, ignore_errors=True)
     return outcome
