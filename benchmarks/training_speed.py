@@ -163,7 +163,7 @@ RULES = (
     ("torch/autograd/", "backward"),
     ("training/metrics_csv.py", "logging"),
     ("tensorboard", "logging"),
-    ("recorded.py:write_scalars", "logging"),
+    ("metric_logging.py:write_scalars", "logging"),
     ("callbacks.py:save", "checkpoints"),
     ("training/noise.py", "noise, shuffles and slices"),
     ("training/loader.py", "noise, shuffles and slices"),

@@ -5,11 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from types import FrameType
 
 from lightning_toys import __version__
-from lightning_toys.errors import DiskFullError, NonFiniteError, ToyError, did_you_mean, one_line, tell_disk_full
+from lightning_toys.errors import (
+    KEPT,
+    NonFiniteError,
+    OwnershipLostError,
+    RunFolderError,
+    Stopped,
+    ToyError,
+    did_you_mean,
+    one_line,
+)
 
 TRAINER_VERBS = ("fit", "validate", "test", "predict")
 VERBS = (*TRAINER_VERBS, "compare", "sweep", "list", "show", "copy", "new")
@@ -17,7 +28,7 @@ VERBS = (*TRAINER_VERBS, "compare", "sweep", "list", "show", "copy", "new")
 HELP = """\
 usage: lightning-toys VERB -c EXPERIMENT/VARIANT [--flag value ...]      (in a clone also: python cli.py VERB ...)
 
-  fit       train; goes on where a run stopped with --ckpt_path last
+  fit       train; goes on where a run stopped with --ckpt_path last, or auto
   validate  score a checkpoint as training does (validation.json)
   test      score a checkpoint under every sampler
   predict   write a checkpoint's predictions to the run folder
@@ -36,10 +47,11 @@ flags (VERB --help lists all; fit --model.help CLASS lists an experiment's own, 
   --model.* --data.*          the experiment, e.g. --model.seeds '[0,1,2]' --data.num_train 20
   --trainer.*                 Lightning's Trainer: max_steps, max_epochs, accelerator, devices, strategy, precision,
                               logger, callbacks, ...
-  --ckpt_path last|best|PATH  the newest run's checkpoint, or any
+  --ckpt_path last|best|auto|PATH
+                              the newest run's checkpoint, or any; auto starts a run, or goes on with it
   --run.root DIR  --run.variant NAME  --run.name NAME
                               the run folder is root/experiment/variant/name; beside a PATH, where to go on
-  --checkpoint.every_n_steps N   --figures.every_n_validations N   --figures.dpi N
+  --checkpoint.every_n_steps N   --checkpoint.keep N   --figures.every_n_validations N   --figures.dpi N
   --version
 
 example
@@ -162,11 +174,43 @@ def sigterm_exception() -> tuple[type[BaseException], ...]:
     return (found.SIGTERMException,) if found else ()
 
 
+@contextmanager
+def ending_by_signals() -> Iterator[None]:
+    """Have SIGINT and SIGTERM end what is run, wherever it is; leave the handlers of before behind.
+
+    Training answers them itself, between two blocks of steps. While the first is being answered a second is not heard;
+    a third ends the process at once.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where none can be set, none comes
+        yield
+        return
+    heard = 0
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        heard += 1
+        if heard == 1:
+            raise Stopped(number)
+        if heard > 2:
+            os._exit(128 + number)
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+        yield
+    finally:
+        for number, handler in before.items():  # Lightning leaves its own behind where a run ends by an error
+            if handler is not None:  # one that was not set from Python cannot be
+                signal.signal(number, handler)
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 1 for a failed run, 2 for bad input, 128 + n for signal n."""
     try:
-        dispatch(list(sys.argv[1:] if args is None else args))
-        sys.stdout.flush()
+        with ending_by_signals():
+            dispatch(list(sys.argv[1:] if args is None else args))
+            sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has read enough, as `head` does
         with suppress(OSError, ValueError):  # nor is there anybody for what the interpreter would write at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -175,12 +219,23 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except NonFiniteError as error:
-        print(f"error: {one_line(error)}; the last good checkpoint, if one was written, is kept", file=sys.stderr)
+        print(f"error: {one_line(error)}; {KEPT}", file=sys.stderr)
         return 1
-    except (DiskFullError, OSError) as error:
-        tell_disk_full(error)
+    except (RunFolderError, OwnershipLostError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except OSError as error:
+        why = ": ".join(str(w) for w in (error.filename, error.strerror or error) if w)
+        print(f"error: {one_line(why)}", file=sys.stderr)
+        return 1
+    except MemoryError as error:
+        print(f"error: there is not enough memory ({' '.join(str(error).split()) or 'MemoryError'})", file=sys.stderr)
+        return 1
+    except Stopped as stop:
+        if not stop.told:
+            print(f"stopped by {stop.number.name}", file=sys.stderr)
+        return 128 + stop.number
+    except KeyboardInterrupt:  # of a thread's, where no handler could be set
         return 128 + signal.SIGINT
     except sigterm_exception():  # before the first step or outside of training: there is nothing to save
         return 128 + signal.SIGTERM

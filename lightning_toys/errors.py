@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class ToyError(Exception):
@@ -21,28 +23,53 @@ class NonFiniteError(Exception):
     """A loss or a parameter stopped being finite; names the optimiser step and the replica's seed."""
 
 
-class DiskFullError(Exception):
-    """Nothing more can be written; names the run's folder."""
+class RunFolderError(Exception):
+    """A run's folder cannot be written to any more; names it, and why."""
 
 
-DISK_ADVICE = (
-    "the last good checkpoint, if one was written, is kept: make room, then go on "
-    "(fit: with --ckpt_path last; sweep: with the same command)"
-)
+class OwnershipLostError(Exception):
+    """Another process took a run's folder over from this one, which may write nothing more to it."""
+
+
+class Stopped(SystemExit):
+    """A signal asked the program to end.
+
+    Attributes:
+        code: 128 and the signal's number.
+        told: whether the user has been told what to do then.
+    """
+
+    def __init__(self, number: int, told: bool = False) -> None:
+        super().__init__(128 + number)
+        self.number, self.told = signal.Signals(number), told
+
+
+KEPT = "the last good checkpoint, if one was written, is kept"
+AGAIN = "go on (fit: with --ckpt_path last; sweep: with the same command)"
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that a disk, or a user's share of it, is full."""
-    return isinstance(error, DiskFullError) or (
-        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    )
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def tell_disk_full(error: BaseException) -> None:
-    """Say in one line that the disk is full; raise any other error again."""
-    if not is_disk_full(error):
-        raise error
-    print(f"error: {error}; {DISK_ADVICE}", file=sys.stderr)
+def run_folder_error(error: OSError, folder: Path) -> RunFolderError | None:
+    """Return an error of writing to a run's folder in words, with what to do; None where it is about something else.
+
+    Args:
+        error: as Python raised it.
+        folder: the run's.
+    """
+    if is_disk_full(error):
+        return RunFolderError(f"no space left to write to {folder}; {KEPT}: make room, then {AGAIN}")
+    if not folder.is_dir():
+        return RunFolderError(f"{folder} was deleted or moved while it was written to; nothing more is written")
+    name = os.path.abspath(str(error.filename)) if error.filename else ""
+    inside = name.startswith(f"{folder.absolute()}{os.sep}") or name == str(folder.absolute())
+    if not inside and error.errno not in (errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG):
+        return None
+    why = (error.strerror or str(error)).lower()
+    return RunFolderError(f"{folder} cannot be written to ({why}: {error.filename}); {KEPT}: mend that, then {AGAIN}")
 
 
 def one_line(error: object, most: int = 2000) -> str:

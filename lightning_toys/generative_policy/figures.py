@@ -22,7 +22,7 @@ from lightning_toys.errors import ToyError, note
 from lightning_toys.generative_policy.mixture import Mixture, Target, ThreeModes
 from lightning_toys.imports import load_class
 from lightning_toys.plotting import COLOURS, GREY, band, new_figure
-from lightning_toys.training.files import set_aside
+from lightning_toys.training.files import make_folder, set_aside, whole_file
 from lightning_toys.training.metrics_reader import read_csv, replica_columns
 from lightning_toys.training.results import Report
 
@@ -49,15 +49,13 @@ class FigureData:
 def save_snapshot(folder: Path, step: int, data: FigureData) -> None:
     """Save the first replica's samples by the main readout as ``samples/step_*.npy``; an older file is set aside."""
     path = folder / SNAPSHOTS / f"step_{step:08d}.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     first = next(iter(data.samples.values()))[0].float().numpy()
     if path.exists() and np.array_equal(np.load(path, allow_pickle=False), first):
         return
     set_aside(path)
-    partial = path.with_suffix(".tmp")
-    with partial.open("wb") as f:
+    with whole_file(path) as f:
         np.save(f, first)
-    partial.replace(path)
 
 
 def read_snapshots(folder: Path) -> dict[int, Array]:

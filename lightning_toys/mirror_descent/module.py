@@ -34,7 +34,7 @@ from lightning_toys.mirror_descent.schedules import Linear, Schedule
 from lightning_toys.mirror_descent.tilt import Reward, StateReward
 from lightning_toys.stats import holm
 from lightning_toys.training.configuration import as_dataclass, require_data
-from lightning_toys.training.files import set_aside, write_atomic
+from lightning_toys.training.files import make_folder, partial_name, put_in_place, set_aside, write_atomic
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.progress import WorkProgress
@@ -342,7 +342,7 @@ class TiltedSampling(ToyModule):
         self.write_scalars(keep, self.loaded_step)
         writes = self.trainer.is_global_zero and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if writes and self.keeps_files:
-            self.run_folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.run_folder)
             path = self.run_folder / "facts.md"
             set_aside(path)
             text = "\n".join(self.tables(self.problem, self.last_report))
@@ -367,11 +367,13 @@ class TiltedSampling(ToyModule):
             sampler = self.build_samplers(self.problem, [name])[name][0]
             sampler.num_traced = 4000
             path = self.run_folder / "figures" / f"anim_{name}.gif"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            set_aside(path)
+            make_folder(path.parent)
             trace = run_chains(sampler, self.seeds[:1], 100, self.like)[0].trace
             assert trace is not None
-            figures.animate(path, self.problem, name, trace, self.bins)
+            partial = partial_name(path)
+            figures.animate(partial, self.problem, name, trace, self.bins)
+            set_aside(path)
+            put_in_place(partial, path)
             self.tell(f"animation: {path}")
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_toys.errors import WHOLE, ToyError, bounded, note
+from lightning_toys.errors import WHOLE, OwnershipLostError, Stopped, ToyError, bounded, note
 from lightning_toys.training.data import ToyDataModule
-from lightning_toys.training.files import set_aside
+from lightning_toys.training.files import partial_name, put_in_place, set_aside
 from lightning_toys.training.module import ToyModule
+from lightning_toys.training.ownership import check_owned
 from lightning_toys.training.run_folder import RunFolder, read_checkpoint
 from lightning_toys.training.validation_clock import crossed, validation_due
-
-
-class Stopped(SystemExit):
-    """Raised between two blocks after SIGINT, once the checkpoint is written."""
 
 
 class RescueCheckpoint(Callback):
@@ -32,14 +31,17 @@ class RescueCheckpoint(Callback):
 
     Args:
         every_n_steps: optimiser steps between two writes; 0 for the end only.
+        keep: how many older ones are kept beside last.ckpt, as step-00000400.ckpt.
     """
 
     run: RunFolder
     guard: ClassVar[Callable[[], None] | None] = None  # a sweep's: raises where another process took the run over
 
-    def __init__(self, every_n_steps: int = 1000) -> None:
+    def __init__(self, every_n_steps: int = 1000, keep: int = 0) -> None:
         bounded("--checkpoint.every_n_steps", every_n_steps, 0, WHOLE)
-        self.every_n_steps = every_n_steps
+        bounded("--checkpoint.keep", keep, 0)
+        self.every_n_steps, self.keep = every_n_steps, keep
+        self.last_step: int | None = None  # that last.ckpt is of
         self.before = 0
         self.best_mean = float("inf")
         self.stop_signal = 0
@@ -71,27 +73,10 @@ class RescueCheckpoint(Callback):
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.old_handlers[number] = signal.signal(number, self.on_signal)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let SIGTERM end a test at once: Lightning would only note it."""
-        self.end_at_once()
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See :meth:`on_test_start`."""
-        self.end_at_once()
-
-    def end_at_once(self) -> None:
-        """Raise where SIGTERM comes."""
-
-        def stop(number: int, frame: Any) -> None:
-            raise Stopped(128 + number)
-
-        if threading.current_thread() is threading.main_thread():
-            self.old_handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
-
     def on_signal(self, number: int, frame: Any) -> None:
         """Ask for a stop; a second SIGINT stops at once."""
         if self.stop_signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Stopped(number)
         self.stop_signal = number
         note("\nstopping at the end of this block of steps; interrupt again to stop at once")
 
@@ -100,8 +85,19 @@ class RescueCheckpoint(Callback):
         self.restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the handlers back: after an exception no teardown comes."""
+        """Put the handlers back: after an exception no teardown comes. In a run that is another's, let no logger end.
+
+        Loggers would append what they still hold.
+        """
         self.restore_handlers()
+        if isinstance(exception, OwnershipLostError):
+            trainer.loggers = []
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the handlers back: figures and results are no place to wait for a block's end."""
+        self.restore_handlers()
+        if self.stop_signal and trainer.world_size == 1:  # came after the last block
+            self.stop(trainer.global_step)
 
     def restore_handlers(self) -> None:
         """Put the handlers of before the training back."""
@@ -115,16 +111,19 @@ class RescueCheckpoint(Callback):
         last = self.run.checkpoints / "last.ckpt"
         if trainer.is_global_zero and last.exists() and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             try:
-                further = int(str(read_checkpoint(last)["global_step"])) > trainer.global_step
+                self.last_step = int(str(read_checkpoint(last)["global_step"]))
+                further = self.last_step > trainer.global_step
             except (ToyError, KeyError, ValueError):  # damaged: it is in the way all the same
                 further = True
             if further:
+                self.last_step = None
                 set_aside(last)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Write last.ckpt where it is due; where validation is due too, :meth:`on_validation_end` writes it."""
         if (guard := type(self).guard) is not None:
             guard()
+        check_owned(self.run.path)
         step = trainer.global_step
         stop = bool(self.stop_signal) or trainer.received_sigterm
         if trainer.world_size > 1:
@@ -142,7 +141,7 @@ class RescueCheckpoint(Callback):
     def stop(self, step: int) -> None:
         """End the run, its checkpoint written."""
         note(f"stopped at step {step}; go on with --ckpt_path {self.run.checkpoints / 'last.ckpt'}")
-        raise Stopped(128 + (self.stop_signal or signal.SIGTERM))
+        raise Stopped(self.stop_signal or signal.SIGTERM, told=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write last.ckpt after each validation within `fit`, and best.ckpt where the held-out mean improved."""
@@ -165,7 +164,9 @@ class RescueCheckpoint(Callback):
             return
         pl_module.check_finite_weights()
         path = self.run.checkpoints / f"{name}.ckpt"
-        partial = path.with_name(f".{path.name}.partial")
+        check_owned(path)
+        # one name for all ranks, each of which may write its part
+        partial = Path(trainer.strategy.broadcast(str(partial_name(path))))
         try:
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:
@@ -175,10 +176,28 @@ class RescueCheckpoint(Callback):
                     logger.save()
                     if isinstance(logger, TensorBoardLogger):
                         logger.experiment.flush()
-                os.replace(partial, path)
+                self.keep_older(path)
+                put_in_place(partial, path)
+                if name == "last":
+                    self.last_step = trainer.global_step
             # a rank that ended now might have its launcher stop rank 0 before the file is in place
             trainer.strategy.barrier("checkpoint in place")
-        except OSError:  # a full disk, most often: the half of a file is in the way
+        except BaseException:  # a full disk, most often: the half of a file is in the way
             if trainer.is_global_zero:
                 partial.unlink(missing_ok=True)
             raise
+
+    def keep_older(self, path: Path) -> None:
+        """Keep the last.ckpt that is about to be replaced under a name of its own, and ``keep`` of such in all."""
+        if not self.keep or path.name != "last.ckpt" or self.last_step is None or not path.exists():
+            return
+        kept = path.with_name(f"step-{self.last_step:08d}.ckpt")
+        check_owned(kept)
+        if not kept.exists():
+            try:
+                os.link(path, kept)
+            except OSError:  # a file system without links
+                shutil.copy2(path, kept)
+        for old in sorted(path.parent.glob("step-*.ckpt"))[: -self.keep]:
+            check_owned(old)
+            old.unlink()

@@ -1,30 +1,92 @@
-"""Files of a run: written whole or not at all, and never over another."""
+"""Files of a run: written whole or not at all, never over another, and by the run's owner alone."""
 
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+from lightning_toys.training.ownership import PARTIAL, check_owned
 
 
 def set_aside(path: Path) -> None:
-    """Move an existing file to the first free ``name-1.ext``, ``name-2.ext``, ...: nothing in a run is overwritten."""
+    """Move an existing file to the first free ``name-1.ext``, ``name-2.ext``, ...: nothing in a run is overwritten.
+
+    Raises:
+        OwnershipLostError: the run is another process's by now.
+    """
     if not path.exists():
         return
     k = 1
     while (kept := path.with_name(f"{path.stem}-{k}{path.suffix}")).exists():
         k += 1
+    check_owned(path)
     path.rename(kept)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write to a temporary file beside ``path``, then put it in place in one move; on an error nothing is left."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; within a run's folder only while that is there and ours.
+
+    Raises:
+        OwnershipLostError: the run is another process's by now.
+        FileNotFoundError: the run's folder was deleted: it is not made anew.
+    """
+    check_owned(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def partial_name(path: Path) -> Path:
+    """Return a name beside ``path`` to write to, which no other process has."""
+    return path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:12]}-{path.name[-100:]}")
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Move a file that is written to its place, once it is on the disk.
+
+    Raises:
+        OwnershipLostError: the run is another process's by now.
+    """
+    flush_to_disk(partial)
+    check_owned(path)
+    partial.replace(path)
+    flush_to_disk(path.parent)  # its name, too
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have a file's or a folder's content on the disk, and not only in memory."""
+    file = os.open(path, os.O_RDONLY)
     try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write to that takes the place of ``path`` in one move at the end; on an error nothing is left.
+
+    Raises:
+        OwnershipLostError: the run is another process's by now.
+    """
+    partial = partial_name(path)
+    try:
+        check_owned(path)
         with partial.open("wb") as f:
-            f.write(content.encode() if isinstance(content, str) else content)
-            f.flush()
-            os.fsync(f.fileno())
-        partial.replace(path)
-    except OSError:
+            yield f
+        put_in_place(partial, path)
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write to a file beside ``path``, then put it in place in one move; on an error nothing is left.
+
+    Raises:
+        OwnershipLostError: the run is another process's by now.
+    """
+    with whole_file(path) as f:
+        f.write(content.encode() if isinstance(content, str) else content)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_toys.errors import NonFiniteError, note
 from lightning_toys.stats import mean_ci
+from lightning_toys.training.ownership import check_owned
 from lightning_toys.training.replica_parallel import ReplicaParallel
 from lightning_toys.training.results import Report
 
@@ -43,6 +44,8 @@ class ReplicaLogging(ReplicaParallel):
         """
         if not self.trainer.is_global_zero:
             return
+        if self.run_path is not None:
+            check_owned(self.run_path)  # before a logger's own thread appends what it is given
         row: dict[str, float] = {}
         for name, values in metrics.items():
             v = values.detach().double().cpu().tolist()

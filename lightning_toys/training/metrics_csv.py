@@ -15,8 +15,9 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from lightning_toys.training.files import set_aside, write_atomic
+from lightning_toys.training.files import make_folder, set_aside, write_atomic
 from lightning_toys.training.metrics_reader import read_csv
+from lightning_toys.training.ownership import check_owned
 
 
 class MetricsCSV(Logger):
@@ -94,7 +95,7 @@ class MetricsCSV(Logger):
         self.last_flush = time.monotonic()
         if not self.pending:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         if not self.opened:
             self.open()
         rows = [
@@ -113,6 +114,7 @@ class MetricsCSV(Logger):
                 merged[r["step"]] = merged.get(r["step"], {}) | r
             self.rewrite([merged[s] for s in sorted(merged, key=int)])
             return
+        check_owned(self.path)
         with self.path.open("a", newline="") as f:
             csv.DictWriter(f, ["step", *self.columns], restval="", lineterminator="\n").writerows(rows)
 

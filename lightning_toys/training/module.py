@@ -29,7 +29,8 @@ class ToyModule(ReplicaOptimization):
 
     A subclass builds ``self.net`` in :meth:`build` (every parameter with a leading replica axis), gives each replica's
     loss in :meth:`replica_losses` and leaves a :class:`Report` in ``last_report``. How steps are taken is in
-    ``stepping.py``, what is logged in ``recorded.py``, how processes share replicas out in ``replica_parallel.py``.
+    ``optimization.py``, what is logged in ``metric_logging.py``, how processes share replicas out in
+    ``replica_parallel.py``.
 
     Args:
         seeds: one seed a replica.

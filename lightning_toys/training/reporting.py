@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lightning_toys.errors import WHOLE, bounded
-from lightning_toys.training.files import set_aside, write_atomic
+from lightning_toys.training.files import make_folder, set_aside, write_atomic
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.progress_bar import Progress
@@ -115,7 +115,7 @@ class FigureWriter(Reporter):
         folder = self.folder(pl_module)
         for name, figure in pl_module.figures(folder).items():
             if to_disk:
-                (folder / "figures").mkdir(parents=True, exist_ok=True)
+                make_folder(folder / "figures")
                 path = folder / "figures" / f"{name}.png"
                 drawn = io.BytesIO()
                 figure.savefig(drawn, dpi=self.dpi)
@@ -220,7 +220,7 @@ class ResultsWriter(Reporter):
         where = trainer.strategy.root_device  # at the end of `fit` the module is on the CPU already
         device = torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)
         folder = self.folder(pl_module)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         # a test's readouts stay where `compare` looks for them
         path: Path = folder / ("validation.json" if stage == "validate" else "results.json")
         variant = self.run.variant if self.run is not None else "script"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from lightning_toys.errors import ToyError, did_you_mean, process_rank
+from lightning_toys.errors import ToyError, did_you_mean, note, process_rank
+from lightning_toys.training.ownership import OWNER, PARTIAL, check_owned
 
 RUN_VARIABLE = "LIGHTNING_TOYS_RUN"  # tells a strategy's child processes which folder their parent chose
 
@@ -55,8 +56,33 @@ class RunFolder:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a folder holds anything of a run; a sweep's mark alone is none."""
-    return folder.is_dir() and any(p.name != SWEEP_MARK for p in folder.iterdir())
+    """Whether a folder holds anything of a run; what says who owns it, or was cut off in it, is none."""
+    return folder.is_dir() and any(not is_beside(p.name) for p in folder.iterdir())
+
+
+def is_beside(name: str) -> bool:
+    """Whether a name in a run's folder is of something that is not the run's own and stays when it is begun again."""
+    kept = name in (SWEEP_MARK, OWNER, "wandb", "wandb-id.txt") or name.startswith(PARTIAL)
+    return kept or re.fullmatch(r"cut-\d+", name) is not None
+
+
+def was_cut_off(folder: Path) -> bool:
+    """Whether a folder holds what a `fit` left that ended before its first checkpoint."""
+    return holds_run(folder) and not (any(folder.glob("checkpoints/*.ckpt")) or (folder / "results.json").exists())
+
+
+def clear_cut_off(folder: Path) -> Path:
+    """Move what a run that was cut off left in its folder to the folder's next ``cut-1``, ``cut-2``, ..., returned."""
+    k = 1
+    while (aside := folder / f"cut-{k}").exists():
+        k += 1
+    check_owned(folder)
+    aside.mkdir()
+    for path in sorted(folder.iterdir()):
+        if not is_beside(path.name):
+            check_owned(path)
+            path.rename(aside / path.name)
+    return aside
 
 
 def versions(folder: Path) -> list[int]:
@@ -68,7 +94,7 @@ def versions(folder: Path) -> list[int]:
 
 
 def new_run(root: Path, experiment: str, variant: str, name: str | None) -> RunFolder:
-    """Choose the folder of a new run.
+    """Choose the folder of a new run; one whose `fit` ended before its first checkpoint is begun again.
 
     Raises:
         ToyError: the name is taken.
@@ -78,9 +104,8 @@ def new_run(root: Path, experiment: str, variant: str, name: str | None) -> RunF
     elif name is None:
         taken = versions(root / experiment / variant)
         name = f"version_{taken[-1] + 1 if taken else 0}"
-    elif process_rank() == 0 and RunFolder(root, experiment, variant, name).used:
-        run = RunFolder(root, experiment, variant, name)
-        resume = ", or go on with it by --ckpt_path last" if list(run.checkpoints.glob("*.ckpt")) else ""
+    elif process_rank() == 0 and (run := RunFolder(root, experiment, variant, name)).used and not was_cut_off(run.path):
+        resume = ", or go on with it by --ckpt_path auto" if list(run.checkpoints.glob("*.ckpt")) else ""
         raise ToyError(f"--run.name: {name!r} is taken: {run.path} holds a run; give another name{resume}")
     return RunFolder(root, experiment, variant, name)
 
@@ -103,6 +128,46 @@ def find_run(root: Path, experiment: str, variant: str, name: str | None) -> Run
         hint = did_you_mean(name, [p.name for p in runs])
         raise ToyError(f"--run.name: no run {name!r} in {folder}{hint}")
     return RunFolder(root, experiment, variant, name)
+
+
+def find_or_begin(root: Path, experiment: str, variant: str, name: str | None) -> tuple[Path | None, RunFolder]:
+    """Return what ``--ckpt_path auto`` means: the run to go on with and its checkpoint, or a new run and None.
+
+    Without a name it is the variant's newest run. Where last.ckpt cannot be read, the checkpoint that got furthest of
+    the others is taken.
+
+    Raises:
+        ToyError: there are checkpoints, and none can be read.
+    """
+    if os.environ.get(RUN_VARIABLE):  # a strategy's child process: its parent chose a new run
+        return None, new_run(root, experiment, variant, name)
+    folder = root / experiment / variant
+    if name is None and folder.is_dir():
+        begun = [p for p in folder.iterdir() if holds_run(p)]
+        name = max(begun, key=last_written).name if begun else None
+    if name is None:
+        return None, new_run(root, experiment, variant, None)
+    run = RunFolder(root, experiment, variant, name)
+    there = list(run.checkpoints.glob("*.ckpt"))
+    if not there:
+        return None, new_run(root, experiment, variant, name)
+    last = run.checkpoints / "last.ckpt"
+    if checkpoint_step(last) is not None:
+        return last, run
+    steps = {p: step for p in there if (step := checkpoint_step(p)) is not None}
+    if not steps:
+        raise ToyError(f"--ckpt_path: none of {sorted(p.name for p in there)} in {run.checkpoints} can be read")
+    furthest = max(steps, key=lambda p: steps[p])
+    what = "cannot be read" if last.exists() else "is not there"
+    note(f"{last} {what}; going on from {furthest.name}, which is of step {steps[furthest]}")
+    return furthest, run
+
+
+def last_written(folder: Path) -> float:
+    """Return when a run's folder was last written to, by its files."""
+    return max(
+        (p.stat().st_mtime for p in (*folder.glob("*"), *folder.glob("checkpoints/*")) if p.is_file()), default=0
+    )
 
 
 def resolve_checkpoint(
@@ -152,20 +217,38 @@ def resolve_checkpoint(
     return path, RunFolder(root, experiment, variant, name or path.stem)
 
 
-def read_checkpoint(path: Path) -> dict[str, object]:
-    """Load a checkpoint without running code from it.
-
-    Raises:
-        ToyError: the file is no checkpoint of this project, or is damaged.
-    """
+def load_checkpoint(path: Path) -> dict[str, object] | str:
+    """Load a checkpoint without running code from it; return in words why it cannot be, where it cannot."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a cut zip, a pickle with code, an image: all the same to the user
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise ToyError(f"--ckpt_path: {path} cannot be read as a checkpoint ({reason})") from None
+        return f"cannot be read as a checkpoint ({reason})"
     if not isinstance(checkpoint, dict) or "toy" not in checkpoint:
-        raise ToyError(f"--ckpt_path: {path} is not a checkpoint of lightning_toys")
+        return "is not a checkpoint of lightning_toys"
     return checkpoint
+
+
+def read_checkpoint(path: Path) -> dict[str, object]:
+    """Load a checkpoint without running code from it.
+
+    Raises:
+        ToyError: the file is no checkpoint of this project, or is damaged; names those beside it that are not.
+    """
+    found = load_checkpoint(path)
+    if isinstance(found, str):
+        beside = path.parent.glob("*.ckpt") if path.suffix == ".ckpt" else ()
+        steps = {p.name: step for p in beside if p != path and (step := checkpoint_step(p)) is not None}
+        names = ", ".join(f"{n} (step {steps[n]})" for n in sorted(steps, key=lambda n: -steps[n])[:4])
+        raise ToyError(f"--ckpt_path: {path} {found}{f'; beside it can be read: {names}' if names else ''}")
+    return found
+
+
+def checkpoint_step(path: Path) -> int | None:
+    """Return the step that a checkpoint is of; None where it cannot be read."""
+    found = load_checkpoint(path)
+    step = None if isinstance(found, str) else found.get("global_step")
+    return step if type(step) is int else None
 
 
 NAME_BYTES = 200  # file systems allow 255, and names of files beside the folder are made of its own

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_toys.training.files import make_folder, whole_file
 from lightning_toys.update_entropy.estimators import Scores
 
 
@@ -70,11 +70,9 @@ class ScoreCache:
             return Scores(logp, h, like.mask, like.prompt_index)
         out = compute()
         if self.writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            with partial.open("wb") as f:
+            make_folder(self.folder)
+            with whole_file(path) as f:
                 np.savez(f, logp=to_numpy(out.logp), entropy=to_numpy(out.entropy))
-            partial.replace(path)
         return out
 
     def clear(self) -> None:

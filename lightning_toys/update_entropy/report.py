@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_toys.training.files import set_aside, write_atomic
+from lightning_toys.training.files import partial_name, put_in_place, set_aside, write_atomic
 from lightning_toys.training.results import Report, to_json
 from lightning_toys.update_entropy.cache import to_numpy
 from lightning_toys.update_entropy.estimators import EntropyKind, Estimate, ImportanceEstimate
@@ -251,14 +251,16 @@ def write_probe_results(
         plan: of the probe.
         step: optimiser step of the checkpoint.
     """
-    set_aside(folder)
+    partial = partial_name(folder)
     for seed, result in zip(seeds, results, strict=True):
-        inside = folder / f"seed_{seed}"
+        inside = partial / f"seed_{seed}"
         inside.mkdir(parents=True)
         write_arrays(inside, result)
         write_tables(inside, result, tokenizer)
         content = to_json(summary_json(result, seed, plan, step))
         write_atomic(inside / "summary.json", json.dumps(content, indent=1) + "\n")
+    set_aside(folder)
+    put_in_place(partial, folder)
 
 
 def entropy_unit(kind: EntropyKind) -> str:

@@ -31,7 +31,7 @@ from lightning_toys.bilevel.vectors import Tensors, flatten
 from lightning_toys.errors import REPEATS, bounded, note, require
 from lightning_toys.training.checkpoint_format import Like, unlike
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
-from lightning_toys.training.files import set_aside
+from lightning_toys.training.files import make_folder, partial_name, put_in_place, set_aside
 from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule
@@ -464,12 +464,14 @@ class BilevelControl(ToyModule):
         self.last_report = report
         if self.record_gifs and self.trainer.is_global_zero:
             folder = self.run_folder / "figures"
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             for r, seed in enumerate(self.seeds):
                 frames = render_episode(self.env, partial(self.greedy_action_of, r=r), seed, self.disturbance)
                 path = folder / f"episode_seed_{seed}.gif"
+                unfinished = partial_name(path)
+                write_gif(frames[::2], unfinished, 25)
                 set_aside(path)
-                write_gif(frames[::2], path, 25)
+                put_in_place(unfinished, path)
                 self.tell(f"{path}: {len(frames) - 1} steps")
 
     def greedy_action_of(self, observation: np.ndarray, r: int) -> int:

@@ -17,7 +17,7 @@ import torch
 
 from lightning_toys.commands.sweep.cell import Plan, holders, settled, work
 from lightning_toys.commands.trainer.start import prepare
-from lightning_toys.errors import DiskFullError, NonFiniteError, note, tell_disk_full
+from lightning_toys.errors import NonFiniteError, RunFolderError, note
 
 PARENT = "LIGHTNING_TOYS_PARENT"  # tells a worker who started it
 DEVICES = "CUDA_VISIBLE_DEVICES"
@@ -206,8 +206,8 @@ def main() -> None:
         chooser = Search(plan)
     try:
         work(plan, chooser, guess=False)  # the parent does
-    except (DiskFullError, OSError) as error:
-        tell_disk_full(error)
+    except RunFolderError as error:
+        note(f"error: {error}")
         sys.exit(1)
 
 

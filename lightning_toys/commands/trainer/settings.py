@@ -24,14 +24,16 @@ from lightning_toys.commands.trainer.arguments import (
 from lightning_toys.commands.trainer.classes import experiment_class
 from lightning_toys.commands.trainer.own_classes import check_class_paths, renewed, without_replaced
 from lightning_toys.commands.trainer.parser import Refused, ToyParser
-from lightning_toys.errors import NothingToTrainError, ToyError, process_rank
+from lightning_toys.errors import NothingToTrainError, ToyError, note, process_rank
 from lightning_toys.training.callbacks import RescueCheckpoint
 from lightning_toys.training.checkpoint_format import malformed
+from lightning_toys.training.ownership import Ownership, acquire
 from lightning_toys.training.reporting import FigureWriter
 from lightning_toys.training.run_folder import (
     RunFolder,
     check_name,
     check_root,
+    find_or_begin,
     new_run,
     read_checkpoint,
     resolve_checkpoint,
@@ -44,8 +46,10 @@ class SettingsCLI(LightningCLI):
     """LightningCLI up to the settings: a run's folder, and checkpoints whose settings yield to flags."""
 
     run: RunFolder
+    ownership: Ownership | None = None
     checkpoint_path: Path | None
     checkpoint: dict[str, Any] | None
+    checkpoint_state: tuple[int, ...]  # which file it was read from
     standing: set[Path]  # of the run folder's root and the folders above, those that were there before
 
     def __init__(self, args: Sequence[str], dry: bool = False) -> None:
@@ -95,6 +99,9 @@ class SettingsCLI(LightningCLI):
         parser.add_argument("--run.root", type=str, default=ROOT, help="folder of all runs")
         parser.add_argument("--run.variant", type=str | None, default=None, help="default: the first -c file's name")
         parser.add_argument("--run.name", type=str | None, default=None, help="default: version_0, version_1, ...")
+        parser.add_argument(
+            "--run.takeover", type=bool, default=False, help="take the run's folder from the process that holds it"
+        )
         parser.add_class_arguments(RescueCheckpoint, "checkpoint")
         parser.add_class_arguments(FigureWriter, "figures")
 
@@ -115,16 +122,23 @@ class SettingsCLI(LightningCLI):
         word = settings.get("ckpt_path")
         if word is None and verb != "fit" and not kind.stands_alone(given.as_dict() if given else {}):
             word = "last"
-        if word is None:
-            self.run = new_run(*where)
-            return
         # of the line alone: a run's own config.yaml names where it was made, which may not be where it lies
         asked = {k for k in ("root", "variant", "name") if f"--run.{k}" in flags(rest)}
-        path, self.run = resolve_checkpoint(word, *where, asked)
+        path: Path | None = None
+        if word == "auto" and verb == "fit":
+            path, self.run = find_or_begin(*where)
+            self.config[verb].ckpt_path = None
+        elif word is None:
+            self.run = new_run(*where)
+        else:
+            path, self.run = resolve_checkpoint("last" if word == "auto" else word, *where, asked)
+        if path is None:
+            return
         elsewhere = self.run.path.resolve() not in path.resolve().parents
         taken = self.run.used if verb == "fit" else asked and any(self.run.checkpoints.glob("*.ckpt"))
         if elsewhere and taken and process_rank() == 0:  # the others may find it begun
             raise ToyError(f"--ckpt_path: {path} is not of {self.run.path}, which holds a run; give another --run.name")
+        self.checkpoint_state = file_state(path)
         checkpoint: dict[str, Any] = read_checkpoint(path)
         before = self.dump(verb)
         stored = self.stored_settings(path, checkpoint, before)
@@ -137,6 +151,33 @@ class SettingsCLI(LightningCLI):
         # the seeds are what the checkpoint's replicas are
         self.taken = [x for x in differences(before, self.dump(verb)) if x[0] != "--model.seeds"]
         self.config[verb].ckpt_path = str(path)
+
+    def own(self) -> None:
+        """Become the owner of the run's folder, unless nothing will be written to it, or the first process owns it.
+
+        Raises:
+            ToyError: another process owns it, or it cannot be written to.
+        """
+        settings = self.config[self.words[0]]
+        if self.dry or process_rank() > 0 or settings.trainer.fast_dev_run or self.ownership is not None:
+            return
+        try:
+            self.ownership = acquire(self.run.path, takeover=settings.run.takeover)
+        except OSError as error:
+            raise ToyError(f"--run.root: {self.run.path} cannot be written to ({error.strerror})") from None
+        if self.checkpoint_path is not None and file_state(self.checkpoint_path) != self.checkpoint_state:
+            raise ToyError(
+                f"--ckpt_path: {self.checkpoint_path} was replaced since it was read; give the command again"
+            )
+        before = self.ownership.before
+        if before.owner is not None and self.ownership.holds == 1:
+            note(f"{self.run.path} was held by {before.who}, " + ("taken over" if before.held() else "which is gone"))
+
+    def disown(self) -> None:
+        """Leave the run's folder to whoever wants it."""
+        if self.ownership is not None:
+            self.ownership.release()
+            self.ownership = None
 
     def place(self, settings: Namespace) -> tuple[Path, str, str, str | None]:
         """Return root, experiment, variant and name of the run, refused where they are no folders' names."""
@@ -187,6 +228,15 @@ class SettingsCLI(LightningCLI):
         text = self._subcommand_parsers[verb].dump(self.config[verb], skip_none=False, skip_validation=True)
         plain: dict[str, Any] = yaml.safe_load(text)
         return plain
+
+
+def file_state(path: Path) -> tuple[int, ...]:
+    """Return what tells a file from one that has taken its place."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def refuse_unused(settings: Namespace) -> None:

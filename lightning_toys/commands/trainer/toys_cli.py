@@ -6,6 +6,7 @@ import atexit
 import os
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,23 +29,34 @@ from lightning_toys.commands.trainer.memory import beyond_memory, check_numbers,
 from lightning_toys.commands.trainer.parser import ToyParser, explain
 from lightning_toys.commands.trainer.rules import callbacks_of, check_figures, check_trainer, note_unused
 from lightning_toys.commands.trainer.settings import SettingsCLI
-from lightning_toys.errors import DiskFullError, ToyError, is_disk_full, note, process_rank, require
+from lightning_toys.errors import ToyError, note, process_rank, require, run_folder_error
 from lightning_toys.stats import format_estimate, mean_ci
-from lightning_toys.training.files import set_aside, write_atomic
+from lightning_toys.training.files import make_folder, set_aside, whole_file, write_atomic
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.metrics_reader import read_run
 from lightning_toys.training.monitors import MonitorCheck, monitoring
+from lightning_toys.training.ownership import OWNER, check_owned
 from lightning_toys.training.progress_bar import Progress
 from lightning_toys.training.replica_parallel import ReplicaStrategy
 from lightning_toys.training.reporting import Reporter, ResultsWriter
 from lightning_toys.training.results import Report
 from lightning_toys.training.results_format import results_step
-from lightning_toys.training.run_folder import RUN_VARIABLE, SWEEP_MARK, new_run
+from lightning_toys.training.run_folder import RUN_VARIABLE, clear_cut_off, is_beside, new_run, was_cut_off
 from lightning_toys.training.tensorboard_layout import TensorBoardLayout
 
 
 class ToysCLI(SettingsCLI):
-    """LightningCLI with run folders, checkpoints that yield to flags, and one-line errors."""
+    """LightningCLI with run folders, checkpoints that yield to flags, and one-line errors.
+
+    As LightningCLI's, the constructor runs the verb.
+    """
+
+    def __init__(self, args: Sequence[str], dry: bool = False) -> None:
+        self.ownership = None
+        try:
+            super().__init__(args, dry)
+        finally:
+            self.disown()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer with our callbacks and loggers beside the user's."""
@@ -133,12 +145,10 @@ class ToysCLI(SettingsCLI):
         if self.subcommand == "fit":
             check_figures(self.config_init.fit.figures, trainer.logger)
         self.strategy = self.replica_strategy(trainer) if self.model.parallel == "replicas" else None
-        claimed = self.claim(bool(trainer.fast_dev_run))
+        self.claim(bool(trainer.fast_dev_run))
         try:
             self.trainer = self.instantiate_trainer()
         except (MisconfigurationException, TypeError, ValueError) as error:
-            if claimed:
-                self.leave()
             raise ToyError(f"--trainer: {' '.join(str(error).split())}") from None
         if not self.dry:
             note_unused(trainer, self.model, str(self.subcommand), flags(self.rest))
@@ -160,19 +170,35 @@ class ToysCLI(SettingsCLI):
         if resumes and (why := self.model.optimizer_mismatch(checkpoint, net)):
             raise ToyError(f"--ckpt_path: {self.checkpoint_path} cannot be gone on with: {why}")
 
-    def claim(self, fast_dev_run: bool) -> bool:
-        """Make a new run's folder, so that a run started at the same moment takes the next number."""
-        new = self.subcommand == "fit" and self.checkpoint_path is None
-        if not new or self.dry or fast_dev_run or process_rank() > 0 or self.config.fit.run.name is not None:
-            return False
-        while True:
+    def claim(self, fast_dev_run: bool) -> None:
+        """Own the run's folder. A new one is made, so that a run started at the same moment takes the next number."""
+        if self.dry or fast_dev_run or process_rank() > 0:
+            return
+        begins = self.checkpoint_path is None
+        numbered = begins and not was_cut_off(self.run.path) and self.config[self.subcommand].run.name is None
+        while numbered:
             try:
                 self.run.path.mkdir(parents=True)
-                return True
+                break
             except FileExistsError:
                 self.run = new_run(self.run.root, self.run.experiment, self.run.variant, None)
             except OSError as error:
                 raise ToyError(f"--run.root: {self.run.path} cannot be made ({error.strerror})") from None
+        self.own()
+        if begins and self.subcommand == "fit" and self.run.used:
+            if not was_cut_off(self.run.path):  # since we looked
+                raise ToyError(
+                    f"--run.name: {self.run.name!r} is taken: {self.run.path} holds a run; give another name"
+                )
+            aside = clear_cut_off(self.run.path)
+            note(f"begun again: an earlier start ended before its first checkpoint; what it left is in {aside}")
+
+    def disown(self) -> None:
+        """Leave the run's folder to whoever wants it; where nothing came of it, not even the folder is left."""
+        empty = self.ownership is not None and self.ownership.before.number < 0 and not self.run.used
+        super().disown()
+        if empty and self.run.path.is_dir():
+            self.leave()
 
     def keep_config(self) -> None:
         """Write config.yaml (on a resume with other settings: config-1.yaml, ...), and never over another."""
@@ -180,7 +206,7 @@ class ToysCLI(SettingsCLI):
         # so that this file, given again, means this run
         settings["run"] = {"root": str(self.run.root), "variant": self.run.variant, "name": self.run.name}
         text = yaml.safe_dump(settings, sort_keys=False)
-        self.run.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.run.path)
         first = self.run.path / "config.yaml"
         if not first.exists():
             write_atomic(first, text)
@@ -204,11 +230,11 @@ class ToysCLI(SettingsCLI):
             return
         fresh = not self.run.used
         try:
-            super()._run_subcommand(subcommand)
+            with without_writers_traces():
+                super()._run_subcommand(subcommand)
         except OSError as error:
-            if is_disk_full(error):
-                raise DiskFullError(f"no space left to write to {self.run.path}") from None
-            raise
+            check_owned(self.run.path)  # an owner that lost the run may find its files gone
+            raise run_folder_error(error, self.run.path) or error from None
         except Exception as error:
             if type(error).__module__.startswith("wandb."):
                 why = " ".join(str(error).split())[:160]
@@ -233,9 +259,11 @@ class ToysCLI(SettingsCLI):
     def leave(self) -> None:
         """Take away what this command put into a new run's folder, and the folders that were made for it."""
         for path in self.run.path.iterdir() if self.run.path.is_dir() else ():
+            if is_beside(path.name) and path.name != OWNER:
+                continue
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != SWEEP_MARK:
+            else:
                 path.unlink()
         folder = self.run.path
         with suppress(OSError):  # until one is not empty
@@ -275,10 +303,11 @@ class ToysCLI(SettingsCLI):
             return
         found: dict[str, torch.Tensor] = batches[0]
         path = self.run.path / "predictions.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        set_aside(path)
+        make_folder(path.parent)
         arrays: dict[str, Any] = {k: v.cpu().numpy() for k, v in found.items()}
-        np.savez_compressed(path, **arrays, seeds=np.array(self.model.seeds))
+        set_aside(path)
+        with whole_file(path) as f:
+            np.savez_compressed(f, **arrays, seeds=np.array(self.model.seeds))
         note(f"predictions are in {path}")
 
 
@@ -287,6 +316,22 @@ def summary(report: Report, names: Sequence[str]) -> str:
     words = [f"{n} {format_estimate(mean_ci(report.metrics[n]))}" for n in names if n in report.metrics]
     seeds = len(report.seeds)
     return f"{', '.join(words)} ({seeds} seed{'s' if seeds > 1 else ''}{'; ± half of the 95 % interval' * (seeds > 1)})"
+
+
+@contextmanager
+def without_writers_traces() -> Iterator[None]:
+    """Let TensorBoard's thread end without a traceback where it cannot write: the next row raises its error here."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 summarises: ContextVar[bool] = ContextVar("summarises", default=True)
