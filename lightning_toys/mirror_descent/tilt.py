@@ -76,6 +76,8 @@ class StateReward(Reward):
     def __init__(self, r_wa: float = 1.0, r_a: float = 1.5, r_ws: float = 1.0, r_s: float = 1.0) -> None:
         for name, value in (("r_wa", r_wa), ("r_ws", r_ws)):
             bounded(f"--model.reward.{name}", value, 0.0)
+        for name, value in (("r_a", r_a), ("r_s", r_s)):
+            bounded(f"--model.reward.{name}", value, -LARGEST)
         require(r_wa + r_ws > 0, "--model.reward.r_wa, --model.reward.r_ws: both are 0; give one of them a weight > 0")
         self.r_wa, self.r_a, self.r_ws, self.r_s = r_wa, r_a, r_ws, r_s
 

@@ -19,16 +19,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
-
 from tests.fuzz.mutations import Case
 from tests.fuzz.play import PASSED, Outcome
 from tests.fuzz.pool import LIMIT, Worker
-from tests.fuzz.strategies import cases
+from tests.fuzz.strategies import BATCH, drawn
 from tests.fuzz.templates import CONFIGS
 from tests.shipped import REPO
 
-BATCH = 50  # cases drawn at a time, so that case k needs none but those of its batch
 BUILD = REPO / "build" / "fuzz"
 HERE = Path(__file__).resolve().parent
 
@@ -44,23 +41,6 @@ def templates() -> Path:
             shutil.rmtree(old)
     root.mkdir(parents=True, exist_ok=True)
     return root
-
-
-def drawn(root: Path, number: int, batch: int, count: int = BATCH) -> list[Case]:
-    """Return a batch of cases; a function of the two numbers."""
-    found: dict[str, Case] = {}  # by its changes: many that are drawn at first are alike
-
-    @seed(number * 1_000_003 + batch)
-    @settings(
-        max_examples=3 * count, database=None, deadline=None, phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
-    @given(cases(root))
-    def draw(case: Case) -> None:
-        found.setdefault(json.dumps(case.changes), case)
-
-    draw()
-    return (list(found.values()) * count)[:count]
 
 
 def smaller(worker: Worker, case: Case, outcome: Outcome, limit: float) -> tuple[Case, Outcome]:

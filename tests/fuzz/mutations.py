@@ -201,9 +201,12 @@ def change_checkpoint(ground: Ground, path: str, what: Any) -> None:
     A path is keys and numbers with slashes between; ``state_dict/*`` is all of its tensors.
     """
     file = ground.run / "checkpoints" / "last.ckpt"
-    if not file.exists():
+    try:
+        tree = torch.load(file, weights_only=True) if file.is_file() else None
+    except Exception:  # another change came first
+        tree = None
+    if not isinstance(tree, dict):
         return
-    tree = torch.load(file, weights_only=True)
     head, _, last = path.rpartition("/")
     every = [f"{head}/{key}" for key in tree.get(head, ())] if last == "*" else [path]
     for place in every:

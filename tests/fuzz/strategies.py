@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
@@ -127,7 +130,8 @@ TEXTS = [
 CONTENT: list[Any] = [*TABLES, *TEXTS]
 MARKS = [": ", "[", "\t", "é", "\0", "- ", "&a ", "*a", "?", "\udcff", "!!python/name:os.system ", "{", "%", "|"]
 ANY: SearchStrategy[Any] = st.sampled_from([*INTEGERS, *NUMBERS, *WORDS, *SHAPES])
-CHEAP = [c for c in CONFIGS if c.startswith(("flow_vs_regression", "bilevel"))]  # two cells in some seconds
+CHEAP = ("flow_vs_regression", "bilevel")  # two cells of a sweep in some seconds
+BATCH = 50  # cases drawn at a time, so that case k needs none but those of its batch
 VERBS = (*["fit"] * 12, *["resume"] * 12, *["test"] * 5, *["validate"] * 2, *["predict"] * 2, *["compare"] * 6, "sweep")
 
 
@@ -149,8 +153,6 @@ def like(path: str, value: Any) -> SearchStrategy[Any]:
 
 def as_word(value: Any) -> str:
     """Return a value as it is written on a command line."""
-    import json
-
     if isinstance(value, str):
         return value[1:-1] if value.startswith("<") and value.endswith(">") else value
     return json.dumps(value)
@@ -165,7 +167,7 @@ def spoils(words: list[str]) -> SearchStrategy[list[str]]:
 @st.composite
 def changes_of(draw: DrawFn, config: str, verb: str, root: Path) -> list[Any]:
     """Draw one change."""
-    settings = settings_of(config, root)
+    known = settings_of(config, root)
     kinds = ["config"] * 6 + ["setting"] * 2 + ["text", "flag"]
     if verb in ("resume", "test", "validate", "predict"):
         kinds += ["checkpoint"] * 8 + ["file"] * 3
@@ -177,14 +179,14 @@ def changes_of(draw: DrawFn, config: str, verb: str, root: Path) -> list[Any]:
         kinds += ["model"] * 6 + ["model_json"] * 8
     kind = draw(st.sampled_from(kinds))
     if kind == "config":
-        path = draw(st.sampled_from(sorted(settings)))
+        path = draw(st.sampled_from(sorted(known)))
         cut = draw(st.integers(0, 9)) == 0  # a whole branch
         path = path.rpartition(".")[0] or path if cut else path
-        return ["config", path, draw(ANY if cut else like(path, settings.get(path)))]
+        return ["config", path, draw(ANY if cut else like(path, known.get(path)))]
     if kind == "setting":
-        path = draw(st.sampled_from(sorted(settings)))
+        path = draw(st.sampled_from(sorted(known)))
         flag = f"--{path.replace('.init_args', '').replace('.class_path', '')}"
-        return ["flag", flag, as_word(draw(like(path, settings[path]))).replace("\0", "")]
+        return ["flag", flag, as_word(draw(like(path, known[path]))).replace("\0", "")]
     if kind == "text":
         what = draw(st.sampled_from(["cut", "insert", "double", "drop"]))
         return ["text", what, draw(st.integers(0, 100)) / 100, draw(st.sampled_from(MARKS))]
@@ -212,9 +214,26 @@ def changes_of(draw: DrawFn, config: str, verb: str, root: Path) -> list[Any]:
 
 
 @st.composite
-def cases(draw: DrawFn, root: Path) -> Case:
+def cases(draw: DrawFn, root: Path, configs: Sequence[str]) -> Case:
     """Draw a case: a configuration, a verb, and one change to four."""
     verb = draw(st.sampled_from(VERBS))
-    config = draw(st.sampled_from(CHEAP if verb == "sweep" else CONFIGS))
+    config = draw(st.sampled_from([c for c in configs if c.startswith(CHEAP)] if verb == "sweep" else configs))
     changes = draw(st.lists(changes_of(config, verb, root), min_size=1, max_size=4))
     return Case(config, verb, changes)
+
+
+def drawn(root: Path, number: int, batch: int, count: int = BATCH, configs: Sequence[str] = CONFIGS) -> list[Case]:
+    """Return a batch of cases; a function of the two numbers."""
+    found: dict[str, Case] = {}  # by its changes: many that are drawn at first are alike
+
+    @seed(number * 1_000_003 + batch)
+    @settings(
+        max_examples=3 * count, database=None, deadline=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(cases(root, configs))
+    def draw(case: Case) -> None:
+        found.setdefault(json.dumps(case.changes), case)
+
+    draw()
+    return (list(found.values()) * count)[:count]

@@ -26,6 +26,7 @@ class ReplayData(ToyDataModule):
     def __init__(self, batch_size: int = 256, init_steps: int = 1000, capacity: int = 200_000) -> None:
         super().__init__(batch_size)
         bounded("--data.init_steps", init_steps, 1)
+        bounded("--data.capacity", capacity, 1)
         require(
             batch_size <= init_steps,
             f"--data.batch_size: {batch_size} is not allowed; give at most --data.init_steps ({init_steps})",

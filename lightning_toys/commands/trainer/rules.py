@@ -74,6 +74,7 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
         check_fit(trainer, module, data)
 
 
+PROFILERS = ("simple", "advanced", "pytorch")  # xla's, where its package is not, ends in a traceback
 MANY = 4096  # processes on one machine, and machines
 
 
@@ -95,6 +96,9 @@ def check_machine(trainer: Namespace) -> None:
         kinds = ("cuda", "mps") if given == "gpu" else (given,)
         here = any(known[k]["accelerator"].is_available() for k in kinds)
         require(here, f"--trainer.accelerator: {given!r} is not allowed, there is none here; give auto or cpu")
+    profiler = trainer.get("profiler")
+    named = not isinstance(profiler, str) or profiler in PROFILERS
+    require(named, f"--trainer.profiler: {profiler!r} is not allowed; give one of {', '.join(PROFILERS)}")
     devices = trainer.devices
     if isinstance(devices, int) and devices != -1:
         bounded("--trainer.devices", devices, 1, MANY)

@@ -31,7 +31,7 @@ from lightning_toys.commands.trainer.rules import callbacks_of, check_figures, c
 from lightning_toys.commands.trainer.settings import SettingsCLI
 from lightning_toys.errors import ToyError, note, process_rank, require, run_folder_error
 from lightning_toys.stats import format_estimate, mean_ci
-from lightning_toys.training.files import make_folder, set_aside, whole_file, write_atomic
+from lightning_toys.training.files import make_folder, set_aside, whole_file, write_atomic, write_beside
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.metrics_reader import read_run
 from lightning_toys.training.monitors import MonitorCheck, monitoring
@@ -148,7 +148,7 @@ class ToysCLI(SettingsCLI):
         self.claim(bool(trainer.fast_dev_run))
         try:
             self.trainer = self.instantiate_trainer()
-        except (MisconfigurationException, TypeError, ValueError) as error:
+        except (MisconfigurationException, TypeError, ValueError, ImportError, RuntimeError) as error:
             raise ToyError(f"--trainer: {' '.join(str(error).split())}") from None
         if not self.dry:
             note_unused(trainer, self.model, str(self.subcommand), flags(self.rest))
@@ -207,15 +207,7 @@ class ToysCLI(SettingsCLI):
         settings["run"] = {"root": str(self.run.root), "variant": self.run.variant, "name": self.run.name}
         text = yaml.safe_dump(settings, sort_keys=False)
         make_folder(self.run.path)
-        first = self.run.path / "config.yaml"
-        if not first.exists():
-            write_atomic(first, text)
-        elif first.read_text() != text:
-            k = 1
-            while (other := first.with_name(f"config-{k}.yaml")).exists() and other.read_text() != text:
-                k += 1
-            if not other.exists():
-                write_atomic(other, text)
+        write_beside(self.run.path / "config.yaml", text)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Have Lightning read checkpoints as we do; its own default is torch's, which the environment can change."""
