@@ -150,6 +150,12 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
+def malformed_optimizers(checkpoint: Mapping[str, Any]) -> str:
+    """Return what a checkpoint lacks of optimisers' states, empty if it lacks nothing."""
+    wanted = {"optimizer_states": RESUMED["optimizer_states"]}
+    return next(unlike(checkpoint, wanted), "")
+
+
 def optimizer_mismatch(
     states: Sequence[Any], optimizers: Sequence[torch.optim.Optimizer], step: int, learned: bool
 ) -> str:

@@ -239,6 +239,11 @@ class ToyModule(ReplicaOptimization):
             self.best_net = self.shadow()
 
     @property
+    def tests_optimizer(self) -> bool:
+        """Whether `test` reads the checkpoint's optimisers too."""
+        return False
+
+    @property
     def keeps_best(self) -> bool:
         """Whether each replica's best weights on held-out training points are kept."""
         return False

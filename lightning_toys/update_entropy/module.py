@@ -191,6 +191,11 @@ class UpdateEntropy(PolicyModule):
             out.append((logp, mask, advantages(batch.sequences).to(mask)))
         return out
 
+    @property
+    def tests_optimizer(self) -> bool:
+        """See :attr:`ToyModule.tests_optimizer`: a probe is of the step that AdamW takes next."""
+        return self.optimizer_state is None
+
     def adamw_state(self, r: int) -> AdamWState:
         """Return the policy gradient's AdamW state of replica ``r``: the file's, the live one, or the checkpoint's."""
         if self.optimizer_state is not None:

@@ -253,7 +253,8 @@ def judge(case: Case, box: Path, status: int | None, seconds: float) -> Outcome:
         if text.strip().splitlines() != errors:
             return outcome("lines", f"a refusal in {len(text.strip().splitlines())} lines")
         now = snapshot(box / "work")
-        if changed := sorted(n for n in {**now, **before["tree"]} if now.get(n) != before["tree"].get(n)):
+        every = [n for n in {**now, **before["tree"]} if OWNER not in Path(n).parts]
+        if changed := sorted(n for n in every if now.get(n) != before["tree"].get(n)):
             gone = [n for n in changed if n in before["tree"]]
             return outcome("lost file" if gone else "left behind", (gone or changed)[0])
         return outcome("refused", errors[0][:160])

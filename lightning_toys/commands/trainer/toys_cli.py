@@ -31,6 +31,7 @@ from lightning_toys.commands.trainer.rules import callbacks_of, check_figures, c
 from lightning_toys.commands.trainer.settings import SettingsCLI
 from lightning_toys.errors import ToyError, note, process_rank, require, run_folder_error
 from lightning_toys.stats import format_estimate, mean_ci
+from lightning_toys.training.checkpoint_format import malformed_optimizers
 from lightning_toys.training.files import make_folder, set_aside, whole_file, write_atomic, write_beside
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.metrics_reader import read_run
@@ -167,8 +168,10 @@ class ToysCLI(SettingsCLI):
             raise ToyError(f"--ckpt_path: {self.checkpoint_path} does not fit the network: {why}{blame}")
         if why := self.model.extras_mismatch(checkpoint["toy"], int(checkpoint["global_step"]), resumes):
             raise ToyError(f"--ckpt_path: {self.checkpoint_path} cannot be used: toy.{why}")
-        if resumes and (why := self.model.optimizer_mismatch(checkpoint, net)):
-            raise ToyError(f"--ckpt_path: {self.checkpoint_path} cannot be gone on with: {why}")
+        reads = resumes or (self.subcommand == "test" and self.model.tests_optimizer)
+        if reads and (why := malformed_optimizers(checkpoint) or self.model.optimizer_mismatch(checkpoint, net)):
+            what = "gone on with" if resumes else "used"
+            raise ToyError(f"--ckpt_path: {self.checkpoint_path} cannot be {what}: {why}")
 
     def claim(self, fast_dev_run: bool) -> None:
         """Own the run's folder. A new one is made, so that a run started at the same moment takes the next number."""
