@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_toys.errors import OwnershipLostError, Stopped, ToyError, note, require
+from lightning_toys.errors import WHOLE, OwnershipLostError, Stopped, ToyError, bounded, note
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.files import partial_name, put_in_place, set_aside
 from lightning_toys.training.module import ToyModule
@@ -36,8 +36,8 @@ class RescueCheckpoint(Callback):
     run: RunFolder
 
     def __init__(self, every_n_steps: int = 1000, keep: int = 0) -> None:
-        require(every_n_steps >= 0, f"--checkpoint.every_n_steps: {every_n_steps} is not allowed; give an integer >= 0")
-        require(keep >= 0, f"--checkpoint.keep: {keep} is not allowed; give an integer >= 0")
+        bounded("--checkpoint.every_n_steps", every_n_steps, 0, WHOLE)
+        bounded("--checkpoint.keep", keep, 0)
         self.every_n_steps, self.keep = every_n_steps, keep
         self.last_step: int | None = None  # that last.ckpt is of
         self.before = 0

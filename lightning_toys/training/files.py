@@ -6,7 +6,7 @@ import os
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,13 +48,29 @@ def set_aside(path: Path) -> None:
     Raises:
         OwnershipLostError: the run is another process's by now.
     """
-    if not path.exists():
+    if not os.path.lexists(path):  # a link to nowhere is something too
         return
     k = 1
-    while (kept := path.with_name(f"{path.stem}-{k}{path.suffix}")).exists():
+    while os.path.lexists(kept := path.with_name(f"{path.stem}-{k}{path.suffix}")):
         k += 1
     check_owned(path)
     path.rename(kept)
+
+
+def write_beside(path: Path, text: str) -> None:
+    """Write ``path``, or where that is something else already the first free ``name-1.ext``, ...; once for one text.
+
+    Raises:
+        OwnershipLostError: the run is another process's by now.
+    """
+    k, there = 0, path
+    while os.path.lexists(there):
+        with suppress(OSError, UnicodeDecodeError):
+            if there.is_file() and there.read_text(encoding="utf-8") == text:  # a FIFO would be waited for
+                return
+        k += 1
+        there = path.with_name(f"{path.stem}-{k}{path.suffix}")
+    write_atomic(there, text)
 
 
 def make_folder(path: Path) -> None:
