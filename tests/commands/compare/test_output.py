@@ -139,20 +139,6 @@ def test_a_module_of_ones_own_that_is_not_here(tmp_path: Path, capsys: pytest.Ca
     assert "no figures by nowhere_at_all.compare_figures: No module named" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["os.system", "subprocess.call", "shutil.rmtree", "builtins.print"])
-def test_results_call_no_function_that_is_not_meant_for_it(
-    name: str, tmp_path: Path, capsys: Any, monkeypatch: Any
-) -> None:
-    """A stranger's results.json, and with it a label, would otherwise be a command line."""
-    called: list[Any] = []
-    module, _, function = name.rpartition(".")
-    monkeypatch.setattr(__import__(module), function, lambda *args: called.append(args))
-    a_run(tmp_path / "a", WHOLE | {"comparison_figures": name, "label": "true"})
-    assert main(["compare", str(tmp_path / "a")]) == 0
-    assert f"no figures by {name}: a function that draws runs is called compare_figures" in capsys.readouterr().err
-    assert not called
-
-
 def test_a_picture_that_fails_comes_before_the_first_file(refuse: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     a_run(refuse.folder / "a")
     before = tree(refuse.folder)
