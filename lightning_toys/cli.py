@@ -19,6 +19,7 @@ from lightning_toys.errors import (
     Stopped,
     ToyError,
     did_you_mean,
+    one_line,
 )
 
 TRAINER_VERBS = ("fit", "validate", "test", "predict")
@@ -215,16 +216,17 @@ def main(args: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except ToyError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except NonFiniteError as error:
-        print(f"error: {error}; {KEPT}", file=sys.stderr)
+        print(f"error: {one_line(error)}; {KEPT}", file=sys.stderr)
         return 1
     except (RunFolderError, OwnershipLostError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {': '.join(str(w) for w in (error.filename, error.strerror or error) if w)}", file=sys.stderr)
+        why = ": ".join(str(w) for w in (error.filename, error.strerror or error) if w)
+        print(f"error: {one_line(why)}", file=sys.stderr)
         return 1
     except MemoryError as error:
         print(f"error: there is not enough memory ({' '.join(str(error).split()) or 'MemoryError'})", file=sys.stderr)

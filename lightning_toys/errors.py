@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -72,6 +73,17 @@ def run_folder_error(error: OSError, folder: Path) -> RunFolderError | None:
     return RunFolderError(f"{folder} cannot be written to ({why}: {error.filename}); {KEPT}: mend that, then {AGAIN}")
 
 
+def one_line(error: object, most: int = 2000) -> str:
+    """Return a message on one line that a terminal shows as it is, whatever names and values it quotes.
+
+    Example:
+        >>> one_line("a\\nb \\x1b[31m")
+        'a b \\\\x1b[31m'
+    """
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(error).split()))
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest of ``options``, or the empty string.
 
@@ -81,10 +93,66 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, and the separators of lines and paragraphs
+JOINERS = "\u200c\u200d"  # format characters that belong to words
+
+
+def printable(text: str) -> str:
+    r"""Return a text on one line: line ends, control characters and lone surrogates are written out.
+
+    A name may come out of somebody else's file, and be no text that a terminal or a file should be sent.
+
+    >>> printable("a\nb\x1b[2J"), printable("ü ± $x$")
+    ('a\\nb\\x1b[2J', 'ü ± $x$')
+    """
+    if text.isprintable():
+        return text
+    seen = (c in JOINERS or unicodedata.category(c) not in UNSEEN for c in text)
+    return "".join(c if fine else c.encode("unicode_escape").decode() for c, fine in zip(text, seen, strict=True))
+
+
 def require(condition: bool, message: str) -> None:
     """Raise :class:`ToyError` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise ToyError(message)
+
+
+LARGEST = 1e30  # of numbers: rates, weights, widths; single precision holds 3e38
+MOST = 10**8  # of sizes: entries along one axis
+REPEATS = 10**6  # of loops that nobody sees the end of before it has come: solver steps, inner iterations
+WHOLE = 2**63 - 1  # what 64 bits hold: seeds, indices, steps
+
+
+def bounded(flag: str, value: float, low: float, high: float | None = None, *, above: bool = False) -> None:
+    """Refuse a size or a number that is out of bounds, before anything is made of it.
+
+    Args:
+        flag: as it is written on the command line.
+        value: what was given; NaN is out of all bounds.
+        low: the least that is allowed; an integer where the value has to be one.
+        high: the most; by default ``MOST`` of integers and ``LARGEST`` of numbers.
+        above: whether ``low`` itself is left out.
+
+    Raises:
+        ToyError: names the flag, the value and what is allowed.
+
+    Example:
+        >>> bounded("--data.num_train", 1, 2, 9)
+        Traceback (most recent call last):
+        lightning_toys.errors.ToyError: --data.num_train: 1 is not allowed; give an integer >= 2, at most 9
+    """
+    whole = isinstance(low, int)
+    most = high if high is not None else MOST if whole else LARGEST
+    try:
+        if (low < value if above else low <= value) and value <= most:
+            return
+    except TypeError:  # null, or a word
+        pass
+    given = str(value) if len(str(value)) <= 40 else f"{str(value)[:40]}..."
+    ends = [str(x) if whole else format(x, "g") for x in (low, most)]
+    kind = "an integer" if whole else "a number"
+    allowed = f"{'>' if above else '>='} {ends[0]}, at most {ends[1]}" if low >= 0 else f"from {ends[0]} to {ends[1]}"
+    raise ToyError(f"{flag}: {given} is not allowed; give {kind} {allowed}")
 
 
 def process_rank() -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from lightning_toys.errors import require
+from lightning_toys.errors import REPEATS, bounded, require
 
 Solver = Literal["euler", "midpoint", "rk4", "dopri5"]
 EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "rk4": 4}
@@ -29,13 +29,16 @@ def interpolate(x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
     return torch.lerp(x0, x1, t)
 
 
+MOST_STEPS = 10_000  # of an adaptive solver, which would go on for days where weights have blown up
+
+
 def check_nfe(solver: str, nfe: int, flag: str = "--model.evaluation.nfe") -> None:
     """Refuse an ``nfe`` that is below 1, or no multiple of a fixed-step solver's evaluations per step.
 
     Raises:
         ToyError: as said; it names ``flag``.
     """
-    require(nfe >= 1, f"{flag}: {nfe} is not allowed; give an integer >= 1")
+    bounded(flag, nfe, 1, REPEATS)
     if solver in EVALUATIONS_PER_STEP:
         each = EVALUATIONS_PER_STEP[solver]
         require(
@@ -58,7 +61,8 @@ def integrate(
         velocity: function of the time t, a scalar tensor, and the state x, that returns dx/dt shaped as x.
         x0: state at t = 0, any shape.
         solver: ``euler``, ``midpoint`` and ``rk4`` (the 3/8 rule) take nfe / {1, 2, 4} equal steps; ``dopri5`` picks
-            its own steps to meet ``rtol`` and ``atol`` and leaves ``nfe`` unused.
+            its own steps to meet ``rtol`` and ``atol`` and leaves ``nfe`` unused; where ten thousand do not do, x(1) is
+            NaN.
         nfe: number of evaluations of ``velocity``.
         rtol: relative tolerance of ``dopri5``.
         atol: absolute tolerance of ``dopri5``.
@@ -74,7 +78,11 @@ def integrate(
     """
     ends = torch.tensor([0.0, 1.0], device=x0.device, dtype=x0.dtype)
     if solver == "dopri5":
-        out: Tensor = odeint(velocity, x0, ends, method="dopri5", rtol=rtol, atol=atol)
+        try:
+            options = {"max_num_steps": MOST_STEPS}
+            out: Tensor = odeint(velocity, x0, ends, method="dopri5", rtol=rtol, atol=atol, options=options)
+        except AssertionError:  # steps became too small, or too many: the velocity is not finite, or wild
+            return torch.full_like(x0, torch.nan)
         return out[-1]
     check_nfe(solver, nfe)
     steps = nfe // EVALUATIONS_PER_STEP[solver]

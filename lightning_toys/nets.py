@@ -20,8 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_toys.errors import require
+from lightning_toys.errors import bounded, require
 from lightning_toys.training.noise import keyed_generator
+
+DEEPEST = 1000  # layers
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -180,8 +182,7 @@ class Network:
     def __post_init__(self) -> None:
         for name in ("hidden", "layers", "heads"):
             value = getattr(self, name)
-            require(value >= 1, f"--model.network.{name}: {value} is not allowed; give an integer >= 1")
-        require(self.layers <= 1000, f"--model.network.layers: {self.layers} is not allowed; give at most 1000")
+            bounded(f"--model.network.{name}", value, 1, DEEPEST if name == "layers" else None)
         require(
             self.kind != "film" or self.layers >= 2,
             f"--model.network.layers: {self.layers} is not allowed with film, whose first layer does not see the "
@@ -189,7 +190,7 @@ class Network:
         )
         for name in ("fourier_c", "fourier_t"):
             value = getattr(self, name)
-            require(value >= 0, f"--model.network.{name}: {value} is not allowed; give an integer >= 0")
+            bounded(f"--model.network.{name}", value, 0)
         require(
             self.kind != "transformer" or self.hidden % self.heads == 0,
             f"--model.network.heads: {self.heads} does not divide --model.network.hidden {self.hidden}",

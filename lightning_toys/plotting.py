@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import t as t_distribution
 
+from lightning_toys.errors import printable
 from lightning_toys.stats import mean_ci
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -35,15 +36,37 @@ def new_figure(
     return figure, axes
 
 
+def literal(name: str) -> str:
+    r"""Return a name as matplotlib's texts show it: no mathematics, on one line, never left out of a legend.
+
+    >>> literal("_$x$")
+    ' _\\$x\\$'
+    """
+    shown = printable(name).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown  # matplotlib leaves labels out that begin with it
+
+
+def shortened(name: str, most: int) -> str:
+    """Return a name's beginning and end where it has more than ``most`` characters."""
+    return name if len(name) <= most else f"{name[: most - most // 3 - 1]}…{name[-(most // 3) :]}"
+
+
+def literal_lines(name: str, width: int = 44, lines: int = 4) -> str:
+    """Return a name as :func:`literal` does, on as many lines as it takes."""
+    shown = shortened(printable(name), width * lines)
+    return "\n".join(literal(shown[i : i + width]) for i in range(0, len(shown), width))
+
+
 def band(ax: Axes, x: np.ndarray, rows: np.ndarray, colour: str, label: str, linestyle: str = "-") -> None:
     """Draw the mean of ``rows`` (R, len(x)) over replicas as a line, and its 95 % Student-t interval as a band."""
-    mean, n = rows.mean(0), rows.shape[0]
     if len(x) == 1:  # a lone point has no line
         error_bars(ax, [float(x[0])], rows, colour, label)
         return
+    with np.errstate(over="ignore", invalid="ignore"):  # of values near a double's end: a gap in the line
+        mean, n = rows.mean(0), rows.shape[0]
+        half = t_distribution.ppf(0.975, n - 1) * rows.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.zeros(len(x))
     ax.plot(x, mean, color=colour, label=label, linestyle=linestyle, linewidth=1.6)
     if n > 1:
-        half = t_distribution.ppf(0.975, n - 1) * rows.std(0, ddof=1) / np.sqrt(n)
         ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.22, linewidth=0)
 
 

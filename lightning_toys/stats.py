@@ -29,8 +29,17 @@ class Estimate:
 
     @property
     def half_width(self) -> float:
-        """Half the interval's width; NaN if n = 1."""
-        return (self.hi - self.lo) / 2
+        """Half the interval's width; NaN if n = 1, infinite where no double holds it."""
+        return self.hi / 2 - self.lo / 2
+
+
+def safe_scale(*values: np.ndarray) -> float:
+    """Return a power of two by which values are divided so that sums of their squares neither overflow nor vanish.
+
+    It is 1 for all but extreme values, and a division by it is exact.
+    """
+    top = max((float(np.abs(v).max(initial=0.0)) for v in values), default=0.0)
+    return 2.0 ** (math.frexp(top)[1] - 1) if top > 1e100 or 0 < top < 1e-100 else 1.0
 
 
 @cache
@@ -41,6 +50,8 @@ def t_quantile(probability: float, degrees: int) -> float:
 
 def mean_ci(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Estimate:
     """Return the mean of ``values`` and the Student-t confidence interval of their expectation.
+
+    Values up to the greatest double are fine; an end of the interval that no double reaches is infinite.
 
     Raises:
         ValueError: ``values`` is empty.
@@ -53,11 +64,13 @@ def mean_ci(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Estima
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0:
         raise ValueError("mean_ci needs at least one value")
+    scale = safe_scale(x)
+    x = x / scale
     mean = float(x.mean())
     if x.size == 1:
-        return Estimate(mean, float("nan"), float("nan"), 1)
+        return Estimate(mean * scale, float("nan"), float("nan"), 1)
     half = float(t_quantile((1 + level) / 2, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size))
-    return Estimate(mean, mean - half, mean + half, int(x.size))
+    return Estimate(mean * scale, (mean - half) * scale, (mean + half) * scale, int(x.size))
 
 
 @dataclass(frozen=True)
@@ -73,8 +86,11 @@ def paired_difference(a: dict[int, float], b: dict[int, float], level: float = 0
     shared = sorted(set(a) & set(b))
     if len(shared) < 2:
         return None
-    d = np.array([a[s] - b[s] for s in shared])
-    estimate = mean_ci(d, level)
+    left, right = (np.array([float(x[s]) for s in shared]) for x in (a, b))
+    scale = safe_scale(left, right)
+    d = left / scale - right / scale
+    e = mean_ci(d, level)
+    estimate = Estimate(e.mean * scale, e.lo * scale, e.hi * scale, e.n)
     spread = float(d.std(ddof=1))
     if spread == 0.0:  # equal everywhere, or shifted by a constant: the t statistic is 0/0 or infinite
         return PairedDifference(estimate, 1.0 if estimate.mean == 0.0 else 0.0)
@@ -106,8 +122,10 @@ def format_estimate(estimate: Estimate, plus_minus: str = " ± ") -> str:
     if math.isnan(estimate.half_width):
         return f"{estimate.mean:.4g}"
     half = estimate.half_width
+    if math.isinf(half):
+        return f"{estimate.mean:.4g}{plus_minus}inf"
     digits = 1 - math.floor(math.log10(half)) if half > 0 else 4
-    if digits > 6 or digits < -2:
+    if digits > 6 or digits < -2 or abs(estimate.mean) >= 1e15:  # written out it would be all digits
         return f"{estimate.mean:.4g}{plus_minus}{half:.2g}"
     digits = max(digits, 0)
     return f"{estimate.mean:.{digits}f}{plus_minus}{half:.{digits}f}"

@@ -20,6 +20,7 @@ import torch
 from lightning_toys.cli import main
 from lightning_toys.training.metrics_reader import read_csv
 from lightning_toys.training.noise import keyed_generator
+from lightning_toys.training.ownership import PARTIAL
 from lightning_toys.training.run_folder import SWEEP_MARK
 from tests.conftest import REPO
 from tests.processes import fork
@@ -118,7 +119,7 @@ def test_stopped_again_and_again(config: Path, tmp_path: Path, bitwise: Callable
     if code != 0:
         assert main(words(config, tmp_path, "cut", "--ckpt_path", "last")) == 0
     assert "Traceback" not in said.read_text()
-    assert not list(last.parent.glob("*.tmp"))
+    assert not list(last.parent.glob(f"{PARTIAL}*"))
     cut = outcome(parent / "cut")
     for key in whole:
         bitwise(whole[key], cut[key], key)
@@ -168,8 +169,7 @@ def test_a_full_disk(tiny_disk: Path, capsys: pytest.CaptureFixture[str], free: 
     assert str(folder) in errors[0]
     kept = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert 500 <= kept["global_step"] < 3000
-    assert not list(folder.rglob("*.partial"))
-    assert not list(folder.rglob(".*.tmp"))
+    assert not list(folder.rglob(f"{PARTIAL}*"))
     assert read_csv(folder / "metrics.csv")
     ballast.unlink()
     assert main(words(config, tiny_disk, "run", "--ckpt_path", "last")) == 0

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import note, require
+from lightning_toys.errors import WHOLE, bounded, note, require
 from lightning_toys.flow_vs_regression.baselines import baseline_predictions
 from lightning_toys.flow_vs_regression.targets import Target, Trigonometric
 from lightning_toys.training.data import ToyDataModule
@@ -73,13 +73,11 @@ class InterpolationData(ToyDataModule):
     ) -> None:
         super().__init__(batch_size)
         self.target = target if target is not None else Trigonometric()
-        require(
-            seed is None or 0 <= seed < 2**63,
-            f"--data.seed: {seed} is not allowed; give an integer in [0, 2^63) or null",
-        )
-        require(num_train >= 2, f"--data.num_train: {num_train} is not allowed; give an integer >= 2")
-        require(num_eval >= 2, f"--data.num_eval: {num_eval} is not allowed; give an integer >= 2")
-        require(noise >= 0, f"--data.noise: {noise} is not allowed; give a number >= 0")
+        if seed is not None:
+            bounded("--data.seed", seed, 0, WHOLE)
+        bounded("--data.num_train", num_train, 2)
+        bounded("--data.num_eval", num_eval, 2)
+        bounded("--data.noise", noise, 0.0)
         require(0 <= holdout < 1, f"--data.holdout: {holdout} is not allowed; give a share in [0, 1)")
         self.num_holdout = round(holdout * num_train)
         require(
@@ -91,7 +89,6 @@ class InterpolationData(ToyDataModule):
             holdout == 0 or self.num_holdout >= 1,
             f"--data.holdout: {holdout} of {num_train} points is none; give more, or 0",
         )
-        require(seed is None or seed >= 0, f"--data.seed: {seed} is not allowed; give an integer >= 0 or null")
         self.baseline_cache: dict[tuple[tuple[int, ...], int], list[dict[str, Tensor]]] = {}
         self.num_train, self.num_eval, self.sampling, self.noise, self.seed = num_train, num_eval, sampling, noise, seed
 

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_toys.errors import require
+from lightning_toys.errors import bounded, require
 from lightning_toys.flow_vs_regression import figures
 from lightning_toys.flow_vs_regression.data import InterpolationData
 from lightning_toys.flow_vs_regression.metrics import compute_metrics
@@ -76,7 +76,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         check_nfe(self.solver, self.nfe)
-        require(self.draws >= 1, f"--model.evaluation.draws: {self.draws} is not allowed; give an integer >= 1")
+        bounded("--model.evaluation.draws", self.draws, 1)
         for n in self.test_nfe:
             check_nfe("euler", n, "--model.evaluation.test_nfe")
 
@@ -308,7 +308,7 @@ class FlowVsRegression(ToyModule):
     ) -> Tensor:
         """Return the predictions (R, K, M, D) of :meth:`predict`, with gradients."""
         require_built(self)
-        require(draws >= 1, f"draws: {draws} is not allowed; give an integer >= 1")
+        bounded("draws", draws, 1)
         c = with_replica_axis(c, len(self.seeds), (1,), "c")
         start = self.sample_x0(x0 or self.evaluation.x0, draws, c.shape[1], self.sizes["dim"])
         return self.predictions(self.evaluation_net, readout or self.configured_readout, c, start)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import require
+from lightning_toys.errors import MOST, WHOLE, bounded, require
 from lightning_toys.training.noise import keyed_generator
 
 MAX_SIZE = 100_000  # components times dimensions: each has a prime number of its own
@@ -26,18 +26,20 @@ def primes(n: int) -> list[int]:
     >>> primes(5)
     [2, 3, 5, 7, 11]
     """
-    found: list[int] = []
-    candidate = 2
-    while len(found) < n:
-        if all(candidate % p for p in found if p * p <= candidate):
-            found.append(candidate)
-        candidate += 1
+    most = 12 if n < 6 else math.ceil(n * (math.log(n) + math.log(math.log(n))))  # the n-th is below (Rosser 1941)
+    sieve = np.ones(most + 1, dtype=bool)
+    sieve[:2] = False
+    for p in range(2, math.isqrt(most) + 1):
+        if sieve[p]:
+            sieve[p * p :: p] = False
+    found: list[int] = np.flatnonzero(sieve)[:n].tolist()
     return found
 
 
 def check_seed(name: str, seed: int | None) -> None:
-    """Refuse a negative seed with a :class:`ToyError` that names the setting."""
-    require(seed is None or seed >= 0, f"--data.target.{name}: {seed} is not allowed; give an integer >= 0")
+    """Refuse a seed that is none with a :class:`ToyError` that names the setting."""
+    if seed is not None:
+        bounded(f"--data.target.{name}", seed, 0, WHOLE)
 
 
 class Target:
@@ -101,14 +103,14 @@ class Trigonometric(Target):
         phase_seed: int | None = None,
         weight_seed: int | None = None,
     ) -> None:
-        require(dim >= 1, f"--data.target.dim: {dim} is not allowed; give an integer >= 1")
-        require(components >= 1, f"--data.target.components: {components} is not allowed; give an integer >= 1")
+        bounded("--data.target.dim", dim, 1)
+        bounded("--data.target.components", components, 1)
         require(
             dim * components <= MAX_SIZE,
             f"--data.target.dim, --data.target.components: {dim} times {components} is not allowed; "
             f"give at most {MAX_SIZE}",
         )
-        require(max_frequency > 0, f"--data.target.max_frequency: {max_frequency} is not allowed; give a number > 0")
+        bounded("--data.target.max_frequency", max_frequency, 0.0, above=True)
         check_seed("frequency_seed", frequency_seed)
         check_seed("phase_seed", phase_seed)
         check_seed("weight_seed", weight_seed)
@@ -213,7 +215,12 @@ class Piecewise(Trigonometric):
     ) -> None:
         super().__init__(dim=dim, components=components, **kwargs)
         require(1 <= rank <= dim, f"--data.target.rank: {rank} is not allowed; give an integer from 1 to dim = {dim}")
-        require(intervals >= 2, f"--data.target.intervals: {intervals} is not allowed; give an integer >= 2")
+        bounded("--data.target.intervals", intervals, 2, 10_000)
+        require(
+            intervals * dim**2 <= MOST,
+            f"--data.target.dim: {dim} is not allowed with {intervals} of --data.target.intervals, each of which has a "
+            f"matrix of dim^2; give at most {math.isqrt(MOST // intervals)}",
+        )
         require(
             0 < boundary_width <= 0.5 / intervals,
             f"--data.target.boundary_width: {boundary_width} is not allowed; give a number in (0, {0.5 / intervals}]",
@@ -270,8 +277,9 @@ class Rotation(Target):
         max_frequency: float = DEFAULT_MAX_FREQUENCY,
     ) -> None:
         require(size in (2, 3), f"--data.target.size: {size} is not allowed; give 2 or 3")
-        require(components >= 1, f"--data.target.components: {components} is not allowed; give an integer >= 1")
-        require(terms >= 1, f"--data.target.terms: {terms} is not allowed; give an integer >= 1")
+        bounded("--data.target.components", components, 1, MAX_SIZE)
+        bounded("--data.target.terms", terms, 1)
+        bounded("--data.target.max_frequency", max_frequency, 0.0, above=True)
         check_seed("seed", seed)
         self.size, self.components, self.dim = size, components, components * size
         self.alpha = torch.linspace(0, 6.28, components, dtype=torch.float64)

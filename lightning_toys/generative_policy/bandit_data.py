@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import require
+from lightning_toys.errors import bounded, require
 from lightning_toys.generative_policy.bandit import RotatingModes, turns_to_states
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import DrawnLoader
@@ -31,7 +31,7 @@ class BanditData(ToyDataModule):
     def __init__(self, width: float = 0.15, reward_noise: float = 0.1, batch_size: int = 64) -> None:
         super().__init__(batch_size)
         require(0 < width < 1, f"--data.width: {width} is not allowed; give a number between 0 and 1")
-        require(reward_noise >= 0, f"--data.reward_noise: {reward_noise} is not allowed; give a number >= 0")
+        bounded("--data.reward_noise", reward_noise, 0.0)
         self.bandit, self.reward_noise = RotatingModes(width), reward_noise
 
     def loader(self, seeds: Sequence[int]) -> DrawnLoader:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from lightning_toys.generative_policy.bandit import RotatingModes
 from lightning_toys.generative_policy.figures import BLUE
 from lightning_toys.plotting import COLOURS, GREY, band, new_figure
 from lightning_toys.training.metrics_reader import read_run, replica_columns
+from lightning_toys.training.results_format import read_results
 
 
 @dataclass
@@ -56,24 +56,24 @@ def draw_actions(data: FigureData, label: str) -> Figure:
     return figure
 
 
-def draw_regret(
-    curves: dict[str, tuple[np.ndarray, np.ndarray]], mode_maxima: Sequence[float], max_reward: float
-) -> Figure:
+def draw_regret(curves: dict[str, tuple[np.ndarray, np.ndarray]], hills: Mapping[str, Sequence[float]]) -> Figure:
     """Draw regret, and its sum over steps, over training: mean and interval over seeds, dashed lines at lower modes.
 
     Args:
         curves: label to steps (T,) and regret (R, T).
-        mode_maxima: the expected reward at each mode's maximum.
-        max_reward: the greatest of them.
+        hills: label to the regret at the top of each lower mode; where runs differ in it, lines have their colours.
     """
     figure, axes = new_figure(1, 2, size=(10.0, 3.9))
+    own = len(set(map(tuple, hills.values()))) > 1
     for i, (name, (steps, values)) in enumerate(curves.items()):
-        band(axes[0, 0], steps, values, COLOURS[i], f"{name}, {len(values)} seeds")
+        colour = COLOURS[i % len(COLOURS)]
+        band(axes[0, 0], steps, values, colour, f"{name}, {len(values)} seeds")
         widths = np.diff(steps, prepend=0.0)
-        band(axes[0, 1], steps, np.cumsum(values * widths, axis=1), COLOURS[i], name)
-    for maximum in sorted(mode_maxima)[:-1]:
-        axes[0, 0].axhline(max_reward - maximum, color=GREY, linestyle="--", linewidth=1)
-    axes[0, 0].plot([], [], color=GREY, linestyle="--", label="top of a lower hill")
+        band(axes[0, 1], steps, np.cumsum(values * widths, axis=1), colour, name)
+        for regret in hills[name] if own or i == 0 else ():
+            axes[0, 0].axhline(regret, color=colour if own else GREY, linestyle="--", linewidth=1)
+    label = "top of a lower hill" + (", each run's own" if own else "")
+    axes[0, 0].plot([], [], color=GREY, linestyle="--", label=label)
     axes[0, 0].set_yscale("log")
     axes[0, 0].set_ylabel("expected regret of an action")
     axes[0, 1].set_ylabel("regret summed over steps")
@@ -84,25 +84,30 @@ def draw_regret(
     return figure
 
 
+def lower_hills(references: Mapping[str, Mapping[str, float | None]]) -> list[float]:
+    """Return the regret at the top of each mode but the best, out of a run's baselines."""
+    tops = [row.get("regret") for name, row in references.items() if name.startswith("top_of_hill_")]
+    return sorted(top for top in tops if top is not None)[1:]
+
+
 def draw_all(data: FigureData, seeds: Sequence[int], folder: Path, label: str) -> dict[str, Figure]:
     """Return every figure by file name."""
     out = {"actions": draw_actions(data, label)}
     steps, values = replica_columns(read_run(folder), "eval/regret", seeds)
     if len(steps):
-        out["regret"] = draw_regret({label: (steps, values)}, data.bandit.mode_maxima, data.bandit.max_reward)
+        out["regret"] = draw_regret({label: (steps, values)}, {label: lower_hills(data.bandit.baselines)})
     return out
 
 
 def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
     """Return the regret curves of runs (label to folder) in one figure."""
-    curves = {}
+    curves, hills = {}, {}
     for label, folder in runs.items():
         results = folder / "results.json"
         if not results.exists():
             continue
-        found = json.loads(results.read_text())
+        found = read_results(results)
         steps, values = replica_columns(read_run(folder), "eval/regret", found["seeds"])
         if len(steps):
-            curves[label] = (steps, values)
-    bandit = RotatingModes()
-    return {"regret_curves": draw_regret(curves, bandit.mode_maxima, bandit.max_reward)} if curves else {}
+            curves[label], hills[label] = (steps, values), lower_hills(found["references"])
+    return {"regret_curves": draw_regret(curves, hills)} if curves else {}

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_toys.errors import require
+from lightning_toys.errors import REPEATS, WHOLE, bounded, require
 from lightning_toys.generative_policy import bandit_figures
 from lightning_toys.generative_policy.actors import Actor, FlowActor, GaussianActor, MeanFlowActor
 from lightning_toys.generative_policy.bandit import sample_softmax, turns_to_states
@@ -116,13 +116,13 @@ class BanditPolicy(ToyModule):
             "--model.network.kind: 'film' is not allowed with --model.policy gaussian, which has no condition beside "
             "the state; give concat",
         )
-        require(temperature > 0, f"--model.temperature: {temperature} is not allowed; give a number > 0")
-        require(inner_steps >= 1, f"--model.inner_steps: {inner_steps} is not allowed; give an integer >= 1")
-        require(candidates >= 2, f"--model.candidates: {candidates} is not allowed; give an integer >= 2")
-        require(entropy >= 0, f"--model.entropy: {entropy} is not allowed; give a number >= 0")
+        bounded("--model.temperature", temperature, 0.0, above=True)
+        bounded("--model.inner_steps", inner_steps, 1, REPEATS)
+        bounded("--model.candidates", candidates, 2)
+        bounded("--model.entropy", entropy, 0.0)
         require(0 <= target_std < 1, f"--model.target_std: {target_std} is not allowed; give a number in [0, 1)")
-        require(nfe >= 1, f"--model.nfe: {nfe} is not allowed; give an integer >= 1")
-        require(draws >= 2, f"--model.draws: {draws} is not allowed; give an integer >= 2")
+        bounded("--model.nfe", nfe, 1, REPEATS)
+        bounded("--model.draws", draws, 2)
         self.policy, self.critic_kind, self.temperature, self.inner_steps = policy, critic, temperature, inner_steps
         self.candidates, self.entropy, self.target_std, self.nfe = candidates, entropy, target_std, nfe
         self.draws = draws
@@ -289,7 +289,7 @@ class BanditPolicy(ToyModule):
             ToyError: there is no network yet, or the states have another shape.
         """
         require_built(self)
-        require(index >= 0, f"index: {index} is not allowed; give an integer >= 0")
+        bounded("index", index, 0, WHOLE)
         like = next(self.net.parameters())
         state = with_replica_axis(state, len(self.seeds), (2,), "state").to(like)
         e, xi = (self.evaluation_noise(k, state.shape[1], index).to(like) for k in ("e", "xi"))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lightning_toys.errors import note, require
+from lightning_toys.errors import bounded, note
 
 Array = NDArray[np.float32]
 
@@ -85,7 +85,7 @@ class OptimalTransport(Coupling):
     """
 
     def __init__(self, size: int = 64) -> None:
-        require(size >= 2, f"--data.coupling.size: {size} is not allowed; give an integer >= 2")
+        bounded("--data.coupling.size", size, 2)
         self.group_size = size
 
     def pair(self, x: Array, e: Array) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import require
+from lightning_toys.errors import bounded, require
 from lightning_toys.generative_policy.couplings import Coupling, Independent
 from lightning_toys.generative_policy.mixture import Target, ThreeModes
 from lightning_toys.training.data import ToyDataModule
@@ -69,7 +69,7 @@ class MixtureData(ToyDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size)
-        require(num_workers >= 0, f"--data.num_workers: {num_workers} is not allowed; give an integer >= 0")
+        bounded("--data.num_workers", num_workers, 0, 1024)
         self.target = target if target is not None else ThreeModes()
         self.coupling = coupling if coupling is not None else Independent()
         self.num_workers = num_workers

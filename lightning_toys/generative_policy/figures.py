@@ -22,7 +22,7 @@ from lightning_toys.errors import ToyError, note
 from lightning_toys.generative_policy.mixture import Mixture, Target, ThreeModes
 from lightning_toys.imports import load_class
 from lightning_toys.plotting import COLOURS, GREY, band, new_figure
-from lightning_toys.training.files import make_folder, set_aside, whole_file
+from lightning_toys.training.files import make_folder, read_text, set_aside, whole_file
 from lightning_toys.training.metrics_reader import read_csv, replica_columns
 from lightning_toys.training.results import Report
 
@@ -63,7 +63,7 @@ def read_snapshots(folder: Path) -> dict[int, Array]:
     out = {}
     for path in sorted((folder / SNAPSHOTS).glob("step_*.npy")):
         word = path.stem.removeprefix("step_")
-        if word.isdigit():  # not those set aside
+        if word.isdigit() and path.is_file():  # not those set aside
             out[int(word)] = np.load(path, allow_pickle=False)
     return out
 
@@ -290,7 +290,7 @@ def load_target(folder: Path) -> Target:
     Raises:
         ToyError: its class cannot be found here.
     """
-    data = yaml.safe_load((folder / "config.yaml").read_text())["data"]
+    data = yaml.safe_load(read_text(folder / "config.yaml", 2**22))["data"]
     node = data["init_args"].get("target") if isinstance(data, dict) else None
     if node is None:
         return ThreeModes()

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lightning_toys.errors import require
+from lightning_toys.errors import bounded, require
 from lightning_toys.generative_policy.couplings import Independent
 from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.flow_ode import flow_log_prob, flow_sample
@@ -117,8 +117,8 @@ class MeanFlowPolicy(GenerativePolicy):
             self.network.kind != "transformer",
             "--model.network.kind: 'transformer' is not allowed here, it has no tangent; give concat or film",
         )
-        require(loss_power >= 0, f"--model.loss_power: {loss_power} is not allowed; give a number >= 0")
-        require(loss_floor > 0, f"--model.loss_floor: {loss_floor} is not allowed; give a number > 0")
+        bounded("--model.loss_power", loss_power, 0.0)
+        bounded("--model.loss_floor", loss_floor, 0.0, above=True)
         require(0 <= target_std < 1, f"--model.target_std: {target_std} is not allowed; give a number in [0, 1)")
         self.form, self.tangent = form, tangent
         self.loss_power, self.loss_floor = loss_power, loss_floor

@@ -111,7 +111,11 @@ def compute_metrics(x: Tensor, target: Target, target_samples: Tensor, pairs: in
         target_samples: n samples of it.
         pairs: number of samples for the energy distance, whose cost is quadratic.
         neighbours: k of the entropy estimate.
+
+    All are NaN where a sample is not finite: distances and modes of it would look like numbers.
     """
+    if not bool(x.isfinite().all()):
+        return dict.fromkeys(compute_metrics(target_samples, target, target_samples, pairs, neighbours), math.nan)
     out = mode_metrics(x, target)
     out["energy_distance"] = energy_distance(x[:pairs], target, target_samples[:pairs])
     out["sliced_w2"] = sliced_w2(x, target_samples)

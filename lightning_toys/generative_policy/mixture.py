@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import i0e, i1e
 from torch import Tensor
 
-from lightning_toys.errors import require
+from lightning_toys.errors import bounded, require
 
 Array = NDArray[np.float64]
 
@@ -82,9 +82,8 @@ class Mixture(Target):
         n = len(means)
         flag = "--data.target"
         require(n >= 1, f"{flag}.means: [] is not allowed; give at least one centre [x, y]")
-        require(
-            all(len(m) == self.dim for m in means), f"{flag}.means: {list(means)} is not allowed; a centre is [x, y]"
-        )
+        pairs = all(isinstance(m, Sequence) and len(m) == self.dim for m in means)
+        require(pairs, f"{flag}.means: {list(means)} is not allowed; a centre is [x, y]")
         for v in (float(v) for m in means for v in m):
             require(
                 abs(v) <= MAX_MAGNITUDE,
@@ -98,10 +97,11 @@ class Mixture(Target):
             )
         given = [1.0] * n if weights is None else [float(w) for w in weights]
         require(len(given) == n, f"{flag}.weights: {len(given)} numbers do not fit {n} means")
-        require(min(given) > 0, f"{flag}.weights: {min(given)} is not allowed; give numbers > 0")
+        for w in given:
+            bounded(f"{flag}.weights", w, 0.0, MAX_MAGNITUDE, above=True)
         groups = list(range(n)) if modes is None else list(modes)
         require(
-            len(groups) == n and set(groups) == set(range(max(groups) + 1)),
+            len(groups) == n and max(groups) < n and set(groups) == set(range(max(groups) + 1)),
             f"{flag}.modes: {groups} is not allowed; give {n} integers that leave none out from 0 on",
         )
         self.means = torch.tensor([list(m) for m in means], dtype=torch.float64)
@@ -230,6 +230,7 @@ class EightGaussians(Mixture):
     """
 
     def __init__(self, radius: float = 0.7, std: float = 0.02) -> None:
+        bounded("--data.target.radius", radius, -MAX_MAGNITUDE, MAX_MAGNITUDE)
         angles = [2 * math.pi * k / 8 for k in range(8)]
         super().__init__([[radius * math.cos(a), radius * math.sin(a)] for a in angles], std)
 
@@ -260,8 +261,9 @@ class Checkerboard(Target):
     """
 
     def __init__(self, cells: int = 4) -> None:
+        bounded("--data.target.cells", cells, 2, 100)  # as many squares as half of its square
         require(
-            cells >= 2 and cells % 2 == 0,
+            cells % 2 == 0,
             f"--data.target.cells: {cells} is not allowed; give an even integer >= 2",
         )
         self.cells, self.side = cells, 2.0 / cells

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_toys.errors import require
+from lightning_toys.errors import REPEATS, WHOLE, bounded, require
 from lightning_toys.generative_policy import figures
 from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.flow_ode import flow_sample
@@ -55,13 +55,15 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         flag = "--model.evaluation"
-        require(self.neighbours >= 1, f"{flag}.neighbours: {self.neighbours} is not allowed; give an integer >= 1")
+        bounded(f"{flag}.neighbours", self.neighbours, 1)
         least = max(100, self.neighbours + 1)
-        require(self.samples >= least, f"{flag}.samples: {self.samples} is not allowed; give an integer >= {least}")
-        require(self.pairs >= 2, f"{flag}.pairs: {self.pairs} is not allowed; give an integer >= 2")
+        bounded(f"{flag}.samples", self.samples, least)
+        bounded(f"{flag}.pairs", self.pairs, 2)
         for name in ("nfe", "test_nfe"):
             values = getattr(self, name)
-            ok = len(values) > 0 and min(values) >= 1 and len(set(values)) == len(values)
+            for value in values:
+                bounded(f"{flag}.{name}", value, 1, REPEATS)
+            ok = len(values) > 0 and len(set(values)) == len(values)
             require(ok, f"{flag}.{name}: {values} is not allowed; give different integers >= 1, such as [1, 2, 8]")
 
 
@@ -192,8 +194,8 @@ class GenerativePolicy(ToyModule):
         Raises:
             ToyError: there is no network yet, a number is not allowed, or there is no such readout.
         """
-        require(n >= 1, f"n: {n} is not allowed; give an integer >= 1")
-        require(index >= 0, f"index: {index} is not allowed; give an integer >= 0")
+        bounded("n", n, 1)
+        bounded("index", index, 0, WHOLE)
         return self.forward(self.evaluation_noise("e", n, index), self.evaluation_noise("xi", n, index), readout)
 
     def sample_metrics(self, samples: Iterable[Tensor]) -> list[dict[str, float]]:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_toys.errors import require
+from lightning_toys.errors import LARGEST, bounded
 
 Array = NDArray[np.float64]
 
@@ -90,10 +90,10 @@ class Joint:
     def __post_init__(self) -> None:
         for name in ("sigma_a", "sigma_sprime"):
             value = getattr(self, name)
-            require(0 < value < math.inf, f"--data.{name}: {value} is not allowed; give a number > 0")
+            bounded(f"--data.{name}", value, 0.0, above=True)
         for name in ("mu_a", "alpha", "d", "s", "mu_eps"):
             value = getattr(self, name)
-            require(math.isfinite(value), f"--data.{name}: {value} is not allowed; give a finite number")
+            bounded(f"--data.{name}", value, -LARGEST)
 
     @property
     def shift(self) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_toys.errors import note, require
+from lightning_toys.errors import bounded, note, require
 from lightning_toys.mirror_descent import figures
 from lightning_toys.mirror_descent.chain_runner import run_chains
 from lightning_toys.mirror_descent.closed_form_checks import (
@@ -119,16 +118,11 @@ class TiltedSampling(ToyModule):
         """Check and keep the options of sampling; see the class for each."""
         allowed = list(self.allowed_samplers)
         self.sampler_names = check_samplers(samplers if samplers is not None else allowed, allowed)
-        require(
-            0 <= lambda_scale < math.inf, f"--model.lambda_scale: {lambda_scale} is not allowed; give a number >= 0"
-        )
+        bounded("--model.lambda_scale", lambda_scale, 0.0)
         for name, value in (("chains", chains), ("sweep_chains", sweep_chains)):
-            require(value >= 100, f"--model.{name}: {value} is not allowed; give an integer >= 100")
-        require(bins >= 2, f"--model.bins: {bins} is not allowed; give an integer >= 2")
-        require(
-            sweep_max_refresh >= 0,
-            f"--model.sweep_max_refresh: {sweep_max_refresh} is not allowed; give an integer >= 0",
-        )
+            bounded(f"--model.{name}", value, 100)
+        bounded("--model.bins", bins, 2)
+        bounded("--model.sweep_max_refresh", sweep_max_refresh, 0, 100)  # as many pictures' points
         self.reward = from_hparam(Reward, reward, "reward", StateReward())
         self.schedule = from_hparam(Schedule, schedule, "schedule", Linear())
         self.lambda_scale, self.chains, self.settings = lambda_scale, chains, as_dataclass(Settings, settings)

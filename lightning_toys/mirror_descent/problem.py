@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lightning_toys.errors import require
+from lightning_toys.errors import MOST, REPEATS, bounded, require
 from lightning_toys.mirror_descent.joint import Joint, NoiseLevel
 from lightning_toys.mirror_descent.model import ExactModel, JointModel
 from lightning_toys.mirror_descent.schedules import Schedule
@@ -81,16 +81,14 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("K", "action_steps_per_level", "particles", "mcmc_steps"):
             value = getattr(self, name)
-            require(value >= 1, f"--model.settings.{name}: {value} is not allowed; give an integer >= 1")
+            bounded(f"--model.settings.{name}", value, 1, MOST if name == "particles" else REPEATS)
         for name in ("predictor_K", "smc_K"):
             value = getattr(self, name)
-            require(value >= 2, f"--model.settings.{name}: {value} is not allowed; give an integer >= 2")
-        require(
-            self.refresh_L >= 0, f"--model.settings.refresh_L: {self.refresh_L} is not allowed; give an integer >= 0"
-        )
+            bounded(f"--model.settings.{name}", value, 2, REPEATS)
+        bounded("--model.settings.refresh_L", self.refresh_L, 0, REPEATS)
         for name in ("ula_step", "mala_step"):
             value = getattr(self, name)
-            require(value > 0, f"--model.settings.{name}: {value} is not allowed; give a number > 0")
+            bounded(f"--model.settings.{name}", value, 0.0, above=True)
         require(
             0 < self.abar_min < 1, f"--model.settings.abar_min: {self.abar_min} is not allowed; give a number in (0, 1)"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lightning_toys.errors import require
+from lightning_toys.errors import REPEATS, bounded, require
 
 
 class Schedule:
@@ -94,7 +94,7 @@ class LateRamp(Schedule):
 
     def __init__(self, w_lo: float = 0.5, w_hi: float = 1.0, ramp_p: float = 2.0) -> None:
         check_window(w_lo, w_hi)
-        require(0 < ramp_p < math.inf, f"--model.schedule.ramp_p: {ramp_p} is not allowed; give a number > 0")
+        bounded("--model.schedule.ramp_p", ramp_p, 0.0, above=True)
         self.w_lo, self.w_hi, self.ramp_p = w_lo, w_hi, ramp_p
 
     def fraction(self, abar: float, abar_min: float) -> float:
@@ -115,8 +115,8 @@ class TFGPlusFinalMALA(Schedule):
     """
 
     def __init__(self, tfg_p: float = 1.0, final_steps: int = 50) -> None:
-        require(0 < tfg_p < math.inf, f"--model.schedule.tfg_p: {tfg_p} is not allowed; give a number > 0")
-        require(final_steps >= 0, f"--model.schedule.final_steps: {final_steps} is not allowed; give an integer >= 0")
+        bounded("--model.schedule.tfg_p", tfg_p, 0.0, above=True)
+        bounded("--model.schedule.final_steps", final_steps, 0, REPEATS)
         self.tfg_p, self.final_steps = tfg_p, final_steps
 
     def fraction(self, abar: float, abar_min: float) -> float:
@@ -135,7 +135,7 @@ class SigmaPower(Schedule):
     """
 
     def __init__(self, sigma_p: float = 1.0) -> None:
-        require(0 < sigma_p < math.inf, f"--model.schedule.sigma_p: {sigma_p} is not allowed; give a number > 0")
+        bounded("--model.schedule.sigma_p", sigma_p, 0.0, above=True)
         self.sigma_p = sigma_p
 
     def fraction(self, abar: float, abar_min: float) -> float:

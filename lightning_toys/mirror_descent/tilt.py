@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lightning_toys.errors import require
+from lightning_toys.errors import LARGEST, bounded, require
 from lightning_toys.mirror_descent.joint import NoiseLevel
 
 
@@ -51,8 +51,8 @@ class ActionValue(Reward):
     """
 
     def __init__(self, q_a: float = 1.0, mu_q: float = 1.5) -> None:
-        require(0 < q_a < math.inf, f"--model.reward.q_a: {q_a} is not allowed; give a number > 0")
-        require(math.isfinite(mu_q), f"--model.reward.mu_q: {mu_q} is not allowed; give a finite number")
+        bounded("--model.reward.q_a", q_a, 0.0, above=True)
+        bounded("--model.reward.mu_q", mu_q, -LARGEST)
         self.q_a, self.mu_q = q_a, mu_q
 
     def action_value(self, level: NoiseLevel) -> Quadratic:
@@ -75,7 +75,9 @@ class StateReward(Reward):
 
     def __init__(self, r_wa: float = 1.0, r_a: float = 1.5, r_ws: float = 1.0, r_s: float = 1.0) -> None:
         for name, value in (("r_wa", r_wa), ("r_ws", r_ws)):
-            require(0 <= value < math.inf, f"--model.reward.{name}: {value} is not allowed; give a number >= 0")
+            bounded(f"--model.reward.{name}", value, 0.0)
+        for name, value in (("r_a", r_a), ("r_s", r_s)):
+            bounded(f"--model.reward.{name}", value, -LARGEST)
         require(r_wa + r_ws > 0, "--model.reward.r_wa, --model.reward.r_ws: both are 0; give one of them a weight > 0")
         self.r_wa, self.r_a, self.r_ws, self.r_s = r_wa, r_a, r_ws, r_s
 

@@ -6,14 +6,13 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_toys.errors import OwnershipLostError, Stopped, ToyError, note, require
+from lightning_toys.errors import WHOLE, OwnershipLostError, Stopped, ToyError, bounded, note
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.files import partial_name, put_in_place, set_aside
 from lightning_toys.training.module import ToyModule
@@ -35,11 +34,10 @@ class RescueCheckpoint(Callback):
     """
 
     run: RunFolder
-    guard: ClassVar[Callable[[], None] | None] = None  # a sweep's: raises where another process took the run over
 
     def __init__(self, every_n_steps: int = 1000, keep: int = 0) -> None:
-        require(every_n_steps >= 0, f"--checkpoint.every_n_steps: {every_n_steps} is not allowed; give an integer >= 0")
-        require(keep >= 0, f"--checkpoint.keep: {keep} is not allowed; give an integer >= 0")
+        bounded("--checkpoint.every_n_steps", every_n_steps, 0, WHOLE)
+        bounded("--checkpoint.keep", keep, 0)
         self.every_n_steps, self.keep = every_n_steps, keep
         self.last_step: int | None = None  # that last.ckpt is of
         self.before = 0
@@ -121,8 +119,6 @@ class RescueCheckpoint(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Write last.ckpt where it is due; where validation is due too, :meth:`on_validation_end` writes it."""
-        if (guard := type(self).guard) is not None:
-            guard()
         check_owned(self.run.path)
         step = trainer.global_step
         stop = bool(self.stop_signal) or trainer.received_sigterm

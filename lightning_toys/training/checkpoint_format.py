@@ -10,6 +10,10 @@ import torch
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
+from lightning_toys.training.sound_values import unsound
+
+OLDEST = Version("2.6.6")  # of the Lightnings that releases of ours ran on
+NETWORKS = ("net.", "ema_net.", "best_net.")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 COUNTS = {"ready": 0, "completed": 0}
 LOOP: dict[str, Any] = {  # of Lightning's fit loop, what our steps are counted by
@@ -40,13 +44,10 @@ def malformed(checkpoint: Mapping[str, Any], resumes: bool) -> str:
         checkpoint: read as tensors and plain values.
         resumes: whether training is to go on from it, which takes more than its weights.
     """
-    found = next(unlike(checkpoint, {**FORM, **(RESUMED if resumes else {})}), "")
-    if found:
+    if found := unsound(checkpoint) or next(unlike(checkpoint, {**FORM, **(RESUMED if resumes else {})}), ""):
         return found
-    try:
-        Version(checkpoint["pytorch-lightning_version"])
-    except InvalidVersion:
-        return f"pytorch-lightning_version is {checkpoint['pytorch-lightning_version']!r}"
+    if why := of_another_lightning(checkpoint["pytorch-lightning_version"]):
+        return why
     toy, weights = checkpoint["toy"], checkpoint["state_dict"]
     if (seeds := toy["config"]["model"]["init_args"].get("seeds", toy["seeds"])) != toy["seeds"]:
         return f"toy.seeds are {toy['seeds']}, its settings' {describe(seeds)}"
@@ -54,9 +55,21 @@ def malformed(checkpoint: Mapping[str, Any], resumes: bool) -> str:
         return f"toy.{stray[0]} holds more than plain values"
     if wrong := [str(k) for k, v in weights.items() if not isinstance(k, str) or not isinstance(v, Tensor)]:
         return f"state_dict.{wrong[0]} is no tensor"
-    if wrong := [k for k, v in weights.items() if k.startswith("net.") and v.is_floating_point() and v.isnan().any()]:
+    if wrong := [k for k, v in weights.items() if k.startswith(NETWORKS) and not bool(v.isfinite().all())]:
         return f"state_dict.{wrong[0]} is not finite"
     return out_of_step(checkpoint) if resumes else ""
+
+
+def of_another_lightning(version: str) -> str:
+    """Return why a checkpoint cannot be of a Lightning that ran us, empty if it can.
+
+    Lightning would rewrite an older checkpoint, by rules for what its own modules held then.
+    """
+    try:
+        older = Version(version) < OLDEST
+    except InvalidVersion:
+        return f"pytorch-lightning_version is {version[:40]!r}"
+    return f"pytorch-lightning_version is {version[:40]}, and we began with {OLDEST}" if older else ""
 
 
 def out_of_step(checkpoint: Mapping[str, Any]) -> str:
@@ -135,6 +148,12 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(is_plain, value))
     return value is None or isinstance(value, str | int | float | bool)
+
+
+def malformed_optimizers(checkpoint: Mapping[str, Any]) -> str:
+    """Return what a checkpoint lacks of optimisers' states, empty if it lacks nothing."""
+    wanted = {"optimizer_states": RESUMED["optimizer_states"]}
+    return next(unlike(checkpoint, wanted), "")
 
 
 def optimizer_mismatch(

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from lightning_toys.errors import require
+from lightning_toys.errors import bounded, require
 from lightning_toys.training.loader import BlockLoader, OneBatch
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.replica_parallel import ReplicaStrategy
@@ -38,7 +38,7 @@ class ToyDataModule(LightningDataModule):
 
     def __init__(self, batch_size: int) -> None:
         super().__init__()
-        require(batch_size >= 1, f"--data.batch_size: {batch_size} is not allowed; give an integer >= 1")
+        bounded("--data.batch_size", batch_size, 1)
         self.batch_size = batch_size
         self.checkpoint_interval = 0
 

@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from lightning_toys.training.ownership import PARTIAL, check_owned
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def read_text(path: Path, most: int) -> str:
+    """Return the text (UTF-8) of an ordinary file.
+
+    A FIFO would be waited for, a device read without end; neither is opened.
+
+    Args:
+        path: the file; links are followed.
+        most: bytes that are read at most.
+
+    Raises:
+        ValueError: it is no ordinary file, has more bytes, or is no text; says which.
+        OSError: it cannot be read.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"it is {KINDS.get(stat.S_IFMT(found.st_mode), 'something else')}, no file")
+    if found.st_size > most:
+        raise ValueError(f"it has {found.st_size} bytes; at most {most} are read")
+    return path.read_text(encoding="utf-8")
 
 
 def set_aside(path: Path) -> None:
@@ -18,13 +48,29 @@ def set_aside(path: Path) -> None:
     Raises:
         OwnershipLostError: the run is another process's by now.
     """
-    if not path.exists():
+    if not os.path.lexists(path):  # a link to nowhere is something too
         return
     k = 1
-    while (kept := path.with_name(f"{path.stem}-{k}{path.suffix}")).exists():
+    while os.path.lexists(kept := path.with_name(f"{path.stem}-{k}{path.suffix}")):
         k += 1
     check_owned(path)
     path.rename(kept)
+
+
+def write_beside(path: Path, text: str) -> None:
+    """Write ``path``, or where that is something else already the first free ``name-1.ext``, ...; once for one text.
+
+    Raises:
+        OwnershipLostError: the run is another process's by now.
+    """
+    k, there = 0, path
+    while os.path.lexists(there):
+        with suppress(OSError, UnicodeDecodeError):
+            if there.is_file() and there.read_text(encoding="utf-8") == text:  # a FIFO would be waited for
+                return
+        k += 1
+        there = path.with_name(f"{path.stem}-{k}{path.suffix}")
+    write_atomic(there, text)
 
 
 def make_folder(path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import require
+from lightning_toys.errors import bounded
 from lightning_toys.training.noise import keyed_generator
 
 ENDLESS = 2**31
@@ -102,7 +102,7 @@ class BlockLoader:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        require(batch_size >= 1, f"--data.batch_size: {batch_size} is not allowed; give an integer >= 1")
+        bounded("--data.batch_size", batch_size, 1)
         self.columns, self.seeds = tuple(columns), tuple(seeds)
         self.batch_size, self.max_steps, self.block_steps = batch_size, max_steps, block_steps
         self.rank, self.world = rank, world

@@ -10,6 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from lightning_toys.errors import ToyError
+from lightning_toys.training.files import read_text
+
+MOST_BYTES = 2**30
+LAST_STEP = 2**63
+
+
+def check_row(row: dict[str, str]) -> None:
+    """Refuse a row that holds something else than numbers, or a step that nobody takes."""
+    if not -LAST_STEP < int(row["step"]) < LAST_STEP:
+        raise ValueError(f"{row['step'][:20]!r} is no step")
+    [float(v) for v in row.values() if v]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -19,11 +30,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         ToyError: the file holds anything but numbers by step.
     """
     try:
-        text = path.read_text()
+        text = read_text(path, MOST_BYTES)
         reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
         rows = [row for row in reader if None not in row.values() and row["step"]]
         for row in rows:
-            int(row["step"]), [float(v) for v in row.values() if v]
+            check_row(row)
     except (ValueError, KeyError, TypeError, csv.Error, OSError) as error:
         why = "no column step" if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
         raise ToyError(f"{path} is not a metrics.csv of lightning_toys ({why})") from None

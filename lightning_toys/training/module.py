@@ -20,7 +20,7 @@ from lightning_toys.training.monitors import MonitorCheck
 from lightning_toys.training.optimization import ReplicaOptimization
 from lightning_toys.training.progress_bar import Progress
 from lightning_toys.training.replica_parallel import Parallel, ReplicaStrategy, share, with_states
-from lightning_toys.training.results import Report, checked_report
+from lightning_toys.training.results import Report, check_finite, checked_report
 from lightning_toys.training.trainer_checks import check_running_trainer
 
 
@@ -46,7 +46,9 @@ class ToyModule(ReplicaOptimization):
     """
 
     experiment: str = ""  # the question that it answers: runs of one experiment lie in one folder and are compared
-    comparison_figures: str = ""  # "package.module.function": figures by name of runs {label: folder}, for `compare`
+    comparison_figures: str = (
+        ""  # "package.module.compare_figures": figures by name of runs {label: folder}, for `compare`
+    )
     headline: Sequence[str] = ("l2",)  # the metrics of which `compare` shows every readout
     metric_labels: Mapping[str, str] = {}  # axis labels, with units
     trains: bool = True  # False: there are no weights, and `test` needs no checkpoint
@@ -131,9 +133,20 @@ class ToyModule(ReplicaOptimization):
         self.loaded_step = self.global_step
 
     def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Give the Trainer the test's means: what ``trainer.test`` returns, and ``trainer.callback_metrics``."""
+        """Give the Trainer the test's means: what ``trainer.test`` returns, and ``trainer.callback_metrics``.
+
+        Raises:
+            NonFiniteError: a headline metric is not finite.
+        """
         if self.last_report is not None:
+            check_finite(self.last_report, self.headline, "test")
             self.log_means(self.last_report.means("test"))
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Hold a validation that is not a training's to finite results, as a test."""
+        super().on_validation_batch_end(outputs, batch, batch_idx, dataloader_idx)
+        if self.last_report is not None and self.trainer.state.fn == "validate":
+            check_finite(self.last_report, self.headline, "validate")
 
     # what an experiment gives
 
@@ -226,6 +239,11 @@ class ToyModule(ReplicaOptimization):
             self.ema_net = self.shadow()
         if self.keeps_best:
             self.best_net = self.shadow()
+
+    @property
+    def tests_optimizer(self) -> bool:
+        """Whether `test` reads the checkpoint's optimisers too."""
+        return False
 
     @property
     def keeps_best(self) -> bool:

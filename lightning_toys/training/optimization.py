@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lightning_toys.errors import require
+from lightning_toys.errors import bounded, require
 from lightning_toys.training.compiling import Arguments, Result, compile_function
 from lightning_toys.training.loader import Batch, Block, DrawnBlock
 from lightning_toys.training.metric_logging import ReplicaLogging
@@ -55,14 +55,11 @@ class ReplicaOptimization(ReplicaLogging):
         self.automatic_optimization = False
         self.compiles = compile
         self.compiled_parts: dict[str, Any] = {}
-        require(0 < lr < math.inf, f"--model.lr: {lr} is not allowed; give a number > 0")
-        require(0 < muon_lr < math.inf, f"--model.muon_lr: {muon_lr} is not allowed; give a number > 0")
-        decays = 0 <= weight_decay < math.inf
-        require(decays, f"--model.weight_decay: {weight_decay} is not allowed; give a number >= 0")
-        require(
-            clip_grad_norm is None or clip_grad_norm > 0,
-            f"--model.clip_grad_norm: {clip_grad_norm} is not allowed; give a number > 0 or null",
-        )
+        bounded("--model.lr", lr, 0.0, above=True)
+        bounded("--model.muon_lr", muon_lr, 0.0, above=True)
+        bounded("--model.weight_decay", weight_decay, 0.0)
+        if clip_grad_norm is not None:
+            bounded("--model.clip_grad_norm", clip_grad_norm, 0.0, above=True)
         require(
             ema_decay is None or 0 < ema_decay < 1,
             f"--model.ema_decay: {ema_decay} is not allowed; give a number between 0 and 1 or null",

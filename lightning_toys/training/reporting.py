@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorB
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lightning_toys.errors import require
+from lightning_toys.errors import WHOLE, bounded
 from lightning_toys.training.files import make_folder, set_aside, write_atomic
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.module import ToyModule
@@ -83,8 +83,8 @@ class FigureWriter(Reporter):
     """
 
     def __init__(self, every_n_validations: int = 0, dpi: int = 150, enabled: bool = True) -> None:
-        require(every_n_validations >= 0, f"--figures.every_n_validations: {every_n_validations} is not allowed")
-        require(dpi >= 10, f"--figures.dpi: {dpi} is not allowed; give an integer >= 10")
+        bounded("--figures.every_n_validations", every_n_validations, 0, WHOLE)
+        bounded("--figures.dpi", dpi, 10, 2400)
         self.every_n_validations, self.dpi, self.enabled = every_n_validations, dpi, enabled
         self.count = 0
 

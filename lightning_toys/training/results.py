@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lightning_toys.errors import did_you_mean, require
+from lightning_toys.errors import NonFiniteError, did_you_mean, require
 from lightning_toys.stats import mean_ci
 from lightning_toys.training.files import set_aside, write_atomic
 
@@ -68,6 +68,18 @@ def checked_report(report: Any, who: str, headline: Sequence[str] = ()) -> Repor
         hint = did_you_mean(name, found.metrics)
         require(name in found.metrics, f"{who}.headline: {name!r} is not among the metrics of report{hint}")
     return found
+
+
+def check_finite(report: Report, headline: Sequence[str], verb: str) -> None:
+    """Refuse to call that a result which is none: weights may be finite and what is computed of them not.
+
+    Raises:
+        NonFiniteError: names the metric and the replicas' seeds.
+    """
+    for name in headline:
+        values = zip(report.seeds, report.metrics.get(name, []), strict=False)
+        if wrong := [seed for seed, value in values if not math.isfinite(value)]:
+            raise NonFiniteError(f"the results of {verb} are not finite: {name} in the replicas of seeds {wrong}")
 
 
 def is_main(metric: str) -> bool:

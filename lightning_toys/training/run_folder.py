@@ -251,6 +251,23 @@ def checkpoint_step(path: Path) -> int | None:
     return step if type(step) is int else None
 
 
+NAME_BYTES = 200  # file systems allow 255, and names of files beside the folder are made of its own
+
+
+def check_name(flag: str, name: str) -> None:
+    """Refuse a word that is no folder's name.
+
+    Raises:
+        ToyError: names the flag.
+    """
+    size = len(os.fsencode(name)) if name.isprintable() else 0  # a lone surrogate is not, nor is a line's end
+    if not size or "/" in name or name in (".", "..") or size > NAME_BYTES:
+        shown = repr(name) if len(name) <= 80 else f"{name[:80]!r}..."
+        raise ToyError(
+            f"{flag}: {shown} is not allowed; give a folder's name, without /, of at most {NAME_BYTES} bytes"
+        )
+
+
 def check_root(word: str) -> None:
     """Refuse a folder that runs cannot be written to."""
     if not word.strip() or "\0" in word:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_toys.errors import ToyError, note, require
+from lightning_toys.errors import WHOLE, ToyError, bounded, note, require
 from lightning_toys.training.module import ToyModule
 from lightning_toys.update_entropy.adamw import AdamWState, AdamWStep, Tensors, norm, read_state
 from lightning_toys.update_entropy.attribution import covariances, sequence_entropy_gradients
@@ -117,10 +117,15 @@ class UpdateEntropyCallback(Callback):
         temperature: float | None = None,
         chunk: int = 64,
     ) -> None:
-        require(every_n_steps >= 1, f"every_n_steps: {every_n_steps} is not allowed; give an integer >= 1")
-        require(prompts >= 2, f"prompts: {prompts} is not allowed; give an integer >= 2")
+        bounded("every_n_steps", every_n_steps, 1, WHOLE)
+        bounded("prompts", prompts, 2)
+        bounded("first_step", first_step, 0, WHOLE)
+        bounded("chunk", chunk, 1)
+        if temperature is not None:
+            bounded("temperature", temperature, 0.0, above=True)
+        bounded("measure_prompts", measure_prompts, 0)
         require(
-            measure_prompts == 0 or measure_prompts >= 2,
+            measure_prompts != 1,
             f"measure_prompts: {measure_prompts} is not allowed; give an integer >= 2, or 0",
         )
         self.every_n_steps, self.first_step = every_n_steps, first_step

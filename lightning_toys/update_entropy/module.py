@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_toys.errors import note, require
+from lightning_toys.errors import WHOLE, bounded, note, require
 from lightning_toys.training.configuration import as_dataclass
 from lightning_toys.update_entropy import figures
 from lightning_toys.update_entropy.adamw import (
@@ -125,16 +124,16 @@ class UpdateEntropy(PolicyModule):
             as_dataclass(Rollouts, rollouts),
             as_dataclass(Plan, plan),
         )
-        require(warm_steps >= 0, f"--model.warm_steps: {warm_steps} is not allowed; give an integer >= 0")
-        require(0 < warm_lr < math.inf, f"--model.warm_lr: {warm_lr} is not allowed; give a number > 0")
+        bounded("--model.warm_steps", warm_steps, 0, WHOLE)
+        bounded("--model.warm_lr", warm_lr, 0.0, above=True)
         require(
             len(betas) == 2 and all(0 <= b < 1 for b in betas),
             f"--model.betas: {list(betas)} is not allowed; give two numbers from 0 to below 1",
         )
         for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
-            require(value > 0, f"--model.{name}: {value} is not allowed; give a number > 0")
+            bounded(f"--model.{name}", value, 0.0, above=True)
         require(clip_low < 1, f"--model.clip_low: {clip_low} is not allowed; give a number below 1")
-        require(eval_prompts >= 2, f"--model.eval_prompts: {eval_prompts} is not allowed; give an integer >= 2")
+        bounded("--model.eval_prompts", eval_prompts, 2)
         self.warm_steps, self.warm_lr, self.betas = warm_steps, warm_lr, (float(betas[0]), float(betas[1]))
         self.clip_range, self.eval_prompts = ClipRange(clip_low, clip_high), eval_prompts
         self.save_hyperparameters(logger=False)
@@ -191,6 +190,11 @@ class UpdateEntropy(PolicyModule):
                 logp[rows, : old.shape[1]] = old
             out.append((logp, mask, advantages(batch.sequences).to(mask)))
         return out
+
+    @property
+    def tests_optimizer(self) -> bool:
+        """See :attr:`ToyModule.tests_optimizer`: a probe is of the step that AdamW takes next."""
+        return self.optimizer_state is None
 
     def adamw_state(self, r: int) -> AdamWState:
         """Return the policy gradient's AdamW state of replica ``r``: the file's, the live one, or the checkpoint's."""

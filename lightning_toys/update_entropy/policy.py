@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_toys.errors import ToyError, require
+from lightning_toys.errors import LARGEST, ToyError, bounded, require
+from lightning_toys.nets import DEEPEST
 from lightning_toys.training.noise import keyed_generator
 
 
@@ -43,8 +44,9 @@ class TinyPolicy:
     def __post_init__(self) -> None:
         for name in ("hidden", "layers", "heads"):
             value = getattr(self, name)
-            require(value >= 1, f"--model.policy.{name}: {value} is not allowed; give an integer >= 1")
-        require(self.lora_rank >= 0, f"--model.policy.lora_rank: {self.lora_rank} is not allowed; give an integer >= 0")
+            bounded(f"--model.policy.{name}", value, 1, DEEPEST if name == "layers" else None)
+        bounded("--model.policy.lora_rank", self.lora_rank, 0)
+        bounded("--model.policy.lora_alpha", self.lora_alpha, -LARGEST)
         require(
             self.hidden % (2 * self.heads) == 0,
             f"--model.policy.heads: {self.heads} is not allowed; twice of it must divide --model.policy.hidden",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_toys.errors import require
+from lightning_toys.errors import bounded, require
 from lightning_toys.training.module import ToyModule
 from lightning_toys.update_entropy.rollouts import generate, uniforms
 from lightning_toys.update_entropy.sequences import Sequences, next_token_logits
@@ -106,8 +105,8 @@ class PolicyInference(ToyModule):
         """
         policies: list[Any] = self.policies
         temperature = self.rollouts.temperature if temperature is None else temperature
-        require(0 < temperature < math.inf, f"temperature: {temperature} is not allowed; give a number > 0")
-        require(max_new_tokens >= 1, f"max_new_tokens: {max_new_tokens} is not allowed; give an integer >= 1")
+        bounded("temperature", temperature, 0.0, above=True)
+        bounded("max_new_tokens", max_new_tokens, 1)
         by_replica = [prompts] * len(policies) if is_prompts(prompts) else list(prompts)
         require(
             len(by_replica) == len(policies) and all(map(is_prompts, by_replica)),

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_toys.errors import ToyError, require
+from lightning_toys.errors import LARGEST, ToyError, bounded, require
 from lightning_toys.training.noise import keyed_generator
 from lightning_toys.update_entropy.adamw import AdamWState, AdamWStep, Tensors, norm, sum_tensors
 from lightning_toys.update_entropy.attribution import (
@@ -109,16 +109,18 @@ class Plan:
                  "max_resample_attempts": 1, "tf_batch_size": 1, "grad_chunk_size": 1}  # fmt: skip
         for name, low in minimum.items():
             value = getattr(self, name)
-            require(value >= low, f"--model.plan.{name}: {value} is not allowed; give an integer >= {low}")
+            bounded(f"--model.plan.{name}", value, low)
         require(len(self.etas) > 0, "--model.plan.etas: [] is not allowed; give at least one step size")
+        for eta in self.etas:
+            bounded("--model.plan.etas", eta, 0.0, above=True)
         require(
-            all(0 < e < float("inf") for e in self.etas) and len(set(self.etas)) == len(self.etas),
+            len(set(self.etas)) == len(self.etas),
             f"--model.plan.etas: {self.etas} is not allowed; give different numbers > 0",
         )
-        require(
-            self.reference_eta is None or self.reference_eta > 0,
-            f"--model.plan.reference_eta: {self.reference_eta} is not allowed; give a number > 0 or null",
-        )
+        if self.reference_eta is not None:
+            bounded("--model.plan.reference_eta", self.reference_eta, 0.0, above=True)
+        for name in ("tolerance", "clip_cov_low", "clip_cov_high"):
+            bounded(f"--model.plan.{name}", getattr(self, name), 0.0 if name == "tolerance" else -LARGEST)
         for name in ("clip_cov_share", "kl_cov_share"):
             value = getattr(self, name)
             require(0 < value < 1, f"--model.plan.{name}: {value} is not allowed; give a share between 0 and 1")

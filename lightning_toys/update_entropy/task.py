@@ -76,9 +76,9 @@ class CharacterTokenizer:
         return [self.index[c] for c in text]
 
     def decode(self, ids: list[int]) -> str:
-        """See :meth:`Tokenizer.decode`."""
+        """See :meth:`Tokenizer.decode`; a backbone may have more tokens than there are characters: U+FFFD."""
         first = len(self.SPECIAL)
-        return "".join(self.symbols[i - first] for i in ids if i >= first)
+        return "".join(self.symbols[i - first] if i < self.vocab_size else "\ufffd" for i in ids if i >= first)
 
 
 class Addition:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_toys.errors import require
+from lightning_toys.errors import REPEATS, bounded, require
 from lightning_toys.update_entropy import grpo
 from lightning_toys.update_entropy.data import EXTRA_TOKENS, TextData
 from lightning_toys.update_entropy.estimators import effective_sample_size
@@ -49,11 +49,8 @@ class Rollouts:
     def __post_init__(self) -> None:
         for name, minimum in (("prompts", 1), ("group", 2), ("inner_steps", 1), ("micro_batch", 0)):
             value = getattr(self, name)
-            require(value >= minimum, f"--model.rollouts.{name}: {value} is not allowed; give an integer >= {minimum}")
-        require(
-            0 < self.temperature < float("inf"),
-            f"--model.rollouts.temperature: {self.temperature} is not allowed; give a number > 0",
-        )
+            bounded(f"--model.rollouts.{name}", value, minimum, REPEATS if name == "inner_steps" else None)
+        bounded("--model.rollouts.temperature", self.temperature, 0.0, above=True)
 
 
 def sample_rollouts(

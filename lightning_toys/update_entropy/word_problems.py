@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lightning_toys.errors import require
+from lightning_toys.errors import bounded, require
 from lightning_toys.update_entropy.checkpoints import PACKAGE, load_tokenizer, resolve_backbone
 from lightning_toys.update_entropy.data import TextData
 from lightning_toys.update_entropy.task import Problem, Tokenizer
@@ -256,7 +256,7 @@ class WordProblemData(TextData):
         batch_size: int = 8,
     ) -> None:
         super().__init__(batch_size)
-        require(longest >= 1, f"--data.longest: {longest} is not allowed; give an integer >= 1")
+        bounded("--data.longest", longest, 1)
         self.task, self.max_response_length = WordProblems(steps, largest), longest
         self.source = resolve_backbone(tokens, "--data.tokens").expanduser()
         require(self.source.exists(), f"--data.tokens: {tokens} is not there; give a folder, a GGUF file or a package:")

@@ -13,6 +13,7 @@ import torch
 
 from lightning_toys.cli import main
 from lightning_toys.training.metrics_reader import read_csv
+from lightning_toys.training.ownership import PARTIAL
 from tests.conftest import Runner
 from tests.processes import wait_for
 
@@ -75,9 +76,9 @@ def test_signal_and_going_on(runner: Runner, bitwise: Callable[..., None], numbe
         assert process.returncode == 128 + number, err
         assert f"stopped at step {stopped}" in err
         assert "Traceback" not in err
-    assert not list((runner.folder("flow", "cut") / "checkpoints").glob("*.tmp"))
     first_config = (runner.folder("flow", "cut") / "config.yaml").read_text()
     runner.ok("fit", "flow", *LONG, "--run.name", "cut", "--ckpt_path", "last")
+    assert not list((runner.folder("flow", "cut") / "checkpoints").glob(f"{PARTIAL}*"))
     runner.ok("fit", "flow", *LONG, "--run.name", "whole")
     check_same(runner, "flow", "whole", "cut", bitwise)
     # in the same folder, with its first configuration kept
@@ -88,20 +89,17 @@ def test_signal_and_going_on(runner: Runner, bitwise: Callable[..., None], numbe
 
 def test_rows_reach_the_disk_before_their_checkpoint(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run may be killed right after any checkpoint has its name: no row up to its step may be missing then."""
-    import os
+    real, seen = Path.replace, []
 
-    from lightning_toys.training import callbacks
-
-    real, seen = os.replace, []
-
-    def replace(source: str, target: Path) -> None:
-        real(source, target)
+    def replace(self: Path, target: Path) -> Path:
+        moved = real(self, target)
         if Path(target).suffix == ".ckpt":
             rows = [int(r["step"]) for r in read_csv(Path(target).parent.parent / "metrics.csv")]
             step = torch.load(target, map_location="cpu", weights_only=True)["global_step"]
             seen.append((step, rows))
+        return moved
 
-    monkeypatch.setattr(callbacks.os, "replace", replace)
+    monkeypatch.setattr(Path, "replace", replace)
     runner.ok("fit", "flow", *BUSY, "--trainer.max_steps", "150", "--run.name", "a")
     assert {40, 60, 80, 120, 150} <= {step for step, _ in seen}
     for step, rows in seen:

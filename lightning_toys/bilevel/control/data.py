@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_toys.errors import require
+from lightning_toys.errors import bounded, require
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import DrawnLoader, draw_nothing
 
@@ -25,7 +25,8 @@ class ReplayData(ToyDataModule):
 
     def __init__(self, batch_size: int = 256, init_steps: int = 1000, capacity: int = 200_000) -> None:
         super().__init__(batch_size)
-        require(init_steps >= 1, f"--data.init_steps: {init_steps} is not allowed; give an integer >= 1")
+        bounded("--data.init_steps", init_steps, 1)
+        bounded("--data.capacity", capacity, 1)
         require(
             batch_size <= init_steps,
             f"--data.batch_size: {batch_size} is not allowed; give at most --data.init_steps ({init_steps})",

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import ToyError, did_you_mean, require
+from lightning_toys.errors import WHOLE, ToyError, bounded, did_you_mean, require
 from lightning_toys.training.noise import NoiseStream, keyed_generator
 
 CARTPOLE = "CartPole-v1"
@@ -96,7 +96,7 @@ class Disturbance:
         n, period, width = self.distractors, self.drift_period, self.drift_width
         require(0 <= n <= 10_000, f"{flag}.distractors: {n} is not allowed; give an integer from 0 to 10000")
         require(0 <= self.drift < 12, f"{flag}.drift: {self.drift} is not allowed; give degrees from 0 to below 12")
-        require(period >= 1, f"{flag}.drift_period: {period} is not allowed; give an integer >= 1")
+        bounded(f"{flag}.drift_period", period, 1, WHOLE)
         require(0 < width <= 24, f"{flag}.drift_width: {width} is not allowed; give degrees above 0, at most 24")
 
     def centre(self, step: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_toys.plotting import COLOURS, GREY, band, new_figure
+from lightning_toys.training.files import read_text
 from lightning_toys.training.metrics_reader import read_run, replica_columns
+from lightning_toys.training.results_format import read_results
 
 AGENTS = ("omd", "funcbo", "mle", "vep")
 PANELS = (
@@ -72,27 +73,33 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
     panels: dict[int, dict[str, tuple[str, Path]]] = {}
     for label, folder in runs.items():
         if all((folder / name).exists() for name in ("results.json", "metrics.csv", "config.yaml")):
-            settings = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
+            settings = yaml.safe_load(read_text(folder / "config.yaml", 2**22))["model"]["init_args"]
             panels.setdefault(settings["model_hidden_dim"], {})[label] = (settings["agent"], folder)
     if not panels:
         return {}
     figure, axes = new_figure(len(panels), 3, size=(11.5, 0.6 + 3.1 * len(panels)))
     for row, (width, cells) in zip(axes, sorted(panels.items()), strict=True):
         agents = [agent for agent, _ in cells.values()]
-        random: dict[str, float] = {}
-        alone = len(set(agents)) == len(agents)  # then its name says all, and it has its colour in every picture
+        random: dict[str, dict[float, tuple[str, str]]] = {m: {} for m, _ in PANELS}  # value to a run's name and colour
+        # then its name says all, and it has its colour in every picture
+        alone = len(set(agents)) == len(agents) and set(agents) <= set(AGENTS)
         for i, (label, (agent, folder)) in enumerate(cells.items()):
-            results = json.loads((folder / "results.json").read_text())
-            seeds, random = results["seeds"], results["references"].get("random actions", random)
+            results = read_results(folder / "results.json")
+            seeds, chance = results["seeds"], results["references"].get("random actions", {})
             rows, name = read_run(folder), agent if alone else label
             colour = COLOURS[AGENTS.index(agent) if alone else i % len(COLOURS)]
             for ax, (metric, _) in zip(row, PANELS, strict=True):
                 steps, values = replica_columns(rows, f"eval/{metric}", seeds)
                 if len(steps):
                     band(ax, steps, values, colour, f"{name}, {len(values)} seeds")
+                if chance.get(metric) is not None:
+                    random[metric].setdefault(chance[metric], (name, colour))
         for ax, (metric, title) in zip(row, PANELS, strict=True):
-            if metric in random:
-                ax.axhline(random[metric], color=GREY, linestyle="--", linewidth=1, label="random actions")
+            several = len(random[metric]) > 1  # environments differ: each run has its own
+            for value, (name, colour) in random[metric].items():
+                of = f", {name}" if several else ""
+                line = colour if several else GREY
+                ax.axhline(value, color=line, linestyle="--", linewidth=1, label=f"random actions{of}")
             label_axes(ax, title)
         row[0].set_title(f"model width {width}", fontsize=9, loc="left")
         row[0].legend(frameon=False, fontsize=8)

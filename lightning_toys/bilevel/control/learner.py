@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +24,7 @@ from lightning_toys.bilevel.control.agents import (
 from lightning_toys.bilevel.control.nets import MultiHeadMLP
 from lightning_toys.bilevel.control.replay import Batch
 from lightning_toys.bilevel.vectors import Tensors, flatten, moving_average_, unflatten
-from lightning_toys.errors import require
+from lightning_toys.errors import REPEATS, bounded, require
 from lightning_toys.training.fused_adam import step_adam
 
 
@@ -67,9 +66,9 @@ class Solver:
     def __post_init__(self) -> None:
         for name in ("num_q_steps", "num_t_steps", "cg_steps", "vep_values", "smoothing"):
             value = getattr(self, name)
-            require(value >= 1, f"--model.solver.{name}: {value} is not allowed; give an integer >= 1")
+            bounded(f"--model.solver.{name}", value, 1, REPEATS)
         damping = self.cg_damping
-        require(0 <= damping < math.inf, f"--model.solver.cg_damping: {damping} is not allowed; give a number >= 0")
+        bounded("--model.solver.cg_damping", damping, 0.0)
         require(
             self.inner_value in ("exact", "lagged"),
             f"--model.solver.inner_value: {self.inner_value!r} is not allowed; give exact or lagged",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -29,7 +28,7 @@ from lightning_toys.bilevel.control.gradient_check import cosine_similarity, dir
 from lightning_toys.bilevel.control.learner import AgentNetworks, Learner, Solver
 from lightning_toys.bilevel.control.replay import ReplayBuffer
 from lightning_toys.bilevel.vectors import Tensors, flatten
-from lightning_toys.errors import note, require
+from lightning_toys.errors import REPEATS, bounded, note, require
 from lightning_toys.training.checkpoint_format import Like, unlike
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
 from lightning_toys.training.files import make_folder, partial_name, put_in_place, set_aside
@@ -112,15 +111,15 @@ class BilevelControl(ToyModule):
     ) -> None:
         super().__init__(seeds, lr, 0.0, clip_grad_norm)
         for name, size in (("hidden_dim", hidden_dim), ("model_hidden_dim", model_hidden_dim)):
-            require(size >= 1, f"--model.{name}: {size} is not allowed; give an integer >= 1")
-        require(0 < alpha < math.inf, f"--model.alpha: {alpha} is not allowed; give a number > 0")
+            bounded(f"--model.{name}", size, 1)
+        bounded("--model.alpha", alpha, 0.0, above=True)
         require(0 <= discount < 1, f"--model.discount: {discount} is not allowed; give a number from 0 to below 1")
         require(0 <= eps <= 1, f"--model.eps: {eps} is not allowed; give a share between 0 and 1")
-        require(0 < inner_lr < math.inf, f"--model.inner_lr: {inner_lr} is not allowed; give a number > 0")
+        bounded("--model.inner_lr", inner_lr, 0.0, above=True)
         require(0 < tau <= 1, f"--model.tau: {tau} is not allowed; give a number above 0, at most 1")
         for name, count in (("eval_episodes", eval_episodes), ("test_episodes", test_episodes)):
-            require(count >= 1, f"--model.{name}: {count} is not allowed; give an integer >= 1")
-        require(check_gradient >= 0, f"--model.check_gradient: {check_gradient} is not allowed; give an integer >= 0")
+            bounded(f"--model.{name}", count, 1, REPEATS)
+        bounded("--model.check_gradient", check_gradient, 0, REPEATS)
         self.solver, self.disturbance = as_dataclass(Solver, solver), as_dataclass(Disturbance, disturbance)
         self.agent, self.env, self.hidden_dim, self.model_hidden_dim = agent, env, hidden_dim, model_hidden_dim
         self.soft_value, self.eps, self.inner_lr, self.tau = SoftValue(alpha, discount), eps, inner_lr, tau

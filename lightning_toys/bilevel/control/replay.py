@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_toys.bilevel.control.environments import Transition
-from lightning_toys.errors import require
+from lightning_toys.errors import bounded, require
 from lightning_toys.training.noise import NoiseStream
 
 
@@ -70,7 +70,7 @@ class ReplayBuffer(nn.Module):
 
     def __init__(self, seeds: Sequence[int], observation_size: int, capacity: int) -> None:
         super().__init__()
-        require(capacity >= 1, f"--data.capacity: {capacity} is not allowed; give an integer >= 1")
+        bounded("--data.capacity", capacity, 1)
         self.seeds, self.observation_size, self.capacity = tuple(seeds), observation_size, capacity
         self.added = 0
         # zeros are pages that the system hands out as they are written to

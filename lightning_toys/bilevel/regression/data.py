@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from lightning_toys.bilevel.regression.drift import Drift, ExactLoss, Sine
 from lightning_toys.bilevel.regression.stream import Stream, StreamShape
-from lightning_toys.errors import require
+from lightning_toys.errors import bounded
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import DrawnLoader
 
@@ -56,8 +55,8 @@ class DriftStream(ToyDataModule):
         }
         for name, value in sizes.items():
             minimum = 4 if name.endswith("points") else 1  # an adjoint network holds a quarter of the points out
-            require(value >= minimum, f"--data.{name}: {value} is not allowed; give an integer >= {minimum}")
-        require(0 <= noise < math.inf, f"--data.noise: {noise} is not allowed; give a number >= 0")
+            bounded(f"--data.{name}", value, minimum, 10_000 if name == "window" else None)  # a matrix of window^2
+        bounded("--data.noise", noise, 0.0)
         self.window, self.drift = window, drift if drift is not None else Sine()
         self.shape = StreamShape(inputs, outputs, truth_hidden, inner_points, outer_points, noise)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
-from lightning_toys.errors import require
+from lightning_toys.errors import LARGEST, bounded, require
 
 Array = np.ndarray
 
@@ -43,7 +43,7 @@ class Drift:
 
 def require_finite(flag: str, value: float) -> None:
     """Raise a ToyError that names ``--data.drift.FLAG`` unless ``value`` is finite."""
-    require(math.isfinite(value), f"--data.drift.{flag}: {value} is not allowed; give a finite number")
+    bounded(f"--data.drift.{flag}", value, -LARGEST)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Piecewise(Drift):
         require(len(self.levels) > 0, "--data.drift.levels: [] is not allowed; give at least one level")
         for level in self.levels:
             require_finite("levels", level)
-        require(self.hold >= 1, f"--data.drift.hold: {self.hold} is not allowed; give an integer >= 1")
+        bounded("--data.drift.hold", self.hold, 1, 10_000)
 
     def mean(self, t: Array) -> Array:
         """See :meth:`Drift.mean`."""

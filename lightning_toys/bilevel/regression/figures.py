@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ from torch import Tensor
 from lightning_toys.bilevel.regression.metrics import mean_of_last_sixth, normalised
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, band, new_figure
 from lightning_toys.training.results import Report
+from lightning_toys.training.results_format import read_results
 
 BASELINES = {
     "oracle": ("best weights", "--"),
@@ -22,27 +24,28 @@ BASELINES = {
 }
 
 
-def draw_baselines(ax: Axes, references: dict[str, dict[str, float]]) -> None:
+def draw_baselines(ax: Axes, references: Mapping[str, Mapping[str, float | None]]) -> None:
     """Draw horizontal lines at the outer loss of fixed weights under an exact inner solver.
 
     Args:
         ax: of an outer loss.
         references: a report's: ``oracle``, ``uniform``, ``lag_1``, ``no_tracking`` to ``{"outer_loss": value}``.
     """
-    for name, (label, style) in BASELINES.items():
-        value = references.get(name, {}).get("outer_loss")
-        if value is not None and np.isfinite(value):
-            ax.axhline(value, color=GREY, linestyle=style, linewidth=1.1, label=f"{label}: {value:.3g}")
+    for label, (value, style) in drawn_baselines(references).items():
+        ax.axhline(value, color=GREY, linestyle=style, linewidth=1.1, label=f"{label}: {value:.3g}")
 
 
-def label_loss_axes(figure: Figure, ax: Axes, title: str) -> Figure:
+def drawn_baselines(references: Mapping[str, Mapping[str, float | None]]) -> dict[str, tuple[float, Any]]:
+    """Return the value and the style of each baseline's line by its label, those without a value left out."""
+    values = {name: references.get(name, {}).get("outer_loss") for name in BASELINES}
+    return {BASELINES[k][0]: (v, BASELINES[k][1]) for k, v in values.items() if v is not None and np.isfinite(v)}
+
+
+def label_loss_axes(ax: Axes) -> None:
     """Scale and label the axes of an outer loss."""
     ax.set_yscale("log")
     ax.set_xlabel("time t (steps)")
     ax.set_ylabel("outer loss, mean of 30 steps")
-    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
-    ax.set_title(title, fontsize=10)
-    return figure
 
 
 def draw_loss(report: Report, label: str) -> Figure:
@@ -53,7 +56,10 @@ def draw_loss(report: Report, label: str) -> Figure:
     band(ax, np.array(report.arrays["time"], dtype=float), rows, COLOURS[0], f"{label}, {seeds}")
     draw_baselines(ax, report.references)
     note = ": mean and 95 % interval over seeds" if len(rows) > 1 else ""
-    return label_loss_axes(figure, ax, f"{label}{note}; grey: exact inner solver")
+    label_loss_axes(ax)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    ax.set_title(f"{label}{note}; grey: exact inner solver", fontsize=10)
+    return figure
 
 
 def draw_weights(lam: Tensor, every: int, oracle: np.ndarray, label: str) -> Figure:
@@ -106,17 +112,30 @@ def draw_prediction(truth: Tensor, prediction: Tensor, label: str) -> Figure:
 
 
 def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
-    """Return the outer loss over time of runs (label to folder) in one figure; none if no run is finished."""
-    figure, axes = new_figure(size=(7.6, 5.2))
-    ax, references = axes[0, 0], {}
-    found = [(label, folder / "results.json") for label, folder in runs.items()]
-    shown = [(label, json.loads(path.read_text())) for label, path in found if path.exists()]
-    for i, (label, results) in enumerate(shown):
-        arrays, references = results["arrays"], results["references"]
-        rows = np.array(arrays["outer_loss"])
-        band(ax, np.array(arrays["time"], dtype=float), rows, COLOURS[i % len(COLOURS)], f"{label}, {len(rows)} seeds")
-    if not shown:
+    """Return the outer loss over time of runs (label to folder); none if no run is finished.
+
+    A panel holds the runs that share their baselines, which belong to one stream.
+    """
+    found = {label: folder / "results.json" for label, folder in runs.items()}
+    shown = {label: read_results(path) for label, path in found.items() if path.exists()}
+    panels: dict[str, list[str]] = {}
+    for label, results in shown.items():
+        panels.setdefault(repr(drawn_baselines(results["references"])), []).append(label)
+    if not panels:
         return {}
-    # lines belong to one stream: the last run's, as all are compared on it
-    draw_baselines(ax, {k: {m: x for m, x in v.items() if x is not None} for k, v in references.items()})
-    return {"outer_loss_curves": label_loss_axes(figure, ax, "mean and 95 % interval over seeds")}
+    colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(shown)}
+    figure, axes = new_figure(len(panels), 1, size=(7.6, 5.2 if len(panels) == 1 else 1.2 + 4.2 * len(panels)))
+    for ax, labels in zip(axes[:, 0], panels.values(), strict=True):
+        for label in labels:
+            arrays = shown[label]["arrays"]
+            rows = np.array(arrays["outer_loss"])
+            band(ax, np.array(arrays["time"], dtype=float), rows, colours[label], f"{label}, {len(rows)} seeds")
+        draw_baselines(ax, shown[labels[0]]["references"])
+        label_loss_axes(ax)
+        if len(panels) > 1:
+            ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    title = "mean and 95 % interval over seeds"
+    if len(panels) == 1:
+        figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    axes[0, 0].set_title(title, fontsize=10)
+    return {"outer_loss_curves": figure}

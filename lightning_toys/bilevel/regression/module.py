@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +36,8 @@ from lightning_toys.bilevel.regression.metrics import (
 )
 from lightning_toys.bilevel.regression.mlp import MLP
 from lightning_toys.bilevel.regression.stream import Stream
-from lightning_toys.errors import require
+from lightning_toys.errors import MOST, REPEATS, bounded, require
+from lightning_toys.nets import DEEPEST
 from lightning_toys.training.checkpoint_format import Like, unlike
 from lightning_toys.training.configuration import require_data, unused_flags
 from lightning_toys.training.inference import require_built, with_replica_axis
@@ -126,7 +126,7 @@ class WindowRegression(ToyModule):
             "adjoint_steps": adjoint_steps,
         }
         for name, count in integers.items():
-            require(count >= 1, f"--model.{name}: {count} is not allowed; give an integer >= 1")
+            bounded(f"--model.{name}", count, 1, DEEPEST if name == "layers" else MOST if name == "hidden" else REPEATS)
         positive = {
             "inner_lr": inner_lr,
             "outer_lr": outer_lr,
@@ -135,8 +135,8 @@ class WindowRegression(ToyModule):
             "adjoint_lr": adjoint_lr,
         }
         for name, value in positive.items():
-            require(0 < value < math.inf, f"--model.{name}: {value} is not allowed; give a number > 0")
-        require(0 <= damping < math.inf, f"--model.damping: {damping} is not allowed; give a number >= 0")
+            bounded(f"--model.{name}", value, 0.0, above=True)
+        bounded("--model.damping", damping, 0.0)
         require(
             unroll_steps <= inner_steps,
             f"--model.unroll_steps: {unroll_steps} is not allowed; give at most --model.inner_steps, {inner_steps}",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from lightning_toys.commands.compare.names import distinct, encodable, file_stem
+from lightning_toys.commands.compare.output import write_together
 from lightning_toys.commands.compare.own_figures import own_figures
-from lightning_toys.commands.compare.plots import pictures_of
-from lightning_toys.commands.compare.runs import Run, find_results, load_runs
+from lightning_toys.commands.compare.plots import pictures_of, png
+from lightning_toys.commands.compare.runs import Run, find_results, load_runs, questions
 from lightning_toys.commands.compare.tables import ResultTable, metrics_tables, paired_table, readout_tables, to_csv
-from lightning_toys.errors import ToyError, note
-from lightning_toys.training.files import set_aside, write_atomic
+from lightning_toys.errors import ToyError, note, printable
 
 
 def by_group(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -33,39 +35,60 @@ def tables_of(runs: Sequence[Run], baseline: Run) -> list[ResultTable]:
     return tables
 
 
+def question_remarks(runs: Sequence[Run]) -> list[str]:
+    """Return what there is to say where runs were asked different questions."""
+    if not (asked := questions([r.settings for r in runs])):
+        return []
+    keys = ", ".join(asked)
+    return [f"note: the runs differ in {keys}: errors are answers to different questions, in a table each"]
+
+
+def file_names(pictures: Sequence[str]) -> list[str]:
+    """Return a file's name for each picture."""
+    return [f"{stem}.png" for stem in distinct(map(file_stem, pictures))]
+
+
 def compare_runs(runs: Sequence[Run], out: Path, baselines: Mapping[str, Run] | None = None) -> None:
     """Print the comparison and write it as Markdown, CSV, LaTeX and pictures into ``out``.
+
+    All of it is made before the first file is written.
 
     Args:
         runs: of one experiment.
         out: a folder.
         baselines: by group, what differences are taken from; the first run of a group else.
+
+    Raises:
+        ToyError: the folder cannot be written, or an experiment's own figures fail; nothing is written.
     """
-    own = own_figures(runs)  # first: they read files of the runs, which may be refused
     groups = by_group(runs)
     first = {name: members[0] for name, members in groups.items()}
     tables = [s for name, x in groups.items() for s in tables_of(x, {**first, **(baselines or {})}[name])]
-    out.mkdir(parents=True, exist_ok=True)
     texts = {
         "comparison.md": "\n".join(s.markdown() for s in tables),
         "comparison.csv": to_csv(runs),
         "comparison.tex": "\n".join(s.latex() for s in tables),
     }
-    for name, text in texts.items():
-        set_aside(out / name)
-        write_atomic(out / name, text)
-    pictures = []
-    for figures in (*(pictures_of(x) for x in groups.values()), own):
-        for name, figure in figures.items():
-            path = out / f"{name}.png"
-            set_aside(path)
-            figure.savefig(path, dpi=150)
-            pictures.append(path)
+    own, remarks = own_figures(runs)
+    drawn = [(name, png(figure)) for x in groups.values() for name, figure in pictures_of(x).items()]
+    drawn += own.items()
+    pictures = dict(zip(file_names([name for name, _ in drawn]), (content for _, content in drawn), strict=True))
+    write_together(out, {name: text.encode() for name, text in texts.items()} | pictures)
+    for remark in (*question_remarks(runs), *remarks):
+        note(printable(remark))
+    show(tables)  # last: whoever reads them may stop, as `head` does
+    note(printable(f"tables: {out}/comparison.md, .csv, .tex"))
+    note(printable(f"pictures: {', '.join(str(out / name) for name in pictures)}"))
+
+
+def show(tables: Sequence[ResultTable]) -> None:
+    """Print tables, in what the terminal's encoding holds."""
     console = Console(width=None if Console().is_terminal else 150)
-    for table in tables:  # last: whoever reads them may stop, as `head` does
-        console.print(table.rich())
-    note(f"tables: {out}/comparison.md, .csv, .tex")
-    note(f"pictures: {', '.join(map(str, pictures))}")
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    for table in tables:
+        with console.capture() as held:
+            console.print(table.rich(encoding))
+        sys.stdout.write(encodable(held.get().replace("…", encodable("…", encoding)[:1]), encoding))
 
 
 def compare_folder(folder: Path, runs: Sequence[Path]) -> None:
@@ -85,11 +108,15 @@ def baselines_named(runs: Sequence[Run], asked: str) -> dict[str, Run]:
         exact = [r for r in members if asked in (r.label, r.name, r.folder.name)]
         hits = exact or [r for r in members if asked in r.name]
         if len(hits) > 1:
-            labels = ", ".join(repr(r.name) for r in members)
-            raise ToyError(f"--baseline: {asked!r} fits {len(hits)} of the runs; give one of {labels}")
+            raise ToyError(f"--baseline: {asked!r} fits {len(hits)} of the runs; give one of {names_of(members)}")
         if hits:
             out[group] = hits[0]
     if not out:
-        labels = ", ".join(repr(r.name) for r in runs)
-        raise ToyError(f"--baseline: {asked!r} fits 0 of the runs; give one of {labels}")
+        raise ToyError(f"--baseline: {asked!r} fits 0 of the runs; give one of {names_of(runs)}")
     return out
+
+
+def names_of(runs: Sequence[Run]) -> str:
+    """Return the runs' names for an error, the first of many."""
+    names = [repr(r.name if len(r.name) <= 120 else f"{r.name[:80]}...{r.name[-30:]}") for r in runs[:20]]
+    return ", ".join([*names, "..."] if len(runs) > 20 else names)

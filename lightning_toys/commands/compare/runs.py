@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ import yaml
 from lightning_toys.commands.experiments import public_name
 from lightning_toys.commands.settings import flatten, short_name
 from lightning_toys.commands.strict_yaml import strict_load
-from lightning_toys.errors import ToyError, note
+from lightning_toys.errors import ToyError, printable
+from lightning_toys.training.files import read_text
 from lightning_toys.training.results import is_main
 from lightning_toys.training.results_format import read_results
 
 MAX_KEYS = 4  # settings that a run's name spells out
+MOST_CONFIG_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Run:
         content: what it says.
         group: what tells its target from others'; empty where all runs have one. Errors on different targets are
             answers to different questions: they get a table each, and no differences.
+        settings: its flat model and data settings.
     """
 
     folder: Path
     label: str
     content: dict[str, Any]
     group: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -48,7 +52,7 @@ class Run:
         found = self.content["metrics"].get(metric)
         if found is None:
             return {}
-        return {s: v for s, v in zip(self.content["seeds"], found["values"], strict=True) if v is not None}
+        return {s: float(v) for s, v in zip(self.content["seeds"], found["values"], strict=True) if v is not None}
 
     @property
     def main_metrics(self) -> list[str]:
@@ -76,39 +80,44 @@ def natural(path: Path) -> list[tuple[int, str]]:
 
 
 def find_results(paths: Sequence[Path]) -> list[Path]:
-    """Return the results.json of each run folder named, or of all below a folder named.
+    """Return the results.json of each run folder named, or of all below a folder named, each once.
 
     Raises:
         ToyError: a path does not exist, or holds no results.
     """
-    out: list[Path] = []
+    out: dict[str, Path] = {}
     for path in paths:
         if not os.path.exists(path):  # Path's raises where a name is too long
             raise ToyError(f"compare: no file or folder {str(path)!r}")
-        if path.is_file():
-            found = [path]
-        elif (path / "results.json").is_file():
-            found = [path / "results.json"]
-        else:
-            found = sorted(path.rglob("results.json"), key=natural)
+        own = path / "results.json"
+        found = [own] if os.path.isfile(own) else [path]
+        if os.path.isdir(path) and found == [path]:
+            found = sorted(path.rglob(own.name), key=natural)
         if not found:
             raise ToyError(f"compare: no results.json in {path}; run `test` first")
-        out += [f for f in found if f not in out]
-    return out
+        for file in found:
+            out.setdefault(os.path.realpath(file), file)
+    return list(out.values())
 
 
 def settings(folder: Path) -> dict[str, Any]:
     """Return a run's flat model and data settings."""
     config = folder / "config.yaml"
-    if not config.is_file():
+    if not os.path.lexists(config):
         return {}
     try:
-        loaded = strict_load(config.read_text())
+        loaded = strict_load(read_text(config, MOST_CONFIG_BYTES))
     except (yaml.YAMLError, ValueError, OSError) as error:
-        raise ToyError(f"compare: {config} cannot be read ({' '.join(str(error).split())[:160]})") from None
+        raise ToyError(f"compare: {config} cannot be read ({reason(error)})") from None
     if not isinstance(loaded, dict):
         raise ToyError(f"compare: {config} is not a configuration")
     return flatten({k: loaded.get(k) for k in ("model", "data")})
+
+
+def reason(error: Exception) -> str:
+    """Return what an error says, on one line; of a file system's without the name of the file."""
+    said = getattr(error, "strerror", None) or error
+    return printable(" ".join(str(said).split()))[:160]
 
 
 def load_runs(files: Sequence[Path]) -> list[Run]:
@@ -122,23 +131,27 @@ def load_runs(files: Sequence[Path]) -> list[Run]:
         try:
             contents.append(read_results(file))
         except (ValueError, OSError) as error:
-            why = " ".join(str(error).split())
-            raise ToyError(f"compare: {file} is not a results.json of lightning_toys ({why})") from None
+            raise ToyError(f"compare: {file} is not a results.json of lightning_toys ({reason(error)})") from None
         check_module(file, contents[-1])
     experiments = sorted({c["experiment"] for c in contents})
     if len(experiments) > 1:
-        raise ToyError(f"compare: the runs are of different experiments: {', '.join(experiments)}")
+        shown = ", ".join(x[:60] for x in experiments[:6])
+        raise ToyError(f"compare: the runs are of different experiments: {shown}")
     flat = [c.get("settings") or settings(f.parent) for f, c in zip(files, contents, strict=True)]
-    if asked := [k for k in differing(flat) if k.startswith("data.target")]:
-        note(f"note: the runs differ in {', '.join(asked)}: errors are answers to different questions, in a table each")
+    asked = questions(flat)
     groups: dict[tuple[str, ...], list[int]] = {}
     for i, s in enumerate(flat):
         groups.setdefault(tuple(repr(s.get(k)) for k in asked), []).append(i)
     out: list[Run] = []
     for name, members in zip(group_names(asked, [flat[m[0]] for m in groups.values()]), groups.values(), strict=True):
         labels = labels_of([files[i] for i in members], [contents[i] for i in members], [flat[i] for i in members])
-        out += [Run(files[i].parent, x, contents[i], name) for i, x in zip(members, labels, strict=True)]
+        out += [Run(files[i].parent, x, contents[i], name, flat[i]) for i, x in zip(members, labels, strict=True)]
     return out
+
+
+def questions(flat: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the settings by which runs differ in what they were asked."""
+    return [k for k in differing(flat) if k.startswith("data.target")]
 
 
 def check_module(file: Path, content: dict[str, Any]) -> None:
@@ -183,12 +196,19 @@ def labels_of(files: Sequence[Path], contents: Sequence[dict[str, Any]], flat: S
     # of runs that differ in much, such as in their model, the settings would be no name
     spelt = len(keys) <= MAX_KEYS
     labels = [
-        (spelt and words(s, keys)) or content.get("label", file.parent.name)
+        (spelt and words(s, keys)) or content.get("label") or file.parent.name
         for file, content, s in zip(files, contents, flat, strict=True)
     ]
     if len(set(labels)) == len(labels):
         return labels
-    places = [f.parent.name for f in files]
-    if len(set(places)) < len(places):
-        places = [f"{f.parent.parent.name}/{f.parent.name}" for f in files]
-    return [f"{label} ({place})" for label, place in zip(labels, places, strict=True)]
+    return [f"{label} ({place})" for label, place in zip(labels, places([f.parent for f in files]), strict=True)]
+
+
+def places(folders: Sequence[Path]) -> list[str]:
+    """Return as much of the end of each path as tells them apart."""
+    absolute = [Path(os.path.abspath(f)) for f in folders]
+    for n in range(1, max(len(f.parts) for f in absolute)):
+        names = ["/".join(f.parts[-n:]) for f in absolute]
+        if len(set(names)) == len(names):
+            return names
+    return [str(f) for f in absolute]

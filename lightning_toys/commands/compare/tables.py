@@ -7,10 +7,14 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
-from lightning_toys.commands.compare.runs import Run
+from lightning_toys.commands.compare.names import encodable, latex_text, markdown_text
+from lightning_toys.commands.compare.runs import Run, differing, group_names
+from lightning_toys.errors import printable
 from lightning_toys.stats import format_estimate, holm, mean_ci, paired_difference
 
 MAX_COLUMNS = 6  # metrics in one table
@@ -24,37 +28,37 @@ class ResultTable:
     columns: list[str]
     rows: list[list[str]]
 
-    def rich(self) -> Table:
-        """Return it for the terminal."""
-        table = Table(title=self.title, title_justify="left", header_style="bold")
+    def rich(self, encoding: str = "utf-8") -> Table:
+        """Return it for a terminal of some encoding; words are shown as they are, without rich's own markup."""
+
+        def text(word: str, **how: Any) -> Text:
+            return Text(encodable(printable(word), encoding), **how)
+
+        rows = [[text(row[0]), *(text(word, no_wrap=True) for word in row[1:])] for row in self.rows]
+        table = Table(title=text(self.title), title_justify="left", header_style="bold")
         for i, column in enumerate(self.columns):
             if i == 0:
-                table.add_column(column, min_width=12, overflow="fold")
-            else:
-                table.add_column(column, justify="right", no_wrap=True)
-        for row in self.rows:
+                table.add_column(text(column), min_width=12, overflow="fold")
+            else:  # numbers stay whole, a long name above them is folded
+                width = max((row[i].cell_len for row in rows), default=1)
+                table.add_column(text(column), justify="right", overflow="fold", min_width=width)
+        for row in rows:
             table.add_row(*row)
         return table
 
     def markdown(self) -> str:
         """Return it as Markdown."""
-        lines = [f"**{self.title}**", "", "| " + " | ".join(self.columns) + " |"]
+        lines = [f"**{markdown_text(self.title)}**", "", "| " + " | ".join(map(markdown_text, self.columns)) + " |"]
         lines.append("|" + "|".join("---" if i == 0 else "---:" for i in range(len(self.columns))) + "|")
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        lines += ["| " + " | ".join(map(markdown_text, row)) + " |" for row in self.rows]
         return "\n".join(lines) + "\n"
 
     def latex(self) -> str:
         """Return it as a booktabs table."""
-
-        def cell(word: str) -> str:
-            for a, b in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
-                word = word.replace(a, b)
-            return word.replace(" ± ", r" $\pm$ ")
-
-        lines = [r"\begin{table}", rf"\caption{{{cell(self.title)}}}"]
+        lines = [r"\begin{table}", rf"\caption{{{latex_text(self.title)}}}"]
         lines += [rf"\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}", r"\toprule"]
-        lines += [" & ".join(map(cell, self.columns)) + r" \\", r"\midrule"]
-        lines += [" & ".join(map(cell, row)) + r" \\" for row in self.rows]
+        lines += [" & ".join(map(latex_text, self.columns)) + r" \\", r"\midrule"]
+        lines += [" & ".join(map(latex_text, row)) + r" \\" for row in self.rows]
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
@@ -76,18 +80,30 @@ def metrics_table(runs: Sequence[Run], metrics: Sequence[str]) -> ResultTable:
 
 def reference_rows(runs: Sequence[Run], metrics: Sequence[str]) -> list[list[str]]:
     """Return what needs no network: once, or once for each points that runs were judged on."""
-    found: dict[str, dict[tuple[str, ...], list[str]]] = {}
+    found: dict[str, dict[tuple[str, ...], list[Run]]] = {}
     for r in runs:
         for name, row in r.content["references"].items():
             cells = tuple(f"{row[m]:.4g}" if row.get(m) is not None else "-" for m in metrics)
             if set(cells) != {"-"}:
-                found.setdefault(name, {}).setdefault(cells, []).append(r.label)
+                found.setdefault(name, {}).setdefault(cells, []).append(r)
     rows = []
     for name, variants in found.items():
-        for cells, labels in variants.items():
-            of = f" ({labels[0]}{', ...' if len(labels) > 1 else ''})" if len(variants) > 1 else ""
-            rows.append([f"reference: {name}{of}", "", *cells])
+        for cells, whose in zip(variants, owners(list(variants.values())), strict=True):
+            rows.append([f"reference: {name}{whose}", "", *cells])
     return rows
+
+
+def owners(variants: Sequence[Sequence[Run]]) -> list[str]:
+    """Return whose each of several variants is: the settings that tell them apart, else labels of runs."""
+    if len(variants) < 2:
+        return [""] * len(variants)
+    first = [members[0].settings for members in variants]
+    shared = [k for k in differing(first) if all(not differing([{k: r.settings.get(k)} for r in m]) for m in variants)]
+    keys = sorted(shared, key=lambda k: not k.startswith("data."))  # it is the data that baselines are of
+    names = group_names(keys, first)
+    if keys and len(set(names)) == len(names) and not all(map(str.isdigit, names)):
+        return [f" ({name})" for name in names]
+    return [f" ({members[0].label}{', ...' if len(members) > 1 else ''})" for members in variants]
 
 
 def titled(runs: Sequence[Run], title: str) -> str:
@@ -144,21 +160,31 @@ def paired_table(runs: Sequence[Run], baseline: Run) -> ResultTable | None:
 
 
 def to_csv(runs: Sequence[Run]) -> str:
-    """Return every metric of every run and reference row, one a line."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "folder", "metric", "readout", "mean", "ci95_lo", "ci95_hi", "replicas", "values"])
+    """Return every metric of every run and reference row, one a line; a name is what a reader of CSV gets back."""
+    rows: list[list[Any]] = [["run", "folder", "metric", "readout", "mean", "ci95_lo", "ci95_hi", "replicas", "values"]]
     for r in runs:
+        run, folder = as_text(r.name), as_text(str(r.folder))
         for name in r.content["metrics"]:
             values = list(r.values(name).values())
             if not values:
                 continue
             metric, _, readout = name.partition("@")
             e = mean_ci(values)
-            row = [r.name, str(r.folder), metric, readout, e.mean, e.lo, e.hi, e.n, " ".join(map(repr, values))]
-            writer.writerow(["" if isinstance(x, float) and math.isnan(x) else x for x in row])
+            ends = ["" if math.isnan(x) else x for x in (e.mean, e.lo, e.hi)]
+            rows.append([run, folder, metric, readout, *ends, e.n, " ".join(map(repr, values))])
         for name, found in r.content["references"].items():
-            for metric, value in found.items():
-                if value is not None:
-                    writer.writerow([f"reference: {name} ({r.name})", str(r.folder), metric, "", value, "", "", "", ""])
-    return text.getvalue()
+            given = {metric: value for metric, value in found.items() if value is not None}
+            rows += [[f"reference: {name} ({run})", folder, m, "", value, "", "", "", ""] for m, value in given.items()]
+    return "".join(map(csv_line, rows))
+
+
+def csv_line(row: Sequence[Any]) -> str:
+    """Return a line of CSV, in which both characters that may end a line are quoted."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(row)  # it quotes what ends its own lines
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def as_text(name: str) -> str:
+    """Return a name as text; bytes that are none, in the name of a folder, are written out."""
+    return name.encode("utf-8", "backslashreplace").decode()

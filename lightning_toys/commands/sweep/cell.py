@@ -1,24 +1,23 @@
-"""A sweep's cells: what one is, how it is run, what is remembered of it, and how processes share them out."""
+"""A sweep's cells: what one is, how it is run by the process that owns its folder, and what is remembered of it."""
 
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from lightning_toys.commands.sweep.claims import STALE, Claim, ClaimLostError, look, take
+from lightning_toys.commands.sweep.pruning import PrunedError, Pruner, pruning
 from lightning_toys.commands.trainer.arguments import split_configs, without
 from lightning_toys.commands.trainer.toys_cli import run_trainer, without_summary
-from lightning_toys.errors import NonFiniteError, ToyError, is_disk_full, note
-from lightning_toys.training.callbacks import RescueCheckpoint
+from lightning_toys.errors import NonFiniteError, OwnershipLostError, RunFolderError, ToyError, is_disk_full, note
 from lightning_toys.training.files import write_atomic
-from lightning_toys.training.run_folder import SWEEP_MARK, holds_run
+from lightning_toys.training.ownership import HeldError, acquire, last_record
+from lightning_toys.training.run_folder import SWEEP_MARK
 
-CLAIMS = ".claims"  # beside the cells' folders
+COMMON = ".sweep"  # beside the cells' folders: whoever owns it makes the comparison, or drives the search
 
 
 @dataclass(frozen=True)
@@ -32,76 +31,88 @@ class Cell:
 
 @dataclass(frozen=True)
 class Task:
-    """A cell that has been checked, with the folder that it runs in; one without weights is tested only."""
+    """A cell with the folder that it runs in; one without weights is tested only."""
 
     cell: Cell
     folder: Path
     trains: bool = True
 
-    @property
-    def claims(self) -> Path:
-        """Where it is claimed."""
-        return self.folder.parent / CLAIMS / self.cell.name
-
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep's processes share out.
+    """What a sweep is to do.
 
     Attributes:
         base: the words that all cells have, configuration files first.
-        tasks: the cells; of a search, its trials, whose flags are chosen when they are taken.
-        stale: seconds without a sign of life after which a cell's holder counts as dead.
+        tasks: the cells; of a search, its trials, whose flags are chosen when they begin.
         search: the settings of a search.
         command: the user's words, for the record.
     """
 
     base: list[str]
     tasks: list[Task]
-    stale: float = STALE
     search: dict[str, Any] | None = None
     command: list[str] = field(default_factory=list)
 
-    def dump(self) -> str:
-        """Write the plan for another process."""
-        return json.dumps(asdict(self), default=str)
 
-    @staticmethod
-    def load(text: str) -> Plan:
-        """Read what :meth:`dump` wrote."""
-        found = json.loads(text)
-        tasks = []
-        for t in found.pop("tasks"):
-            c = t["cell"]
-            cell = Cell(c["name"], tuple(c["flags"]), tuple(c["configs"]))
-            tasks.append(Task(cell, Path(t["folder"]), t["trains"]))
-        return Plan(tasks=tasks, **found)
+@dataclass(frozen=True)
+class Order:
+    """All that a process needs to run one cell.
 
+    Attributes:
+        base: the words that all cells have.
+        task: the cell, its flags chosen.
+        session: names the sweep's driver. An owner of the same session is taken over at once: the driver gives a cell
+            out again only when its former process is lost.
+        metric: of a search; what its trials are judged by.
+        prunes: whether validations are to be reported, and may end the trial.
+        command: the user's words, for the record.
+    """
 
-class Chooser(Protocol):
-    """What a search adds to a sweep."""
-
-    def choose(self, task: Task) -> Cell:
-        """Return a trial with its flags."""
-
-    def report(self) -> None:
-        """Take note of the trials that have ended."""
-
-    def judge(self, folder: Path) -> None:
-        """Raise where a trial's results are of no use."""
+    base: list[str]
+    task: Task
+    session: str
+    metric: str | None = None
+    prunes: bool = False
+    command: list[str] = field(default_factory=list)
 
 
-def fingerprint(base: Sequence[str], cell: Cell) -> list[str]:
+@dataclass(frozen=True)
+class Outcome:
+    """How an order ended.
+
+    Attributes:
+        kind: ``done``, ``pruned``, ``settled`` (by somebody else), ``held`` or ``lost`` (to another process),
+            ``stopped`` (by a signal), ``unwritable`` (its folder), or why it failed: ``non-finite``, ``refused``,
+            ``crashed``.
+        reason: in words.
+    """
+
+    kind: str
+    reason: str = ""
+
+
+def fingerprint(base: Sequence[str], cell: Cell, read: Callable[[str], str] | None = None) -> list[str]:
     """Return what a cell is run with: its words, with the files' contents in place of their names.
 
     Without ``--data.num_workers``, which changes no number: another machine may go on with other processes.
+
+    Args:
+        base: the words that all cells have.
+        cell: the cell.
+        read: reads a file; a planner of many cells gives one that remembers.
     """
     configs, rest = split_configs(list(base))
     return [
-        *(Path(c).read_text() for c in (*configs, *cell.configs)),
+        *((read or read_file)(c) for c in (*configs, *cell.configs)),
         *without(rest, "--data.num_workers"),
         *cell.flags,
     ]
+
+
+def read_file(name: str) -> str:
+    """Return a file's text."""
+    return Path(name).read_text()
 
 
 def read_mark(folder: Path) -> dict[str, Any]:
@@ -110,7 +121,7 @@ def read_mark(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / SWEEP_MARK).read_text())
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or not {"flags", "trial"} & set(found):
         raise ToyError(
@@ -125,47 +136,9 @@ def write_mark(folder: Path, mark: dict[str, Any]) -> None:
     write_atomic(folder / SWEEP_MARK, json.dumps(mark, indent=1))
 
 
-def is_done(folder: Path, base: Sequence[str], cell: Cell) -> bool:
-    """Whether the cell was run to its end.
-
-    Raises:
-        ToyError: the folder holds a cell that was started with other flags or files.
-    """
-    mark, wanted = read_mark(folder), fingerprint(base, cell)
-    if mark.get("flags", wanted) != wanted:
-        raise ToyError(f"--run.variant: {folder} was swept with other settings; give another --run.variant")
-    return bool(mark.get("done"))
-
-
-def settled(task: Task) -> bool:
-    """Whether nothing is left to do for a cell: it is done, or failed."""
-    mark = read_mark(task.folder)
-    return bool(mark.get("done") or mark.get("failed"))
-
-
-def run_cell(
-    run: Callable[[list[str]], Any], task: Task, base: Sequence[str], cell: Cell, extra: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Fit a cell, from its last checkpoint where there is one, and test it; return the mark of one that is done."""
-    folder = task.folder
-    words = [*stacked(base, cell), "--run.name", cell.name]
-    last = folder / "checkpoints" / "last.ckpt"
-    resume: list[str] = []
-    if last.exists():
-        note("the cell goes on from its last checkpoint")
-        resume = ["--ckpt_path", "last"]
-    elif holds_run(folder):  # cut off before its first checkpoint: keep what is there, out of the way
-        k = 1
-        while folder.with_name(f"{folder.name}.cut-{k}").exists():
-            k += 1
-        os.rename(folder, folder.with_name(f"{folder.name}.cut-{k}"))
-    mark = {"flags": fingerprint(base, cell), "done": False, **(extra or {})}
-    write_mark(folder, mark)
-    if task.trains:
-        with without_summary():
-            run(["fit", *words, *resume])
-    run(["test", *words, *(("--ckpt_path", "last") if task.trains else ())])
-    return {**mark, "done": True}
+def is_settled(task: Task) -> bool:
+    """Whether nothing is left to do for a cell: it is done, was pruned, or failed."""
+    return bool({"done", "pruned", "failed"} & {k for k, v in read_mark(task.folder).items() if v})
 
 
 def stacked(base: Sequence[str], cell: Cell) -> list[str]:
@@ -174,102 +147,112 @@ def stacked(base: Sequence[str], cell: Cell) -> list[str]:
     return [*(w for c in (*configs, *cell.configs) for w in ("-c", c)), *rest, *cell.flags]
 
 
-def work(plan: Plan, chooser: Chooser | None = None, guess: bool = True) -> None:
-    """Take and run cells that nobody else holds, until there are none; ``guess`` how long it will take.
+def run_cell(order: Order, pruner: Pruner | None = None) -> Outcome:
+    """Run a cell from its last checkpoint, if there is one, and remember how it ended.
+
+    Args:
+        order: the cell.
+        pruner: is told the metric of each validation, and says whether to stop there.
 
     Raises:
-        ToyError: a cell's folder was swept with other settings.
+        Exception: what nobody foresees, once it has been noted in the cell's mark; and what is no fault of the cell.
     """
-    started = time.monotonic()
-    left = [i for i, t in enumerate(plan.tasks) if not settled(t)]
-    total, busy = len(left), True
-    while busy:  # until a whole round finds nothing to take
-        busy = False
-        for i in list(left):
-            task = plan.tasks[i]
-            claim = None if settled(task) else take(task.claims, plan.stale)
-            if claim is None:
-                continue
-            try:
-                if settled(task):  # since we looked
-                    continue
-                busy = True
-                left = [j for j in left if not settled(plan.tasks[j])]
-                gone = total - len(left)
-                eta = (time.monotonic() - started) / gone * len(left) / 60 if gone and guess else None
-                note(
-                    f"cell {i + 1} of {len(plan.tasks)}: {task.cell.name}"
-                    + (f", about {eta:.1f} min left" if eta is not None else "")
-                )
-                if claim.before.holder is not None:
-                    note(f"{claim.before.who} had started it and gives no more signs of life")
-                hold(plan, task, claim, run_trainer, chooser)
-            finally:
-                claim.release()
-        left = [j for j in left if not settled(plan.tasks[j])]
-
-
-def hold(plan: Plan, task: Task, claim: Claim, run: Callable[[list[str]], Any], chooser: Chooser | None = None) -> None:
-    """Run a cell that we hold, and remember how it ended."""
-    failed: dict[str, str] = {}
-    RescueCheckpoint.guard = claim.check
+    task = order.task
     try:
-        cell = chooser.choose(task) if chooser else task.cell
-        kept = {k: v for k, v in read_mark(task.folder).items() if k in ("trial", "params")}
-        mark = run_cell(run, task, plan.base, cell, kept)
-        if chooser:
-            chooser.judge(task.folder)
-        claim.check()
-        write_mark(task.folder, mark)
-    except ClaimLostError as error:
-        note(f"left to another: {task.cell.name} ({error})")
+        with acquire(task.folder, order.session):
+            return Outcome("settled") if is_settled(task) else run_owned(order, pruner)
+    except HeldError:
+        return Outcome("held", last_record(task.folder).who)
+    except OwnershipLostError as error:
+        return Outcome("lost", str(error))
+
+
+def run_owned(order: Order, pruner: Pruner | None) -> Outcome:
+    """See :func:`run_cell`; the cell's folder is this process's."""
+    task, folder = order.task, order.task.folder
+    kept = {k: v for k, v in read_mark(folder).items() if k in ("trial", "params")}
+    mark = {"flags": fingerprint(order.base, task.cell), "done": False, **kept}
+    write_mark(folder, mark)
+    failed: dict[str, str] = {}
+    try:
+        fit_and_test(order, pruner)
+        write_mark(folder, {**mark, "done": True})
+        return Outcome("done")
+    except PrunedError as stop:
+        write_mark(folder, {**mark, "pruned": {"step": stop.step, "value": stop.value}})
+        note(f"pruned at step {stop.step}: {order.metric} {stop.value:.4g}")
+        return Outcome("pruned", f"at step {stop.step}")
     except NonFiniteError as error:
         failed = {"kind": "non-finite", "reason": str(error)}
     except ToyError as error:
         failed = {"kind": "refused", "reason": str(error)}
-    except Exception as error:
-        if not is_disk_full(error):  # which is not the cell's fault: once there is room, it goes on
-            failed = {"kind": "crashed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    except (OwnershipLostError, RunFolderError):
         raise
-    finally:
-        RescueCheckpoint.guard = None
-        claim.touch()
-        if failed and not claim.lost:  # so that no other process tries it again
-            note(f"error: {failed['reason']} (in the cell {task.cell.name})")
-            write_mark(task.folder, {**read_mark(task.folder), "failed": failed})
-    if chooser:
-        chooser.report()
+    except Exception as error:
+        if not is_disk_full(error):  # which is no fault of the cell's: once there is room, it goes on
+            fail(task, {"kind": "crashed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+        raise
+    fail(task, failed)
+    return Outcome(failed["kind"], failed["reason"])
 
 
-def forget_failures(plan: Plan) -> None:
+def fit_and_test(order: Order, pruner: Pruner | None) -> None:
+    """Fit a cell and test it; of a trial, see that there is something to judge it by."""
+    task = order.task
+    words = [*stacked(order.base, task.cell), "--run.name", task.cell.name]
+    if task.trains:
+        watch = pruning(pruner, order.metric) if pruner and order.metric else nullcontext()
+        with without_summary(), watch:
+            run_trainer(["fit", *words, "--ckpt_path", "auto"])
+    run_trainer(["test", *words, *(("--ckpt_path", "last") if task.trains else ())])
+    if order.metric:
+        judge(task.folder, order.metric)
+
+
+def judge(folder: Path, metric: str) -> None:
+    """Look at a trial's results.
+
+    Raises:
+        ToyError: they lack the metric.
+        NonFiniteError: a replica's value is not finite.
+    """
+    found = metrics(folder)
+    if metric not in found:
+        raise ToyError(f"--search.metric: no {metric!r} in results.json; give one of {', '.join(found)}")
+    if None in found[metric]["values"]:
+        raise NonFiniteError(f"{metric} is not finite in every replica")
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    """Return the metrics of a results.json."""
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())["metrics"]
+    return found
+
+
+def fail(task: Task, failed: dict[str, str]) -> None:
+    """Note that a cell failed, so that nobody tries it again unasked."""
+    note(f"error: {failed['reason']} (in the cell {task.cell.name})")
+    write_mark(task.folder, {**read_mark(task.folder), "failed": failed})
+
+
+def forget_failures(plan: Plan, session: str) -> None:
     """Let cells that failed be run again, those that nobody holds."""
     for task in plan.tasks:
-        if read_mark(task.folder).get("failed") and (claim := take(task.claims, plan.stale)):
-            try:
+        if not read_mark(task.folder).get("failed"):
+            continue
+        try:
+            with acquire(task.folder, session):
                 mark = read_mark(task.folder)
                 mark.pop("failed", None)
                 write_mark(task.folder, mark)
-            finally:
-                claim.release()
+        except HeldError:
+            note(f"not run again, held by {last_record(task.folder).who}: {task.cell.name}")
 
 
 def failures(plan: Plan) -> dict[str, dict[str, str]]:
     """Return the cells that failed, with kind and reason."""
     marks = {t.cell.name: read_mark(t.folder).get("failed") for t in plan.tasks}
     return {name: failed for name, failed in marks.items() if failed}
-
-
-def holders(plan: Plan) -> tuple[list[str], int]:
-    """Return who holds the cells that are not settled, and how many of those nobody holds."""
-    found, free = [], 0
-    for task in plan.tasks:
-        if not settled(task):
-            link = look(task.claims)
-            if link.held(plan.stale):
-                found.append(link.who)
-            elif not settled(task):  # it ended while we looked
-                free += 1
-    return found, free
 
 
 def verdict(plan: Plan) -> None:

@@ -1,4 +1,7 @@
-"""sweep --search: Optuna chooses the flags of each trial; trials are cells, claimed and resumed like a grid's."""
+"""sweep --search: Optuna chooses the flags of each trial; trials are cells, run and resumed like a grid's.
+
+The driver alone speaks to Optuna: it asks before a trial begins and tells it of the end. The study is search.db.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import shlex
 import tempfile
 from collections.abc import Sequence
@@ -15,32 +19,35 @@ from typing import Any
 import numpy as np
 
 from lightning_toys.commands.sweep.cell import (
-    CLAIMS,
+    COMMON,
     Cell,
     Plan,
     Task,
     fingerprint,
+    is_settled,
+    metrics,
     read_mark,
-    settled,
     stacked,
     write_mark,
 )
-from lightning_toys.commands.sweep.claims import lock
+from lightning_toys.commands.sweep.samplers import pruner_of, sampler_of
 from lightning_toys.commands.sweep.search_space import corners, distribution, words
+from lightning_toys.commands.trainer.arguments import without
 from lightning_toys.commands.trainer.toys_cli import run_trainer
 from lightning_toys.errors import NonFiniteError, ToyError, did_you_mean, note
 from lightning_toys.stats import format_estimate, holm, mean_ci, paired_difference
 from lightning_toys.training.files import set_aside, write_atomic
+from lightning_toys.training.ownership import HeldError, acquire, last_record
 
 
 def trials(settings: dict[str, Any], first: Task) -> list[Task]:
-    """Return the trials as cells, whose flags are chosen when they are taken."""
+    """Return the trials as cells, whose flags are chosen when they begin."""
     names = [f"trial-{k:04d}" for k in range(settings["trials"])]
     return [Task(Cell(n, ()), first.folder.parent / n, first.trains) for n in names]
 
 
 class Search:
-    """A search's state: a study in search.db, which processes read and write one at a time.
+    """A search's state: a study in search.db, which one driver at a time reads and writes. A context manager.
 
     Args:
         plan: the trials, with the settings of the search.
@@ -51,34 +58,42 @@ class Search:
         self.plan, self.settings = plan, plan.search
         self.folder = plan.tasks[0].folder.parent
         self.metric = str(self.settings["metric"])
+        self.prunes = self.settings["pruner"] != "none"
         self.told: set[str] = set()
+        self.sampler: Any = None
         self.opened: Any = None
-        self.storage: Any = None
+        self.stack = contextlib.ExitStack()
 
     # the study
 
-    def lock(self) -> contextlib.AbstractContextManager[Any]:
-        """Keep other processes out of search.db."""
-        return lock(self.folder / CLAIMS / "search.db", self.plan.stale)
-
     def study(self) -> Any:
-        """Open the study; the lock is held.
+        """Open the study, and keep other drivers out of it until the end.
 
         Raises:
-            ToyError: it is of a search with other settings.
+            ToyError: another driver has it, or it is of a search with other settings.
         """
         if self.opened is None:
             import optuna
 
-            optuna.logging.set_verbosity(optuna.logging.WARNING)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            optuna.logging.set_verbosity(optuna.logging.ERROR)
+            try:
+                self.stack.enter_context(acquire(self.folder / COMMON))
+            except HeldError:
+                who = last_record(self.folder / COMMON).who
+                raise ToyError(
+                    f"--run.variant: {self.folder} is searched by {who}; wait until it has ended, or give another "
+                    "--run.variant"
+                ) from None
             storage = optuna.storages.RDBStorage(
                 f"sqlite:///{(self.folder / 'search.db').resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
             )
+            self.stack.callback(storage.engine.dispose)
+            self.stack.callback(storage.remove_session)
             study = optuna.create_study(
                 storage=storage, study_name="search", direction=self.settings["direction"], load_if_exists=True
             )
-            same = {k: v for k, v in self.settings.items() if k != "trials"}
+            usual = {"sampler": "tpe", "pruner": "none"}  # of searches that knew no others
+            same = {k: v for k, v in self.settings.items() if k != "trials" and usual.get(k) != v}
             asked = {"settings": same, "flags": fingerprint(self.plan.base, Cell("", ()))}
             if study.user_attrs.get("search", asked) != asked:
                 raise ToyError(
@@ -86,29 +101,30 @@ class Search:
                 )
             if "search" not in study.user_attrs:
                 study.set_user_attr("search", asked)
-            self.opened, self.storage = study, storage
+            self.opened = study
         return self.opened
 
-    def close(self) -> None:
-        """Close search.db."""
-        if self.storage is not None:
-            self.storage.remove_session()
-            self.storage.engine.dispose()
-            self.opened = self.storage = None
-
-    def check(self) -> None:
+    def __enter__(self) -> Search:
         """Refuse a folder of another search, and a metric that no trial will have, before any work.
 
         Raises:
             ToyError: either is the case.
         """
-        if (self.folder / "search.db").exists():
-            with self.lock():
+        try:
+            if (self.folder / "search.db").exists():
                 self.study()
-        known = next((t.folder for t in self.plan.tasks if (t.folder / "results.json").exists()), None)
-        names = list(metrics(known)) if known else self.rehearse()
-        if names and self.metric not in names:
-            raise self.unknown(names)
+            known = next((t.folder for t in self.plan.tasks if (t.folder / "results.json").exists()), None)
+            names = list(metrics(known)) if known else self.rehearse()
+            if names and self.metric not in names:
+                raise self.unknown(names)
+        except BaseException:
+            self.stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close search.db, and let others drive the search."""
+        self.stack.close()
 
     def unknown(self, names: Sequence[str]) -> ToyError:
         """Return the error of a metric that there is not."""
@@ -139,56 +155,60 @@ class Search:
     # trials
 
     def choose(self, task: Task) -> Cell:
-        """Return a trial with its flags: those it was started with, or new ones of Optuna's.
-
-        Those of trial k come from (seed, k) and the trials that have ended.
-        """
+        """Return a trial with its flags: those it was started with, or new ones of Optuna's."""
         if "params" not in read_mark(task.folder):
-            import optuna
-
-            with self.lock():
-                study = self.study()
-                self.tell(study)
-                index = int(task.cell.name.rpartition("-")[2])
-                key = np.random.SeedSequence([self.settings["seed"], index]).generate_state(1)[0]
-                study.sampler = optuna.samplers.TPESampler(seed=int(key))
+            study = self.study()
+            self.tell(study)
+            index = int(task.cell.name.rpartition("-")[2])
+            study.sampler = self.sampler = sampler_of(self.settings, index, len(study.trials), self.sampler)
+            try:
                 trial = study.ask({k: distribution(a) for k, a in self.settings["space"].items()})
-                write_mark(task.folder, {"trial": trial.number, "params": trial.params})
+            except ImportError as error:
+                lacks = error.name or str(error)
+                raise ToyError(f"--search.sampler: {lacks} is not installed; pip install {lacks}") from None
+            write_mark(task.folder, {"trial": trial.number, "params": trial.params})
         flags = words(read_mark(task.folder)["params"])
         note(f"{task.cell.name}: {shlex.join(flags)}")
         return Cell(task.cell.name, tuple(flags))
 
-    def judge(self, folder: Path) -> None:
-        """Look at a trial's results.
+    def prune(self, name: str, step: int, value: float) -> bool:
+        """Take note of a trial's validation; return whether it is to stop there."""
+        import optuna
 
-        Raises:
-            ToyError: they lack the metric.
-            NonFiniteError: a replica's value is not finite.
-        """
-        found = metrics(folder)
-        if self.metric not in found:
-            raise self.unknown(list(found))
-        if None in found[self.metric]["values"]:
-            raise NonFiniteError(f"{self.metric} is not finite in every replica")
+        if not math.isfinite(value):  # the trial will end by itself
+            return False
+        study = self.study()
+        if "first_validation" not in study.user_attrs:
+            study.set_user_attr("first_validation", step)
+        study.pruner = pruner_of(self.settings, study.user_attrs["first_validation"])
+        number = read_mark(self.folder / name)["trial"]
+        frozen = next(t for t in study.get_trials(deepcopy=False) if t.number == number)
+        trial = optuna.trial.Trial(study, frozen._trial_id)
+        if step not in frozen.intermediate_values:  # a trial that was cut off comes by here again
+            trial.report(value, step)
+        return trial.should_prune()
 
     def report(self) -> None:
         """Tell Optuna of the trials that have ended."""
-        with self.lock():
-            self.tell(self.study())
+        self.tell(self.study())
 
     def tell(self, study: Any) -> None:
-        """Tell of what has ended since; the lock is held."""
+        """Tell of what has ended since."""
         import optuna
 
+        known = optuna.trial.TrialState
         for task in self.plan.tasks:
+            if task.cell.name in self.told:
+                continue
             mark = read_mark(task.folder)
-            if task.cell.name in self.told or "trial" not in mark or not settled(task):
+            if "trial" not in mark or not is_settled(task):
                 continue
             if mark.get("done"):
                 value = float(np.mean(metrics(task.folder)[self.metric]["values"]))
                 study.tell(mark["trial"], value, skip_if_finished=True)
             else:
-                study.tell(mark["trial"], state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+                state = known.PRUNED if mark.get("pruned") else known.FAIL
+                study.tell(mark["trial"], state=state, skip_if_finished=True)
             self.told.add(task.cell.name)
 
     # the end
@@ -205,20 +225,19 @@ class Search:
 
         from lightning_toys.commands.compare.tables import ResultTable
 
-        with self.lock():
-            study = self.study()
-            self.tell(study)
-            ours = {read_mark(t.folder).get("trial") for t in self.plan.tasks}
-            for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
-                if trial.number not in ours:  # asked for by a process that died before it could start it
-                    study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        study = self.study()
+        self.tell(study)
+        ours = {read_mark(t.folder).get("trial") for t in self.plan.tasks}
+        for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+            if trial.number not in ours:  # asked for by a driver that died before it could start it
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         marks = {t.cell.name: read_mark(t.folder) for t in self.plan.tasks}
         sign = 1 if self.settings["direction"] == "minimize" else -1
         values = {
             t.cell.name: by_seed(t.folder, self.metric) for t in self.plan.tasks if marks[t.cell.name].get("done")
         }
         order = sorted(values, key=lambda n: sign * mean_ci(list(values[n].values())).mean)
-        failed = [n for n in marks if n not in values]
+        failed = [n for n in marks if marks[n].get("failed")]
         if not order:
             reasons = {marks[n]["failed"]["kind"] for n in failed}
             error = ToyError if reasons == {"refused"} else NonFiniteError
@@ -236,11 +255,10 @@ class Search:
             table.append(
                 [name, *(marks[name]["params"][k] for k in keys), estimate.mean, estimate.lo, estimate.hi, *kept]
             )
-        for name in failed:
-            params = marks[name].get("params", {})
-            rows.append(
-                [name, *(str(short(params.get(k, "-"))) for k in keys), marks[name]["failed"]["kind"], "", "-", "-"]
-            )
+        for name in (n for n in marks if n not in values):
+            params, mark = marks[name].get("params", {}), marks[name]
+            why = f"pruned at step {mark['pruned']['step']}" if mark.get("pruned") else mark["failed"]["kind"]
+            rows.append([name, *(str(short(params.get(k, "-"))) for k in keys), why, "", "-", "-"])
             table.append([name, *(params.get(k, "") for k in keys), "", "", ""])
         heads = ["trial", *(k.split(".")[-1] for k in keys), self.metric, "seeds", "minus the best", "p (Holm)"]
         trials_table = ResultTable(
@@ -273,23 +291,6 @@ class Search:
 def short(value: Any) -> Any:
     """Write a float in four digits."""
     return f"{value:.4g}" if isinstance(value, float) else value
-
-
-def without(line: Sequence[str], flag: str) -> list[str]:
-    """Drop a flag and its value from a command line."""
-    out: list[str] = []
-    for word in line:
-        if out and out[-1] == flag:
-            out.pop()
-        elif not word.startswith(f"{flag}="):
-            out.append(word)
-    return out
-
-
-def metrics(folder: Path) -> dict[str, Any]:
-    """Return the metrics of a results.json."""
-    found: dict[str, Any] = json.loads((folder / "results.json").read_text())["metrics"]
-    return found
 
 
 def by_seed(folder: Path, metric: str) -> dict[int, float]:

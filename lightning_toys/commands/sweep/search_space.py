@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 from typing import Any
 
 import numpy as np
 
 from lightning_toys.commands.strict_yaml import read_word, write_word
 from lightning_toys.commands.sweep.cell import Cell
+from lightning_toys.commands.sweep.samplers import check_samplers, grid_space
 from lightning_toys.errors import ToyError, did_you_mean
 
-SETTINGS = ("metric", "direction", "trials", "seed")
+SETTINGS = ("metric", "direction", "trials", "seed", "sampler", "pruner")
 DIRECTIONS = ("minimize", "maximize")
 KEYS = ("low", "high", "log", "int")
 SPACE = "{low: 1e-4, high: 1e-2, log: true}, {low: 1, high: 8, int: true} or {choices: [a, b]}"
@@ -76,7 +78,14 @@ def parse_search(found: dict[str, str]) -> dict[str, Any]:
     Raises:
         ToyError: a flag is unknown, missing or of no use; or optuna is not installed.
     """
-    settings: dict[str, Any] = {"direction": "minimize", "trials": 20, "seed": 0, "space": {}}
+    settings: dict[str, Any] = {
+        "direction": "minimize",
+        "trials": 20,
+        "seed": 0,
+        "space": {},
+        "sampler": "tpe",
+        "pruner": "none",
+    }
     for name, text in found.items():
         value = load(text)
         if name.startswith(("model.", "data.", "trainer.")):
@@ -100,6 +109,10 @@ def parse_search(found: dict[str, str]) -> dict[str, Any]:
         raise ToyError("--search.metric: is missing; give a metric of results.json, such as l2")
     if importlib.util.find_spec("optuna") is None:
         raise ToyError("--search: optuna is not installed; pip install 'lightning-toys[search]'")
+    check_samplers(settings)
+    if settings["sampler"] == "grid":
+        size = math.prod(len(v) for v in grid_space(settings["space"]).values())
+        settings["trials"] = min(settings["trials"], size) if "trials" in found else size
     return settings
 
 

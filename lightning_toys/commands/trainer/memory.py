@@ -1,10 +1,15 @@
-"""Errors that mean too little memory, and the setting that most likely asked for too much."""
+"""Sizes beyond what 64 bits, single precision or memory hold, and the setting that asked for them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+
+from lightning_toys.commands.settings import flatten
+from lightning_toys.errors import WHOLE, ToyError
+
+SINGLE = 3e38  # the largest number of single precision is 3.4e38
 
 
 def beyond_memory(error: Exception) -> str:
@@ -23,3 +28,20 @@ def largest(settings: dict[str, Any]) -> str:
     sizes = {k: v for k, v in settings.items() if isinstance(v, int) and k.startswith(("model.", "data."))}
     name = max(sizes, key=lambda k: sizes[k])
     return f"--{name}: {sizes[name]} is more than memory holds"
+
+
+def check_numbers(settings: dict[str, Any]) -> None:
+    """Refuse numbers that no tensor and no loop takes: the last net, below the bounds of the constructors.
+
+    Args:
+        settings: a verb's, nested.
+
+    Raises:
+        ToyError: names the flag.
+    """
+    for name, value in flatten(settings).items():
+        if isinstance(value, int) and not -WHOLE <= value <= WHOLE:
+            raise ToyError(f"--{name}: {str(value)[:40]} is not allowed; give an integer that 64 bits hold")
+        finite = isinstance(value, float) and abs(value) < float("inf")
+        if finite and abs(value) > SINGLE and name.startswith(("model.", "data.")):
+            raise ToyError(f"--{name}: {value:g} is not allowed; give a number up to {SINGLE:g} in size")

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback
 
-from lightning_toys.errors import note, require
+from lightning_toys.errors import bounded, did_you_mean, note, require
 from lightning_toys.training.compiling import check_compiler
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.monitors import monitoring
@@ -41,6 +42,7 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
     Raises:
         ToyError: names the flag.
     """
+    check_machine(trainer)
     precision = str(trainer.precision or "32-true")
     check_precision(precision, module.precisions)
     plugins = trainer.get("plugins")
@@ -70,6 +72,37 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
     check_callbacks(callbacks_of(trainer))
     if verb == "fit":
         check_fit(trainer, module, data)
+
+
+PROFILERS = ("simple", "advanced", "pytorch")  # xla's, where its package is not, ends in a traceback
+MANY = 4096  # processes on one machine, and machines
+
+
+def check_machine(trainer: Namespace) -> None:
+    """Refuse an accelerator that is not here, and numbers of devices and nodes that nobody has.
+
+    Raises:
+        ToyError: names the flag.
+    """
+    known, given = AcceleratorRegistry, trainer.accelerator
+    if isinstance(given, str) and given not in ("auto", "gpu"):
+        names = ("auto", "gpu", *known.available_accelerators())
+        hint = did_you_mean(given, names)
+        require(
+            given in names,
+            f"--trainer.accelerator: {given!r} is not allowed; give one of {', '.join(names)}{hint}",
+        )
+    if isinstance(given, str) and given != "auto":
+        kinds = ("cuda", "mps") if given == "gpu" else (given,)
+        here = any(known[k]["accelerator"].is_available() for k in kinds)
+        require(here, f"--trainer.accelerator: {given!r} is not allowed, there is none here; give auto or cpu")
+    profiler = trainer.get("profiler")
+    named = not isinstance(profiler, str) or profiler in PROFILERS
+    require(named, f"--trainer.profiler: {profiler!r} is not allowed; give one of {', '.join(PROFILERS)}")
+    devices = trainer.devices
+    if isinstance(devices, int) and devices != -1:
+        bounded("--trainer.devices", devices, 1, MANY)
+    bounded("--trainer.num_nodes", trainer.num_nodes, 1, MANY)
 
 
 def check_fit(trainer: Namespace, module: ToyModule, data: LightningDataModule | None) -> None:

@@ -31,6 +31,7 @@ from lightning_toys.training.ownership import Ownership, acquire
 from lightning_toys.training.reporting import FigureWriter
 from lightning_toys.training.run_folder import (
     RunFolder,
+    check_name,
     check_root,
     find_or_begin,
     new_run,
@@ -182,8 +183,8 @@ class SettingsCLI(LightningCLI):
         """Return root, experiment, variant and name of the run, refused where they are no folders' names."""
         for flag in ("variant", "name"):
             value = settings.run[flag]
-            if value is not None and (not value or set("/\0") & set(value) or value in (".", "..") or len(value) > 200):
-                raise ToyError(f"--run.{flag}: {value!r} is not allowed; give a folder's name, without /")
+            if value is not None:
+                check_name(f"--run.{flag}", value)
         root, variant, name = settings.run.root, settings.run.variant, settings.run.name
         given = flags(self.rest)
         if lies := self.run_of_config():  # where the run lies, which may not be where it was made
@@ -193,6 +194,7 @@ class SettingsCLI(LightningCLI):
         check_root(root)
         self.standing = {p for p in (Path(root), *Path(root).parents) if p.exists()}
         variant = variant or (Path(self.files[0]).stem if self.files else "unnamed")
+        check_name("--run.variant", variant)  # a file's name may be none for a folder
         return Path(root), experiment_class(settings.model.class_path).experiment_name(), variant, name
 
     def run_of_config(self) -> RunFolder | None:

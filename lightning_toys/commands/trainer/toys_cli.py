@@ -19,19 +19,20 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from lightning_toys.commands.settings import flatten, reproducible_settings, short_name
 from lightning_toys.commands.trainer.arguments import flags
-from lightning_toys.commands.trainer.memory import beyond_memory, largest
+from lightning_toys.commands.trainer.memory import beyond_memory, check_numbers, largest
 from lightning_toys.commands.trainer.parser import ToyParser, explain
 from lightning_toys.commands.trainer.rules import callbacks_of, check_figures, check_trainer, note_unused
 from lightning_toys.commands.trainer.settings import SettingsCLI
 from lightning_toys.errors import ToyError, note, process_rank, require, run_folder_error
 from lightning_toys.stats import format_estimate, mean_ci
-from lightning_toys.training.files import make_folder, set_aside, whole_file, write_atomic
+from lightning_toys.training.checkpoint_format import malformed_optimizers
+from lightning_toys.training.files import make_folder, set_aside, whole_file, write_atomic, write_beside
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.metrics_reader import read_run
 from lightning_toys.training.monitors import MonitorCheck, monitoring
@@ -76,7 +77,8 @@ class ToysCLI(SettingsCLI):
         # figures read metrics.csv, and results note the speed: both come after what they look at
         progress = Progress(shown=trainer.enable_progress_bar is not False)
         kwargs["enable_progress_bar"] = False  # Lightning's own counts batches, each of many steps
-        kwargs["callbacks"] = [MonitorCheck(), *given, progress, rescue, figures, results, TensorBoardLayout()]
+        ours = [progress, rescue, figures, results, TensorBoardLayout()]
+        kwargs["callbacks"] = [MonitorCheck(), *given, *ours, *more_callbacks.get()]
         kwargs["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in given)
         kwargs["default_root_dir"] = str(self.run.path)
         kwargs["logger"] = self.loggers(trainer.logger)
@@ -130,6 +132,9 @@ class ToysCLI(SettingsCLI):
         except ValueError as error:  # jsonargparse's report of a check in a constructor
             parser = self._subcommand_parsers[self.words[0]]
             raise ToyError(explain(str(error), ToyParser.command, parser)) from None
+        except (OverflowError, MemoryError, RuntimeError) as error:
+            raise self.too_large(error, str(self.subcommand)) from None
+        check_numbers(self.dump(str(self.subcommand)))
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
         self.model.sizes = self.model.measure(self.datamodule)
@@ -145,7 +150,7 @@ class ToysCLI(SettingsCLI):
         self.claim(bool(trainer.fast_dev_run))
         try:
             self.trainer = self.instantiate_trainer()
-        except (MisconfigurationException, TypeError, ValueError) as error:
+        except (MisconfigurationException, TypeError, ValueError, ImportError, RuntimeError) as error:
             raise ToyError(f"--trainer: {' '.join(str(error).split())}") from None
         if not self.dry:
             note_unused(trainer, self.model, str(self.subcommand), flags(self.rest))
@@ -164,8 +169,10 @@ class ToysCLI(SettingsCLI):
             raise ToyError(f"--ckpt_path: {self.checkpoint_path} does not fit the network: {why}{blame}")
         if why := self.model.extras_mismatch(checkpoint["toy"], int(checkpoint["global_step"]), resumes):
             raise ToyError(f"--ckpt_path: {self.checkpoint_path} cannot be used: toy.{why}")
-        if resumes and (why := self.model.optimizer_mismatch(checkpoint, net)):
-            raise ToyError(f"--ckpt_path: {self.checkpoint_path} cannot be gone on with: {why}")
+        reads = resumes or (self.subcommand == "test" and self.model.tests_optimizer)
+        if reads and (why := malformed_optimizers(checkpoint) or self.model.optimizer_mismatch(checkpoint, net)):
+            what = "gone on with" if resumes else "used"
+            raise ToyError(f"--ckpt_path: {self.checkpoint_path} cannot be {what}: {why}")
 
     def claim(self, fast_dev_run: bool) -> None:
         """Own the run's folder. A new one is made, so that a run started at the same moment takes the next number."""
@@ -192,7 +199,8 @@ class ToysCLI(SettingsCLI):
 
     def disown(self) -> None:
         """Leave the run's folder to whoever wants it; where nothing came of it, not even the folder is left."""
-        empty = self.ownership is not None and self.ownership.before.number < 0 and not self.run.used
+        mine = self.ownership  # a sweep that runs it as a cell holds it too, and goes on
+        empty = mine is not None and mine.holds == 1 and mine.before.number < 0 and not self.run.used
         super().disown()
         if empty and self.run.path.is_dir():
             self.leave()
@@ -204,15 +212,7 @@ class ToysCLI(SettingsCLI):
         settings["run"] = {"root": str(self.run.root), "variant": self.run.variant, "name": self.run.name}
         text = yaml.safe_dump(settings, sort_keys=False)
         make_folder(self.run.path)
-        first = self.run.path / "config.yaml"
-        if not first.exists():
-            write_atomic(first, text)
-        elif first.read_text() != text:
-            k = 1
-            while (other := first.with_name(f"config-{k}.yaml")).exists() and other.read_text() != text:
-                k += 1
-            if not other.exists():
-                write_atomic(other, text)
+        write_beside(self.run.path / "config.yaml", text)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Have Lightning read checkpoints as we do; its own default is torch's, which the environment can change."""
@@ -233,19 +233,28 @@ class ToysCLI(SettingsCLI):
             check_owned(self.run.path)  # an owner that lost the run may find its files gone
             raise run_folder_error(error, self.run.path) or error from None
         except Exception as error:
+            # Lightning's logger tells of a full disk as of a value that it does not support
+            if isinstance(cause := error.__cause__, OSError) and (told := run_folder_error(cause, self.run.path)):
+                raise told from None
             if type(error).__module__.startswith("wandb."):
                 why = " ".join(str(error).split())[:160]
                 raise ToyError(f"--trainer.logger: W&B says: {why} (WANDB_MODE=offline keeps runs here)") from None
-            if not isinstance(error, ToyError | MemoryError | RuntimeError | ValueError):
+            if not isinstance(error, ToyError | MemoryError | RuntimeError | ValueError | OverflowError):
                 raise
-            why = beyond_memory(error)
-            if not (why or isinstance(error, ToyError)):
-                raise
+            found = error if isinstance(error, ToyError) else self.too_large(error, subcommand)
             if fresh and self.trainer.global_step == 0 and self.trainer.is_global_zero:
                 self.leave()
-            if isinstance(error, ToyError):
-                raise
-            raise ToyError(f"{largest(flatten(self.dump(subcommand)))}: {why}; give smaller sizes") from None
+            raise found from None
+
+    def too_large(self, error: Exception, verb: str) -> ToyError:
+        """Return what to say of an error that means sizes beyond what memory or 64 bits hold; raise any other again."""
+        settings = self.dump(verb)
+        if isinstance(error, OverflowError):
+            check_numbers(settings)
+        why = beyond_memory(error)
+        if not why:
+            raise error
+        return ToyError(f"{largest(flatten(settings))}: {why}; give smaller sizes")
 
     def leave(self) -> None:
         """Take away what this command put into a new run's folder, and the folders that were made for it."""
@@ -336,6 +345,19 @@ def without_summary() -> Iterator[None]:
         yield
     finally:
         summarises.reset(token)
+
+
+more_callbacks: ContextVar[tuple[Callback, ...]] = ContextVar("more_callbacks", default=())
+
+
+@contextmanager
+def with_callbacks(*callbacks: Callback) -> Iterator[None]:
+    """Give the verbs run within it callbacks that are no settings. They come last: a checkpoint is written then."""
+    token = more_callbacks.set(callbacks)
+    try:
+        yield
+    finally:
+        more_callbacks.reset(token)
 
 
 def keep_in_run_folder(logger: WandbLogger, folder: Path) -> None:

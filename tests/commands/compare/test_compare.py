@@ -17,7 +17,7 @@ from scipy import stats as scipy_stats
 from lightning_toys import cli
 from lightning_toys.commands.compare.runs import find_results, load_runs
 from lightning_toys.commands.sweep import cell
-from lightning_toys.commands.sweep.command import cells, parse_grid
+from lightning_toys.commands.sweep.grid import cells, parse_grid
 from lightning_toys.stats import Estimate, format_estimate
 from tests.conftest import REPO, Runner
 from tests.processes import wait_for
@@ -84,7 +84,7 @@ def test_cells_run_once_and_compare(
     assert by_hand["metrics"] == swept["metrics"]
 
 
-@pytest.mark.slow  # tests/test_sweep_scale.py kills sweeps in the gate
+@pytest.mark.slow  # tests/commands/sweep kills sweeps in the gate
 def test_a_killed_sweep_goes_on(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL in the second cell: the first is not run again, the second resumes from its checkpoint."""
     flags = ("--model.seeds", "[0,1]", "--trainer.max_steps", "1500", "--model.network.hidden", "64")
@@ -214,7 +214,7 @@ def test_compare_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ([str(tmp_path / "a"), str(tmp_path / "b")], "different experiments"),
         ([str(tmp_path / "c")], "is not a results.json"),
         ([str(tmp_path / "a"), "--baseline", "zzz"], "fits 0 of the runs"),
-        ([str(tmp_path / "a"), "--out", "README.md"], "--out: README.md is no folder"),
+        ([str(tmp_path / "a"), "--out", "README.md"], "--out: 'README.md' is not allowed (it is no folder)"),
     ]:
         assert cli.main(["compare", *words]) == 2
         err = capsys.readouterr().err

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,28 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_toys.cli import main
+from tests.commands.compare.runs_of_others import METRIC, WHOLE, a_run, edited
 from tests.malformed import CORPUS, GOOD, Refusal, at
-
-METRIC = {"values": [1.0, 2.0], "mean": 1.5, "ci95": [0.0, 3.0]}
-WHOLE: dict[str, Any] = {
-    "experiment": "toy", "variant": "v", "seeds": [0, 1], "metrics": {"l2": METRIC, "l2@zeros/euler-1": METRIC},
-    "references": {"zero": {"l2": 0.9}}, "label": "a", "headline": ["l2"], "metric_labels": {"l2": "RMSE"},
-    "module": "lightning_toys.flow_vs_regression.FlowVsRegression", "settings": {"model.lr": 0.1},
-}  # fmt: skip
-
-
-def edited(path: str, value: Any) -> dict[str, Any]:
-    tree = copy.deepcopy(WHOLE)
-    *heads, last = path.split("/")
-    node: Any = tree
-    for head in heads:
-        node = node[head]
-    if value is ...:
-        del node[last]
-    else:
-        node[last] = value
-    return tree
-
 
 NAN, INF = float("nan"), float("inf")
 CONTENTS: dict[str, Any] = {
@@ -89,12 +67,6 @@ CONTENTS: dict[str, Any] = {
     "module_no_class": edited("module", "lightning_toys.cli.main"),
     "module_a_package": edited("module", "lightning_toys.cli.os"),
 }
-
-
-def a_run(folder: Path, content: Any = WHOLE) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return folder
 
 
 @pytest.mark.parametrize("name", CONTENTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import signal
@@ -12,13 +13,15 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import torch
 
 from lightning_toys import cli
-from lightning_toys.commands.sweep.search import without
-from lightning_toys.commands.sweep.search_space import corners, parse_axis
+from lightning_toys.commands.sweep.samplers import pruner_of, sampler_of
+from lightning_toys.commands.sweep.search_space import corners, distribution, parse_axis
 from lightning_toys.errors import ToyError
-from tests.commands.sweep.test_scale import fork, holder, metrics, wait_for
+from tests.commands.sweep.test_cells import metrics, stop_in_the_middle, wait_for
 from tests.conftest import Runner
+from tests.processes import fork
 
 LR = ("--search.model.lr", "{low: 1e-4, high: 1e-2, log: true}")
 LAYERS = ("--search.model.network.layers", "{choices: [1, 2]}")
@@ -39,36 +42,25 @@ def mark(folder: Path, k: int) -> dict[str, Any]:
     return found
 
 
-def test_two_processes_share_a_search_and_one_is_killed(
-    runner: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The other goes on with the trial that was cut off; trials and numbers are those of one process."""
+def test_a_search_whose_driver_is_killed_goes_on(runner: Runner, tmp_path: Path) -> None:
+    """With the trial that was cut off; trials and numbers are those of a search that nobody killed."""
     flags = ("--search", *LR, *LAYERS, "--search.trials", "3", "--search.metric", "l2", "--model.seeds", "[0,1,2]")
-    flags += ("--trainer.max_steps", "800", "--checkpoint.every_n_steps", "50")
+    flags += ("--trainer.max_steps", "600", "--checkpoint.every_n_steps", "50")
     words = runner.words("sweep", "regression", *flags, "--run.variant", "two")
     folder = runner.root / "flow_vs_regression" / "two"
-    says = [tmp_path / "says-0", tmp_path / "says-1"]
-    pids = [fork(lambda: cli.main(words), s) for s in says]
-
-    def victim() -> int | None:
-        for k in range(3):
-            run = folder / f"trial-{k:04d}"
-            if (run / "checkpoints" / "last.ckpt").exists() and (pid := holder(folder, run.name)):
-                os.kill(pid, signal.SIGSTOP)
-                if holder(folder, run.name) == pid and not (run / "results.json").exists():
-                    return pid
-                os.kill(pid, signal.SIGCONT)
-        return None
-
-    pid = wait_for(victim)
+    pid = fork(lambda: cli.main(words), tmp_path / "says")
+    runs = [folder / f"trial-{k:04d}" for k in range(3)]
+    wait_for(lambda: stop_in_the_middle(runs))
+    code, err = runner.raw(*words)  # one driver at a time
+    assert code == 2
+    assert "two is searched by" in err
+    assert f"(process {pid}" in err
     os.kill(pid, signal.SIGKILL)
-    codes = {p: os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in pids}
-    text = "\n".join(s.read_text() for s in says)
-    assert codes == {p: -9 if p == pid else 0 for p in pids}, text
-    assert "the cell goes on from its last checkpoint" in text
+    os.waitpid(pid, 0)
+    runner.ok("sweep", "regression", *flags, "--run.variant", "two")
     found = states(folder)
     assert [s for s, _, _ in found.values()] == ["COMPLETE"] * 3
-    runner.ok("sweep", "regression", *flags, "--run.variant", "one")
+    text = runner.ok("sweep", "regression", *flags, "--run.variant", "one")
     alone = folder.with_name("one")
     for k in range(3):
         assert mark(folder, k)["params"] == mark(alone, k)["params"]
@@ -152,6 +144,31 @@ def test_trials_that_blow_up_are_told_as_failed(runner: Runner, capsys: pytest.C
         ([*LR, "--search.trials", "0"], "--search.trials: '0' is not allowed; give an integer >= 1"),
         ([*LR, "--search.direction", "up"], "--search.direction: 'up' is not allowed; give one of minimize, maximize"),
         ([*LR, "--search.trial", "3"], "--search.trial: no such flag; give metric, direction, trials, seed"),
+        (
+            [*LR, "--search.sampler", "tp"],
+            "--search.sampler: 'tp' is not allowed; give one of tpe, cmaes",
+        ),
+        (
+            [*LR, "--search.sampler", "grid"],
+            "--search.sampler: grid is not allowed with the range of",
+        ),
+        (
+            [*LR, "--search.sampler", "optuna.samplers.Nothing"],
+            "--search.sampler: 'optuna.samplers.Nothing'",
+        ),
+        ([*LR, "--search.sampler", "no.such.Class"], "--search.sampler: 'no.such.Class' is not allowed (No module"),
+        (
+            [*LR, "--search.sampler", "pathlib.Path"],
+            "--search.sampler: 'pathlib.Path' is not allowed; it is no",
+        ),
+        (
+            [*LR, "--search.pruner", "hyper"],
+            "--search.pruner: 'hyper' is not allowed; give one of none, median",
+        ),
+        (
+            [*LR, "--search.pruner", "optuna.pruners.PercentilePruner"],
+            "--search.pruner: 'optuna.pruners.Perc",
+        ),
         ([*LR, "--search.metric", "l3"], "--search.metric: no 'l3' in results.json; give one of l1, l2"),
         ([*LR, "--model.lr", "0.1"], "--model.lr: given beside --search.model.lr; give one of them"),
         ([*LR, "--grid.model.mode", "[flow]"], "--grid, --search: not allowed together"),
@@ -176,6 +193,77 @@ def test_metric_and_optuna_are_needed(runner: Runner, monkeypatch: pytest.Monkey
     assert (code, err) == (2, "error: --search: optuna is not installed; pip install 'lightning-toys[search]'\n")
 
 
+def test_a_pruned_trial_stops_at_its_validation(runner: Runner) -> None:
+    """The worst of four are stopped early, are told to Optuna as pruned, and stand in the table as such."""
+    space = ("--search.model.lr", "{choices: [0.001, 0.002, 1e-7, 1e-8]}", "--search.sampler", "grid")
+    flags = (*space, "--search.pruner", "pruners.Early", "--search.metric", "l2", "--model.seeds", "[0]")
+    flags += ("--run.variant", "a")
+    flags += ("--trainer.max_steps", "300", "--trainer.val_check_interval", "100")
+    err = runner.ok("sweep", "regression", *flags)
+    folder = runner.root / "flow_vs_regression" / "a"
+    found = states(folder)
+    assert len(found) == 4  # a grid has as many trials as points
+    pruned = {n for n, (state, _, _) in found.items() if state == "PRUNED"}
+    marks = {k: mark(folder, k) for k in range(4)}
+    assert pruned == {m["trial"] for m in marks.values() if m["params"]["model.lr"] in ("1e-7", "1e-8")}
+    assert len(pruned) == 2
+    for k, m in marks.items():
+        run = folder / f"trial-{k:04d}"
+        if m["trial"] in pruned:
+            assert m["pruned"]["step"] == 100
+            assert m["done"] is False
+            assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 100
+        else:
+            assert m["done"]
+    assert err.count("pruned at step 100: l2 ") == 2
+    assert (folder / "comparison" / "trials.md").read_text().count("pruned at step 100") == 2
+    assert "4 of 4 cells are done already" in runner.ok("sweep", "regression", *flags)
+
+
+SPACE = {"a": {"low": 0.0, "high": 1.0, "log": False, "int": False}, "b": {"choices": ["x", "y"]}}
+
+
+def ask(settings: dict[str, Any], study: Any, index: int, last: Any) -> tuple[dict[str, Any], Any]:
+    study.sampler = last = sampler_of(settings, index, len(study.trials), last)
+    trial = study.ask({k: distribution(a) for k, a in settings["space"].items()})
+    study.tell(trial, trial.params.get("a", 0.5) ** 2)
+    return trial.params, last
+
+
+@pytest.mark.parametrize("name", ["tpe", "cmaes", "random", "grid", "gp", "optuna.samplers.QMCSampler"])
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_samplers(name: str) -> None:
+    """Each proposes as many different trials as there can be; another driver goes on with others; a seed repeats."""
+    if name == "cmaes":
+        pytest.importorskip("cmaes")
+    space = {"b": {"choices": [*"stuvwxyz"]}, "c": SPACE["b"]} if name == "grid" else SPACE
+    settings = {"sampler": name, "seed": 3, "space": space}
+    runs = []
+    for _ in range(2):
+        study, last, seen = optuna.create_study(), None, []
+        for k in range(14):
+            if k == 7:
+                last = None  # the driver was killed, and started again
+            params, last = ask(settings, study, k, last)
+            seen.append(params)
+        runs.append(seen)
+    assert len({json.dumps(p) for p in runs[0]}) >= (10 if name == "gp" else 14)  # which may settle on the best
+    assert runs[0] == runs[1]
+
+
+def test_a_sampler_s_package_is_named(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "cmaes" else true(name, *a))
+    code, err = runner.code("sweep", "regression", *LR, "--search.metric", "l2", "--search.sampler", "cmaes")
+    assert (code, err) == (2, "error: --search.sampler: cmaes needs cmaes: pip install cmaes\n")
+
+
+def test_pruners_know_when_trials_are_first_judged() -> None:
+    assert type(pruner_of({"pruner": "median"}, 100)).__name__ == "MedianPruner"
+    hyperband = pruner_of({"pruner": "hyperband"}, 100)
+    assert hyperband._min_resource == 100
+
+
 def test_spaces() -> None:
     assert parse_axis("model.lr", "{low: 1e-4, high: 1e-2, log: true}") == {
         "low": 1e-4,
@@ -195,5 +283,3 @@ def test_spaces() -> None:
     assert len(found) == 1 + 1 + 2
     assert {f[1] for f in found} == {"1", "8"}
     assert {f[3] for f in found} == set(sizes["choices"])
-    assert without(["-c", "a", "--x", "1", "--y=2"], "--x") == ["-c", "a", "--y=2"]
-    assert without(["-c", "a", "--x", "1", "--y=2"], "--y") == ["-c", "a", "--x", "1"]

@@ -1,0 +1,110 @@
+"""Every number that a configuration can give has bounds, and is refused beyond them before anything is made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+
+from lightning_toys.commands.experiments import exported
+from lightning_toys.errors import LARGEST, ToyError, bounded
+from lightning_toys.imports import load_class
+from lightning_toys.training.callbacks import RescueCheckpoint
+from lightning_toys.training.reporting import FigureWriter
+
+WRONG: dict[type, list[Any]] = {
+    int: [2**63, 10**30, -(2**70), -1],
+    float: [math.nan, math.inf, -math.inf, 1e300, -1e300],
+}
+NEEDED: dict[str, dict[str, Any]] = {  # what a class cannot be made without
+    "FlowVsRegression": {"mode": "flow", "seeds": [0]},
+    "Mixture": {"means": [[0.0, 0.0]], "stds": 0.1},
+    "WordProblemData": {"tokens": "."},
+}
+MAY_BE_NEGATIVE = {("every_n_train_steps", -1)}
+
+
+def kinds_in(annotation: Any) -> set[type]:
+    """The types that an annotation allows, those within lists and unions too."""
+    if typing.get_origin(annotation) is Literal:
+        return set()
+    inner = typing.get_args(annotation)
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType) or inner:
+        return {kind for part in inner for kind in kinds_in(part)}
+    return {annotation} if isinstance(annotation, type) else set()
+
+
+def in_a_list(annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(in_a_list(part) for part in typing.get_args(annotation))
+    return isinstance(origin, type) and issubclass(origin, typing.Sequence | tuple)  # type: ignore[arg-type]
+
+
+def classes() -> Iterator[type]:
+    """Every class that a configuration may name, and the dataclasses of their settings."""
+    todo: list[Any] = [*(load_class(path) for _, path in exported()), FigureWriter, RescueCheckpoint]
+    seen: set[type] = set()
+    while todo:
+        kind = todo.pop(0)
+        if kind in seen or not isinstance(kind, type):
+            continue
+        seen.add(kind)
+        yield kind
+        for annotation in typing.get_type_hints(kind.__init__).values():
+            todo += [k for k in kinds_in(annotation) if dataclasses.is_dataclass(k)]
+
+
+def settings() -> Iterator[tuple[type, str, Any]]:
+    """Every setting that is a number, with its class and annotation."""
+    for kind in classes():
+        hints = typing.get_type_hints(kind.__init__)
+        for name in inspect.signature(kind).parameters:
+            if {int, float} & kinds_in(hints.get(name)):
+                yield kind, name, hints[name]
+
+
+SETTINGS = list(settings())
+
+
+def test_there_are_settings_of_every_experiment() -> None:
+    assert len(SETTINGS) > 150
+    assert len({kind.__module__.split(".")[1] for kind, _, _ in SETTINGS}) >= 6
+
+
+@pytest.mark.parametrize(("kind", "name", "annotation"), SETTINGS, ids=lambda x: getattr(x, "__name__", str(x)[:20]))
+def test_a_number_out_of_bounds(kind: type, name: str, annotation: Any) -> None:
+    number = int if int in kinds_in(annotation) and float not in kinds_in(annotation) else float
+    for value in WRONG[number]:
+        given = [value] if in_a_list(annotation) else value
+        with pytest.raises(ToyError) as caught:
+            kind(**{**NEEDED.get(kind.__name__, {}), name: given})
+        assert name in str(caught.value), (value, caught.value)
+
+
+def test_what_is_allowed_is_said() -> None:
+    for value, low, above, says in (
+        (0, 1, False, "--x: 0 is not allowed; give an integer >= 1, at most 100000000"),
+        (2**63, 1, False, "--x: 9223372036854775808 is not allowed; give an integer >= 1, at most 100000000"),
+        (0.0, 0.0, True, "--x: 0.0 is not allowed; give a number > 0, at most 1e+30"),
+        (1e300, -LARGEST, False, "--x: 1e+300 is not allowed; give a number from -1e+30 to 1e+30"),
+        (10**4000, 1, False, f"--x: {'1' + '0' * 39}... is not allowed; give an integer >= 1, at most 100000000"),
+        (None, 1, False, "--x: None is not allowed; give an integer >= 1, at most 100000000"),
+    ):
+        with pytest.raises(ToyError) as caught:
+            bounded("--x", value, low, above=above)  # type: ignore[arg-type]
+        assert str(caught.value) == says
+    for value, low, above in (
+        (1, 1, False),
+        (10**8, 1, False),
+        (1e30, 0.0, True),
+        (5e-324, 0.0, True),
+        (0.0, 0.0, False),
+    ):
+        bounded("--x", value, low, above=above)
