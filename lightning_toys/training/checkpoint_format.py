@@ -22,15 +22,17 @@ LOOP: dict[str, Any] = {  # of Lightning's fit loop, what our steps are counted 
     "epoch_loop.manual_optimization.optim_step_progress": {"total": COUNTS, "current": COUNTS},
     "state_dict": {"combined_loader": [{"next_step": 0}]},
 }
+JUDGING: dict[str, Any] = {"state_dict": {}, "batch_progress": {"total": COUNTS, "current": COUNTS}}
 FORM: dict[str, Any] = {
     "state_dict": {},
+    "loops": dict.fromkeys(("validate_loop", "test_loop", "predict_loop"), JUDGING),  # each is taken up by its verb
     "global_step": 0,
     "pytorch-lightning_version": "",
     "toy": {"seeds": [0], "sizes": {}, "config": {"model": {"class_path": "", "init_args": {}}}},
 }
 RESUMED: dict[str, Any] = {
     "epoch": 0,
-    "loops": {"fit_loop": LOOP},
+    "loops": {**FORM["loops"], "fit_loop": LOOP},
     "callbacks": {},
     "optimizer_states": [{"state": {}, "param_groups": [{}]}],
     "lr_schedulers": [],

@@ -192,6 +192,7 @@ def child(case: Case, templates: Path, box: Path) -> None:
     os.chdir(folder)
     for variable in ("HOME", "TMPDIR", "XDG_CACHE_HOME"):
         os.environ[variable] = str(box / "home")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(box / "home" / "inductor")
     (box / "home").mkdir()
     tempfile.tempdir = None  # it keeps what it has found before
     for number, name in enumerate((os.devnull, str(box / "out"), str(box / "err"))):
