@@ -27,13 +27,13 @@ FORM: dict[str, Any] = {
     "state_dict": {},
     "loops": dict.fromkeys(("validate_loop", "test_loop", "predict_loop"), JUDGING),  # each is taken up by its verb
     "global_step": 0,
+    "callbacks": {},
     "pytorch-lightning_version": "",
     "toy": {"seeds": [0], "sizes": {}, "config": {"model": {"class_path": "", "init_args": {}}}},
 }
 RESUMED: dict[str, Any] = {
     "epoch": 0,
     "loops": {**FORM["loops"], "fit_loop": LOOP},
-    "callbacks": {},
     "optimizer_states": [{"state": {}, "param_groups": [{}]}],
     "lr_schedulers": [],
 }
@@ -59,6 +59,9 @@ def malformed(checkpoint: Mapping[str, Any], resumes: bool) -> str:
         return f"state_dict.{wrong[0]} is no tensor"
     if wrong := [k for k, v in weights.items() if k.startswith(NETWORKS) and not bool(v.isfinite().all())]:
         return f"state_dict.{wrong[0]} is not finite"
+    for name, state in checkpoint["callbacks"].items():  # every verb hands them on
+        if not isinstance(state, dict) or not isinstance(state.get("best_mean", 0.0), int | float):
+            return f"callbacks.{name} is {describe(state)}"
     return out_of_step(checkpoint) if resumes else ""
 
 
@@ -75,16 +78,13 @@ def of_another_lightning(version: str) -> str:
 
 
 def out_of_step(checkpoint: Mapping[str, Any]) -> str:
-    """Return which of a checkpoint's parts are not of its step, or no callback's state; empty if none."""
+    """Return which of a checkpoint's parts are not of its step; empty if none."""
     loop, step = checkpoint["loops"]["fit_loop"], checkpoint["global_step"]
     taken = loop["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"]
     position = loop["state_dict"]["combined_loader"][0]["next_step"]
     for what, at in (("its optimisers have completed", taken), ("its data are at", position)):
         if at != step:
             return f"{what} step {at}, its weights are of step {step}"
-    for name, state in checkpoint["callbacks"].items():
-        if not isinstance(state, dict) or not isinstance(state.get("best_mean", 0.0), int | float):
-            return f"callbacks.{name} is {describe(state)}"
     return ""
 
 

@@ -71,6 +71,7 @@ class MetricsCSV(Logger):
         """Take up the file of an earlier run in the same folder."""
         self.opened = True
         if not self.path.exists():
+            set_aside(self.path)  # a link to nowhere
             return
         rows = read_csv(self.path)
         kept = [r for r in rows if self.resume_step is None or int(r["step"]) <= self.resume_step]

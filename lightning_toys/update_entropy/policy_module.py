@@ -87,6 +87,7 @@ class PolicyModule(PolicyInference):
         """See :meth:`ToyModule.measure`."""
         data = require_data(data, TextData)
         if self.backbone is not None:
+            data.tokenizer.eos_token_id  # noqa: B018 - its files are read, and refused, before anything is written
             return {"vocabulary": 0, "positions": 0}  # the backbone has its own
         positions = data.max_prompt_length + data.max_response_length + EXTRA_TOKENS
         return {"vocabulary": data.tokenizer.vocab_size, "positions": positions}
