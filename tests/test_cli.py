@@ -89,7 +89,7 @@ BAD = [
     (("--trainer.max_step", "2"), "--trainer.max_step: no such flag", "did you mean --trainer.max_steps?"),
     (("--model.seeds", "[1,1]"), "--model.seeds: [1, 1]", "twice"),
     (("--model.seeds", "[99999999999999999999]"), "--model.seeds: [99999999999999999999]", "[0, 2^63)"),
-    (("--data.seed", "99999999999999999999"), "--data.seed: 99999999999999999999", "[0, 2^63)"),
+    (("--data.seed", "99999999999999999999"), "--data.seed: 99999999999999999999", "at most 9223372036854775807"),
     (
         ("--data.target.components", "5"),
         "--data.target.components: the class chosen does not take it",
@@ -133,7 +133,7 @@ BAD = [
     (("--trainer.overfit_batches", "3"), "--trainer.overfit_batches", "--data.num_train"),
     (("--run.variant", "a/b"), "--run.variant: 'a/b' is not allowed", "without /"),
     (("--model.seeds", "3"), "--model.seeds: '3' is not allowed", "[0, 1]"),
-    (("--model.lr", "null"), "FlowVsRegression cannot be made: ", "(given as null: lr)"),
+    (("--model.lr", "null"), "--model.lr: None is not allowed", "give a number > 0"),
     (("--model.seeds", "null"), "--model.seeds: None is not allowed", "such as [0]"),
     (("--ckpt_path", "last"), "--ckpt_path: no run with a checkpoint", "run `fit` first"),
     (("--ckpt_path", "nowhere.ckpt"), "--ckpt_path: no file 'nowhere.ckpt'", ""),

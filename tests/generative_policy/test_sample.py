@@ -173,9 +173,9 @@ def test_unknown_readouts_are_refused(kind: type[GenerativePolicy], readout: str
 
 def test_what_else_is_refused() -> None:
     module = untrained(FlowPolicy)
-    with pytest.raises(ToyError, match=r"^n: 0 is not allowed; give an integer >= 1$"):
+    with pytest.raises(ToyError, match=r"^n: 0 is not allowed; give an integer >= 1, at most \d+$"):
         module.sample(0)
-    with pytest.raises(ToyError, match=r"^index: -1 is not allowed; give an integer >= 0$"):
+    with pytest.raises(ToyError, match=r"^index: -1 is not allowed; give an integer >= 0, at most \d+$"):
         module.sample(5, index=-1)
     with pytest.raises(ToyError, match=r"^xi: 4 rows are not allowed; give 5, as many as of e$"):
         module(normals(5, 2), normals(4, 2))
@@ -186,7 +186,7 @@ def test_what_else_is_refused() -> None:
     for bandit in (lambda: BanditPolicy()(normals(5, 2)), lambda: BanditPolicy().act(normals(5, 2))):
         with pytest.raises(ToyError, match=r"^BanditPolicy has no networks yet: train it, or read it by"):
             bandit()
-    with pytest.raises(ToyError, match=r"^index: -1 is not allowed; give an integer >= 0$"):
+    with pytest.raises(ToyError, match=r"^index: -1 is not allowed; give an integer >= 0, at most \d+$"):
         bandit_policy("gaussian").act(normals(5, 2), -1)
 
 

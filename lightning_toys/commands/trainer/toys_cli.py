@@ -106,7 +106,6 @@ class ToysCLI(SettingsCLI):
         """Return TensorBoard and metrics.csv where the user says nothing; the user's and metrics.csv else."""
         if given is False:
             return False
-        read_run(self.run.path)  # what a table is added to has to be one
         step = self.checkpoint["global_step"] if self.checkpoint is not None else None
         table = MetricsCSV(self.run.path, resume_step=step if self.subcommand == "fit" else None)
         if given is None or given is True:
@@ -147,6 +146,8 @@ class ToysCLI(SettingsCLI):
         if self.subcommand == "fit":
             check_figures(self.config_init.fit.figures, trainer.logger)
         self.strategy = self.replica_strategy(trainer) if self.model.parallel == "replicas" else None
+        if trainer.logger is not False and not was_cut_off(self.run.path):
+            read_run(self.run.path)  # what a table is added to has to be one
         self.claim(bool(trainer.fast_dev_run))
         try:
             self.trainer = self.instantiate_trainer()

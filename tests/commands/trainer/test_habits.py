@@ -137,7 +137,7 @@ def test_a_runs_own_config_means_that_run(runner: Runner, tmp_path: Path) -> Non
     code, err = runner.raw("fit", "-c", str(here / "config.yaml"))
     assert code == 2
     assert "'version_1' is taken" in err
-    assert "--ckpt_path last" in err
+    assert "--ckpt_path auto" in err
     code, err = runner.raw("fit", "-c", str(here / "config.yaml"), "--run.name", "again")
     assert code == 0, err
     assert (here.parent / "again" / "results.json").exists()
