@@ -1,4 +1,4 @@
-"""`fit` with the written-out backward pass: when it is taken, that results say so, and that it trains as autograd does."""
+"""`fit` with the written-out backward pass: when it is taken, that results say so, and that it trains as autograd."""
 
 from __future__ import annotations
 
