@@ -24,7 +24,7 @@ from lightning_toys.commands.trainer.arguments import (
 from lightning_toys.commands.trainer.classes import experiment_class
 from lightning_toys.commands.trainer.own_classes import check_class_paths, renewed, without_replaced
 from lightning_toys.commands.trainer.parser import Refused, ToyParser
-from lightning_toys.errors import NothingToTrainError, ToyError, note, process_rank
+from lightning_toys.errors import NothingToTrainError, ToyError, is_disk_full, note, process_rank, run_folder_error
 from lightning_toys.training.callbacks import RescueCheckpoint
 from lightning_toys.training.checkpoint_format import malformed
 from lightning_toys.training.ownership import Ownership, acquire
@@ -164,6 +164,8 @@ class SettingsCLI(LightningCLI):
         try:
             self.ownership = acquire(self.run.path, takeover=settings.run.takeover)
         except OSError as error:
+            if is_disk_full(error):
+                raise run_folder_error(error, self.run.path) or error from None
             raise ToyError(f"--run.root: {self.run.path} cannot be written to ({error.strerror})") from None
         if self.checkpoint_path is not None and file_state(self.checkpoint_path) != self.checkpoint_state:
             raise ToyError(
