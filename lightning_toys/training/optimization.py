@@ -146,10 +146,11 @@ class ReplicaOptimization(ReplicaLogging):
         optimizer: Any = self.optimizers(use_pl_optimizer=not direct)
         assert not isinstance(optimizer, list)
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        self.backward_by = "autograd"
         if direct and block.world == 1 and not self.compiles:
             by_hand = self.take_steps(block, optimizer)
-            self.backward_by = "autograd" if by_hand is None else "written out"
             if by_hand is not None:
+                self.backward_by = "written out"
                 for _ in range(block.start, block.stop):  # what Lightning's wrapper counts
                     progress.increment_ready()
                     progress.increment_completed()
