@@ -244,6 +244,7 @@ def listening(pids: list[int]) -> set[str]:
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
+@pytest.mark.slow  # most of a minute; tests/commands/sweep/test_search.py has searches without Ray in the gate
 def test_a_search_on_a_ray_of_its_own(runner: Runner, drive: Any) -> None:
     """Two trials at a time, pruned by the driver, then Ctrl-C; Ray is on loopback alone, and nothing of it is left."""
     space = ("--search.model.lr", "{choices: [0.001, 0.002, 1e-7, 1e-8]}", "--search.sampler", "grid")
