@@ -9,10 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy.stats import t as t_distribution
 
 from lightning_toys.errors import printable
-from lightning_toys.stats import mean_ci
+from lightning_toys.stats import mean_ci, t_quantile
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -64,7 +63,7 @@ def band(ax: Axes, x: np.ndarray, rows: np.ndarray, colour: str, label: str, lin
         return
     with np.errstate(over="ignore", invalid="ignore"):  # of values near a double's end: a gap in the line
         mean, n = rows.mean(0), rows.shape[0]
-        half = t_distribution.ppf(0.975, n - 1) * rows.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.zeros(len(x))
+        half = t_quantile(0.975, n - 1) * rows.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.zeros(len(x))
     ax.plot(x, mean, color=colour, label=label, linestyle=linestyle, linewidth=1.6)
     if n > 1:
         ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.22, linewidth=0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_toys.errors import ToyError
 
@@ -37,10 +38,8 @@ def refused(act: Callable[[], object], *parts: str, canary: Path | None = None) 
     assert canary is None or not canary.exists()
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone in both forms, with its tokens, an adapter and its optimiser's three files."""
-    root = tmp_path_factory.mktemp("models")
+def write_models(root: Path) -> tuple[nn.Module, torch.optim.AdamW]:
+    """Write a backbone in both forms, with its tokens, an adapter and its optimiser's state; return the last two."""
     a_model("llama").save_pretrained(root / "model")
     a_tokenizer(root / "model")
     write_gguf(root / "m.gguf", a_model("llama"))
@@ -50,6 +49,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     optimizer = torch.optim.AdamW(trained)
     steps(model, optimizer)
     save_optimizer_state(optimizer, model, root / "ours.pt")
+    return model, optimizer
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What :func:`write_models` writes, and the optimiser's state in two more forms."""
+    root = tmp_path_factory.mktemp("models")
+    model, optimizer = write_models(root)
     torch.save(optimizer.state_dict(), root / "plain.pt")
     keys = [n for n, p in model.named_parameters() if p.requires_grad]
     torch.save(

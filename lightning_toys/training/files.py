@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 import uuid
@@ -42,6 +43,11 @@ def read_text(path: Path, most: int) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def numbered_names(path: Path) -> Iterator[Path]:
+    """Yield ``name-1.ext``, ``name-2.ext``, ... beside a path."""
+    return (path.with_name(f"{path.stem}-{k}{path.suffix}") for k in itertools.count(1))
+
+
 def set_aside(path: Path) -> None:
     """Move an existing file to the first free ``name-1.ext``, ``name-2.ext``, ...: nothing in a run is overwritten.
 
@@ -50,9 +56,7 @@ def set_aside(path: Path) -> None:
     """
     if not os.path.lexists(path):  # a link to nowhere is something too
         return
-    k = 1
-    while os.path.lexists(kept := path.with_name(f"{path.stem}-{k}{path.suffix}")):
-        k += 1
+    kept = next(p for p in numbered_names(path) if not os.path.lexists(p))
     check_owned(path)
     path.rename(kept)
 
@@ -63,14 +67,13 @@ def write_beside(path: Path, text: str) -> None:
     Raises:
         OwnershipLostError: the run is another process's by now.
     """
-    k, there = 0, path
-    while os.path.lexists(there):
+    for there in itertools.chain([path], numbered_names(path)):
+        if not os.path.lexists(there):
+            write_atomic(there, text)
+            return
         with suppress(OSError, UnicodeDecodeError):
             if there.is_file() and there.read_text(encoding="utf-8") == text:  # a FIFO would be waited for
                 return
-        k += 1
-        there = path.with_name(f"{path.stem}-{k}{path.suffix}")
-    write_atomic(there, text)
 
 
 def make_folder(path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from lightning_toys.errors import ToyError, did_you_mean, note, process_rank
+from lightning_toys.training.files import make_folder, numbered_names
 from lightning_toys.training.ownership import OWNER, PARTIAL, check_owned
 
 RUN_VARIABLE = "LIGHTNING_TOYS_RUN"  # tells a strategy's child processes which folder their parent chose
@@ -73,11 +74,8 @@ def was_cut_off(folder: Path) -> bool:
 
 def clear_cut_off(folder: Path) -> Path:
     """Move what a run that was cut off left in its folder to the folder's next ``cut-1``, ``cut-2``, ..., returned."""
-    k = 1
-    while (aside := folder / f"cut-{k}").exists():
-        k += 1
-    check_owned(folder)
-    aside.mkdir()
+    aside = next(p for p in numbered_names(folder / "cut") if not p.exists())
+    make_folder(aside)
     for path in sorted(folder.iterdir()):
         if not is_beside(path.name):
             check_owned(path)

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor
+
+from lightning_toys.stats import t_quantile
 
 EntropyKind = Literal["token", "sequence", "surprisal"]
 MAX_LOG_WEIGHT = 10.0  # log-weights are clipped to this on either side
@@ -74,7 +75,7 @@ class Estimate:
     @property
     def half_width(self) -> float:
         """Half of the 95 % interval, by Student's t with one degree of freedom less than there are prompts."""
-        return float(self.se * student.ppf(0.975, self.prompts - 1)) if self.prompts > 1 else float("nan")
+        return float(self.se * t_quantile(0.975, self.prompts - 1)) if self.prompts > 1 else float("nan")
 
 
 @dataclass(frozen=True)

@@ -37,24 +37,6 @@ def words_of(config: str) -> list[str]:
     return [*tiny(shipped(config)), *SMALL, *(FILES if config == BACKBONE else ())]
 
 
-def make_models(folder: Path) -> None:
-    """Write a small backbone with its tokens, an adapter, and an optimiser's state of it."""
-    import torch
-
-    from lightning_toys.update_entropy.optimizer_files import save_optimizer_state
-    from tests.malformed_models import a_model, a_tokenizer, adapted, steps, write_gguf
-
-    a_model("llama").save_pretrained(folder / "model")
-    a_tokenizer(folder / "model")
-    write_gguf(folder / "m.gguf", a_model("llama"))
-    model = adapted(a_model("llama"))
-    model.save_pretrained(folder / "adapter")
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained)
-    steps(model, optimizer)
-    save_optimizer_state(optimizer, model, folder / "ours.pt")
-
-
 def make(config: str, root: Path) -> None:
     """Make a configuration's template below a folder: case.yaml, logs/.../a, and model files where it reads them."""
     from lightning_toys.cli import main
@@ -66,7 +48,9 @@ def make(config: str, root: Path) -> None:
     os.chdir(folder)
     try:
         if config == BACKBONE:
-            make_models(folder)
+            from tests.malformed_models import write_models  # not for the sake of the other templates
+
+            write_models(folder)
         where = ["--run.root", "logs", "--run.variant", final.name, "--run.name", RUN]
         line = ["-c", str(shipped(config)), *words_of(config), *where]
         verb = "test" if config == "mirror_descent/analytic" else "fit"

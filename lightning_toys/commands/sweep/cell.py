@@ -235,13 +235,13 @@ def fail(task: Task, failed: dict[str, str]) -> None:
     write_mark(task.folder, {**read_mark(task.folder), "failed": failed})
 
 
-def forget_failures(plan: Plan, session: str) -> None:
+def forget_failures(plan: Plan) -> None:
     """Let cells that failed be run again, those that nobody holds."""
     for task in plan.tasks:
         if not read_mark(task.folder).get("failed"):
             continue
         try:
-            with acquire(task.folder, session):
+            with acquire(task.folder):
                 mark = read_mark(task.folder)
                 mark.pop("failed", None)
                 write_mark(task.folder, mark)

@@ -42,10 +42,9 @@ def sweep_command(args: Sequence[str]) -> None:
             search = stack.enter_context(Search(plan))
         else:
             plan = plan_grid(words, list(args))
-        agenda = Agenda(plan, search)
         if settings.retry:
-            forget_failures(plan, agenda.session)
-            agenda = Agenda(plan)
+            forget_failures(plan)
+        agenda = Agenda(plan, search)
         tell_settled(plan, search is not None)
         if agenda.waiting:
             engine: Engine = stack.enter_context(engine_of(settings, plan))
