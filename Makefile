@@ -35,7 +35,7 @@ lint: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m "not slow"
 
-# The whole matrix of configurations, verbs, precisions and ranks, and what is marked slow: twenty minutes on two cores.
+# The whole matrix of configurations, verbs, precisions and ranks, and what is marked slow: an hour on two cores.
 test-all: lint
 	LIGHTNING_TOYS_MATRIX=all OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 

@@ -12,12 +12,14 @@ import pytest
 import torch
 import yaml
 
+from lightning_toys.bilevel import BilevelControl
 from lightning_toys.cli import main
 from lightning_toys.commands.trainer.memory import beyond_memory
 from lightning_toys.flow_vs_regression.module import FlowVsRegression
-from lightning_toys.generative_policy import FlowPolicy, GaussianPolicy
+from lightning_toys.generative_policy import FlowPolicy, GaussianPolicy, MeanFlowPolicy
 from lightning_toys.mirror_descent.module import TiltedSampling
 from lightning_toys.training.loader import Batch
+from lightning_toys.update_entropy import UpdateEntropy
 from tests.conftest import REPO, Runner
 from tests.shipped import CONFIGS, FIRST, READS, kind_of, module_class, tiny
 
@@ -38,9 +40,8 @@ def tree(root: Path) -> dict[str, int]:
 
 
 # with its figures; in the gate one of each module whose figures no other test has drawn
-DRAWN = {c for kind, c in FIRST.items() if not issubclass(kind, TiltedSampling | FlowPolicy | GaussianPolicy)} | {
-    c for c in CONFIGS if c.stem in READS
-}
+ELSEWHERE = (TiltedSampling, FlowPolicy, GaussianPolicy, MeanFlowPolicy, UpdateEntropy, BilevelControl)
+DRAWN = {c for kind, c in FIRST.items() if not issubclass(kind, ELSEWHERE)} | {c for c in CONFIGS if c.stem in READS}
 EVERY = [pytest.param(c, marks=[] if c in DRAWN else [pytest.mark.slow], id=c.stem) for c in CONFIGS]
 
 
@@ -503,7 +504,8 @@ def test_predict_writes_every_draw(runner: Runner) -> None:
 
     runner.ok("fit", "flow", "--trainer.max_steps", "2", "--model.seeds", "[3,4]")
     runner.ok("predict", "flow", "--model.evaluation.x0", "gaussian")
-    found = np.load(runner.folder("flow") / "predictions.npz")
+    with np.load(runner.folder("flow") / "predictions.npz") as file:
+        found = dict(file)
     assert found["prediction"].shape == (2, 2, 101, 1)
     assert found["seeds"].tolist() == [3, 4]
     assert found["truth"].shape == (101, 1)

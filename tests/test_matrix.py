@@ -1,13 +1,14 @@
 """Every shipped configuration x every verb x precision x one process or two: it runs, or is refused in one line.
 
-The gate runs every configuration in single precision, one configuration of each module in the other precisions, and
-each module in one precision on two ranks; ``LIGHTNING_TOYS_MATRIX=all`` (`make test-all`) runs all of it.
+The gate runs one configuration of each module in every precision, the others by `fit` and `test` in single precision,
+and each module by `fit` and `test` on two ranks; ``LIGHTNING_TOYS_MATRIX=all`` (`make test-all`) runs all of it.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from tests.conftest import REPO
 from tests.processes import two_ranks
 from tests.shipped import FIRST, PRECISIONS, SHIPPED, VERBS, WHOLE, kind_of, module_class, precisions, refusal, tiny
 
+FEW = ("fit", "test")
 # after two steps, one process and two differ by rounding; the second factor is what a sum over ranks in bf16 may do
 CLOSE = {"32-true": 2e-3, "bf16-mixed": 5e-2, "64-true": 1e-6}
 
@@ -53,9 +55,9 @@ class Cell(NamedTuple):
         """A verb's run folder below the root."""
         return Path(self.config.parent.name, self.config.stem, "cell" if self.trains else verb)
 
-    def plan(self, root: Path, *flags: str) -> list[tuple[Cell, str, Path, list[str]]]:
-        """Every verb's command line; where a precision is refused, verbs after `fit` are asked of a run in another."""
-        out = [(self, v, root, self.words(v, root, *flags)) for v in VERBS]
+    def plan(self, root: Path, *flags: str, verbs: Sequence[str] = VERBS) -> list[tuple[Cell, str, Path, list[str]]]:
+        """Verbs' command lines; where a precision is refused, verbs after `fit` are asked of a run in another."""
+        out = [(self, v, root, self.words(v, root, *flags)) for v in verbs]
         if self.trains and self.precision in (refusal(self.config, "fit", self.precision) or ""):
             other = self._replace(precision="32-true")
             out.insert(1, (other, "fit", root, other.words("fit", root, *flags)))
@@ -91,7 +93,8 @@ def check(cell: Cell, verb: str, code: int, said: str, root: Path) -> None:
 
 @pytest.mark.parametrize("cell", cells(False), ids=lambda c: c.label)
 def test_one_process(cell: Cell, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for done, verb, root, words in cell.plan(tmp_path):
+    verbs = VERBS if WHOLE or cell.config == FIRST[module_class(cell.config)] else FEW
+    for done, verb, root, words in cell.plan(tmp_path, verbs=verbs):
         capsys.readouterr()
         code = main(words)
         check(done, verb, code, capsys.readouterr().err, root)
@@ -109,12 +112,16 @@ def same(a: float | None, b: float | None, tolerance: float) -> bool:
     )
 
 
-@pytest.mark.parametrize("kind", sorted({kind_of(c) for c in SHIPPED}))
-def test_two_ranks(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two gloo processes do every verb, and what they find is what one process finds."""
-    mine = [c for c in cells(True) if kind_of(c.config) == kind]
+KINDS = sorted({kind_of(c) for c in SHIPPED})
+
+
+@pytest.mark.parametrize("kinds", [[k] for k in KINDS] if WHOLE else [KINDS], ids=lambda k: "-".join(k))
+def test_two_ranks(kinds: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two gloo processes do every verb (in the gate fit and test), and find what one process finds."""
+    mine = [c for c in cells(True) if kind_of(c.config) in kinds]
+    verbs = VERBS if WHOLE else FEW
     ddp = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
-    plan = [line for c in mine for line in c.plan(tmp_path / "two" / c.precision, *ddp)]
+    plan = [line for c in mine for line in c.plan(tmp_path / "two" / c.precision, *ddp, verbs=verbs)]
     ranks = two_ranks([words for *_, words in plan], tmp_path)
     for (cell, verb, root, _), (code, said), (other, _) in zip(plan, *ranks, strict=True):
         assert code == other, f"{cell.label} {verb}: rank 0 ends with {code}, rank 1 with {other}"

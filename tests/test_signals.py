@@ -187,7 +187,8 @@ def test_the_folder_goes_while_it_is_written_to(
         if what == "moved":
             run.folder.rename(run.root / "elsewhere")
         else:
-            shutil.rmtree(run.folder)
+            while run.folder.exists():  # threads write to it in the meantime
+                shutil.rmtree(run.folder, ignore_errors=True)
         if what == "replaced by a file":
             run.folder.write_text("")
 
@@ -233,3 +234,10 @@ def test_a_disk_that_fills_while_tensorboard_writes(run: Run, monkeypatch: pytes
     assert kept["global_step"] == 20
     monkeypatch.undo()
     assert main(run.words("fit", *SHORT, "--ckpt_path", "auto")) == 0
+
+
+def test_what_says_who_owns_the_run_is_deleted(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    does(monkeypatch, lambda: shutil.rmtree(run.folder / ".owner"))
+    said = refuses(run, main(run.words("fit", *SHORT)), capsys)
+    assert "what says who owns the run was deleted" in said
+    assert "the last good checkpoint, if one was written, is kept" in said

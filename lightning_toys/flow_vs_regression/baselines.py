@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -51,8 +52,16 @@ def gaussian_process(c: np.ndarray, x1: np.ndarray, c_eval: np.ndarray, noise: f
     """Predict the posterior mean of scikit-learn's Gaussian process, RBF kernel fitted by marginal likelihood.
 
     One kernel for all outputs. With noisy values a white kernel is fitted too. Beyond 100 points the kernel is fitted
-    on every n-th point, at most 100, and the posterior on all of them.
+    on every n-th point, at most 100, and the posterior on all of them. The same points are fitted once in a process.
     """
+    model = fitted_process(c.tobytes(), x1.tobytes(), x1.shape[1], noise)
+    return np.asarray(model.predict(c_eval[:, None])).reshape(c_eval.size, x1.shape[1])
+
+
+@lru_cache(maxsize=64)  # a fit takes a hundred predictions' time, and the cells of a sweep share their data
+def fitted_process(points: bytes, values: bytes, dim: int, noise: float) -> GaussianProcessRegressor:
+    """Return the fitted process of points (N,) and values (N, ``dim``), both the bytes of float64."""
+    c, x1 = np.frombuffer(points), np.frombuffer(values).reshape(-1, dim)
     kernel = ConstantKernel(1.0, (1e-3, 1e3)) * RBF(0.1, (1e-3, 1e1))
     if noise > 0:
         kernel = kernel + WhiteKernel(noise**2, (1e-8, 1e1))
@@ -65,7 +74,7 @@ def gaussian_process(c: np.ndarray, x1: np.ndarray, c_eval: np.ndarray, noise: f
         if every > 1:
             model = GaussianProcessRegressor(model.kernel_, alpha=1e-10, normalize_y=True, optimizer=None)
             model.fit(c[:, None], x1)
-    return np.asarray(model.predict(c_eval[:, None])).reshape(c_eval.size, x1.shape[1])
+    return model
 
 
 BASELINES: dict[str, Interpolator] = {

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -98,19 +99,25 @@ def to_json(value: Any) -> Any:
     return value
 
 
+@cache
+def installed_versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Return the installed version of each package; looked up once in a process."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
 def environment(device: str) -> dict[str, Any]:
     """Return versions, device, threads and the command."""
     import torch  # whoever reads results, as `compare` does, need not have it
 
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
     return {
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": dict(installed_versions(tuple(PACKAGES))),
         "platform": platform.platform(),
         "device": device,
         "threads": torch.get_num_threads(),

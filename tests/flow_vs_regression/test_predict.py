@@ -55,7 +55,8 @@ def untrained(mode: str = "flow", data: InterpolationData | None = None, **setti
 def test_a_loaded_module_predicts_what_predict_wrote(runner: Runner, variant: str, flags: tuple[str, ...]) -> None:
     runner.ok("fit", variant, *SHORT, *flags)
     runner.ok("predict", variant, *SHORT, *flags)
-    wanted = torch.from_numpy(np.load(runner.folder(variant) / "predictions.npz")["prediction"])
+    with np.load(runner.folder(variant) / "predictions.npz") as file:
+        wanted = torch.from_numpy(file["prediction"])
     module = load(runner, variant)
     found = module.predict(grid())
     assert found.shape == wanted.shape == (2, 2 if flags == GAUSSIAN else 1, 101, wanted.shape[-1])

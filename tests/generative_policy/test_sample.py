@@ -60,7 +60,8 @@ def untrained(kind: type[GenerativePolicy], **settings: object) -> GenerativePol
 def test_a_loaded_policy_samples_what_predict_wrote(policies: Runner, variant: str, flags: tuple[str, ...]) -> None:
     policies.ok("fit", variant, *SHORT, *flags)
     policies.ok("predict", variant, *SHORT, *flags)
-    wanted = torch.from_numpy(np.load(policies.folder(variant) / "predictions.npz")["samples"])
+    with np.load(policies.folder(variant) / "predictions.npz") as file:
+        wanted = torch.from_numpy(file["samples"])
     module = load(policies, variant)
     found = module.sample(200)
     assert found.shape == wanted.shape == (2, 200, 2)
@@ -208,7 +209,8 @@ def test_a_loaded_bandit_policy_acts_as_in_predict_and_test(policies: Runner, po
     policies.ok("predict", "bandit", *flags)
     policies.ok("test", "bandit", *flags)
     folder = policies.folder("bandit")
-    written = np.load(folder / "predictions.npz")
+    with np.load(folder / "predictions.npz") as file:
+        written = dict(file)
     state, wanted = (torch.from_numpy(written[k]) for k in ("state", "action"))
     assert state.shape == (64, 8, 2)
     module = BanditPolicy.load_from_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=True)

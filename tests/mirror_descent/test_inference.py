@@ -155,6 +155,7 @@ def test_sample_is_what_predict_and_test_draw(mirror: Runner) -> None:
     assert torch.equal(module.sample("mala", data=DATA)[0], both[1])
 
 
+@pytest.mark.slow  # tests/docs runs this experiment's script in the gate
 def test_after_fit_in_python(tmp_path: Path) -> None:
     """By a Trainer and without the command line: the module goes on as it is, and so does its checkpoint."""
     module = LearnedSampling(

@@ -17,8 +17,8 @@ from tests.processes import two_ranks
 from tests.shipped import FIRST, WHOLE, module_class, tiny
 
 ABLE = {kind: c for kind, c in FIRST.items() if "parallel" in kind.__init__.__annotations__}
-# in the gate, those with the most to share; `make test-all` has all
-SHARED = [c for kind, c in ABLE.items() if WHOLE or kind.__name__ in ("FlowVsRegression", "MeanFlowPolicy")]
+# in the gate, the one with the most to share; `make test-all` has all
+SHARED = [c for kind, c in ABLE.items() if WHOLE or kind.__name__ == "MeanFlowPolicy"]
 SEEDS = "[4,1,7]"  # over two processes: one and two
 OPTIONS = {  # all that has a replica axis: shadow copies, best weights, Muon's momenta
     "FlowVsRegression": ("--model.ema_decay", "0.9", "--data.holdout", "0.2", "--data.noise", "0.1"),
@@ -76,7 +76,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     jobs = [words(c, tmp_path / k, *flags, *apart) for c in SHARED for k, flags in
             (("two", first), ("two", rest), ("half", first))]  # fmt: skip
     assert len(ABLE) >= 6
-    assert len(SHARED) == (len(ABLE) if WHOLE else 2)
+    assert len(SHARED) == (len(ABLE) if WHOLE else 1)
     for codes in two_ranks(jobs, tmp_path):
         assert [code for code, _ in codes] == [0] * len(jobs), [said for code, said in codes if code]
     for config in SHARED:

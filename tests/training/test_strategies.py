@@ -111,6 +111,7 @@ Path(sys.argv[1], os.environ["RANK"]).write_text(f"{code} {len(list(Path(sys.arg
 """
 
 
+@pytest.mark.slow  # two processes
 def test_no_rank_ends_before_the_checkpoint_is_in_place(runner: Runner, tmp_path: Path) -> None:
     """A launcher stops the other ranks when one ends in other ways than well, as at SIGTERM: rank 0 would lose it."""
     script = tmp_path / "slow_disk.py"

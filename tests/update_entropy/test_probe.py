@@ -391,10 +391,11 @@ def test_tables_are_the_result(case: Case, written: Path) -> None:
         },
     }  # fmt: skip
     for name, columns in wanted.items():
-        arrays = np.load(written / f"{name}.npz")
+        with np.load(written / f"{name}.npz") as file:
+            arrays = dict(file)
         with (written / f"{name}.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
-        assert set(arrays.files) == set(columns) == set(rows[0])
+        assert set(arrays) == set(columns) == set(rows[0])
         for column, x in columns.items():
             texts = [r[column] for r in rows]
             if arrays[column].dtype.kind == "U":

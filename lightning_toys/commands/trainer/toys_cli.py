@@ -230,9 +230,13 @@ class ToysCLI(SettingsCLI):
         try:
             with without_writers_traces():
                 super()._run_subcommand(subcommand)
-        except OSError as error:
-            check_owned(self.run.path)  # an owner that lost the run may find its files gone
-            raise run_folder_error(error, self.run.path) or error from None
+        except OSError as raised:
+            fault: OSError = raised
+            try:
+                check_owned(self.run.path)  # an owner that lost the run may find its files gone
+            except OSError as gone:
+                fault = gone
+            raise run_folder_error(fault, self.run.path) or fault from None
         except Exception as error:
             # Lightning's logger tells of a full disk as of a value that it does not support
             if isinstance(cause := error.__cause__, OSError) and (told := run_folder_error(cause, self.run.path)):

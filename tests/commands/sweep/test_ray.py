@@ -172,6 +172,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     found.close()
 
 
+@pytest.mark.slow  # two minutes
 def test_workers_nodes_and_drivers_are_lost(runner: Runner, nodes: Nodes, drive: Any, tmp_path: Path) -> None:
     """One sweep of six cells through all of it: bit for bit what each cell is by itself."""
     line = runner.words("sweep", "regression", *LONG, *GRID, "--run.variant", "v")
@@ -214,6 +215,21 @@ def test_workers_nodes_and_drivers_are_lost(runner: Runner, nodes: Nodes, drive:
         assert_bitwise_equal(outcome(folder / NAMES[0]), outcome(folder / NAMES[1]), "")
 
 
+def test_a_killed_worker_is_tried_again(runner: Runner, drive: Any) -> None:
+    """The gate's part of the story above, on a Ray of the sweep's own."""
+    flags = (*LONG, "--grid.data.num_train", "[20,25]", "--run.variant", "v", "--sweep.jobs", "2")
+    driver = drive(runner.words("sweep", "regression", *flags))
+    folder = runner.root / "flow_vs_regression" / "v"
+    pid, cut = wait_for(lambda: next(iter(training(folder, NAMES[:2]).items()), None))
+    kill(pid)
+    code, text = driver.end()
+    assert code == 0, text
+    assert "Traceback" not in text, text
+    assert_bitwise_equal(outcome(folder / cut), solo(runner, "solo", cut), cut)
+    assert last_record(folder / cut).number > 0  # which somebody went on with
+    assert (folder / "comparison" / "comparison.md").is_file()
+
+
 def session(pid: int) -> list[str]:
     """What still runs of a driver's session."""
     found = []
@@ -244,7 +260,7 @@ def listening(pids: list[int]) -> set[str]:
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
-@pytest.mark.slow  # most of a minute; tests/commands/sweep/test_search.py has searches without Ray in the gate
+@pytest.mark.slow  # most of a minute; test_search.py has searches without Ray in the gate
 def test_a_search_on_a_ray_of_its_own(runner: Runner, drive: Any) -> None:
     """Two trials at a time, pruned by the driver, then Ctrl-C; Ray is on loopback alone, and nothing of it is left."""
     space = ("--search.model.lr", "{choices: [0.001, 0.002, 1e-7, 1e-8]}", "--search.sampler", "grid")
