@@ -8,7 +8,8 @@ DEMO_STAMP := $(VENV)/.demo
 
 .PHONY: demo test test-all test-floors lint audit fuzz bench gallery notebooks browser screenshots clean
 
-PIP = $(PY) -m pip install --quiet --disable-pip-version-check
+# bytecode is left to the first import: most of what is installed is never imported
+PIP = $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 
 # What the demo runs and no more. torch first and alone: its pin decides which build is taken, before anything else asks
 # for "any torch".
@@ -32,8 +33,13 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m "not slow"
+# mypy, which takes one core, runs beside the tests
+test: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy > $(VENV)/mypy.txt 2>&1 & types=$$!; \
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m "not slow"; tests=$$?; \
+	wait $$types; types=$$?; echo "mypy: $$(cat $(VENV)/mypy.txt)"; exit $$((tests ? tests : types))
 
 # The whole matrix of configurations, verbs, precisions and ranks, and what is marked slow: an hour on two cores.
 test-all: lint

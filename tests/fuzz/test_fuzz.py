@@ -21,7 +21,7 @@ from tests.fuzz.templates import BACKBONE
 HERE = Path(__file__).resolve().parent
 CORPUS = sorted((HERE / "corpus").glob("*.json"))
 GATE = ("flow_vs_regression/flow", "bilevel/regression", "generative_policy/bandit")
-SEED, CASES, LIMIT = 21, 24, 60.0
+SEED, CASES, LIMIT = 21, 15, 60.0
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def test_cases_at_random(worker: Worker) -> None:
     wrong = [f"{o.kind}: {o.why}\n{json.dumps(c.to_json())}\n{o.said[-800:]}" for c, o in outcomes if not o.passed]
     assert not wrong, "\n\n".join(wrong)
     kinds = Counter(o.kind for _, o in outcomes)
-    assert kinds["refused"] > 4, kinds  # else nothing was changed
-    assert kinds["ran"] > 1, kinds  # else everything stops at the same door
+    assert kinds["refused"] > 3, kinds  # else nothing was changed
+    assert kinds["ran"] > 0, kinds  # else everything stops at the same door
 
 
 @pytest.mark.parametrize("file", CORPUS, ids=lambda p: p.stem)

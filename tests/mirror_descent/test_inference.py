@@ -101,8 +101,8 @@ def test_loaded_module_has_the_numbers_of_the_run(mirror: Runner) -> None:
     assert torch.equal(module(x, 0.7), averaged)
     assert not torch.allclose(averaged, raw, atol=1e-6)
 
-    labels = ("pc_mala", "pc_mala_exact", "sde_dps", "sde_dps_exact", "smc_twisted", "smc_twisted_exact")
-    chosen = ("--model.samplers", "[pc_mala,sde_dps,smc_twisted]")
+    labels = ("pc_mala", "pc_mala_exact", "smc_twisted", "smc_twisted_exact")
+    chosen = ("--model.samplers", "[pc_mala,smc_twisted]")
     mirror.ok("predict", "learned", *LEARNED[:-2], *chosen)
     mirror.ok("test", "learned", *LEARNED[:-2], *chosen)
     tested = metrics(folder)

@@ -86,6 +86,7 @@ def test_ddp_is_one_process(runner: Runner) -> None:
         ]
 
 
+@pytest.mark.slow  # two processes
 def test_ddp_chooses_one_folder(runner: Runner) -> None:
     """Without a name, both ranks write to the version that rank 0 chose."""
     flags = ("--trainer.max_steps", "4", "--trainer.accelerator", "cpu", "--model.seeds", "[0]")

@@ -41,7 +41,6 @@ from lightning_toys.training.run_folder import (
 )
 
 ROOT = "lightning_logs"
-SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML has it: ten times faster
 
 
 class SettingsCLI(LightningCLI):
@@ -233,7 +232,10 @@ class SettingsCLI(LightningCLI):
         whole, section = self.config, self.config[verb]
         if self.dumped is None or self.dumped[0] is not whole or self.dumped[1] != section:  # four are asked for a run
             text = self._subcommand_parsers[verb].dump(section, skip_none=False, skip_validation=True)
-            self.dumped = (whole, section.clone(), yaml.load(text, Loader=SAFE_LOADER))
+            # libyaml's loader is ten times faster, and not in every PyYAML
+            fast = yaml.__with_libyaml__
+            values = yaml.load(text, Loader=yaml.CSafeLoader) if fast else yaml.load(text, Loader=yaml.SafeLoader)
+            self.dumped = (whole, section.clone(), values)
         plain: dict[str, Any] = copy.deepcopy(self.dumped[2])
         return plain
 

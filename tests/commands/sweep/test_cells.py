@@ -191,6 +191,7 @@ def test_a_cell_that_is_refused_before_its_first_step(runner: Runner, compared: 
     assert len(compared[0]) == 3
 
 
+@pytest.mark.slow  # below, a driver is killed
 def test_a_stopped_sweep_goes_on_from_checkpoints(runner: Runner, tmp_path: Path, compared: list[list[str]]) -> None:
     flags = ("--trainer.max_steps", "1200", "--run.variant", "grid", "--grid.model.mode", "[regression,flow]")
     flags += ("--model.seeds", "[0]", "--checkpoint.every_n_steps", "100")
