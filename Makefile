@@ -8,8 +8,12 @@ DEMO_STAMP := $(VENV)/.demo
 
 .PHONY: demo test test-all test-floors lint audit fuzz bench gallery notebooks browser screenshots clean
 
-# bytecode is left to the first import: most of what is installed is never imported
+# pip compiles on one core; COMPILE does afterwards, on all. Some packages carry files of other Pythons, which do not compile
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
+COMPILE = $(PY) -m compileall -qq -j 0 $(VENV)/lib || true
+
+# else each of the tests' processes compiles this package and the tests once more
+unexport PYTHONDONTWRITEBYTECODE
 
 # What the demo runs and no more. torch first and alone: its pin decides which build is taken, before anything else asks
 # for "any torch".
@@ -18,11 +22,13 @@ $(DEMO_STAMP): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) -c constraints.txt -e .
+	@$(COMPILE)
 	@touch $@
 
 # All extras, and the tools of the tests.
 $(STAMP): $(DEMO_STAMP)
 	$(PIP) -c constraints.txt -e ".[dev]"
+	@$(COMPILE)
 	@touch $@
 
 demo: $(DEMO_STAMP)
