@@ -21,6 +21,7 @@ from lightning_toys.training.module import ToyModule
 from lightning_toys.training.progress_bar import Progress
 from lightning_toys.training.results import write_results
 from lightning_toys.training.run_folder import RunFolder
+from lightning_toys.training.scalar_rows import check_each_event
 
 
 class Reporter(Callback):
@@ -62,6 +63,7 @@ SHOWING = (TensorBoardLogger, WandbLogger, MLFlowLogger, CometLogger)  # loggers
 def show(logger: Logger, name: str, figure: Figure, step: int) -> None:
     """Give a figure to a logger, where it shows pictures."""
     if isinstance(logger, TensorBoardLogger):
+        check_each_event(logger)
         logger.experiment.add_figure(name, figure, step, close=False)
     elif isinstance(logger, WandbLogger):
         canvas = FigureCanvasAgg(figure)

@@ -10,8 +10,11 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from lightning_toys.errors import OwnershipLostError
+from lightning_toys.training.ownership import OWNER, acquire
 from lightning_toys.training.scalar_rows import log_rows
 
 ROWS = [(10 * k, {"train/loss": 1.0 / (k + 1), "interval/train/loss/lo": float(torch.randn(()))}) for k in range(5)]
@@ -60,3 +63,25 @@ def test_a_full_disk_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("threading.excepthook", lambda args: None)
     with pytest.raises(OSError, match="No space left"):
         log_rows(logger, ROWS * 1000)
+
+
+def test_a_run_that_was_lost_gets_no_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits in the queue of TensorBoard's thread, and what its end would flush, is not written either."""
+    monkeypatch.setattr("threading.excepthook", lambda args: None)
+    mine = acquire(tmp_path / "run")
+    logger = TensorBoardLogger(tmp_path, name="", version="run")
+    log_rows(logger, ROWS[:2])
+    logger.experiment.flush()
+    (file,) = (tmp_path / "run").glob("events.*")
+    before = file.read_bytes()
+    assert len(before) > 100
+    (tmp_path / "run" / OWNER / str(mine.number + 1)).write_text("{}")  # another has taken it
+    writer = logger.experiment._get_file_writer()
+    writer.add_event(Event(step=7))
+    thread = writer.event_writer._async_writer._worker
+    thread.join(10)
+    assert isinstance(thread.exception, OwnershipLostError)
+    with pytest.raises(OwnershipLostError):
+        logger.experiment.flush()
+    assert file.read_bytes() == before
+    mine.release()

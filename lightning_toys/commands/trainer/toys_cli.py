@@ -29,7 +29,7 @@ from lightning_toys.commands.trainer.memory import beyond_memory, check_numbers,
 from lightning_toys.commands.trainer.parser import ToyParser, explain
 from lightning_toys.commands.trainer.rules import callbacks_of, check_figures, check_trainer, note_unused
 from lightning_toys.commands.trainer.settings import SettingsCLI
-from lightning_toys.errors import ToyError, note, process_rank, require, run_folder_error
+from lightning_toys.errors import OwnershipLostError, ToyError, note, process_rank, require, run_folder_error
 from lightning_toys.stats import format_estimate, mean_ci
 from lightning_toys.training.checkpoint_format import malformed_optimizers
 from lightning_toys.training.files import make_folder, set_aside, whole_file, write_atomic, write_beside
@@ -329,7 +329,8 @@ def without_writers_traces() -> Iterator[None]:
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
-        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+        told = isinstance(args.exc_value, OSError | OwnershipLostError)
+        if not (told and type(args.thread).__module__.startswith("tensorboard.")):
             before(args)
 
     threading.excepthook = hook
