@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 DEMO_STAMP := $(VENV)/.demo
 
-.PHONY: demo test test-all test-floors lint audit fuzz bench gallery notebooks browser screenshots clean
+.PHONY: demo test test-all test-floors style lint audit fuzz bench gallery notebooks browser screenshots clean
 
 # pip compiles on one core; COMPILE does afterwards, on all. Some packages carry files of other Pythons, which do not compile
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
@@ -34,20 +34,20 @@ $(STAMP): $(DEMO_STAMP)
 demo: $(DEMO_STAMP)
 	$(PY) cli.py sweep -c configs/flow_vs_regression/demo.yaml --grid.model.mode '[regression,flow]'
 
-lint: $(STAMP)
+style: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+lint: style
 	$(VENV)/bin/mypy
 
 # mypy, which takes one core, runs beside the tests
-test: $(STAMP)
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
+test: style
 	@$(VENV)/bin/mypy > $(VENV)/mypy.txt 2>&1 & types=$$!; \
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m "not slow"; tests=$$?; \
 	wait $$types; types=$$?; echo "mypy: $$(cat $(VENV)/mypy.txt)"; exit $$((tests ? tests : types))
 
-# The whole matrix of configurations, verbs, precisions and ranks, and what is marked slow: an hour on two cores.
+# The whole matrix of configurations, verbs, precisions and ranks, and what is marked slow.
 test-all: lint
 	LIGHTNING_TOYS_MATRIX=all OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 

@@ -232,9 +232,14 @@ def limit(mode: str, width: int) -> float:
     return flops / speed + (time.process_time() - start) / 200
 
 
+def steps_of(replicas: int, steps: int) -> int:
+    """Return an even number of steps, fewer where many replicas take them."""
+    return max(2, steps // max(1, replicas // 4) // 2 * 2)
+
+
 def rows_of(mode: str, width: int, replicas: int, steps: int) -> dict[str, float]:
     """Take each row once: seconds per replica-step."""
-    many = max(2, steps // max(1, replicas // 4) // 2 * 2)
+    many = steps_of(replicas, steps)
     out = {"ours": fit(mode, width, replicas, many) / replicas}
     out["JAX, vmap"] = jax_loop(mode, width, replicas, many, "vmap")
     if replicas > 1:
@@ -264,7 +269,7 @@ def table(widths: tuple[int, ...], counts: tuple[int, ...], rounds: int, steps: 
         aim = AIMS.get((width, replicas))
         said = "" if aim is None else f"≤ {aim}: {'met' if statistics.median(ratios) <= aim else 'missed'}"
         way = min((n for n in middle if n.startswith("JAX")), key=lambda n: middle[n])
-        many = max(2, steps // max(1, replicas // 4) // 2 * 2)
+        many = steps_of(replicas, steps)
         compiling = jitted(mode, width, replicas, many // 2, way.split()[1])[1]
         gain = (middle["ours"] - middle[way]) * replicas
         repaid = f"{compiling / gain:.0f}" if gain > 0 else "never"

@@ -320,5 +320,5 @@ OUTCOMES: list[int] = []
 def test_results_at_random_were_of_both_kinds() -> None:
     """A corpus that is all refused, or all read, would test little."""
     if OUTCOMES:
-        assert OUTCOMES.count(0) > 1
-        assert OUTCOMES.count(2) > 5
+        assert OUTCOMES.count(0) > 3
+        assert OUTCOMES.count(2) > 15
