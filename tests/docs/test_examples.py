@@ -175,7 +175,11 @@ def test_each_experiment_has_a_script_and_a_notebook() -> None:
     assert {p.stem for p in FOLDER.glob("*.ipynb")} == set(EXPERIMENTS)
 
 
-@pytest.mark.parametrize("name", CHECKS)
+SLOW_SCRIPTS = ("generative_policy", "update_entropy")  # half of all scripts' time; the others are run in the gate
+ALL_SCRIPTS = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW_SCRIPTS else []) for n in CHECKS]
+
+
+@pytest.mark.parametrize("name", ALL_SCRIPTS)
 def test_scripts(name: str, tmp_path: Path) -> None:
     given = [] if name == "flow_vs_regression" else ["runs"]
     done = subprocess.run(

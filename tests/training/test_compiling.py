@@ -21,7 +21,7 @@ COMPILED = {kind.__name__: c for kind, c in FIRST.items() if "compile" in kind._
 DOUBLE = ("--trainer.precision", "64-true")  # in single precision Muon rounds to 8 bits
 ORACLE = ("--model.tangent", "oracle", "--data.coupling", "Independent")
 CASES = [
-    ("GaussianPolicy", DOUBLE),
+    pytest.param("GaussianPolicy", DOUBLE, marks=pytest.mark.slow),  # mirror_descent compiles in the gate
     pytest.param("FlowVsRegression", ("--model.mode", "mip"), marks=pytest.mark.slow),
     pytest.param("FlowVsRegression", ("--model.network.kind", "film", "--model.mode", "flow"), marks=pytest.mark.slow),
     pytest.param("FlowVsRegression", ("--trainer.precision", "bf16-mixed"), marks=pytest.mark.slow),
