@@ -17,7 +17,7 @@ from tests.conftest import REPO
 PACKAGE = REPO / "lightning_toys"
 COMMANDS = ("cli", "__main__", "commands")
 # the rooms, in the order in which each may import those before it
-SHARED = ("errors", "imports", "stats", "plotting", "training", "flows", "nets")
+SHARED = ("errors", "imports", "stats", "plotting", "training", "flows", "nets", "manual_steps")
 
 
 def modules() -> dict[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +18,22 @@ from lightning_toys.errors import bounded, require
 from lightning_toys.flow_vs_regression import figures
 from lightning_toys.flow_vs_regression.data import InterpolationData
 from lightning_toys.flow_vs_regression.metrics import compute_metrics
-from lightning_toys.flow_vs_regression.objectives import Mode, Readout, X0Distribution, make_objective
+from lightning_toys.flow_vs_regression.objectives import (
+    MIP,
+    Flow,
+    Mode,
+    Readout,
+    Regression,
+    StraightFlow,
+    X0Distribution,
+    make_objective,
+)
 from lightning_toys.flows import Solver, check_nfe
+from lightning_toys.manual_steps import ManualSteps, is_plain, is_plain_adamw, record_terms
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
 from lightning_toys.training.inference import require_built, with_replica_axis
-from lightning_toys.training.loader import Batch
+from lightning_toys.training.loader import Batch, Block, DrawnBlock
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 from lightning_toys.training.replica_parallel import Parallel
@@ -140,6 +151,7 @@ class FlowVsRegression(ToyModule):
         self.hparams.update({"network": asdict(self.network), "evaluation": asdict(self.evaluation)})
         self.hparams["seeds"] = self.seeds
         self.figure_data: figures.FigureData | None = None
+        self.manual_steps: ManualSteps | None = None
 
     @property
     def data(self) -> InterpolationData:
@@ -187,11 +199,19 @@ class FlowVsRegression(ToyModule):
 
     def replica_losses(self, batch: Batch, step: int) -> Tensor:
         """See :meth:`ToyModule.replica_losses`."""
+        return self.compiled(self.losses)(*self.sample(batch, step), batch.total)
+
+    def sample(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return a step's c (R, B, 1), x1 and x0 (R, B, D) and t (R, B, 1)."""
         c, x1 = batch.columns
         rows = slice(batch.first, batch.first + x1.shape[1])
         x0 = self.x0_noise.at(step, x1)[:, rows] if self.x0_distribution == "gaussian" else torch.zeros_like(x1)
         t = self.t_noise.at(step, x1)[:, rows] if self.objective.samples_time else torch.zeros(())
-        return self.compiled(self.losses)(c, x1, x0, t, batch.total)
+        return c, x1, x0, t
+
+    def residuals(self, batch: Batch, step: int, net: ConditionalNet) -> list[Tensor]:
+        """Return the residuals of a step's loss under a network."""
+        return self.objective.residuals(net, *self.sample(batch, step))
 
     def losses(self, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor, total: int) -> Tensor:
         """Return each replica's loss (R,): sums over c (R, B, 1), x1 and x0 (R, B, D), t (R, B, 1), by ``total``."""
@@ -199,6 +219,26 @@ class FlowVsRegression(ToyModule):
         norm = torch.square if self.loss == "l2" else torch.abs
         terms = [norm(r).sum((1, 2)) for r in self.objective.residuals(self.net, c, x1, x0, t)]
         return sum(terms[1:], terms[0]) / (total * x1.shape[2])
+
+    def take_steps(self, block: Block | DrawnBlock, optimizer: torch.optim.Optimizer) -> Tensor | None:
+        """See :meth:`ToyModule.take_steps`: by ``manual_steps``, for the shipped MLPs and objectives."""
+        assert isinstance(self.net, ConditionalNet)
+        own = [getattr(type(self), name) for name in WRITTEN_OUT] != list(WRITTEN_OUT.values())
+        own |= type(self.objective) not in (Regression, Flow, StraightFlow, MIP)
+        if own or torch.is_autocast_enabled("cpu") or not (is_plain(self.net) and is_plain_adamw(optimizer, self.net)):
+            return None
+        if self.manual_steps is None or not self.manual_steps.is_of(self.net, optimizer):
+            self.manual_steps = ManualSteps(
+                self.net, optimizer, self.loss, self.clip_grad_norm, self.ema_net, self.ema_decay
+            )
+        rows, totals, rates = [], [], []
+        for step in range(block.start, block.stop):
+            batch = block.batch(step)
+            terms = record_terms(partial(self.residuals, batch, step))
+            rows.append(self.manual_steps.rows(terms))
+            totals.append(batch.total)
+            rates.append(rate if (rate := self.rate_at(step)) is not None else self.lr)
+        return self.manual_steps.run(rows, totals, rates)
 
     # evaluation
 
@@ -344,3 +384,10 @@ class FlowVsRegression(ToyModule):
         if self.figure_data is None or self.last_report is None:
             return {}
         return figures.draw_all(self.figure_data, self.last_report, folder / "metrics.csv", self.label)
+
+
+# what :meth:`FlowVsRegression.take_steps` stands for: where one of them is somebody's own, autograd takes the steps
+WRITTEN_OUT = {
+    name: getattr(FlowVsRegression, name)
+    for name in ("replica_losses", "losses", "sample", "residuals", "training_step", "configure_optimizers")
+}

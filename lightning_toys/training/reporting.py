@@ -218,6 +218,7 @@ class ResultsWriter(Reporter):
             "metric_labels": dict(pl_module.metric_labels),
             "step": step,
             "seconds_per_step": progress.seconds_per_step if progress else None,
+            "backward": pl_module.backward_by,
         }
         where = trainer.strategy.root_device  # at the end of `fit` the module is on the CPU already
         device = torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_toys.errors import note, require
 from lightning_toys.training.checkpoint_format import unlike
 from lightning_toys.training.configuration import require_data
+from lightning_toys.training.denormals import denormals_flushed
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.noise import keyed_torch
 from lightning_toys.training.results import Report
@@ -178,6 +179,7 @@ class PolicyModule(PolicyInference):
             return None
         return self.supervised_lr(step) if step < self.warm_steps else self.lr
 
+    @denormals_flushed()
     def training_step(self, block: Block | DrawnBlock, batch_idx: int) -> None:
         """Take every optimiser step of the block."""
         optimizers = self.optimizers()

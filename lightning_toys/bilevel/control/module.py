@@ -31,6 +31,7 @@ from lightning_toys.bilevel.vectors import Tensors, flatten
 from lightning_toys.errors import REPEATS, bounded, note, require
 from lightning_toys.training.checkpoint_format import Like, unlike
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
+from lightning_toys.training.denormals import denormals_flushed
 from lightning_toys.training.files import make_folder, partial_name, put_in_place, set_aside
 from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.loader import Block, DrawnBlock
@@ -306,6 +307,7 @@ class BilevelControl(ToyModule):
         if self.stored_environments is not None:
             self.environments.load_state_dict(self.stored_environments)
 
+    @denormals_flushed()
     def training_step(self, block: Block | DrawnBlock, batch_idx: int) -> None:
         """Act, store and learn, step by step. Every rank does the same: bit for bit what one process does."""
         outer, inner = self.trainer.optimizers

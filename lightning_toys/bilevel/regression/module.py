@@ -40,6 +40,7 @@ from lightning_toys.errors import MOST, REPEATS, bounded, require
 from lightning_toys.nets import DEEPEST
 from lightning_toys.training.checkpoint_format import Like, unlike
 from lightning_toys.training.configuration import require_data, unused_flags
+from lightning_toys.training.denormals import denormals_flushed
 from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.module import ToyModule
@@ -243,6 +244,7 @@ class WindowRegression(ToyModule):
 
     # training
 
+    @denormals_flushed()
     def training_step(self, block: Block | DrawnBlock, batch_idx: int) -> None:
         """Take every step of the block.
 
