@@ -16,13 +16,27 @@ OLDEST = Version("2.6.6")  # of the Lightnings that releases of ours ran on
 NETWORKS = ("net.", "ema_net.", "best_net.")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 COUNTS = {"ready": 0, "completed": 0}
-LOOP: dict[str, Any] = {  # of Lightning's fit loop, what our steps are counted by
-    "epoch_progress": {"total": COUNTS, "current": COUNTS},
-    "epoch_loop.batch_progress": {"total": COUNTS, "current": COUNTS, "is_last_batch": False},
-    "epoch_loop.manual_optimization.optim_step_progress": {"total": COUNTS, "current": COUNTS},
+STARTED = {**COUNTS, "started": 0}
+PROCESSED = {**STARTED, "processed": 0}
+STEPS = {"total": COUNTS, "current": COUNTS}
+JUDGED = {"total": PROCESSED, "current": PROCESSED}
+BATCHES = {**JUDGED, "is_last_batch": False}
+LOOP: dict[str, Any] = {  # Lightning's fit loop, all of which it takes up
+    "epoch_progress": JUDGED,
+    "epoch_loop.state_dict": {},
+    "epoch_loop.batch_progress": BATCHES,
+    "epoch_loop.scheduler_progress": STEPS,
+    "epoch_loop.automatic_optimization.state_dict": {},
+    "epoch_loop.automatic_optimization.optim_progress": {
+        "optimizer": {"step": STEPS, "zero_grad": {"total": STARTED, "current": STARTED}}
+    },
+    "epoch_loop.manual_optimization.state_dict": {},
+    "epoch_loop.manual_optimization.optim_step_progress": STEPS,
+    "epoch_loop.val_loop.state_dict": {},
+    "epoch_loop.val_loop.batch_progress": BATCHES,
     "state_dict": {"combined_loader": [{"next_step": 0}]},
 }
-JUDGING: dict[str, Any] = {"state_dict": {}, "batch_progress": {"total": COUNTS, "current": COUNTS}}
+JUDGING: dict[str, Any] = {"state_dict": {}, "batch_progress": JUDGED}
 FORM: dict[str, Any] = {
     "state_dict": {},
     "loops": dict.fromkeys(("validate_loop", "test_loop", "predict_loop"), JUDGING),  # each is taken up by its verb

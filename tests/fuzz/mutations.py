@@ -158,6 +158,7 @@ def stride0(shape: tuple[int, ...], value: float = 0.0) -> torch.Tensor:
     return torch.full((1,), value).expand(shape if shape else (1,))
 
 
+MANY = 10**6
 TENSORS: dict[str, Callable[[torch.Tensor], Any]] = {
     "meta": lambda x: torch.empty(x.shape, dtype=x.dtype, device="meta"),
     "sparse": lambda x: x.to_sparse(),
@@ -219,7 +220,8 @@ def change_checkpoint(ground: Ground, path: str, what: Any) -> None:
         if isinstance(what, str) and what.startswith("tensor:"):
             made = TENSORS[what.removeprefix("tensor:")]
             try:
-                value = made(old if isinstance(old, torch.Tensor) else torch.zeros(2, 3))
+                fits = isinstance(old, torch.Tensor) and old.numel() <= MANY  # a change before may have made it huge
+                value = made(old if fits else torch.zeros(2, 3))
             except (RuntimeError, NotImplementedError):  # not of this kind of tensor
                 value = made(torch.ones(2, 3))
         put(tree, place, value, "/")
@@ -232,6 +234,8 @@ def change_checkpoint(ground: Ground, path: str, what: Any) -> None:
 def spoil_file(path: Path, what: str, word: str = "") -> None:
     """Do something to a file: what would be there after an accident, or somebody's joke."""
     content = path.read_bytes() if path.is_file() else b""
+    if any(p.exists() and not p.is_dir() for p in path.parents):
+        return  # its folder was spoiled before
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -6,14 +6,15 @@ The Trainer sees one long epoch, in which each of its batches holds many optimis
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback
 
+from lightning_toys.commands.trainer.parser import TYPES
 from lightning_toys.errors import bounded, did_you_mean, note, require
 from lightning_toys.training.compiling import check_compiler
 from lightning_toys.training.module import ToyModule
@@ -42,6 +43,7 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
     Raises:
         ToyError: names the flag.
     """
+    check_given(trainer)
     check_machine(trainer)
     precision = str(trainer.precision or "32-true")
     check_precision(precision, module.precisions)
@@ -72,6 +74,19 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
     check_callbacks(callbacks_of(trainer))
     if verb == "fit":
         check_fit(trainer, module, data)
+
+
+def check_given(trainer: Namespace) -> None:
+    """Refuse null for what the Trainer wants a value: a configuration's null is let through as a missing one.
+
+    Raises:
+        ToyError: names the flag.
+    """
+    for name, hint in get_type_hints(Trainer.__init__).items():
+        kinds = {type(None)} if hint is type(None) else set(get_args(hint)) or {hint}
+        missing = name in trainer and trainer[name] is None and type(None) not in kinds
+        words = " or ".join(sorted({TYPES.get(k.__name__, k.__name__) for k in kinds if isinstance(k, type)}))
+        require(not missing, f"--trainer.{name}: null is not allowed; give {words}")
 
 
 PROFILERS = ("simple", "advanced", "pytorch")  # xla's, where its package is not, ends in a traceback

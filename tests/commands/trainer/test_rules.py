@@ -6,6 +6,7 @@ import io
 import logging
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +53,18 @@ def test_a_setting_that_would_mislead_is_refused(runner: Runner, line: str, part
     assert err.startswith("error: ")
     for part in parts:
         assert part in err
+    assert not list(runner.root.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [("detect_anomaly", "true or false"), ("num_nodes", "an integer"), ("overfit_batches", "a number or an integer")],
+)
+def test_null_where_the_trainer_wants_a_value(runner: Runner, name: str, allowed: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"trainer: {{{name}: null}}\n")
+    code, err = runner.code("fit", "flow", "-c", str(tmp_path / "mine.yaml"), "--trainer.max_steps", "2")
+    assert code == 2
+    assert err == f"error: --trainer.{name}: null is not allowed; give {allowed}\n"
     assert not list(runner.root.rglob("*"))
 
 
