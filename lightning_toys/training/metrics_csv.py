@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ class MetricsCSV(Logger):
         writer = csv.DictWriter(text, ["step", *self.columns], restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomic(self.path, text.getvalue())
+        check_owned(self.path)
+        write_atomic(Path(os.path.realpath(self.path)), text.getvalue())  # a link stays one
 
     @rank_zero_only
     def save(self) -> None:

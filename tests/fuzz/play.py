@@ -124,7 +124,8 @@ def lost(root: Path, before: dict[str, list[Any]], steps: dict[str, int | None])
                 continue
         if Path(name).name in ("hparams.yaml",):
             continue  # Lightning's own, written anew from the same settings
-        if Path(name).name == "metrics.csv" and rows_kept(root, name):
+        table = Path(name).name in ("metrics.csv", "metrics.csv.elsewhere")  # what a link to it leads to
+        if table and rows_kept(root, name):
             continue
         return name
     return ""

@@ -168,6 +168,17 @@ def log(folder: Path, *entries: tuple[int, dict[str, float]], **kwargs: Any) -> 
     return logger
 
 
+def test_a_linked_table_is_written_where_the_link_leads(tmp_path: Path) -> None:
+    """Also where it is written anew, for a new column."""
+    log(tmp_path / "disk", (1, {"loss": 0.5}))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").symlink_to(tmp_path / "disk" / "metrics.csv")
+    log(tmp_path / "run", (2, {"loss": 0.25, "rate": 3.0}))
+    assert (tmp_path / "run" / "metrics.csv").is_symlink()
+    assert [r["step"] for r in rows(tmp_path / "disk")] == ["1", "2"]
+    assert rows(tmp_path / "disk") == rows(tmp_path / "run")
+
+
 def test_csv_round_trip(tmp_path: Path) -> None:
     values = [0.1, 1 / 3, 1e-300, -2.5e10, NAN]
     log(tmp_path / "run", *[(10 * k, {"loss": v}) for k, v in enumerate(values)])
