@@ -6,7 +6,8 @@
 core.
 
 - ours, default settings: ``TiltedSampling().sample("pc_mala", chains)``: keyed noise, acceptance noted, the last
-  refresh drawn, samples handed over in float64.
+  refresh drawn, samples handed over in float64. Once with as many chains as the peers, and once with 2^26, a work
+  long enough that compiling would be repaid; whether it is compiled, the default settings say.
 - ours, compiled: the same with ``--model.settings.compile true``. What compiles, compiles before the clock starts.
 - JAX: the same chains in one program, ``jax.jit(lax.scan)`` over levels, draws inside: all chains at once, or
   ``lax.map`` over blocks of 32768, which stay in the cache. XLA has one thread.
@@ -43,6 +44,7 @@ from lightning_toys.mirror_descent.compiled_kernels import gaussian_mala
 from lightning_toys.training.allocator import keep_freed_memory
 
 BLOCK = 2**15
+LONG = 2**26
 K, STEP = PROBLEM.settings.K, PROBLEM.settings.mala_step
 AIM = 0.75
 MEAN = 0.93806  # of the last action, exact
@@ -156,9 +158,9 @@ def check() -> None:
         np.testing.assert_allclose(np.asarray(found, np.float32), mine.numpy(), rtol=1e-5, atol=1e-6)
 
 
-def peer_row(name: str, taken: list[dict[str, float]]) -> str:
-    """Return a peer's line of the second table."""
-    ratios = [t["default settings"] / t[name] for t in taken]
+def peer_row(name: str, taken: list[dict[Any, float]], chains: int) -> str:
+    """Return a peer's line of the second table, beside ours by default settings with so many chains."""
+    ratios = [t["default settings", chains] / t[name] for t in taken]
     return f"| {name} | {statistics.median(t[name] for t in taken) * 1e9:.2f} | {spread(ratios)} |"
 
 
@@ -170,25 +172,21 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     check()
-    rounds, chains = (1, BLOCK) if args.quick else (5, 4 * BLOCK)
-    modules = {
-        "default settings": TiltedSampling(),
-        "compiled": TiltedSampling(settings=Settings(compile=True)),
-    }
-    for module in modules.values():
-        ours(module, chains)  # compiles what it will
-    taken: list[dict[str, float]] = []
+    rounds, chains, long = (1, BLOCK, 2 * BLOCK) if args.quick else (5, 4 * BLOCK, LONG)
+    default, compiled = TiltedSampling(), TiltedSampling(settings=Settings(compile=True))
+    rows = [("default settings", default, long), ("default settings", default, chains), ("compiled", compiled, chains)]
+    ours(compiled, chains)  # compiles before the clock starts, for the default too
+    taken: list[dict[Any, float]] = []
     for _ in range(rounds):
-        row = {name: ours(module, chains) for name, module in modules.items()}
-        taken.append(row | {name: peer(name, chains) for name in PEERS})
+        round_ = {(name, n): ours(module, n) for name, module, n in rows}
+        taken.append(round_ | {name: peer(name, chains) for name in PEERS})
     lines = list(peer_head(("MALA", "chains"), "ns"))
     compiling = {name: jitted(name, chains)[1] for name in PEERS}
-    for name in modules:
-        found = [{"ours": t[name]} | {p: t[p] for p in PEERS} for t in taken]
-        aim = AIM if name == "default settings" else None
-        lines.append(peer_line([name, chains], found, "ns", aim, compiling))
-    lines += ["", "| peer | ns | ours by default settings / peer |", "|---|---|---|"]
-    lines += [peer_row(name, taken) for name in PEERS]
+    for name, _, n in rows:
+        found = [{"ours": t[name, n]} | {p: t[p] for p in PEERS} for t in taken]
+        lines.append(peer_line([name, n], found, "ns", AIM if n == long else None, compiling))
+    lines += ["", f"| peer, {chains} chains | ns | ours by default settings, {long} chains, / peer |", "|---|---|---|"]
+    lines += [peer_row(name, taken, long) for name in PEERS]
     about = f"Medians of {rounds} interleaved rounds, with their range; CPU time of a step of one chain. jax "
     about += f"{jax.__version__}, blackjax {blackjax.__version__}."
     head = ["# MALA beside JAX and blackjax", "Written by `benchmarks/jitted_mirror_speed.py --write`."]

@@ -190,7 +190,10 @@ def main() -> None:
         f"Medians of {rounds} interleaved rounds, with their range; time of a replica-step. CPU time, "
         f"{time.process_time() - begin:.0f} s in all; jax {jax.__version__}."
     )
-    head = ["# Beside a jitted loop", "Written by `benchmarks/jitted_speed.py --write`, which explains each row."]
+    head = [
+        "# Training beside a jitted loop",
+        "Written by `benchmarks/jitted_speed.py --write`, which explains each row.",
+    ]
     text = "\n\n".join([*head, machine(), about, "\n".join(lines)])
     print(text)
     if args.write:

@@ -67,9 +67,7 @@ def row(head: list[str], found: dict[str, str]) -> Row:
     """Return a line of the first table for one of a section's: its cells by column."""
     first = next(i for i, name in enumerate(head) if name.startswith("ours, "))
     unit = head[first].removeprefix("ours, ")
-    name = ", ".join(
-        [found[head[0]], *(f"{found[n]} chains" if n == "chains" else f"{n} {found[n]}" for n in head[1:first])]
-    )
+    name = ", ".join([found[head[0]], *(described(column, found[column]) for column in head[1:first])])
     aim, _, verdict = found["aim"].partition(": ")
 
     def value(column: str) -> str:
@@ -80,9 +78,16 @@ def row(head: list[str], found: dict[str, str]) -> Row:
     return Row(name, value("ours"), peer, found["which"], found[RATIO], aim, verdict, value("limit"), share)
 
 
+def described(column: str, value: str) -> str:
+    """Return a cell in words: ``width 64``, ``4 replicas``, ``1 replica``."""
+    if not column.endswith("s"):
+        return f"{column} {value}"
+    return f"{value} {column.removesuffix('s') if value == '1' else column}"
+
+
 def title(text: str) -> str:
-    """Return a section's title, what its peers are left out."""
-    found = re.search(r"^# (.*)$", text, re.MULTILINE)
+    """Return what a section measures: its title up to "beside"."""
+    found = re.search(r"^# (.*?)(?: beside .*)?$", text, re.MULTILINE)
     assert found is not None
     return found[1]
 
