@@ -9,7 +9,7 @@
 
 Each is a process of its own on the same one core, started anew: imports and compilations are part of it. Wall and CPU
 seconds; CPU seconds are the system's for the process and what it started. A round takes each once; medians, ranges.
-Both have to come to errors (l2 from zeros, mean over seeds) that differ by less than a factor of two.
+Both have to come to errors (l2 from zeros, mean over seeds) that differ by less than a factor of three.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main() -> None:
     (*_, mine), (*_, theirs) = taken[-1]
     errors = "; ".join(f"{mode} {mine[mode]:.3f} and {theirs[mode]:.3f}" for mode in MODES)
     for mode in MODES:
-        assert 0.5 < mine[mode] / theirs[mode] < 2, errors
+        assert 1 / 3 < mine[mode] / theirs[mode] < 3, errors
     about = f"Medians of {rounds} rounds, with their range. l2 of ours and of the script: {errors}."
     head = ["# The demo beside a JAX script", "Written by `benchmarks/demo_speed.py --write`."]
     text = "\n\n".join([*head, machine(), about, "\n".join(lines)])
