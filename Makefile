@@ -5,6 +5,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 DEMO_STAMP := $(VENV)/.demo
+BENCH_STAMP := $(VENV)/.bench
 
 .PHONY: demo test test-all test-floors style lint audit fuzz bench gallery notebooks browser screenshots clean
 
@@ -84,7 +85,14 @@ FUZZ_JOBS ?= $(shell nproc)
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m tests.fuzz --cases $(FUZZ_CASES) --seed $(FUZZ_SEED) --jobs $(FUZZ_JOBS)
 
-bench: $(STAMP)
+# jax and blackjax, which only the benchmarks want
+$(BENCH_STAMP): $(STAMP)
+	$(PIP) -c constraints.txt -e ".[bench]"
+	@$(COMPILE)
+	@touch $@
+
+# Hours of a core, with nothing beside it. The last line writes RESULTS.md's first table from the others' sections.
+bench: $(BENCH_STAMP)
 	$(PY) benchmarks/startup_speed.py --write
 	$(PY) benchmarks/training_speed.py --write
 	$(PY) benchmarks/policy_speed.py --write
@@ -93,6 +101,12 @@ bench: $(STAMP)
 	$(PY) benchmarks/bilevel_speed.py --write
 	$(PY) benchmarks/scale_speed.py --write
 	$(PY) benchmarks/sweep_speed.py --write
+	$(PY) benchmarks/jitted_speed.py --write
+	$(PY) benchmarks/jitted_policy_speed.py --write
+	$(PY) benchmarks/jitted_control_speed.py --write
+	$(PY) benchmarks/jitted_mirror_speed.py --write
+	$(PY) benchmarks/demo_speed.py --write
+	$(PY) benchmarks/summary.py --write
 
 # What is known of the pinned versions' holes, from PyPI's advisories: a fresh environment, so that nothing of it is ours.
 # --strict: a package that the service does not know is a failure too, and not a clean bill.

@@ -1,0 +1,200 @@
+"""mirror_descent's annealed MALA: CPU time of a step of one chain, beside jitted JAX and blackjax.
+
+    python benchmarks/jitted_mirror_speed.py [--quick] [--write]        # needs the extra bench
+
+``pc_mala`` with the settings of configs/mirror_descent/analytic.yaml, K = 40 levels and one step a level, float32, one
+core.
+
+- ours, default settings: ``TiltedSampling().sample("pc_mala", chains)``: keyed noise, acceptance noted, the last
+  refresh drawn, samples handed over in float64. Once with as many chains as the peers, and once with 2^26, a work
+  long enough that compiling would be repaid; whether it is compiled, the default settings say.
+- ours, compiled: the same with ``--model.settings.compile true``. What compiles, compiles before the clock starts.
+- JAX: the same chains in one program, ``jax.jit(lax.scan)`` over levels, draws inside: all chains at once, or
+  ``lax.map`` over blocks of 32768, which stay in the cache. XLA has one thread.
+- blackjax: ``blackjax.mala``'s kernel under ``jax.vmap`` over chains, in such blocks.
+
+Before anything is timed, JAX's step is held against ours on the same numbers; each row's mean is held to the exact one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+from jax_loops import clocked, compile_once
+
+# isort: split
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jax import lax
+from measuring import machine, spread, write_section
+from mirror_speed import PROBLEM
+from peers import peer_head, peer_line
+
+from lightning_toys.mirror_descent import LinearGaussian, Settings, TiltedSampling
+from lightning_toys.mirror_descent.compiled_kernels import gaussian_mala
+from lightning_toys.training.allocator import keep_freed_memory
+
+BLOCK = 2**15
+LONG = 2**26
+K, STEP = PROBLEM.settings.K, PROBLEM.settings.mala_step
+AIM = 0.75
+MEAN = 0.93806  # of the last action, exact
+FIRST, LAST = PROBLEM.levels[0].level, PROBLEM.joint.clean
+
+
+def rows_of_levels() -> Any:
+    """Return mu, tau and sqrt(eta / 2) of each level, (K, 3)."""
+    rows = [(x.mu, x.tau, math.sqrt(STEP / x.tau / 2)) for x in PROBLEM.levels]
+    return jnp.asarray(np.array(rows, np.float32))
+
+
+def mala(x: Any, xi: Any, u: Any, parameters: Any) -> tuple[Any, Any]:
+    """Return states after a MALA step on N(mu, 1 / tau), and whether proposals were accepted."""
+    mu, tau, half = parameters
+    grad = (mu - x) * tau
+    proposal = x + 2 * half * half * grad + 2 * half * xi
+    new_grad = (mu - proposal) * tau
+    w = grad + new_grad
+    log_ratio = 0.5 * ((proposal - mu) * new_grad - (x - mu) * grad) - half * w * (xi + 0.5 * half * w)
+    accepted = u < jnp.exp(log_ratio)
+    return jnp.where(accepted, proposal, x), accepted
+
+
+def first_actions(key: Any, chains: int) -> Any:
+    """Return actions (chains,) of the noisiest level."""
+    return FIRST.m[0] + math.sqrt(FIRST.C[0, 0]) * jax.random.normal(key, (chains,))
+
+
+def last_states(key: Any, a: Any) -> Any:
+    """Return s' given a, shaped as a."""
+    return LAST.rho * a + LAST.c + math.sqrt(LAST.v) * jax.random.normal(key, a.shape)
+
+
+def jax_chains(chains: int, key: Any) -> Any:
+    """Return actions and states (chains,), and the share of accepted steps."""
+    first, steps, last = jax.random.split(key, 3)
+
+    def step(a: Any, at: Any) -> Any:
+        number, parameters = at
+        noise, coin = jax.random.split(jax.random.fold_in(steps, number))
+        return mala(a, jax.random.normal(noise, a.shape), jax.random.uniform(coin, a.shape), parameters)
+
+    a, accepted = lax.scan(step, first_actions(first, chains), (jnp.arange(K), rows_of_levels()))
+    return a, last_states(last, a), accepted.mean()
+
+
+def blackjax_chains(chains: int, key: Any) -> Any:
+    """Return the same by blackjax's kernel."""
+    first, steps, last = jax.random.split(key, 3)
+    kernel = blackjax.mala.build_kernel()
+
+    def step(a: Any, at: Any) -> Any:
+        number, (mu, tau, half) = at
+
+        def density(x: Any) -> Any:
+            return -0.5 * tau * (x - mu) ** 2
+
+        def one(key: Any, x: Any) -> Any:
+            state, info = kernel(key, blackjax.mala.init(x, density), density, 2 * half * half)
+            return state.position, info.is_accepted
+
+        return jax.vmap(one)(jax.random.split(jax.random.fold_in(steps, number), chains), a)
+
+    a, accepted = lax.scan(step, first_actions(first, chains), (jnp.arange(K), rows_of_levels()))
+    return a, last_states(last, a), accepted.mean()
+
+
+PEERS: dict[str, Callable[[int, Any], Any]] = {
+    "JAX, at once": lambda chains, keys: jax_chains(chains, keys[0]),
+    "JAX, blocks": lambda chains, keys: lax.map(partial(jax_chains, BLOCK), keys),
+    "blackjax": lambda chains, keys: lax.map(partial(blackjax_chains, BLOCK), keys),
+}
+
+
+@cache
+def jitted(name: str, chains: int) -> tuple[Callable[[Any], Any], float]:
+    """Return a peer's compiled program of its blocks' keys, and the seconds that it took to compile."""
+    return compile_once(partial(PEERS[name], chains), jax.random.split(jax.random.key(0), chains // BLOCK))
+
+
+def hold(mean: float, chains: int) -> None:
+    """Stop where a mean of the last actions is not the exact one within six standard errors."""
+    assert abs(mean - MEAN) < 6 / math.sqrt(chains * PROBLEM.target.tau), mean
+
+
+def peer(name: str, chains: int) -> float:
+    """Return CPU seconds of a step of one chain."""
+    compiled, _ = jitted(name, chains)
+    (a, *_), taken = clocked(compiled, jax.random.split(jax.random.key(1), chains // BLOCK))
+    hold(float(a.mean()), chains)
+    return taken / chains / K
+
+
+def ours(module: TiltedSampling, chains: int) -> float:
+    """Return CPU seconds of a step of one chain."""
+    start = time.process_time()
+    samples = module.sample("pc_mala", chains, LinearGaussian())
+    taken = time.process_time() - start
+    hold(float(samples[..., 0].mean()), chains)
+    return taken / chains / K
+
+
+def check() -> None:
+    """Stop where JAX's step is not ours on the same numbers."""
+    generator = torch.Generator().manual_seed(0)
+    x, xi = torch.randn(2, 1000, generator=generator)
+    u, parameters = torch.rand(1000, generator=generator), torch.tensor([0.3, 1.7, 0.45])
+    theirs = mala(*(jnp.asarray(t.numpy()) for t in (x, xi, u, parameters)))
+    for found, mine in zip(theirs, gaussian_mala(x, xi, u, parameters), strict=True):
+        np.testing.assert_allclose(np.asarray(found, np.float32), mine.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def peer_row(name: str, taken: list[dict[Any, float]], chains: int) -> str:
+    """Return a peer's line of the second table, beside ours by default settings with so many chains."""
+    ratios = [t["default settings", chains] / t[name] for t in taken]
+    return f"| {name} | {statistics.median(t[name] for t in taken) * 1e9:.2f} | {spread(ratios)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one round of few chains: does it run?")
+    parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    check()
+    rounds, chains, long = (1, BLOCK, 2 * BLOCK) if args.quick else (5, 4 * BLOCK, LONG)
+    default, compiled = TiltedSampling(), TiltedSampling(settings=Settings(compile=True))
+    rows = [("default settings", default, long), ("default settings", default, chains), ("compiled", compiled, chains)]
+    ours(compiled, chains)  # compiles before the clock starts, for the default too
+    taken: list[dict[Any, float]] = []
+    for _ in range(rounds):
+        round_ = {(name, n): ours(module, n) for name, module, n in rows}
+        taken.append(round_ | {name: peer(name, chains) for name in PEERS})
+    lines = list(peer_head(("MALA", "chains"), "ns"))
+    compiling = {name: jitted(name, chains)[1] for name in PEERS}
+    for name, _, n in rows:
+        found = [{"ours": t[name, n]} | {p: t[p] for p in PEERS} for t in taken]
+        lines.append(peer_line([name, n], found, "ns", AIM if n == long else None, compiling))
+    lines += ["", f"| peer, {chains} chains | ns | ours by default settings, {long} chains, / peer |", "|---|---|---|"]
+    lines += [peer_row(name, taken, long) for name in PEERS]
+    about = f"Medians of {rounds} interleaved rounds, with their range; CPU time of a step of one chain. jax "
+    about += f"{jax.__version__}, blackjax {blackjax.__version__}."
+    head = ["# MALA beside JAX and blackjax", "Written by `benchmarks/jitted_mirror_speed.py --write`."]
+    text = "\n\n".join([*head, machine(), about, "\n".join(lines)])
+    print(text)
+    if args.write:
+        write_section("jitted_mirror_speed.py", text)
+
+
+if __name__ == "__main__":
+    main()
