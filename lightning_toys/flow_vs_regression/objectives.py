@@ -46,11 +46,15 @@ class Objective:
     Attributes:
         with_time: whether the network is given t.
         samples_time: whether :meth:`residuals` use t.
+        times: how many independent uniform times a row of t has.
+        extra_conditions: columns that the objective puts beside c when it calls the network.
         x0_distribution: that of x0 in training, unless ``--model.x0`` is given.
     """
 
     with_time: bool
     samples_time = False
+    times = 1
+    extra_conditions = 0
     x0_distribution: X0Distribution = "gaussian"
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
