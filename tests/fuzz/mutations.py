@@ -209,7 +209,9 @@ def change_checkpoint(ground: Ground, path: str, what: Any) -> None:
     if not isinstance(tree, dict):
         return
     head, _, last = path.rpartition("/")
-    every = [f"{head}/{key}" for key in tree.get(head, ())] if last == "*" else [path]
+    inside = tree.get(head)
+    keys = inside if isinstance(inside, dict) else {}  # a change before may have made something else of it
+    every = [f"{head}/{key}" for key in keys] if last == "*" else [path]
     for place in every:
         try:
             node, key = node_of(tree, place, "/")
