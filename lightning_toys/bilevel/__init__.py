@@ -9,20 +9,26 @@ if TYPE_CHECKING:
     from lightning_toys.bilevel.control.environments import Disturbance
     from lightning_toys.bilevel.control.learner import Solver
     from lightning_toys.bilevel.control.module import BilevelControl
+    from lightning_toys.bilevel.regression.algorithms import Found, LagAlgorithm, TimeStep
+    from lightning_toys.bilevel.regression.csv_stream import CsvStream
     from lightning_toys.bilevel.regression.data import DriftStream
     from lightning_toys.bilevel.regression.drift import Drift, Linear, Piecewise, Sine
     from lightning_toys.bilevel.regression.module import WindowRegression
 
 __all__ = [
     "BilevelControl",
+    "CsvStream",
     "Disturbance",
     "Drift",
     "DriftStream",
+    "Found",
+    "LagAlgorithm",
     "Linear",
     "Piecewise",
     "ReplayData",
     "Sine",
     "Solver",
+    "TimeStep",
     "WindowRegression",
 ]
 
@@ -33,9 +39,10 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "control.environments": ["Disturbance"],
         "control.learner": ["Solver"],
         "control.module": ["BilevelControl"],
+        "regression.csv_stream": ["CsvStream"],
         "regression.data": ["DriftStream"],
         "regression.drift": ["Linear", "Piecewise", "Sine"],
         "regression.module": ["WindowRegression"],
     },
-    {"regression.drift": ["Drift"]},
+    {"regression.algorithms": ["Found", "LagAlgorithm", "TimeStep"], "regression.drift": ["Drift"]},
 )
