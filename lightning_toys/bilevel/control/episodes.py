@@ -13,6 +13,7 @@ from lightning_toys.bilevel.control.environments import (
     Disturbance,
     Environments,
     GymnasiumEnvironments,
+    make_environments,
     one_line,
 )
 from lightning_toys.errors import ToyError, require
@@ -120,3 +121,37 @@ def write_gif(frames: Sequence[np.ndarray], path: str | Path, fps: float = 50.0)
     require(len(frames) > 0, "an animation without pictures cannot be written")
     first, *rest = [Image.fromarray(f).quantize(256, Image.Quantize.FASTOCTREE) for f in frames]
     first.save(path, save_all=True, append_images=rest, duration=max(20, round(1000 / fps)), loop=0)
+
+
+def check_repeatable(name: str, disturbance: Disturbance | None = None, limit: int = 200) -> None:
+    """Play an episode twice from one seed, with the same actions, and refuse an environment that plays it differently.
+
+    Such a one draws from a generator that its reset does not seed, or keeps something over its resets. A run of it
+    could not be resumed, and no replica would be the solo run.
+
+    Args:
+        name: of the environment.
+        disturbance: what is put on top.
+        limit: steps after which an episode is taken to be the same.
+
+    Raises:
+        ToyError: names the environment and the step.
+    """
+    environments = make_environments(name, [0], "check", 1, disturbance)
+    policy, plays = RandomPolicy(environments), []
+    for _ in range(2):
+        environments.reset()
+        policy.steps, play = 0, [environments.observation.copy()]
+        while len(play) <= 4 * limit and not environments.finished_episodes:
+            step = environments.step(policy(environments.observation))
+            play += [step.next_observation, step.reward, step.terminated, step.truncated]
+        plays.append(play)
+    environments.close()
+    one, two = plays
+    same = [np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(one, two, strict=False)]
+    at = next((i for i, equal in enumerate(same) if not equal), len(same))
+    require(
+        at == len(one) == len(two),
+        f"--model.env: {name!r} is not allowed: an episode played twice from one seed differs at step {-(-at // 4)}; "
+        "let it draw from self.np_random alone, and begin anew at reset(seed=...)",
+    )
