@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lightning_toys.bilevel.control.environments import Disturbance
     from lightning_toys.bilevel.control.learner import Solver
     from lightning_toys.bilevel.control.module import BilevelControl
+    from lightning_toys.bilevel.control.updates import AgentUpdate, ModelGradient
     from lightning_toys.bilevel.regression.algorithms import Found, LagAlgorithm, TimeStep
     from lightning_toys.bilevel.regression.csv_stream import CsvStream
     from lightning_toys.bilevel.regression.data import DriftStream
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_toys.bilevel.regression.module import WindowRegression
 
 __all__ = [
+    "AgentUpdate",
     "BilevelControl",
     "CsvStream",
     "Disturbance",
@@ -24,6 +26,7 @@ __all__ = [
     "Found",
     "LagAlgorithm",
     "Linear",
+    "ModelGradient",
     "Piecewise",
     "ReplayData",
     "Sine",
@@ -44,5 +47,9 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "regression.drift": ["Linear", "Piecewise", "Sine"],
         "regression.module": ["WindowRegression"],
     },
-    {"regression.algorithms": ["Found", "LagAlgorithm", "TimeStep"], "regression.drift": ["Drift"]},
+    {
+        "control.updates": ["AgentUpdate", "ModelGradient"],
+        "regression.algorithms": ["Found", "LagAlgorithm", "TimeStep"],
+        "regression.drift": ["Drift"],
+    },
 )

@@ -434,7 +434,7 @@ def space_sizes(name: str, environment: Any) -> tuple[int, int]:
         environment.close()
         raise ToyError(
             f"--model.env: {name!r} is not allowed: it takes {actions} and shows {observations}; "
-            "give one that takes Discrete actions from 0 and shows a Box of one dimension, such as CartPole-v1, or a number"
+            "give one that takes Discrete actions from 0 and shows a Box of one dimension, as CartPole-v1, or a number"
         )
     return int(observations.n if numbered else observations.shape[0]), int(actions.n)
 

@@ -76,6 +76,27 @@ class RandomPolicy:
         return uniform_actions(u, self.num_actions)
 
 
+class SampledPolicy:
+    """Draws actions from a policy's probabilities; its draws are keyed by seed, stream and step.
+
+    Args:
+        environments: whose seeds, copies and actions are meant.
+        probabilities: observations (R, copies, obs) to probabilities (R, copies, A).
+    """
+
+    def __init__(self, environments: Environments, probabilities: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.probabilities, self.steps, self.last = probabilities, 0, environments.num_actions - 1
+        self.noise = NoiseStream(environments.seeds, f"{environments.stream}/policy", (environments.copies,), uniform)
+
+    def __call__(self, observation: np.ndarray) -> np.ndarray:
+        """Return the next step's actions (R, copies) at observations (R, copies, obs)."""
+        u = self.noise.at(self.steps, FLOAT32_CPU).numpy().astype(np.float64)
+        self.steps += 1
+        below = self.probabilities(observation).cumsum(-1) < u[..., None]
+        actions: np.ndarray = np.minimum(below.sum(-1), self.last)
+        return actions
+
+
 def render_episode(
     name: str,
     policy: Callable[[np.ndarray], int],
