@@ -13,12 +13,12 @@ from lightning_toys.bilevel.control.agents import (
     ModelTargets,
     Problem,
     SoftValue,
-    WorldModel,
     model_errors,
 )
 from lightning_toys.bilevel.control.nets import MultiHeadMLP
 from lightning_toys.bilevel.control.replay import Batch
 from lightning_toys.bilevel.control.updates import AgentUpdate, make_agent
+from lightning_toys.bilevel.control.world_model import WorldModel
 from lightning_toys.bilevel.vectors import Tensors, flatten, moving_average_, unflatten
 from lightning_toys.errors import REPEATS, bounded, require
 from lightning_toys.training.fused_adam import step_adam

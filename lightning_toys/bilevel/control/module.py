@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_toys.bilevel.control import figures
-from lightning_toys.bilevel.control.agents import ModelPrediction, SoftValue, softmax_policy
+from lightning_toys.bilevel.control.agents import SoftValue, softmax_policy
 from lightning_toys.bilevel.control.data import ReplayData
 from lightning_toys.bilevel.control.environments import (
     Disturbance,
@@ -36,6 +36,7 @@ from lightning_toys.bilevel.control.gradient_check import cosine_similarity, dir
 from lightning_toys.bilevel.control.learner import FORMS, AgentNetworks, Learner, Solver
 from lightning_toys.bilevel.control.replay import ReplayBuffer
 from lightning_toys.bilevel.control.updates import AgentUpdate, make_agent
+from lightning_toys.bilevel.control.world_model import ModelPrediction
 from lightning_toys.bilevel.vectors import flatten
 from lightning_toys.errors import REPEATS, bounded, note, require
 from lightning_toys.training.checkpoint_format import Like, unlike

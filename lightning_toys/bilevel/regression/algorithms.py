@@ -27,7 +27,7 @@ from lightning_toys.bilevel.regression.hypergradients import (
     weighted_targets,
 )
 from lightning_toys.bilevel.regression.mlp import MLP
-from lightning_toys.errors import bounded, require
+from lightning_toys.errors import bounded, did_you_mean, require
 
 if TYPE_CHECKING:
     from lightning_toys.bilevel.regression.data import StreamData
@@ -275,3 +275,44 @@ def scaled(start: Sequence[float], total: float) -> np.ndarray:
     w = np.asarray(start, dtype=np.float64)
     out: np.ndarray = w * (total / w.sum())
     return out
+
+
+# the algorithms that have a name, each made of the module's own settings
+NAMED: dict[str, Callable[[Any], LagAlgorithm]] = {
+    "funcbo": lambda m: FuncBO(m.ridge) if m.adjoint == "ridge" else FuncBONetwork(m.adjoint_steps, m.adjoint_lr),
+    "aid": lambda m: AID(m.cg_iterations, m.damping, m.curvature == "gauss_newton"),
+    "unroll1": lambda m: Unroll(m.unroll_steps),
+    "uniform": lambda m: Uniform(),
+    "lag_1": lambda m: lag_1(),
+    "fixed": lambda m: FixedWeights(m.fixed_weights or ()),
+    "optimum": lambda m: Optimum(),
+    "no_tracking": lambda m: NoTracking(),
+}
+
+
+def make_algorithm(given: LagAlgorithm | str, settings: Any) -> tuple[str, LagAlgorithm]:
+    """Return an algorithm's name, or the path of a class of one's own, and itself.
+
+    Args:
+        given: a name, or one's own.
+        settings: what has the settings of those with a name, as :class:`WindowRegression` has.
+
+    Raises:
+        ToyError: there is none of that name, or ``fixed`` has no weights.
+    """
+    if not isinstance(given, str):
+        return f"{type(given).__module__}.{type(given).__qualname__}", given
+    # a script's checkpoint of a class of one's own holds its path, which is not imported for it
+    own = f"; load_from_checkpoint takes it: algorithm={given.rpartition('.')[2]}(...)" if "." in given else ""
+    require(
+        given in NAMED,
+        f"--model.algorithm: {given!r} is not allowed; give one of {', '.join(NAMED)}, or MODULE.CLASS{own}"
+        f"{did_you_mean(given, NAMED)}",
+    )
+    require(
+        given != "fixed" or bool(settings.fixed_weights),
+        "--model.fixed_weights: none is not allowed with --model.algorithm fixed; give '[1,0,0.5]', lag 1 first",
+    )
+    for w in settings.fixed_weights or ():
+        bounded(FixedWeights.flag, w, 0.0)
+    return given, NAMED[given](settings)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from lightning_toys.bilevel.regression.drift import Drift, ExactLoss, Sine, WindowLoss, check_drift
 from lightning_toys.bilevel.regression.stream import Stream, StreamShape
-from lightning_toys.errors import bounded
+from lightning_toys.errors import bounded, require
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import DrawnLoader
 
@@ -60,6 +61,15 @@ class StreamData(ToyDataModule):
             return (torch.arange(start, stop).view(1, -1, 1).expand(len(seeds), -1, 1),)
 
         return DrawnLoader(draw, 1)
+
+
+def require_stream(data: LightningDataModule | None) -> StreamData:
+    """Return ``data`` if it is a stream, and refuse it otherwise."""
+    require(data is not None, "--data: a data module is missing; give DriftStream or CsvStream")
+    fits = isinstance(data, StreamData)
+    require(fits, f"--data: {type(data).__name__} is not allowed; give DriftStream or CsvStream")
+    assert isinstance(data, StreamData)
+    return data
 
 
 class DriftStream(StreamData):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,21 +13,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_toys.bilevel.regression import figures
-from lightning_toys.bilevel.regression.algorithms import (
-    AID,
-    FixedWeights,
-    FuncBO,
-    FuncBONetwork,
-    LagAlgorithm,
-    NoTracking,
-    Optimum,
-    TimeStep,
-    Uniform,
-    Unroll,
-    lag_1,
-    scaled,
-)
-from lightning_toys.bilevel.regression.data import Observations, StreamData
+from lightning_toys.bilevel.regression.algorithms import LagAlgorithm, TimeStep, make_algorithm, scaled
+from lightning_toys.bilevel.regression.data import Observations, StreamData, require_stream
 from lightning_toys.bilevel.regression.hypergradients import (
     AdamMoments,
     Window,
@@ -46,7 +33,7 @@ from lightning_toys.bilevel.regression.metrics import (
     rolling_mean,
 )
 from lightning_toys.bilevel.regression.mlp import MLP
-from lightning_toys.errors import MOST, REPEATS, bounded, did_you_mean, require
+from lightning_toys.errors import MOST, REPEATS, bounded, require
 from lightning_toys.nets import DEEPEST
 from lightning_toys.training.checkpoint_format import Like, unlike
 from lightning_toys.training.configuration import unused_flags
@@ -60,18 +47,6 @@ RECORD_EVERY = 10  # steps between two records of the weights and of the hypergr
 REGRET_WINDOW = 10  # recorded hypergradients that the local regret averages over
 ROLLING_STEPS = 30  # of the rolling outer loss
 CURVE_POINTS = 250  # of a curve in results.json
-
-# the algorithms that have a name, each made of the module's own settings
-NAMED: dict[str, Callable[[Any], LagAlgorithm]] = {
-    "funcbo": lambda m: FuncBO(m.ridge) if m.adjoint == "ridge" else FuncBONetwork(m.adjoint_steps, m.adjoint_lr),
-    "aid": lambda m: AID(m.cg_iterations, m.damping, m.curvature == "gauss_newton"),
-    "unroll1": lambda m: Unroll(m.unroll_steps),
-    "uniform": lambda m: Uniform(),
-    "lag_1": lambda m: lag_1(),
-    "fixed": lambda m: FixedWeights(m.fixed_weights or ()),
-    "optimum": lambda m: Optimum(),
-    "no_tracking": lambda m: NoTracking(),
-}
 
 
 class WindowRegression(ToyModule):
@@ -182,7 +157,7 @@ class WindowRegression(ToyModule):
         self.cg_iterations, self.damping, self.curvature = cg_iterations, damping, curvature
         self.adjoint, self.ridge, self.adjoint_steps, self.adjoint_lr = adjoint, ridge, adjoint_steps, adjoint_lr
         self.fixed_weights = fixed_weights
-        self.algorithm, self.method = self.named_algorithm(algorithm)
+        self.algorithm, self.method = make_algorithm(algorithm, self)
         steps = self.method.own_steps
         require(steps <= inner_steps, f"--model.algorithm: {self.algorithm} takes {steps} inner steps of {inner_steps}")
         self.save_hyperparameters(logger=False)
@@ -191,26 +166,6 @@ class WindowRegression(ToyModule):
             self.hparams["algorithm"] = self.algorithm
         self.records: dict[str, Tensor] = {}  # of every step so far; part of the checkpoint
         self._stream: Observations | None = None
-
-    def named_algorithm(self, given: LagAlgorithm | str) -> tuple[str, LagAlgorithm]:
-        """Return an algorithm's name, the path of a class of one's own, and itself."""
-        if not isinstance(given, str):
-            return f"{type(given).__module__}.{type(given).__qualname__}", given
-        names = ", ".join(NAMED)
-        # a checkpoint of a class of one's own holds its path, which is not imported for it
-        own = f"; load_from_checkpoint takes it: algorithm={given.rpartition('.')[2]}(...)" if "." in given else ""
-        require(
-            given in NAMED,
-            f"--model.algorithm: {given!r} is not allowed; give one of {names}, or MODULE.CLASS{own}"
-            f"{did_you_mean(given, NAMED)}",
-        )
-        require(
-            given != "fixed" or bool(self.fixed_weights),
-            "--model.fixed_weights: none is not allowed with --model.algorithm fixed; give '[1,0,0.5]', lag 1 first",
-        )
-        for w in self.fixed_weights or ():
-            bounded("--model.fixed_weights", w, 0.0)
-        return given, NAMED[given](self)
 
     # building
 
@@ -484,12 +439,3 @@ class WindowRegression(ToyModule):
             ),
             "prediction": figures.draw_prediction(shown["truth"][0].cpu(), shown["prediction"][0].cpu(), self.label),
         }
-
-
-def require_stream(data: LightningDataModule | None) -> StreamData:
-    """Return ``data`` if it is a stream, and refuse it otherwise."""
-    require(data is not None, "--data: a data module is missing; give DriftStream or CsvStream")
-    fits = isinstance(data, StreamData)
-    require(fits, f"--data: {type(data).__name__} is not allowed; give DriftStream or CsvStream")
-    assert isinstance(data, StreamData)
-    return data

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_toys.bilevel.control.agents import (
-    ModelPrediction,
     Problem,
     SoftValue,
     funcbo_weights,
@@ -29,6 +28,7 @@ from lightning_toys.bilevel.control.gradient_check import cosine_similarity, dir
 from lightning_toys.bilevel.control.learner import AgentNetworks, Learner, Solver
 from lightning_toys.bilevel.control.nets import MultiHeadMLP
 from lightning_toys.bilevel.control.replay import Batch
+from lightning_toys.bilevel.control.world_model import ModelPrediction
 from lightning_toys.bilevel.implicit import gauss_newton_product, gradient
 from lightning_toys.bilevel.vectors import flatten
 
