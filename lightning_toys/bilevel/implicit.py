@@ -125,7 +125,7 @@ def conjugate_gradient(
 
     The method of Hestenes & Stiefel (1952). A replica stops once its residual is at rounding, or at the first direction
     in which the curvature is not positive; the others go on. The number of products is fixed, so that no value decides
-    what is computed. Each right-hand side is scaled to entries below 1 first, so that its size decides nothing.
+    what is computed. Each right-hand side is scaled to entries below 2 first, so that its size decides nothing.
 
     Args:
         matvec: p (R, P) to A p (R, P).
@@ -176,17 +176,18 @@ def conjugate_gradient(
 
 
 def power_of_two(b: Tensor) -> Tensor:
-    """Return the power of two (R, 1) next to the largest entry of b (R, P) in size, 1 where that is 0 or not finite.
+    """Return the power of two (R, 1) below the largest entry of b (R, P) in size, 1 where that is 0 or not finite.
 
     Dividing by it rounds nothing, so a linear system solved for b / scale has the digits of the one for b. Exponents
     stay within those whose own inverse is a normal number.
 
     >>> power_of_two(torch.tensor([[3.0, -5.0], [0.0, 0.0], [0.3, 0.1]])).flatten()
-    tensor([8.0000, 1.0000, 0.5000])
+    tensor([4.0000, 1.0000, 0.2500])
     """
     largest = b.abs().amax(1, keepdim=True)
-    exponent = torch.frexp(torch.where(largest.isfinite(), largest, 0.0)).exponent
-    return torch.ldexp(torch.ones_like(largest), exponent.clamp(-120, 120))
+    usable = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    exponent = usable.log2().floor().clamp(-120, 120)
+    return torch.ldexp(torch.ones_like(largest), exponent.int())
 
 
 # hypergradients

@@ -58,7 +58,7 @@ def effective_lags(lam: Tensor) -> Tensor:
 
     1 where one lag has all, W where all are equal; infinite without weights.
 
-    >>> effective_lags(torch.tensor([[2.0, 0.0, 0.0], [1.0, 1.0, 1.0]]))
-    tensor([1., 3.])
+    >>> effective_lags(torch.tensor([[2.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
+    tensor([1., 4.])
     """
     return 1 / normalised(lam).square().sum(-1)

@@ -263,6 +263,7 @@ class WindowRegression(ToyModule):
         Raises:
             ToyError: the shape is another one, or the networks are not built.
 
+        >>> from lightning_toys.bilevel import DriftStream
         >>> module = WindowRegression(seeds=[0, 1])  # or WindowRegression.load_from_checkpoint(path)
         >>> module.sizes = module.measure(DriftStream())
         >>> module.configure_model()
@@ -403,6 +404,7 @@ class WindowRegression(ToyModule):
             "outer_loss": rolling_mean(loss, ROLLING_STEPS)[kept].T.tolist(),
             "weights": normalised(late).mean(0).tolist(),
             "weights_by_seed": normalised(late).tolist(),
+            "largest_lags": largest_lags(late, 3).tolist(),
         }
         return Report(self.seeds, {k: v.tolist() for k, v in metrics.items()}, references, arrays)
 

@@ -306,7 +306,10 @@ def results(runner: Runner, name: str) -> dict[str, Any]:
         ("--model.agent", "model_free", "--model.check_gradient", "2"),
         ("--model.agent", "reward_only.RewardOnly", "--model.agent.weight", "3", "--model.check_gradient", "2"),
         ("--model.form", "published", "--model.agent", "omd", "--model.env", "FrozenLake-v1"),
-        ("--model.form", "published", "--model.agent", "mle", "--model.solver.num_q_steps", "2"),
+        pytest.param(
+            ("--model.form", "published", "--model.agent", "mle", "--model.solver.num_q_steps", "2"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda f: f[1] + f[3],
 )

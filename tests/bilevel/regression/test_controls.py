@@ -70,6 +70,8 @@ def test_controls_against_each_other_and_the_closed_form(tiny: Runner) -> None:
         torch.testing.assert_close(loss[one], loss[same], rtol=1e-9, atol=1e-9)
     for one, other in (("lag_1", "uniform"), ("lag_1", "optimum"), ("uniform", "no_tracking"), ("optimum", "uniform")):
         assert (loss[one] - loss[other]).abs().max() > 1e-2, (one, other)
+    lags = results(tiny, "optimum")
+    assert [row[0] for row in lags["arrays"]["largest_lags"]] == lags["metrics"]["lag_1"]["values"]
     exact = {n: results(tiny, n)["metrics"].get("exact_loss", {}).get("mean") for n in runs}
     lines = {k: v["outer_loss"] for k, v in results(tiny, "optimum")["references"].items()}
     assert exact["optimum"] == pytest.approx(lines["oracle"])
