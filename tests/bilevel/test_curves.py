@@ -31,6 +31,19 @@ def test_a_logarithmic_panel_has_no_band(title: str, bands: int) -> None:
     assert len(ax.lines) == 3
 
 
+def test_runs_side_by_side_have_their_interval_at_the_end() -> None:
+    ax = new_figure()[1][0, 0]
+    values = np.array([[10.0, 20], [12, 400], [11, 60]])
+    for place in range(2):
+        control.draw_metric(ax, "return, greedy actions", np.array([100.0, 200]), values, "k", f"run {place}", place)
+    bars = [c for c in ax.containers if hasattr(c, "has_yerr")]
+    assert [float(b.lines[0].get_xdata()[0]) for b in bars] == pytest.approx([202, 203.5])  # type: ignore[union-attr]
+    assert [float(b.lines[0].get_ydata()[0]) for b in bars] == [160, 160]  # type: ignore[union-attr]
+    assert ax.get_legend_handles_labels()[1] == ["run 0", "run 1"]
+    control.label_axes(ax, "return, greedy actions")
+    assert ax.get_ylim() == (0, pytest.approx(420))  # though the interval reaches far below 0
+
+
 def test_closed_forms_are_marks_at_the_edge() -> None:
     arrays = {"time": [1, 2], "outer_loss": [[3.0, 2.0], [4.0, 2.5]]}
     report = Report([0, 1], {}, {"oracle": {"outer_loss": 1.2}, "no_tracking": {"outer_loss": float("nan")}}, arrays)

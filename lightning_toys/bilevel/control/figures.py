@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_toys.bilevel.curves import draw_seeds
-from lightning_toys.plotting import COLOURS, GREY, band, new_figure
+from lightning_toys.plotting import COLOURS, GREY, band, error_bars, new_figure
 from lightning_toys.training.files import read_text
 from lightning_toys.training.metrics_reader import read_run, replica_columns
 from lightning_toys.training.results_format import read_results
@@ -52,10 +52,29 @@ def draw_training(folder: Path, seeds: Sequence[int], label: str) -> dict[str, F
     return {"learning": figure}
 
 
-def draw_metric(ax: Axes, title: str, steps: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
-    """Draw every seed (R, len(steps)) thin, and the mean with its 95 % interval; the median on a logarithmic axis."""
+def draw_metric(
+    ax: Axes, title: str, steps: np.ndarray, values: np.ndarray, colour: str, label: str, place: int | None = None
+) -> None:
+    """Draw every seed (R, len(steps)) thin, and the mean with its 95 % interval; the median on a logarithmic axis.
+
+    Args:
+        ax: the panel.
+        title: of the panel; errors have a logarithmic axis.
+        steps: of the validations.
+        values: of every seed.
+        colour: of the run.
+        label: of the run.
+        place: of the run among others: the interval is then that of the last validation alone, beside the others'.
+    """
     if "RMS" in title:
         draw_seeds(ax, steps, values, colour, label)
+        return
+    if place is not None and len(values) > 1 and len(steps) > 1:
+        end = float(steps[-1]) + (0.02 + 0.015 * place) * float(steps[-1] - steps[0])
+        error_bars(ax, [end], values[:, -1:], colour, "_interval")
+        for curve in values:
+            ax.plot(steps, curve, color=colour, alpha=0.25, linewidth=0.7)
+        ax.plot(steps, values.mean(0), color=colour, label=label, linewidth=1.6)
         return
     for curve in values if len(values) > 1 else []:
         ax.plot(steps, curve, color=colour, alpha=0.25, linewidth=0.7)
@@ -68,8 +87,11 @@ def label_axes(ax: Axes, title: str) -> None:
     ax.set_ylabel(title)
     if "RMS" in title:
         ax.set_yscale("log")
-    elif ax.dataLim.y0 >= 0:
-        ax.set_ylim(0, 1.05 * ax.dataLim.y1 or 1)
+        return
+    curves = [line for line in ax.lines if line.get_linestyle() != "None"]  # and not the ends of error bars
+    seen = [y for line in curves for y in np.asarray(line.get_ydata()).tolist()]
+    if seen and min(seen) >= 0:  # an interval may reach below what there can be
+        ax.set_ylim(0, 1.05 * max(seen) or 1)
 
 
 def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
@@ -104,7 +126,7 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
             for ax, (metric, title) in zip(row, PANELS, strict=True):
                 steps, values = replica_columns(rows, f"eval/{metric}", seeds)
                 if len(steps):
-                    draw_metric(ax, title, steps, values, colour, f"{name}, {len(values)} seeds")
+                    draw_metric(ax, title, steps, values, colour, f"{name}, {len(values)} seeds", i)
                 if chance.get(metric) is not None:
                     random[metric].setdefault(chance[metric], (name, colour))
         for ax, (metric, title) in zip(row, PANELS, strict=True):
@@ -116,5 +138,5 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
             label_axes(ax, title)
         row[0].set_title(f"model width {width}", fontsize=9, loc="left")
         row[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"agents, seeds thin; {SUMMARY}", fontsize=10)
+    figure.suptitle("agents, seeds thin; return: mean, 95 % interval at the end; errors: median", fontsize=10)
     return {"agents": figure}
