@@ -235,7 +235,7 @@ class Learner:
             self.take_inner_steps(problem, self.agent.targets(problem), inner)
         else:
             targets = problem.model_targets()
-            self.take_inner_steps(problem, targets.y, inner)
+            self.take_inner_steps(problem, self.agent.targets(problem, targets), inner)
             if self.form.target_each_step:  # which has moved
                 problem = self.problem(batch)
                 targets = problem.model_targets()

@@ -342,7 +342,8 @@ class BilevelControl(ToyModule):
                 f"--data.init_steps {warm}"
             )
         steps = self.solver.num_q_steps
-        if not self.solver.warm_start and steps == 1 and self.trainer.is_global_zero:
+        cold = not self.solver.warm_start and not (self.form.fresh_batches and self.method.fits)
+        if cold and steps == 1 and self.trainer.is_global_zero:
             note(
                 "the values will learn nothing: --model.solver.warm_start false begins every inner loop at the initial "
                 f"values, and --model.solver.num_q_steps {steps} leaves it after one step; give more steps"

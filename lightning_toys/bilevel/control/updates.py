@@ -77,9 +77,14 @@ class AgentUpdate:
         """
         return {}
 
-    def targets(self, problem: Problem) -> Tensor:
-        """Return what the values are fitted to (R, B): by default the model's targets y_T."""
-        return problem.model_targets().y
+    def targets(self, problem: Problem, predicted: ModelTargets | None = None) -> Tensor:
+        """Return what the values are fitted to (R, B): by default the model's targets y_T.
+
+        Args:
+            problem: the batch's.
+            predicted: the model's targets, where they have been worked out already.
+        """
+        return (predicted or problem.model_targets()).y
 
     def gradient(self, nets: nn.Module, problem: Problem, targets: ModelTargets | None) -> ModelGradient:
         """Return the model's gradient.
@@ -176,7 +181,7 @@ class ModelFree(AgentUpdate):
 
     label, uses_model = "model_free", False
 
-    def targets(self, problem: Problem) -> Tensor:
+    def targets(self, problem: Problem, predicted: ModelTargets | None = None) -> Tensor:
         """See :meth:`AgentUpdate.targets`."""
         return problem.y
 

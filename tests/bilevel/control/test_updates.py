@@ -339,6 +339,11 @@ def test_a_form_and_a_start_are_said(control: Runner) -> None:
     assert "the values will learn nothing: --model.solver.warm_start false" in err
     more = ("--model.solver.warm_start", "false", "--model.solver.num_q_steps", "2")
     assert "learn nothing" not in control.ok("fit", "control", *more)
+    # which the published mle has no use for
+    published = ("--model.form", "published", "--model.agent", "mle", "--model.solver.warm_start", "false")
+    err = control.ok("fit", "control", *published)
+    assert "learn nothing" not in err
+    assert "--model.solver.warm_start" in err
     code, err = control.code("fit", "control", "--model.agent", "omd2")
     assert code == 2
     assert err.count("\n") == 1
