@@ -33,8 +33,9 @@ from lightning_toys.bilevel.control.episodes import (
     write_gif,
 )
 from lightning_toys.bilevel.control.gradient_check import cosine_similarity, directional_differences, to_double
-from lightning_toys.bilevel.control.learner import FORMS, AgentNetworks, Learner, Solver
+from lightning_toys.bilevel.control.learner import AgentNetworks, Learner
 from lightning_toys.bilevel.control.replay import ReplayBuffer
+from lightning_toys.bilevel.control.settings import FORMS, Solver
 from lightning_toys.bilevel.control.updates import AgentUpdate, make_agent
 from lightning_toys.bilevel.control.world_model import ModelPrediction
 from lightning_toys.bilevel.vectors import flatten
@@ -81,7 +82,7 @@ class BilevelControl(ToyModule):
             0 is without.
         record: write an episode of every replica as a GIF after `test`.
         form: ``published`` runs agents as the code published with OMD does, see
-            :class:`~lightning_toys.bilevel.control.learner.Form`.
+            :class:`~lightning_toys.bilevel.control.settings.Form`.
     """
 
     experiment = "bilevel"

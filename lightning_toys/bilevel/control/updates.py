@@ -8,7 +8,7 @@ what became of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,9 @@ from lightning_toys.bilevel.control.agents import (
     vep_gradient,
 )
 from lightning_toys.bilevel.control.nets import MultiHeadMLP
+from lightning_toys.bilevel.control.settings import Form, Solver
 from lightning_toys.bilevel.vectors import Tensors
 from lightning_toys.errors import did_you_mean, require
-
-if TYPE_CHECKING:
-    from lightning_toys.bilevel.control.learner import Form, Solver
 
 
 class ModelGradient(NamedTuple):

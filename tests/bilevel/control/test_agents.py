@@ -25,9 +25,10 @@ from lightning_toys.bilevel.control.agents import (
     vep_gradient,
 )
 from lightning_toys.bilevel.control.gradient_check import cosine_similarity, directional_differences, inner_response
-from lightning_toys.bilevel.control.learner import AgentNetworks, Learner, Solver
+from lightning_toys.bilevel.control.learner import AgentNetworks, Learner
 from lightning_toys.bilevel.control.nets import MultiHeadMLP
 from lightning_toys.bilevel.control.replay import Batch
+from lightning_toys.bilevel.control.settings import Solver
 from lightning_toys.bilevel.control.world_model import ModelPrediction
 from lightning_toys.bilevel.implicit import gauss_newton_product, gradient
 from lightning_toys.bilevel.vectors import flatten

@@ -16,9 +16,10 @@ from lightning_toys.bilevel import BilevelControl
 from lightning_toys.bilevel.control.agents import half_squared_error, mle_loss, q_of_actions
 from lightning_toys.bilevel.control.environments import make_environments
 from lightning_toys.bilevel.control.episodes import SampledPolicy
-from lightning_toys.bilevel.control.learner import FORMS, AgentNetworks, Form, Learner, Solver
+from lightning_toys.bilevel.control.learner import AgentNetworks, Learner
 from lightning_toys.bilevel.control.nets import MultiHeadMLP, keyed_orthogonal
 from lightning_toys.bilevel.control.replay import Batch
+from lightning_toys.bilevel.control.settings import FORMS, Form, Solver
 from lightning_toys.bilevel.control.world_model import WorldModel
 from lightning_toys.errors import ToyError
 from tests.bilevel.control.test_agents import ACTIONS, SEEDS, STATES, VALUE, batch_of, gradients
