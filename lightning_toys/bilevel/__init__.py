@@ -7,22 +7,31 @@ from lightning_toys.imports import lazy_exports
 if TYPE_CHECKING:
     from lightning_toys.bilevel.control.data import ReplayData
     from lightning_toys.bilevel.control.environments import Disturbance
-    from lightning_toys.bilevel.control.learner import Solver
     from lightning_toys.bilevel.control.module import BilevelControl
+    from lightning_toys.bilevel.control.settings import Solver
+    from lightning_toys.bilevel.control.updates import AgentUpdate, ModelGradient
+    from lightning_toys.bilevel.regression.algorithms import Found, LagAlgorithm, TimeStep
+    from lightning_toys.bilevel.regression.csv_stream import CsvStream
     from lightning_toys.bilevel.regression.data import DriftStream
     from lightning_toys.bilevel.regression.drift import Drift, Linear, Piecewise, Sine
     from lightning_toys.bilevel.regression.module import WindowRegression
 
 __all__ = [
+    "AgentUpdate",
     "BilevelControl",
+    "CsvStream",
     "Disturbance",
     "Drift",
     "DriftStream",
+    "Found",
+    "LagAlgorithm",
     "Linear",
+    "ModelGradient",
     "Piecewise",
     "ReplayData",
     "Sine",
     "Solver",
+    "TimeStep",
     "WindowRegression",
 ]
 
@@ -31,11 +40,16 @@ __getattr__, __dir__, PLACES = lazy_exports(
     {
         "control.data": ["ReplayData"],
         "control.environments": ["Disturbance"],
-        "control.learner": ["Solver"],
         "control.module": ["BilevelControl"],
+        "control.settings": ["Solver"],
+        "regression.csv_stream": ["CsvStream"],
         "regression.data": ["DriftStream"],
         "regression.drift": ["Linear", "Piecewise", "Sine"],
         "regression.module": ["WindowRegression"],
     },
-    {"regression.drift": ["Drift"]},
+    {
+        "control.updates": ["AgentUpdate", "ModelGradient"],
+        "regression.algorithms": ["Found", "LagAlgorithm", "TimeStep"],
+        "regression.drift": ["Drift"],
+    },
 )

@@ -125,7 +125,7 @@ def conjugate_gradient(
 
     The method of Hestenes & Stiefel (1952). A replica stops once its residual is at rounding, or at the first direction
     in which the curvature is not positive; the others go on. The number of products is fixed, so that no value decides
-    what is computed.
+    what is computed. Each right-hand side is scaled to entries below 2 first, so that its size decides nothing.
 
     Args:
         matvec: p (R, P) to A p (R, P).
@@ -146,7 +146,9 @@ def conjugate_gradient(
     def damped(p: Tensor) -> Tensor:
         return matvec(p) + damping * p
 
-    x = torch.zeros_like(b) if x0 is None else x0.clone()
+    scale = power_of_two(b)  # |b|^2 of a gradient of 1e-23 is 0 in single precision, and of 1e20 infinite
+    b = b / scale
+    x = torch.zeros_like(b) if x0 is None else x0 / scale
     r = b.clone() if x0 is None else b - damped(x)
     p = r
     bb, rr = b.square().sum(1), r.square().sum(1)
@@ -170,7 +172,22 @@ def conjugate_gradient(
         rr_new = r.square().sum(1)
         p = torch.where(active[:, None], torch.addcmul(r, (rr_new / torch.where(active, rr, one))[:, None], p), p)
         rr = rr_new
-    return LinearSolution(x, torch.where(bb > 0, rr / torch.where(bb > 0, bb, one), 0.0).sqrt())
+    return LinearSolution(x * scale, torch.where(bb > 0, rr / torch.where(bb > 0, bb, one), 0.0).sqrt())
+
+
+def power_of_two(b: Tensor) -> Tensor:
+    """Return the power of two (R, 1) below the largest entry of b (R, P) in size, 1 where that is 0 or not finite.
+
+    Dividing by it rounds nothing, so a linear system solved for b / scale has the digits of the one for b. Exponents
+    stay within those whose own inverse is a normal number.
+
+    >>> power_of_two(torch.tensor([[3.0, -5.0], [0.0, 0.0], [0.3, 0.1]])).flatten()
+    tensor([4.0000, 1.0000, 0.2500])
+    """
+    largest = b.abs().amax(1, keepdim=True)
+    usable = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    exponent = usable.log2().floor().clamp(-120, 120)
+    return torch.ldexp(torch.ones_like(largest), exponent.int())
 
 
 # hypergradients

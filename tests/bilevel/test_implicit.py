@@ -285,6 +285,28 @@ def test_closed_form_aid_functional_finite_differences(window: tuple[Window, Ten
     assert float(cosine(reference, -expected).max()) < -0.999
 
 
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-24, 1.0, 1e18, 1e25, 1e37])
+def test_the_size_of_the_right_hand_side_decides_nothing(size: float) -> None:
+    """In single precision |b|^2 is 0 for b of 1e-23, and infinite for 1e20; a power of two changes no digit."""
+    a = torch.diag_embed(torch.tensor([[1.0, 2.0, 4.0], [3.0, 1.0, 5.0]]))
+    b = torch.tensor([[1.0, -1.0, 0.5], [0.3, 0.2, -1.0]])
+    scale = torch.tensor([[size], [1.0]])  # each replica has its own
+
+    def matvec(p: Tensor) -> Tensor:
+        return (a @ p[..., None])[..., 0]
+
+    one, found = conjugate_gradient(matvec, b, 3, 0.1), conjugate_gradient(matvec, scale * b, 3, 0.1)
+    torch.testing.assert_close(found.x / scale, one.x, rtol=1e-5, atol=0)
+    assert found.residual.max() < 1e-5
+    short = conjugate_gradient(matvec, scale * b, 1, 0.1)
+    assert short.residual.min() > 0.01  # not solved, and said so
+    assert torch.equal(short.x[1], conjugate_gradient(matvec, b, 1, 0.1).x[1])
+    warm = conjugate_gradient(matvec, scale * b, 2, 0.1, x0=found.x)
+    torch.testing.assert_close(warm.x, found.x, rtol=1e-5, atol=0)
+    none = conjugate_gradient(matvec, 0 * b, 2)
+    assert none.x.abs().max() == none.residual.max() == 0
+
+
 def test_scale_of_lambda_is_free(window: tuple[Window, Tensors]) -> None:
     """sum_s lambda_s v_s = 0: the inner solution is that of lambda times any number."""
     w, lam = window

@@ -1,4 +1,4 @@
-"""Four ways to learn a model that a value function is learned from: mle, vep, omd, funcbo.
+"""The mathematics of learning a model that a value function is learned from: mle, vep, omd, funcbo.
 
 With d_k = Q_k(s, a), n = 1 - terminated, V(s) = alpha logsumexp(min_k Qtarget_k(s, .) / alpha):
 
@@ -20,20 +20,20 @@ Tensors have a leading replica axis R; replicas never mix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_toys.bilevel.control.nets import ForwardPass, MultiHeadMLP, Weights
 from lightning_toys.bilevel.control.replay import Batch
+from lightning_toys.bilevel.control.world_model import ModelPass, ModelPrediction, WorldModel
 from lightning_toys.bilevel.implicit import conjugate_gradient, hessian_operator
 from lightning_toys.bilevel.vectors import Tensors, flatten, unflatten
 
-Agent = Literal["mle", "vep", "omd", "funcbo"]
 InverseHessian = Literal["identity", "gauss_newton", "hessian"]
 
 
@@ -104,64 +104,6 @@ def half_squared_error(d: Tensor, y: Tensor) -> Tensor:
     return 0.5 * (d - y.unsqueeze(1)).square().mean(2).sum(1)
 
 
-class ModelPrediction(NamedTuple):
-    """The model's prediction for a batch.
-
-    Attributes:
-        next_state: s'_T (R, B, S).
-        reward: r_T (R, B).
-    """
-
-    next_state: Tensor
-    reward: Tensor
-
-
-class WorldModel(nn.Module):
-    """T, the learned model: next state and reward of [s, onehot a], a ReLU network with two hidden layers.
-
-    Args:
-        seeds: one seed a replica.
-        states: S, dimensions of a state.
-        actions: A, number of actions.
-        width: of the hidden layers.
-    """
-
-    def __init__(self, seeds: Sequence[int], states: int, actions: int, width: int) -> None:
-        super().__init__()
-        self.states, self.actions = states, actions
-        self.net = MultiHeadMLP(seeds, "model", (states + actions, width, width, states + 1))
-
-    def one_hot(self, action: Tensor, like: Tensor) -> Tensor:
-        """Return actions (R, B), integers, as vectors (R, B, A) in the dtype and on the device of ``like``."""
-        actions = torch.arange(self.actions, device=action.device)[:, None]
-        return (action.unsqueeze(1) == actions).to(like).mT
-
-    def forward(self, state: Tensor, action: Tensor) -> ModelPrediction:
-        """Predict next state (R, B, S) and reward (R, B).
-
-        Args:
-            state: s (R, B, S).
-            action: a (R, B), integers from 0 to A - 1.
-        """
-        return self.to_prediction(self.net.values(torch.cat([state, self.one_hot(action, state)], -1)))
-
-    @staticmethod
-    def to_prediction(out: Tensor) -> ModelPrediction:
-        """Split the network's output (R, 1, B, S + 1) into next state and reward."""
-        return ModelPrediction(out[:, 0, :, :-1], out[:, 0, :, -1])
-
-    def vjp(self, forward: ForwardPass, next_state: Tensor, reward: Tensor) -> Tensors:
-        """Return the vector-Jacobian product by the parameters' names, each (R, ...).
-
-        Args:
-            forward: the network's forward pass.
-            next_state: cotangent of s'_T (R, B, S).
-            reward: cotangent of r_T (R, B).
-        """
-        cotangent = torch.cat([next_state, reward.unsqueeze(-1)], -1).unsqueeze(1)
-        return {f"net.{n}": g for n, g in self.net.vjp(forward, cotangent).items()}
-
-
 class ModelTargets(NamedTuple):
     """The model's targets of a batch, and the forward passes that they came from.
 
@@ -175,7 +117,7 @@ class ModelTargets(NamedTuple):
 
     y: Tensor
     prediction: ModelPrediction
-    model_pass: ForwardPass
+    model_pass: ModelPass
     target_pass: ForwardPass
     v: Tensor
 
@@ -192,7 +134,7 @@ def mle_loss(prediction: ModelPrediction, batch: Batch) -> Tensor:
     return state + reward
 
 
-def mle_gradient(problem: Problem, forward: ForwardPass) -> tuple[Tensors, Tensor]:
+def mle_gradient(problem: Problem, forward: ModelPass) -> tuple[Tensors, Tensor]:
     """Return the gradient of :func:`mle_loss` by the model's names, and the loss (R,).
 
     Args:
@@ -205,8 +147,10 @@ def mle_gradient(problem: Problem, forward: ForwardPass) -> tuple[Tensors, Tenso
     return problem.model.vjp(forward, scale * next_state, scale * reward), mle_loss(prediction, batch)
 
 
-def vep_gradient(problem: Problem, forward: ForwardPass, value_nets: MultiHeadMLP) -> tuple[Tensors, Tensor]:
-    """Return by the model's names the gradient of mean_jb (V_j(s'_T) - V_j(s'))^2 + mean (r_T - r)^2 (R,), and that.
+def vep_gradient(
+    problem: Problem, forward: ModelPass, value_nets: MultiHeadMLP, weight: float = 1.0
+) -> tuple[Tensors, Tensor]:
+    """Return by the model's names the gradient of c mean_jb (V_j(s'_T) - V_j(s'))^2 + mean (r_T - r)^2 (R,), and that.
 
     Value equivalence (Grimm et al. 2020, arXiv 2011.03506): only what the functions V_j see of a state has to be right.
 
@@ -214,14 +158,15 @@ def vep_gradient(problem: Problem, forward: ForwardPass, value_nets: MultiHeadML
         problem: whose batch and model are meant.
         forward: the model's forward pass over it.
         value_nets: the V_j, drawn at random and not trained.
+        weight: c; the number of V_j makes a sum over j of the mean.
     """
     batch, prediction = problem.batch, problem.model.to_prediction(forward.output)
     truth = value_nets.forward_pass(batch.next_observation).output
     predicted = value_nets.forward_pass(prediction.next_state)
     error = predicted.output - truth
     reward, n = prediction.reward - batch.reward, batch.reward.shape[1]
-    next_state = value_nets.vjp_input(predicted, error * (2 / (n * value_nets.heads)))
-    loss = error.square().mean((1, 2, 3)) + reward.square().mean(1)
+    next_state = value_nets.vjp_input(predicted, error * (2 * weight / (n * value_nets.heads)))
+    loss = weight * error.square().mean((1, 2, 3)) + reward.square().mean(1)
     return problem.model.vjp(forward, next_state, reward * (2 / n)), loss
 
 
@@ -261,7 +206,7 @@ class Problem:
 
     def predict(self) -> ModelPrediction:
         """Return the model's prediction for the batch, with its graph to the model."""
-        return self.model.to_prediction(self.model.net(self.inputs))
+        return self.model.to_prediction(self.model.output(self.inputs))
 
     def y_model(self) -> Tensor:
         """Return y_T (R, B), with its graph to the model."""
@@ -286,7 +231,7 @@ class Problem:
 
     def model_targets(self) -> ModelTargets:
         """Return y_T with what :meth:`model_vjp` needs."""
-        model_pass = self.model.net.forward_pass(self.inputs)
+        model_pass = self.model.forward_pass(self.inputs)
         prediction = self.model.to_prediction(model_pass.output)
         target_pass = self.target_net.forward_pass(prediction.next_state)
         v = self.value.value(target_pass.output)

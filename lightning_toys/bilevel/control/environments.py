@@ -4,14 +4,15 @@ Episode e of copy c of the replica with seed s starts with a reset seed that is 
 of many is the solo run of its seed, bit for bit, and a checkpoint holds no generator's state.
 
 CartPole-v1 has NumPy physics over all environments at once (Barto, Sutton & Anderson 1983, as gymnasium writes them, to
-the last bit); every other environment of gymnasium with numbered actions and a vector to observe is stepped in a loop.
+the last bit); every other environment of gymnasium with numbered actions is stepped in a loop, if it shows a vector, or
+a number, which becomes a one-hot vector.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -300,7 +301,7 @@ class CartPole(Environments):
 
 
 class GymnasiumEnvironments(Environments):
-    """Any environment of gymnasium with discrete actions and a vector observation, stepped in a loop.
+    """Any environment of gymnasium with discrete actions and a vector or a number to observe, stepped in a loop.
 
     Their inner state cannot be stored in general. What is stored is the actions since each reset:
     :meth:`load_state_dict` plays them again, and checks that they lead to the stored observation.
@@ -329,6 +330,7 @@ class GymnasiumEnvironments(Environments):
         self.name = name
         first = make_gymnasium(name, render_mode)
         size, actions = space_sizes(name, first)
+        self.to_vector = vectoriser(first.observation_space)
         rest = (make_gymnasium(name, render_mode) for _ in range(len(seeds) * copies - 1))
         flat = [first, *rest]
         self.frames: list[np.ndarray] = []  # drawn where there is a render_mode
@@ -339,7 +341,7 @@ class GymnasiumEnvironments(Environments):
     def reset_one(self, replica: int, copy: int, seed: int) -> np.ndarray:
         """See :meth:`Environments.reset_one`."""
         self.history[replica][copy] = []
-        return np.asarray(self.envs[replica][copy].reset(seed=seed)[0], dtype=np.float32)
+        return self.to_vector(self.envs[replica][copy].reset(seed=seed)[0])
 
     def step_all(self, action: np.ndarray, drift_step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """See :meth:`Environments.step_all`."""
@@ -351,7 +353,7 @@ class GymnasiumEnvironments(Environments):
                 outcome = env.step(a)
                 if env.render_mode is not None:  # here, since a reset within the step would draw the next episode
                     self.frames.append(env.render())
-                observation.append(np.asarray(outcome[0], dtype=np.float32))
+                observation.append(self.to_vector(outcome[0]))
                 reward.append(outcome[1])
                 terminated.append(outcome[2])
                 truncated.append(outcome[3])
@@ -376,7 +378,7 @@ class GymnasiumEnvironments(Environments):
             observation = self._first_observation(r, c)[: self.observation_size - self.disturbance.distractors]
             for a in state["history"][r, c, : int(self.lengths[r, c])].tolist():
                 self.history[r][c].append(a)
-                observation = np.asarray(self.envs[r][c].step(a)[0], dtype=np.float32)
+                observation = self.to_vector(self.envs[r][c].step(a)[0])
             require(
                 np.array_equal(observation, self.observation[r, c, : observation.size], equal_nan=True),
                 f"--model.env: {self.name} cannot be resumed: its episodes are no function of their reset seed",
@@ -418,19 +420,33 @@ def one_line(error: Exception) -> str:
 
 
 def space_sizes(name: str, environment: Any) -> tuple[int, int]:
-    """Return the length of an observation and the number of actions; a ToyError if the spaces are of other kinds."""
+    """Return the length of an observation and the number of actions; a ToyError if the spaces are of other kinds.
+
+    A numbered observation (Discrete) is as long as there are of them, see :func:`vectoriser`.
+    """
     from gymnasium.spaces import Box, Discrete
 
     observations, actions = environment.observation_space, environment.action_space
     discrete = isinstance(actions, Discrete) and actions.start == 0
     vector = isinstance(observations, Box) and len(observations.shape) == 1
-    if not (discrete and vector):
+    numbered = isinstance(observations, Discrete)
+    if not (discrete and (vector or numbered)):
         environment.close()
         raise ToyError(
             f"--model.env: {name!r} is not allowed: it takes {actions} and shows {observations}; "
-            "give one that takes Discrete actions from 0 and shows a Box of one dimension, such as CartPole-v1"
+            "give one that takes Discrete actions from 0 and shows a Box of one dimension, as CartPole-v1, or a number"
         )
-    return int(observations.shape[0]), int(actions.n)
+    return int(observations.n if numbered else observations.shape[0]), int(actions.n)
+
+
+def vectoriser(space: Any) -> Callable[[Any], np.ndarray]:
+    """Return what makes a float32 vector of an observation: itself, or for a numbered one its one-hot vector."""
+    from gymnasium.spaces import Discrete
+
+    if not isinstance(space, Discrete):
+        return lambda observation: np.asarray(observation, dtype=np.float32)
+    rows, start = np.eye(int(space.n), dtype=np.float32), int(space.start)
+    return lambda observation: rows[int(observation) - start].copy()
 
 
 def make_environments(

@@ -13,6 +13,7 @@ from lightning_toys.bilevel.control.environments import (
     Disturbance,
     Environments,
     GymnasiumEnvironments,
+    make_environments,
     one_line,
 )
 from lightning_toys.errors import ToyError, require
@@ -75,6 +76,27 @@ class RandomPolicy:
         return uniform_actions(u, self.num_actions)
 
 
+class SampledPolicy:
+    """Draws actions from a policy's probabilities; its draws are keyed by seed, stream and step.
+
+    Args:
+        environments: whose seeds, copies and actions are meant.
+        probabilities: observations (R, copies, obs) to probabilities (R, copies, A).
+    """
+
+    def __init__(self, environments: Environments, probabilities: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.probabilities, self.steps, self.last = probabilities, 0, environments.num_actions - 1
+        self.noise = NoiseStream(environments.seeds, f"{environments.stream}/policy", (environments.copies,), uniform)
+
+    def __call__(self, observation: np.ndarray) -> np.ndarray:
+        """Return the next step's actions (R, copies) at observations (R, copies, obs)."""
+        u = self.noise.at(self.steps, FLOAT32_CPU).numpy().astype(np.float64)
+        self.steps += 1
+        below = self.probabilities(observation).cumsum(-1) < u[..., None]
+        actions: np.ndarray = np.minimum(below.sum(-1), self.last)
+        return actions
+
+
 def render_episode(
     name: str,
     policy: Callable[[np.ndarray], int],
@@ -120,3 +142,37 @@ def write_gif(frames: Sequence[np.ndarray], path: str | Path, fps: float = 50.0)
     require(len(frames) > 0, "an animation without pictures cannot be written")
     first, *rest = [Image.fromarray(f).quantize(256, Image.Quantize.FASTOCTREE) for f in frames]
     first.save(path, save_all=True, append_images=rest, duration=max(20, round(1000 / fps)), loop=0)
+
+
+def check_repeatable(name: str, disturbance: Disturbance | None = None, limit: int = 200) -> None:
+    """Play an episode twice from one seed, with the same actions, and refuse an environment that plays it differently.
+
+    Such a one draws from a generator that its reset does not seed, or keeps something over its resets. A run of it
+    could not be resumed, and no replica would be the solo run.
+
+    Args:
+        name: of the environment.
+        disturbance: what is put on top.
+        limit: steps after which an episode is taken to be the same.
+
+    Raises:
+        ToyError: names the environment and the step.
+    """
+    environments = make_environments(name, [0], "check", 1, disturbance)
+    policy, plays = RandomPolicy(environments), []
+    for _ in range(2):
+        environments.reset()
+        policy.steps, play = 0, [environments.observation.copy()]
+        while len(play) <= 4 * limit and not environments.finished_episodes:
+            step = environments.step(policy(environments.observation))
+            play += [step.next_observation, step.reward, step.terminated, step.truncated]
+        plays.append(play)
+    environments.close()
+    one, two = plays
+    same = [np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(one, two, strict=False)]
+    at = next((i for i, equal in enumerate(same) if not equal), len(same))
+    require(
+        at == len(one) == len(two),
+        f"--model.env: {name!r} is not allowed: an episode played twice from one seed differs at step {-(-at // 4)}; "
+        "let it draw from self.np_random alone, and begin anew at reset(seed=...)",
+    )

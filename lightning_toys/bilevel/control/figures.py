@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_toys.plotting import COLOURS, GREY, band, new_figure
+from lightning_toys.bilevel.curves import draw_seeds
+from lightning_toys.plotting import COLOURS, GREY, band, error_bars, new_figure
 from lightning_toys.training.files import read_text
 from lightning_toys.training.metrics_reader import read_run, replica_columns
 from lightning_toys.training.results_format import read_results
 
-AGENTS = ("omd", "funcbo", "mle", "vep")
+AGENTS = ("omd", "funcbo", "mle", "vep", "vaml", "model_free")
+SUMMARY = "return: mean with 95 % interval; errors: median"
 PANELS = (
     ("return", "return, greedy actions"),
     ("td_error", "RMS of d - y"),
@@ -23,7 +26,7 @@ PANELS = (
 
 
 def draw_training(folder: Path, seeds: Sequence[int], label: str) -> dict[str, Figure]:
-    """Draw return, value error and model error over environment steps: each seed thin, mean and 95 % interval.
+    """Draw return, value error and model error over environment steps: each seed thin, see :func:`draw_metric`.
 
     Args:
         folder: of the run, with its metrics.csv.
@@ -42,13 +45,40 @@ def draw_training(folder: Path, seeds: Sequence[int], label: str) -> dict[str, F
         steps, values = replica_columns(rows, f"eval/{name}", seeds)
         if not len(steps):
             continue
-        for curve in values if len(seeds) > 1 else []:
-            ax.plot(steps, curve, color=colour, alpha=0.25, linewidth=0.7)
-        band(ax, steps, values, colour, label)
+        draw_metric(ax, title, steps, values, colour, label)
         label_axes(ax, title)
-    shown = f"{len(seeds)} seeds thin, mean with 95 % interval" if len(seeds) > 1 else "one seed"
+    shown = f"{len(seeds)} seeds thin; {SUMMARY}" if len(seeds) > 1 else "one seed"
     figure.suptitle(f"{label} ({shown})", fontsize=10)
     return {"learning": figure}
+
+
+def draw_metric(
+    ax: Axes, title: str, steps: np.ndarray, values: np.ndarray, colour: str, label: str, place: int | None = None
+) -> None:
+    """Draw every seed (R, len(steps)) thin, and the mean with its 95 % interval; the median on a logarithmic axis.
+
+    Args:
+        ax: the panel.
+        title: of the panel; errors have a logarithmic axis.
+        steps: of the validations.
+        values: of every seed.
+        colour: of the run.
+        label: of the run.
+        place: of the run among others: the interval is then that of the last validation alone, beside the others'.
+    """
+    if "RMS" in title:
+        draw_seeds(ax, steps, values, colour, label)
+        return
+    if place is not None and len(values) > 1 and len(steps) > 1:
+        end = float(steps[-1]) + (0.02 + 0.015 * place) * float(steps[-1] - steps[0])
+        error_bars(ax, [end], values[:, -1:], colour, "_interval")
+        for curve in values:
+            ax.plot(steps, curve, color=colour, alpha=0.25, linewidth=0.7)
+        ax.plot(steps, values.mean(0), color=colour, label=label, linewidth=1.6)
+        return
+    for curve in values if len(values) > 1 else []:
+        ax.plot(steps, curve, color=colour, alpha=0.25, linewidth=0.7)
+    band(ax, steps, values, colour, label)
 
 
 def label_axes(ax: Axes, title: str) -> None:
@@ -57,8 +87,11 @@ def label_axes(ax: Axes, title: str) -> None:
     ax.set_ylabel(title)
     if "RMS" in title:
         ax.set_yscale("log")
-    elif ax.dataLim.y0 >= 0:
-        ax.set_ylim(0, 1.05 * ax.dataLim.y1 or 1)
+        return
+    curves = [line for line in ax.lines if line.get_linestyle() != "None"]  # and not the ends of error bars
+    seen = [y for line in curves for y in np.asarray(line.get_ydata()).tolist()]
+    if seen and min(seen) >= 0:  # an interval may reach below what there can be
+        ax.set_ylim(0, 1.05 * max(seen) or 1)
 
 
 def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
@@ -74,7 +107,9 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
     for label, folder in runs.items():
         if all((folder / name).exists() for name in ("results.json", "metrics.csv", "config.yaml")):
             settings = yaml.safe_load(read_text(folder / "config.yaml", 2**22))["model"]["init_args"]
-            panels.setdefault(settings["model_hidden_dim"], {})[label] = (settings["agent"], folder)
+            agent = settings["agent"]  # a name, or a class of somebody's own
+            name = agent if isinstance(agent, str) else str(agent.get("class_path"))
+            panels.setdefault(settings["model_hidden_dim"], {})[label] = (name, folder)
     if not panels:
         return {}
     figure, axes = new_figure(len(panels), 3, size=(11.5, 0.6 + 3.1 * len(panels)))
@@ -88,10 +123,10 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
             seeds, chance = results["seeds"], results["references"].get("random actions", {})
             rows, name = read_run(folder), agent if alone else label
             colour = COLOURS[AGENTS.index(agent) if alone else i % len(COLOURS)]
-            for ax, (metric, _) in zip(row, PANELS, strict=True):
+            for ax, (metric, title) in zip(row, PANELS, strict=True):
                 steps, values = replica_columns(rows, f"eval/{metric}", seeds)
                 if len(steps):
-                    band(ax, steps, values, colour, f"{name}, {len(values)} seeds")
+                    draw_metric(ax, title, steps, values, colour, f"{name}, {len(values)} seeds", i)
                 if chance.get(metric) is not None:
                     random[metric].setdefault(chance[metric], (name, colour))
         for ax, (metric, title) in zip(row, PANELS, strict=True):
@@ -103,5 +138,5 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
             label_axes(ax, title)
         row[0].set_title(f"model width {width}", fontsize=9, loc="left")
         row[0].legend(frameon=False, fontsize=8)
-    figure.suptitle("agents: mean and 95 % interval over seeds", fontsize=10)
+    figure.suptitle("agents, seeds thin; return: mean, 95 % interval at the end; errors: median", fontsize=10)
     return {"agents": figure}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.bilevel.control.agents import Agent, Problem, half_squared_error
+from lightning_toys.bilevel.control.agents import Problem, half_squared_error
 from lightning_toys.bilevel.control.learner import AgentNetworks
 from lightning_toys.bilevel.control.replay import Batch
 from lightning_toys.bilevel.implicit import conjugate_gradient, gradient, hessian_operator
@@ -55,13 +55,12 @@ def inner_response(
 
 def directional_differences(
     problem: Problem,
-    agent: Agent,
+    response: str,
     seeds: Sequence[int],
     num_directions: int,
     step: int,
     damping: float,
-    inner_solved: bool = True,
-    fit_gradient: Callable[[], tuple[Tensors, Tensor]] | None = None,
+    fit_gradient: Callable[[], tuple[Tensors | None, Tensor]] | None = None,
     step_size: float = 1e-6,
 ) -> tuple[Tensors, Tensor]:
     """Return random directions of the model's weights, by name (R, D, ...), and L_out's central differences (R, D).
@@ -70,13 +69,13 @@ def directional_differences(
 
     Args:
         problem: in double precision, at the values that the gradient was taken at.
-        agent: ``omd``: the values' weights respond (see :func:`inner_response`); ``funcbo``: the values themselves do.
+        response: of ``AgentUpdate``: ``weights``: the values' weights respond (see :func:`inner_response`); ``values``
+            or ``solved``: the values themselves do, from where they are or from their targets; ``loss``: nothing does.
         seeds: one seed a replica; with ``step`` they key the directions.
         num_directions: D.
         step: of the run.
         damping: c of the response.
-        inner_solved: funcbo's inner problem is treated as solved.
-        fit_gradient: returns gradient and loss of ``mle`` and ``vep``, which have no inner problem.
+        fit_gradient: of ``loss``: returns gradient and loss of an agent that has no inner problem.
         step_size: length of a difference's step, in units of a direction of unit variance; a longer one steps over
             kinks of the ReLU networks, which the solution at an interpolating point lies close to.
     """
@@ -93,7 +92,8 @@ def directional_differences(
     start = {n: p.detach().clone() for n, p in problem.q.named_parameters()}
     y0 = problem.y_model().detach()
     start_gradient = gradient(lambda weights: problem.inner_loss(weights, y0), start)
-    d0 = (y0.unsqueeze(1).expand(-1, problem.q.heads, -1) if inner_solved else problem.d()).detach()
+    solved = y0.unsqueeze(1).expand(-1, problem.q.heads, -1)
+    d0 = (solved if response == "solved" else problem.d()).detach()
     out = torch.zeros(len(seeds), num_directions, dtype=torch.float64)
     for j in range(num_directions):
         values = []
@@ -103,7 +103,7 @@ def directional_differences(
             y = problem.y_model().detach()
             if fit_gradient is not None:
                 values.append(fit_gradient()[1])
-            elif agent == "omd":
+            elif response == "weights":
                 theta_star, residual = inner_response(problem, y, start, start_gradient, damping)
                 value = problem.outer_loss(theta_star).detach()
                 values.append(torch.where(residual < MAX_RESIDUAL, value, torch.nan))

@@ -2,84 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lightning_toys.bilevel.control.agents import (
-    Agent,
-    InverseHessian,
     ModelTargets,
     Problem,
     SoftValue,
-    WorldModel,
-    funcbo_weights,
-    mle_gradient,
     model_errors,
-    omd_weights,
-    vep_gradient,
 )
 from lightning_toys.bilevel.control.nets import MultiHeadMLP
 from lightning_toys.bilevel.control.replay import Batch
+from lightning_toys.bilevel.control.settings import FORMS, Form, Solver
+from lightning_toys.bilevel.control.updates import AgentUpdate, make_agent
+from lightning_toys.bilevel.control.world_model import WorldModel
 from lightning_toys.bilevel.vectors import Tensors, flatten, moving_average_, unflatten
-from lightning_toys.errors import REPEATS, bounded, require
 from lightning_toys.training.fused_adam import step_adam
-
-
-@dataclass
-class Solver:
-    """How the bilevel problem of a batch is solved.
-
-    Args:
-        num_q_steps: inner steps of an outer iteration, all on one batch.
-        num_t_steps: outer iterations of an environment step, a batch each.
-        warm_start: start each inner loop from the present values; otherwise from the initial ones.
-        warm_opt: keep the inner optimiser's moments from one outer iteration to the next, for every agent.
-        inverse: of the inner Hessian in ``omd``: ``identity`` (as published), ``gauss_newton`` or ``hessian`` by
-            conjugate gradient.
-        cg_steps: iterations of conjugate gradient.
-        cg_damping: c, added to the Hessian's diagonal.
-        inner_value: ``funcbo`` treats the inner problem as solved (``exact``) or takes the present values (``lagged``).
-        vep_values: random value functions of ``vep``.
-        smoothing: the model follows the mean of the last so many outer gradients (arXiv 2601.15363); 1 is without.
-        state_gradient: ``omd`` and ``funcbo`` send the gradient through V(s'_T) too; false trains the predicted reward
-            alone, which is what the code published for funcbo does.
-
-    Raises:
-        ToyError: a value is not allowed.
-    """
-
-    num_q_steps: int = 1
-    num_t_steps: int = 1
-    warm_start: bool = True
-    warm_opt: bool = True
-    inverse: InverseHessian = "identity"
-    cg_steps: int = 10
-    cg_damping: float = 0.01
-    inner_value: str = "exact"
-    vep_values: int = 5
-    smoothing: int = 1
-    state_gradient: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("num_q_steps", "num_t_steps", "cg_steps", "vep_values", "smoothing"):
-            value = getattr(self, name)
-            bounded(f"--model.solver.{name}", value, 1, REPEATS)
-        damping = self.cg_damping
-        bounded("--model.solver.cg_damping", damping, 0.0)
-        require(
-            self.inner_value in ("exact", "lagged"),
-            f"--model.solver.inner_value: {self.inner_value!r} is not allowed; give exact or lagged",
-        )
 
 
 class AgentNetworks(nn.Module):
     """An agent's networks: values ``q``, their slow copy ``target``, the ``model``, and what its algorithm asks for.
 
-    ``values`` are the random value functions of ``vep``, ``start`` the initial values of cold starts, ``recent`` the
-    last gradients (R, smoothing, P) and ``seen`` their number.
+    ``start`` are the initial values of cold starts, ``recent`` the last gradients (R, smoothing, P) and ``seen`` their
+    number.
 
     Args:
         seeds: one seed a replica.
@@ -88,8 +35,9 @@ class AgentNetworks(nn.Module):
         hidden: width of the values' two hidden layers.
         model_hidden: width of the model's.
         heads: 2 is double Q-learning.
-        agent: the algorithm.
+        agent: a name, or one's own.
         solver: how it is run.
+        form: ours, or the published one.
     """
 
     def __init__(
@@ -100,19 +48,20 @@ class AgentNetworks(nn.Module):
         hidden: int,
         model_hidden: int,
         heads: int,
-        agent: Agent,
+        agent: AgentUpdate | str,
         solver: Solver,
+        form: Form = FORMS["ours"],
     ) -> None:
         super().__init__()
-        sizes = (states, hidden, hidden, actions)
-        self.q = MultiHeadMLP(seeds, "q", sizes, heads)
-        self.target = MultiHeadMLP(seeds, "q", sizes, heads).requires_grad_(False)
-        self.model = WorldModel(seeds, states, actions, model_hidden)
-        if agent == "vep":
-            widths = (states, hidden, hidden, 1)
-            self.values = MultiHeadMLP(seeds, "vep", widths, solver.vep_values).requires_grad_(False)
+        sizes, orthogonal = (states, hidden, hidden, actions), form.orthogonal
+        self.q = MultiHeadMLP(seeds, "q", sizes, heads, orthogonal)
+        self.target = MultiHeadMLP(seeds, "q", sizes, heads, orthogonal).requires_grad_(False)
+        self.model = WorldModel(seeds, states, actions, model_hidden, orthogonal, form.separate_reward)
+        extra = make_agent(agent, solver, form).networks(seeds, states, actions, hidden, form)
+        for name, net in extra.items():
+            self.add_module(name, net)
         if not solver.warm_start:
-            self.start = MultiHeadMLP(seeds, "q", sizes, heads).requires_grad_(False)
+            self.start = MultiHeadMLP(seeds, "q", sizes, heads, orthogonal).requires_grad_(False)
         if solver.smoothing > 1:
             size = sum(p[0].numel() for p in self.model.parameters())
             self.register_buffer("recent", torch.zeros(len(seeds), solver.smoothing, size))
@@ -133,23 +82,28 @@ class Learner:
 
     Args:
         nets: stepped in place.
-        agent: the algorithm.
+        agent: a name, or one's own.
         solver: how it is run.
         value: V and targets.
         tau: the target network's step towards the values at each outer iteration, target += tau (q - target).
         max_grad_norm: bound on each replica's outer gradient norm.
+        form: ours, or the published one.
     """
 
     def __init__(
         self,
         nets: AgentNetworks,
-        agent: Agent,
+        agent: AgentUpdate | str,
         solver: Solver,
         value: SoftValue,
         tau: float,
         max_grad_norm: float | None = None,
+        form: Form = FORMS["ours"],
     ) -> None:
-        self.nets, self.agent, self.solver, self.value = nets, agent, solver, value
+        self.nets, self.solver, self.value, self.form = nets, solver, value, form
+        self.agent = make_agent(agent, solver, form)
+        anew = form.fresh_moments and not self.agent.fits
+        self.keeps_moments = solver.warm_opt if solver.warm_opt is not None else not anew
         self.tau, self.max_grad_norm = tau, max_grad_norm
         # the optimiser's object, by the parameters' names and in their order
         self.q_params, self.model_params = list(nets.q.parameters()), list(nets.model.parameters())
@@ -161,6 +115,31 @@ class Learner:
         """Return the bilevel problem of a batch."""
         return Problem(self.nets.q, self.nets.target, self.nets.model, self.value, batch)
 
+    @property
+    def batches(self) -> int:
+        """How many batches an environment step takes."""
+        steps = self.solver.num_t_steps
+        if not self.form.fresh_batches:
+            return steps
+        return steps + self.solver.num_q_steps if self.agent.fits else 1
+
+    def environment_step(
+        self, sample: Callable[[int], Batch], outer: torch.optim.Optimizer, inner: torch.optim.Optimizer
+    ) -> Tensor:
+        """Learn what an environment step allows; return the last loss of the model (R,), see :meth:`outer_iteration`.
+
+        Args:
+            sample: returns batch 0, 1, ..., below :attr:`batches`.
+            outer: steps the model.
+            inner: steps the values.
+        """
+        if self.form.fresh_batches and self.agent.fits:
+            return self.fit_then_learn(sample, outer, inner)
+        loss = torch.zeros(())
+        for k in range(self.batches):
+            loss = self.outer_iteration(sample(k), outer, inner)
+        return loss
+
     def outer_iteration(self, batch: Batch, outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> Tensor:
         """Make one outer iteration; return the model's loss (R,), not finite where the values are not.
 
@@ -170,54 +149,83 @@ class Learner:
             inner: steps the values.
         """
         problem = self.problem(batch)
-        if self.agent in ("mle", "vep"):
-            gradient, loss = self.fit_gradient(problem)
-            self.step_model(gradient, outer)
-            self.take_inner_steps(problem, problem.model_targets().y, inner)
+        if self.agent.fits:
+            found_loss = self.step_on(problem, None, outer)
+            self.take_inner_steps(problem, self.agent.targets(problem), inner)
         else:
             targets = problem.model_targets()
-            self.take_inner_steps(problem, targets.y, inner)
-            gradient, loss = self.implicit_gradient(problem, targets)
-            self.step_model(gradient, outer)
-        torch._foreach_lerp_(self.target_params, [p.detach() for p in self.q_params], self.tau)
+            self.take_inner_steps(problem, self.agent.targets(problem, targets), inner)
+            if self.form.target_each_step:  # which has moved
+                problem = self.problem(batch)
+                targets = problem.model_targets()
+            found_loss = self.step_on(problem, targets, outer)
+        if not self.form.target_each_step:
+            self.move_target()
+        return found_loss + self.nan_if_diverged
+
+    def fit_then_learn(
+        self, sample: Callable[[int], Batch], outer: torch.optim.Optimizer, inner: torch.optim.Optimizer
+    ) -> Tensor:
+        """Take steps of the model, then of the values, a batch each; arguments as :meth:`environment_step`."""
+        loss, steps = torch.zeros(()), self.solver.num_t_steps
+        for k in range(steps):
+            loss = self.step_on(self.problem(sample(k)), None, outer)
+        for k in range(self.solver.num_q_steps):
+            problem = self.problem(sample(steps + k))
+            if not self.keeps_moments and k == 0:
+                inner.state.clear()
+            self.take_inner_step(problem, self.agent.targets(problem), inner)
+            self.move_target()
         return loss + self.nan_if_diverged
 
-    def fit_gradient(self, problem: Problem) -> tuple[Tensors, Tensor]:
-        """Return the model's gradient, by name, and loss (R,) of ``mle`` or ``vep``."""
-        forward = self.nets.model.net.forward_pass(problem.inputs)
-        if self.agent == "mle":
-            return mle_gradient(problem, forward)
-        return vep_gradient(problem, forward, self.nets.values)
+    def move_target(self) -> None:
+        """Move the target values towards the values: target += tau (q - target)."""
+        torch._foreach_lerp_(self.target_params, [p.detach() for p in self.q_params], self.tau)
 
-    def implicit_gradient(self, problem: Problem, targets: ModelTargets) -> tuple[Tensors, Tensor]:
-        """Return the model's gradient, by name, and L_out (R,) of ``omd`` or ``funcbo``.
+    def step_on(self, problem: Problem, targets: ModelTargets | None, outer: torch.optim.Optimizer) -> Tensor:
+        """Step the model by the agent's gradient, arguments as :meth:`model_gradient`; return its loss (R,)."""
+        gradient, loss = self.model_gradient(problem, targets)
+        if gradient is not None:
+            self.step_model(gradient, outer)
+        return loss
+
+    def model_gradient(self, problem: Problem, targets: ModelTargets | None = None) -> tuple[Tensors | None, Tensor]:
+        """Return the model's gradient, by name (none leaves it as it is), and loss (R,).
 
         Args:
-            problem: at the inner solution.
-            targets: the model's targets.
+            problem: at the values as they are.
+            targets: the model's targets, for an agent that does not fit its model.
         """
-        solver = self.solver
-        if self.agent == "omd":
-            w, loss, self.residual = omd_weights(problem, solver.inverse, solver.cg_steps, solver.cg_damping, targets.y)
-        else:
-            w, loss = funcbo_weights(problem, targets.y, solver.inner_value == "exact")
-        return problem.model_vjp(targets, w, solver.state_gradient), loss
+        gradient, loss, self.residual = self.agent.gradient(self.nets, problem, targets)
+        return gradient, loss
 
-    def take_inner_steps(self, problem: Problem, y_model: Tensor, inner: torch.optim.Optimizer) -> None:
-        """Take ``num_q_steps`` inner steps of the values on the model's targets y_T (R, B)."""
+    def take_inner_steps(self, problem: Problem, y: Tensor, inner: torch.optim.Optimizer) -> None:
+        """Take ``num_q_steps`` inner steps of the values on targets y (R, B), which move with the target values."""
         if not self.solver.warm_start:
-            torch._foreach_copy_([p.detach() for p in self.q_params], list(self.nets.start.parameters()))
-        if not self.solver.warm_opt:
+            start: list[Tensor] = list(self.nets.start.parameters())
+            torch._foreach_copy_([p.detach() for p in self.q_params], start)
+            if self.form.cold_target:
+                torch._foreach_copy_(self.target_params, start)
+                y = self.agent.targets(problem)
+        if not self.keeps_moments:
             inner.state.clear()
         problem.clear_q_pass()
-        for _ in range(self.solver.num_q_steps):
-            error = problem.td_error(y_model)
-            self.nan_if_diverged = 0 * error.sum((1, 2))
-            gradient = problem.q_gradient(error)
-            for p, g in zip(self.q_params, gradient.values(), strict=True):
-                p.grad = g
-            step_adam(inner)
-            problem.clear_q_pass()
+        for k in range(self.solver.num_q_steps):
+            if k and self.form.target_each_step:
+                y = self.agent.targets(problem)
+            self.take_inner_step(problem, y, inner)
+            if self.form.target_each_step:
+                self.move_target()
+
+    def take_inner_step(self, problem: Problem, y: Tensor, inner: torch.optim.Optimizer) -> None:
+        """Take one step of the values on targets y (R, B)."""
+        error = problem.td_error(y)
+        self.nan_if_diverged = 0 * error.sum((1, 2))
+        gradient = problem.q_gradient(error)
+        for p, g in zip(self.q_params, gradient.values(), strict=True):
+            p.grad = g
+        step_adam(inner)
+        problem.clear_q_pass()
 
     def step_model(self, gradient: Tensors, outer: torch.optim.Optimizer) -> None:
         """Step the model along its gradient, by name: smoothed, and clipped by each replica's own norm, if set so."""
@@ -236,9 +244,14 @@ class Learner:
         """Return the errors of values and model on a batch, each (R,).
 
         ``td_error``: RMS of d - y; ``inner_error``: RMS of d - y_T; ``model_error``: RMS error of a coordinate of the
-        next state; ``reward_error``: RMS error of the reward; ``value``: mean of d.
+        next state; ``reward_error``: RMS error of the reward; ``value``: mean of d. Those of the model are left out
+        where nothing learns from it.
         """
         problem = self.problem(batch)
+        if not self.agent.uses_model:
+            d = problem.td_error(torch.zeros_like(problem.y))
+            error = d - problem.y.unsqueeze(1)
+            return {"td_error": error.square().mean((1, 2)).sqrt(), "value": d.mean((1, 2))}
         targets = problem.model_targets()
         state, reward = model_errors(targets.prediction, batch)
         error = problem.td_error(problem.y)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,18 +16,29 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_toys.bilevel.control import figures
-from lightning_toys.bilevel.control.agents import Agent, ModelPrediction, SoftValue, softmax_policy
+from lightning_toys.bilevel.control.agents import SoftValue, softmax_policy
 from lightning_toys.bilevel.control.data import ReplayData
 from lightning_toys.bilevel.control.environments import (
     Disturbance,
     Environments,
     make_environments,
 )
-from lightning_toys.bilevel.control.episodes import RandomPolicy, render_episode, rollout, uniform_actions, write_gif
+from lightning_toys.bilevel.control.episodes import (
+    RandomPolicy,
+    SampledPolicy,
+    check_repeatable,
+    render_episode,
+    rollout,
+    uniform_actions,
+    write_gif,
+)
 from lightning_toys.bilevel.control.gradient_check import cosine_similarity, directional_differences, to_double
-from lightning_toys.bilevel.control.learner import AgentNetworks, Learner, Solver
+from lightning_toys.bilevel.control.learner import AgentNetworks, Learner
 from lightning_toys.bilevel.control.replay import ReplayBuffer
-from lightning_toys.bilevel.vectors import Tensors, flatten
+from lightning_toys.bilevel.control.settings import FORMS, Solver
+from lightning_toys.bilevel.control.updates import AgentUpdate, make_agent
+from lightning_toys.bilevel.control.world_model import ModelPrediction
+from lightning_toys.bilevel.vectors import flatten
 from lightning_toys.errors import REPEATS, bounded, note, require
 from lightning_toys.training.checkpoint_format import Like, unlike
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
@@ -47,9 +58,11 @@ class BilevelControl(ToyModule):
 
     Args:
         agent: how the model is learned: ``mle`` (maximum likelihood), ``vep`` (value equivalence, arXiv 2011.03506),
-            ``omd`` (arXiv 2106.03273) or ``funcbo`` (arXiv 2403.20233), see
+            ``omd`` (arXiv 2106.03273), ``funcbo`` (arXiv 2403.20233) or ``vaml`` (value-aware model learning: funcbo
+            with the inner problem taken for solved); the control ``model_free``: the same values learn from what
+            happened; or an :class:`~lightning_toys.bilevel.control.updates.AgentUpdate` of one's own. See
             :mod:`lightning_toys.bilevel.control.agents`.
-        env: an environment of gymnasium with discrete actions and a flat observation.
+        env: an environment of gymnasium with discrete actions and a flat or a numbered observation.
         seeds: one seed a replica.
         hidden_dim: width of the values' hidden layers.
         model_hidden_dim: width of the model's hidden layers; 3 is too narrow for CartPole.
@@ -68,6 +81,8 @@ class BilevelControl(ToyModule):
         check_gradient: random directions along which validations compare the outer gradient with finite differences;
             0 is without.
         record: write an episode of every replica as a GIF after `test`.
+        form: ``published`` runs agents as the code published with OMD does, see
+            :class:`~lightning_toys.bilevel.control.settings.Form`.
     """
 
     experiment = "bilevel"
@@ -90,7 +105,7 @@ class BilevelControl(ToyModule):
 
     def __init__(
         self,
-        agent: Agent = "omd",
+        agent: AgentUpdate | str = "omd",
         env: str = "CartPole-v1",
         seeds: Sequence[int] = (0,),
         hidden_dim: int = 32,
@@ -109,6 +124,7 @@ class BilevelControl(ToyModule):
         test_episodes: int = 100,
         check_gradient: int = 0,
         record: bool = False,
+        form: Literal["ours", "published"] = "ours",
     ) -> None:
         super().__init__(seeds, lr, 0.0, clip_grad_norm)
         for name, size in (("hidden_dim", hidden_dim), ("model_hidden_dim", model_hidden_dim)):
@@ -122,7 +138,10 @@ class BilevelControl(ToyModule):
             bounded(f"--model.{name}", count, 1, REPEATS)
         bounded("--model.check_gradient", check_gradient, 0, REPEATS)
         self.solver, self.disturbance = as_dataclass(Solver, solver), as_dataclass(Disturbance, disturbance)
-        self.agent, self.env, self.hidden_dim, self.model_hidden_dim = agent, env, hidden_dim, model_hidden_dim
+        self.form_name, self.form = form, FORMS[form]
+        self.method = make_agent(agent, self.solver, self.form)
+        self.agent = agent if isinstance(agent, str) else f"{type(agent).__module__}.{type(agent).__qualname__}"
+        self.env, self.hidden_dim, self.model_hidden_dim = env, hidden_dim, model_hidden_dim
         self.soft_value, self.eps, self.inner_lr, self.tau = SoftValue(alpha, discount), eps, inner_lr, tau
         self.heads = 2 if double_q else 1
         self.eval_episodes, self.test_episodes = eval_episodes, test_episodes
@@ -130,6 +149,8 @@ class BilevelControl(ToyModule):
         self.save_hyperparameters(logger=False)
         self.hparams.update({"solver": asdict(self.solver), "disturbance": asdict(self.disturbance)})
         self.hparams["seeds"] = self.seeds
+        if self.hparams["agent"] is self.method:  # in a script; the command line keeps class_path and init_args
+            self.hparams["agent"] = self.agent
         self.environments: Environments | None = None
         self.stored_environments: dict[str, Tensor] | None = None
         self.returns: list[list[float]] = [[] for _ in self.seeds]
@@ -148,8 +169,16 @@ class BilevelControl(ToyModule):
             out |= unused_flags("--model.agent vep", "solver.vep_values")
         if self.agent != "funcbo":
             out |= unused_flags("--model.agent funcbo", "solver.inner_value")
-        if self.agent not in ("omd", "funcbo"):
-            out |= unused_flags("--model.agent omd or funcbo", "solver.state_gradient")
+        if self.agent not in ("omd", "funcbo", "vaml"):
+            out |= unused_flags("--model.agent omd, funcbo or vaml", "solver.state_gradient")
+        if not self.method.uses_model:
+            wants = "an agent that learns a model"
+            out |= unused_flags(wants, "model_hidden_dim", "lr", "clip_grad_norm", "check_gradient", "solver.smoothing")
+        if self.form.fresh_batches:
+            wants = "--model.form ours, or an agent that fits its model first"
+            out |= {} if self.method.fits else unused_flags(wants, "solver.num_t_steps")
+            wants = "--model.form ours, or an agent that does not fit its model first"
+            out |= unused_flags(wants, "solver.warm_start") if self.method.fits else {}
         if not self.disturbance.drift:
             wants = "--model.disturbance.drift above 0"
             out |= unused_flags(wants, "disturbance.drift_period", "disturbance.drift_width")
@@ -158,7 +187,9 @@ class BilevelControl(ToyModule):
     @property
     def label(self) -> str:
         """See :attr:`ToyModule.label`."""
-        return f"{self.agent}, model width {self.model_hidden_dim}"
+        name = self.method.label or type(self.method).__name__
+        width = f", model width {self.model_hidden_dim}" if self.method.uses_model else ""
+        return f"{name}{width}{', published form' if self.form_name == 'published' else ''}"
 
     # building
 
@@ -167,14 +198,15 @@ class BilevelControl(ToyModule):
         replay = require_data(data, ReplayData)
         environments = make_environments(self.env, self.seeds[:1], "train", 1, self.disturbance)
         environments.close()
+        check_repeatable(self.env, self.disturbance)
         states, actions = environments.observation_size, environments.num_actions
         return {"states": states, "actions": actions, "capacity": replay.capacity}
 
     def build(self) -> AgentNetworks:
         """See :meth:`ToyModule.build`."""
         s, a = self.sizes["states"], self.sizes["actions"]
-        heads, solver = self.heads, self.solver
-        return AgentNetworks(self.seeds, s, a, self.hidden_dim, self.model_hidden_dim, heads, self.agent, solver)
+        widths, heads = (self.hidden_dim, self.model_hidden_dim), self.heads
+        return AgentNetworks(self.seeds, s, a, *widths, heads, self.method, self.solver, self.form)
 
     def configure_model(self) -> None:
         """See :meth:`ToyModule.configure_model`; the replay buffer is part of the module, so of its checkpoints."""
@@ -191,7 +223,8 @@ class BilevelControl(ToyModule):
     @property
     def learner(self) -> Learner:
         """Runs outer iterations on the networks."""
-        return Learner(self.nets, self.agent, self.solver, self.soft_value, self.tau, self.clip_grad_norm)
+        value, clip = self.soft_value, self.clip_grad_norm
+        return Learner(self.nets, self.method, self.solver, value, self.tau, clip, self.form)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return two optimisers: Adam of the model, and Adam of the values."""
@@ -272,6 +305,13 @@ class BilevelControl(ToyModule):
         return actions
 
     @torch.no_grad()
+    def probabilities(self, observation: np.ndarray) -> np.ndarray:
+        """Return softmax(mean_k Q / alpha) (R, B, A), float64, at observations (R, B, S)."""
+        q = self.nets.q.values(self.to_states(torch.from_numpy(observation)))
+        found: np.ndarray = softmax_policy(q, self.soft_value.alpha).double().cpu().numpy()
+        return found
+
+    @torch.no_grad()
     def exploration_actions(self, observation: np.ndarray, step: int, random: bool) -> np.ndarray:
         """Return the actions (R, 1) of an environment step: random, or drawn from softmax(mean_k Q / alpha).
 
@@ -284,8 +324,7 @@ class BilevelControl(ToyModule):
         uniform_action = uniform_actions(u[:, 1], self.sizes["actions"])
         if random:
             return np.asarray(uniform_action[:, None])
-        q = self.nets.q.values(self.to_states(torch.from_numpy(observation)))
-        probabilities = softmax_policy(q, self.soft_value.alpha)[:, 0].double().cpu().numpy()
+        probabilities = self.probabilities(observation)[:, 0]
         policy_action = np.minimum((probabilities.cumsum(1) < u[:, 2:3]).sum(1), self.sizes["actions"] - 1)
         action: np.ndarray = np.where(u[:, 0] < self.eps, uniform_action, policy_action)[:, None]
         return action
@@ -302,6 +341,13 @@ class BilevelControl(ToyModule):
             note(
                 f"nothing will be learned: --trainer.max_steps {self.trainer.max_steps} are all random, with "
                 f"--data.init_steps {warm}"
+            )
+        steps = self.solver.num_q_steps
+        cold = not self.solver.warm_start and not (self.form.fresh_batches and self.method.fits)
+        if cold and steps == 1 and self.trainer.is_global_zero:
+            note(
+                "the values will learn nothing: --model.solver.warm_start false begins every inner loop at the initial "
+                f"values, and --model.solver.num_q_steps {steps} leaves it after one step; give more steps"
             )
         self.environments = make_environments(self.env, self.seeds, "train", 1, self.disturbance)
         if self.stored_environments is not None:
@@ -326,9 +372,10 @@ class BilevelControl(ToyModule):
             for episode in environments.finished_episodes:
                 self.returns[episode.replica].append(episode.total_reward)
             loss = torch.zeros(len(self.seeds)).to(self.replay.rows)
-            for k in range(self.solver.num_t_steps if learning else 0):
-                batch = self.sample_replay(step * self.solver.num_t_steps + k, data.batch_size, "replay")
-                loss = learner.outer_iteration(batch, outer, inner)
+            if learning:
+                first = step * learner.batches
+                sample = partial(self.sample_replay_after, first, data.batch_size)
+                loss = learner.environment_step(sample, outer, inner)
             progress.increment_completed()
             losses.append(loss / block.world)
             if every and (step + 1) % every == 0:
@@ -346,6 +393,10 @@ class BilevelControl(ToyModule):
             return batch
         return batch._replace(**{k: x.to(dtype) for k, x in batch._asdict().items() if x.is_floating_point()})
 
+    def sample_replay_after(self, first: int, count: int, k: int) -> Any:
+        """Return :meth:`sample_replay` of index ``first`` + k."""
+        return self.sample_replay(first + k, count, "replay")
+
     def log_training(self, step: int, learning: bool, learner: Learner) -> None:
         """Log returns of the episodes that ended since the last time, and the gradients' norms."""
         row: dict[str, Tensor] = {}
@@ -355,7 +406,8 @@ class BilevelControl(ToyModule):
         if learning:
             for name, net in (("outer", self.nets.model), ("inner", self.nets.q)):
                 g = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
-                row[f"train/{name}_gradient_norm"] = flatten(g).norm(dim=1)
+                if g:  # a model that nothing learns from has none
+                    row[f"train/{name}_gradient_norm"] = flatten(g).norm(dim=1)
             if learner.residual is not None and self.solver.inverse != "identity":
                 row["train/cg_residual"] = learner.residual
         if row:
@@ -409,11 +461,16 @@ class BilevelControl(ToyModule):
     # evaluating
 
     def rollout_returns(self, stream: str, episodes: int, greedy: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Return sums of rewards and lengths (R, episodes) under greedy actions, or random ones; the drift as now."""
+        """Return sums of rewards and lengths (R, episodes) under greedy actions, or random ones; the drift as now.
+
+        In the published form ``greedy`` actions are drawn from softmax(mean_k Q / alpha).
+        """
         environments = make_environments(self.env, self.seeds, stream, episodes, self.disturbance)
-        found = rollout(
-            environments, self.greedy_actions if greedy else RandomPolicy(environments), drift_step=self.weights_step
-        )
+        policy: Any = RandomPolicy(environments)
+        if greedy:
+            sampled = self.form.sampled_evaluation
+            policy = SampledPolicy(environments, self.probabilities) if sampled else self.greedy_actions
+        found = rollout(environments, policy, drift_step=self.weights_step)
         environments.close()
         return found
 
@@ -428,7 +485,7 @@ class BilevelControl(ToyModule):
         if self.replay.size:
             batch = self.sample_replay(step, EVALUATION_TRANSITIONS, "judge")
             metrics |= {k: v.double().tolist() for k, v in self.learner.measure_errors(batch).items()}
-            if self.check_gradient:
+            if self.check_gradient and self.method.response != "none":
                 metrics["gradient_cosine"] = self.gradient_cosine(step).tolist()
         return Report(self.seeds, metrics)
 
@@ -438,17 +495,19 @@ class BilevelControl(ToyModule):
         """Return the cosine (R,) of the outer gradient with finite differences, in double precision."""
         solver = self.solver
         nets, batch = to_double(self.nets, self.sample_replay(step, 256, "check"))
-        learner = Learner(nets, self.agent, solver, self.soft_value, self.tau)
+        learner = Learner(nets, self.method, solver, self.soft_value, self.tau, form=self.form)
         problem = learner.problem(batch)
-        fit_gradient: Callable[[], tuple[Tensors, Tensor]] | None = None
-        if self.agent in ("mle", "vep"):
-            gradient, _ = learner.fit_gradient(problem)
-            fit_gradient = partial(learner.fit_gradient, problem)
-        else:
-            gradient, _ = learner.implicit_gradient(problem, problem.model_targets())
-        exact, damping = solver.inner_value == "exact", solver.cg_damping
+        fits = self.method.response == "loss"
+        gradient, _ = learner.model_gradient(problem, None if fits else problem.model_targets())
+        assert gradient is not None
         directions, differences = directional_differences(
-            problem, self.agent, self.seeds, self.check_gradient, step, damping, exact, fit_gradient
+            problem,
+            self.method.response,
+            self.seeds,
+            self.check_gradient,
+            step,
+            solver.cg_damping,
+            partial(learner.model_gradient, problem) if fits else None,
         )
         return cosine_similarity(gradient, directions, differences)
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightning_toys.nets import keyed_uniform
+from lightning_toys.training.noise import keyed_generator
 
 Weights = Mapping[str, Tensor]
 
@@ -69,6 +71,21 @@ def relu_backward_(g: Tensor, h: Tensor) -> Tensor:
     return out
 
 
+def keyed_orthogonal(seeds: Sequence[int], name: str, shape: tuple[int, int, int], scale: float) -> nn.Parameter:
+    """Return weights (R, K, n, m), each scale times a matrix with orthonormal columns, or rows where n < m.
+
+    Uniform among them (Saxe et al. 2014, arXiv 1312.6120); row r depends on ``seeds[r]`` and ``name`` only.
+    """
+    heads, n, m = shape
+    rows = []
+    for seed in seeds:
+        normal = keyed_generator(seed, 0, f"init/{name}").standard_normal((heads, max(n, m), min(n, m)))
+        q, r = np.linalg.qr(normal)
+        q = q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None]  # else it is not uniform
+        rows.append(q if n >= m else q.transpose(0, 2, 1))
+    return nn.Parameter(torch.from_numpy(scale * np.stack(rows)).to(torch.get_default_dtype()).contiguous())
+
+
 class MultiHeadMLP(nn.Module):
     """K perceptrons with ReLU for each of R replicas; x (R, B, in) to (R, K, B, out).
 
@@ -79,16 +96,25 @@ class MultiHeadMLP(nn.Module):
         name: of the draws; other names are other initial weights.
         sizes: widths, input and output included.
         heads: K.
+        orthogonal: first weights orthogonal, of scale sqrt(2) and in the last layer .01, and biases 0 (as in the code
+            published with OMD); otherwise ``torch.nn.Linear``'s.
 
     >>> net = MultiHeadMLP([0, 1, 2], "q", (4, 32, 32, 2), heads=2)
     >>> net(torch.zeros(3, 7, 4)).shape
     torch.Size([3, 2, 7, 2])
     """
 
-    def __init__(self, seeds: Sequence[int], name: str, sizes: Sequence[int], heads: int = 1) -> None:
+    def __init__(
+        self, seeds: Sequence[int], name: str, sizes: Sequence[int], heads: int = 1, orthogonal: bool = False
+    ) -> None:
         super().__init__()
         self.heads, self.layers = heads, len(sizes) - 1
         for i, (n, m) in enumerate(pairwise(sizes)):
+            if orthogonal:
+                scale = 2**0.5 if i < self.layers - 1 else 1e-2
+                self.register_parameter(f"w{i}", keyed_orthogonal(seeds, f"{name}.w{i}", (heads, n, m), scale))
+                self.register_parameter(f"b{i}", nn.Parameter(torch.zeros(len(seeds), heads, 1, m)))
+                continue
             # torch.nn.Linear's initial weights, U(-1/sqrt(fan_in), 1/sqrt(fan_in))
             for letter, shape in (("w", (heads, n, m)), ("b", (heads, 1, m))):
                 self.register_parameter(f"{letter}{i}", keyed_uniform(seeds, f"{name}.{letter}{i}", shape, n**-0.5))

@@ -10,21 +10,26 @@ a quadratic form on the simplex: its minimum is the oracle that the learned weig
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import nnls
 
-from lightning_toys.errors import LARGEST, bounded, require
+from lightning_toys.errors import LARGEST, ToyError, bounded, require
 
 Array = np.ndarray
+ESTIMATED_TIMES = 10_000  # 0, 1, ... that the moments of a drift which gives its mean alone are estimated over
+CHUNK = 1000  # of those times at once
 
 
 class Drift:
     """m(t), the distance that the stream's mean has moved at time t, in units of y; t, in steps, may be negative.
 
-    A drift of one's own gives :meth:`mean`, and :meth:`lag_moments` and :attr:`power` for the closed-form baselines.
+    A drift of one's own gives :meth:`mean`. The moments that the baselines are made of are then estimated over the
+    times 0 to 9999, within which it should have shown all that it does; closed forms are better, and may be given too.
     """
 
     def mean(self, t: Array) -> Array:
@@ -33,12 +38,43 @@ class Drift:
 
     def lag_moments(self, window: int) -> Array:
         """Return E_t (m(t) - m(t - k)) (m(t) - m(t - l)) for lags k, l = 1..window: (window, window)."""
-        raise NotImplementedError
+        total, lags = np.zeros((window, window)), np.arange(1, window + 1)
+        for start in range(0, ESTIMATED_TIMES, CHUNK):
+            t = np.arange(start, start + CHUNK)
+            gaps = self.mean(t)[:, None] - self.mean(t[:, None] - lags)
+            total += gaps.T @ gaps
+        return total / ESTIMATED_TIMES
 
     @property
     def power(self) -> float:
         """E_t m(t)^2; NaN where it grows without bound."""
-        return math.nan
+        return float(np.mean(np.square(self.mean(np.arange(ESTIMATED_TIMES)))))
+
+
+def check_drift(drift: Drift) -> None:
+    """Refuse a drift that cannot be a stream's mean, before anything is made of it.
+
+    Raises:
+        ToyError: names the class, the method and what it has to return.
+    """
+    t, lags, name = np.arange(-8, 8).reshape(4, 4), 3, type(drift).__name__
+    call: Callable[[], Array]
+    for method, call, shape, wanted in (
+        ("mean", lambda: drift.mean(t), t.shape, "m at integer times of any shape, negative ones too"),
+        ("lag_moments", lambda: drift.lag_moments(lags), (lags, lags), "a symmetric matrix, lags by lags"),
+    ):
+        try:
+            found = np.asarray(call(), dtype=np.float64)
+        except Exception as error:  # of somebody else's code
+            said = " ".join(str(error).split()) or "not given"
+            raise ToyError(
+                f"--data.drift: {name}.{method} fails ({type(error).__name__}: {said}); give {wanted}"
+            ) from error
+        fits = found.shape == shape and bool(np.isfinite(found).all())
+        fits = fits and (method == "mean" or np.allclose(found, found.T))
+        require(
+            fits, f"--data.drift: {name}.{method} returns {str(found.tolist())[:60]} of {found.shape}; give {wanted}"
+        )
 
 
 def require_finite(flag: str, value: float) -> None:
@@ -106,6 +142,11 @@ class Linear(Drift):
         out: Array = self.slope**2 * np.outer(k, k)
         return out
 
+    @property
+    def power(self) -> float:
+        """See :attr:`Drift.power`: without bound."""
+        return math.nan
+
 
 @dataclass(frozen=True)
 class Piecewise(Drift):
@@ -143,8 +184,56 @@ class Piecewise(Drift):
         return float(np.mean(np.square(self.levels)))
 
 
+class WindowLoss(ABC):
+    """J(w) = constant + w' Q w of weights w on the simplex, W lags: the outer loss under an exact inner solver."""
+
+    constant: float
+    window: int
+
+    @property
+    @abstractmethod
+    def quadratic_form(self) -> Array:
+        """Q (W, W)."""
+
+    @property
+    @abstractmethod
+    def no_tracking(self) -> float:
+        """The outer loss of a predictor that never moves; NaN where it grows without bound."""
+
+    def loss(self, weights: Array) -> Array:
+        """Return J (...) of weights (..., W), which are divided by their sum first; NaN where that is 0."""
+        total = weights.sum(-1, keepdims=True)
+        w = np.divide(weights, total, out=np.full(weights.shape, np.nan), where=total > 0)
+        out: Array = self.constant + np.einsum("...k,kl,...l->...", w, self.quadratic_form, w)
+        return out
+
+    def oracle(self) -> Array:
+        """Return the weights (W,) that minimise J.
+
+        On the simplex, Q w is constant where w > 0 and no less elsewhere. Those are, but for w's scale, the conditions
+        of min |R w|^2 + (1 - sum w)^2 over w >= 0 with Q = R'R: non-negative least squares, which scipy solves exactly.
+        """
+        values, vectors = np.linalg.eigh(self.quadratic_form)
+        root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+        # rows of like size; the scale of w is free
+        root = root / max(np.sqrt(max(values.max(), 0.0)), np.finfo(np.float64).tiny)
+        w, _ = nnls(np.vstack([root, np.ones(self.window)]), np.append(np.zeros(self.window), 1.0))
+        out: Array = w / w.sum()
+        return out
+
+    def references(self) -> dict[str, float]:
+        """Return J of the oracle, of equal weights, of lag 1 alone, and of no tracking."""
+        lag_1, uniform = np.eye(self.window)[0], np.full(self.window, 1 / self.window)
+        return {
+            "oracle": float(self.loss(self.oracle())),
+            "uniform": float(self.loss(uniform)),
+            "lag_1": float(self.loss(lag_1)),
+            "no_tracking": self.no_tracking,
+        }
+
+
 @dataclass(frozen=True)
-class ExactLoss:
+class ExactLoss(WindowLoss):
     """J(w) of a drift: the expected outer loss of fixed weights under an exact inner solver.
 
     Attributes:
@@ -163,37 +252,51 @@ class ExactLoss:
     sigma: float
 
     @property
+    def constant(self) -> float:  # type: ignore[override]
+        """sigma^2, the noise of the present."""
+        return self.sigma**2
+
+    @cached_property
     def quadratic_form(self) -> Array:
         """Q (W, W) of J(w) = sigma^2 + w' Q w on the simplex."""
         return self.drift.lag_moments(self.window) / self.outputs + self.sigma**2 * np.eye(self.window)
 
-    def loss(self, weights: Array) -> Array:
-        """Return J (...) of weights (..., W), which are divided by their sum first; NaN where that is 0."""
-        total = weights.sum(-1, keepdims=True)
-        w = np.divide(weights, total, out=np.full(weights.shape, np.nan), where=total > 0)
-        out: Array = self.sigma**2 + np.einsum("...k,kl,...l->...", w, self.quadratic_form, w)
-        return out
+    @property
+    def no_tracking(self) -> float:
+        """See :attr:`WindowLoss.no_tracking`: h = f*."""
+        return self.sigma**2 + self.drift.power / self.outputs
 
-    def oracle(self) -> Array:
-        """Return the weights (W,) that minimise J.
 
-        On the simplex, Q w is constant where w > 0 and no less elsewhere. Those are, but for w's scale, the conditions
-        of min |R w|^2 + (1 - sum w)^2 over w >= 0 with Q = R'R: non-negative least squares, which scipy solves exactly.
-        """
-        values, vectors = np.linalg.eigh(self.quadratic_form)
-        root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
-        # rows of like size; the scale of w is free
-        root = root / max(np.sqrt(values.max()), np.finfo(np.float64).tiny)
-        w, _ = nnls(np.vstack([root, np.ones(self.window)]), np.append(np.zeros(self.window), 1.0))
-        out: Array = w / w.sum()
-        return out
+class EmpiricalLoss(WindowLoss):
+    """J(w) of a stream that was observed: each point is predicted by its own past under w.
 
-    def references(self) -> dict[str, float]:
-        """Return J of the oracle, of equal weights, of lag 1 alone, and of no tracking (h = f*)."""
-        lag_1, uniform = np.eye(self.window)[0], np.full(self.window, 1 / self.window)
-        return {
-            "oracle": float(self.loss(self.oracle())),
-            "uniform": float(self.loss(uniform)),
-            "lag_1": float(self.loss(lag_1)),
-            "no_tracking": self.sigma**2 + self.drift.power / self.outputs,
-        }
+        J(w) = mean over times, points and outputs of (y_t - sum_k w_k y_{t-k})^2
+
+    on the simplex, which for y = f* + drift + noise is :class:`ExactLoss` in the mean. No tracking is the variance of y
+    over time.
+
+    Args:
+        y: the stream (T, N, d), T above W.
+        window: W.
+    """
+
+    constant = 0.0
+
+    def __init__(self, y: Array, window: int) -> None:
+        self.y, self.window = y.reshape(len(y), -1), window
+
+    @cached_property
+    def quadratic_form(self) -> Array:
+        """Q (W, W): means of (y_t - y_{t-k}) (y_t - y_{t-l})."""
+        w, n = self.window, len(self.y) - self.window
+        total = np.zeros((w, w))
+        for column in self.y.T:
+            past = np.lib.stride_tricks.sliding_window_view(column[:-1], w)[:, ::-1]  # lag 1 first
+            gaps = column[w:, None] - past
+            total += gaps.T @ gaps
+        return total / (n * self.y.shape[1])
+
+    @property
+    def no_tracking(self) -> float:
+        """See :attr:`WindowLoss.no_tracking`."""
+        return float(self.y.var(0).mean())

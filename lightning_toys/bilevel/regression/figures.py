@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from lightning_toys.bilevel.curves import draw_seeds
 from lightning_toys.bilevel.regression.metrics import mean_of_last_sixth, normalised
-from lightning_toys.plotting import COLOURS, GREY, MARKERS, band, new_figure
+from lightning_toys.plotting import COLOURS, GREY, MARKERS, new_figure
 from lightning_toys.training.results import Report
 from lightning_toys.training.results_format import read_results
 
+MARK = 0.05  # share of an axis's width that a mark at its right edge takes
+MARKS = "marks at the right: fixed weights, inner problem solved exactly"
 BASELINES = {
     "oracle": ("best weights", "--"),
     "uniform": ("equal weights", ":"),
@@ -25,14 +29,18 @@ BASELINES = {
 
 
 def draw_baselines(ax: Axes, references: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Draw horizontal lines at the outer loss of fixed weights under an exact inner solver.
+    """Mark at the right edge the outer loss of fixed weights under an exact inner solver.
+
+    Lines across would look like runs that a network could have had. Runs of the same weights are what to compare with:
+    ``--model.algorithm optimum``, ``lag_1``, ``uniform`` and ``no_tracking``.
 
     Args:
         ax: of an outer loss.
         references: a report's: ``oracle``, ``uniform``, ``lag_1``, ``no_tracking`` to ``{"outer_loss": value}``.
     """
     for label, (value, style) in drawn_baselines(references).items():
-        ax.axhline(value, color=GREY, linestyle=style, linewidth=1.1, label=f"{label}: {value:.3g}")
+        line = ax.axhline(value, color=GREY, linestyle=style, linewidth=1.6, label=f"{label}: {value:.3g}")
+        line.set_clip_path(Rectangle((1 - MARK, 0), MARK, 1, transform=ax.transAxes))
 
 
 def drawn_baselines(references: Mapping[str, Mapping[str, float | None]]) -> dict[str, tuple[float, Any]]:
@@ -49,16 +57,16 @@ def label_loss_axes(ax: Axes) -> None:
 
 
 def draw_loss(report: Report, label: str) -> Figure:
-    """Draw the rolling outer loss, mean and 95 % interval over replicas, and the closed-form lines."""
+    """Draw the rolling outer loss of every seed and their median, and marks at the closed forms."""
     figure, axes = new_figure(size=(7.0, 4.6))
     ax, rows = axes[0, 0], np.array(report.arrays["outer_loss"])
     seeds = f"{len(rows)} seed{'s' if len(rows) > 1 else ''}"
-    band(ax, np.array(report.arrays["time"], dtype=float), rows, COLOURS[0], f"{label}, {seeds}")
+    draw_seeds(ax, np.array(report.arrays["time"], dtype=float), rows, COLOURS[0], f"{label}, {seeds}")
     draw_baselines(ax, report.references)
-    note = ": mean and 95 % interval over seeds" if len(rows) > 1 else ""
+    note = ": each seed, and their median" if len(rows) > 1 else ""
     label_loss_axes(ax)
-    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
-    ax.set_title(f"{label}{note}; grey: exact inner solver", fontsize=10)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2, title=MARKS, title_fontsize=8)
+    ax.set_title(f"{label}{note}", fontsize=10)
     return figure
 
 
@@ -129,13 +137,13 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
         for label in labels:
             arrays = shown[label]["arrays"]
             rows = np.array(arrays["outer_loss"])
-            band(ax, np.array(arrays["time"], dtype=float), rows, colours[label], f"{label}, {len(rows)} seeds")
+            draw_seeds(ax, np.array(arrays["time"], dtype=float), rows, colours[label], f"{label}, {len(rows)} seeds")
         draw_baselines(ax, shown[labels[0]]["references"])
         label_loss_axes(ax)
         if len(panels) > 1:
             ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    title = "mean and 95 % interval over seeds"
+    title = "each seed, and their median" + (f"; {MARKS}" if len(panels) > 1 else "")
     if len(panels) == 1:
-        figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+        figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2, title=MARKS, title_fontsize=8)
     axes[0, 0].set_title(title, fontsize=10)
     return {"outer_loss_curves": figure}

@@ -51,3 +51,14 @@ def largest_lags(lam: Tensor, count: int) -> Tensor:
     lags = torch.nn.functional.pad((order + 1).double(), (0, count - order.shape[1]), value=torch.nan)
     equal = lam.amax(1) == lam.amin(1)
     return torch.where(equal[:, None], torch.nan, lags)
+
+
+def effective_lags(lam: Tensor) -> Tensor:
+    """Return over how many lags the weights lambda (R, W) are spread: 1 / sum w^2 of w = lambda / L (R,).
+
+    1 where one lag has all, W where all are equal; infinite without weights.
+
+    >>> effective_lags(torch.tensor([[2.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
+    tensor([1., 4.])
+    """
+    return 1 / normalised(lam).square().sum(-1)

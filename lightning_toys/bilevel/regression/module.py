@@ -6,28 +6,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_toys.bilevel.regression import figures
-from lightning_toys.bilevel.regression.data import DriftStream
+from lightning_toys.bilevel.regression.algorithms import LagAlgorithm, TimeStep, make_algorithm, scaled
+from lightning_toys.bilevel.regression.data import Observations, StreamData, require_stream
 from lightning_toys.bilevel.regression.hypergradients import (
     AdamMoments,
-    Hypergradient,
     Window,
     aid_hypergradient,
     inner_value_gradient,
     logit_gradient,
-    network_hypergradient,
     outer_loss,
-    ridge_hypergradient,
-    unrolled_hypergradient,
-    weighted_targets,
 )
 from lightning_toys.bilevel.regression.learner import Learner
 from lightning_toys.bilevel.regression.metrics import (
+    effective_lags,
     largest_lags,
     local_regret,
     mean_of_last_sixth,
@@ -35,11 +33,10 @@ from lightning_toys.bilevel.regression.metrics import (
     rolling_mean,
 )
 from lightning_toys.bilevel.regression.mlp import MLP
-from lightning_toys.bilevel.regression.stream import Stream
 from lightning_toys.errors import MOST, REPEATS, bounded, require
 from lightning_toys.nets import DEEPEST
 from lightning_toys.training.checkpoint_format import Like, unlike
-from lightning_toys.training.configuration import require_data, unused_flags
+from lightning_toys.training.configuration import unused_flags
 from lightning_toys.training.denormals import denormals_flushed
 from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.loader import Block, DrawnBlock
@@ -61,7 +58,10 @@ class WindowRegression(ToyModule):
 
     Args:
         algorithm: the hypergradient: ``funcbo`` (function space), ``aid`` (implicit differentiation), ``unroll1``
-            (through the last ``unroll_steps`` inner steps), or ``uniform``: lambda stays as it is, the control.
+            (through the last ``unroll_steps`` inner steps); a control, in which lambda stays as it is: ``uniform``,
+            ``lag_1`` (the last observation alone), ``fixed`` (``fixed_weights``), ``optimum`` (the weights that are
+            best with an exact inner solver), ``no_tracking`` (h is fitted to the mean of all observations so far); or a
+            :class:`~lightning_toys.bilevel.regression.algorithms.LagAlgorithm` of one's own.
         seeds: one seed a replica.
         hidden: width of h's hidden layers.
         layers: hidden layers of h.
@@ -80,6 +80,10 @@ class WindowRegression(ToyModule):
         ridge: weight of the coefficients' size, relative to the features' mean square; of ``ridge``.
         adjoint_steps: steps of the adjoint network at each time.
         adjoint_lr: Adam's learning rate for the adjoint network.
+        fixed_weights: of lags 1, 2, ..., their scale is free; of ``fixed``.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     experiment = "bilevel"
@@ -90,15 +94,18 @@ class WindowRegression(ToyModule):
         "outer_loss": "outer loss over the last sixth of the stream",
         "outer_loss_all": "outer loss over the whole stream",
         "exact_loss": "outer loss of the learned weights, were the inner problem solved exactly",
+        "effective_lags": "lags that the weights are spread over, 1 / sum of squares",
         "local_regret": "bilevel local regret of the normalised weights, last sixth of the stream",
         "local_regret_all": "bilevel local regret of the normalised weights, whole stream",
     }
     reads_data = False
-    measured_later = ("outer_loss", "outer_loss_all", "exact_loss", "local_regret", "local_regret_all")
+    measured_later = (
+        *("outer_loss", "outer_loss_all", "exact_loss", "local_regret", "local_regret_all", "effective_lags"),
+    )
 
     def __init__(
         self,
-        algorithm: Literal["funcbo", "aid", "unroll1", "uniform"] = "funcbo",
+        algorithm: LagAlgorithm | str = "funcbo",
         seeds: Sequence[int] = (0,),
         hidden: int = 64,
         layers: int = 2,
@@ -116,6 +123,7 @@ class WindowRegression(ToyModule):
         ridge: float = 1e-2,
         adjoint_steps: int = 10,
         adjoint_lr: float = 3e-3,
+        fixed_weights: Sequence[float] | None = None,
     ) -> None:
         integers = {
             "hidden": hidden,
@@ -143,25 +151,31 @@ class WindowRegression(ToyModule):
             f"--model.unroll_steps: {unroll_steps} is not allowed; give at most --model.inner_steps, {inner_steps}",
         )
         super().__init__(seeds, inner_lr)
-        self.algorithm, self.hidden, self.layers = algorithm, hidden, layers
+        self.hidden, self.layers = hidden, layers
         self.inner_lr, self.inner_steps, self.outer_lr, self.lambda0 = inner_lr, inner_steps, outer_lr, lambda0
         self.weights, self.smoothing, self.unroll_steps = weights, smoothing, unroll_steps
         self.cg_iterations, self.damping, self.curvature = cg_iterations, damping, curvature
         self.adjoint, self.ridge, self.adjoint_steps, self.adjoint_lr = adjoint, ridge, adjoint_steps, adjoint_lr
+        self.fixed_weights = fixed_weights
+        self.algorithm, self.method = make_algorithm(algorithm, self)
+        steps = self.method.own_steps
+        require(steps <= inner_steps, f"--model.algorithm: {self.algorithm} takes {steps} inner steps of {inner_steps}")
         self.save_hyperparameters(logger=False)
         self.hparams["seeds"] = self.seeds
+        if self.hparams["algorithm"] is self.method:  # in a script; the command line keeps class_path and init_args
+            self.hparams["algorithm"] = self.algorithm
         self.records: dict[str, Tensor] = {}  # of every step so far; part of the checkpoint
-        self._stream: Stream | None = None
+        self._stream: Observations | None = None
 
     # building
 
     @property
-    def data(self) -> DriftStream:
+    def data(self) -> StreamData:
         """The data module that the Trainer runs with."""
-        return require_data(self.trainer.datamodule, DriftStream)  # type: ignore[attr-defined]
+        return require_stream(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     @property
-    def stream(self) -> Stream:
+    def stream(self) -> Observations:
         """The stream that the Trainer's data module gives these seeds."""
         if self._stream is None:
             self._stream = self.data.stream(self.seeds)
@@ -183,8 +197,10 @@ class WindowRegression(ToyModule):
         ):
             if self.algorithm != algorithm:
                 out |= unused_flags(f"--model.algorithm {algorithm}", *names)
-        if self.algorithm == "uniform":
-            return out | unused_flags("an algorithm that learns the weights", "outer_lr", "weights")
+        if self.algorithm != "fixed":
+            out |= unused_flags("--model.algorithm fixed", "fixed_weights")
+        if not self.method.learns:
+            return out | unused_flags("an algorithm that learns the weights", "outer_lr", "weights", "smoothing")
         if self.algorithm == "funcbo":
             network = self.adjoint == "network"
             out |= unused_flags("--model.adjoint ridge", "ridge") if network else {}
@@ -194,20 +210,36 @@ class WindowRegression(ToyModule):
     @property
     def label(self) -> str:
         """See :attr:`ToyModule.label`."""
-        names = {"funcbo": "funcBO", "aid": "AID", "unroll1": f"unroll {self.unroll_steps}", "uniform": "uniform"}
-        return names[self.algorithm] + (", smoothed" if self.smoothing > 1 else "")
+        return (self.method.label or type(self.method).__name__) + (", smoothed" if self.smoothing > 1 else "")
+
+    def setup(self, stage: str) -> None:
+        """See :meth:`ToyModule.setup`; refuse more steps than the stream has."""
+        super().setup(stage)
+        most, steps = self.data.steps, self.trainer.max_steps
+        require(
+            stage != "fit" or most is None or steps <= most,
+            f"--trainer.max_steps: {steps} is not allowed; the stream has {most} times after the first window",
+        )
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
-        data = require_data(data, DriftStream)
-        return {"inputs": data.shape.inputs, "outputs": data.shape.outputs, "window": data.window}
+        stream = require_stream(data)
+        sizes = {"inputs": stream.shape.inputs, "outputs": stream.shape.outputs, "window": stream.window}
+        return sizes | self.method.measure(stream)
 
     def build(self) -> Learner:
         """See :meth:`ToyModule.build`."""
         net = MLP((self.sizes["inputs"], *[self.hidden] * self.layers, self.sizes["outputs"]))
-        start = self.lambda0 if self.weights == "clip" else None
-        adjoint = self.algorithm == "funcbo" and self.adjoint == "network"
-        return Learner(net, self.seeds, self.sizes["window"], start, self.smoothing, adjoint)
+        start: float | np.ndarray | None = self.lambda0 if self.clips else None
+        if "start" in self.sizes:
+            start = scaled(self.sizes["start"], self.lambda0 * self.sizes["window"])
+        memory = self.method.memory(net, self.seeds, self.sizes)
+        return Learner(net, self.seeds, self.sizes["window"], start, self.smoothing, memory)
+
+    @property
+    def clips(self) -> bool:
+        """Whether lambda itself is kept, clipped at 0, rather than its logits: those of a weight of 0 are infinite."""
+        return self.weights == "clip" or "start" in self.sizes
 
     @property
     def learning_rates(self) -> list[float]:
@@ -231,6 +263,7 @@ class WindowRegression(ToyModule):
         Raises:
             ToyError: the shape is another one, or the networks are not built.
 
+        >>> from lightning_toys.bilevel import DriftStream
         >>> module = WindowRegression(seeds=[0, 1])  # or WindowRegression.load_from_checkpoint(path)
         >>> module.sizes = module.measure(DriftStream())
         >>> module.configure_model()
@@ -277,68 +310,56 @@ class WindowRegression(ToyModule):
         """Fit h to the window, score it, and step lambda; return the step's records: loss (R,), lambda (R, W), ..."""
         learner, window = self.learner, self.window_at(step)
         theta, free, lam = learner.theta, learner.free, self.lag_weights
-        unrolls = self.unroll_steps if self.algorithm == "unroll1" else 0
-        targets = weighted_targets(lam, window.past_y)
+        state = TimeStep(
+            learner.mlp, theta.detach(), lam, window, lambda: self.moments(optimizer), self.inner_lr, learner.memory
+        )
+        targets = self.method.targets(state)
         free.grad = None
-        for _ in range(self.inner_steps - unrolls):
+        for _ in range(self.inner_steps - self.method.own_steps):
             forward = learner.mlp.forward_pass(theta, window.inner_points, second_order=False)
             theta.grad = forward.vjp(inner_value_gradient(forward, targets))
             optimizer.step()
         theta.grad = None
-        v, found = self.hypergradient(lam, window, optimizer)
+        found = self.method.hypergradient(state) if self.method.learns else None
+        if found is not None and found.after is not None:
+            self.put_back(optimizer, *found.after)
         rows = {"loss": outer_loss(learner.mlp(theta, window.outer_points), window.current_y)}
-        if found is not None and self.algorithm == "aid":
+        if found is not None and found.residual is not None:
             rows["residual"] = found.residual
         if step % RECORD_EVERY == 0:
             reference = aid_hypergradient(learner.mlp, theta, lam, window, 10, 1e-4, gauss_newton=True)
             rows |= {"lambda": lam, "slope": lam.sum(1, keepdim=True) * reference.value}
-        if v is not None:
-            v = learner.smooth_gradient(v, step)
-            free.grad = v if self.weights == "clip" else logit_gradient(v, lam)
+        if found is not None:
+            v = learner.smooth_gradient(found.value, step)
+            free.grad = v if self.clips else logit_gradient(v, lam)
             optimizer.step()
-            if self.weights == "clip":
+            if self.clips:
                 free.clamp_(min=0)
         return rows
+
+    def moments(self, optimizer: torch.optim.Optimizer) -> AdamMoments:
+        """Return the inner Adam's state."""
+        theta, state = self.learner.theta, optimizer.state[self.learner.theta]
+        if not state:  # as torch makes it at its first step
+            state["step"] = torch.zeros((), dtype=torch.float32, device=theta.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(theta), torch.zeros_like(theta)
+        return AdamMoments(state["exp_avg"], state["exp_avg_sq"], int(state["step"]))
+
+    def put_back(self, optimizer: torch.optim.Optimizer, theta: Tensor, moments: AdamMoments) -> None:
+        """Take up theta and the inner Adam's state after steps that an algorithm took itself."""
+        state = optimizer.state[self.learner.theta]
+        self.learner.theta.copy_(theta)
+        for name, value in zip(("exp_avg", "exp_avg_sq"), moments[:2], strict=True):
+            state[name].copy_(value)
+        state["step"].fill_(moments.step)
 
     @property
     def lag_weights(self) -> Tensor:
         """Lambda (R, W), lag 1 first, no graph."""
         free = self.learner.free.detach()
-        if self.weights == "clip":
+        if self.clips:
             return free.clone()
         return self.lambda0 * free.shape[1] * torch.softmax(free, dim=1)
-
-    def hypergradient(
-        self, lam: Tensor, window: Window, optimizer: torch.optim.Optimizer
-    ) -> tuple[Tensor | None, Hypergradient | None]:
-        """Return dF/dlambda (R, W) by the chosen algorithm, none for ``uniform``; ``unroll1`` steps h too."""
-        learner = self.learner
-        net, theta = learner.mlp, learner.theta.detach()
-        if self.algorithm == "uniform":
-            return None, None
-        if self.algorithm == "aid":
-            newton = self.curvature == "gauss_newton"
-            found = aid_hypergradient(net, theta, lam, window, self.cg_iterations, self.damping, newton)
-        elif self.algorithm == "unroll1":
-            state = optimizer.state[learner.theta]
-            if not state:  # as torch makes it at its first step
-                state["step"] = torch.zeros((), dtype=torch.float32, device=theta.device)
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(theta), torch.zeros_like(theta)
-            moments = AdamMoments(state["exp_avg"], state["exp_avg_sq"], int(state["step"]))
-            done = unrolled_hypergradient(net, theta, moments, lam, window, self.unroll_steps, self.inner_lr)
-            learner.theta.copy_(done.theta)
-            for name, value in zip(("exp_avg", "exp_avg_sq"), done.moments[:2], strict=True):
-                state[name].copy_(value)
-            state["step"].fill_(done.moments.step)
-            return done.value, None
-        elif self.adjoint == "network":
-            found, after = network_hypergradient(
-                net, theta, lam, window, learner.adjoint_network, self.adjoint_steps, self.adjoint_lr
-            )
-            learner.adjoint_network = after
-        else:
-            found = ridge_hypergradient(net, theta, lam, window, self.ridge)
-        return found.value, found
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`ToyModule.on_save_checkpoint`; the records of every step so far are kept too."""
@@ -368,14 +389,12 @@ class WindowRegression(ToyModule):
         """Score the stream so far by the records of its steps."""
         loss, exact = self.records["loss"], self.data.exact_loss
         late, regret = mean_of_last_sixth(self.records["lambda"]), local_regret(self.records["slope"], REGRET_WINDOW)
-        metrics = {
-            "outer_loss": mean_of_last_sixth(loss),
-            "outer_loss_all": loss.mean(0),
-            "exact_loss": torch.from_numpy(exact.loss(late.numpy())),
-            "local_regret": mean_of_last_sixth(regret),
-            "local_regret_all": regret.mean(0),
-        }
-        metrics |= {f"lag_{i + 1}": lags for i, lags in enumerate(largest_lags(late, 3).unbind(1))}
+        metrics = {"outer_loss": mean_of_last_sixth(loss), "outer_loss_all": loss.mean(0)}
+        if self.method.has_weights:
+            metrics["exact_loss"] = torch.from_numpy(exact.loss(late.numpy()))
+            metrics |= {"local_regret": mean_of_last_sixth(regret), "local_regret_all": regret.mean(0)}
+            metrics["effective_lags"] = effective_lags(late)
+            metrics |= {f"lag_{i + 1}": lags for i, lags in enumerate(largest_lags(late, 3).unbind(1))}
         if "residual" in self.records:
             metrics["cg_residual"] = mean_of_last_sixth(self.records["residual"])
         references = {name: {"outer_loss": value} for name, value in exact.references().items()}
@@ -384,6 +403,8 @@ class WindowRegression(ToyModule):
             "time": kept.tolist(),
             "outer_loss": rolling_mean(loss, ROLLING_STEPS)[kept].T.tolist(),
             "weights": normalised(late).mean(0).tolist(),
+            "weights_by_seed": normalised(late).tolist(),
+            "largest_lags": largest_lags(late, 3).tolist(),
         }
         return Report(self.seeds, {k: v.tolist() for k, v in metrics.items()}, references, arrays)
 
@@ -391,8 +412,10 @@ class WindowRegression(ToyModule):
         """Score the stream so far."""
         if not self.records:  # a validation before the first step
             return
-        self.last_report = self.evaluate()
-        self.write_evaluation(self.last_report)
+        self.last_report = report = self.evaluate()
+        # the lags of the largest weights are names: curves of their means, with intervals, would say nothing
+        shown = {k: v for k, v in report.metrics.items() if not k.startswith("lag_")}
+        self.write_evaluation(Report(report.seeds, shown))
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         """Score the stream up to the checkpoint's step."""

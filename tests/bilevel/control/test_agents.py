@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_toys.bilevel.control.agents import (
-    ModelPrediction,
     Problem,
     SoftValue,
     funcbo_weights,
@@ -26,9 +25,11 @@ from lightning_toys.bilevel.control.agents import (
     vep_gradient,
 )
 from lightning_toys.bilevel.control.gradient_check import cosine_similarity, directional_differences, inner_response
-from lightning_toys.bilevel.control.learner import AgentNetworks, Learner, Solver
+from lightning_toys.bilevel.control.learner import AgentNetworks, Learner
 from lightning_toys.bilevel.control.nets import MultiHeadMLP
 from lightning_toys.bilevel.control.replay import Batch
+from lightning_toys.bilevel.control.settings import Solver
+from lightning_toys.bilevel.control.world_model import ModelPrediction
 from lightning_toys.bilevel.implicit import gauss_newton_product, gradient
 from lightning_toys.bilevel.vectors import flatten
 
@@ -171,7 +172,7 @@ def test_gradients_written_out_are_autograds() -> None:
     assert torch.allclose(targets.y, y.detach(), atol=1e-14)
     w = torch.randn(y.shape, generator=torch.Generator().manual_seed(4))
     named = dict(nets.model.named_parameters())
-    model = nets.model.net.forward_pass(problem.inputs)
+    model = nets.model.forward_pass(problem.inputs)
     cases = [
         (problem.model_vjp(targets, w), torch.autograd.grad(y, list(named.values()), w)),
         (
@@ -317,16 +318,18 @@ def checked(agent: str, solver: Solver) -> Tensor:
         settled(nets)
     learner = Learner(nets, agent, solver, VALUE, 0.01)  # type: ignore[arg-type]
     problem = learner.problem(batch)
-    fit_gradient = None
-    if agent in ("mle", "vep"):
-        found, _ = learner.fit_gradient(problem)
-        fit_gradient = partial(learner.fit_gradient, problem)
-    else:
-        found, _ = learner.implicit_gradient(problem, problem.model_targets())
-    exact = solver.inner_value == "exact"
+    fits = learner.agent.response == "loss"
+    found, _ = learner.model_gradient(problem, None if fits else problem.model_targets())
+    assert found is not None
     directions, differences = directional_differences(
-        problem, agent, SEEDS, 6, 0, solver.cg_damping, exact, fit_gradient
-    )  # type: ignore[arg-type]
+        problem,
+        learner.agent.response,
+        SEEDS,
+        6,
+        0,
+        solver.cg_damping,
+        partial(learner.model_gradient, problem) if fits else None,
+    )
     return cosine_similarity(found, directions, differences)
 
 
@@ -349,7 +352,7 @@ def test_a_gradient_without_the_inverse_fails_the_check() -> None:
         named = dict(nets.model.named_parameters())
         found = torch.autograd.grad(problem.y_model(), list(named.values()), w)
         claimed[inverse] = dict(zip(named, found, strict=True))
-    directions, differences = directional_differences(problem, "omd", SEEDS, 6, 0, 0.05)
+    directions, differences = directional_differences(problem, "weights", SEEDS, 6, 0, 0.05)
     right, wrong = (cosine_similarity(claimed[k], directions, differences) for k in ("hessian", "identity"))
     assert float(right.min()) > 0.999
     assert float(wrong.min()) < 0.99
@@ -368,10 +371,10 @@ def test_the_inner_response_is_the_start_where_nothing_changes() -> None:
 def test_differences_are_nan_where_there_is_no_response() -> None:
     """Far from the inner solution the Hessian is indefinite: no number is better than a wrong one."""
     problem = problem_of(nets_of())
-    _, differences = directional_differences(problem, "omd", SEEDS, 2, 0, 1e-3)
+    _, differences = directional_differences(problem, "weights", SEEDS, 2, 0, 1e-3)
     assert differences.isnan().any()
     settled_problem = problem_of(settled(nets_of()))
-    _, differences = directional_differences(settled_problem, "omd", SEEDS, 2, 0, 0.05)
+    _, differences = directional_differences(settled_problem, "weights", SEEDS, 2, 0, 0.05)
     assert not differences.isnan().any()
 
 
@@ -392,7 +395,7 @@ def test_the_state_head_has_a_gradient(agent: str) -> None:
     nets = nets_of(agent, solver)
     learner = Learner(nets, agent, solver, VALUE, 0.01)  # type: ignore[arg-type]
     problem = learner.problem(batch_of())
-    found, _ = learner.implicit_gradient(problem, problem.model_targets())
+    found, _ = learner.model_gradient(problem, problem.model_targets())
     last = found["net.w2"]  # (R, 1, h, S + 1)
     assert (last[..., :-1].flatten(1).norm(dim=1) > 1e-6).all()
     assert (last[..., -1].flatten(1).norm(dim=1) > 1e-6).all()

@@ -21,8 +21,9 @@ from lightning_toys.bilevel.control.environments import (
     Transition,
     make_environments,
     reset_seed,
+    vectoriser,
 )
-from lightning_toys.bilevel.control.episodes import RandomPolicy, render_episode, rollout, write_gif
+from lightning_toys.bilevel.control.episodes import RandomPolicy, check_repeatable, render_episode, rollout, write_gif
 from lightning_toys.errors import ToyError
 
 NONE = Disturbance()
@@ -303,7 +304,6 @@ def test_the_rewarded_band_moves() -> None:
     [
         ("CartPole-v7", r"--model\.env: 'CartPole-v7' is not allowed; .* did you mean 'CartPole-v1'\?"),
         ("Pendulum-v1", r"--model\.env: 'Pendulum-v1' is not allowed: it takes Box.*; give one that takes Discrete"),
-        ("FrozenLake-v1", r"'FrozenLake-v1' is not allowed: it takes Discrete\(4\) and shows Discrete\(16\); give"),
         ("Blackjack-v1", r"'Blackjack-v1' is not allowed: .* shows Tuple.*; give one"),
         ("no_such_package:X-v0", r"'no_such_package:X-v0' cannot be made: .*; give"),
     ],
@@ -477,3 +477,80 @@ def test_the_bitwise_check_sees_wrong_physics(broken: dict[str, Any]) -> None:
         a = balance(theirs.observation)
         same &= np.array_equal(ours.step(a).next_observation, theirs.step(a).next_observation)
     assert same is not bool(broken)
+
+
+# numbered observations, and environments that no seed repeats
+
+
+def test_a_numbered_observation_is_a_one_hot_vector() -> None:
+    environments = make_environments("FrozenLake-v1", [0, 4], "train")
+    assert environments.observation_size == 16
+    assert environments.num_actions == 4
+    theirs = gymnasium.make("FrozenLake-v1")
+    number, _ = theirs.reset(seed=reset_seed(4, "train", 0, 0))
+    for action in (2, 2, 1, 1, 0, 2):
+        assert environments.observation[1, 0].tolist() == np.eye(16)[number].tolist()
+        number, _, over, _, _ = theirs.step(action)
+        transition = environments.step(np.full((2, 1), action))
+        assert transition.next_observation[1, 0].argmax() == number
+        if over:
+            break
+    shifted = vectoriser(gymnasium.spaces.Discrete(3, start=5))
+    assert shifted(np.int64(6)).tolist() == [0, 1, 0]
+    first = shifted(5)
+    first[0] = 7  # nobody's write reaches the next one
+    assert shifted(5).tolist() == [1, 0, 0]
+
+
+def test_a_numbered_observation_resumes() -> None:
+    one, two = (make_environments("FrozenLake-v1", [3], "train") for _ in range(2))
+    for action in (2, 1, 0, 1, 2):
+        one.step(np.array([[action]]))
+    two.load_state_dict(one.state_dict())
+    for action in (1, 2, 1):
+        a, b = (e.step(np.array([[action]])) for e in (one, two))
+        assert np.array_equal(a.next_observation, b.next_observation)
+
+
+class Restless(gymnasium.Env):  # type: ignore[type-arg]
+    """Its wind is not of its seed: of a generator for all, or of how often it was reset."""
+
+    observation_space, action_space = gymnasium.spaces.Box(-9, 9, (1,)), gymnasium.spaces.Discrete(2)
+
+    def __init__(self, wind: str = "none") -> None:
+        self.wind, self.resets = wind, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t, self.resets = 0, self.resets + 1
+        return self.np_random.normal(size=1), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        blows = self.t >= 3
+        winds = {
+            "none": 0.0,
+            "global": np.random.normal() * blows,
+            "resets": 0.1 * self.resets * blows,
+        }
+        return self.np_random.normal(size=1) + winds[self.wind], 1.0, self.t == 9, False, {}
+
+
+@pytest.mark.parametrize("wind", ["none", "global", "resets"])
+def test_an_environment_that_no_seed_repeats_is_found(wind: str) -> None:
+    name = f"Restless{wind}-v0"
+    gymnasium.register(name, entry_point=lambda: Restless(wind))
+    try:
+        if wind == "none":
+            check_repeatable(name)
+            check_repeatable(name, Disturbance(2))
+        else:
+            with pytest.raises(ToyError, match=rf"--model.env: '{name}' is not allowed: .* differs at step 3; let it"):
+                check_repeatable(name)
+    finally:
+        del gymnasium.registry[name]
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Acrobot-v1", "FrozenLake-v1"])
+def test_environments_that_their_seed_repeats(name: str) -> None:
+    check_repeatable(name)

@@ -434,7 +434,7 @@ def test_no_weights_and_no_gradient_are_finite(small: Small) -> None:
 def test_smoothing_is_the_mean_of_the_last() -> None:
     v = draw(7, 2, 5)
     for n in (1, 3):
-        learner = Learner(MLP((1, 1)), [0, 1], 5, 1.0, n, False)
+        learner = Learner(MLP((1, 1)), [0, 1], 5, 1.0, n)
         learner.recent = learner.recent.double()
         for step in range(7):
             found = learner.smooth_gradient(v[step], step)

@@ -1,0 +1,87 @@
+"""How an agent is run: the solver of its bilevel problem, and the form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_toys.bilevel.control.agents import InverseHessian
+from lightning_toys.errors import REPEATS, bounded, require
+
+
+@dataclass(frozen=True)
+class Form:
+    """In what the code published with OMD (github.com/evgenii-nikishin/omd) differs from ours.
+
+    Attributes:
+        orthogonal: first weights are orthogonal, the last layer's .01 in size, and biases 0.
+        separate_reward: the model's reward has a network of its own.
+        target_each_step: the target values move at each step of the values, and not once an outer iteration; a gradient
+            through the values is taken at the moved ones.
+        fresh_batches: an agent that fits its model takes ``num_t_steps`` steps of the model and then ``num_q_steps`` of
+            the values, a batch each; one that does not takes one outer iteration, whatever ``num_t_steps`` is.
+        fresh_moments: an agent that does not fit its model begins each inner loop with an empty Adam.
+        cold_target: a cold start sets the target values too. (The published one draws new first values each time.)
+        sampled_evaluation: evaluations draw from softmax(mean_k Q / alpha), as training does, in place of its mode.
+        vep_sum: vep's errors are summed over its functions, not averaged.
+    """
+
+    orthogonal: bool = False
+    separate_reward: bool = False
+    target_each_step: bool = False
+    fresh_batches: bool = False
+    fresh_moments: bool = False
+    cold_target: bool = False
+    sampled_evaluation: bool = False
+    vep_sum: bool = False
+
+
+FORMS = {"ours": Form(), "published": Form(*[True] * 8)}
+
+
+@dataclass
+class Solver:
+    """How the bilevel problem of a batch is solved.
+
+    Args:
+        num_q_steps: inner steps of an outer iteration, all on one batch.
+        num_t_steps: outer iterations of an environment step, a batch each.
+        warm_start: start each inner loop from the present values; otherwise from the initial ones.
+        warm_opt: keep the inner optimiser's moments from one outer iteration to the next. None is the form's: ours
+            keeps them for every agent, the published one for those that fit their model.
+        inverse: of the inner Hessian in ``omd``: ``identity`` (as published), ``gauss_newton`` or ``hessian`` by
+            conjugate gradient.
+        cg_steps: iterations of conjugate gradient.
+        cg_damping: c, added to the Hessian's diagonal.
+        inner_value: ``funcbo`` treats the inner problem as solved (``exact``, which is ``vaml``: a loss of the model
+            alone) or takes the present values (``lagged``).
+        vep_values: random value functions of ``vep``.
+        smoothing: the model follows the mean of the last so many outer gradients (arXiv 2601.15363); 1 is without.
+        state_gradient: ``omd`` and ``funcbo`` send the gradient through V(s'_T) too; false trains the predicted reward
+            alone, which is what the code published for funcbo does.
+
+    Raises:
+        ToyError: a value is not allowed.
+    """
+
+    num_q_steps: int = 1
+    num_t_steps: int = 1
+    warm_start: bool = True
+    warm_opt: bool | None = None
+    inverse: InverseHessian = "identity"
+    cg_steps: int = 10
+    cg_damping: float = 0.01
+    inner_value: str = "exact"
+    vep_values: int = 5
+    smoothing: int = 1
+    state_gradient: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("num_q_steps", "num_t_steps", "cg_steps", "vep_values", "smoothing"):
+            value = getattr(self, name)
+            bounded(f"--model.solver.{name}", value, 1, REPEATS)
+        damping = self.cg_damping
+        bounded("--model.solver.cg_damping", damping, 0.0)
+        require(
+            self.inner_value in ("exact", "lagged"),
+            f"--model.solver.inner_value: {self.inner_value!r} is not allowed; give exact or lagged",
+        )

@@ -1,0 +1,217 @@
+"""An agent is one class: what its values learn from, and the gradient that its model follows.
+
+At each outer iteration an agent that ``fits`` its model steps it first, along a gradient that does not ask for the
+values, and then its values on :meth:`AgentUpdate.targets`; one that does not steps its values first, and its model by
+what became of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_toys.bilevel.control.agents import (
+    InverseHessian,
+    ModelTargets,
+    Problem,
+    funcbo_weights,
+    half_squared_error,
+    mle_gradient,
+    omd_weights,
+    vep_gradient,
+)
+from lightning_toys.bilevel.control.nets import MultiHeadMLP
+from lightning_toys.bilevel.control.settings import Form, Solver
+from lightning_toys.bilevel.vectors import Tensors
+from lightning_toys.errors import did_you_mean, require
+
+
+class ModelGradient(NamedTuple):
+    """What an agent's model descends.
+
+    Attributes:
+        gradient: by the model's names, each (R, ...); None leaves the model as it is.
+        loss: the loss that is shown (R,).
+        residual: a linear solver's relative residual (R,), where there is one.
+    """
+
+    gradient: Tensors | None
+    loss: Tensor
+    residual: Tensor | None = None
+
+
+class AgentUpdate:
+    """Base of agents.
+
+    Attributes:
+        label: its name in tables and figures; by default the class's.
+        fits: whether the model is stepped first, see the module.
+        uses_model: whether the values learn from the model.
+        response: what finite differences of the outer loss let respond to the model (``--model.check_gradient``):
+            ``loss``, nothing, they are of the model's own loss; ``weights``, the values' weights; ``values``, the
+            values themselves as they are; ``solved``, the values, which equal their targets; ``none``, there is nothing
+            to check.
+    """
+
+    label = ""
+    fits = True
+    uses_model = True
+    response = "none"
+
+    def networks(
+        self, seeds: Sequence[int], states: int, actions: int, hidden: int, form: Form
+    ) -> dict[str, nn.Module]:
+        """Return further networks by name, such as ``values``, which :meth:`gradient` finds in ``nets``.
+
+        Args:
+            seeds: one seed a replica.
+            states: S, dimensions of a state.
+            actions: A, number of actions.
+            hidden: width of the values' hidden layers.
+            form: of the run.
+        """
+        return {}
+
+    def targets(self, problem: Problem, predicted: ModelTargets | None = None) -> Tensor:
+        """Return what the values are fitted to (R, B): by default the model's targets y_T.
+
+        Args:
+            problem: the batch's.
+            predicted: the model's targets, where they have been worked out already.
+        """
+        return (predicted or problem.model_targets()).y
+
+    def gradient(self, nets: nn.Module, problem: Problem, targets: ModelTargets | None) -> ModelGradient:
+        """Return the model's gradient.
+
+        Args:
+            nets: all networks: ``q``, ``target``, ``model`` and those of :meth:`networks`.
+            problem: the batch's, at the values as they are.
+            targets: the model's targets, as the values had them; None for an agent that fits its model.
+        """
+        raise NotImplementedError
+
+
+class MaximumLikelihood(AgentUpdate):
+    """The model is fitted to next states and rewards."""
+
+    label, response = "mle", "loss"
+
+    def gradient(self, nets: nn.Module, problem: Problem, targets: ModelTargets | None) -> ModelGradient:
+        """See :meth:`AgentUpdate.gradient`."""
+        return ModelGradient(*mle_gradient(problem, problem.model.forward_pass(problem.inputs)))
+
+
+class ValueEquivalence(AgentUpdate):
+    """The model is fitted to what random functions see of next states (Grimm et al. 2020, arXiv 2011.03506).
+
+    Args:
+        functions: how many.
+        summed: their errors are summed, as in the code published with OMD, in place of averaged.
+    """
+
+    label, response = "vep", "loss"
+
+    def __init__(self, functions: int, summed: bool = False) -> None:
+        self.functions, self.summed = functions, summed
+
+    def networks(
+        self, seeds: Sequence[int], states: int, actions: int, hidden: int, form: Form
+    ) -> dict[str, nn.Module]:
+        """See :meth:`AgentUpdate.networks`: the random functions."""
+        sizes = (states, hidden, hidden, 1)
+        values = MultiHeadMLP(seeds, "vep", sizes, self.functions, form.orthogonal)
+        return {"values": values.requires_grad_(False)}
+
+    def gradient(self, nets: nn.Module, problem: Problem, targets: ModelTargets | None) -> ModelGradient:
+        """See :meth:`AgentUpdate.gradient`."""
+        values = nets.get_submodule("values")
+        assert isinstance(values, MultiHeadMLP)
+        weight = float(self.functions) if self.summed else 1.0
+        return ModelGradient(*vep_gradient(problem, problem.model.forward_pass(problem.inputs), values, weight))
+
+
+class OptimalModelDesign(AgentUpdate):
+    """OMD (Nikishin et al. 2021, arXiv 2106.03273): the outer loss through the values' weights."""
+
+    label, fits, response = "omd", False, "weights"
+
+    def __init__(self, inverse: InverseHessian, steps: int, damping: float, through_state: bool) -> None:
+        self.inverse, self.steps, self.damping, self.through_state = inverse, steps, damping, through_state
+
+    def gradient(self, nets: nn.Module, problem: Problem, targets: ModelTargets | None) -> ModelGradient:
+        """See :meth:`AgentUpdate.gradient`."""
+        assert targets is not None
+        w, loss, residual = omd_weights(problem, self.inverse, self.steps, self.damping, targets.y)
+        return ModelGradient(problem.model_vjp(targets, w, self.through_state), loss, residual)
+
+
+class FunctionalBilevel(AgentUpdate):
+    """funcBO (Petrulionyte et al. 2024, arXiv 2403.20233): the outer loss through the values.
+
+    With the inner problem taken for solved the values drop out: the model descends mean (y_T - y)^2, a single-level
+    loss, which is value-aware model learning (VAML, Farahmand et al. 2017) under the agent's own V.
+
+    Args:
+        solved: whether it is; else the values are taken as they are.
+        through_state: whether the predicted state has a gradient.
+        label: ``funcbo`` or ``vaml``.
+    """
+
+    fits = False
+
+    def __init__(self, solved: bool, through_state: bool, label: str = "funcbo") -> None:
+        self.solved, self.through_state, self.label = solved, through_state, label
+        self.response = "solved" if solved else "values"
+
+    def gradient(self, nets: nn.Module, problem: Problem, targets: ModelTargets | None) -> ModelGradient:
+        """See :meth:`AgentUpdate.gradient`."""
+        assert targets is not None
+        w, loss = funcbo_weights(problem, targets.y, self.solved)
+        return ModelGradient(problem.model_vjp(targets, w, self.through_state), loss)
+
+
+class ModelFree(AgentUpdate):
+    """Control: the same values on the targets of what happened, y, and no model. What a perfect model could give."""
+
+    label, uses_model = "model_free", False
+
+    def targets(self, problem: Problem, predicted: ModelTargets | None = None) -> Tensor:
+        """See :meth:`AgentUpdate.targets`."""
+        return problem.y
+
+    def gradient(self, nets: nn.Module, problem: Problem, targets: ModelTargets | None) -> ModelGradient:
+        """See :meth:`AgentUpdate.gradient`: none; the loss is the values'."""
+        with torch.no_grad():
+            return ModelGradient(None, half_squared_error(problem.td_error(problem.y), torch.zeros_like(problem.y)))
+
+
+# the agents that have a name, each made of the solver's settings and the form
+NAMED: dict[str, Callable[[Solver, Form], AgentUpdate]] = {
+    "mle": lambda s, f: MaximumLikelihood(),
+    "vep": lambda s, f: ValueEquivalence(s.vep_values, f.vep_sum),
+    "omd": lambda s, f: OptimalModelDesign(s.inverse, s.cg_steps, s.cg_damping, s.state_gradient),
+    "funcbo": lambda s, f: FunctionalBilevel(s.inner_value == "exact", s.state_gradient),
+    "vaml": lambda s, f: FunctionalBilevel(True, s.state_gradient, "vaml"),
+    "model_free": lambda s, f: ModelFree(),
+}
+
+
+def make_agent(given: AgentUpdate | str, solver: Solver, form: Form) -> AgentUpdate:
+    """Return an agent by its name, or one's own as it is.
+
+    Raises:
+        ToyError: there is none of that name.
+    """
+    if not isinstance(given, str):
+        return given
+    own = f"; load_from_checkpoint takes it: agent={given.rpartition('.')[2]}(...)" if "." in given else ""
+    require(
+        given in NAMED,
+        f"--model.agent: {given!r} is not allowed; give one of {', '.join(NAMED)}, or MODULE.CLASS{own}"
+        f"{did_you_mean(given, NAMED)}",
+    )
+    return NAMED[given](solver, form)

@@ -1,0 +1,144 @@
+"""A stream that somebody observed, read from a CSV file: y over time at points x that stay."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_toys.bilevel.regression.data import StreamData
+from lightning_toys.bilevel.regression.drift import EmpiricalLoss
+from lightning_toys.bilevel.regression.stream import StreamShape
+from lightning_toys.errors import ToyError, bounded, require
+
+MOST_ROWS = 10**7
+FORM = "give columns t, x1, x2, ..., y1, y2, ..., and every time the same points in the same order"
+
+
+class ObservedStream:
+    """The same observations for every replica; time 0 of the run comes after the first ``lags`` times of the file.
+
+    Args:
+        replicas: R.
+        x: points, inner ones first (N, p).
+        y: observations (T, N, d).
+        inner: B, the number of inner points.
+        lags: W.
+    """
+
+    def __init__(self, replicas: int, x: np.ndarray, y: np.ndarray, inner: int, lags: int) -> None:
+        self.replicas, self.x, self.y, self.inner, self.lags = replicas, x, y, inner, lags
+        self._cache: tuple[Tensor, Tensor] | None = None
+
+    def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        cached = self._cache
+        if cached is None or cached[0].device != like.device or cached[0].dtype != like.dtype:
+            self._cache = cached = (torch.from_numpy(self.x).to(like), torch.from_numpy(self.y).to(like))
+        return cached
+
+    def points(self, like: Tensor) -> list[Tensor]:
+        """Return the inner points (R, B, p) and the outer ones (R, B', p), in dtype and on the device of ``like``."""
+        x = self._tensors(like)[0].expand(self.replicas, -1, -1)
+        return [x[:, : self.inner].contiguous(), x[:, self.inner :].contiguous()]
+
+    def window(self, t: int, lags: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the observations of step t, see :meth:`Stream.window`."""
+        start = t + self.lags - lags
+        y = self._tensors(like)[1][start : start + lags + 1].expand(self.replicas, -1, -1, -1)
+        return y[:, :-1, : self.inner].contiguous(), y[:, -1, self.inner :].contiguous()
+
+
+class CsvStream(StreamData):
+    """A stream from a CSV file with a row for each time and point: columns t, x1, x2, ..., y1, y2, ....
+
+    Times are in the order of the file, and each has the same points in the same order. The first ``window`` times are
+    the past of step 0, so a run has at most as many steps as there are times after them. Every replica sees the same
+    stream.
+
+    Args:
+        path: of the file.
+        window: W, the largest lag in the inner problem, in times.
+        inner_points: B, the first points, on which the inner problem is solved; the rest is for the outer one. None is
+            half of them.
+
+    Raises:
+        ToyError: a value is not allowed, or the file is not such a stream.
+    """
+
+    def __init__(self, path: str = "", window: int = 60, inner_points: int | None = None) -> None:
+        bounded("--data.window", window, 1, 10_000)
+        if inner_points is not None:
+            bounded("--data.inner_points", inner_points, 4)
+        require(bool(path), "--data.path: '' is not allowed; give a CSV file")
+        x, y = read_stream(path)
+        points = len(x)
+        inner = points // 2 if inner_points is None else inner_points
+        require(
+            4 <= inner <= points - 4,
+            f"--data.inner_points: {inner} of {points} points is not allowed; leave 4 at least on either side",
+        )
+        require(len(y) > window, f"--data.window: {window} is not allowed; give less than the {len(y)} times of {path}")
+        super().__init__(window, StreamShape(x.shape[1], y.shape[2], 0, inner, points - inner, math.nan))
+        self.path, self.x, self.y = path, x, y
+
+    @property
+    def steps(self) -> int | None:
+        """See :attr:`StreamData.steps`."""
+        return len(self.y) - self.window
+
+    @cached_property
+    def exact_loss(self) -> EmpiricalLoss:
+        """See :attr:`StreamData.exact_loss`: over the whole file, outer points alone."""
+        return EmpiricalLoss(self.y[:, self.shape.inner :], self.window)
+
+    def stream(self, seeds: Sequence[int]) -> ObservedStream:
+        """See :meth:`StreamData.stream`."""
+        return ObservedStream(len(seeds), self.x, self.y, self.shape.inner, self.window)
+
+
+def read_stream(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the points x (N, p) and the observations y (T, N, d) of a CSV file, see :class:`CsvStream`.
+
+    Raises:
+        ToyError: names the file and the line.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            rows = list(islice(csv.reader(file), MOST_ROWS + 2))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ToyError(
+            f"--data.path: {path} cannot be read ({' '.join(str(error).split())}); give a CSV file"
+        ) from error
+    require(0 < len(rows) <= MOST_ROWS, f"--data.path: {path} has {len(rows)} lines; give 1 to {MOST_ROWS}")
+    head = [name.strip() for name in rows[0]]
+    times, xs, ys = ([i for i, n in enumerate(head) if n[:1] == letter] for letter in "txy")
+    require(
+        len(times) == 1 and xs and ys and len(times) + len(xs) + len(ys) == len(head),  # type: ignore[arg-type]
+        f"--data.path: {path} has the columns {', '.join(head)[:60]}; {FORM}",
+    )
+    found: list[list[float]] = []
+    stamps: list[str] = []
+    for line, row in enumerate(rows[1:], 2):
+        try:
+            numbers = [float(row[i]) for i in (*xs, *ys)] if len(row) == len(head) else []
+        except ValueError:
+            numbers = []
+        right = bool(numbers) and all(math.isfinite(v) for v in numbers)
+        require(right, f"--data.path: {path} line {line} is {','.join(row)[:60]!r}; give {len(head)} numbers")
+        found.append(numbers)
+        stamps.append(row[times[0]])
+    points = next((i for i, s in enumerate(stamps) if s != stamps[0]), len(stamps))
+    require(points > 0 and len(found) % points == 0, f"--data.path: {path} has times of unlike length; {FORM}")
+    table = np.array(found).reshape(-1, points, len(xs) + len(ys))
+    at = np.array(stamps, dtype=object).reshape(-1, points)
+    same = (at == at[:, :1]).all() and len(set(at[:, 0])) == len(at)
+    same = same and (table[:, :, : len(xs)] == table[:1, :, : len(xs)]).all()
+    require(bool(same), f"--data.path: {path} has other points at other times; {FORM}")
+    return table[0, :, : len(xs)].copy(), table[:, :, len(xs) :].copy()
