@@ -8,10 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_toys.errors import note
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import DrawnLoader
 from lightning_toys.training.noise import keyed_generator
+from lightning_toys.update_entropy.checkpoints import BACKBONE, flag_error, load_tokenizer, resolve_backbone
 from lightning_toys.update_entropy.task import Addition, CharacterTokenizer, Problem, Task, Tokenizer
+from lightning_toys.update_entropy.tokenizer_match import has_tokenizer, tokenizer_mismatch
+
+TOKENS = "--data.tokens"
 
 EXTRA_TOKENS = 4  # that a sampled response may be longer than a right one
 
@@ -43,6 +48,24 @@ class TextData(ToyDataModule):
     def encode_prompt(self, problem: Problem) -> list[int]:
         """Return the token ids of a problem's prompt."""
         return self.tokenizer.encode(problem.prompt)
+
+    def bind_backbone(self, backbone: str) -> None:
+        """See to it that texts are in the tokens of the model that is going to read them.
+
+        Args:
+            backbone: the model, as ``--model.backbone`` gives it.
+
+        Raises:
+            ToyError: it has a tokenizer of its own, and that is another one than the data's.
+        """
+        path = resolve_backbone(backbone)
+        if not has_tokenizer(path):
+            note(
+                f"{BACKBONE}: {backbone} has no tokenizer of its own: that the data's {self.tokenizer.vocab_size} tokens "
+                "are the model's is taken on trust"
+            )
+        elif why := tokenizer_mismatch(self.tokenizer, load_tokenizer(path)):
+            raise flag_error(TOKENS, f"the tokenizer is not that of {BACKBONE} {backbone}: {why}")
 
     def loader(self, seeds: Sequence[int]) -> DrawnLoader:
         """Return a loader of supervised batches: token ids (R, steps, B, L), and True where one is the response's."""

