@@ -27,8 +27,10 @@ from lightning_toys.update_entropy.derivatives import (
 )
 from lightning_toys.update_entropy.estimators import (
     EntropyKind,
+    Estimate,
     Scores,
     denominator_weights,
+    derivative_influences,
     entropy_derivatives,
     first_order_weights,
     ratio_terms,
@@ -256,6 +258,17 @@ class SequenceEntropyGradients:
         Args:
             directions: D of them, by parameter name; what one lacks does not move along it.
         """
+        rows, denominators = self.products(directions)
+        return rows, *entropy_derivatives(self.scores, rows, denominators, self.kind)
+
+    def directional_derivative(self, direction: Mapping[str, Tensor]) -> Estimate:
+        """Return the derivative of the entropy along one direction, with each sequence's influence on it."""
+        rows, denominators = self.products([direction])
+        influence = derivative_influences(self.scores, rows, denominators, self.kind)[:, 0]
+        return Estimate.from_influence(rows.sum(), rows[:, 0], influence, self.scores.prompt_index)
+
+    def products(self, directions: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return contributions (N_E, D) and the derivatives of the denominator (D,)."""
         like = self.scores.mask
         rows = torch.zeros(len(like), len(directions), dtype=like.dtype, device=like.device)
         denominators = torch.zeros(len(directions), dtype=like.dtype, device=like.device)
@@ -263,8 +276,7 @@ class SequenceEntropyGradients:
             for name, v in direction.items():
                 rows[self.local_rows, j] += self.gradients[name].flatten(1).double() @ v.flatten().double()
             denominators[j] = dot(direction, self.denominator_gradient)
-        rows, denominators = self.sharding.all_reduce(rows), self.sharding.all_reduce(denominators)
-        return rows, *entropy_derivatives(self.scores, rows, denominators, self.kind)
+        return self.sharding.all_reduce(rows), self.sharding.all_reduce(denominators)
 
 
 def sequence_entropy_gradients(

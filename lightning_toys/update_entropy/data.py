@@ -61,8 +61,8 @@ class TextData(ToyDataModule):
         path = resolve_backbone(backbone)
         if not has_tokenizer(path):
             note(
-                f"{BACKBONE}: {backbone} has no tokenizer of its own: that the data's {self.tokenizer.vocab_size} tokens "
-                "are the model's is taken on trust"
+                f"{BACKBONE}: {backbone} has no tokenizer of its own: "
+                f"that the data's {self.tokenizer.vocab_size} tokens are the model's is taken on trust"
             )
         elif why := tokenizer_mismatch(self.tokenizer, load_tokenizer(path)):
             raise flag_error(TOKENS, f"the tokenizer is not that of {BACKBONE} {backbone}: {why}")

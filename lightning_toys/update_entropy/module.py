@@ -26,7 +26,7 @@ from lightning_toys.update_entropy.cache import ScoreCache
 from lightning_toys.update_entropy.data import EXTRA_TOKENS
 from lightning_toys.update_entropy.grpo import ClipRange, advantages
 from lightning_toys.update_entropy.history import validation_changes
-from lightning_toys.update_entropy.optimizer_files import load_optimizer_state
+from lightning_toys.update_entropy.optimizer_files import load_optimizer_state, with_positive_rates
 from lightning_toys.update_entropy.policy import TinyPolicy
 from lightning_toys.update_entropy.policy_module import PolicyModule
 from lightning_toys.update_entropy.probe import Plan, probe, sample_update_batch
@@ -160,7 +160,7 @@ class UpdateEntropy(PolicyModule):
     @property
     def entropy_ends(self) -> list[int]:
         """Tokens that end a response."""
-        return [self.text_data.tokenizer.eos_token_id]
+        return self.rollouts.ends(self.policies[0], self.text_data.tokenizer)
 
     @property
     def entropy_length(self) -> int:
@@ -199,7 +199,8 @@ class UpdateEntropy(PolicyModule):
     def adamw_state(self, r: int) -> AdamWState:
         """Return the policy gradient's AdamW state of replica ``r``: the file's, the live one, or the checkpoint's."""
         if self.optimizer_state is not None:
-            return load_optimizer_state(self.optimizer_state, self.policies[r])
+            found = load_optimizer_state(self.optimizer_state, self.policies[r])
+            return with_positive_rates(found, self.optimizer_state, self.plan.reference_eta)
         names = [[n for n, _ in self.phase_parameters(m, False)] for m in self.policies]
         first = sum(len(x) for x in names[:r])
         if self._trainer is not None and self.trainer.optimizers:
@@ -273,7 +274,8 @@ class UpdateEntropy(PolicyModule):
 
         def sample(stream: str, attempt: int, prompts: int, group: int) -> Sequences:
             number = (step << 8) + attempt
-            return sample_rollouts(model, data, seed, number, stream, range(prompts), group, temperature, prompts)
+            ends = self.rollouts.stop_tokens
+            return sample_rollouts(model, data, seed, number, stream, range(prompts), group, temperature, prompts, ends)
 
         update, attempts = sample_update_batch(lambda k: sample("update", k, plan.prompts, plan.group), plan)
         batches = [sample("evaluation", k, plan.eval_prompts, plan.eval_group) for k in range(plan.eval_batches)]

@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_toys.errors import note
 from lightning_toys.update_entropy.adamw import (
     AdamWState,
     Hyperparameters,
@@ -248,7 +249,8 @@ def group_mismatch(group: Mapping[str, Any]) -> str:
         h = hyperparameters_from_group(group)
     except (TypeError, ValueError):
         return "its settings are no numbers"
-    if not (all(0 <= x < math.inf for x in (h.lr, h.eps, h.weight_decay)) and all(0 <= b < 1 for b in h.betas)):
+    rates = (h.lr, h.eps, h.weight_decay, h.initial_lr or 0.0)
+    if not (all(0 <= x < math.inf for x in rates) and all(0 <= b < 1 for b in h.betas)):
         return f"lr {h.lr}, betas {h.betas}, eps {h.eps}, weight_decay {h.weight_decay}"
     if group.get("decoupled_weight_decay") is False and h.weight_decay:
         return "its weight decay is part of the gradient, as Adam's is"
@@ -284,6 +286,39 @@ def moments_mismatch(entry: Mapping[str, Any], name: str, parameter: Tensor, ams
     except (TypeError, ValueError, RuntimeError):
         return f"step of {name} is no number"
     return "" if step >= 0 and step.is_integer() else f"step {step:g} for {name}"
+
+
+def with_positive_rates(state: AdamWState, path: str | Path, reference_eta: float | None = None) -> AdamWState:
+    """Return a state whose learning rates are not all 0, as they are in the last checkpoint of a decaying schedule.
+
+    Along a step of length 0 nothing changes, and all that is measured would be 0. The rates that the schedule started
+    from are taken instead, or one rate for all that the user gives; a line says so.
+
+    Args:
+        state: of a file.
+        path: of the file, for messages.
+        reference_eta: step size that the user asks for.
+
+    Raises:
+        ToyError: all rates are 0, the file has no initial ones, and the user gives none.
+    """
+    if state.lr > 0:
+        return state
+    initial = {name: h.initial_lr or 0.0 for name, h in state.hyperparameters.items()}
+    if (largest := max(initial.values())) > 0:
+        note(
+            f"{OPTIMIZER}: {path} has learning rate 0, the end of its schedule; "
+            f"the rates that it began with, up to {largest:g}, are taken"
+        )
+    elif reference_eta is not None:
+        initial = dict.fromkeys(initial, reference_eta)
+        note(f"{OPTIMIZER}: {path} has learning rate 0 in every group; taken as {reference_eta:g} in all of them")
+    else:
+        raise flag_error(
+            OPTIMIZER, f"{path} has learning rate 0 and no initial_lr; give the step size as --model.plan.reference_eta"
+        )
+    hyperparameters = {n: replace(h, lr=initial[n]) for n, h in state.hyperparameters.items()}
+    return AdamWState(hyperparameters, state.moments)
 
 
 def save_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, path: str | Path) -> None:

@@ -240,7 +240,18 @@ class PolicyModule(PolicyInference):
             local = range(spec.prompts * rank // world_size, spec.prompts * (rank + 1) // world_size)
             first = step - k % spec.inner_steps
             rollouts = [
-                sample_rollouts(m, self.text_data, s, first, "train", local, spec.group, spec.temperature, spec.prompts)
+                sample_rollouts(
+                    m,
+                    self.text_data,
+                    s,
+                    first,
+                    "train",
+                    local,
+                    spec.group,
+                    spec.temperature,
+                    spec.prompts,
+                    spec.stop_tokens,
+                )
                 for m, s in zip(self.policies, self.seeds, strict=True)
             ]
             self.batches = [PolicyBatch.split(x, spec.micro_batch) for x in rollouts]
@@ -325,7 +336,9 @@ class PolicyModule(PolicyInference):
         metrics: dict[str, list[float]] = {"reward": [], "entropy": [], "length": []}
         spec, n = self.rollouts, self.eval_prompts
         for model, seed in zip(self.policies, self.seeds, strict=True):
-            responses = sample_rollouts(model, self.text_data, seed, 0, "validation", range(n), 1, spec.temperature, n)
+            responses = sample_rollouts(
+                model, self.text_data, seed, 0, "validation", range(n), 1, spec.temperature, n, spec.stop_tokens
+            )
             metrics["reward"].append(sum(responses.rewards) / n)
             metrics["entropy"].append(entropy(evaluate(model, responses, spec.temperature), self.plan.kind).value)
             metrics["length"].append(sum(responses.lengths) / n)

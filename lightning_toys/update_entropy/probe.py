@@ -324,7 +324,10 @@ class EvaluationProbe:
         k = len(names)
         derivatives = {n: (float(values[i]), float(errors[i])) for i, n in enumerate(names)}
         h = entropy(self.base, plan.kind)
-        out = EvaluationResult(self.evaluation, self.base, h, derivatives, rows[:, k:], (values[k:], errors[k:]))
+        with self.timer.time("first order"):
+            slope = self.gradients.directional_derivative(self.directions["full"])
+        influences = (values[k:], errors[k:])
+        out = EvaluationResult(self.evaluation, self.base, h, derivatives, rows[:, k:], influences, slope)
         with prepared_for_inference(self.model) as policy:
             for eta in plan.etas:
                 for name in DIRECTIONS:

@@ -71,7 +71,7 @@ def test_tokens_are_the_backbones_own_by_default(tmp_path: Path) -> None:
     for name, words in (("first", WORDS), ("second", SWAPPED)):
         another_tokenizer(tmp_folder(tmp_path / name), words)
     data = WordProblemData()
-    with pytest.raises(ToyError, match="^--data.tokens: null is not allowed without --model.backbone"):
+    with pytest.raises(ToyError, match=r"^--data.tokens: null is not allowed without --model.backbone"):
         _ = data.tokenizer
     for name in ("first", "second"):  # one data module may be given to two models
         UpdateEntropy(backbone=str(tmp_path / name)).measure(data)
@@ -85,9 +85,9 @@ def test_another_models_tokens_are_refused_before_anything_is_built(tmp_path: Pa
         another_tokenizer(tmp_folder(tmp_path / name), words)
     module = UpdateEntropy(backbone=str(tmp_path / "own"))
     module.measure(WordProblemData(str(tmp_path / "own")))
-    with pytest.raises(ToyError, match="^--data.tokens: the tokenizer is not that of --model.backbone .*checksum"):
+    with pytest.raises(ToyError, match=r"^--data.tokens: the tokenizer is not that of --model.backbone .*checksum"):
         module.measure(WordProblemData(str(tmp_path / "other")))
-    with pytest.raises(ToyError, match="^--data.tokens: .* it has 17 tokens, the backbone's own has 99"):
+    with pytest.raises(ToyError, match=r"^--data.tokens: .* it has 17 tokens, the backbone's own has 99"):
         module.measure(ArithmeticData())
 
 
@@ -97,7 +97,7 @@ def test_a_backbone_without_a_tokenizer_is_noted(tmp_path: Path, capsys: pytest.
     assert "has no tokenizer of its own: that the data's 17 tokens are the model's is taken on trust" in (
         capsys.readouterr().err
     )
-    with pytest.raises(ToyError, match="^--model.backbone: .* no tokenizer"):
+    with pytest.raises(ToyError, match=r"^--model.backbone: .* no tokenizer"):
         UpdateEntropy(backbone=str(tmp_path)).measure(WordProblemData())
 
 
@@ -107,5 +107,5 @@ def test_a_gguf_file_has_its_own(tmp_path: Path) -> None:
     module, data = UpdateEntropy(backbone=str(tmp_path / "m.gguf")), WordProblemData()
     module.measure(data)
     assert data.tokenizer.vocab_size == 32
-    with pytest.raises(ToyError, match="^--data.tokens: the tokenizer is not that of"):
+    with pytest.raises(ToyError, match=r"^--data.tokens: the tokenizer is not that of"):
         module.measure(WordProblemData(str(tmp_path / "other")))
