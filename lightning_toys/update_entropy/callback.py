@@ -103,8 +103,8 @@ class UpdateEntropyCallback(Callback):
         chunk: sequences in one pass.
 
     Raises:
-        ToyError: a number is not allowed; in `fit`, the module offers no :class:`EntropySource`, its optimiser is no
-            AdamW, or the Trainer clips by value.
+        ToyError: a number is not allowed; in `fit`, the module offers no :class:`EntropySource`, a policy of its
+            cannot be sampled from, its optimiser is no AdamW, or the Trainer clips by value.
     """
 
     def __init__(
@@ -151,8 +151,22 @@ class UpdateEntropyCallback(Callback):
         return pl_module
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the module before anything is trained."""
-        self.source(pl_module)
+        """Check the module, and that its policies can be sampled from, before anything is trained."""
+        source = self.source(pl_module)
+        for seed, model in source.entropy_policies():
+            try:
+                with torch.autocast(pl_module.device.type, enabled=False):
+                    prompts = source.entropy_prompts(seed, 0, "check", 2)
+                    u = uniforms(seed, 0, "check", range(2), 2)
+                    responses = generate(model, prompts, range(2), u, source.entropy_ends)
+                    evaluate(model, responses, chunk=self.chunk)
+            except Exception as error:  # whatever a model of another interface raises
+                text = " ".join(str(error).split())[:160]
+                raise ToyError(
+                    f"UpdateEntropyCallback: {type(model).__name__} is no causal language model of transformers' "
+                    "interface (input_ids, attention_mask, past_key_values, use_cache; .logits, .past_key_values): "
+                    f"{type(error).__name__}: {text}"
+                ) from error
 
     def response_temperature(self, pl_module: LightningModule) -> float:
         """Return the temperature that responses are sampled at."""

@@ -25,6 +25,8 @@ from lightning_toys.update_entropy.policy import import_optional
 from lightning_toys.update_entropy.task import Tokenizer
 
 BACKBONE, ADAPTER = "--model.backbone", "--model.adapter"
+# parts of a parameter's name that DDP, torch.compile, FSDP, activation checkpointing and peft add
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "default")
 PACKAGE = "package:"  # prefix of a backbone that an installed package ships
 
 
@@ -315,7 +317,7 @@ def canonical_name(name: str) -> str:
     'layers.0.lora_A.weight'
     """
     bare = re.sub(r"(^|\.)base_model\.model\.", r"\1", name)
-    return ".".join(part for part in bare.split(".") if part not in ("module", "_orig_mod", "default"))
+    return ".".join(part for part in bare.split(".") if part not in WRAPPERS)
 
 
 def describe_shape(value: Any) -> str:

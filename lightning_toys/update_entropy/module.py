@@ -26,7 +26,11 @@ from lightning_toys.update_entropy.cache import ScoreCache
 from lightning_toys.update_entropy.data import EXTRA_TOKENS
 from lightning_toys.update_entropy.grpo import ClipRange, advantages
 from lightning_toys.update_entropy.history import validation_changes
-from lightning_toys.update_entropy.optimizer_files import load_optimizer_state, with_positive_rates
+from lightning_toys.update_entropy.optimizer_files import (
+    check_same_step,
+    load_optimizer_state,
+    with_positive_rates,
+)
 from lightning_toys.update_entropy.policy import TinyPolicy
 from lightning_toys.update_entropy.policy_module import PolicyModule
 from lightning_toys.update_entropy.probe import Plan, probe, sample_update_batch
@@ -200,6 +204,10 @@ class UpdateEntropy(PolicyModule):
         """Return the policy gradient's AdamW state of replica ``r``: the file's, the live one, or the checkpoint's."""
         if self.optimizer_state is not None:
             found = load_optimizer_state(self.optimizer_state, self.policies[r])
+            if self.adapter is not None:
+                check_same_step(self.optimizer_state, found, self.adapter, "--model.adapter")
+            elif self.backbone is not None:
+                check_same_step(self.optimizer_state, found, self.backbone, "--model.backbone")
             return with_positive_rates(found, self.optimizer_state, self.plan.reference_eta)
         names = [[n for n, _ in self.phase_parameters(m, False)] for m in self.policies]
         first = sum(len(x) for x in names[:r])

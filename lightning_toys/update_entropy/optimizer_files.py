@@ -34,7 +34,8 @@ from lightning_toys.update_entropy.checkpoints import (
     flag_error,
     join_limited,
 )
-from lightning_toys.update_entropy.policy import import_optional
+from lightning_toys.update_entropy.policy import import_optional, is_adapter
+from lightning_toys.update_entropy.state_formats import by_number, recorded_step
 
 OPTIMIZER = "--model.optimizer_state"
 
@@ -92,7 +93,8 @@ def load_optimizer_state(path: str | Path, model: nn.Module) -> AdamWState:
 
     Args:
         path: what :func:`save_optimizer_state` writes; ``optimizer.state_dict()``, named or of transformers' Trainer
-            (``optimizer.pt`` or the directory around it); or a Lightning checkpoint.
+            (``optimizer.pt`` or the directory around it); keyed by names (FSDP2, torchtitan); or a Lightning
+            checkpoint.
         model: with the adapter that the state belongs to.
 
     Raises:
@@ -124,8 +126,55 @@ def load_optimizer_state(path: str | Path, model: nn.Module) -> AdamWState:
         )
     if not fitting:
         wrong = [f"{where}: {w}" if len(mismatches) > 1 else w for where, items in mismatches.items() for w in items]
-        raise flag_error(OPTIMIZER, f"{path} does not fit the model: {join_limited(wrong)}")
+        hint = whole_model_hint(content, model, wanted)
+        raise flag_error(OPTIMIZER, f"{path} does not fit the model: {hint}{join_limited(wrong)}")
     return fitting[0][1]
+
+
+def whole_model_hint(content: Any, model: nn.Module, wanted: Mapping[str, Tensor]) -> str:
+    """Say that a state is of all parameters where an adapter is trained; empty if it does not look so.
+
+    Args:
+        content: of the file.
+        model: that it does not fit.
+        wanted: the model's parameters that require a gradient, by name.
+    """
+    if not all(map(is_adapter, wanted)):
+        return ""
+    held = content if isinstance(content, dict) else {}
+    optimizer, _ = by_number(held.get("optimizer", held))
+    states = optimizer["state"].values() if is_state_dict(optimizer) else []
+    sizes = sum(x["exp_avg"].numel() for x in states if isinstance(x.get("exp_avg"), Tensor))
+    if sizes != sum(p.numel() for n, p in model.named_parameters() if not is_adapter(n)):
+        return ""
+    return "it is a state of all parameters, not of an adapter's; give --model.policy.lora_rank 0 and no adapter; "
+
+
+def check_same_step(path: str | Path, state: AdamWState, weights: str | Path, flag: str) -> None:
+    """Check that an optimiser's state and weights are of one step of a training, as far as files say.
+
+    Args:
+        path: of the state.
+        state: that was read from it.
+        weights: folder of the adapter, or of the backbone.
+        flag: that gave the folder.
+
+    Raises:
+        ToyError: the trainer_state.json files beside them name two steps.
+    """
+    ours, theirs = recorded_step(path), recorded_step(weights)
+    if ours is not None and theirs is not None and ours != theirs:
+        raise flag_error(
+            OPTIMIZER,
+            f"{path} is of step {ours}, and {flag} {weights} of step {theirs}, by their trainer_state.json; "
+            "give both of one checkpoint",
+        )
+    taken = max(m.step for m in state.moments.values())
+    if ours is None and theirs is not None and theirs != taken:
+        note(
+            f"{OPTIMIZER}: {path} has taken {taken} steps, and {flag} {weights} is of step {theirs}: "
+            "they may not be of one checkpoint"
+        )
 
 
 def state_candidates(
@@ -150,8 +199,9 @@ def state_candidates(
         orders = [[forms[k] for k in tail if k in forms] for tail in tails] or [[]]
         found = held["optimizer_states"]
     else:
-        found, stored = [held.get("optimizer", held)], held.get("names")
-    for i, optimizer in enumerate(found or [None]):
+        found, stored = [held.get("optimizer", held.get("optim", held))], held.get("names")
+    for i, given_optimizer in enumerate(found or [None]):
+        optimizer, keys_are_names = by_number(given_optimizer)
         if not is_state_dict(optimizer):
             kinds = "optimizer.state_dict(), Trainer's optimizer.pt or a Lightning checkpoint"
             raise flag_error(OPTIMIZER, f"{path} holds no state of an optimiser; give {kinds}")
@@ -159,7 +209,7 @@ def state_candidates(
         every = [g["params"] for g in groups]
         # an optimiser of all parameters has numbers for the frozen ones too, which get no state
         stepped = [[number for number in numbers if states.get(number)] for numbers in every]
-        if given := stored or [g["param_names"] for g in groups if "param_names" in g]:
+        if given := stored or keys_are_names or [g["param_names"] for g in groups if "param_names" in g]:
             given = given if isinstance(given, list) else []
             names = [str(n) for part in given for n in (part if isinstance(part, list) else [part])]
             if len(names) != sum(map(len, every)):
