@@ -7,6 +7,7 @@ from lightning_toys.imports import lazy_exports
 if TYPE_CHECKING:
     from lightning_toys.update_entropy.callback import UpdateEntropyCallback
     from lightning_toys.update_entropy.data import ArithmeticData, TextData
+    from lightning_toys.update_entropy.losses import PolicyLoss
     from lightning_toys.update_entropy.module import UpdateEntropy
     from lightning_toys.update_entropy.policy import TinyPolicy
     from lightning_toys.update_entropy.probe import Plan
@@ -18,6 +19,7 @@ __all__ = [
     "ArithmeticData",
     "CharacterTokenizer",
     "Plan",
+    "PolicyLoss",
     "Problem",
     "Rollouts",
     "Task",
@@ -39,5 +41,5 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "training": ["Rollouts"],
         "word_problems": ["WordProblemData"],
     },
-    {"data": ["TextData"], "task": ["CharacterTokenizer", "Problem", "Task"]},
+    {"data": ["TextData"], "losses": ["PolicyLoss"], "task": ["CharacterTokenizer", "Problem", "Task"]},
 )

@@ -36,7 +36,7 @@ from lightning_toys.update_entropy.estimators import (
     ratio_terms,
 )
 from lightning_toys.update_entropy.forward import InferencePolicy, evaluate
-from lightning_toys.update_entropy.grpo import token_weights
+from lightning_toys.update_entropy.losses import Objective
 from lightning_toys.update_entropy.sequences import Sequences
 
 
@@ -51,6 +51,7 @@ class Update:
         state: AdamW's settings and moments.
         step: of the whole batch.
         max_norm: bound on the gradient's norm.
+        objective: the loss.
     """
 
     sequences: Sequences
@@ -59,6 +60,7 @@ class Update:
     state: AdamWState
     step: AdamWStep
     max_norm: float | None
+    objective: Objective
 
     @property
     def sequence_weights(self) -> Tensor:
@@ -78,9 +80,9 @@ class Update:
         return self.step.residual(self.sequence_gradient(i) for i in range(len(self.sequences)))
 
     def step_without(self, rows: Sequence[int], parameters: Mapping[str, Tensor]) -> AdamWStep:
-        """Return the step without some sequences: group mean, G, Lmax, clipping and D all recomputed."""
+        """Return the step without some sequences: baseline, averages, clipping and D all recomputed."""
         left = [i for i in range(len(self.sequences)) if i not in set(rows)]
-        weights = token_weights(self.sequences.take(left), 1)[:, 0]
+        weights = self.objective.token_weights(self.sequences.take(left), 1)[:, 0]
         gradient = loss_gradient(weights, {n: s[left] for n, s in self.logp_gradients.items()})
         return AdamWStep.from_gradient(parameters, gradient, self.state, self.max_norm)
 
@@ -102,6 +104,7 @@ def make_update(
     max_norm: float | None = None,
     temperature: float = 1.0,
     chunk: int = 32,
+    objective: Objective | None = None,
 ) -> Update:
     """Return the step that AdamW would take with a batch that the model has just generated.
 
@@ -112,14 +115,16 @@ def make_update(
         max_norm: bound on the gradient's norm.
         temperature: the sequences were generated at.
         chunk: sequences of one batched reverse pass.
+        objective: the loss; None for Dr. GRPO's.
     """
+    objective = objective or Objective()
     width = max(1, *sequences.lengths)
     live = torch.arange(width).unsqueeze(0) < torch.tensor(sequences.lengths).unsqueeze(1)
-    weights = token_weights(sequences, width)
+    weights = objective.token_weights(sequences, width)
     gradients = sequence_gradients(model, sequences, live.double(), None, temperature, chunk)
     gradient = loss_gradient(weights[:, 0], gradients)
     step = AdamWStep.from_gradient(trainable_parameters(model), gradient, state, max_norm)
-    return Update(sequences, weights, gradients, state, step, max_norm)
+    return Update(sequences, weights, gradients, state, step, max_norm, objective)
 
 
 @dataclass(frozen=True)

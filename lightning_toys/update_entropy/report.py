@@ -17,7 +17,6 @@ from lightning_toys.training.files import partial_name, put_in_place, set_aside,
 from lightning_toys.training.results import Report, to_json
 from lightning_toys.update_entropy.cache import to_numpy
 from lightning_toys.update_entropy.estimators import EntropyKind, Estimate, ImportanceEstimate
-from lightning_toys.update_entropy.grpo import advantages
 from lightning_toys.update_entropy.probe import Plan
 from lightning_toys.update_entropy.probe_result import EvaluationResult, ProbeResult
 from lightning_toys.update_entropy.task import Tokenizer
@@ -120,11 +119,12 @@ def evaluation_json(e: EvaluationResult) -> dict[str, Any]:
 
 def summary_json(result: ProbeResult, seed: int, plan: Plan, step: int) -> dict[str, Any]:
     """Return the content of a replica's summary.json; ``step`` is that of the checkpoint."""
-    s = result.update.step
+    s, objective = result.update.step, result.update.objective
     return {
         "seed": seed,
         "step": step,
         "plan": asdict(plan),
+        "loss": {"name": objective.name, "scale_rewards": objective.scale, "text": objective.describe()},
         "reference_eta": result.reference_eta,
         "update_sequences": len(result.update.sequences),
         "draws_of_update": result.attempts,
@@ -188,7 +188,7 @@ def write_tables(folder: Path, result: ProbeResult, tokenizer: Tokenizer) -> Non
     u, e = result.update.sequences, result.evaluations[0]
     prompts = [tokenizer.decode(p) for p in u.prompts]
     responses = [tokenizer.decode(r) for r in u.responses]
-    scores, A = result.batch_scores, to_numpy(advantages(u))
+    scores, A = result.batch_scores, to_numpy(result.update.objective.advantages(u))
     changes = e.sequence_changes.get(result.reference_eta)
     missing = np.full(len(u), np.nan)
     without = e.leave_one_out
@@ -238,6 +238,7 @@ def write_tables(folder: Path, result: ProbeResult, tokenizer: Tokenizer) -> Non
             logp=to_numpy(x.scores.logp),
             entropy=to_numpy(x.scores.entropy),
             mask=to_numpy(x.scores.mask),
+            allow_pickle=False,
             **x.sequences.id_arrays(),
         )
 
@@ -325,6 +326,7 @@ def summary_lines(seeds: Sequence[int], results: Sequence[ProbeResult], folder: 
             )
         closure = f"closure residual {result.residual:.1g}"
         out.append(f"  {linear_line(e)}; {closure}" if e.linear_until_interval else f"  {closure}")
+    out += dict.fromkeys(f"the loss that the step is of: {x.update.objective.describe()}" for x in results)
     out.append("(± one standard error of the draws of E; with (U): of those of the update batch)")
     out.append(f"arrays and tables are in {folder}")
     return out

@@ -42,7 +42,7 @@ def stop_tokens(model: nn.Module, tokenizer_end: int | None = None) -> list[int]
         tokenizer_end: the tokenizer's, if there is a tokenizer.
     """
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    config = getattr(inner, "config", None)
+    config: Any = getattr(inner, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     found = [
         tokenizer_end,

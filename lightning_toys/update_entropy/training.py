@@ -1,4 +1,4 @@
-"""One step of supervised learning, and one of Dr. GRPO, for one policy."""
+"""One step of supervised learning, and one of a policy gradient, for one policy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_toys.errors import REPEATS, bounded, require
-from lightning_toys.update_entropy import grpo
 from lightning_toys.update_entropy.data import EXTRA_TOKENS, TextData
 from lightning_toys.update_entropy.estimators import effective_sample_size
+from lightning_toys.update_entropy.losses import Objective
 from lightning_toys.update_entropy.rollouts import generate, stop_tokens, uniforms
 from lightning_toys.update_entropy.sequences import (
     Sequences,
@@ -243,10 +243,11 @@ def policy_gradient(
     parameters: list[nn.Parameter],
     batch: PolicyBatch,
     temperature: float,
-    clip_range: grpo.ClipRange,
-    prompts: int,
+    objective: Objective,
+    A: Tensor,
+    normalization: Tensor,
 ) -> tuple[Tensor, list[Tensor], PolicyStepMetrics]:
-    """Return this rank's part of Dr. GRPO's loss and of its gradient, and the step's metrics.
+    """Return this rank's part of the loss and of its gradient, and the step's metrics.
 
     The forward pass is in the ambient autocast, the backward pass is not.
 
@@ -255,12 +256,11 @@ def policy_gradient(
         parameters: what is trained.
         batch: responses; its ``old_logp`` is filled at the first pass.
         temperature: they were sampled at.
-        clip_range: of the ratio.
-        prompts: of the step on all ranks together.
+        objective: the loss.
+        A: advantages of these responses (N,), of the whole step on all ranks.
+        normalization: n of these responses (N,), likewise.
     """
     device, sequences = parameters[0].device, batch.sequences
-    A = grpo.advantages(sequences)
-    normalization = grpo.token_normalization(sequences) * len(grpo.rows_by_prompt(sequences)) / prompts
     first = not batch.old_logp
     total, gradients = torch.zeros((), dtype=torch.float64, device=device), [torch.zeros_like(p) for p in parameters]
     entropy = clipped = 0.0
@@ -273,7 +273,7 @@ def policy_gradient(
         if first:
             batch.old_logp.append(logp.detach())
         old = batch.old_logp[k].to(logp)
-        value, outside = grpo.dr_grpo_loss(logp, old, padded.mask, A[rows], normalization[rows], clip_range)
+        value, outside = objective.value(logp, old, padded.mask, A[rows], normalization[rows])
         with torch.autocast(device.type, enabled=False):
             for g, part in zip(gradients, torch.autograd.grad(value, parameters), strict=True):
                 g += part

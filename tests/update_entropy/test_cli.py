@@ -72,6 +72,8 @@ def test_fit_and_probe_leave_what_is_promised(entropy: Runner) -> None:
     n_u, n_e = 8, 12
     assert summary["update_sequences"] == n_u
     assert summary["closure_residual"] < 1e-6
+    assert (summary["loss"]["name"], summary["loss"]["scale_rewards"]) == ("dr_grpo", "none")
+    assert f"the loss that the step is of: {summary['loss']['text']}" in said
     assert summary["adamw_step"] == 4
     (evaluation,) = summary["evaluations"]
     assert evaluation["sequences"] == n_e
@@ -396,6 +398,15 @@ def test_flags_beat_the_optimisers_settings_in_a_checkpoint(entropy: Runner) -> 
         entropy.ok("test", "arithmetic", "--ckpt_path", "last", *flags, *QUIET)
         found.append({k: v["values"][0] for k, v in metrics(entropy).items() if k.startswith("slope")})
     plain, decayed, betas, lr = found
+    dapo = ("--model.loss", "dapo", "--model.scale_rewards", "group", "--model.clip_high", "0.28")
+    said = entropy.ok("test", "arithmetic", "--ckpt_path", "last", *dapo, *QUIET)
+    assert (
+        "the loss that the step is of: dapo (mean over all tokens of the step; advantages divided by the group's "
+        in said
+    )
+    other = {k: v["values"][0] for k, v in metrics(entropy).items() if k.startswith("slope")}
+    assert other["slope_batch"] != pytest.approx(plain["slope_batch"], rel=1e-2)
+    assert other["slope_decay"] == pytest.approx(plain["slope_decay"], rel=1e-4)
     assert decayed["slope_decay"] == pytest.approx(80 * plain["slope_decay"], rel=1e-4)
     assert decayed["slope_batch"] == pytest.approx(plain["slope_batch"], rel=1e-4)
     assert betas["slope_batch"] != pytest.approx(plain["slope_batch"], rel=1e-2)
