@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lightning_toys.update_entropy.module import UpdateEntropy
     from lightning_toys.update_entropy.policy import TinyPolicy
     from lightning_toys.update_entropy.probe import Plan
+    from lightning_toys.update_entropy.prompt_data import PromptData
     from lightning_toys.update_entropy.task import CharacterTokenizer, Problem, Task
     from lightning_toys.update_entropy.training import Rollouts
     from lightning_toys.update_entropy.word_problems import WordProblemData
@@ -21,6 +22,7 @@ __all__ = [
     "Plan",
     "PolicyLoss",
     "Problem",
+    "PromptData",
     "Rollouts",
     "Task",
     "TextData",
@@ -38,6 +40,7 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "module": ["UpdateEntropy"],
         "policy": ["TinyPolicy"],
         "probe": ["Plan"],
+        "prompt_data": ["PromptData"],
         "training": ["Rollouts"],
         "word_problems": ["WordProblemData"],
     },

@@ -100,10 +100,7 @@ def sample_rollouts(
     encoded = [data.encode_prompt(problem) for _, problem in chosen]
     chosen_ends = ends or stop_tokens(model, data.tokenizer.eos_token_id)
     found = generate(model, encoded, [number for number, _ in chosen], u, chosen_ends, temperature)
-    rewards = [
-        data.task.reward(problem, data.tokenizer.decode(response))
-        for (_, problem), response in zip(chosen, found.responses, strict=True)
-    ]
+    rewards = data.rewards([problem for _, problem in chosen], [data.tokenizer.decode(x) for x in found.responses])
     return Sequences(found.prompts, found.responses, found.prompt_index, rewards)
 
 

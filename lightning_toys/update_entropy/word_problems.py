@@ -9,13 +9,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from lightning_toys.errors import ToyError, bounded, require
-from lightning_toys.update_entropy.checkpoints import load_tokenizer, resolve_backbone
-from lightning_toys.update_entropy.data import TOKENS, TextData
+from lightning_toys.errors import bounded, require
+from lightning_toys.update_entropy.data import ModelTextData, encode_chat
 from lightning_toys.update_entropy.task import Problem, Tokenizer
 
 T = TypeVar("T")
@@ -224,16 +223,11 @@ def chat_prompt(tokenizer: Tokenizer, text: str, examples: Sequence[tuple[str, s
         text: the user's.
         examples: questions and answers that come before it.
     """
-    pretrained: Any = getattr(tokenizer, "tokenizer", None)
-    if not getattr(pretrained, "chat_template", None):
-        return tokenizer.encode("".join(f"{part}\n" for part in (*(p for pair in examples for p in pair), text)))
     turns = [turn for pair in examples for turn in zip(("user", "assistant"), pair, strict=True)]
-    messages = [{"role": role, "content": content} for role, content in [*turns, ("user", text)]]
-    # as text first: the template writes the special tokens itself, and versions differ in what they return otherwise
-    return tokenizer.encode(pretrained.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return encode_chat(tokenizer, [{"role": role, "content": content} for role, content in [*turns, ("user", text)]])
 
 
-class WordProblemData(TextData):
+class WordProblemData(ModelTextData):
     """Small word problems in a model's chat format, after three answered examples.
 
     Args:
@@ -256,34 +250,9 @@ class WordProblemData(TextData):
         longest: int = 48,
         batch_size: int = 8,
     ) -> None:
-        super().__init__(batch_size)
+        super().__init__(tokens, batch_size)
         bounded("--data.longest", longest, 1)
         self.task, self.max_response_length = WordProblems(steps, largest), longest
-        self.tokens = tokens
-        self.source = None if tokens is None else resolve_backbone(tokens, TOKENS).expanduser()
-        require(
-            self.source is None or self.source.exists(),
-            f"{TOKENS}: {tokens} is not there; give a folder, a GGUF file or a package:",
-        )
-
-    def bind_backbone(self, backbone: str) -> None:
-        """See :meth:`TextData.bind_backbone`; without ``tokens`` the tokenizer becomes the backbone's own."""
-        path = resolve_backbone(backbone).expanduser()
-        if self.tokens is None and path != self.source:
-            self.source = path
-            for name in ("tokenizer", "max_prompt_length"):  # of another backbone
-                self.__dict__.pop(name, None)
-        if self.source != path:
-            super().bind_backbone(backbone)
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:  # type: ignore[override]
-        """The model's tokenizer, read at the first use."""
-        if self.source is None:
-            raise ToyError(
-                f"{TOKENS}: null is not allowed without --model.backbone; give a folder, a GGUF file or a package:"
-            )
-        return load_tokenizer(self.source, "--model.backbone" if self.tokens is None else TOKENS)
 
     @cached_property
     def max_prompt_length(self) -> int:  # type: ignore[override]
