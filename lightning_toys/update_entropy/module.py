@@ -27,6 +27,7 @@ from lightning_toys.update_entropy.data import EXTRA_TOKENS
 from lightning_toys.update_entropy.grpo import ClipRange
 from lightning_toys.update_entropy.history import validation_changes
 from lightning_toys.update_entropy.losses import Objective, RewardScale
+from lightning_toys.update_entropy.memory import check_memory
 from lightning_toys.update_entropy.optimizer_files import (
     check_same_step,
     load_optimizer_state,
@@ -290,6 +291,7 @@ class UpdateEntropy(PolicyModule):
             sharding: of E over processes.
             cache: keeps finished passes on disk.
         """
+        check_memory(model, self.plan, sharding.world_size)
         plan, data, step, temperature = self.plan, self.text_data, self.loaded_step, self.rollouts.temperature
 
         def sample(stream: str, attempt: int, prompts: int, group: int) -> Sequences:

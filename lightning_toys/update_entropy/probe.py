@@ -237,6 +237,7 @@ def probe(
             with timer.time("tokens"):
                 h = one.gradients.entropy_gradient
                 tokens = token_influences(model, update, h, temperature, plan.tf_batch_size)
+        del one  # its gradients, before those of the next batch are taken
     norms = {name: norm(v) for name, v in directions.items()}
     return ProbeResult(
         update, batch_scores, update.residual(), norms, tokens, cov, results, eta, attempts, timer.seconds
