@@ -7,9 +7,11 @@ from lightning_toys.imports import lazy_exports
 if TYPE_CHECKING:
     from lightning_toys.update_entropy.callback import UpdateEntropyCallback
     from lightning_toys.update_entropy.data import ArithmeticData, TextData
+    from lightning_toys.update_entropy.losses import PolicyLoss
     from lightning_toys.update_entropy.module import UpdateEntropy
     from lightning_toys.update_entropy.policy import TinyPolicy
     from lightning_toys.update_entropy.probe import Plan
+    from lightning_toys.update_entropy.prompt_data import PromptData
     from lightning_toys.update_entropy.task import CharacterTokenizer, Problem, Task
     from lightning_toys.update_entropy.training import Rollouts
     from lightning_toys.update_entropy.word_problems import WordProblemData
@@ -18,7 +20,9 @@ __all__ = [
     "ArithmeticData",
     "CharacterTokenizer",
     "Plan",
+    "PolicyLoss",
     "Problem",
+    "PromptData",
     "Rollouts",
     "Task",
     "TextData",
@@ -36,8 +40,9 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "module": ["UpdateEntropy"],
         "policy": ["TinyPolicy"],
         "probe": ["Plan"],
+        "prompt_data": ["PromptData"],
         "training": ["Rollouts"],
         "word_problems": ["WordProblemData"],
     },
-    {"data": ["TextData"], "task": ["CharacterTokenizer", "Problem", "Task"]},
+    {"data": ["TextData"], "losses": ["PolicyLoss"], "task": ["CharacterTokenizer", "Problem", "Task"]},
 )

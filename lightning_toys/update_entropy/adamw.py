@@ -37,6 +37,7 @@ class Hyperparameters:
         weight_decay: decoupled weight decay.
         amsgrad: whether the denominator takes the running maximum of the second moment (Reddi et al. 2018).
         maximize: whether the gradient's sign is flipped.
+        initial_lr: learning rate that a scheduler started from; None where there is none.
     """
 
     lr: float = 1e-3
@@ -45,6 +46,7 @@ class Hyperparameters:
     weight_decay: float = 1e-2
     amsgrad: bool = False
     maximize: bool = False
+    initial_lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,17 @@ class AdamWState:
         """The largest learning rate of any group: eta of a whole step."""
         return max(h.lr for h in self.hyperparameters.values())
 
+    def relative_rates(self) -> dict[str, float]:
+        """Return each parameter's learning rate in units of the largest, by name.
+
+        At the end of a schedule all rates are 0; the ratios are then those of the rates that it started from.
+        """
+        if self.lr > 0:
+            return {n: h.lr / self.lr for n, h in self.hyperparameters.items()}
+        initial = {n: h.initial_lr or 0.0 for n, h in self.hyperparameters.items()}
+        largest = max(initial.values())
+        return {n: lr / largest if largest > 0 else 1.0 for n, lr in initial.items()}
+
 
 def read_state(optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, Tensor]]) -> AdamWState:
     """Return the settings and moments of a live optimiser.
@@ -164,7 +177,8 @@ def hyperparameters_from_group(group: Mapping[str, Any]) -> Hyperparameters:
     b1, b2 = group["betas"]
     lr, eps, decay = (float(group[k]) for k in ("lr", "eps", "weight_decay"))
     amsgrad, maximize = (bool(group.get(k, False)) for k in ("amsgrad", "maximize"))
-    return Hyperparameters(lr, (float(b1), float(b2)), eps, decay, amsgrad, maximize)
+    initial = None if group.get("initial_lr") is None else float(group["initial_lr"])
+    return Hyperparameters(lr, (float(b1), float(b2)), eps, decay, amsgrad, maximize, initial)
 
 
 def moments_from_state(state: Mapping[str, Any]) -> Moments:
@@ -196,7 +210,8 @@ class AdamWStep:
     """The step that AdamW takes next: theta' = theta + eta v, v per unit of the learning rate ``eta``.
 
     Where groups have learning rates of their own, eta is the largest of them, and each group's part of the direction
-    carries the ratio of its own to that. Tensors are by parameter name, of the parameters' shapes and dtypes.
+    carries the ratio of its own to that (:meth:`AdamWState.relative_rates`). Tensors are by parameter name, of the
+    parameters' shapes and dtypes.
 
     Attributes:
         eta: learning rate of a whole step.
@@ -232,7 +247,7 @@ class AdamWStep:
             state: settings and moments.
             max_norm: bound on |g| over all parameters, as ``torch.nn.utils.clip_grad_norm_`` takes it; None: none.
         """
-        size, eta = norm(gradient), state.lr
+        size, eta, rates = norm(gradient), state.lr, state.relative_rates()
         # torch's own guard against division by zero, which moves c by 1e-6 / |g|
         c = 1.0 if max_norm is None else min(1.0, max_norm / (size + 1e-6))
         direction: Tensors = {}
@@ -242,7 +257,7 @@ class AdamWStep:
         for name, g in gradient.items():
             h, old, theta = state.hyperparameters[name], state.moments[name], parameters[name].detach()
             b1, b2 = h.betas
-            t, relative = old.step + 1, h.lr / eta if eta > 0 else 1.0
+            t, relative = old.step + 1, rates[name]
             sign = -1.0 if h.maximize else 1.0
             clipped = sign * c * g.detach().double()
             second = b2 * old.exp_avg_sq.double() + (1 - b2) * clipped.square()

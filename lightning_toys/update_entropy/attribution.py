@@ -27,14 +27,16 @@ from lightning_toys.update_entropy.derivatives import (
 )
 from lightning_toys.update_entropy.estimators import (
     EntropyKind,
+    Estimate,
     Scores,
     denominator_weights,
+    derivative_influences,
     entropy_derivatives,
     first_order_weights,
     ratio_terms,
 )
 from lightning_toys.update_entropy.forward import InferencePolicy, evaluate
-from lightning_toys.update_entropy.grpo import token_weights
+from lightning_toys.update_entropy.losses import Objective
 from lightning_toys.update_entropy.sequences import Sequences
 
 
@@ -49,6 +51,7 @@ class Update:
         state: AdamW's settings and moments.
         step: of the whole batch.
         max_norm: bound on the gradient's norm.
+        objective: the loss.
     """
 
     sequences: Sequences
@@ -57,6 +60,7 @@ class Update:
     state: AdamWState
     step: AdamWStep
     max_norm: float | None
+    objective: Objective
 
     @property
     def sequence_weights(self) -> Tensor:
@@ -76,9 +80,9 @@ class Update:
         return self.step.residual(self.sequence_gradient(i) for i in range(len(self.sequences)))
 
     def step_without(self, rows: Sequence[int], parameters: Mapping[str, Tensor]) -> AdamWStep:
-        """Return the step without some sequences: group mean, G, Lmax, clipping and D all recomputed."""
+        """Return the step without some sequences: baseline, averages, clipping and D all recomputed."""
         left = [i for i in range(len(self.sequences)) if i not in set(rows)]
-        weights = token_weights(self.sequences.take(left), 1)[:, 0]
+        weights = self.objective.token_weights(self.sequences.take(left), 1)[:, 0]
         gradient = loss_gradient(weights, {n: s[left] for n, s in self.logp_gradients.items()})
         return AdamWStep.from_gradient(parameters, gradient, self.state, self.max_norm)
 
@@ -100,6 +104,7 @@ def make_update(
     max_norm: float | None = None,
     temperature: float = 1.0,
     chunk: int = 32,
+    objective: Objective | None = None,
 ) -> Update:
     """Return the step that AdamW would take with a batch that the model has just generated.
 
@@ -110,14 +115,16 @@ def make_update(
         max_norm: bound on the gradient's norm.
         temperature: the sequences were generated at.
         chunk: sequences of one batched reverse pass.
+        objective: the loss; None for Dr. GRPO's.
     """
+    objective = objective or Objective()
     width = max(1, *sequences.lengths)
     live = torch.arange(width).unsqueeze(0) < torch.tensor(sequences.lengths).unsqueeze(1)
-    weights = token_weights(sequences, width)
+    weights = objective.token_weights(sequences, width)
     gradients = sequence_gradients(model, sequences, live.double(), None, temperature, chunk)
     gradient = loss_gradient(weights[:, 0], gradients)
     step = AdamWStep.from_gradient(trainable_parameters(model), gradient, state, max_norm)
-    return Update(sequences, weights, gradients, state, step, max_norm)
+    return Update(sequences, weights, gradients, state, step, max_norm, objective)
 
 
 @dataclass(frozen=True)
@@ -256,6 +263,17 @@ class SequenceEntropyGradients:
         Args:
             directions: D of them, by parameter name; what one lacks does not move along it.
         """
+        rows, denominators = self.products(directions)
+        return rows, *entropy_derivatives(self.scores, rows, denominators, self.kind)
+
+    def directional_derivative(self, direction: Mapping[str, Tensor]) -> Estimate:
+        """Return the derivative of the entropy along one direction, with each sequence's influence on it."""
+        rows, denominators = self.products([direction])
+        influence = derivative_influences(self.scores, rows, denominators, self.kind)[:, 0]
+        return Estimate.from_influence(rows.sum(), rows[:, 0], influence, self.scores.prompt_index)
+
+    def products(self, directions: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return contributions (N_E, D) and the derivatives of the denominator (D,)."""
         like = self.scores.mask
         rows = torch.zeros(len(like), len(directions), dtype=like.dtype, device=like.device)
         denominators = torch.zeros(len(directions), dtype=like.dtype, device=like.device)
@@ -263,8 +281,7 @@ class SequenceEntropyGradients:
             for name, v in direction.items():
                 rows[self.local_rows, j] += self.gradients[name].flatten(1).double() @ v.flatten().double()
             denominators[j] = dot(direction, self.denominator_gradient)
-        rows, denominators = self.sharding.all_reduce(rows), self.sharding.all_reduce(denominators)
-        return rows, *entropy_derivatives(self.scores, rows, denominators, self.kind)
+        return self.sharding.all_reduce(rows), self.sharding.all_reduce(denominators)
 
 
 def sequence_entropy_gradients(

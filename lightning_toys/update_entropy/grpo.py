@@ -10,6 +10,7 @@ with Lmax_b the longest response of prompt b: every token of a prompt weighs the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +26,24 @@ class ClipRange:
     high: float = 0.2
 
 
-def rows_by_prompt(sequences: Sequences) -> dict[int, list[int]]:
+class Scored(Protocol):
+    """Responses as far as a loss's averages go: :class:`~lightning_toys.update_entropy.sequences.Sequences`, say.
+
+    Attributes:
+        prompt_index: number of each response's prompt: those of one number are one group.
+        lengths: tokens of each response.
+        rewards: of each response.
+    """
+
+    @property
+    def prompt_index(self) -> list[int]: ...  # noqa: D102
+    @property
+    def lengths(self) -> list[int]: ...  # noqa: D102
+    @property
+    def rewards(self) -> list[float]: ...  # noqa: D102
+
+
+def rows_by_prompt(sequences: Scored) -> dict[int, list[int]]:
     """Return the rows of each prompt, by its number, in order of appearance."""
     out: dict[int, list[int]] = {}
     for row, number in enumerate(sequences.prompt_index):
@@ -33,7 +51,7 @@ def rows_by_prompt(sequences: Sequences) -> dict[int, list[int]]:
     return out
 
 
-def advantages(sequences: Sequences) -> Tensor:
+def advantages(sequences: Scored) -> Tensor:
     """Return A (N,): each reward less the mean of its group."""
     rewards = torch.tensor(sequences.rewards, dtype=torch.float64)
     out = torch.empty_like(rewards)
@@ -42,12 +60,12 @@ def advantages(sequences: Sequences) -> Tensor:
     return out
 
 
-def token_normalization(sequences: Sequences) -> Tensor:
+def token_normalization(sequences: Scored) -> Tensor:
     """Return 1 / (B G Lmax_b) of each sequence (N,): the weight of one of its tokens per unit of advantage."""
     found = rows_by_prompt(sequences)
-    out = torch.empty(len(sequences), dtype=torch.float64)
+    out = torch.empty(len(sequences.lengths), dtype=torch.float64)
     for rows in found.values():
-        out[rows] = 1 / (len(found) * len(rows) * max(len(sequences.responses[i]) for i in rows))
+        out[rows] = 1 / (len(found) * len(rows) * max(sequences.lengths[i] for i in rows))
     return out
 
 
@@ -57,35 +75,7 @@ def leave_one_out(sequences: Sequences, row: int) -> tuple[Sequences, list[int]]
     return sequences.take(left), left
 
 
-def token_weights(sequences: Sequences, width: int) -> Tensor:
-    """Return w (N, width) such that the loss's gradient, on policy, is -sum_ik w_ik grad l_ik."""
-    weights = advantages(sequences) * token_normalization(sequences)
-    live = torch.arange(width).unsqueeze(0) < torch.tensor(sequences.lengths).unsqueeze(1)
-    return weights.unsqueeze(1) * live
-
-
-def dr_grpo_loss(
-    logp: Tensor, old_logp: Tensor, mask: Tensor, advantage: Tensor, normalization: Tensor, clip_range: ClipRange
-) -> tuple[Tensor, Tensor]:
-    """Return the part of the loss that some of a batch's sequences make, and how many tokens' ratios were clipped.
-
-    Args:
-        logp: l_k with its graph (N, T).
-        old_logp: l_k of the policy that generated the sequences (N, T).
-        mask: 1 where there is a token (N, T).
-        advantage: A (N,), see :func:`advantages`.
-        normalization: of the whole batch (N,), see :func:`token_normalization`.
-        clip_range: of the ratio.
-    """
-    A = advantage.to(logp).unsqueeze(1)
-    rho = (logp - old_logp).exp()
-    clipped = rho.clamp(1 - clip_range.low, 1 + clip_range.high)
-    objective = torch.minimum(rho * A, clipped * A) * mask
-    outside = ((rho != clipped) & mask.bool()).sum()
-    return -(objective.sum(1) * normalization.to(logp)).sum(), outside.detach()
-
-
-def nonzero_advantage_prompts(sequences: Sequences, tolerance: float = 1e-8) -> list[int]:
+def nonzero_advantage_prompts(sequences: Scored, tolerance: float = 1e-8) -> list[int]:
     """Return the numbers of the prompts of which some response has an advantage of more than ``tolerance``."""
     A = advantages(sequences)
     return [number for number, rows in rows_by_prompt(sequences).items() if float(A[rows].abs().max()) > tolerance]

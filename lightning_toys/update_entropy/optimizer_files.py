@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_toys.errors import note
 from lightning_toys.update_entropy.adamw import (
     AdamWState,
     Hyperparameters,
@@ -33,7 +34,8 @@ from lightning_toys.update_entropy.checkpoints import (
     flag_error,
     join_limited,
 )
-from lightning_toys.update_entropy.policy import import_optional
+from lightning_toys.update_entropy.policy import import_optional, is_adapter
+from lightning_toys.update_entropy.state_formats import by_number, recorded_step
 
 OPTIMIZER = "--model.optimizer_state"
 
@@ -91,7 +93,8 @@ def load_optimizer_state(path: str | Path, model: nn.Module) -> AdamWState:
 
     Args:
         path: what :func:`save_optimizer_state` writes; ``optimizer.state_dict()``, named or of transformers' Trainer
-            (``optimizer.pt`` or the directory around it); or a Lightning checkpoint.
+            (``optimizer.pt`` or the directory around it); keyed by names (FSDP2, torchtitan); or a Lightning
+            checkpoint.
         model: with the adapter that the state belongs to.
 
     Raises:
@@ -123,8 +126,55 @@ def load_optimizer_state(path: str | Path, model: nn.Module) -> AdamWState:
         )
     if not fitting:
         wrong = [f"{where}: {w}" if len(mismatches) > 1 else w for where, items in mismatches.items() for w in items]
-        raise flag_error(OPTIMIZER, f"{path} does not fit the model: {join_limited(wrong)}")
+        hint = whole_model_hint(content, model, wanted)
+        raise flag_error(OPTIMIZER, f"{path} does not fit the model: {hint}{join_limited(wrong)}")
     return fitting[0][1]
+
+
+def whole_model_hint(content: Any, model: nn.Module, wanted: Mapping[str, Tensor]) -> str:
+    """Say that a state is of all parameters where an adapter is trained; empty if it does not look so.
+
+    Args:
+        content: of the file.
+        model: that it does not fit.
+        wanted: the model's parameters that require a gradient, by name.
+    """
+    if not all(map(is_adapter, wanted)):
+        return ""
+    held = content if isinstance(content, dict) else {}
+    optimizer, _ = by_number(held.get("optimizer", held))
+    states = optimizer["state"].values() if is_state_dict(optimizer) else []
+    sizes = sum(x["exp_avg"].numel() for x in states if isinstance(x.get("exp_avg"), Tensor))
+    if sizes != sum(p.numel() for n, p in model.named_parameters() if not is_adapter(n)):
+        return ""
+    return "it is a state of all parameters, not of an adapter's; give --model.policy.lora_rank 0 and no adapter; "
+
+
+def check_same_step(path: str | Path, state: AdamWState, weights: str | Path, flag: str) -> None:
+    """Check that an optimiser's state and weights are of one step of a training, as far as files say.
+
+    Args:
+        path: of the state.
+        state: that was read from it.
+        weights: folder of the adapter, or of the backbone.
+        flag: that gave the folder.
+
+    Raises:
+        ToyError: the trainer_state.json files beside them name two steps.
+    """
+    ours, theirs = recorded_step(path), recorded_step(weights)
+    if ours is not None and theirs is not None and ours != theirs:
+        raise flag_error(
+            OPTIMIZER,
+            f"{path} is of step {ours}, and {flag} {weights} of step {theirs}, by their trainer_state.json; "
+            "give both of one checkpoint",
+        )
+    taken = max(m.step for m in state.moments.values())
+    if ours is None and theirs is not None and theirs != taken:
+        note(
+            f"{OPTIMIZER}: {path} has taken {taken} steps, and {flag} {weights} is of step {theirs}: "
+            "they may not be of one checkpoint"
+        )
 
 
 def state_candidates(
@@ -149,8 +199,9 @@ def state_candidates(
         orders = [[forms[k] for k in tail if k in forms] for tail in tails] or [[]]
         found = held["optimizer_states"]
     else:
-        found, stored = [held.get("optimizer", held)], held.get("names")
-    for i, optimizer in enumerate(found or [None]):
+        found, stored = [held.get("optimizer", held.get("optim", held))], held.get("names")
+    for i, given_optimizer in enumerate(found or [None]):
+        optimizer, keys_are_names = by_number(given_optimizer)
         if not is_state_dict(optimizer):
             kinds = "optimizer.state_dict(), Trainer's optimizer.pt or a Lightning checkpoint"
             raise flag_error(OPTIMIZER, f"{path} holds no state of an optimiser; give {kinds}")
@@ -158,7 +209,7 @@ def state_candidates(
         every = [g["params"] for g in groups]
         # an optimiser of all parameters has numbers for the frozen ones too, which get no state
         stepped = [[number for number in numbers if states.get(number)] for numbers in every]
-        if given := stored or [g["param_names"] for g in groups if "param_names" in g]:
+        if given := stored or keys_are_names or [g["param_names"] for g in groups if "param_names" in g]:
             given = given if isinstance(given, list) else []
             names = [str(n) for part in given for n in (part if isinstance(part, list) else [part])]
             if len(names) != sum(map(len, every)):
@@ -248,7 +299,8 @@ def group_mismatch(group: Mapping[str, Any]) -> str:
         h = hyperparameters_from_group(group)
     except (TypeError, ValueError):
         return "its settings are no numbers"
-    if not (all(0 <= x < math.inf for x in (h.lr, h.eps, h.weight_decay)) and all(0 <= b < 1 for b in h.betas)):
+    rates = (h.lr, h.eps, h.weight_decay, h.initial_lr or 0.0)
+    if not (all(0 <= x < math.inf for x in rates) and all(0 <= b < 1 for b in h.betas)):
         return f"lr {h.lr}, betas {h.betas}, eps {h.eps}, weight_decay {h.weight_decay}"
     if group.get("decoupled_weight_decay") is False and h.weight_decay:
         return "its weight decay is part of the gradient, as Adam's is"
@@ -284,6 +336,39 @@ def moments_mismatch(entry: Mapping[str, Any], name: str, parameter: Tensor, ams
     except (TypeError, ValueError, RuntimeError):
         return f"step of {name} is no number"
     return "" if step >= 0 and step.is_integer() else f"step {step:g} for {name}"
+
+
+def with_positive_rates(state: AdamWState, path: str | Path, reference_eta: float | None = None) -> AdamWState:
+    """Return a state whose learning rates are not all 0, as they are in the last checkpoint of a decaying schedule.
+
+    Along a step of length 0 nothing changes, and all that is measured would be 0. The rates that the schedule started
+    from are taken instead, or one rate for all that the user gives; a line says so.
+
+    Args:
+        state: of a file.
+        path: of the file, for messages.
+        reference_eta: step size that the user asks for.
+
+    Raises:
+        ToyError: all rates are 0, the file has no initial ones, and the user gives none.
+    """
+    if state.lr > 0:
+        return state
+    initial = {name: h.initial_lr or 0.0 for name, h in state.hyperparameters.items()}
+    if (largest := max(initial.values())) > 0:
+        note(
+            f"{OPTIMIZER}: {path} has learning rate 0, the end of its schedule; "
+            f"the rates that it began with, up to {largest:g}, are taken"
+        )
+    elif reference_eta is not None:
+        initial = dict.fromkeys(initial, reference_eta)
+        note(f"{OPTIMIZER}: {path} has learning rate 0 in every group; taken as {reference_eta:g} in all of them")
+    else:
+        raise flag_error(
+            OPTIMIZER, f"{path} has learning rate 0 and no initial_lr; give the step size as --model.plan.reference_eta"
+        )
+    hyperparameters = {n: replace(h, lr=initial[n]) for n, h in state.hyperparameters.items()}
+    return AdamWState(hyperparameters, state.moments)
 
 
 def save_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, path: str | Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_toys.errors import bounded, require
 from lightning_toys.training.module import ToyModule
-from lightning_toys.update_entropy.rollouts import generate, uniforms
+from lightning_toys.update_entropy.rollouts import generate, stop_tokens, uniforms
 from lightning_toys.update_entropy.sequences import Sequences, next_token_logits
 from lightning_toys.update_entropy.training import Rollouts
 
@@ -95,7 +95,8 @@ class PolicyInference(ToyModule):
             temperature: of the softmax; None: that of the training's rollouts.
             step: number of the sample.
             stream: name of the use.
-            eos_token_id: token that ends a response; None: that of the policy's configuration.
+            eos_token_id: token that ends a response; None: those of the policy's configurations, see
+                :func:`~lightning_toys.update_entropy.rollouts.stop_tokens`.
 
         Returns:
             R of them, whose ``.responses`` are B lists of token ids.
@@ -117,10 +118,9 @@ class PolicyInference(ToyModule):
         self.check_tokens("prompts", min(ids), max(ids), longest + max_new_tokens - 1)  # the last token is not read
         out = []
         for model, seed, each in zip(policies, self.seeds, by_replica, strict=True):
-            end = model.config.eos_token_id if eos_token_id is None else eos_token_id
+            ends = (self.rollouts.stop_tokens or stop_tokens(model)) if eos_token_id is None else [eos_token_id]
             u = uniforms(seed, step, stream, range(len(each)), max_new_tokens)
-            stop_tokens = end if isinstance(end, list) else [end]
-            out.append(generate(model, each, range(len(each)), u, stop_tokens, temperature))
+            out.append(generate(model, each, range(len(each)), u, ends, temperature))
         return out
 
     def check_tokens(self, name: str, least: int, greatest: int, length: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import fields
+from itertools import chain
 from typing import Any
 
 import torch
@@ -27,10 +28,11 @@ from lightning_toys.update_entropy.checkpoints import (
 from lightning_toys.update_entropy.data import EXTRA_TOKENS, TextData
 from lightning_toys.update_entropy.estimators import entropy
 from lightning_toys.update_entropy.forward import evaluate
-from lightning_toys.update_entropy.grpo import ClipRange
+from lightning_toys.update_entropy.losses import Objective, ScoredResponses
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
 from lightning_toys.update_entropy.policy_inference import PolicyInference
 from lightning_toys.update_entropy.probe import Plan
+from lightning_toys.update_entropy.sequences import Sequences
 from lightning_toys.update_entropy.training import (
     RESPONSES_FORMAT,
     PolicyBatch,
@@ -58,7 +60,7 @@ class PolicyModule(PolicyInference):
         warm_steps: supervised steps before the policy gradient's.
         warm_lr: their learning rate, which rises for :data:`LR_WARMUP_STEPS` steps and falls to 0 at the last.
         betas: decay rates of AdamW's two moments in the policy gradient.
-        clip_range: of the ratio of new to old probability.
+        objective: the policy gradient's loss.
         eval_prompts: prompts of a validation, one response each.
         backbone: a pretrained model in the place of the tiny one.
         adapter: folder of a peft adapter to start from.
@@ -74,7 +76,7 @@ class PolicyModule(PolicyInference):
     warm_steps: int
     warm_lr: float
     betas: tuple[float, float]
-    clip_range: ClipRange
+    objective: Objective
     eval_prompts: int
     backbone: str | None
     adapter: str | None
@@ -88,6 +90,7 @@ class PolicyModule(PolicyInference):
         """See :meth:`ToyModule.measure`."""
         data = require_data(data, TextData)
         if self.backbone is not None:
+            data.bind_backbone(self.backbone)
             data.tokenizer.eos_token_id  # noqa: B018 - its files are read, and refused, before anything is written
             return {"vocabulary": 0, "positions": 0}  # the backbone has its own
         positions = data.max_prompt_length + data.max_response_length + EXTRA_TOKENS
@@ -228,8 +231,19 @@ class PolicyModule(PolicyInference):
         for g, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             g.copy_(part.view_as(g))
 
+    def step_weights(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """Return advantages and weights n (N,) of this rank's responses, of averages over all ranks' together."""
+        local = (sequences.prompt_index, sequences.lengths, sequences.rewards)
+        parts: list[Any] = [local] * self.trainer.world_size
+        if len(parts) > 1:
+            torch.distributed.all_gather_object(parts, local)
+        whole = ScoredResponses(*(list(chain(*columns)) for columns in zip(*parts, strict=True)))
+        first = sum(len(part[0]) for part in parts[: self.trainer.global_rank])
+        rows = slice(first, first + len(sequences))
+        return self.objective.advantages(whole)[rows], self.objective.loss.normalization(whole)[rows]
+
     def policy_gradients(self, step: int, chosen: list[list[nn.Parameter]]) -> tuple[Tensor, list[Tensor]]:
-        """Return this rank's part of each replica's Dr. GRPO loss (R,), and the gradients of ``chosen``, by replica."""
+        """Return this rank's part of each replica's loss (R,), and the gradients of ``chosen``, by replica."""
         spec, k = self.rollouts, step - self.warm_steps
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         require(
@@ -239,7 +253,18 @@ class PolicyModule(PolicyInference):
             local = range(spec.prompts * rank // world_size, spec.prompts * (rank + 1) // world_size)
             first = step - k % spec.inner_steps
             rollouts = [
-                sample_rollouts(m, self.text_data, s, first, "train", local, spec.group, spec.temperature, spec.prompts)
+                sample_rollouts(
+                    m,
+                    self.text_data,
+                    s,
+                    first,
+                    "train",
+                    local,
+                    spec.group,
+                    spec.temperature,
+                    spec.prompts,
+                    spec.stop_tokens,
+                )
                 for m, s in zip(self.policies, self.seeds, strict=True)
             ]
             self.batches = [PolicyBatch.split(x, spec.micro_batch) for x in rollouts]
@@ -247,7 +272,8 @@ class PolicyModule(PolicyInference):
         results = []
         for r, (m, ps, b) in enumerate(zip(self.policies, chosen, self.batches, strict=True)):
             with self.keyed_dropout(r, step):
-                results.append(policy_gradient(m, ps, b, spec.temperature, self.clip_range, spec.prompts))
+                A, normalization = self.step_weights(b.sequences)
+                results.append(policy_gradient(m, ps, b, spec.temperature, self.objective, A, normalization))
         names = [f.name for f in fields(PolicyStepMetrics)]
         rows = [[getattr(metrics, name) for _, _, metrics in results] for name in names]
         values = torch.tensor(rows, dtype=torch.float64, device=self.device)  # NCCL sums on GPUs alone
@@ -324,7 +350,9 @@ class PolicyModule(PolicyInference):
         metrics: dict[str, list[float]] = {"reward": [], "entropy": [], "length": []}
         spec, n = self.rollouts, self.eval_prompts
         for model, seed in zip(self.policies, self.seeds, strict=True):
-            responses = sample_rollouts(model, self.text_data, seed, 0, "validation", range(n), 1, spec.temperature, n)
+            responses = sample_rollouts(
+                model, self.text_data, seed, 0, "validation", range(n), 1, spec.temperature, n, spec.stop_tokens
+            )
             metrics["reward"].append(sum(responses.rewards) / n)
             metrics["entropy"].append(entropy(evaluate(model, responses, spec.temperature), self.plan.kind).value)
             metrics["length"].append(sum(responses.lengths) / n)

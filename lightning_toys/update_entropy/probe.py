@@ -43,7 +43,8 @@ from lightning_toys.update_entropy.estimators import (
     sequence_importance_sampling,
 )
 from lightning_toys.update_entropy.forward import InferencePolicy, evaluate, prepared_for_inference
-from lightning_toys.update_entropy.grpo import advantages, nonzero_advantage_prompts, rows_by_prompt
+from lightning_toys.update_entropy.grpo import nonzero_advantage_prompts, rows_by_prompt
+from lightning_toys.update_entropy.losses import Objective
 from lightning_toys.update_entropy.probe_result import EvaluationResult, ProbeResult
 from lightning_toys.update_entropy.sequences import Sequences
 
@@ -196,6 +197,7 @@ def probe(
     sharding: Sharding | None = None,
     attempts: int = 1,
     cache: ScoreCache | None = None,
+    objective: Objective | None = None,
 ) -> ProbeResult:
     """Return the effect on the entropy of the step that AdamW would take with a batch.
 
@@ -210,10 +212,11 @@ def probe(
         sharding: of evaluation sequences over processes.
         attempts: times that U was sampled, for the record.
         cache: keeps finished passes on disk.
+        objective: the loss that the step is of; None for Dr. GRPO's.
     """
     sharding, timer, cache = sharding or Sharding(), Timer(), cache or ScoreCache()
     with timer.time("update"):
-        update = make_update(model, sequences, state, max_norm, temperature, plan.grad_chunk_size)
+        update = make_update(model, sequences, state, max_norm, temperature, plan.grad_chunk_size, objective)
         batch_scores = evaluate(model, sequences, temperature, chunk=plan.tf_batch_size)
     step = update.step
     baseline = sum_tensors([step.momentum, step.decay])
@@ -221,7 +224,8 @@ def probe(
     batch = sum_tensors(sequence_directions)
     directions = {"full": step.direction, "baseline": baseline, "grad": batch, "momentum": step.momentum,
                   "decay": step.decay, "baseline_plus_grad": sum_tensors([baseline, batch])}  # fmt: skip
-    cov = covariances(batch_scores.logp, advantages(sequences).to(batch_scores.logp), batch_scores.mask)
+    A = update.objective.advantages(sequences).to(batch_scores.logp)
+    cov = covariances(batch_scores.logp, A, batch_scores.mask)
     eta = plan.reference_eta or step.eta
     results, tokens = [], torch.zeros_like(update.weights)
     for number, evaluation in enumerate(evaluations):
@@ -233,6 +237,7 @@ def probe(
             with timer.time("tokens"):
                 h = one.gradients.entropy_gradient
                 tokens = token_influences(model, update, h, temperature, plan.tf_batch_size)
+        del one  # its gradients, before those of the next batch are taken
     norms = {name: norm(v) for name, v in directions.items()}
     return ProbeResult(
         update, batch_scores, update.residual(), norms, tokens, cov, results, eta, attempts, timer.seconds
@@ -324,7 +329,10 @@ class EvaluationProbe:
         k = len(names)
         derivatives = {n: (float(values[i]), float(errors[i])) for i, n in enumerate(names)}
         h = entropy(self.base, plan.kind)
-        out = EvaluationResult(self.evaluation, self.base, h, derivatives, rows[:, k:], (values[k:], errors[k:]))
+        with self.timer.time("first order"):
+            slope = self.gradients.directional_derivative(self.directions["full"])
+        influences = (values[k:], errors[k:])
+        out = EvaluationResult(self.evaluation, self.base, h, derivatives, rows[:, k:], influences, slope)
         with prepared_for_inference(self.model) as policy:
             for eta in plan.etas:
                 for name in DIRECTIONS:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from lightning_toys.update_entropy.attribution import Update
-from lightning_toys.update_entropy.estimators import Estimate, ImportanceEstimate, Scores
+from lightning_toys.update_entropy.estimators import Estimate, ImportanceEstimate, Scores, ratio_interval
 from lightning_toys.update_entropy.sequences import Sequences
 
 
@@ -22,6 +23,7 @@ class EvaluationResult:
         derivatives: dH/d eta along ``full``, ``momentum``, ``decay``, ``grad``: value and standard error.
         influence_matrix: contribution of each evaluation sequence to each update sequence's dH/d eta (N_E, N_U).
         sequence_influences: dH/d eta of each update sequence (N_U,), and standard errors.
+        slope: dH/d eta along the whole step, with each sequence's influence on it.
         curvature: second derivative along the step.
         changes: by direction (:data:`~lightning_toys.update_entropy.probe.DIRECTIONS`) and step size, the measured
             change.
@@ -39,6 +41,7 @@ class EvaluationResult:
     derivatives: dict[str, tuple[float, float]]
     influence_matrix: Tensor
     sequence_influences: tuple[Tensor, Tensor]
+    slope: Estimate
     curvature: Estimate | None = None
     changes: dict[str, dict[float, ImportanceEstimate]] = field(default_factory=dict)
     sequence_changes: dict[float, list[ImportanceEstimate]] = field(default_factory=dict)
@@ -49,11 +52,20 @@ class EvaluationResult:
     update_se: dict[str, float] = field(default_factory=dict)
 
     @property
-    def linear_until(self) -> float | None:
-        """eta*, the step size at which the second-order term is a tenth of the first-order term."""
-        if self.curvature is None or self.curvature.value == 0:
+    def linear_until_interval(self) -> tuple[float, float] | None:
+        """95 % interval of eta*, the step size at which the second-order term is a tenth of the first-order term."""
+        if self.curvature is None:
             return None
-        return 0.2 * abs(self.derivatives["full"][0] / self.curvature.value)
+        found = ratio_interval(self.slope, self.curvature, self.scores.prompt_index)
+        return found and (0.2 * found[0], 0.2 * found[1])
+
+    @property
+    def linear_until(self) -> float | None:
+        """eta*; None where slope or curvature cannot be told from 0, so that it is the ratio of noise."""
+        interval = self.linear_until_interval
+        if self.curvature is None or interval is None or interval[0] == 0 or math.isinf(interval[1]):
+            return None
+        return 0.2 * abs(self.slope.value / self.curvature.value)
 
 
 @dataclass

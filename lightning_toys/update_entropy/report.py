@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from lightning_toys.training.files import partial_name, put_in_place, set_aside,
 from lightning_toys.training.results import Report, to_json
 from lightning_toys.update_entropy.cache import to_numpy
 from lightning_toys.update_entropy.estimators import EntropyKind, Estimate, ImportanceEstimate
-from lightning_toys.update_entropy.grpo import advantages
 from lightning_toys.update_entropy.probe import Plan
 from lightning_toys.update_entropy.probe_result import EvaluationResult, ProbeResult
 from lightning_toys.update_entropy.task import Tokenizer
@@ -113,16 +113,18 @@ def evaluation_json(e: EvaluationResult) -> dict[str, Any]:
     }
     if e.curvature is not None:
         out["curvature"], out["linear_until"] = estimate_json(e.curvature), e.linear_until
+        out["linear_until_interval"] = e.linear_until_interval
     return out
 
 
 def summary_json(result: ProbeResult, seed: int, plan: Plan, step: int) -> dict[str, Any]:
     """Return the content of a replica's summary.json; ``step`` is that of the checkpoint."""
-    s = result.update.step
+    s, objective = result.update.step, result.update.objective
     return {
         "seed": seed,
         "step": step,
         "plan": asdict(plan),
+        "loss": {"name": objective.name, "scale_rewards": objective.scale, "text": objective.describe()},
         "reference_eta": result.reference_eta,
         "update_sequences": len(result.update.sequences),
         "draws_of_update": result.attempts,
@@ -172,9 +174,9 @@ def text_array(words: Sequence[str]) -> np.ndarray:
     return np.array(list(words), dtype=np.str_)
 
 
-def write_table(path: Path, **columns: np.ndarray) -> None:
-    """Write columns of one length as ``path``.npz and as ``path``.csv."""
-    np.savez_compressed(path.with_suffix(".npz"), allow_pickle=False, **columns)
+def write_table(path: Path, arrays: Mapping[str, np.ndarray] | None = None, **columns: np.ndarray) -> None:
+    """Write columns of one length as ``path``.npz and as ``path``.csv, and further arrays into the former."""
+    np.savez_compressed(path.with_suffix(".npz"), allow_pickle=False, **columns, **(arrays or {}))
     with path.with_suffix(".csv").open("w", newline="") as f:
         writer = csv.writer(f)
         writer.writerow(columns)
@@ -186,12 +188,13 @@ def write_tables(folder: Path, result: ProbeResult, tokenizer: Tokenizer) -> Non
     u, e = result.update.sequences, result.evaluations[0]
     prompts = [tokenizer.decode(p) for p in u.prompts]
     responses = [tokenizer.decode(r) for r in u.responses]
-    scores, A = result.batch_scores, to_numpy(advantages(u))
+    scores, A = result.batch_scores, to_numpy(result.update.objective.advantages(u))
     changes = e.sequence_changes.get(result.reference_eta)
     missing = np.full(len(u), np.nan)
     without = e.leave_one_out
     write_table(
         folder / "sequences",
+        u.id_arrays(),
         row=np.arange(len(u)),
         prompt_number=np.array(u.prompt_index),
         prompt=text_array(prompts),
@@ -235,6 +238,8 @@ def write_tables(folder: Path, result: ProbeResult, tokenizer: Tokenizer) -> Non
             logp=to_numpy(x.scores.logp),
             entropy=to_numpy(x.scores.entropy),
             mask=to_numpy(x.scores.mask),
+            allow_pickle=False,
+            **x.sequences.id_arrays(),
         )
 
 
@@ -281,6 +286,18 @@ def with_error(value: float, se: float) -> str:
     return f"{value:.4g} ± {se:.2g}"
 
 
+def linear_line(e: EvaluationResult) -> str:
+    """Return how far the step is linear, as text: eta* with its 95 % interval, or the interval alone."""
+    low, high = e.linear_until_interval or (0.0, math.inf)
+    between = f"at least {low:.2g}" if math.isinf(high) else f"{low:.2g} to {high:.2g}"
+    if e.linear_until is not None:
+        return f"linear within a tenth up to eta {e.linear_until:.2g} (95 % interval {between})"
+    if low == 0 and math.isinf(high):
+        return "how far the step is linear, E does not tell: neither slope nor curvature differs from 0"
+    which = "slope" if low == 0 else "curvature"
+    return f"linear within a tenth up to an eta whose 95 % interval is {between}: E does not tell the {which} from 0"
+
+
 def summary_lines(seeds: Sequence[int], results: Sequence[ProbeResult], folder: Path, kind: EntropyKind) -> list[str]:
     """Return the lines on the screen, a few for each replica.
 
@@ -307,10 +324,9 @@ def summary_lines(seeds: Sequence[int], results: Sequence[ProbeResult], folder: 
                 f"  eta {eta:g}: dH {with_error(w.change.value, w.change.se)}, linear {linear:.4g}, "
                 f"effective sample size {w.ess:.0f} of {len(e.sequences)}{warning}"
             )
-        if e.linear_until is not None:
-            out.append(
-                f"  linear within a tenth up to eta {e.linear_until:.2g}; closure residual {result.residual:.1g}"
-            )
+        closure = f"closure residual {result.residual:.1g}"
+        out.append(f"  {linear_line(e)}; {closure}" if e.linear_until_interval else f"  {closure}")
+    out += dict.fromkeys(f"the loss that the step is of: {x.update.objective.describe()}" for x in results)
     out.append("(± one standard error of the draws of E; with (U): of those of the update batch)")
     out.append(f"arrays and tables are in {folder}")
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,27 @@ def uniforms(seed: int, step: int, stream: str, rows: Sequence[int], length: int
     True
     """
     return np.stack([keyed_generator(seed, (step << 32) + row, stream).random(length) for row in rows])
+
+
+def stop_tokens(model: nn.Module, tokenizer_end: int | None = None) -> list[int]:
+    """Return every token that ends a response of a model: its tokenizer's, its configuration's, its generation's.
+
+    The three often differ: a chat model's generation_config.json names the ends of a text and of a turn, its
+    configuration one of them.
+
+    Args:
+        model: a causal language model of transformers' interface, with or without an adapter.
+        tokenizer_end: the tokenizer's, if there is a tokenizer.
+    """
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    config: Any = getattr(inner, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = [
+        tokenizer_end,
+        *(getattr(x, "eos_token_id", None) for x in (text, getattr(inner, "generation_config", None))),
+    ]
+    flat = [i for x in found for i in (x if isinstance(x, list | tuple) else [x])]
+    return sorted({int(i) for i in flat if i is not None})
 
 
 def inverse_cdf(logits: Tensor, u: Tensor, temperature: float) -> Tensor:

@@ -56,6 +56,34 @@ class Sequences:
         """Tokens of each response."""
         return [len(r) for r in self.responses]
 
+    def id_arrays(self) -> dict[str, np.ndarray]:
+        """Return the token ids as ``prompt_ids`` and ``response_ids`` (N, L), -1 after the end of each."""
+        return {name: pad_ids(x) for name, x in (("prompt_ids", self.prompts), ("response_ids", self.responses))}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Sequences:
+        """Return the sequences of a probe's file, such as ``numpy.load("eval_00_sequences.npz")``.
+
+        Args:
+            arrays: ``prompt_ids``, ``response_ids`` (see :meth:`id_arrays`), ``prompt_number`` and ``reward``.
+        """
+        prompts, responses = (
+            [row[row >= 0].tolist() for row in arrays[name]] for name in ("prompt_ids", "response_ids")
+        )
+        return cls(prompts, responses, arrays["prompt_number"].tolist(), arrays["reward"].tolist())
+
+
+def pad_ids(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return token ids of unequal lengths as one array (N, L), -1 after the end of each.
+
+    >>> pad_ids([[5], [6, 7]]).tolist()
+    [[5, -1], [6, 7]]
+    """
+    out = np.full((len(rows), max(1, *map(len, rows))), -1, np.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out
+
 
 class PaddedBatch(NamedTuple):
     """Sequences as a padded batch of a causal language model.

@@ -1,4 +1,4 @@
-"""One step of supervised learning, and one of Dr. GRPO, for one policy."""
+"""One step of supervised learning, and one of a policy gradient, for one policy."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_toys.errors import REPEATS, bounded, require
-from lightning_toys.update_entropy import grpo
 from lightning_toys.update_entropy.data import EXTRA_TOKENS, TextData
 from lightning_toys.update_entropy.estimators import effective_sample_size
-from lightning_toys.update_entropy.rollouts import generate, uniforms
+from lightning_toys.update_entropy.losses import Objective
+from lightning_toys.update_entropy.rollouts import generate, stop_tokens, uniforms
 from lightning_toys.update_entropy.sequences import (
     Sequences,
     length_sorted_chunks,
@@ -23,6 +23,7 @@ from lightning_toys.update_entropy.sequences import (
     token_logp,
     total_entropy,
 )
+from lightning_toys.update_entropy.task import Tokenizer
 
 
 @dataclass
@@ -35,6 +36,8 @@ class Rollouts:
         temperature: of the softmax.
         inner_steps: optimiser steps on one set of responses; the ratio's clipping matters from the second on.
         micro_batch: responses of one pass; less memory, the same step; 0 for all at once.
+        stop_tokens: token ids that end a response; null for those of tokenizer, configuration and generation
+            configuration together.
 
     Raises:
         ToyError: a value is not allowed.
@@ -45,12 +48,23 @@ class Rollouts:
     temperature: float = 1.0
     inner_steps: int = 1
     micro_batch: int = 0
+    stop_tokens: list[int] | None = None
 
     def __post_init__(self) -> None:
         for name, minimum in (("prompts", 1), ("group", 2), ("inner_steps", 1), ("micro_batch", 0)):
             value = getattr(self, name)
             bounded(f"--model.rollouts.{name}", value, minimum, REPEATS if name == "inner_steps" else None)
         bounded("--model.rollouts.temperature", self.temperature, 0.0, above=True)
+        require(
+            self.stop_tokens is None or (isinstance(self.stop_tokens, list) and len(self.stop_tokens) > 0),
+            f"--model.rollouts.stop_tokens: {self.stop_tokens} is not allowed; give a list of token ids, or null",
+        )
+        for token in self.stop_tokens or []:
+            bounded("--model.rollouts.stop_tokens", token, 0)
+
+    def ends(self, model: nn.Module, tokenizer: Tokenizer) -> list[int]:
+        """Return the tokens that end a response of a model whose texts a tokenizer encodes."""
+        return self.stop_tokens or stop_tokens(model, tokenizer.eos_token_id)
 
 
 def sample_rollouts(
@@ -63,6 +77,7 @@ def sample_rollouts(
     group: int,
     temperature: float,
     total: int,
+    ends: Sequence[int] | None = None,
 ) -> Sequences:
     """Return responses with their rewards; a response depends on its own key (seed, step, stream, row) only.
 
@@ -76,18 +91,16 @@ def sample_rollouts(
         group: responses to each.
         temperature: of the softmax.
         total: prompts of the step on all ranks together.
+        ends: tokens that end a response; None for :func:`~lightning_toys.update_entropy.rollouts.stop_tokens`.
     """
     problems = data.problems(seed, step, stream, total)
     chosen = [(number, problems[number]) for number in prompts for _ in range(group)]
     rows = [number * group + g for number in prompts for g in range(group)]
     u = uniforms(seed, step, f"tokens/{stream}", rows, data.max_response_length + EXTRA_TOKENS)
     encoded = [data.encode_prompt(problem) for _, problem in chosen]
-    stop_tokens = [data.tokenizer.eos_token_id]
-    found = generate(model, encoded, [number for number, _ in chosen], u, stop_tokens, temperature)
-    rewards = [
-        data.task.reward(problem, data.tokenizer.decode(response))
-        for (_, problem), response in zip(chosen, found.responses, strict=True)
-    ]
+    chosen_ends = ends or stop_tokens(model, data.tokenizer.eos_token_id)
+    found = generate(model, encoded, [number for number, _ in chosen], u, chosen_ends, temperature)
+    rewards = data.rewards([problem for _, problem in chosen], [data.tokenizer.decode(x) for x in found.responses])
     return Sequences(found.prompts, found.responses, found.prompt_index, rewards)
 
 
@@ -227,10 +240,11 @@ def policy_gradient(
     parameters: list[nn.Parameter],
     batch: PolicyBatch,
     temperature: float,
-    clip_range: grpo.ClipRange,
-    prompts: int,
+    objective: Objective,
+    A: Tensor,
+    normalization: Tensor,
 ) -> tuple[Tensor, list[Tensor], PolicyStepMetrics]:
-    """Return this rank's part of Dr. GRPO's loss and of its gradient, and the step's metrics.
+    """Return this rank's part of the loss and of its gradient, and the step's metrics.
 
     The forward pass is in the ambient autocast, the backward pass is not.
 
@@ -239,12 +253,11 @@ def policy_gradient(
         parameters: what is trained.
         batch: responses; its ``old_logp`` is filled at the first pass.
         temperature: they were sampled at.
-        clip_range: of the ratio.
-        prompts: of the step on all ranks together.
+        objective: the loss.
+        A: advantages of these responses (N,), of the whole step on all ranks.
+        normalization: n of these responses (N,), likewise.
     """
     device, sequences = parameters[0].device, batch.sequences
-    A = grpo.advantages(sequences)
-    normalization = grpo.token_normalization(sequences) * len(grpo.rows_by_prompt(sequences)) / prompts
     first = not batch.old_logp
     total, gradients = torch.zeros((), dtype=torch.float64, device=device), [torch.zeros_like(p) for p in parameters]
     entropy = clipped = 0.0
@@ -257,7 +270,7 @@ def policy_gradient(
         if first:
             batch.old_logp.append(logp.detach())
         old = batch.old_logp[k].to(logp)
-        value, outside = grpo.dr_grpo_loss(logp, old, padded.mask, A[rows], normalization[rows], clip_range)
+        value, outside = objective.value(logp, old, padded.mask, A[rows], normalization[rows])
         with torch.autocast(device.type, enabled=False):
             for g, part in zip(gradients, torch.autograd.grad(value, parameters), strict=True):
                 g += part

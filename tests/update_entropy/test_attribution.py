@@ -31,12 +31,11 @@ from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.grpo import (
     ClipRange,
     advantages,
-    dr_grpo_loss,
     leave_one_out,
     nonzero_advantage_prompts,
     token_normalization,
-    token_weights,
 )
+from lightning_toys.update_entropy.losses import Objective
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
 from lightning_toys.update_entropy.rollouts import generate, uniforms
 from lightning_toys.update_entropy.sequences import Sequences, pad_batch, policy_scores
@@ -73,7 +72,7 @@ def stepped(model: nn.Module) -> AdamWState:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     for k in range(3):
         batch = rollouts(model, 3, 4, k)
-        gradient = weighted_gradient(model, batch, -token_weights(batch, max(batch.lengths)))
+        gradient = weighted_gradient(model, batch, -Objective().token_weights(batch, max(batch.lengths)))
         for name, p in model.named_parameters():
             if name in gradient:
                 p.grad = gradient[name]
@@ -114,9 +113,7 @@ def test_the_step_is_the_optimisers_own(case: Case) -> None:
     packed = pad_batch(update.sequences)
     logp, _ = policy_scores(model, packed)
     batch = update.sequences
-    value, outside = dr_grpo_loss(
-        logp, logp.detach(), packed.mask, advantages(batch), token_normalization(batch), ClipRange()
-    )
+    value, outside = Objective().value(logp, logp.detach(), packed.mask, advantages(batch), token_normalization(batch))
     optimizer.zero_grad()
     value.backward()
     assert float(outside) == 0
@@ -272,7 +269,7 @@ def test_advantages_and_normalization_by_hand() -> None:
     assert advantages(batch).tolist() == pytest.approx([0.5, -0.5, 0, 0, 0])
     # 1 / (B G Lmax): B = 2; G = 3, Lmax = 4; G = 2, Lmax = 3
     assert token_normalization(batch).tolist() == pytest.approx([1 / 24] * 3 + [1 / 12] * 2)
-    assert token_weights(batch, 4)[:2].tolist() == [
+    assert Objective().token_weights(batch, 4)[:2].tolist() == [
         pytest.approx([0.5 / 24, 0.5 / 24, 0, 0]), pytest.approx([-0.5 / 24] * 4),
     ]  # fmt: skip
     assert nonzero_advantage_prompts(batch) == [0]
@@ -287,7 +284,8 @@ def test_the_loss_by_hand_and_its_clipping() -> None:
     new = old.clone()
     new[0, 0], new[1, 1], new[1, 2] = np.log(1.5), np.log(1.5), np.log(0.5)
     new.requires_grad_(True)
-    value, outside = dr_grpo_loss(new, old, mask, advantages(batch), token_normalization(batch), ClipRange(0.2, 0.3))
+    dr_grpo = Objective(clip_range=ClipRange(0.2, 0.3))
+    value, outside = dr_grpo.value(new, old, mask, dr_grpo.advantages(batch), dr_grpo.loss.normalization(batch))
     # A > 0: 1.5 counts as 1.3; A < 0: 1.5 counts whole, .5 counts as .8
     by_hand = -(0.5 * (1.3 + 1) - 0.5 * (1 + 1.5 + 0.8 + 1)) / 24
     assert float(value.detach()) == pytest.approx(by_hand, rel=1e-12)

@@ -141,3 +141,25 @@ def test_other_modules_and_optimisers_are_refused(tmp_path: Path) -> None:
         UpdateEntropyCallback(every_n_steps=0)
     with pytest.raises(ToyError, match="prompts: 1 is not allowed"):
         UpdateEntropyCallback(prompts=1)
+
+
+class NoCache(nn.Module):
+    """A language model of one's own, which returns logits and knows nothing of transformers' arguments."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Any:
+        return self.inner(input_ids=input_ids, labels=labels)
+
+
+def test_a_policy_of_another_interface_is_refused_before_training(tmp_path: Path) -> None:
+    module = Imitation()
+    module.lm = NoCache(module.lm)
+    before = [p.detach().clone() for p in module.parameters()]
+    said = "NoCache is no causal language model of transformers' interface .*TypeError: .*attention_mask"
+    with pytest.raises(ToyError, match=said):
+        fit(tmp_path, module, UpdateEntropyCallback(first_step=4, prompts=4))
+    assert module.global_step == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))

@@ -14,8 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_toys.errors import ToyError
-from lightning_toys.update_entropy.adamw import AdamWState, read_state
-from lightning_toys.update_entropy.optimizer_files import load_optimizer_state, save_optimizer_state
+from lightning_toys.update_entropy.adamw import AdamWState, AdamWStep, read_state
+from lightning_toys.update_entropy.optimizer_files import (
+    load_optimizer_state,
+    save_optimizer_state,
+    with_positive_rates,
+)
 
 peft, transformers = (pytest.importorskip(name) for name in ("peft", "transformers"))
 
@@ -364,3 +368,67 @@ def test_files_that_are_none(tmp_path: Path, stepped: tuple[Any, dict[str, Any]]
     refused_state(file, model, "holds no state of an optimiser")
     torch.save(content, file)
     refused_state(file, a_model().requires_grad_(False), "trains nothing")
+
+
+# --- the end of a schedule
+
+
+def scheduled(model: Any) -> torch.optim.AdamW:
+    """AdamW of two groups with rates of their own, at the end of a linear schedule of three steps."""
+    p = trained(model)
+    optimizer = torch.optim.AdamW([{"params": p[:2], "lr": 1e-4}, {"params": p[2:], "lr": 2e-5}], weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 - k / 3)
+    for _ in range(3):
+        steps(model, optimizer, 1)
+        schedule.step()
+    return optimizer
+
+
+def test_the_last_checkpoint_of_a_schedule_has_the_rates_that_it_began_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The direction is that of torch's own next step at the initial rates, group by group."""
+    model, file = adapted(a_model()), tmp_path / "optimizer.pt"
+    optimizer = scheduled(model)
+    torch.save(optimizer.state_dict(), file)
+    assert {g["lr"] for g in optimizer.param_groups} == {0.0}
+    state = with_positive_rates(load_optimizer_state(file, model), file)
+    said = capsys.readouterr().err
+    assert (
+        "optimizer.pt has learning rate 0, the end of its schedule; the rates that it began with, up to 0.0001" in said
+    )
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert [state.hyperparameters[n].lr for n in names] == [1e-4] * 2 + [2e-5] * (len(names) - 2)
+    theta = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    gradient = {
+        n: torch.randn(p.shape, generator=torch.Generator().manual_seed(k)) for k, (n, p) in enumerate(theta.items())
+    }
+    step = AdamWStep.from_gradient(theta, gradient, state)
+    at_zero = AdamWStep.from_gradient(theta, gradient, load_optimizer_state(file, model))  # ratios survive eta 0
+    for group, lr in zip(optimizer.param_groups, (1e-4, 2e-5), strict=True):
+        group["lr"] = lr
+    named = dict(model.named_parameters())
+    for n in names:
+        named[n].grad = gradient[n]
+    optimizer.step()
+    for n in names:
+        torch.testing.assert_close(step.eta * step.direction[n], named[n].detach() - theta[n], rtol=1e-3, atol=3e-7)
+        assert torch.equal(step.direction[n], at_zero.direction[n])
+
+
+def test_a_rate_of_zero_without_an_initial_one_is_refused_or_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, file = adapted(a_model()), tmp_path / "optimizer.pt"
+    optimizer = torch.optim.AdamW(trained(model), lr=0.0)
+    steps(model, optimizer)
+    torch.save(optimizer.state_dict(), file)
+    state = load_optimizer_state(file, model)
+    with pytest.raises(ToyError, match=r"^--model.optimizer_state: .* learning rate 0 .*--model.plan.reference_eta$"):
+        with_positive_rates(state, file)
+    assert with_positive_rates(state, file, 3e-4).lr == 3e-4
+    assert "taken as 0.0003 in all of them" in capsys.readouterr().err
+    live = torch.optim.AdamW(trained(model), lr=1e-5)
+    steps(model, live)
+    positive = read_state(live, model.named_parameters())
+    assert with_positive_rates(positive, file, 3e-4) is positive  # a rate that is there is kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from lightning_toys.update_entropy.estimators import (
     sequence_importance_sampling,
 )
 from lightning_toys.update_entropy.figures import strip_common_suffix
+from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.probe import DIRECTIONS, Plan, probe
 from lightning_toys.update_entropy.probe_result import ProbeResult
-from lightning_toys.update_entropy.report import probe_report, summary_lines, write_probe_results
+from lightning_toys.update_entropy.report import linear_line, probe_report, summary_lines, write_probe_results
 from lightning_toys.update_entropy.rollouts import generate, uniforms
 from lightning_toys.update_entropy.sequences import Sequences
 from lightning_toys.update_entropy.task import CharacterTokenizer
@@ -271,9 +272,34 @@ def test_the_curvature_is_the_change_s_second_difference(case: Case) -> None:
     assert e.curvature.se == near(
         clustered_standard_error((there[0].influence + there[1].influence) / d**2, w.base[0].prompt_index)[0], 1e-3
     )
-    assert e.linear_until is not None
-    # there the quadratic term is a tenth of the linear one
-    assert abs(e.curvature.value) * e.linear_until**2 / 2 == near(abs(e.derivatives["full"][0]) * e.linear_until / 10)
+
+
+def test_the_length_of_the_linear_step(case: Case) -> None:
+    """eta* is the step whose quadratic term is a tenth of the linear one; where E does not tell, an interval alone."""
+    e = case.result.evaluations[0]
+    assert e.curvature is not None
+    value, se = e.derivatives["full"]
+    assert (e.slope.value, e.slope.se) == near((value, se))
+    assert se > abs(value) / 3  # with twelve sequences the slope is noise
+    assert e.linear_until is None
+    assert e.linear_until_interval is not None
+    assert e.linear_until_interval[0] == 0
+    assert "E does not tell" in linear_line(e)
+    # the same with errors a thousand times smaller
+    slope, curvature = (replace(x, influence=x.influence / 1000) for x in (e.slope, e.curvature))
+    sharp = replace(e, slope=slope, curvature=curvature)
+    assert sharp.linear_until is not None
+    assert abs(curvature.value) * sharp.linear_until**2 / 2 == near(abs(value) * sharp.linear_until / 10)
+    assert sharp.linear_until_interval is not None
+    low, high = sharp.linear_until_interval
+    assert 0.9 * sharp.linear_until < low < sharp.linear_until < high < 1.1 * sharp.linear_until
+    said = f"up to eta {sharp.linear_until:.2g} (95 % interval {low:.2g} to {high:.2g})"
+    assert said in linear_line(sharp)
+    assert "how far" in linear_line(
+        replace(e, curvature=replace(e.curvature, value=0.0), slope=replace(e.slope, value=0.0))
+    )
+    assert "the curvature from 0" in linear_line(replace(sharp, curvature=replace(e.curvature, value=0.0)))
+    assert replace(e, curvature=None).linear_until_interval is None
 
 
 def test_counterfactual_steps(case: Case) -> None:
@@ -395,7 +421,7 @@ def test_tables_are_the_result(case: Case, written: Path) -> None:
             arrays = dict(file)
         with (written / f"{name}.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
-        assert set(arrays) == set(columns) == set(rows[0])
+        assert set(arrays) - {"prompt_ids", "response_ids"} == set(columns) == set(rows[0])
         for column, x in columns.items():
             texts = [r[column] for r in rows]
             if arrays[column].dtype.kind == "U":
@@ -403,6 +429,19 @@ def test_tables_are_the_result(case: Case, written: Path) -> None:
             else:
                 assert [float(v) for v in texts] == arrays[column].tolist(), column
                 assert arrays[column].tolist() == near(list(map(float, x))), column
+
+
+def test_batches_can_be_rebuilt_from_their_files(case: Case, written: Path) -> None:
+    """Token ids are in the files: U and every E are what they were, and the policy says the same of them again."""
+    f, w = case.result, case.reference
+    with np.load(written / "sequences.npz") as file:
+        arrays = dict(file)
+    assert Sequences.from_arrays(arrays) == w.U
+    for k, e in enumerate(f.evaluations):
+        with np.load(written / f"eval_{k:02d}_sequences.npz") as file:
+            found, logp = Sequences.from_arrays(file), file["logp"]
+        assert found == e.sequences == w.E[k]
+        assert evaluate(w.model, found, TEMPERATURE).logp.numpy() == near(logp)
 
 
 def test_the_summary_is_the_result(case: Case, written: Path) -> None:
@@ -428,8 +467,10 @@ def test_the_summary_is_the_result(case: Case, written: Path) -> None:
         assert tuple(first["counterfactual_slopes"][name].values()) == near((value, se))
         assert (report[f"slope@{name}"], report[f"slope_se@{name}"]) == ([value], [se])
     assert e.curvature is not None
-    assert (report["curvature"], report["linear_until"]) == ([e.curvature.value], [e.linear_until])
-    assert first["linear_until"] == near(e.linear_until)
+    assert report["curvature"] == [e.curvature.value]
+    assert (np.isnan(report["linear_until"][0]), first["linear_until"]) == (True, None)  # noise
+    assert e.linear_until_interval is not None
+    assert first["linear_until_interval"][0] == e.linear_until_interval[0]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from lightning_toys.update_entropy.callback import UpdateEntropyCallback
 from lightning_toys.update_entropy.derivatives import perturbed, score_jvp
-from lightning_toys.update_entropy.estimators import Estimate, entropy, entropy_derivative, prefix_importance_sampling
+from lightning_toys.update_entropy.estimators import (
+    Estimate,
+    clustered_standard_error,
+    entropy,
+    entropy_derivative,
+    prefix_importance_sampling,
+)
 from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.rollouts import generate, uniforms
 from tests.update_entropy.test_callback import Imitation, fit
@@ -162,6 +168,18 @@ def check(
         fresh = generated(module, step, "measure", watch.measure_prompts, temperature)
         here, there = (evaluate(module.lm, fresh, temperature, p) for p in (None, perturbed(before, v, 1.0)))
         wanted["measured"] = prefix_importance_sampling(here, there, watch.kind).change
+        d = 0.01  # of the step: the prefix-weighted change's second difference
+        both = [
+            prefix_importance_sampling(
+                scores, evaluate(module.lm, asked, temperature, perturbed(before, v, s)), watch.kind
+            )
+            for s in (d, -d)
+        ]
+        influence = wanted["predicted"].influence + sum(x.change.influence for x in both) / (2 * d**2)
+        bent = wanted["predicted"].value + sum(x.change.value for x in both) / (2 * d**2)
+        assert found["second_order"][k] == pytest.approx(bent, rel=1e-4, abs=1e-8), step
+        se = clustered_standard_error(influence, scores.prompt_index)[0]
+        assert found["second_order_se"][k] == pytest.approx(se, rel=1e-4, abs=1e-8), step
         for name, x in wanted.items():
             assert found[name][k] == pytest.approx(x.value, rel=1e-6, abs=1e-11), (name, step)
             assert found[f"{name}_se"][k] == pytest.approx(x.se, rel=1e-6, abs=1e-11), (name, step)
@@ -196,3 +214,34 @@ def test_single_precision_is_no_reason_to_warn(
     found = read(fit(tmp_path, Imitation(), UpdateEntropyCallback(prompts=4, measure_prompts=0), **options))
     assert 0 < found["missed"].max() < 1e-2
     assert WARNING not in capsys.readouterr().err
+
+
+class Hurried(DoubleImitation):
+    """The same at a rate at which steps are bent."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.lm.parameters(), lr=0.004)
+
+
+def test_a_long_step_is_predicted_with_its_curvature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without it the measured changes are further off than their errors allow."""
+    watch = UpdateEntropyCallback(prompts=300, measure_prompts=300)
+    found = read(fit(tmp_path, Hurried(), watch))
+    z = {
+        k: np.abs(found[k] - found["measured"]) / np.hypot(found[f"{k}_se"], found["measured_se"])
+        for k in ("predicted", "second_order")
+    }
+    assert np.square(z["predicted"]).sum() > 12.6  # the 95 % quantile of chi-square with six degrees of freedom
+    assert np.square(z["second_order"]).sum() < 12.6
+    inside = int((z["second_order"] <= 1.96).sum())
+    said = f"{inside} of 6 measured changes are within the second-order prediction's 95 % interval (both errors)"
+    assert said in capsys.readouterr().err
+
+
+def test_the_curvature_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = read(
+        fit(tmp_path, DoubleImitation(), UpdateEntropyCallback(prompts=4, measure_prompts=4, second_order=False))
+    )
+    assert "second_order" not in found
+    z = np.abs(found["predicted"] - found["measured"]) / np.hypot(found["predicted_se"], found["measured_se"])
+    assert f"{int((z <= 1.96).sum())} of 6 measured changes are within the first-order" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lightning_toys.errors import ToyError
-from lightning_toys.update_entropy import word_problems
+from lightning_toys.update_entropy import data as text_data
 from lightning_toys.update_entropy.checkpoints import (
     PretrainedTokenizer,
     load_backbone,
@@ -199,11 +199,12 @@ def test_prompts_follow_the_chat_template() -> None:
 def test_the_data_module(steps: int, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
 
-    def load(path: Path) -> Chatty:
+    def load(path: Path, flag: str) -> Chatty:
+        assert flag == "--data.tokens"
         asked.append(path)
         return Chatty()
 
-    monkeypatch.setattr(word_problems, "load_tokenizer", load)
+    monkeypatch.setattr(text_data, "load_tokenizer", load)
     data = WordProblemData(str(tmp_path), steps, largest, longest=60, batch_size=5)
     assert not asked  # nothing is read before it is needed
     problems = data.problems(0, 0, "policy", 3000)
