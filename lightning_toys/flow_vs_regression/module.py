@@ -21,6 +21,8 @@ from lightning_toys.flow_vs_regression.metrics import compute_metrics
 from lightning_toys.flow_vs_regression.objectives import (
     MIP,
     Flow,
+    MIPForm,
+    MIPOneStep,
     Mode,
     Readout,
     Regression,
@@ -95,7 +97,8 @@ class FlowVsRegression(ToyModule):
         clip_grad_norm: bound on each replica's gradient norm.
         ema_decay: decay of a moving average of the weights.
         t_star: time of mip's second step.
-        mip_form: ``published`` or ``paper``; they differ in the network's inputs.
+        mip_form: ``published``, ``path`` or ``paper``; they differ in the network's inputs, see
+            :class:`~lightning_toys.flow_vs_regression.objectives.MIP`.
         evaluation: how predictions are read out.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
         compile: whether the loss is compiled (`torch.compile`): for GPUs; takes half a minute once.
@@ -131,7 +134,7 @@ class FlowVsRegression(ToyModule):
         clip_grad_norm: float | None = None,
         ema_decay: float | None = None,
         t_star: float = 0.9,
-        mip_form: Literal["published", "paper"] = "published",
+        mip_form: MIPForm = "published",
         evaluation: Evaluation | None = None,
         parallel: Parallel = "batch",
         compile: bool = False,
@@ -167,7 +170,9 @@ class FlowVsRegression(ToyModule):
         """See :meth:`ToyModule.unused_settings`."""
         out = super().unused_settings() | self.network.unused_settings(self.objective.with_time)
         if self.mode not in ("mip", "mip_one_step"):
-            out |= unused_flags("--model.mode mip or mip_one_step", "t_star", "mip_form")
+            out |= unused_flags("--model.mode mip or mip_one_step", "t_star")
+        if self.mode != "mip":
+            out |= unused_flags("--model.mode mip", "mip_form")
         if self.mode != "flow":
             out |= unused_flags("--model.mode flow", "evaluation.solver")
         if self.mode not in ("flow", "straight_flow"):
@@ -224,7 +229,7 @@ class FlowVsRegression(ToyModule):
         """See :meth:`ToyModule.take_steps`: by ``manual_steps``, for the shipped MLPs and objectives."""
         assert isinstance(self.net, ConditionalNet)
         own = [getattr(type(self), name) for name in WRITTEN_OUT] != list(WRITTEN_OUT.values())
-        own |= type(self.objective) not in (Regression, Flow, StraightFlow, MIP)
+        own |= type(self.objective) not in (Regression, Flow, StraightFlow, MIP, MIPOneStep)
         if own or torch.is_autocast_enabled("cpu") or not (is_plain(self.net) and is_plain_adamw(optimizer, self.net)):
             return None
         if self.manual_steps is None or not self.manual_steps.is_of(self.net, optimizer):
