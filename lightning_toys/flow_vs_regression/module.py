@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_toys.errors import bounded, require
 from lightning_toys.flow_vs_regression import figures
+from lightning_toys.flow_vs_regression.baselines import baseline_predictions
 from lightning_toys.flow_vs_regression.data import InterpolationData
 from lightning_toys.flow_vs_regression.metrics import compute_metrics
 from lightning_toys.flow_vs_regression.objectives import (
@@ -329,6 +330,7 @@ class FlowVsRegression(ToyModule):
         draws = e.draws if full else min(e.draws, 8)
         prediction = self.predict(c, draws).cpu().double()
         scalars, arrays = compute_metrics(prediction, truth, c, target)
+        scalars |= target.extra_metrics(c, prediction, partial(self.predict_anew, draws, readout, None))
         metrics = {name: v.tolist() for name, v in scalars.items()}
         if full:
             for distribution in e.test_x0:
@@ -337,18 +339,34 @@ class FlowVsRegression(ToyModule):
                     same = (distribution, other.name) == (e.x0, readout.name)
                     p = prediction if same else self.predict(c, draws, distribution, other).cpu().double()
                     found, _ = compute_metrics(p, truth, c, target)
+                    found |= target.extra_metrics(c, p, partial(self.predict_anew, draws, other, distribution))
                     metrics.update({k + suffix: v.tolist() for k, v in found.items() if "_dim" not in k})
                     if p.shape[1] > 1:
                         metrics["spread" + suffix] = p.var(1).mean((1, 2)).sqrt().tolist()
         references: dict[str, dict[str, float]] = {}
         rows = self.data.baselines(self.seeds, c)
         for name in rows[0]:
-            values = [compute_metrics(row[name], truth, c, target)[0] for row in rows]
+            values = [
+                compute_metrics(row[name], truth, c, target)[0]
+                | target.extra_metrics(c, row[name], partial(self.baseline_anew, r, name))
+                for r, row in enumerate(rows)
+            ]
             references[name] = {k: float(np.mean([s[k].item() for s in values])) for k in values[0]}
         points = self.data.points(self.seeds)
         self.figure_data = figures.FigureData(c, truth, prediction, points.c[0], points.x1[0], rows[0], target, arrays)
         means = {k: v.mean(0).tolist() for k, v in arrays.items()}
         return Report(self.seeds, metrics, references, means)
+
+    def predict_anew(
+        self, draws: int, readout: Readout, fixed: X0Distribution | None, c: Tensor, law: X0Distribution | None
+    ) -> Tensor:
+        """Return predictions (R, K, M, D) for a target's own metrics, float64: from ``fixed``, else from ``law``."""
+        return self.predict(c, draws, fixed or law, readout).cpu().double()
+
+    def baseline_anew(self, r: int, name: str, c: Tensor, law: X0Distribution | None) -> Tensor:
+        """Return the prediction (1, 1, M, D) of a baseline that learns replica r's points, at any c (M, 1)."""
+        points = self.data.points(self.seeds)
+        return baseline_predictions(points.c[r], points.x1[r], c, self.data.noise)[name]
 
     def validation_step(self, grid: Tensor, batch_idx: int) -> None:
         """Evaluate the configured readout on the grid (at most 1000 points) and on held-out points."""
