@@ -112,9 +112,9 @@ def metric_name(cell: Cell, metric: str, mended: Collection[str] = ()) -> str:
     start = "zeros"
     if metric == "boundary" or metric.startswith("subspace"):
         start = "zeros" if "x0" in mended else "gaussian"
-        metric = metric if "truth" in mended and metric != "boundary" else f"published/{metric}"
+        metric = metric if "truth" in mended and metric != "boundary" else f"published_{metric}"
     elif metric.startswith("cosine"):
-        metric = f"published/{metric}"
+        metric = f"published_{metric}"
     return f"{metric.replace('perpendicular_mean', 'perpendicular')}@{start}/{readout}"
 
 
@@ -241,7 +241,7 @@ def reference(content: Content, name: str, metric: str) -> str:
 def boundary_table(at: Folders) -> str:
     """Return one checkpoint from both starts, the published metrics beside the right ones."""
     r = of(at, REGRESSION)
-    names = ("published/boundary", "boundary", "published/subspace_diagonal", "subspace_diagonal", "l2")
+    names = ("published_boundary", "boundary", "published_subspace_diagonal", "subspace_diagonal", "l2")
     seeds = [" ".join(figures_of(v, 3) for v in published(REGRESSION, n).values()) for n in (HEADLINES["piecewise"],)]
     seeds += ["-", " ".join(figures_of(v, 3) for v in published(REGRESSION, "subspace_diagonal").values()), "-", "-"]
     rows = [["published, three seeds", *seeds]]
@@ -254,7 +254,7 @@ def boundary_table(at: Folders) -> str:
 def boundary_change(at: Folders) -> str:
     """Write how many times as large the boundary share is from Gaussian x0, in the same checkpoints."""
     r = of(at, REGRESSION)
-    return str(paired_ratio(*(by_seed(r, f"published/boundary@{x0}/direct") for x0 in ("gaussian", "zeros"))))
+    return str(paired_ratio(*(by_seed(r, f"published_boundary@{x0}/direct") for x0 in ("gaussian", "zeros"))))
 
 
 WHOLE = {

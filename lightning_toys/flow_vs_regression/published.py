@@ -40,10 +40,10 @@ class PublishedPiecewise(Piecewise):
 
     Metrics of its own, from :data:`POINTS` points of each interval i, both ends included, with e = f - f*:
 
-    - ``published/subspace_diagonal`` and ``published/subspace_off_diagonal``: means of the diagonal and of the rest of
+    - ``published_subspace_diagonal`` and ``published_subspace_off_diagonal``: means of the diagonal and of the rest of
       M_ij = mean |(I - P_j) e| / |e|. Predictions start from Gaussian x0, in every mode, and f* is P_i times the sums
       at linspace(0, 1, 20) in place of the interval's points: an oversight, by which f* itself does not score 0.
-    - ``published/boundary``: |(I - Q_i) f| / |f| at as many points in i / 10 ± ``boundary_width``, from Gaussian x0.
+    - ``published_boundary``: |(I - Q_i) f| / |f| at as many points in i / 10 ± ``boundary_width``, from Gaussian x0.
     - ``subspace_diagonal``, ``subspace_off_diagonal``: what M was meant to be, from the evaluation's x0 and with f* at
       the points themselves. ``boundary`` on the grid is the published one's counterpart.
 
@@ -105,7 +105,7 @@ class PublishedPiecewise(Piecewise):
         points = self.interval_points
         out = {}
         for prefix, law, truth in (
-            ("published/", "gaussian", self.misplaced_truth()),
+            ("published_", "gaussian", self.misplaced_truth()),
             ("", None, self(points)),
         ):
             m = self.error_matrix(predict(points, law), truth)  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ class PublishedPiecewise(Piecewise):
         f = predict(self.boundary_points, "gaussian")
         f = f.reshape(*f.shape[:2], self.intervals - 1, POINTS, self.dim)
         shares = [share(f[:, :, i] - f[:, :, i] @ q, f[:, :, i]) for i, q in enumerate(self.boundary_projectors())]
-        out["published/boundary"] = torch.stack(shares).mean((0, 2, 3))
+        out["published_boundary"] = torch.stack(shares).mean((0, 2, 3))
         return out
 
 
@@ -123,7 +123,7 @@ class PublishedRotation(Rotation):
     """The published rotation target: weights of 8 trigonometric terms, and e_1 = numpy's ``RandomState(42).randn(2)``.
 
     Metrics of its own, on the evaluation grid and from the evaluation's x0 (the published code takes zeros there, as
-    for l1 and l2): ``published/cosine_mean`` and ``published/cosine_min``, mean and least over components of the mean
+    for l1 and l2): ``published_cosine_mean`` and ``published_cosine_min``, mean and least over components of the mean
     signed cosine of f_k and v_k. Since the weights change sign, the truth itself scores .034: they measure nothing.
     ``cosine`` and ``cosine_min``, of |cos|, are what they were meant to be. The published perpendicular shares are
     ``perpendicular`` and ``perpendicular_max``.
@@ -167,4 +167,4 @@ class PublishedRotation(Rotation):
         parts = prediction.reshape(*prediction.shape[:-1], self.components, self.size)
         norm = parts.norm(dim=-1)
         cosine = torch.where(norm > 0, (parts * v).sum(-1) / norm.where(norm > 0, 1.0), 0.0).mean((1, 2))
-        return {"published/cosine_mean": cosine.mean(1), "published/cosine_min": cosine.min(1).values}
+        return {"published_cosine_mean": cosine.mean(1), "published_cosine_min": cosine.min(1).values}
