@@ -67,9 +67,9 @@ PUBLISHED = Run(
     ),
     folder="flow_vs_regression/published",
     seeds="0, 1, 2",
-    minutes=300,
+    minutes=380,
     quick="--trainer.max_epochs 20 --data.num_eval 200 --model.seeds '[0,1]'",
-    quick_minutes=12,
+    quick_minutes=15,
 )
 
 # the readout by the published protocol, and with a flow's single Euler step mended
