@@ -1,56 +1,84 @@
-"""Ours beside published: ratios with their intervals, and what may be said of a published claim.
+"""Ours beside published: ratios with their intervals, and what may be said of a published level or claim.
 
-Published tables give a mean and a standard deviation over a few seeds; ours have every seed. Levels are compared by
-Welch's test, our own modes by the ratio paired by seed (of logarithms: errors are positive and multiply).
+Errors are positive and multiply, so that all of it is about logarithms of the seeds' values, and means are geometric.
+Whoever draws up a family of comparisons hands it over whole: p-values are adjusted within it by Holm's rule.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats as scipy_stats
 
 from gallery.read import figures_of, short
-from lightning_toys.stats import Estimate, paired_difference
+from lightning_toys.stats import holm
 
-LEVEL = 0.05  # below it, after Holm's adjustment, a difference counts
-NEAR = 1.5  # numbers are alike where the whole interval of their ratio lies within this factor
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published mean and standard deviation (over n - 1) of ``n`` seeds."""
-
-    mean: float
-    sd: float
-    n: int = 3
+LEVEL = 0.05  # below it, after Holm's adjustment, a test counts
+NEAR = 1.5  # numbers are alike where their ratio lies within this factor of 1
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio with its 95 % interval and the two-sided p-value of 1."""
+    """A ratio of geometric means: Student's t of its logarithm.
 
-    value: float
-    lo: float
-    hi: float
-    p_value: float
+    Attributes:
+        log: logarithm of the ratio.
+        error: its standard error; 0 where the values do not vary.
+        dof: degrees of freedom.
+    """
 
-    def __str__(self) -> str:
-        value, lo, hi = (rounded(x) for x in (self.value, self.lo, self.hi))
-        return f"{value} ({lo} to {hi})"
+    log: float
+    error: float
+    dof: float
+
+    def above(self, log: float) -> float:
+        """Return the one-sided p-value against "the ratio's logarithm is at most ``log``"."""
+        if self.error == 0:
+            return 0.0 if self.log > log else 1.0
+        return float(scipy_stats.t.sf((self.log - log) / self.error, self.dof))
+
+    def below(self, log: float) -> float:
+        """Return the one-sided p-value against "the ratio's logarithm is at least ``log``"."""
+        return Ratio(-self.log, self.error, self.dof).above(-log)
 
     @property
-    def near_one(self) -> bool:
-        """Whether the whole interval lies within the factor NEAR of 1."""
-        return self.lo > 1 / NEAR and self.hi < NEAR
+    def value(self) -> float:
+        """The ratio."""
+        return math.exp(self.log)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The ends of the 95 % interval."""
+        half = float(scipy_stats.t.ppf(0.975, self.dof)) * self.error
+        return math.exp(self.log - half), math.exp(self.log + half)
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, against a ratio of 1."""
+        return min(1.0, 2 * min(self.above(0), self.below(0)))
+
+    @property
+    def p_near(self) -> float:
+        """Of two one-sided tests (Schuirmann 1987): small where the ratio lies within the factor NEAR of 1."""
+        return max(self.above(-math.log(NEAR)), self.below(math.log(NEAR)))
+
+    @property
+    def p_not_above(self) -> float:
+        """One-sided: small where the ratio lies below NEAR, whether or not it is below 1."""
+        return self.below(math.log(NEAR))
+
+    def __str__(self) -> str:
+        lo, hi = (rounded(x) for x in self.ends)
+        return f"{rounded(self.value)} ({lo} to {hi})"
 
 
 def rounded(x: float) -> str:
     """Write a ratio to two significant figures, large ones without a fraction."""
-    return short(f"{x:.0f}") if abs(x) >= 10 else figures_of(x, 2)
+    return short(f"{x:.0f}") if 10 <= abs(x) < 1e4 else short(f"{x:.1e}") if abs(x) >= 1e4 else figures_of(x, 2)
 
 
 def p_words(p: float) -> str:
@@ -58,121 +86,143 @@ def p_words(p: float) -> str:
     return "1" if p > 0.995 else short(f"{p:.2g}")
 
 
-def percent(ratio: Ratio) -> str:
-    """Write a ratio's distance from 1 in per cent."""
-    value, lo, hi = (round(100 * (x - 1)) for x in (ratio.value, ratio.lo, ratio.hi))
-    return f"{value:+d} % ({lo:+d} to {hi:+d})"
+def logs(values: Iterable[float]) -> np.ndarray:
+    """Return the logarithms of positive values.
 
-
-def said(text: str) -> Published:
-    """Read ``mean ± SD`` as it was published."""
-    mean, _, sd = text.partition(" ± ")
-    return Published(float(mean), float(sd))
-
-
-def written_sd(x: Published) -> str:
-    """Write mean ± SD, both to the SD's second digit."""
-    digits = 1 - math.floor(math.log10(x.sd))
-    return short(f"{x.mean:.{digits}f} ± {x.sd:.{digits}f}")
-
-
-def welch(a: Published, b: Published) -> Ratio:
-    """Compare two means by Welch's test: a / b, and the interval of 1 + (a - b) / b for ``b`` as it stands.
-
-    The difference of means has variance s_a^2 / n_a + s_b^2 / n_b and Satterthwaite's degrees of freedom (Welch
-    1947). It is scaled by b's mean to be read; the interval is the difference's, and may reach below 0.
+    Raises:
+        ValueError: fewer than two, or one is not positive.
     """
-    va, vb = a.sd**2 / a.n, b.sd**2 / b.n
-    dof = (va + vb) ** 2 / (va**2 / (a.n - 1) + vb**2 / (b.n - 1))
-    error, d = math.sqrt(va + vb), a.mean - b.mean
-    half = float(scipy_stats.t.ppf(0.975, dof)) * error
-    p = float(2 * scipy_stats.t.sf(abs(d) / error, dof))
-    return Ratio(a.mean / b.mean, (a.mean - half) / b.mean, (a.mean + half) / b.mean, p)
+    x = np.asarray(list(values), dtype=np.float64)
+    if x.size < 2 or not (x > 0).all():
+        raise ValueError(f"two positive values or more are wanted, not {x.tolist()}")
+    return np.log(x)
 
 
-def summed_up(values: Sequence[float]) -> Published:
-    """Return mean and standard deviation of our seeds, as a published table has them."""
-    x = np.asarray(values, dtype=np.float64)
-    return Published(float(x.mean()), float(x.std(ddof=1)), x.size)
+def geometric_mean(values: Iterable[float]) -> float:
+    """Return the geometric mean of positive values."""
+    return math.exp(float(logs(values).mean()))
+
+
+def welch_ratio(a: Iterable[float], b: Iterable[float]) -> Ratio:
+    """Compare the geometric means of independent seeds, a / b, by Welch's test of the logarithms.
+
+    The difference of the means has variance s_a^2 / n_a + s_b^2 / n_b, s^2 with n - 1 in the denominator, and
+    Satterthwaite's degrees of freedom.
+    """
+    x, y = logs(a), logs(b)
+    va, vb = x.var(ddof=1) / x.size, y.var(ddof=1) / y.size
+    total = float(va + vb)
+    dof = total**2 / float(va**2 / (x.size - 1) + vb**2 / (y.size - 1)) if total > 0 else x.size + y.size - 2.0
+    return Ratio(float(x.mean() - y.mean()), math.sqrt(total), dof)
 
 
 def paired_ratio(a: Mapping[int, float], b: Mapping[int, float]) -> Ratio:
-    """Return the geometric mean over seeds of a_r / b_r with its Student-t interval.
+    """Return the geometric mean over seeds of a_r / b_r, by the paired t-test of the logarithms.
 
     Raises:
-        ValueError: fewer than two seeds are shared.
+        ValueError: fewer than two seeds are shared, or a value is not positive.
     """
-    above, below = ({seed: math.log(v) for seed, v in x.items()} for x in (a, b))
-    found = paired_difference(above, below)
-    if found is None:
-        raise ValueError("fewer than two seeds are shared")
-    e = found.estimate
-    return Ratio(math.exp(e.mean), math.exp(e.lo), math.exp(e.hi), found.p_value)
+    shared = sorted(set(a) & set(b))
+    d = logs(a[s] for s in shared) - logs(b[s] for s in shared)
+    return Ratio(float(d.mean()), float(d.std(ddof=1) / math.sqrt(d.size)), d.size - 1.0)
 
 
-def level_verdict(ratio: Ratio, p_adjusted: float) -> str:
-    """Say of a published level what ours / published allows: ``differs``, else ``holds``, else ``cannot tell``."""
-    if p_adjusted < LEVEL:
-        return "differs"
-    return "holds" if ratio.near_one else "cannot tell"
+@dataclass(frozen=True)
+class Level:
+    """What may be said of one published level; p-values are adjusted over the family."""
+
+    ratio: Ratio
+    p_value: float
+    p_near: float
+
+    @property
+    def verdict(self) -> str:
+        """``reproduced``: within a factor of 1.5; ``differs``; ``differs, within 1.5``; else ``cannot tell``."""
+        words = ["differs"] if self.p_value < LEVEL else []
+        near = self.p_near < LEVEL
+        return ", ".join([*words, f"within {NEAR}"] if words and near else words) or (
+            "reproduced" if near else "cannot tell"
+        )
+
+
+def levels(ratios: Sequence[Ratio]) -> list[Level]:
+    """Return what may be said of each of a family of ratios, ours / published."""
+    different, near = holm([r.p_value for r in ratios]), holm([r.p_near for r in ratios])
+    return [Level(*x) for x in zip(ratios, different.tolist(), near.tolist(), strict=True)]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published ratio of two modes' errors beside ours; p-values are adjusted over the claims.
+    """One comparison under a claim that A's error is smaller than B's: ratios A / B of our seeds.
 
     Attributes:
-        published: which side of 1 it lies on is the claim.
-        plain: ours by the published protocol.
-        plain_p: its p-value.
-        mended: ours with the protocol's flaw mended.
-        mended_p: its p-value.
-        change_p: of the change from one to the other in the same checkpoints.
+        plain: by the published protocol.
+        mended: with its flaws mended.
+        change: mended / plain of the same checkpoints.
+        alone: what each flaw mended alone adds to the logarithm of the ratio.
     """
 
-    published: float
     plain: Ratio
-    plain_p: float
     mended: Ratio
-    mended_p: float
-    change_p: float
-
-    def side(self, ratio: Ratio, p: float) -> int:
-        """Return 1 where a ratio shows the claim, -1 where it shows the reverse, 0 where it shows neither."""
-        return 0 if p >= LEVEL else 1 if (ratio.value > 1) == (self.published > 1) else -1
+    change: Ratio
+    alone: Mapping[str, float]
 
     @property
-    def verdict(self) -> str:
-        """What may be said of the claim.
-
-        ``holds``: the mended ratio shows it; ``holds, smaller`` where its whole interval lies between 1 and what was
-        published. ``artefact``: only the published protocol shows it; mending changes it, and what is left is the
-        reverse, or within the factor NEAR of 1. ``reversed``: the mended ratio shows the reverse. ``cannot tell``:
-        anything else: that nothing is seen is no proof that there is nothing.
-        """
-        plain, mended = self.side(self.plain, self.plain_p), self.side(self.mended, self.mended_p)
-        if mended == 1:
-            up = self.published > 1
-            smaller = self.mended.hi < self.published if up else self.mended.lo > self.published
-            return "holds, smaller" if smaller else "holds"
-        if plain == 1 and self.change_p < LEVEL and (mended == -1 or self.mended.near_one):
-            return "artefact"
-        return "reversed" if mended == -1 else "cannot tell"
+    def causes(self) -> list[str]:
+        """The flaws that, mended alone, make at least half of the change; all of them together where none does."""
+        found = [name for name, log in self.alone.items() if log * self.change.log >= self.change.log**2 / 2]
+        return found or ["all of it together"]
 
 
-def agrees(published: float, found: Estimate) -> bool:
-    """Whether a number lies in an interval of ours that is no wider than the factor NEAR around it."""
-    return found.lo <= published <= found.hi and found.lo > published / NEAR and found.hi < published * NEAR
+def side(ratio: Ratio, p: float) -> int:
+    """Return 1 where a ratio is surely below 1, -1 where it is surely above, 0 where neither is seen."""
+    return 0 if p >= LEVEL else 1 if ratio.log < 0 else -1
 
 
-def number_verdict(published: float, plain: Estimate, mended: Estimate, change: float) -> str:
-    """Say of a published number without an error of its own what our two intervals allow.
+def claim_verdicts(comparisons: Sequence[Comparison], ties_hold: bool = False) -> list[str]:
+    """Say of each of a claim's comparisons what it shows; the claim's comparisons are one family.
 
-    Returns:
-        ``holds``: ours agrees with the protocol's flaw mended. ``artefact``: ours agrees by the published protocol
-        only, and mending changes the same checkpoints' number. ``cannot tell``: anything else.
+    ``holds``: the mended ratio is below 1; with ``ties_hold`` (of "matches or exceeds") it is enough that it is
+    surely below NEAR. ``artefact``: the published protocol shows it, mending changes it, and what is left is the
+    reverse, or within the factor NEAR of 1. ``reversed``: the mended ratio is above 1. ``cannot tell``: anything
+    else; that nothing is seen is no proof that there is nothing.
     """
-    if agrees(published, mended):
-        return "holds"
-    seen = agrees(published, plain) and not mended.lo <= published <= mended.hi
-    return "artefact" if seen and change < LEVEL else "cannot tell"
+    wanted: dict[str, Callable[[Comparison], float]] = {
+        "plain": lambda c: c.plain.p_value,
+        "plain tie": lambda c: c.plain.p_not_above,
+        "mended": lambda c: c.mended.p_value,
+        "tie": lambda c: c.mended.p_not_above,
+        "near": lambda c: c.mended.p_near,
+        "change": lambda c: c.change.p_value,
+    }
+    p = {name: holm([get(c) for c in comparisons]).tolist() for name, get in wanted.items()}
+    out = []
+    for k, c in enumerate(comparisons):
+        mended, plain = side(c.mended, p["mended"][k]), side(c.plain, p["plain"][k])
+        shown = plain == 1 or (ties_hold and p["plain tie"][k] < LEVEL)
+        if mended == 1 or (ties_hold and p["tie"][k] < LEVEL):
+            out.append("holds")
+        elif shown and p["change"][k] < LEVEL and (mended == -1 or p["near"][k] < LEVEL):
+            out.append("artefact")
+        else:
+            out.append("reversed" if mended == -1 else "cannot tell")
+    return out
+
+
+def claim_verdict(words: Sequence[str], causes: Sequence[Sequence[str]] = ()) -> str:
+    """Say of a claim that is made for all of its comparisons what they leave of it.
+
+    ``reversed``: one at least is surely the other way round, so that it is not true of all. Else ``artefact of ...``:
+    one at least is; of what most of these are. Else ``holds``: every one does. Else ``cannot tell``.
+
+    Args:
+        words: of :func:`claim_verdicts`.
+        causes: :attr:`Comparison.causes` of each, where one is an artefact.
+    """
+    if "reversed" in words:
+        return "reversed"
+    if "artefact" in words:
+        found = Counter(c for word, names in zip(words, causes, strict=True) if word == "artefact" for c in names)
+        most = max(found.values())
+        return "artefact of " + " and ".join(c for c, n in found.items() if n == most)
+    return "holds" if words and set(words) == {"holds"} else "cannot tell"

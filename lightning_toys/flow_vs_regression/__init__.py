@@ -7,6 +7,7 @@ from lightning_toys.imports import lazy_exports
 if TYPE_CHECKING:
     from lightning_toys.flow_vs_regression.data import InterpolationData
     from lightning_toys.flow_vs_regression.module import Evaluation, FlowVsRegression
+    from lightning_toys.flow_vs_regression.published import PublishedPiecewise, PublishedRotation
     from lightning_toys.flow_vs_regression.targets import Piecewise, Projected, Rotation, Target, Trigonometric
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "InterpolationData",
     "Piecewise",
     "Projected",
+    "PublishedPiecewise",
+    "PublishedRotation",
     "Rotation",
     "Target",
     "Trigonometric",
@@ -25,6 +28,7 @@ __getattr__, __dir__, PLACES = lazy_exports(
     {
         "data": ["InterpolationData"],
         "module": ["FlowVsRegression"],
+        "published": ["PublishedPiecewise", "PublishedRotation"],
         "targets": ["Piecewise", "Projected", "Rotation", "Trigonometric"],
     },
     {"module": ["Evaluation"], "targets": ["Target"]},

@@ -16,11 +16,14 @@ from torch import Tensor
 
 from lightning_toys.errors import bounded, require
 from lightning_toys.flow_vs_regression import figures
+from lightning_toys.flow_vs_regression.baselines import baseline_predictions
 from lightning_toys.flow_vs_regression.data import InterpolationData
 from lightning_toys.flow_vs_regression.metrics import compute_metrics
 from lightning_toys.flow_vs_regression.objectives import (
     MIP,
     Flow,
+    MIPForm,
+    MIPOneStep,
     Mode,
     Readout,
     Regression,
@@ -95,7 +98,8 @@ class FlowVsRegression(ToyModule):
         clip_grad_norm: bound on each replica's gradient norm.
         ema_decay: decay of a moving average of the weights.
         t_star: time of mip's second step.
-        mip_form: ``published`` or ``paper``; they differ in the network's inputs.
+        mip_form: ``published``, ``path`` or ``paper``; they differ in the network's inputs, see
+            :class:`~lightning_toys.flow_vs_regression.objectives.MIP`.
         evaluation: how predictions are read out.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
         compile: whether the loss is compiled (`torch.compile`): for GPUs; takes half a minute once.
@@ -131,7 +135,7 @@ class FlowVsRegression(ToyModule):
         clip_grad_norm: float | None = None,
         ema_decay: float | None = None,
         t_star: float = 0.9,
-        mip_form: Literal["published", "paper"] = "published",
+        mip_form: MIPForm = "published",
         evaluation: Evaluation | None = None,
         parallel: Parallel = "batch",
         compile: bool = False,
@@ -167,7 +171,9 @@ class FlowVsRegression(ToyModule):
         """See :meth:`ToyModule.unused_settings`."""
         out = super().unused_settings() | self.network.unused_settings(self.objective.with_time)
         if self.mode not in ("mip", "mip_one_step"):
-            out |= unused_flags("--model.mode mip or mip_one_step", "t_star", "mip_form")
+            out |= unused_flags("--model.mode mip or mip_one_step", "t_star")
+        if self.mode != "mip":
+            out |= unused_flags("--model.mode mip", "mip_form")
         if self.mode != "flow":
             out |= unused_flags("--model.mode flow", "evaluation.solver")
         if self.mode not in ("flow", "straight_flow"):
@@ -224,7 +230,7 @@ class FlowVsRegression(ToyModule):
         """See :meth:`ToyModule.take_steps`: by ``manual_steps``, for the shipped MLPs and objectives."""
         assert isinstance(self.net, ConditionalNet)
         own = [getattr(type(self), name) for name in WRITTEN_OUT] != list(WRITTEN_OUT.values())
-        own |= type(self.objective) not in (Regression, Flow, StraightFlow, MIP)
+        own |= type(self.objective) not in (Regression, Flow, StraightFlow, MIP, MIPOneStep)
         if own or torch.is_autocast_enabled("cpu") or not (is_plain(self.net) and is_plain_adamw(optimizer, self.net)):
             return None
         if self.manual_steps is None or not self.manual_steps.is_of(self.net, optimizer):
@@ -324,6 +330,7 @@ class FlowVsRegression(ToyModule):
         draws = e.draws if full else min(e.draws, 8)
         prediction = self.predict(c, draws).cpu().double()
         scalars, arrays = compute_metrics(prediction, truth, c, target)
+        scalars |= target.extra_metrics(c, prediction, partial(self.predict_anew, draws, readout, None))
         metrics = {name: v.tolist() for name, v in scalars.items()}
         if full:
             for distribution in e.test_x0:
@@ -332,18 +339,34 @@ class FlowVsRegression(ToyModule):
                     same = (distribution, other.name) == (e.x0, readout.name)
                     p = prediction if same else self.predict(c, draws, distribution, other).cpu().double()
                     found, _ = compute_metrics(p, truth, c, target)
+                    found |= target.extra_metrics(c, p, partial(self.predict_anew, draws, other, distribution))
                     metrics.update({k + suffix: v.tolist() for k, v in found.items() if "_dim" not in k})
                     if p.shape[1] > 1:
                         metrics["spread" + suffix] = p.var(1).mean((1, 2)).sqrt().tolist()
         references: dict[str, dict[str, float]] = {}
         rows = self.data.baselines(self.seeds, c)
         for name in rows[0]:
-            values = [compute_metrics(row[name], truth, c, target)[0] for row in rows]
+            values = [
+                compute_metrics(row[name], truth, c, target)[0]
+                | target.extra_metrics(c, row[name], partial(self.baseline_anew, r, name))
+                for r, row in enumerate(rows)
+            ]
             references[name] = {k: float(np.mean([s[k].item() for s in values])) for k in values[0]}
         points = self.data.points(self.seeds)
         self.figure_data = figures.FigureData(c, truth, prediction, points.c[0], points.x1[0], rows[0], target, arrays)
         means = {k: v.mean(0).tolist() for k, v in arrays.items()}
         return Report(self.seeds, metrics, references, means)
+
+    def predict_anew(
+        self, draws: int, readout: Readout, fixed: X0Distribution | None, c: Tensor, law: X0Distribution | None
+    ) -> Tensor:
+        """Return predictions (R, K, M, D) for a target's own metrics, float64: from ``fixed``, else from ``law``."""
+        return self.predict(c, draws, fixed or law, readout).cpu().double()
+
+    def baseline_anew(self, r: int, name: str, c: Tensor, law: X0Distribution | None) -> Tensor:
+        """Return the prediction (1, 1, M, D) of a baseline that learns replica r's points, at any c (M, 1)."""
+        points = self.data.points(self.seeds)
+        return baseline_predictions(points.c[r], points.x1[r], c, self.data.noise)[name]
 
     def validation_step(self, grid: Tensor, batch_idx: int) -> None:
         """Evaluate the configured readout on the grid (at most 1000 points) and on held-out points."""

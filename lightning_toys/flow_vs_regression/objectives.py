@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -143,30 +144,64 @@ class StraightFlow(Objective):
         return [self.readout("euler", n) for n in nfes]
 
 
+MIPForm = Literal["published", "path", "paper"]
+
+
+@dataclass(frozen=True)
+class MIPInputs:
+    """What mip's network is given as x.
+
+    Attributes:
+        first: x0 (R, B, D) to the first step's input, in training and in readouts.
+        second: (first input, a0, t*) to the second readout step's input.
+    """
+
+    first: Callable[[Tensor], Tensor]
+    second: Callable[[Tensor, Tensor, float], Tensor]
+
+
+def unchanged(x0: Tensor) -> Tensor:
+    """Return x0."""
+    return x0
+
+
+MIP_FORMS: dict[MIPForm, MIPInputs] = {
+    "published": MIPInputs(unchanged, lambda start, a0, t: a0),
+    "path": MIPInputs(unchanged, lambda start, a0, t: (1 - t) * start + t * a0),
+    "paper": MIPInputs(torch.zeros_like, lambda start, a0, t: t * a0),
+}
+
+
 class MIP(Objective):
     """Minimal iterative policy (Pan et al. 2025, arXiv 2512.01809): l(f(x0, c, 0), x1) + l(f(x_t*, c, t*), x1).
 
-    Read out in two steps, a0 = f(x0, c, 0) and then f(x_t*, c, t*) with x_t* on the line from x0 to a0.
+    Read out in two steps: a0 = f(x0, c, 0), then f of an input made of a0, at t*.
 
     Args:
         t_star: t*, the second step's time.
-        form: ``published`` starts both terms from x0 and feeds (1 - t*) x0 + t* a0 to the second step; ``paper``
-            starts the first from zeros and feeds t* a0.
-        one_step: take the first step's prediction for the configured readout.
+        form: ``published`` starts from x0 and feeds a0 as it is to the second step, as the public toy code does;
+            ``path`` feeds it (1 - t*) x0 + t* a0, the point that it was trained at; ``paper`` starts from zeros and
+            feeds it t* a0. ``published`` and ``path`` are trained alike, and each reads out the other's second step
+            too.
 
     Raises:
-        ToyError: t* is not between 0 and 1.
+        ToyError: t* is not between 0 and 1, or there is no such form.
     """
 
     with_time = True
 
-    def __init__(self, t_star: float = 0.9, form: Literal["published", "paper"] = "published", one_step: bool = False):
+    def __init__(self, t_star: float = 0.9, form: MIPForm = "published"):
         require(0 < t_star < 1, f"--model.t_star: {t_star} is not allowed; give a number between 0 and 1")
-        self.t_star, self.form, self.one_step = t_star, form, one_step
+        require(
+            form in MIP_FORMS,
+            f"--model.mip_form: {form!r} is not allowed; give one of {', '.join(MIP_FORMS)}"
+            f"{did_you_mean(str(form), MIP_FORMS)}",
+        )
+        self.t_star, self.form = t_star, form
 
     def first_input(self, x0: Tensor) -> Tensor:
         """Return the first step's input x (R, B, D): x0, or zeros in the paper's form."""
-        return torch.zeros_like(x0) if self.form == "paper" else x0
+        return MIP_FORMS[self.form].first(x0)
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
         """See :meth:`Objective.residuals`."""
@@ -181,10 +216,14 @@ class MIP(Objective):
         return out
 
     def second_step(self, net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
-        """Return f(x_t*, c, t*), (R, B, D), with x_t* on the line from the first step's input to a0."""
-        t_star = expand_time(x0, self.t_star)
+        """Return the second step's prediction f(x, c, t*), (R, B, D), x as the form makes it of a0."""
+        return self.second_step_of(MIP_FORMS[self.form], net, c, x0)
+
+    def second_step_of(self, inputs: MIPInputs, net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
+        """Return the second step's prediction (R, B, D) with the input of any form."""
         a0 = self.first_step(net, c, x0).to(x0)  # autocast hands half precision back
-        out: Tensor = net(interpolate(self.first_input(x0), a0, t_star), c, t_star)
+        x = inputs.second(self.first_input(x0), a0, self.t_star)
+        out: Tensor = net(x, c, expand_time(x0, self.t_star))
         return out
 
     def readout(self, solver: Solver, nfe: int) -> Readout:
@@ -192,24 +231,58 @@ class MIP(Objective):
         return self.readouts([], [])[0]
 
     def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
+        """See :meth:`Objective.readouts`: both steps, and the second steps of the forms that are trained alike."""
+        found = [Readout("two-step", self.second_step), Readout("one-step", self.first_step)]
+        for name, inputs in MIP_FORMS.items():
+            if name != self.form and inputs.first is MIP_FORMS[self.form].first:
+                found.append(Readout(f"two-step-{name}", partial(self.second_step_of, inputs)))
+        return found
+
+
+class MIPOneStep(Objective):
+    """mip's loss with a network that is not given t, l(f(x0, c), x1) + l(f(x_t*, c), x1); read out by f(x0, c).
+
+    The public toy code's ``mip_one_step_integrate``: a network of its own, not the first step of :class:`MIP`'s.
+
+    Args:
+        t_star: t*, where on the path the second term lies.
+
+    Raises:
+        ToyError: t* is not between 0 and 1.
+    """
+
+    with_time = False
+
+    def __init__(self, t_star: float = 0.9):
+        require(0 < t_star < 1, f"--model.t_star: {t_star} is not allowed; give a number between 0 and 1")
+        self.t_star = t_star
+
+    def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
+        """See :meth:`Objective.residuals`."""
+        return [net(x0, c) - x1, net(interpolate(x0, x1, expand_time(x1, self.t_star)), c) - x1]
+
+    def readout(self, solver: Solver, nfe: int) -> Readout:
+        """See :meth:`Objective.readout`."""
+        return Readout("one-step", lambda net, c, x0: net(x0, c))
+
+    def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
         """See :meth:`Objective.readouts`."""
-        both = [Readout("two-step", self.second_step), Readout("one-step", self.first_step)]
-        return both[::-1] if self.one_step else both
+        return [self.readout("euler", 1)]
 
 
-def make_objective(mode: Mode, t_star: float, mip_form: Literal["published", "paper"]) -> Objective:
+def make_objective(mode: Mode, t_star: float, mip_form: MIPForm) -> Objective:
     """Return the objective of that name; mip's settings are checked for every mode.
 
     Raises:
         ToyError: there is no such mode, or ``t_star`` is not between 0 and 1.
     """
-    mip = MIP(t_star, mip_form, one_step=mode == "mip_one_step")
+    mip, one_step = MIP(t_star, mip_form), MIPOneStep(t_star)
     objectives: dict[str, Callable[[], Objective]] = {
         "regression": Regression,
         "flow": Flow,
         "straight_flow": StraightFlow,
         "mip": lambda: mip,
-        "mip_one_step": lambda: mip,
+        "mip_one_step": lambda: one_step,
     }
     allowed = ", ".join(objectives)
     require(

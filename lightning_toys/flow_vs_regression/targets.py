@@ -6,6 +6,7 @@ Trigonometric sums, the same projected on one subspace or on one subspace an int
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from lightning_toys.errors import MOST, WHOLE, bounded, require
 from lightning_toys.training.noise import keyed_generator
+
+# (c (M, 1), the law of x0 that a metric wants, or None for the evaluation's) -> predictions (R, K, M, D), float64
+Predict = Callable[[Tensor, Literal["zeros", "gaussian"] | None], Tensor]
 
 MAX_SIZE = 100_000  # components times dimensions: each has a prime number of its own
 # half of 49 pi, the highest frequency that 50 points on a grid resolve: four points to the fastest period
@@ -62,6 +66,16 @@ class Target:
         0 where it is not known: then nobody is warned of too few points.
         """
         return 0.0
+
+    def extra_metrics(self, c: Tensor, prediction: Tensor, predict: Predict) -> dict[str, Tensor]:
+        """Return metrics of this target's own, by name, (R,) each; none here.
+
+        Args:
+            c: the evaluation grid (M, 1).
+            prediction: predictions on it (R, K, M, D), float64.
+            predict: predictions at any other points, for a metric that has points, or a law of x0, of its own.
+        """
+        return {}
 
 
 class Trigonometric(Target):
@@ -227,9 +241,13 @@ class Piecewise(Trigonometric):
         )
         check_seed("projection_seed", projection_seed)
         self.intervals, self.rank, self.boundary_width = intervals, rank, boundary_width
-        pairs = [random_projector(dim, rank, projection_seed + i) for i in range(intervals)]
+        pairs = [self.draw_projector(projection_seed + i) for i in range(intervals)]
         self.projectors = torch.stack([p for p, _ in pairs])
         self.bases = [b for _, b in pairs]
+
+    def draw_projector(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Return an interval's projector (D, D) and an orthonormal basis (D, rank), see :func:`random_projector`."""
+        return random_projector(self.dim, self.rank, seed)
 
     def interval(self, c: Tensor) -> Tensor:
         """Return the interval's index of each c, (M, 1) to (M,); c = 1 belongs to the last."""
@@ -305,11 +323,16 @@ class Rotation(Target):
             self.trigonometric_amplitudes.highest_frequency if self.trigonometric_amplitudes else 0.0
         )
 
+    @property
+    def start(self) -> Tensor:
+        """The unit vector (n,) that is turned: the first axis."""
+        return torch.eye(self.size, dtype=torch.float64)[0]
+
     def directions(self, c: Tensor) -> Tensor:
-        """Return the unit vectors v_k(c) = exp(alpha_k c A) e_1: c (M, 1) to (M, K, n)."""
+        """Return the unit vectors v_k(c) = exp(alpha_k c A) e_1, e_1 = :attr:`start`: c (M, 1) to (M, K, n)."""
         angle = c.double().view(-1, 1, 1, 1) * self.alpha.view(1, -1, 1, 1)
         rotation: Tensor = torch.linalg.matrix_exp(angle * self.generator)
-        return rotation[..., 0]
+        return rotation @ self.start
 
     def __call__(self, c: Tensor) -> Tensor:
         """See :meth:`Target.__call__`."""

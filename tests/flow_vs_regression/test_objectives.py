@@ -10,7 +10,10 @@ from lightning_toys.errors import ToyError
 from lightning_toys.flow_vs_regression.module import FlowVsRegression
 from lightning_toys.flow_vs_regression.objectives import (
     MIP,
+    MIP_FORMS,
     Flow,
+    MIPForm,
+    MIPOneStep,
     Mode,
     Objective,
     Regression,
@@ -118,15 +121,28 @@ def test_mip_paper_residuals() -> None:
     close(second, MIP().residuals(Affine(), c, x1, x0, t)[1])
 
 
-@pytest.mark.parametrize("one_step", [False, True])
-def test_mip_forms_agree_at_zero_only(one_step: bool) -> None:
+@pytest.mark.parametrize("readout", [0, 1])
+def test_mip_path_and_paper_agree_at_zero_only(readout: int) -> None:
     c, x1, x0, t = draw()
-    published, paper = MIP(one_step=one_step), MIP(form="paper", one_step=one_step)
+    path, paper = MIP(form="path"), MIP(form="paper")
     for start, same in ((torch.zeros_like(x0), True), (x0, False)):
-        a, b = (m.residuals(Affine(), c, x1, start, t)[0] for m in (published, paper))
+        a, b = (m.residuals(Affine(), c, x1, start, t)[0] for m in (path, paper))
         assert torch.equal(a, b) is same
-        a, b = (m.readout("euler", 1).sample(Affine(), c, start) for m in (published, paper))
-        assert torch.equal(a, b) is same
+        a, b = (m.readouts([], [])[readout].sample(Affine(), c, start) for m in (path, paper))
+        assert torch.allclose(a, b, rtol=0, atol=1e-12) is same
+
+
+@pytest.mark.parametrize("t_star", [0.9, 0.3])
+def test_mip_one_step_has_both_terms_and_no_time(t_star: float) -> None:
+    c, x1, x0, t = draw()
+    net = Affine()
+    first, second = MIPOneStep(t_star).residuals(net, c, x1, x0, t)
+    close(first, 2 * x0 + 3 * c + 0.7 - x1)
+    close(second, 2 * ((1 - t_star) * x0 + t_star * x1) + 3 * c + 0.7 - x1)
+    (readout,) = MIPOneStep(t_star).readouts([], [])
+    close(readout.sample(net, c, x0), 2 * x0 + 3 * c + 0.7)
+    assert net.times == [None, None, None]
+    assert readout.name == "one-step"
 
 
 # the minimiser of flow matching, and what it integrates to
@@ -248,32 +264,48 @@ def test_straight_flow_readouts() -> None:
     assert names == ["affine-1", "affine-2", "affine-9"]
 
 
-@pytest.mark.parametrize("form", ["published", "paper"])
+@pytest.mark.parametrize("form", ["published", "path", "paper"])
 @pytest.mark.parametrize("t_star", [0.9, 0.25])
-def test_mip_readouts(form: Literal["published", "paper"], t_star: float) -> None:
+def test_mip_readouts(form: MIPForm, t_star: float) -> None:
     c, _, x0, _ = draw()
     net = Affine()
-    start = x0 if form == "published" else torch.zeros_like(x0)
+    start = torch.zeros_like(x0) if form == "paper" else x0
     a0 = 2 * start + 3 * c + 0.7
-    a1 = 2 * ((1 - t_star) * start + t_star * a0) + 3 * c + 5 * t_star + 0.7
-    two, one = MIP(t_star, form).readouts(["euler"], [1, 2])
+    x = {"published": a0, "path": (1 - t_star) * x0 + t_star * a0, "paper": t_star * a0}[form]
+    a1 = 2 * x + 3 * c + 5 * t_star + 0.7
+    two, one = MIP(t_star, form).readouts(["euler"], [1, 2])[:2]
     close(one.sample(net, c, x0), a0)
     assert net.times == [0]
     close(two.sample(net, c, x0), a1)
     assert net.times == [0, 0, t_star]
 
 
-def test_mip_one_step_reports_the_first_step_first() -> None:
-    assert [r.name for r in MIP().readouts([], [])] == ["two-step", "one-step"]
-    assert [r.name for r in MIP(one_step=True).readouts([], [])] == ["one-step", "two-step"]
+def test_forms_that_are_trained_alike_read_out_each_other_s_second_step() -> None:
+    c, x1, x0, t = draw()
+    readouts = {form: {r.name: r for r in MIP(form=form).readouts([], [])} for form in MIP_FORMS}
+    assert list(readouts["published"]) == ["two-step", "one-step", "two-step-path"]
+    assert list(readouts["path"]) == ["two-step", "one-step", "two-step-published"]
+    assert list(readouts["paper"]) == ["two-step", "one-step"]
+    for one, other in (("published", "path"), ("path", "published")):
+        a = readouts[one][f"two-step-{other}"].sample(Affine(), c, x0)
+        assert torch.equal(a, MIP(form=other).second_step(Affine(), c, x0))  # type: ignore[arg-type]
+        assert (a - readouts[one]["two-step"].sample(Affine(), c, x0)).abs().max() > 0.01
+    terms = [MIP(form=form).residuals(Affine(), c, x1, x0, t) for form in ("published", "path")]  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(*terms, strict=True))
+
+
+def test_which_step_is_reported_first() -> None:
     assert MIP().readout("euler", 1).name == "two-step"
-    assert MIP(one_step=True).readout("euler", 1).name == "one-step"
+    assert MIPOneStep().readout("euler", 1).name == "one-step"
+    with pytest.raises(ToyError, match=r"--model\.mip_form: 'pth' is not allowed.*path"):
+        MIP(form="pth")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("t_star", [0.0, 1.0, -0.5, 1.5])
 def test_t_star_out_of_range(t_star: float) -> None:
-    with pytest.raises(ToyError, match=r"--model\.t_star"):
-        MIP(t_star)
+    for make in (MIP, MIPOneStep):
+        with pytest.raises(ToyError, match=r"--model\.t_star"):
+            make(t_star)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -292,7 +324,7 @@ def test_primary_is_among_the_readouts(mode: Mode) -> None:
         ("flow", Flow, "gaussian", True),
         ("straight_flow", StraightFlow, "gaussian", False),
         ("mip", MIP, "gaussian", True),
-        ("mip_one_step", MIP, "gaussian", True),
+        ("mip_one_step", MIPOneStep, "gaussian", False),
     ],
 )
 def test_modes_and_their_default_distribution_of_x0(
@@ -305,7 +337,9 @@ def test_modes_and_their_default_distribution_of_x0(
     assert FlowVsRegression(mode, x0="zeros").x0_distribution == "zeros"
     assert FlowVsRegression(mode, x0="gaussian").x0_distribution == "gaussian"
     if isinstance(objective, MIP):
-        assert (objective.t_star, objective.form, objective.one_step) == (0.8, "paper", mode == "mip_one_step")
+        assert (objective.t_star, objective.form) == (0.8, "paper")
+    if isinstance(objective, MIPOneStep):
+        assert objective.t_star == 0.8
 
 
 def test_full_time() -> None:

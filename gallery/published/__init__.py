@@ -1,0 +1,1 @@
+"""The published record of flow_vs_regression, its values and claims, to hold ours against."""
