@@ -264,7 +264,7 @@ def test_an_adapter_that_is_none(name: str, models: Path, tmp_path: Path, monkey
 def test_the_command_line_says_the_same(refuse: Refusal, models: Path) -> None:
     backbone, adapter = copied(models / "model", refuse.folder / "m"), copied(models / "adapter", refuse.folder / "a")
     config = {"model": {"class_path": "UpdateEntropy", "init_args": {"backbone": str(backbone), "warm_steps": 0}}}
-    config |= {"data": {"class_path": "ArithmeticData"}, "trainer": {"max_steps": 1}}
+    config |= {"data": {"class_path": "WordProblemData"}, "trainer": {"max_steps": 1}}
     file = refuse.file(config)
     edit(C, r=HUGE)(adapter)
     refuse.fit(file, "--model.adapter: ", flags=("--model.adapter", str(adapter)))
