@@ -46,11 +46,15 @@ def kept_compiled(f: Callable[Arguments, Result]) -> Callable[Arguments, Result]
     return out
 
 
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler to compile with on a CPU."""
+    return any(c and shutil.which(c) for c in (os.environ.get("CXX"), "g++", "clang++"))
+
+
 def check_compiler(flag: str) -> None:
     """Refuse to compile where there is nothing to compile with.
 
     Raises:
         ToyError: names the flag that asked for it.
     """
-    found = [c for c in (os.environ.get("CXX"), "g++", "clang++") if c and shutil.which(c)]
-    require(bool(found), f"{flag}: true is not allowed; there is no C++ compiler (g++ or clang++) here")
+    require(has_compiler(), f"{flag}: true is not allowed; there is no C++ compiler (g++ or clang++) here")
