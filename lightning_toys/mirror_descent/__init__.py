@@ -1,10 +1,10 @@
 """Which samplers and guidance rules reach an exactly known tilted distribution?
 
 ``joint.py``, ``tilt.py`` and ``schedules.py`` define the problem, ``problem.py`` holds it together. ``sampler.py`` has
-the abstract class of samplers; ``samplers.py``, ``annealed.py``, ``predictors.py`` and ``twisted_smc.py`` are those that
-are shipped, ``shipped.py`` their short names, ``model.py`` and ``energy.py`` what they know of the untilted
-distribution. ``diagnostics.py`` and ``closed_form_checks.py`` compare samples with closed forms and judge them,
-``action_density.py`` has the exact densities of Metropolis-Hastings chains, ``evaluation.py`` runs it all.
+the abstract class of samplers; ``samplers.py``, ``annealed.py``, ``predictors.py`` and ``twisted_smc.py`` are shipped
+ones, ``shipped.py`` their short names, ``model.py`` and ``energy.py`` what they know of the untilted distribution.
+``diagnostics.py`` and ``closed_form_checks.py`` compare samples with closed forms and judge them, ``action_density.py``
+has the exact densities of Metropolis-Hastings chains, ``evaluation.py`` runs it all.
 ``module.py`` and ``learned.py`` are the LightningModules.
 """
 

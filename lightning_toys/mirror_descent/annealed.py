@@ -194,7 +194,7 @@ class PCMALA(AnnealedSampler):
         """The exact density of the final action, by MALA's transition matrices; a second at the default settings."""
         return self.density_within()
 
-    def density_within(self, points_per_std: float = 40.0, half_width: float = 7.0) -> ActionDensity:
+    def density_within(self, points_per_std: float = 20.0, half_width: float = 7.0) -> ActionDensity:
         """Return the exact density of the final action; see :class:`ActionDensity` for the grid."""
         s, target = self.problem.settings, self.problem.target
         moves = [mala_moves(at, s.mala_step / at.tau, s.action_steps_per_level) for at in self.problem.levels]

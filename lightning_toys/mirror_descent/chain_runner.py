@@ -18,7 +18,11 @@ from lightning_toys.mirror_descent.sampler import Sampler
 from lightning_toys.training.compiling import has_compiler
 
 GPU_BLOCKS = 64  # blocks side by side on a GPU, where up to a million chains or so a kernel's cost is its launch
-REPAID_STEPS = 10**9
+# chain-steps of pc_mala from which `compile: auto` compiles. CPU time of PCMALA.draw on one thread, as in
+# benchmarks/mirror_speed.py: a block of 32768 chains and 40 steps takes 29 ms plain and 17 ms compiled, and the first
+# compiled call, with nothing in torch's cache on disk, 21 s. That is repaid after 21 / .012 = 1750 blocks, 2.3e9
+# chain-steps (with a full cache, 5 s, after 6e8). Other samplers gain a tenth by compiled noise: not counted.
+REPAID_STEPS = 2_300_000_000
 GPU_BLOCKS_LEARNED = 8  # with a learned energy, whose graph takes a quarter of a GiB a block in a narrow network
 
 

@@ -28,8 +28,8 @@ from lightning_toys.mirror_descent import (
 from lightning_toys.mirror_descent.energy import EVALUATION_LEVELS
 from lightning_toys.mirror_descent.hparams import from_hparam, to_hparam
 from lightning_toys.mirror_descent.learned import NUM_SCORE_SAMPLES
-from lightning_toys.mirror_descent.registry import SAMPLERS
 from lightning_toys.mirror_descent.schedules import Linear, Schedule
+from lightning_toys.mirror_descent.shipped import SHORT_NAMES as SAMPLERS
 from lightning_toys.mirror_descent.tilt import Quadratic, Reward, StateReward
 from lightning_toys.nets import Network
 from lightning_toys.training.noise import keyed_generator
