@@ -213,7 +213,8 @@ def off_target_warning(problem: Problem) -> str:
         mean, var = found["mean"], found["var"]
         kls.append(kl_to_target(mean, var))
         ends.append(f"pc_mala ends at mean {mean:.3f}, variance {var:.3f}, action KL {kls[0]:.2g}")
-    if (distribution := PCULA(problem).exact_distribution()) is not None:
+    stable = problem.settings.ula_step * max(at.tau for at in problem.levels) < 2
+    if stable and (distribution := PCULA(problem).exact_distribution()) is not None:
         mean, var = float(distribution.m[0]), float(distribution.C[0, 0])
         kls.append(kl_to_target(mean, var))
         ends.append(f"pc_ula {'ends ' * (not found)}at mean {mean:.3f}, variance {var:.3f}, action KL {kls[-1]:.2g}")

@@ -149,8 +149,8 @@ class SamplerEvaluation(ToyModule):
                 note(f"{sampler.name}: {why}; what it does is then tested where it is known, the goal in any case")
             if sampler.group and len(self.seeds) * (self.chains // sampler.group) == 1:
                 note(
-                    f"{sampler.name}: one group of {sampler.group} draws has no standard error, and is not tested; "
-                    "give more --model.chains or --model.seeds"
+                    f"{sampler.name}: one group of {sampler.group} draws: its moments have no standard error, and are "
+                    "not tested; give more --model.chains or --model.seeds"
                 )
 
     def evaluate(self) -> Report:
