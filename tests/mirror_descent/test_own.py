@@ -25,7 +25,7 @@ SMALL = (
 @pytest.fixture
 def mirror(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
     for name in ("own_sampler", "own_rule"):
-        shutil.copy(REPO / "docs" / "examples" / f"{name}.py", tmp_path)
+        shutil.copy(REPO / "docs" / "examples" / "own_classes" / f"{name}.py", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return Runner(tmp_path / "logs", capsys, "mirror_descent", SMALL)
@@ -33,7 +33,7 @@ def mirror(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
 def code_lines(name: str) -> int:
     """Lines of a class, without blank ones and docstrings."""
-    text = (REPO / "docs" / "examples" / f"{name}.py").read_text()
+    text = (REPO / "docs" / "examples" / "own_classes" / f"{name}.py").read_text()
     body = text[text.index("class ") :].splitlines()[1:]
     return len([line for line in body if line.strip() and '"""' not in line])
 
