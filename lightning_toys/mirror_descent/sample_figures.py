@@ -18,7 +18,7 @@ from lightning_toys.plotting import COLOURS, GREY, new_figure
 from lightning_toys.training.noise import keyed_generator
 
 KOLMOGOROV = 1.358  # sqrt(n) times the largest distance of 95 % of empirical distribution functions
-FRAMES = 60  # of an animation, at most
+FRAMES = 24  # of an animation, at most
 
 
 def draw_density(
