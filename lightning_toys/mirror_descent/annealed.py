@@ -6,97 +6,107 @@ Correctors are those of Song et al. 2021 (arXiv 2011.13456).
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_toys.mirror_descent import affine
-from lightning_toys.mirror_descent.affine import propagate
+from lightning_toys.mirror_descent.action_density import ActionDensity, joint_acceptance, mala_moves
+from lightning_toys.mirror_descent.affine import AffineStep, propagate
 from lightning_toys.mirror_descent.compiled_kernels import gaussian_mala
-from lightning_toys.mirror_descent.joint import Gaussian
+from lightning_toys.mirror_descent.joint import Gaussian, NoiseLevel
 from lightning_toys.mirror_descent.kernels import (
     Noise,
     State,
     init_state,
     langevin_proposal,
     mala,
-    mala_transition_matrix,
     select,
     select_state,
     ula,
 )
 from lightning_toys.mirror_descent.problem import Cost
-from lightning_toys.mirror_descent.samplers import (
+from lightning_toys.mirror_descent.sampler import (
     ChainRecorder,
     Draws,
     Sampler,
     refresh,
+    refreshed_moments,
     sample_prior,
-    ula_transition,
 )
 from lightning_toys.mirror_descent.tilt import TiltedAction
 from lightning_toys.training.compiling import kept_compiled
 
 
 class AnnealedSampler(Sampler):
-    """At each level ``refresh_L`` rounds: s' | a drawn exactly, then action steps on q_k(a) exp(beta_k Q_k(a)).
+    """At each level ``action_steps_per_level`` action steps on q_k(a) exp(beta_k Q_k(a)).
 
-    A refresh that nothing reads is neither drawn nor counted: MALA on the action knows Q in closed form.
-    Nothing is rescaled from one level to the next. A schedule may ask for MALA steps on the clean target at the end.
+    s' | a is drawn exactly before the first of a level's steps, or ``refresh_L`` times spread over them; with
+    ``refresh_L`` 0 it stays what it was at the noisiest level. A refresh that nothing reads is neither drawn nor
+    counted: MALA on the action knows Q in closed form. Nothing is rescaled from one level to the next. A schedule may
+    ask for MALA steps on the clean target at the end.
     """
 
+    family = "annealed"
+    annealed = True
     num_traced = 0
 
     @property
-    def rounds(self) -> list[TiltedAction]:
-        """The tilted distribution of each round, level by level."""
-        return [tilted for tilted in self.problem.levels for _ in range(max(1, self.problem.settings.refresh_L))]
+    def final_step(self) -> float:
+        """Step size of the final MALA steps."""
+        s = self.problem.settings
+        return (s.mala_step if s.final_mala_step is None else s.final_mala_step) / self.problem.target.tau
 
     def final_mala(self, noise: Noise, a: Tensor, recorder: ChainRecorder) -> Tensor:
         """Return actions a (B,) after the schedule's final MALA steps on the clean target."""
         tilted, n = self.problem.target, self.problem.schedule.final_steps
         if n == 0:
             return a
-        target, eta = self.problem.model.action_target(tilted), self.problem.settings.mala_step / tilted.tau
+        target = self.problem.model.action_target(tilted)
         state = init_state(a.unsqueeze(0), target)
         for _ in range(n):
             before = state
-            state, info = mala(noise, state, target, eta)
+            state, info = mala(noise, state, target, self.final_step)
             recorder.record(before.x[0], state.x[0], info.accepted)
         return state.x[0]
 
-    def cost_of_rounds(self, score: int, value: int, refreshes: int) -> Cost:
-        """Return the cost per sample, given a round's evaluations; final steps and the final refresh are added."""
-        n, steps = len(self.rounds), self.problem.schedule.final_steps
+    def cost_of_levels(self, score: int, value: int, refreshes: int, at_start: int = 0) -> Cost:
+        """Return the cost per sample, given a level's evaluations; final steps and the final refresh are added."""
+        n, steps = len(self.problem.levels), self.problem.schedule.final_steps
         final = steps + 1 if steps else 0
-        return Cost(1, n * score + final, n * value + final, n * refreshes + 1)
+        return Cost(1, n * score + final, n * value + final, n * refreshes + at_start + 1)
 
 
 class PCULA(AnnealedSampler):
     """ULA steps of fixed size; with a state reward the gradient comes from the mean of M particles of s'.
 
     The particles enter through their mean only, and s'bar ~ N(rho a + c, v / M) has its distribution at 1 / M of the
-    cost.
+    cost. The gradient of Q with s'bar in the place of E[s' | a] has -w rho (s'bar - E[s' | a]) in addition.
     """
 
     name = "pc_ula"
 
-    def gradient_noise_variance(self, tilted: TiltedAction) -> float:
-        """Return the variance that the particles give the gradient."""
-        w = self.problem.reward.state_weight
-        return (tilted.beta * w * tilted.level.rho) ** 2 * tilted.level.v / self.problem.settings.particles
-
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
         s, recorder = self.problem.settings, ChainRecorder(self.num_traced, noise.blocks)
+        weight = self.problem.reward.state_weight
         x = sample_prior(noise, self.problem.levels[0].level).unsqueeze(0)
-        for tilted in self.rounds:
-            noise_std, score = math.sqrt(self.gradient_noise_variance(tilted)), self.problem.model.action_score(tilted)
-            for _ in range(s.action_steps_per_level):
+
+        def particle_mean(level: NoiseLevel) -> Tensor:
+            return torch.add(noise.normal() * math.sqrt(level.v / s.particles) + level.c, x, alpha=level.rho)
+
+        s_mean = particle_mean(self.problem.levels[0].level) if weight > 0 and not s.refresh_steps else None
+        for tilted in self.problem.levels:
+            level, score = tilted.level, self.problem.model.action_score(tilted)
+            for i in range(s.action_steps_per_level):
+                if weight > 0 and i in s.refresh_steps:
+                    s_mean = particle_mean(level)
                 before, gradient = x, score(x)
-                if noise_std > 0:
-                    gradient.add_(noise.normal(), alpha=noise_std)
+                if s_mean is not None:
+                    difference = torch.sub(s_mean - level.c, x, alpha=level.rho)
+                    gradient.add_(difference, alpha=-tilted.beta * weight * level.rho)
                 x = ula(noise, x, gradient, s.ula_step)
                 recorder.record(before[0], x[0])
         a = self.final_mala(noise, x[0], recorder)
@@ -106,17 +116,30 @@ class PCULA(AnnealedSampler):
         """See :meth:`Sampler.cost`: the M particles count."""
         s = self.problem.settings
         particles = s.particles if self.problem.reward.state_weight > 0 else 0
-        n = s.action_steps_per_level
-        return self.cost_of_rounds(n, n, n * particles)
+        n, refreshes = s.action_steps_per_level, len(s.refresh_steps)
+        return self.cost_of_levels(n, n, refreshes * particles, 0 if refreshes else particles)
 
     def exact_distribution(self) -> Gaussian | None:
         """See :meth:`Sampler.exact_distribution`; unknown after final MALA steps."""
         if self.problem.schedule.final_steps:
             return None
-        x: Gaussian = self.problem.levels[0].level
-        for at in self.rounds:
-            step = ula_transition(at.mu, at.tau, self.problem.settings.ula_step, self.gradient_noise_variance(at))
-            for _ in range(self.problem.settings.action_steps_per_level):
+        s, weight = self.problem.settings, self.problem.reward.state_weight
+
+        def particle_mean(level: NoiseLevel) -> AffineStep:
+            step = affine.refresh(level)
+            return AffineStep(step.A, step.b, step.D / s.particles)
+
+        first = self.problem.levels[0].level
+        x = propagate(first, particle_mean(first))  # of a and s'bar
+        for at in self.problem.levels:
+            level = at.level
+            pull = s.ula_step * at.beta * weight * level.rho  # of s'bar - rho a - c
+            A = np.array([[1 - s.ula_step * at.tau + pull * level.rho, -pull], [0.0, 1.0]])
+            b = np.array([s.ula_step * at.tau * at.mu + pull * level.c, 0.0])
+            step = AffineStep(A, b, np.diag([2 * s.ula_step, 0.0]))
+            for i in range(s.action_steps_per_level):
+                if i in s.refresh_steps:
+                    x = propagate(x, particle_mean(level))
                 x = propagate(x, step)
         return propagate(x, affine.refresh(self.problem.joint.clean))
 
@@ -133,7 +156,7 @@ class PCMALA(AnnealedSampler):
         if noise.compiled and self.problem.model.exact:
             a = self.final_mala(noise, self.compiled_steps(noise, x[0], recorder), recorder)
             return recorder.draws(a, refresh(noise, self.problem.joint.clean, a))
-        for tilted in self.rounds:
+        for tilted in self.problem.levels:
             target = self.problem.model.action_target(tilted)
             state: State = init_state(x, target)
             for remaining in reversed(range(s.action_steps_per_level)):
@@ -149,7 +172,7 @@ class PCMALA(AnnealedSampler):
     def compiled_steps(self, noise: Noise, a: Tensor, recorder: ChainRecorder) -> Tensor:
         """Return actions a (B,) after the same steps by compiled code, on the closed form of q."""
         s, step = self.problem.settings, kept_compiled(gaussian_mala)
-        rows = [(at.mu, at.tau, math.sqrt(s.mala_step / at.tau / 2)) for at in self.rounds]
+        rows = [(at.mu, at.tau, math.sqrt(s.mala_step / at.tau / 2)) for at in self.problem.levels]
         for parameters in torch.tensor(rows, dtype=a.dtype, device=a.device):
             for _ in range(s.action_steps_per_level):
                 before = a
@@ -157,38 +180,34 @@ class PCMALA(AnnealedSampler):
                 recorder.record(before, a, accepted)
         return a
 
+    def fast_steps(self) -> int:
+        """See :meth:`Sampler.fast_steps`: all but the final ones."""
+        return len(self.problem.levels) * self.problem.settings.action_steps_per_level
+
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
         n = self.problem.settings.action_steps_per_level + 1
-        return self.cost_of_rounds(n, n, 0)
+        return self.cost_of_levels(n, n, 0)
 
-    def action_density(self, points_per_std: float = 40.0, half_width: float = 7.0) -> tuple[np.ndarray, np.ndarray]:
-        """Return a grid (n,) and the exact density of the final action on it (n,), by MALA's transition matrices.
+    @cached_property
+    def density(self) -> ActionDensity:
+        """The exact density of the final action, by MALA's transition matrices; a second at the default settings."""
+        return self.density_within()
 
-        Accurate to the grid's quadrature; some seconds a call at the default settings.
-
-        Args:
-            points_per_std: points to a standard deviation of the narrowest target.
-            half_width: standard deviations of every level's target that the grid covers.
-        """
+    def density_within(self, points_per_std: float = 20.0, half_width: float = 7.0) -> ActionDensity:
+        """Return the exact density of the final action; see :class:`ActionDensity` for the grid."""
         s, target = self.problem.settings, self.problem.target
-        first = self.problem.levels[0].level
-        covered = [(float(first.m[0]), math.sqrt(float(first.C[0, 0])))]
-        covered += [(at.mu, 1 / math.sqrt(at.tau)) for at in [*self.problem.levels, target]]
-        low, high = (pick(m + k * half_width * std for m, std in covered) for pick, k in ((min, -1), (max, 1)))
-        points = min(4001, max(801, 1 + round((high - low) / min(std for _, std in covered) * points_per_std)))
-        grid = np.linspace(low, high, points)
-        p = np.exp(-0.5 * np.square(grid - first.m[0]) / first.C[0, 0])
-        p /= p.sum()
-        plan = [(at, s.action_steps_per_level * max(1, s.refresh_L)) for at in self.problem.levels]
-        for at, steps in [*plan, (target, self.problem.schedule.final_steps)]:
-            if steps == 0:
-                continue
-            gradient = (at.mu - grid) * at.tau
-            P = mala_transition_matrix(grid, 0.5 * (grid - at.mu) * gradient, gradient, s.mala_step / at.tau)
-            for _ in range(steps):
-                p = p @ P
-        return grid, p / (p.sum() * (grid[1] - grid[0]))
+        moves = [mala_moves(at, s.mala_step / at.tau, s.action_steps_per_level) for at in self.problem.levels]
+        moves.append(mala_moves(target, self.final_step, self.problem.schedule.final_steps))
+        return ActionDensity(self.problem.levels[0].level, moves, points_per_std, half_width)
+
+    def exact_moments(self) -> dict[str, float]:
+        """See :meth:`Sampler.exact_moments`."""
+        return refreshed_moments(self.problem, *self.density.solve()) if self.density.known else {}
+
+    def why_unknown(self) -> str:
+        """See :meth:`Sampler.why_unknown`."""
+        return self.density.why_unknown
 
 
 class PCJointMALA(AnnealedSampler):
@@ -196,37 +215,72 @@ class PCJointMALA(AnnealedSampler):
 
     name = "pc_joint_mala"
 
+    def step_size(self, tilted: TiltedAction) -> float:
+        """Return eta at a level: u has precision 1, whatever a's is."""
+        return self.problem.settings.mala_step / max(tilted.tau, 1.0)
+
+    @property
+    def refreshes_last(self) -> bool:
+        """Whether s' | a is drawn at the end: final MALA steps move a away from s'."""
+        return self.problem.settings.final_refresh or self.problem.schedule.final_steps > 0
+
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
         s, recorder = self.problem.settings, ChainRecorder(self.num_traced, noise.blocks)
         first = self.problem.levels[0].level
         a = sample_prior(noise, first)
-        state_next = refresh(noise, first, a)
-        for tilted in self.rounds:
-            level = tilted.level
-            if s.refresh_L > 0:
-                state_next = refresh(noise, level, a)
-            u = (state_next - level.rho * a - level.c) / math.sqrt(level.v)
-            target = self.problem.model.joint_target(tilted)
-            state = init_state(torch.stack([a, u]), target)
-            # u has precision 1, whatever a's is
-            eta = s.mala_step / max(tilted.tau, 1.0)
-            for _ in range(s.action_steps_per_level):
+        state_next = a if s.refresh_steps else refresh(noise, first, a)
+        for tilted in self.problem.levels:
+            level, eta = tilted.level, self.step_size(tilted)
+            target, state = self.problem.model.joint_target(tilted), None
+            for i in range(s.action_steps_per_level):
+                if i in s.refresh_steps:
+                    a = a if state is None else state.x[0]
+                    state_next, state = refresh(noise, level, a), None
+                if state is None:
+                    u = (state_next - level.rho * a - level.c) / math.sqrt(level.v)
+                    state = init_state(torch.stack([a, u]), target)
                 before = state
                 state, info = mala(noise, state, target, eta)
                 recorder.record(before.x[0], state.x[0], info.accepted)
+            assert state is not None
             a, u = state.x
             state_next = u * math.sqrt(level.v) + level.rho * a + level.c
         if self.problem.schedule.final_steps:
             a = self.final_mala(noise, a, recorder)
-        if s.final_refresh or self.problem.schedule.final_steps:  # which moved a away from s'
+        if self.refreshes_last:
             state_next = refresh(noise, self.problem.joint.clean, a)
         return recorder.draws(a, state_next)
 
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
         s = self.problem.settings
-        n = s.action_steps_per_level + 1
-        cost = self.cost_of_rounds(n, n, min(s.refresh_L, 1))
-        refreshes_last = s.final_refresh or self.problem.schedule.final_steps > 0
-        return cost if refreshes_last else cost._replace(refresh=cost.refresh - 1)
+        refreshes = len(s.refresh_steps)
+        n = s.action_steps_per_level + max(1, refreshes)  # a refresh has the density evaluated anew
+        cost = self.cost_of_levels(n, n, refreshes, 0 if refreshes else 1)
+        return cost if self.refreshes_last else cost._replace(refresh=cost.refresh - 1)
+
+    @cached_property
+    def density(self) -> ActionDensity:
+        """The exact density of the final action where s' is drawn anew before every step: u is then standard normal."""
+        s, target, moves = self.problem.settings, self.problem.target, []
+        for at in self.problem.levels:
+            eta = self.step_size(at)
+            moves.append(mala_moves(at, eta, s.action_steps_per_level, joint_acceptance(eta)))
+        moves.append(mala_moves(target, self.final_step, self.problem.schedule.final_steps))
+        return ActionDensity(self.problem.levels[0].level, moves)
+
+    def exact_moments(self) -> dict[str, float]:
+        """See :meth:`Sampler.exact_moments`: known where a refresh goes before every action step."""
+        s = self.problem.settings
+        if s.refresh_L < s.action_steps_per_level or not self.density.known:
+            return {"slope": self.problem.joint.alpha, "cond_ratio": 1.0} if self.refreshes_last else {}
+        found = refreshed_moments(self.problem, *self.density.solve())
+        return found if self.refreshes_last else {k: found[k] for k in ("mean", "var")}
+
+    def why_unknown(self) -> str:
+        """See :meth:`Sampler.why_unknown`."""
+        s = self.problem.settings
+        if s.refresh_L < s.action_steps_per_level:
+            return "the action's exact density is known with a refresh before every action step only"
+        return self.density.why_unknown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class Sample:
         trace: actions of some chains after every step (T, W), or None.
         squared_jump: mean squared jump of the action in a step, or None.
         extra: other numbers by name, one for each independent group of chains.
+        steps: of each chain; 0 where none are recorded.
+        states: next states of the traced chains after every step (T, W), or None.
     """
 
     a: Array
@@ -37,6 +40,8 @@ class Sample:
     trace: Array | None = None
     squared_jump: float | None = None
     extra: Mapping[str, list[float]] | None = None
+    steps: int = 0
+    states: Array | None = None
 
 
 def exact_draws(problem: Problem, seeds: Sequence[int], n: int) -> list[Sample]:
@@ -57,6 +62,16 @@ def residual(problem: Problem, sample: Sample) -> Array:
     return out
 
 
+def redrawn_states(problem: Problem, sample: Sample) -> Array:
+    """Return next states (n,) drawn exactly given a sample's own actions: the seed script's ``_gt``.
+
+    What is wrong with them comes from the actions; what is wrong with the sample's own alone comes from s' | a.
+    """
+    z = keyed_generator(len(sample.a), 0, "redrawn states").standard_normal(len(sample.a))
+    out: Array = problem.joint.alpha * sample.a + problem.joint.shift + problem.joint.sigma_sprime * z
+    return out
+
+
 def histogram_kl(x: Array, mean: float, std: float, bins: int) -> float:
     """Return KL(x || N(mean, std^2)) in nats over ``bins`` equally likely bins.
 
@@ -74,14 +89,24 @@ def wasserstein(x: Array, mean: float, std: float) -> float:
     return float(np.abs(np.sort(x) - scipy_stats.norm.ppf((np.arange(n) + 0.5) / n, mean, std)).mean())
 
 
-def distribution_metrics(problem: Problem, sample: Sample, bins: int, independent: bool = True) -> dict[str, float]:
+def ks_p_values(problem: Problem, sample: Sample) -> dict[str, float]:
+    """Return Kolmogorov-Smirnov p-values of independent draws: action, next state and residual against the target's."""
+    target = problem.tilted_joint
+    columns = {
+        "action": (sample.a - target.m[0]) / math.sqrt(target.C[0, 0]),
+        "state": (sample.s - target.m[1]) / math.sqrt(target.C[1, 1]),
+        "residual": residual(problem, sample),
+    }
+    return {f"{name}_ks_p": float(scipy_stats.kstest(x, "norm").pvalue) for name, x in columns.items()}
+
+
+def distribution_metrics(problem: Problem, sample: Sample, bins: int) -> dict[str, float]:
     """Return metrics of one seed's sample against the tilted target, by name; KLs are in nats.
 
     Args:
         problem: gives the target.
         sample: the sample.
         bins: bins of the histogram KL.
-        independent: whether draws are independent of each other; only then are there Kolmogorov-Smirnov p-values.
     """
     target = problem.tilted_joint
     a, s, r = sample.a, sample.s, residual(problem, sample)
@@ -93,28 +118,40 @@ def distribution_metrics(problem: Problem, sample: Sample, bins: int, independen
         out[f"{name}_kl"] = gaussian_kl(m[i], C[i, i], mean, variance)
         out[f"{name}_kl_hist"] = histogram_kl(x, mean, math.sqrt(variance), bins)
         out[f"{name}_w1"] = wasserstein(x, mean, math.sqrt(variance))
-        if independent:
-            out[f"{name}_ks_p"] = float(scipy_stats.kstest((x - mean) / math.sqrt(variance), "norm").pvalue)
         out[f"{name}_mean"], out[f"{name}_var"] = float(m[i]), float(C[i, i])
     out["joint_kl"] = gaussian_kl(m, C, target.m, target.C)
-    if independent:
-        out["residual_ks_p"] = float(scipy_stats.kstest(r, "norm").pvalue)
+    again = redrawn_states(problem, sample)
+    out["state_kl_redrawn"] = gaussian_kl(again.mean(), again.var(ddof=1), float(target.m[1]), float(target.C[1, 1]))
     out["residual_var"] = float(r.var(ddof=1))
     out["residual_corr"] = float(np.corrcoef(r, a)[0, 1])
     return out | {k: found[k] for k in ("slope", "cond_ratio")}
 
 
-def mixing_metrics(sample: Sample, stationary: bool) -> dict[str, float]:
-    """Return acceptance rate, expected squared jump, and of a stationary trace's second half R-hat and ESS (ArviZ).
+MIN_DRAWS = 20  # of a chain's second half, below which R-hat and ESS say nothing
 
-    ``ess_per_step`` is the bulk ESS per draw: 1 for independent draws.
+
+def mixing_metrics(sample: Sample, stationary: bool, evaluations: float = math.nan) -> dict[str, float]:
+    """Return acceptance rate, expected squared jump, and R-hat and ESS (ArviZ) where there is enough to tell them from.
+
+    ``ess_per_step`` is the bulk ESS per draw of a stationary trace's second half: 1 for independent draws.
+    ``ess_per_sample`` is that of the samples in their order, cut into four. ``esjd_per_cost`` is the squared jumps of
+    all steps together, per evaluation.
+
+    Args:
+        sample: the sample.
+        stationary: whether all steps of its trace are of one kernel.
+        evaluations: to a sample.
     """
     out: dict[str, float] = {}
     if sample.accepted is not None:
         out["acceptance"] = sample.accepted
     if sample.squared_jump is not None:
         out["esjd"] = sample.squared_jump
-    if stationary and sample.trace is not None and len(sample.trace) >= 8:
+        if not math.isnan(evaluations):
+            out["esjd_per_cost"] = sample.squared_jump * sample.steps / evaluations
+            quarters = sample.a[: len(sample.a) // 4 * 4].reshape(4, -1)
+            out["ess_per_sample"] = float(array_stats.ess(quarters, chain_axis=0, draw_axis=1)) / quarters.size
+    if stationary and sample.trace is not None and len(sample.trace) // 2 >= MIN_DRAWS:
         late = sample.trace[len(sample.trace) // 2 :].T  # (chains, draws)
         out["rhat"] = float(array_stats.rhat(late, chain_axis=0, draw_axis=1))
         out["ess_per_step"] = float(array_stats.ess(late, chain_axis=0, draw_axis=1)) / late.size
@@ -126,61 +163,115 @@ def mixing_metrics(sample: Sample, stationary: bool) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class ClosedFormCheck:
-    """A closed form and its estimate.
+    """An estimate beside what it should be.
 
     Attributes:
         sampler: the sampler's name.
         quantity: name of the quantity.
-        exact: the closed form.
-        source: of which distribution: ``law``, the one that this sampler exactly draws from, or ``target``.
+        exact: the closed form of what the sampler draws from; NaN where it is not known.
+        source: ``law``, exactly what this sampler draws from; ``limit``, what it tends to as its groups grow;
+            ``unknown``.
+        target: the tilted target's value; None where the quantity is the sampler's own.
         estimate: over all seeds.
-        standard_error: of the estimate.
+        standard_error: of the estimate; NaN where there is one group alone.
+        groups: independent groups that the standard error is taken between; 0: so many that it is as good as known.
     """
 
     sampler: str
     quantity: str
     exact: float
     source: str
+    target: float | None
     estimate: float
     standard_error: float
+    groups: int = 0
 
     @property
     def z(self) -> float:
         """(estimate - exact) / standard_error."""
-        return (self.estimate - self.exact) / self.standard_error if self.standard_error > 0 else math.nan
+        return self.errors_from(self.exact)
+
+    @property
+    def goal_z(self) -> float:
+        """(estimate - target) / standard_error."""
+        return self.errors_from(self.target)
+
+    def errors_from(self, value: float | None) -> float:
+        """Return how many standard errors the estimate is from a value; NaN where that is not known."""
+        if value is None or math.isnan(value):
+            return math.nan
+        difference = self.estimate - value
+        if self.standard_error == 0:
+            return 0.0 if abs(difference) < 1e-12 * max(1.0, abs(value)) else math.copysign(math.inf, difference)
+        return difference / self.standard_error
+
+    def p_value(self, z: float) -> float:
+        """Return the two-sided p-value of a number of standard errors: Student's t where groups are few."""
+        if self.groups:
+            return float(2 * scipy_stats.t.sf(abs(z), self.groups - 1))
+        return float(2 * scipy_stats.norm.sf(abs(z)))
 
 
 def check_moments(
-    name: str, samples: list[Sample], exact: Mapping[str, float], source: str, sigma: float, group: int = 0
-) -> list[ClosedFormCheck]:
+    name: str, samples: list[Sample], exact: Mapping[str, float], source: str, target: Mapping[str, float],
+    sigma: float, group: int = 0,
+) -> list[ClosedFormCheck]:  # fmt: skip
     """Return checks of mean and variance of the action, slope and conditional variance.
+
+    Standard errors are those of the linearised estimates (their influence functions), without assuming normality.
 
     Args:
         name: the sampler's name.
         samples: one a seed.
         exact: the closed forms: ``mean``, ``var``, ``slope``, ``cond_ratio``, any of them.
         source: see :class:`ClosedFormCheck`.
+        target: the target's, all of them.
         sigma: sigma_sprime.
         group: draws within a group of this many depend on each other, and standard errors are taken between groups;
             0: all are independent.
     """
     a, s = np.concatenate([x.a for x in samples]), np.concatenate([x.s for x in samples])
-    n = len(a)
-    values = moments(a, s, sigma)
+    values, influences, groups = moments(a, s, sigma), influence_functions(a, s, sigma), 0
     if group:
-        parts = [moments(x.a[i : i + group], x.s[i : i + group], sigma)
-                 for x in samples for i in range(0, len(x.a) - group + 1, group)]  # fmt: skip
-        errors = {k: float(np.std([p[k] for p in parts], ddof=1)) / math.sqrt(len(parts)) for k in values}
+        sizes = np.cumsum([0, *(len(x.a) for x in samples)])
+        starts = [k for i, j in itertools.pairwise(sizes) for k in range(i, j - group + 1, group)]
+        groups = len(starts)
+        means = {k: np.array([v[i : i + group].mean() for i in starts]) for k, v in influences.items()}
+        errors = {k: standard_error(v) for k, v in means.items()}
     else:
-        fourth = np.square(np.square(a - a.mean()) - values["var"]).mean()  # without assuming normality
-        residual_variance = values["cond_ratio"] * sigma**2
-        errors = {
-            "mean": math.sqrt(values["var"] / n),
-            "var": math.sqrt(float(fourth) / n),
-            "slope": math.sqrt(residual_variance / values["var"] / n),
-            "cond_ratio": values["cond_ratio"] * math.sqrt(2 / n),
-        }
-    return [ClosedFormCheck(name, k, exact[k], source, values[k], errors[k]) for k in exact]
+        errors = {k: math.sqrt(float(np.square(v).mean()) / len(a)) for k, v in influences.items()}
+    return [
+        ClosedFormCheck(
+            name,
+            k,
+            exact.get(k, math.nan),
+            source if k in exact else "unknown",
+            target[k],
+            values[k],
+            errors[k],
+            groups,
+        )
+        for k in target
+    ]
+
+
+def standard_error(values: Array) -> float:
+    """Return the standard error of the mean of independent values (n,); NaN for a single one."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def influence_functions(a: Array, s: Array, sigma: float) -> dict[str, Array]:
+    """Return what each draw adds to the moments, times n, to first order (n,): by the names of :func:`moments`."""
+    C = np.cov(a, s)
+    x, y = a - a.mean(), s - s.mean()
+    variance = max(float(C[0, 0]), 1e-300)
+    e = y - float(C[0, 1]) / variance * x
+    return {
+        "mean": x,
+        "var": np.square(x) - np.square(x).mean(),
+        "slope": x * e / variance,
+        "cond_ratio": (np.square(e) - np.square(e).mean()) / sigma**2,
+    }
 
 
 def moments(a: Array, s: Array, sigma: float) -> dict[str, float]:
@@ -194,10 +285,10 @@ def moments(a: Array, s: Array, sigma: float) -> dict[str, float]:
     }
 
 
-def check_mean(name: str, quantity: str, exact: float, values: list[float]) -> ClosedFormCheck:
+def check_mean(name: str, quantity: str, exact: float, values: Sequence[float]) -> ClosedFormCheck:
     """Return the check of the mean of independent values; ``name`` is the sampler's."""
-    x = np.asarray(values)
-    return ClosedFormCheck(name, quantity, exact, "law", float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x))))
+    x = np.asarray(values, np.float64)
+    return ClosedFormCheck(name, quantity, exact, "law", None, float(x.mean()), standard_error(x), len(x))
 
 
 def lag_one_autocorrelation(trace: Array) -> list[float]:

@@ -5,6 +5,8 @@ Here each is affine in x = (a, s'): G x + g.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,8 +17,12 @@ from lightning_toys.mirror_descent.model import JointModel, affine_map
 from lightning_toys.mirror_descent.tilt import Reward, tilt
 
 
-class GuidanceRule:
-    """A guidance rule.
+class GuidanceRule(ABC):
+    """What is added to the score: a base class for rules of your own, given by class_path to :class:`Predictor`.
+
+    Attributes:
+        name: part of the names of the samplers that use it; the class's name if left out.
+        evaluates_reward: whether each step evaluates Q, which is counted.
 
     Args:
         joint: the clean distribution.
@@ -24,14 +30,20 @@ class GuidanceRule:
         lambda_scale: lambda, the tilt that is wanted at the clean end.
     """
 
-    name: str
+    name: str = ""
+    evaluates_reward: bool = True
 
     def __init__(self, joint: Joint, reward: Reward, lambda_scale: float) -> None:
         self.joint, self.reward, self.lambda_scale = joint, reward, lambda_scale
 
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
+
+    @abstractmethod
     def affine_term(self, level: NoiseLevel, beta: float) -> tuple[Array, Array]:
         """Return G (2, 2) and g (2,): the rule adds G x + g to the score at a level where the schedule says beta."""
-        raise NotImplementedError
 
     def guided_score(self, model: JointModel, level: NoiseLevel, beta: float, x: Tensor) -> Tensor:
         """Return the guided score (2, B) of a model, exact or learned, at x (2, B)."""
@@ -55,6 +67,7 @@ class Unguided(GuidanceRule):
     """Adds nothing: the reverse process of the joint distribution itself."""
 
     name = "none"
+    evaluates_reward = False
 
     def affine_term(self, level: NoiseLevel, beta: float) -> tuple[Array, Array]:
         """See :meth:`GuidanceRule.affine_term`."""
@@ -75,9 +88,9 @@ class ProductOfExperts(GuidanceRule):
 class TweedieGuidance(GuidanceRule):
     """A rule that adds grad_x (b a_0 - A a_0^2 / 2) at the Tweedie mean a_0 = E[a_0 | x]."""
 
+    @abstractmethod
     def coefficients(self, level: NoiseLevel, beta: float) -> tuple[float, float]:
         """Return A and b."""
-        raise NotImplementedError
 
     def affine_term(self, level: NoiseLevel, beta: float) -> tuple[Array, Array]:
         """See :meth:`GuidanceRule.affine_term`."""
@@ -142,9 +155,3 @@ class HTransform(GuidanceRule):
         tilted = tilt(self.joint.clean, self.reward, self.lambda_scale)
         target = noised(self.joint.with_action_marginal(tilted.mu, 1 / tilted.tau), level.abar)
         return level.precision - target.precision, target.precision @ target.m - level.precision @ level.m
-
-
-GUIDANCE_RULES: dict[str, type[GuidanceRule]] = {
-    rule.name: rule
-    for rule in (Unguided, ProductOfExperts, DiffusionPosteriorSampling, TrainingFreeGuidance, HTransform)
-}

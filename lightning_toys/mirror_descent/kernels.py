@@ -236,7 +236,9 @@ def times_standard_normal(target_x: Target) -> Target:
 # exact distributions
 
 
-def mala_transition_matrix(grid: Array, log_p: Array, grad: Array, eta: float) -> Array:
+def mala_transition_matrix(
+    grid: Array, log_p: Array, grad: Array, eta: float, acceptance: Callable[[Array], Array] | None = None
+) -> Array:
     """Return MALA's transition probabilities P_ij between the points of an evenly spaced grid (n,).
 
     Proposals are the Langevin density at the points, times the spacing; rejected proposals, and those off the grid,
@@ -247,6 +249,7 @@ def mala_transition_matrix(grid: Array, log_p: Array, grad: Array, eta: float) -
         log_p: log density there (n,), up to a constant.
         grad: its derivative (n,).
         eta: step size.
+        acceptance: probability of acceptance as a function of the log ratio; min(1, exp) if left out.
 
     Raises:
         ValueError: the grid is coarser than the standard deviation of the proposals.
@@ -258,6 +261,8 @@ def mala_transition_matrix(grid: Array, log_p: Array, grad: Array, eta: float) -
     log_q = -np.square(grid[None, :] - mean[:, None]) / (4 * eta) + math.log(h / math.sqrt(4 * math.pi * eta))
     log_ratio = log_p[None, :] - log_p[:, None] + log_q.T - log_q
     P: Array = np.exp(log_q + np.minimum(0.0, log_ratio))
+    if acceptance is not None:
+        P = np.exp(log_q) * acceptance(log_ratio)
     np.fill_diagonal(P, 0.0)
     P[np.diag_indices_from(P)] = 1.0 - P.sum(1)
     return P

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_toys.errors import require
+from lightning_toys.errors import note, require
 from lightning_toys.mirror_descent import figures
 from lightning_toys.mirror_descent.data import LinearGaussian
 from lightning_toys.mirror_descent.energy import (
@@ -31,8 +31,7 @@ from lightning_toys.mirror_descent.hparams import to_hparam
 from lightning_toys.mirror_descent.model import LearnedModel
 from lightning_toys.mirror_descent.module import TiltedSampling
 from lightning_toys.mirror_descent.problem import Problem, Settings
-from lightning_toys.mirror_descent.registry import SAMPLERS, SCORE_BASED
-from lightning_toys.mirror_descent.samplers import Sampler
+from lightning_toys.mirror_descent.sampler import Sampler
 from lightning_toys.mirror_descent.schedules import Schedule
 from lightning_toys.mirror_descent.tilt import Reward
 from lightning_toys.nets import Network
@@ -66,7 +65,8 @@ class LearnedSampling(TiltedSampling):
         clip_grad_norm: bound on each replica's gradient norm.
         ema_decay: decay of an exponential moving average of the weights, which is then evaluated in their place.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
-        samplers: names of the samplers; all if left out.
+        samplers: the samplers: short names, class paths of your own (or, from Python, :class:`Sampler` classes); all
+            shipped ones that read a score if left out.
         reward: gives Q.
         schedule: how the tilt grows over the noise levels.
         lambda_scale: lambda, the inverse temperature of the tilt at the clean end.
@@ -75,11 +75,13 @@ class LearnedSampling(TiltedSampling):
         bins: equally likely bins of the histogram KL, and bars of the figures.
         sweep_max_refresh: largest refresh_L of the figure of KL against refreshes; 0 leaves it out.
         sweep_chains: chains of each seed there.
-        gif: write anim_<sampler>.gif of the annealed samplers.
+        gif: write anim_<sampler>.gif of every sampler.
+        assert_implementation: fail, with exit code 1, where samples differ from the exact moments of their sampler,
+            both with the closed form.
     """
 
     trains = True
-    allowed_samplers = SCORE_BASED
+    learned = True
     headline = ("score_error", "joint_kl", "action_kl", "cond_ratio")
     metric_labels: Mapping[str, str] = {
         **TiltedSampling.metric_labels,
@@ -98,7 +100,7 @@ class LearnedSampling(TiltedSampling):
         clip_grad_norm: float | None = None,
         ema_decay: float | None = None,
         parallel: Parallel = "batch",
-        samplers: Sequence[str] | None = None,
+        samplers: Sequence[str | Callable[[Problem], Sampler]] | None = None,
         reward: Reward | None = None,
         schedule: Schedule | None = None,
         lambda_scale: float = 1.5,
@@ -108,6 +110,7 @@ class LearnedSampling(TiltedSampling):
         sweep_max_refresh: int = 4,
         sweep_chains: int = 2**14,
         gif: bool = False,
+        assert_implementation: bool = False,
     ) -> None:
         super(TiltedSampling, self).__init__(
             seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, optimizer, muon_lr, parallel
@@ -115,6 +118,7 @@ class LearnedSampling(TiltedSampling):
         self.set_options(
             samplers, reward, schedule, lambda_scale, chains, settings, bins, sweep_max_refresh, sweep_chains, gif
         )
+        self.assert_implementation = assert_implementation
         default = Network("film", hidden=32, activation="silu", residual=True)
         self.network = as_dataclass(Network, network, default)
         require(
@@ -128,10 +132,12 @@ class LearnedSampling(TiltedSampling):
         self.hparams.update({"network": asdict(self.network), "lr": lr, "optimizer": optimizer, "seeds": self.seeds})
         # load_from_checkpoint hands these to this constructor
         self.hparams.update(lr_decay=lr_decay, muon_lr=muon_lr, weight_decay=weight_decay, parallel=parallel)
-        self.hparams.update(clip_grad_norm=clip_grad_norm, ema_decay=ema_decay, samplers=self.sampler_names)
+        self.hparams.update(clip_grad_norm=clip_grad_norm, ema_decay=ema_decay, samplers=self.sampler_hparams())
         self.hparams.update(reward=to_hparam(self.reward), schedule=to_hparam(self.schedule))
         self.hparams.update(settings=asdict(self.settings), lambda_scale=lambda_scale, chains=chains, bins=bins)
         self.hparams.update(sweep_max_refresh=sweep_max_refresh, sweep_chains=sweep_chains, gif=gif)
+        self.hparams.update(assert_implementation=assert_implementation)
+        self.trained_on: dict[str, float] = {}
 
     def unused_settings(self) -> dict[str, str]:
         """See :meth:`ToyModule.unused_settings`."""
@@ -148,8 +154,10 @@ class LearnedSampling(TiltedSampling):
         """See :meth:`ToyModule.measure`."""
         sizes = super().measure(data)
         z = torch.from_numpy(keyed_generator(0, 0, "data/moments").standard_normal((NUM_MOMENT_PAIRS, 2)))
-        pairs = require_data(data, LinearGaussian).pairs(z)
-        return sizes | {"mean": pairs.mean(0).tolist(), "std": pairs.std(0).tolist()}
+        linear = require_data(data, LinearGaussian)
+        pairs = linear.pairs(z)
+        joint = {k: float(v) for k, v in asdict(linear.joint).items()}
+        return sizes | {"mean": pairs.mean(0).tolist(), "std": pairs.std(0).tolist(), "joint": joint}
 
     def build(self) -> EnergyNet:
         """See :meth:`ToyModule.build`."""
@@ -175,6 +183,7 @@ class LearnedSampling(TiltedSampling):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`ToyModule.on_load_checkpoint`; without a Trainer the weights' precision is the checkpoint's."""
         super().on_load_checkpoint(checkpoint)
+        self.trained_on = dict(checkpoint["toy"]["sizes"].get("joint", {}))  # which older checkpoints lack
         if self._trainer is None:
             dtype = checkpoint["state_dict"]["net.matrix.last.weight"].dtype
             for net in (self.net, self.ema_net):
@@ -205,10 +214,28 @@ class LearnedSampling(TiltedSampling):
 
     def build_samplers(self, problem: Problem, names: Sequence[str]) -> dict[str, list[Sampler]]:
         """See :meth:`TiltedSampling.build_samplers`: with each replica's energy, then with the closed form."""
+        problems = self.learned_problems(problem)
+        learned = {name: [self.maker(name)(p) for p in problems] for name in names}
+        return learned | {f"{k}{EXACT_SUFFIX}": v for k, v in super().build_samplers(problem, names).items()}
+
+    def build_centred(self, problem: Problem, names: Sequence[str]) -> dict[str, list[Sampler]]:
+        """See :meth:`TiltedSampling.build_centred`."""
+        problems = [p.centred for p in self.learned_problems(problem)]
+        learned = {name: [self.maker(name)(p) for p in problems] for name in names}
+        exact = super().build_samplers(problem.centred, names)
+        return learned | {f"{k}{EXACT_SUFFIX}": v for k, v in exact.items()}
+
+    def learned_problems(self, problem: Problem) -> list[Problem]:
+        """Return the problem with each replica's energy for its model."""
         models = [LearnedModel(extract_replica(self.evaluated_net, r)) for r in range(len(self.seeds))]
-        problems = [dataclasses.replace(problem, model=model) for model in models]
-        learned = {name: [SAMPLERS[name](p) for p in problems] for name in names}
-        return learned | {f"{name}{EXACT_SUFFIX}": [SAMPLERS[name](problem)] * len(self.seeds) for name in names}
+        return [dataclasses.replace(problem, model=model) for model in models]
+
+    def tell_before_drawing(self, problem: Problem, samplers: Sequence[Sampler]) -> None:
+        """See :meth:`TiltedSampling.tell_before_drawing`; and say so where the data are not those of the training."""
+        super().tell_before_drawing(problem, samplers)
+        now = asdict(problem.joint)
+        if other := [f"{k} = {now[k]:g}, not {v:g}" for k, v in self.trained_on.items() if now.get(k, v) != v]:
+            note(f"warning: the score was learned from other data than these: --data has {', '.join(other)}")
 
     def sampler_name(self, label: str) -> str:
         """See :meth:`TiltedSampling.sampler_name`: ``pc_mala`` for ``pc_mala`` (learned) and ``pc_mala_exact``."""
@@ -303,7 +330,7 @@ class LearnedSampling(TiltedSampling):
     def evaluate(self) -> Report:
         """See :meth:`TiltedSampling.evaluate`."""
         report = super().evaluate()
-        return Report(self.seeds, self.score_errors() | report.metrics, report.references)
+        return Report(self.seeds, self.score_errors() | report.metrics, report.references, report.arrays)
 
     def tables(self, problem: Problem, report: Report) -> list[str]:
         """See :meth:`TiltedSampling.tables`: the score's errors, then every sampler, learned and exact."""
@@ -334,6 +361,8 @@ class LearnedSampling(TiltedSampling):
         metrics = self.last_report.metrics
         out = {"score_error": figures.draw_score_error(metrics, EVALUATION_LEVELS, self.seeds)}
         if self.samples:
-            out["learned_and_exact"] = figures.draw_learned_vs_exact(metrics, self.sampler_names, EXACT_SUFFIX)
+            out["learned_and_exact"] = figures.draw_learned_vs_exact(
+                metrics, self.sampler_names, EXACT_SUFFIX, self.last_report.references["exact_draws"]["joint_kl"]
+            )
             out |= super().figures(folder)
         return out

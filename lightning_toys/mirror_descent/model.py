@@ -34,6 +34,10 @@ class JointModel:
 
     exact: bool
 
+    def measured_from(self, origin: Array) -> JointModel:
+        """Return the same distribution of pairs that are measured from a clean origin (2,)."""
+        raise NotImplementedError
+
     def action_target(self, tilted: TiltedAction) -> Target:
         """Return the target q(a) exp(beta Q(a)) of actions (1, B)."""
         raise NotImplementedError
@@ -60,6 +64,10 @@ class ExactModel(JointModel):
     """The closed form of q."""
 
     exact = True
+
+    def measured_from(self, origin: Array) -> ExactModel:
+        """See :meth:`JointModel.measured_from`: its coefficients are the level's."""
+        return self
 
     def action_target(self, tilted: TiltedAction) -> Target:
         """See :meth:`JointModel.action_target`."""
@@ -92,16 +100,23 @@ class LearnedModel(JointModel):
 
     Args:
         net: an :class:`EnergyNet` of one replica.
+        mean: the clean mean (2,) of pairs as the net knows them, where those given are measured from an origin.
     """
 
     exact = False
 
-    def __init__(self, net: EnergyNet) -> None:
-        self.net = net
+    def __init__(self, net: EnergyNet, mean: Array | None = None) -> None:
+        self.net, self.mean = net, mean
 
-    @staticmethod
-    def net_inputs(level: NoiseLevel, x: Tensor) -> tuple[Tensor, Tensor]:
+    def measured_from(self, origin: Array) -> LearnedModel:
+        """See :meth:`JointModel.measured_from`; the origin is the mean of the pairs."""
+        return LearnedModel(self.net, origin)
+
+    def net_inputs(self, level: NoiseLevel, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the net's inputs for x (2, B): the points (1, B, 2) and their abar (1, B, 1)."""
+        if self.mean is not None:
+            offset = level.abar**0.5 * self.mean - level.m
+            x = x + torch.from_numpy(offset).to(x).unsqueeze(-1)
         rows = x.T.unsqueeze(0)
         return rows, torch.full_like(rows[..., :1], level.abar)
 

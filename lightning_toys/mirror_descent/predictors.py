@@ -1,22 +1,25 @@
-"""Predictor samplers: a reverse process, SDE or ODE, with each guidance rule; named ``sde_poe``, ``ode_dps``, ..."""
+"""Predictor samplers: a reverse process, SDE or ODE, with a guidance rule; named ``sde_poe``, ``ode_dps``, ..."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_toys.mirror_descent.affine import AffineStep, Array, propagate
-from lightning_toys.mirror_descent.guidance import GUIDANCE_RULES
-from lightning_toys.mirror_descent.joint import Gaussian
+from lightning_toys.mirror_descent.guidance import GuidanceRule, ProductOfExperts
+from lightning_toys.mirror_descent.joint import Gaussian, Joint
 from lightning_toys.mirror_descent.kernels import Noise
 from lightning_toys.mirror_descent.model import affine_map
 from lightning_toys.mirror_descent.problem import Cost, Problem
 from lightning_toys.mirror_descent.reverse_process import STEP_RULES, guided_steps, log_snr_levels
-from lightning_toys.mirror_descent.samplers import Draws, Sampler
+from lightning_toys.mirror_descent.sampler import Draws, PairRecorder, Sampler
+from lightning_toys.mirror_descent.tilt import Reward
 
 
 def covariance_root(C: Array) -> Array:
@@ -26,16 +29,27 @@ def covariance_root(C: Array) -> Array:
 
 
 class Predictor(Sampler):
-    """A guided reverse process from the joint's noisiest level. With the exact score its distribution is Gaussian."""
+    """A guided reverse process from the joint's noisiest level. With the exact score its distribution is Gaussian.
 
-    process: str
-    rule: str
+    Args:
+        problem: the sampling problem.
+        process: ``sde``, the reverse SDE by exponential Euler-Maruyama, or ``ode``, the probability-flow ODE by DDIM.
+        rule: the guidance rule's class.
+    """
 
-    def __init__(self, problem: Problem) -> None:
+    num_traced = 0
+
+    def __init__(
+        self,
+        problem: Problem,
+        process: Literal["sde", "ode"] = "sde",
+        rule: Callable[[Joint, Reward, float], GuidanceRule] = ProductOfExperts,
+    ) -> None:
         super().__init__(problem)
         self.abars = log_snr_levels(problem.settings.predictor_K)
         self.first = problem.joint.level(float(self.abars[0]))
-        self.guide = GUIDANCE_RULES[self.rule](problem.joint, problem.reward, problem.lambda_scale)
+        self.guide, self.process = rule(problem.joint, problem.reward, problem.lambda_scale), process
+        self.name, self.family = f"{process}_{self.guide.name}", f"reverse {process.upper()}"
 
     def beta(self, abar: float) -> float:
         """Return the schedule's beta, with this process's noisiest level as abar_min."""
@@ -49,12 +63,15 @@ class Predictor(Sampler):
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
         x = affine_map(covariance_root(self.first.C), noise.normal(2), self.first.m)
-        exact = self.problem.model.exact
+        exact, pairs = self.problem.model.exact, PairRecorder(self.num_traced, noise.blocks)
         for k in range(len(self.abars) - 1):
             x, variance = self.exact_step(k, x) if exact else self.model_step(k, x)
             if variance > 0:
                 x.add_(noise.normal(2), alpha=math.sqrt(variance))
-        return Draws(x[0], x[1])
+            # a level's origin is sqrt(abar) of the clean one, which is added to all that is recorded
+            offset = (math.sqrt(self.abars[k + 1]) - 1) * self.problem.origin
+            pairs.record(x[0] + float(offset[0]), x[1] + float(offset[1]))
+        return Draws(x[0], x[1], *pairs.traces())
 
     def exact_step(self, k: int, x: Tensor) -> tuple[Tensor, float]:
         """Return the mean of step k from x (2, B) with the exact score, and the variance of its noise."""
@@ -71,7 +88,7 @@ class Predictor(Sampler):
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
         n = len(self.abars) - 1
-        return Cost(prior=1, score=n, value=0 if self.rule == "none" else n, refresh=0)
+        return Cost(prior=1, score=n, value=n if self.guide.evaluates_reward else 0, refresh=0)
 
     def exact_distribution(self) -> Gaussian:
         """See :meth:`Sampler.exact_distribution`."""
@@ -79,12 +96,3 @@ class Predictor(Sampler):
         for step in self.steps:
             x = propagate(x, step)
         return x
-
-
-def make_predictor(process: str, rule: str) -> type[Predictor]:
-    """Return the sampler class of a process and a guidance rule."""
-    name = f"{process}_{rule}"
-    return type(name, (Predictor,), {"name": name, "process": process, "rule": rule, "__doc__": Predictor.__doc__})
-
-
-PREDICTORS = [make_predictor(process, rule) for process in STEP_RULES for rule in GUIDANCE_RULES]

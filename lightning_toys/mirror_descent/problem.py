@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from lightning_toys.errors import MOST, REPEATS, bounded, require
-from lightning_toys.mirror_descent.joint import Joint, NoiseLevel
+from lightning_toys.mirror_descent.joint import Array, Joint, NoiseLevel
 from lightning_toys.mirror_descent.model import ExactModel, JointModel
 from lightning_toys.mirror_descent.schedules import Schedule
-from lightning_toys.mirror_descent.tilt import Reward, TiltedAction, tilt
+from lightning_toys.mirror_descent.tilt import Reward, ShiftedReward, TiltedAction, tilt
 from lightning_toys.training.compiling import check_compiler
 
 
@@ -44,11 +44,14 @@ class Settings:
     Args:
         K: noise levels of the annealed samplers, abar even from ``abar_min`` to 1.
         abar_min: abar of the noisiest level, in (0, 1).
-        refresh_L: rounds a level, each an exact refresh of s' | a and then the action steps; 0: one round, no refresh.
-        action_steps_per_level: action steps of a round.
+        abar_max: abar of the last level, above ``abar_min``; below 1 annealed samplers end at a noisy level's target.
+        refresh_L: exact refreshes of s' | a at each level, spread evenly over its action steps (more of them than steps
+            would change nothing); 0: s' is drawn once, at the noisiest level.
+        action_steps_per_level: action steps at each level, however many refreshes there are.
         particles: draws of s' that pc_ula's gradient takes the mean of.
         ula_step: step size eta of ULA and pc_ula.
         mala_step: step size of the corrected samplers, times tau (pc_joint_mala: times the greater of tau and 1).
+        final_mala_step: step size of a schedule's final MALA steps, times tau; ``mala_step`` if left out.
         final_refresh: pc_joint_mala refreshes s' | a once more at the end.
         mcmc_steps: steps of the plain samplers.
         predictor_K: levels of the reverse processes, even in log-SNR.
@@ -56,7 +59,8 @@ class Settings:
         smc_particles: particles of one run of twisted SMC, a power of 2.
         ess_threshold: effective sample size, as a fraction of the particles, below which SMC resamples.
         smc_twist: ``dps``, Q at the Tweedie mean, as published, or ``tfg``, the same smoothed.
-        compile: run noise and pc_mala's steps as compiled code; needs a C++ compiler and, once, half a minute.
+        compile: run noise and pc_mala's steps as compiled code, which needs a C++ compiler and, once, some seconds;
+            ``auto``: where there is a compiler and the work is long enough to repay it.
 
     Raises:
         ToyError: a value is not allowed, or there is no compiler.
@@ -64,11 +68,13 @@ class Settings:
 
     K: int = 40
     abar_min: float = 0.05
+    abar_max: float = 1.0
     refresh_L: int = 1
     action_steps_per_level: int = 1
     particles: int = 20
     ula_step: float = 0.08
     mala_step: float = 0.7
+    final_mala_step: float | None = None
     final_refresh: bool = True
     mcmc_steps: int = 100
     predictor_K: int = 200
@@ -76,7 +82,7 @@ class Settings:
     smc_particles: int = 2**12
     ess_threshold: float = 0.5
     smc_twist: Literal["dps", "tfg"] = "tfg"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("K", "action_steps_per_level", "particles", "mcmc_steps"):
@@ -86,23 +92,45 @@ class Settings:
             value = getattr(self, name)
             bounded(f"--model.settings.{name}", value, 2, REPEATS)
         bounded("--model.settings.refresh_L", self.refresh_L, 0, REPEATS)
-        for name in ("ula_step", "mala_step"):
+        for name in ("ula_step", "mala_step", "final_mala_step"):
             value = getattr(self, name)
+            if value is None and name == "final_mala_step":
+                continue
             bounded(f"--model.settings.{name}", value, 0.0, above=True)
         require(
             0 < self.abar_min < 1, f"--model.settings.abar_min: {self.abar_min} is not allowed; give a number in (0, 1)"
         )
         require(
+            self.abar_min < self.abar_max <= 1,
+            f"--model.settings.abar_max: {self.abar_max} is not allowed; give a number above "
+            f"--model.settings.abar_min, {self.abar_min}, at most 1",
+        )
+        require(
             0 <= self.ess_threshold <= 1,
             f"--model.settings.ess_threshold: {self.ess_threshold} is not allowed; give a number in [0, 1]",
         )
-        if self.compile:
+        require(
+            self.compile in (True, False, "auto"),
+            f"--model.settings.compile: {self.compile!r} is not allowed; give true, false or auto",
+        )
+        if self.compile is True:
             check_compiler("--model.settings.compile")
         n = self.smc_particles
         require(
             n >= 2 and 2**15 % n == 0,
             f"--model.settings.smc_particles: {n} is not allowed; give a power of 2 up to 32768",
         )
+
+    @property
+    def refresh_steps(self) -> list[int]:
+        """The action steps of a level, counted from 0, before which s' | a is drawn anew.
+
+        >>> Settings(refresh_L=2, action_steps_per_level=5).refresh_steps
+        [0, 2]
+        """
+        n = self.action_steps_per_level
+        refreshes = min(self.refresh_L, n)
+        return [j * n // refreshes for j in range(refreshes)]
 
 
 @dataclass(frozen=True)
@@ -121,6 +149,7 @@ class Problem:
         lambda_scale: lambda, the inverse temperature of the tilt at the clean end.
         settings: how much work samplers do.
         model: what samplers know of q: its closed form, or a learned energy.
+        original: the problem that this one is in other coordinates, see :attr:`centred`.
     """
 
     joint: Joint
@@ -129,6 +158,25 @@ class Problem:
     lambda_scale: float
     settings: Settings = field(default_factory=Settings)
     model: JointModel = field(default_factory=ExactModel)
+    original: Problem | None = None
+
+    @property
+    def origin(self) -> Array:
+        """Where the clean coordinates' 0 is in those of the original problem (2,)."""
+        return np.zeros(2) if self.original is None else self.original.joint.clean.m
+
+    @cached_property
+    def centred(self) -> Problem:
+        """The same problem in coordinates whose clean origin is the mean of q: samples have to be moved by ``origin``.
+
+        Chains run in these, since in single precision a number far from 0 has no digits left for differences.
+        """
+        m = self.joint.clean.m
+        if self.original is not None or not m.any():
+            return self
+        joint = replace(self.joint, mu_a=0.0, d=0.0, s=0.0, mu_eps=0.0)
+        model = self.model.measured_from(m)
+        return replace(self, joint=joint, reward=ShiftedReward(self.reward, m), model=model, original=self)
 
     @cached_property
     def target(self) -> TiltedAction:
@@ -142,9 +190,18 @@ class Problem:
 
     @cached_property
     def levels(self) -> list[TiltedAction]:
-        """The tilted distribution of the action at each of the K levels, noisy to clean."""
+        """The tilted distribution of the action at each of the K levels, noisy to clean.
+
+        Annealed samplers carry x from level to level as it is, so that all levels have one origin, the clean one.
+        """
+        if self.original is not None:
+            m = self.origin
+            return [
+                TiltedAction(NoiseLevel(at.level.m - m, at.level.C, at.level.abar), at.beta, at.Q.about(float(m[0])))
+                for at in self.original.levels
+            ]
         s = self.settings
-        abars = np.linspace(s.abar_min, 1.0, s.K) if s.K > 1 else np.ones(1)
+        abars = np.linspace(s.abar_min, s.abar_max, s.K) if s.K > 1 else np.array([s.abar_max])
         return [tilt(self.joint.level(float(x)), self.reward, self.beta(float(x))) for x in abars]
 
     def beta(self, abar: float) -> float:

@@ -1,121 +1,33 @@
-"""Samplers at the clean level: importance resampling, independence-MH, ULA, MALA, Gibbs; and what samplers share."""
+"""Samplers at the clean level: importance resampling, independence-MH, ULA, MALA, Gibbs."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_toys.mirror_descent import affine
+from lightning_toys.mirror_descent.action_density import ActionDensity, independence_moves, mala_moves
 from lightning_toys.mirror_descent.affine import AffineStep, propagate
-from lightning_toys.mirror_descent.joint import Gaussian, NoiseLevel
+from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample, check_mean, lag_one_autocorrelation
+from lightning_toys.mirror_descent.joint import Gaussian
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise, State, independence_mh, init_state, mala, ula
-from lightning_toys.mirror_descent.problem import Cost, Problem
+from lightning_toys.mirror_descent.problem import Cost
+from lightning_toys.mirror_descent.sampler import (
+    ChainRecorder,
+    Draws,
+    PairRecorder,
+    Sampler,
+    refresh,
+    refreshed_moments,
+    sample_prior,
+)
 
-NUM_TRACED = 64  # chains of a block whose trace is kept
-NUM_MONITORED = 1024  # chains of a block that acceptance rate and squared jumps are averaged over
 IMPORTANCE_GROUP = 2**12  # draws that are resampled together by their importance weights
-
-
-@dataclass
-class Draws:
-    """What a sampler drew in some blocks of chains, side by side.
-
-    Attributes:
-        a: actions (B,).
-        s: next states (B,).
-        accepted: acceptance rate of each step in each block (T, blocks), or None.
-        trace: actions of each block's traced chains after every step (T, blocks, W), or None.
-        squared_jumps: mean squared jump of the action in each step and block (T, blocks), or None.
-        extra: other numbers, by name: one for each independent group of chains, block by block.
-    """
-
-    a: Tensor
-    s: Tensor
-    accepted: Tensor | None = None
-    trace: Tensor | None = None
-    squared_jumps: Tensor | None = None
-    extra: dict[str, list[float]] | None = None
-
-
-class Sampler:
-    """A way of drawing (a, s') from the tilted target. Chains are along the last axis B, in blocks of ``BLOCK_SIZE``.
-
-    Attributes:
-        name: by which ``--model.samplers`` chooses it, and part of the key of its noise.
-        num_traced: chains of a block whose trace is kept.
-        independent: whether draws are independent of each other.
-        stationary: whether all steps are of one Markov kernel, as R-hat and ESS assume.
-
-    Args:
-        problem: the sampling problem.
-    """
-
-    name: str
-    num_traced = NUM_TRACED
-    independent = True
-    stationary = False
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-
-    def draw(self, noise: Noise) -> Draws:
-        """Return draws of as many blocks as the noise has; all randomness is the noise's."""
-        raise NotImplementedError
-
-    def cost(self) -> Cost:
-        """Return the evaluations per sample."""
-        raise NotImplementedError
-
-    def exact_distribution(self) -> Gaussian | None:
-        """Return the distribution of the draws, right or wrong, where it is Gaussian and so known exactly."""
-        return None
-
-
-def refresh(noise: Noise, level: NoiseLevel, a: Tensor) -> Tensor:
-    """Draw s' (B,) given actions a (B,) at a level."""
-    return torch.add(noise.normal()[0] * math.sqrt(level.v) + level.c, a, alpha=level.rho)
-
-
-def sample_prior(noise: Noise, level: NoiseLevel) -> Tensor:
-    """Draw actions (B,) of the untilted distribution at a level."""
-    return noise.normal()[0] * math.sqrt(level.C[0, 0]) + float(level.m[0])
-
-
-class ChainRecorder:
-    """Records acceptance, traces and jumps of some chains of each block.
-
-    Args:
-        num_traced: chains of a block whose trace is kept.
-        blocks: number of blocks side by side.
-    """
-
-    def __init__(self, num_traced: int, blocks: int) -> None:
-        self.kept, self.num_traced, self.blocks = max(num_traced, NUM_MONITORED), num_traced, blocks
-        self.accepted: list[Tensor] = []
-        self.trace: list[Tensor] = []
-
-    def record(self, before: Tensor, after: Tensor, accepted: Tensor | None = None) -> None:
-        """Record one step: actions before and after it, and 1 where it was accepted, each (B,)."""
-        if not self.trace:
-            self.trace.append(self.first_chains(before, self.kept))
-        self.trace.append(self.first_chains(after, self.kept))
-        if accepted is not None:
-            self.accepted.append(self.first_chains(accepted, NUM_MONITORED))
-
-    def first_chains(self, x: Tensor, n: int) -> Tensor:
-        """Return a copy of the values x (B,) of each block's first n chains (blocks, n)."""
-        return x.view(self.blocks, -1)[:, :n].clone()
-
-    def draws(self, a: Tensor, s: Tensor) -> Draws:
-        """Return the draws a and s (B,) with what was recorded."""
-        accepted = torch.stack(self.accepted).mean(-1) if self.accepted else None
-        trace = torch.stack(self.trace)
-        squared_jumps = trace[..., :NUM_MONITORED].diff(dim=0).square().mean(-1)
-        return Draws(a, s, accepted, trace[1:, :, : self.num_traced] if self.num_traced else None, squared_jumps)
 
 
 class Importance(Sampler):
@@ -125,7 +37,11 @@ class Importance(Sampler):
     """
 
     name = "importance"
-    independent = False
+    family = "plain"
+    group = IMPORTANCE_GROUP
+    num_traced = 0
+    reads_score = False
+    exact_in_the_limit = True
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
@@ -133,20 +49,37 @@ class Importance(Sampler):
         clean, Q, beta = problem.joint.clean, problem.target.Q, problem.lambda_scale
         a = sample_prior(noise, clean)
         s = refresh(noise, clean, a)
-        log_w = beta * (Q.b * a - 0.5 * Q.A * a * a)
-        log_w = log_w.double().view(-1, IMPORTANCE_GROUP)
+        wide = a.double()  # a weight is the exponential of a difference of large numbers
+        log_w = (beta * (Q.b - 0.5 * Q.A * wide) * wide).view(-1, IMPORTANCE_GROUP)
         weight = torch.softmax(log_w, -1)
+        before = (a, s)
         kept = systematic_resampling(weight, noise.uniforms_of_groups(BLOCK_SIZE // IMPORTANCE_GROUP))
         kept = (kept + IMPORTANCE_GROUP * torch.arange(len(kept), device=kept.device)[:, None]).ravel()
         extra = {
             "ess_fraction": (1 / (weight.square().sum(-1) * IMPORTANCE_GROUP)).tolist(),
             "log_z": (torch.logsumexp(log_w, -1) - math.log(IMPORTANCE_GROUP) + beta * Q.const).tolist(),
         }
-        return Draws(a[kept], s[kept], extra=extra)
+        pairs = PairRecorder(self.num_traced, noise.blocks)
+        pairs.record(*before)
+        pairs.record(a[kept], s[kept])
+        return Draws(a[kept], s[kept], *pairs.traces(), extra=extra)
 
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
         return Cost(prior=1, value=1, refresh=1)
+
+    def own_checks(self, samples: Sequence[Sample]) -> list[ClosedFormCheck]:
+        """See :meth:`Sampler.own_checks`: the weights' effective sample size, and Z."""
+        ess = [v for x in samples for v in (x.extra or {})["ess_fraction"]]
+        wanted = self.problem.target.importance_ess_fraction
+        return [check_mean(self.name, "ess_fraction", wanted, ess), z_check(self, samples)]
+
+
+def z_check(sampler: Sampler, samples: Sequence[Sample]) -> ClosedFormCheck:
+    """Return the check that the estimates of Z, ``log_z`` of each group, are unbiased."""
+    log_z = sampler.problem.target.log_z
+    found = [math.exp(v - log_z) for x in samples for v in (x.extra or {})["log_z"]]
+    return check_mean(sampler.name, "Z / exact Z", 1.0, found)
 
 
 def systematic_resampling(weight: Tensor, uniform: Tensor) -> Tensor:
@@ -168,7 +101,9 @@ class IndependenceMH(Sampler):
     """Proposals from q, accepted with probability min(1, exp(beta (Q(a') - Q(a)))) (Tierney 1994)."""
 
     name = "independence_mh"
+    family = "plain"
     stationary = True
+    reads_score = False
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
@@ -176,7 +111,7 @@ class IndependenceMH(Sampler):
         clean, Q, beta = problem.joint.clean, problem.target.Q, problem.lambda_scale
 
         def log_weight(x: Tensor) -> tuple[Tensor, Tensor]:
-            return beta * (Q.b * x[0] - 0.5 * Q.A * x[0].square()), torch.zeros_like(x)
+            return beta * (Q.b - 0.5 * Q.A * x[0]) * x[0], torch.zeros_like(x)
 
         state = init_state(sample_prior(noise, clean).unsqueeze(0), log_weight)
         for _ in range(problem.settings.mcmc_steps):
@@ -191,11 +126,26 @@ class IndependenceMH(Sampler):
         n = self.problem.settings.mcmc_steps + 1
         return Cost(prior=n, value=n, refresh=1)
 
+    @cached_property
+    def density(self) -> ActionDensity:
+        """The exact density of the action after the last step, by its transition matrix."""
+        problem, steps = self.problem, self.problem.settings.mcmc_steps
+        return ActionDensity(problem.joint.clean, [independence_moves(problem.joint.clean, problem.target, steps)])
+
+    def exact_moments(self) -> dict[str, float]:
+        """See :meth:`Sampler.exact_moments`."""
+        return refreshed_moments(self.problem, *self.density.solve()) if self.density.known else {}
+
+    def why_unknown(self) -> str:
+        """See :meth:`Sampler.why_unknown`."""
+        return self.density.why_unknown
+
 
 class ULA(Sampler):
     """Unadjusted Langevin steps on the tilted action, from q; biased: variance (1 / tau) / (1 - eta tau / 2)."""
 
     name = "ula"
+    family = "plain"
     stationary = True
 
     def draw(self, noise: Noise) -> Draws:
@@ -234,6 +184,7 @@ class MALA(Sampler):
     """Metropolis-adjusted Langevin steps on the tilted action, from q (Roberts and Tweedie 1996)."""
 
     name = "mala"
+    family = "plain"
     stationary = True
 
     def draw(self, noise: Noise) -> Draws:
@@ -253,12 +204,28 @@ class MALA(Sampler):
         n = self.problem.settings.mcmc_steps + 1
         return Cost(prior=1, score=n, value=n, refresh=1)
 
+    @cached_property
+    def density(self) -> ActionDensity:
+        """The exact density of the action after the last step, by its transition matrix."""
+        s, target = self.problem.settings, self.problem.target
+        return ActionDensity(self.problem.joint.clean, [mala_moves(target, s.mala_step / target.tau, s.mcmc_steps)])
+
+    def exact_moments(self) -> dict[str, float]:
+        """See :meth:`Sampler.exact_moments`."""
+        return refreshed_moments(self.problem, *self.density.solve()) if self.density.known else {}
+
+    def why_unknown(self) -> str:
+        """See :meth:`Sampler.why_unknown`."""
+        return self.density.why_unknown
+
 
 class Gibbs(Sampler):
     """s' | a, then a | s' of the tilted joint, whose precision is tau + alpha^2 / sigma_sprime^2."""
 
     name = "gibbs"
+    family = "plain"
     stationary = True
+    reads_score = False
 
     @property
     def posterior_precision(self) -> float:
@@ -299,3 +266,10 @@ class Gibbs(Sampler):
         for _ in range(problem.settings.mcmc_steps):
             x = propagate(propagate(x, affine.refresh(joint.clean)), draw_action)
         return propagate(x, affine.refresh(joint.clean))
+
+    def own_checks(self, samples: Sequence[Sample]) -> list[ClosedFormCheck]:
+        """See :meth:`Sampler.own_checks`: the chain's autocorrelation at lag 1."""
+        precision = self.problem.joint.alpha**2 / self.problem.joint.sigma_sprime**2  # of s' as an observation of a
+        found = [v for x in samples if x.trace is not None for v in lag_one_autocorrelation(x.trace)]
+        wanted = precision / (self.problem.target.tau + precision)
+        return [check_mean(self.name, "lag-1 autocorrelation", wanted, found)]

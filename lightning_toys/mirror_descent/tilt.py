@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from lightning_toys.errors import LARGEST, bounded, require
-from lightning_toys.mirror_descent.joint import NoiseLevel
+from lightning_toys.errors import LARGEST, ToyError, bounded, require
+from lightning_toys.mirror_descent.joint import Array, NoiseLevel
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,23 @@ class Quadratic:
         """Return the value at x."""
         return self.const + self.b * x - 0.5 * self.A * x * x
 
+    def about(self, origin: float) -> Quadratic:
+        """Return the same function of x - origin.
 
-class Reward:
+        >>> Quadratic(2.0, 1.0, 0.5).about(3.0)(0.25) == Quadratic(2.0, 1.0, 0.5)(3.25)
+        True
+        """
+        return Quadratic(self.A, self.b - self.A * origin, self(origin))
+
+
+class Reward(ABC):
     """What actions are tilted towards: a base class for rewards of your own, given by class_path.
 
     Samplers and closed forms need Q as a quadratic at every noise level. It depends on a alone, so that the tilt leaves
-    s' | a unchanged.
+    s' | a unchanged. A negative curvature A is fine as long as q(a) exp(beta Q(a)) has an integral.
     """
 
+    @abstractmethod
     def action_value(self, level: NoiseLevel) -> Quadratic:
         """Return the action value Q(a) at a noise level, whose s' | a is N(level.rho a + level.c, level.v)."""
         raise NotImplementedError
@@ -43,7 +53,7 @@ class ActionValue(Reward):
     """Q(a) = -q_a / 2 (a - mu_q)^2, at every level.
 
     Args:
-        q_a: curvature, above 0.
+        q_a: curvature, not below 0; 0 tilts nothing.
         mu_q: optimum.
 
     Raises:
@@ -51,7 +61,7 @@ class ActionValue(Reward):
     """
 
     def __init__(self, q_a: float = 1.0, mu_q: float = 1.5) -> None:
-        bounded("--model.reward.q_a", q_a, 0.0, above=True)
+        bounded("--model.reward.q_a", q_a, 0.0)
         bounded("--model.reward.mu_q", mu_q, -LARGEST)
         self.q_a, self.mu_q = q_a, mu_q
 
@@ -66,7 +76,7 @@ class StateReward(Reward):
     Args:
         r_wa: weight of the action's term, not below 0.
         r_a: optimal action.
-        r_ws: weight of the next state's term, not below 0; one of the two weights is above 0.
+        r_ws: weight of the next state's term, not below 0; with both weights 0 nothing is tilted.
         r_s: optimal next state.
 
     Raises:
@@ -78,7 +88,6 @@ class StateReward(Reward):
             bounded(f"--model.reward.{name}", value, 0.0)
         for name, value in (("r_a", r_a), ("r_s", r_s)):
             bounded(f"--model.reward.{name}", value, -LARGEST)
-        require(r_wa + r_ws > 0, "--model.reward.r_wa, --model.reward.r_ws: both are 0; give one of them a weight > 0")
         self.r_wa, self.r_a, self.r_ws, self.r_s = r_wa, r_a, r_ws, r_s
 
     def action_value(self, level: NoiseLevel) -> Quadratic:
@@ -93,6 +102,46 @@ class StateReward(Reward):
     def state_weight(self) -> float:
         """See :attr:`Reward.state_weight`: dR/da through s' = rho a + c + noise has -r_ws rho (s' - r_s) in it."""
         return self.r_ws
+
+
+class ShiftedReward(Reward):
+    """A reward of pairs (a, s') that are measured from an origin.
+
+    Args:
+        reward: the reward of the pairs themselves.
+        origin: (a, s') of the clean pairs' origin (2,); at a noise level it is sqrt(abar) of it.
+    """
+
+    def __init__(self, reward: Reward, origin: Array) -> None:
+        self.reward, self.origin = reward, origin
+
+    def action_value(self, level: NoiseLevel) -> Quadratic:
+        """See :meth:`Reward.action_value`."""
+        origin = math.sqrt(level.abar) * self.origin
+        there = NoiseLevel(level.m + origin, level.C, level.abar)
+        return quadratic_of(self.reward, there).about(float(origin[0]))
+
+    @property
+    def state_weight(self) -> float:
+        """See :attr:`Reward.state_weight`."""
+        return self.reward.state_weight
+
+
+def quadratic_of(reward: Reward, level: NoiseLevel) -> Quadratic:
+    """Return a reward's action value at a level.
+
+    Raises:
+        ToyError: it is no quadratic.
+    """
+    Q = reward.action_value(level)
+    fits = all(isinstance(getattr(Q, k, None), int | float) for k in ("A", "b", "const"))
+    if not fits or not all(math.isfinite(x) for x in (Q.A, Q.b, Q.const)):
+        given = f"{type(Q).__name__} {Q!r}"[:80]
+        raise ToyError(
+            f"--model.reward: {type(reward).__name__} is not allowed, its action_value at abar = {level.abar:.3g} "
+            f"is {given}; closed forms need a Quadratic(A, b, const) of finite numbers"
+        )
+    return Q
 
 
 @dataclass(frozen=True)
@@ -128,8 +177,13 @@ class TiltedAction:
 
     @property
     def importance_ess_fraction(self) -> float:
-        """Effective sample size of importance weights w = exp(beta Q) per sample of q: (E w)^2 / E w^2."""
+        """Effective sample size of importance weights w = exp(beta Q) per sample of q: (E w)^2 / E w^2.
+
+        It is 0 where w has no variance.
+        """
         doubled = TiltedAction(self.level, 2 * self.beta, self.Q)
+        if doubled.tau <= 0:
+            return 0.0
         return math.exp(2 * self.log_z - doubled.log_z)
 
 
@@ -140,5 +194,14 @@ def tilt(level: NoiseLevel, reward: Reward, beta: float) -> TiltedAction:
     >>> target = tilt(Joint().clean, StateReward(), beta=1.5)
     >>> target.mu, target.tau
     (0.9375, 4.0)
+
+    Raises:
+        ToyError: Q is no quadratic, or the tilt has no integral.
     """
-    return TiltedAction(level, beta, reward.action_value(level))
+    tilted = TiltedAction(level, beta, quadratic_of(reward, level))
+    require(
+        tilted.tau > 0,
+        f"--model.reward: {type(reward).__name__} is not allowed with --model.lambda_scale: at abar = {level.abar:.3g} "
+        f"q(a) exp(beta Q(a)) has no integral (precision {tilted.tau:.3g}); give a smaller lambda_scale",
+    )
+    return tilted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,14 +11,23 @@ import torch
 from torch import Tensor
 
 from lightning_toys.mirror_descent.affine import AffineStep, Array
-from lightning_toys.mirror_descent.guidance import GUIDANCE_RULES, TweedieGuidance, tweedie_action
+from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample
+from lightning_toys.mirror_descent.guidance import (
+    DiffusionPosteriorSampling,
+    TrainingFreeGuidance,
+    TweedieGuidance,
+    tweedie_action,
+)
 from lightning_toys.mirror_descent.joint import NoiseLevel
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
 from lightning_toys.mirror_descent.model import affine_map
 from lightning_toys.mirror_descent.predictors import covariance_root
 from lightning_toys.mirror_descent.problem import Cost, Problem
 from lightning_toys.mirror_descent.reverse_process import log_snr_levels
-from lightning_toys.mirror_descent.samplers import Draws, Sampler, systematic_resampling
+from lightning_toys.mirror_descent.sampler import Draws, PairRecorder, Sampler
+from lightning_toys.mirror_descent.samplers import systematic_resampling, z_check
+
+TWISTS: dict[str, type[TweedieGuidance]] = {"dps": DiffusionPosteriorSampling, "tfg": TrainingFreeGuidance}
 
 
 def reverse_kernel(noisy: NoiseLevel, cleaner: NoiseLevel) -> AffineStep:
@@ -71,14 +81,17 @@ class TwistedSMC(Sampler):
     """
 
     name = "smc_twisted"
-    independent = False
+    family = "twisted SMC"
+    num_traced = 0
+    exact_in_the_limit = True
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         s = problem.settings
         self.abars = log_snr_levels(s.smc_K)
         self.levels = [problem.joint.level(float(x)) for x in self.abars]
-        self.guide = GUIDANCE_RULES[s.smc_twist](problem.joint, problem.reward, problem.lambda_scale)
+        self.group = s.smc_particles
+        self.guide: TweedieGuidance = TWISTS[s.smc_twist](problem.joint, problem.reward, problem.lambda_scale)
         self.twist_gradients = [self.guide.affine_term(level, problem.lambda_scale) for level in self.levels]
         self.kernels = [reverse_kernel(a, b) for a, b in zip(self.levels[:-1], self.levels[1:], strict=True)]
 
@@ -96,7 +109,6 @@ class TwistedSMC(Sampler):
 
     def coefficients(self, k: int) -> tuple[float, float]:
         """Return A and b of log psi_k = const + b a_0 - A a_0^2 / 2."""
-        assert isinstance(self.guide, TweedieGuidance)
         return self.guide.coefficients(self.levels[k], self.problem.lambda_scale)
 
     def proposal(self, k: int, x: Tensor) -> Proposal:
@@ -131,6 +143,7 @@ class TwistedSMC(Sampler):
         def normal() -> Tensor:
             return noise.normal(2).view(2, runs, n)
 
+        pairs, half = PairRecorder(self.num_traced, noise.blocks), torch.full((runs,), 0.5, device=like.device)
         first = self.levels[0]
         x = affine_map(covariance_root(first.C), normal(), first.m)
         now = self.proposal(0, x)
@@ -161,6 +174,11 @@ class TwistedSMC(Sampler):
             # log p - log proposal, both Gaussian with covariance D: |xi|^2 / 2 - |xi + root' grad|^2 / 2
             log_ratio = -(shift * (xi + 0.5 * shift)).sum(0)
             log_w = log_w + (log_ratio + now.log_twist - previous_log_twist).double()
+            if self.num_traced:
+                seen = systematic_resampling(torch.softmax(log_w, -1), half)
+                origin = (math.sqrt(self.abars[k + 1]) - 1) * self.problem.origin
+                shown = x.gather(2, seen.expand(2, runs, n)).flatten(1)
+                pairs.record(shown[0] + float(origin[0]), shown[1] + float(origin[1]))
         log_z = log_z + torch.logsumexp(log_w, -1) - math.log(n)
         weight = torch.softmax(log_w, -1)
         kept = systematic_resampling(weight, noise.uniforms_of_groups(runs_per_block))
@@ -170,9 +188,13 @@ class TwistedSMC(Sampler):
             "ess_fraction": (1 / (weight.square().sum(-1) * n)).tolist(),
             "resampled": resampled.tolist(),
         }
-        return Draws(x[0], x[1], extra=extra)
+        return Draws(x[0], x[1], *pairs.traces(), extra=extra)
 
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
         n = len(self.kernels)
         return Cost(prior=1, score=n + 1, value=n + 1, refresh=0)
+
+    def own_checks(self, samples: Sequence[Sample]) -> list[ClosedFormCheck]:
+        """See :meth:`Sampler.own_checks`: Z."""
+        return [z_check(self, samples)]

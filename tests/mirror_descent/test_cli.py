@@ -44,11 +44,12 @@ def results(runner: Runner, *flags: str, name: str = "version_0") -> dict[str, A
 def test_outputs(mirror: Runner) -> None:
     flags = ("--model.samplers", "[pc_mala,gibbs,sde_poe]", "--figures.enabled", "true", "--figures.dpi", "30")
     err = mirror.ok("test", "analytic", *flags, "--model.sweep_max_refresh", "1", "--model.sweep_chains", "200", *(
-        "--model.gif", "true", "--model.settings.K", "5"))  # fmt: skip
+        "--model.gif", "true", "--model.settings.K", "5", "--model.settings.mcmc_steps", "40"))  # fmt: skip
     folder = mirror.folder("analytic")
     figures = {p.name for p in (folder / "figures").iterdir()}
     assert {"match_pc_mala.png", "match_gibbs.png", "frontier.png", "kl_vs_refresh.png", "ranks.png"} <= figures
-    assert (folder / "figures" / "anim_pc_mala.gif").read_bytes()[:3] == b"GIF"
+    for name in ("pc_mala", "gibbs", "sde_poe"):
+        assert (folder / "figures" / f"anim_{name}.gif").read_bytes()[:3] == b"GIF"
     table = (folder / "facts.md").read_text()
     assert table in err + "\n"
     assert "| gibbs | lag-1 autocorrelation | 0.50000 |" in table
@@ -61,7 +62,7 @@ def test_outputs(mirror: Runner) -> None:
     ].keys()
     assert found["metrics"]["joint_kl"]["values"] == found["metrics"]["joint_kl@pc_mala"]["values"]
     for kind in ("action", "state", "residual"):
-        raw, adjusted = (found["metrics"][f"{kind}_ks_{p}@gibbs"]["values"] for p in ("p", "p_holm"))
+        raw, adjusted = (found["arrays"]["p_values"][f"{kind}_ks_{p}@gibbs"] for p in ("p", "p_holm"))
         assert all(b >= a for a, b in zip(raw, adjusted, strict=True))
     mirror.ok("validate", "analytic", "--model.samplers", "[mala]", "--run.name", "validated")
     assert json.loads((mirror.folder("analytic", "validated") / "validation.json").read_text())["metrics"]["action_kl"]
@@ -85,9 +86,10 @@ EFFECTS = [
     ("--model.lambda_scale", "0.5", "pc_mala", "action_mean"),
     ("--model.settings.K", "3", "pc_mala", "action_mean"),
     ("--model.settings.abar_min", "0.5", "pc_mala", "action_mean"),
-    ("--model.settings.refresh_L", "3", "pc_mala", "action_mean"),
+    ("--model.settings.refresh_L", "0", "pc_ula", "action_mean"),
     ("--model.settings.action_steps_per_level", "3", "pc_mala", "action_mean"),
     ("--model.settings.mala_step", "0.1", "pc_mala", "acceptance"),
+    ("--model.settings.abar_max", "0.9", "pc_mala", "action_mean"),
     ("--model.settings.ula_step", "0.2", "pc_ula", "action_var"),
     ("--model.settings.particles", "1", "pc_ula", "action_mean"),
     ("--model.settings.final_refresh", "false", "pc_joint_mala", "state_mean"),
@@ -152,6 +154,7 @@ def test_action_value_and_its_flags(mirror: Runner) -> None:
 def test_off_target_schedules_warn(mirror: Runner) -> None:
     err = mirror.ok("test", "analytic", "--model.samplers", "[pc_mala]", "--model.schedule", "SigmaPower")
     assert "warning: schedule SigmaPower does not end at the target N(0.938, 0.250)" in err
+    assert "action KL 2" in err
     err = mirror.ok("test", "analytic", "--model.samplers", "[pc_mala]")
     assert "warning" not in err
 

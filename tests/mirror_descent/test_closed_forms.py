@@ -12,12 +12,7 @@ from scipy import stats as scipy_stats
 
 from lightning_toys.errors import ToyError
 from lightning_toys.mirror_descent.affine import propagate
-from lightning_toys.mirror_descent.guidance import (
-    GUIDANCE_RULES,
-    DiffusionPosteriorSampling,
-    HTransform,
-    ProductOfExperts,
-)
+from lightning_toys.mirror_descent.guidance import DiffusionPosteriorSampling, HTransform, ProductOfExperts
 from lightning_toys.mirror_descent.joint import Gaussian, Joint, NoiseLevel, gaussian_kl, noised
 from lightning_toys.mirror_descent.reverse_process import guided_steps, log_snr_levels, ode_step, sde_step
 from lightning_toys.mirror_descent.schedules import (
@@ -29,6 +24,7 @@ from lightning_toys.mirror_descent.schedules import (
     SigmaPower,
     TFGPlusFinalMALA,
 )
+from lightning_toys.mirror_descent.shipped import RULES
 from lightning_toys.mirror_descent.tilt import ActionValue, Reward, StateReward, tilt
 from lightning_toys.mirror_descent.twisted_smc import reverse_kernel
 from lightning_toys.training.noise import keyed_generator
@@ -196,8 +192,8 @@ def test_refusals() -> None:
         (lambda: Joint(sigma_sprime=-1.0), "--data.sigma_sprime: -1.0"),
         (lambda: LateConstant(0.8, 0.3), "--model.schedule.w_lo, --model.schedule.w_hi: 0.8, 0.3"),
         (lambda: LateRamp(ramp_p=0.0), "--model.schedule.ramp_p: 0.0"),
-        (lambda: ActionValue(q_a=0.0), "--model.reward.q_a: 0.0"),
-        (lambda: StateReward(0.0, 1.0, 0.0, 1.0), "--model.reward.r_wa, --model.reward.r_ws"),
+        (lambda: ActionValue(q_a=-0.1), "--model.reward.q_a: -0.1"),
+        (lambda: StateReward(-0.1, 1.0, 0.0, 1.0), "--model.reward.r_wa: -0.1"),
     ]:
         with pytest.raises(ToyError) as caught:
             make()
@@ -210,7 +206,7 @@ def test_refusals() -> None:
 def guidance_term(
     rule: str, joint: Joint, reward: Reward, level: NoiseLevel, beta: float, x: torch.Tensor
 ) -> torch.Tensor:
-    G, g = GUIDANCE_RULES[rule](joint, reward, beta).affine_term(level, beta)
+    G, g = RULES[rule](joint, reward, beta).affine_term(level, beta)
     return x @ torch.from_numpy(G).T + torch.from_numpy(g)
 
 
@@ -243,7 +239,7 @@ def test_rules_are_gradients(i: int) -> None:
         wanted = torch.stack([torch.func.jacrev(energy)(y) for y in x])
         torch.testing.assert_close(guidance_term(rule, joint, reward, level, beta, x), wanted, rtol=1e-8, atol=1e-8)
         # where the schedule's beta is below lambda, a fraction of it
-        G, g = GUIDANCE_RULES[rule](joint, reward, beta).affine_term(level, 0.3 * beta)
+        G, g = RULES[rule](joint, reward, beta).affine_term(level, 0.3 * beta)
         less = x @ torch.from_numpy(G).T + torch.from_numpy(g)
         torch.testing.assert_close(less, 0.3 * wanted, rtol=1e-8, atol=1e-8)
 
@@ -265,7 +261,7 @@ def final_distribution(rule: str, K: int, step: object, beta: object, joint: Joi
     reward = StateReward()
     abars = log_snr_levels(K)
     x: Gaussian = joint.level(float(abars[0]))
-    guide = GUIDANCE_RULES[rule](joint, reward, 1.5)
+    guide = RULES[rule](joint, reward, 1.5)
     for affine_step in guided_steps(joint, guide, beta, abars.tolist(), step):  # type: ignore[arg-type]
         x = propagate(x, affine_step)
     return x

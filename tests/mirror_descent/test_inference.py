@@ -28,8 +28,8 @@ from lightning_toys.mirror_descent import (
 from lightning_toys.mirror_descent.energy import EVALUATION_LEVELS
 from lightning_toys.mirror_descent.hparams import from_hparam, to_hparam
 from lightning_toys.mirror_descent.learned import NUM_SCORE_SAMPLES
-from lightning_toys.mirror_descent.registry import SAMPLERS
 from lightning_toys.mirror_descent.schedules import Linear, Schedule
+from lightning_toys.mirror_descent.shipped import SHORT_NAMES as SAMPLERS
 from lightning_toys.mirror_descent.tilt import Quadratic, Reward, StateReward
 from lightning_toys.nets import Network
 from lightning_toys.training.noise import keyed_generator
@@ -266,7 +266,7 @@ class Sharp(Reward):
 def test_hyper_parameters_rebuild_the_module(tmp_path: Path) -> None:
     own: list[tuple[type[Any], Any]] = [(Reward, StateReward(0.3, 0.1, 0.7, 2.0)), (Reward, ActionValue(0.4, -1.0))]
     kinds = [getattr(mirror_descent, name) for name in mirror_descent.__all__]
-    own += [(Schedule, k()) for k in kinds if issubclass(k, Schedule) and k is not Schedule]
+    own += [(Schedule, k()) for k in kinds if isinstance(k, type) and issubclass(k, Schedule) and k is not Schedule]
     assert len(own) == 8
     for base, value in own:
         plain = json.loads(json.dumps(to_hparam(value)))

@@ -23,16 +23,17 @@ from lightning_toys.mirror_descent.energy import (
     score_relative_error,
     training_levels,
 )
-from lightning_toys.mirror_descent.guidance import GUIDANCE_RULES
 from lightning_toys.mirror_descent.joint import Joint
 from lightning_toys.mirror_descent.model import ExactModel, LearnedModel
 from lightning_toys.mirror_descent.problem import Problem
-from lightning_toys.mirror_descent.registry import SAMPLERS, SCORE_BASED
+from lightning_toys.mirror_descent.shipped import RULES, SHORT_NAMES
 from lightning_toys.mirror_descent.twisted_smc import clamped_cholesky
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.noise import keyed_generator
 from tests.conftest import Runner
 from tests.mirror_descent.test_samplers import LIKE, PROBLEM, SKEW, with_settings
+
+SCORE_BASED = [name for name, make in SHORT_NAMES.items() if make(PROBLEM).reads_score]
 
 
 class ExactNet(ConditionalNet):
@@ -203,7 +204,7 @@ def test_exact_energy_gives_the_samples_of_the_closed_form(name: str, problem: P
     problem = with_settings(problem, smc_twist="dps" if problem.joint is SKEW.joint else "tfg", ess_threshold=0.9)
     assert isinstance(problem.model, ExactModel)
     exact, learned, wrong = (
-        run_chains(SAMPLERS[name](dataclasses.replace(problem, model=model)), [3], 2000, LIKE)[0]
+        run_chains(SHORT_NAMES[name](dataclasses.replace(problem, model=model)), [3], 2000, LIKE)[0]
         for model in (ExactModel(), LearnedModel(exact_energy(problem)), LearnedModel(exact_energy(problem, 0.8)))
     )
     # a chain in a million may decide otherwise on a rounding error
@@ -216,10 +217,10 @@ def test_exact_energy_gives_the_samples_of_the_closed_form(name: str, problem: P
         assert np.allclose(exact.extra["log_z"], learned.extra["log_z"], atol=1e-8)
 
 
-@pytest.mark.parametrize("rule", list(GUIDANCE_RULES))
+@pytest.mark.parametrize("rule", list(RULES))
 def test_guided_score_of_a_model_matches_closed_form(rule: str) -> None:
     x = normals((2, 40), "x")
-    guide = GUIDANCE_RULES[rule](SKEW.joint, SKEW.reward, SKEW.lambda_scale)
+    guide = RULES[rule](SKEW.joint, SKEW.reward, SKEW.lambda_scale)
     for abar in (0.01, 0.6, 0.99, 1.0):
         level = SKEW.joint.level(abar)
         G, g = guide.affine_term(level, 0.7)

@@ -14,11 +14,12 @@ from scipy import stats as scipy_stats
 from lightning_toys.mirror_descent import chain_runner
 from lightning_toys.mirror_descent.annealed import PCMALA, PCULA
 from lightning_toys.mirror_descent.chain_runner import run_chains
-from lightning_toys.mirror_descent.closed_form_checks import closed_form_checks, density_moments, off_target_warning
+from lightning_toys.mirror_descent.closed_form_checks import closed_form_checks, detectable_error, off_target_warning
 from lightning_toys.mirror_descent.diagnostics import (
     Sample,
     distribution_metrics,
     histogram_kl,
+    ks_p_values,
     lag_one_autocorrelation,
     mixing_metrics,
     residual,
@@ -36,9 +37,9 @@ from lightning_toys.mirror_descent.kernels import (
 )
 from lightning_toys.mirror_descent.model import LearnedModel
 from lightning_toys.mirror_descent.problem import Problem, Settings
-from lightning_toys.mirror_descent.registry import SAMPLERS
 from lightning_toys.mirror_descent.samplers import systematic_resampling
 from lightning_toys.mirror_descent.schedules import LateConstant, LateRamp, Linear, SigmaPower, TFGPlusFinalMALA
+from lightning_toys.mirror_descent.shipped import SHORT_NAMES as SAMPLERS
 from lightning_toys.mirror_descent.tilt import ActionValue, StateReward
 from lightning_toys.training.noise import keyed_generator
 
@@ -117,11 +118,11 @@ def test_out_of_memory_halves_the_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     sampler = SAMPLERS["pc_mala"](with_settings(K=4))
     wanted, draw, sizes = run_chains(sampler, [7, 2], 3 * BLOCK_SIZE, LIKE), chain_runner.draw_blocks, []
 
-    def draw_blocks(sampler: Any, keys: Any, like: torch.Tensor) -> Any:
+    def draw_blocks(sampler: Any, keys: Any, like: torch.Tensor, compiled: bool) -> Any:
         sizes.append(len(keys))
         if len(keys) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return draw(sampler, keys, like)
+        return draw(sampler, keys, like, compiled)
 
     monkeypatch.setattr(chain_runner, "draw_blocks", draw_blocks)
     most, counts = 2, []
@@ -251,7 +252,10 @@ def test_systematic_resampling() -> None:
 
 def test_pc_ula_exact_distribution() -> None:
     """Known numbers at K = 40, eta = .08 with one step a level and with ten, 20 particles."""
-    one, ten = PCULA(PROBLEM).exact_distribution(), PCULA(with_settings(action_steps_per_level=10)).exact_distribution()
+    one, ten = (
+        PCULA(problem).exact_distribution()
+        for problem in (PROBLEM, with_settings(action_steps_per_level=10, refresh_L=10))
+    )
     assert one is not None
     assert ten is not None
     assert (one.m[0], one.C[0, 0]) == pytest.approx((0.934146, 0.306797), abs=6e-7)
@@ -260,10 +264,10 @@ def test_pc_ula_exact_distribution() -> None:
 
 def test_pc_mala_density() -> None:
     """Known numbers: mean .93806, variance .25210, KL 1.9e-5 with one step a level; 5.5e-11 with five."""
-    mean, var = density_moments(PCMALA(PROBLEM))
-    assert (mean, var) == pytest.approx((0.93806, 0.25210), abs=6e-6)
+    found = PCMALA(PROBLEM).exact_moments()
+    assert (found["mean"], found["var"]) == pytest.approx((0.93806, 0.25210), abs=6e-6)
     for steps, wanted in ((1, 1.9e-5), (5, 5.5e-11)):
-        grid, p = PCMALA(with_settings(action_steps_per_level=steps)).action_density()
+        grid, p = PCMALA(with_settings(action_steps_per_level=steps)).density_within(40.0).solve()
         q = scipy_stats.norm.pdf(grid, 0.9375, 0.5)
         kept = p > 1e-200
         kl = (p[kept] * np.log(p[kept] / q[kept])).sum() * (grid[1] - grid[0])
@@ -273,17 +277,19 @@ def test_pc_mala_density() -> None:
 @pytest.mark.parametrize("problem", [PROBLEM, SKEW, BY_ACTION], ids=["default", "skew", "by action"])
 @pytest.mark.parametrize("name", list(SAMPLERS))
 def test_samples_match_closed_forms(name: str, problem: Problem) -> None:
-    """|z| < 4.5 for every closed form: 8 in 10^6 false alarms each, 2 in 10^4 where groups of draws give the error."""
+    """p > 7e-6 for every closed form (|z| < 4.5 where the error is known), in single precision.
+
+    So many chains that an error of 2 % of a variance would be found with 95 %, at the run's own level of significance.
+    """
     small = with_settings(problem, predictor_K=40, mcmc_steps=60, smc_particles=2**10, smc_K=10)
-    sampler = SAMPLERS[name](small)
-    samples = run_chains(sampler, [0, 1], BLOCK_SIZE, LIKE)
+    sampler, blocks = SAMPLERS[name](small), 6 if name == "importance" else 3
+    samples = run_chains(SAMPLERS[name](small.centred), [0, 1], blocks * BLOCK_SIZE, torch.zeros(()))
     checks = closed_form_checks(sampler, samples)
     assert len(checks) >= 4
     for check in checks:
-        if name == "pc_joint_mala" and check.quantity in ("mean", "var"):
-            assert abs(check.estimate - check.exact) < 0.02  # one step a level is not the target exactly
-        else:
-            assert abs(check.z) < 4.5, check
+        assert check.p_value(check.z) > 7e-6, check
+    var = next(c for c in checks if c.quantity == "var")
+    assert detectable_error(var, 80) < 0.02 * var.exact
 
 
 def test_gibbs_autocorrelation() -> None:
@@ -341,7 +347,8 @@ def test_smoothed_twist_reduces_weight_variance() -> None:
 
 
 def metrics(name: str, problem: Problem, chains: int = BLOCK_SIZE) -> dict[str, float]:
-    return distribution_metrics(problem, run_chains(SAMPLERS[name](problem), [0], chains, LIKE)[0], 40)
+    (sample,) = run_chains(SAMPLERS[name](problem), [0], chains, LIKE)
+    return distribution_metrics(problem, sample, 40) | ks_p_values(problem, sample)
 
 
 def test_action_density_covers_a_far_prior() -> None:
@@ -352,7 +359,7 @@ def test_action_density_covers_a_far_prior() -> None:
 
 
 def moments_by_grid(problem: Problem, half_width: float) -> tuple[float, float]:
-    grid, p = PCMALA(problem).action_density(half_width=half_width)
+    grid, p = PCMALA(problem).density_within(half_width=half_width).solve()
     h = grid[1] - grid[0]
     mean = float((grid * p).sum() * h)
     return mean, float(((grid - mean) ** 2 * p).sum() * h)
@@ -446,9 +453,12 @@ def test_costs() -> None:
     assert costs["ula"] == (1, 11, 11, 1)
     assert costs["independence_mh"] == (12, 0, 12, 1)
     assert costs["gibbs"] == (1, 11, 11, 12)
-    assert costs["pc_mala"] == (1, 14 * 4, 14 * 4, 1)
-    assert costs["pc_joint_mala"] == (1, 14 * 4, 14 * 4, 14 + 1)
-    assert costs["pc_ula"] == (1, 14 * 3, 14 * 3, 14 * 15 + 1)
+    assert costs["pc_mala"] == (1, 7 * 4, 7 * 4, 1)
+    assert costs["pc_joint_mala"] == (1, 7 * 5, 7 * 5, 7 * 2 + 1)
+    assert costs["pc_ula"] == (1, 7 * 3, 7 * 3, 7 * 2 * 5 + 1)
+    still = with_settings(problem, refresh_L=0)
+    assert SAMPLERS["pc_joint_mala"](still).cost() == (1, 7 * 4, 7 * 4, 1 + 1)
+    assert SAMPLERS["pc_ula"](still).cost() == (1, 7 * 3, 7 * 3, 5 + 1)
     assert costs["sde_poe"] == (1, 9, 9, 0)
     assert costs["ode_none"] == (1, 9, 0, 0)
     assert costs["smc_twisted"] == (1, 7, 7, 0)

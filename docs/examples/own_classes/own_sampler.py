@@ -1,0 +1,25 @@
+"""Random-walk Metropolis for mirror_descent: ``--model.samplers '[own_sampler.RandomWalk,pc_mala]'``."""
+
+from lightning_toys.mirror_descent import Cost, Draws, Sampler, refresh, sample_prior
+
+
+class RandomWalk(Sampler):
+    """Random-walk Metropolis on the action, then s' drawn given it."""
+
+    def __init__(self, problem, step: float = 1.0, steps: int = 60):
+        super().__init__(problem)
+        self.step, self.steps = step, steps
+
+    def draw(self, noise):
+        """Return pairs (a, s') of as many chains as the noise has."""
+        target, clean = self.problem.model.action_target(self.problem.target), self.problem.joint.clean
+        a = sample_prior(noise, clean)
+        for _ in range(self.steps):
+            new = a + self.step * noise.normal()[0]
+            ratio = (target(new[None])[0] - target(a[None])[0]).exp()
+            a = new.where(noise.uniform()[0] < ratio, a)
+        return Draws(a, refresh(noise, clean, a))
+
+    def cost(self):
+        """Return the evaluations per sample."""
+        return Cost(prior=1, score=self.steps + 1, value=self.steps + 1, refresh=1)
