@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_toys.errors import bounded, require
+from lightning_toys.training.averaging import average_decay
 from lightning_toys.training.compiling import Arguments, Result, compile_function
 from lightning_toys.training.denormals import denormals_flushed
 from lightning_toys.training.loader import Batch, Block, DrawnBlock
@@ -184,7 +185,8 @@ class ReplicaOptimization(ReplicaLogging):
             if self.ema_net is not None and self.ema_decay is not None:
                 with torch.no_grad():
                     averages: list[Tensor] = list(self.ema_net.parameters())
-                    torch._foreach_lerp_(averages, list[Tensor](parameters), 1 - self.ema_decay)
+                    decay = average_decay(self.ema_decay, step)
+                    torch._foreach_lerp_(averages, list[Tensor](parameters), 1 - decay)
         self.finish_block(block, torch.stack(losses))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
