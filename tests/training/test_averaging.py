@@ -1,4 +1,4 @@
-"""The moving average of weights: what it is an average of, by both ways of taking steps, and that short runs are right."""
+"""The moving average of weights: what it is an average of, by both ways of taking steps; short runs are right."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_it_is_the_average_of_the_weights_whichever_way_steps_are_taken() -> Non
 
 
 def test_a_short_runs_average_is_no_worse_than_its_raw_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the constant decay .999 a third of the initial weights is left after 1000 steps, and nearly all after 150."""
+    """With the constant decay .999 a third of the initial weights is left after 1000 steps, nearly all after 150."""
 
     def distances() -> tuple[float, float]:
         evaluation = Evaluation(samples=2000, pairs=500, nfe=[1], weights="ema")
