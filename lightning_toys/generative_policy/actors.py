@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_toys.generative_policy.flow_ode import flow_sample
-from lightning_toys.generative_policy.gaussian import bounded_log_sigma, squash
+from lightning_toys.generative_policy.gaussian import bounded_log_sigma, squash, tanh_gaussian_log_prob
 from lightning_toys.generative_policy.meanflow import (
     AverageVelocity,
     Preconditioned,
@@ -24,6 +24,7 @@ from lightning_toys.generative_policy.meanflow import (
 )
 from lightning_toys.nets import ConditionalNet
 
+EDGE = 1e-6
 DATA_SCALE = 0.5  # about the root mean square of a coordinate of the modes' centres
 
 
@@ -56,11 +57,30 @@ class GaussianActor(Actor):
         return self.sample_with_log_prob(state, e)[0]
 
     def losses(
-        self, state: Tensor, e: Tensor, q_function: Callable[[Tensor, Tensor], Tensor], entropy: float
+        self, state: Tensor, e: Tensor, q_function: Callable[[Tensor, Tensor], Tensor], entropy: float | Tensor
     ) -> Tensor:
         """Return entropy * log pi(a | s) - Q(s, a) for each row (R, B), through the action (Haarnoja et al. 2018)."""
+        return self.losses_and_log_prob(state, e, q_function, entropy)[0]
+
+    def losses_and_log_prob(
+        self, state: Tensor, e: Tensor, q_function: Callable[[Tensor, Tensor], Tensor], entropy: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return :meth:`losses`, and log pi(a | s) of the actions without a graph, each (R, B)."""
         a, log_prob = self.sample_with_log_prob(state, e)
-        return entropy * log_prob - q_function(state, a)
+        return entropy * log_prob - q_function(state, a), log_prob.detach()
+
+    def fit_losses(self, state: Tensor, x: Tensor) -> Tensor:
+        """Return -log pi(x | s) for each row (R, B) of given actions x (R, B, 2): a fit by maximum likelihood.
+
+        Actions on the edge of [-1, 1], where the density is nothing, count as 1e-6 inside.
+        """
+        mu, raw = self.net(state, state[..., :0]).chunk(2, dim=-1)
+        inside = x.clamp(-1 + EDGE, 1 - EDGE)
+        return -tanh_gaussian_log_prob(inside, mu, bounded_log_sigma(raw, "tanh"))
+
+
+class MirrorGaussianActor(GaussianActor):
+    """The same tanh-Gaussian, fitted to mirror descent's targets: the policy class of SAC, the update of the others."""
 
 
 class MeanFlowActor(Actor):
@@ -99,12 +119,14 @@ class FlowActor(MeanFlowActor):
     Args:
         net: the network.
         nfe: Euler steps per action.
+        added_std: standard deviation of noise that is added to an action, the entropy term of the one-step policy.
     """
 
-    def __init__(self, net: ConditionalNet, nfe: int) -> None:
+    def __init__(self, net: ConditionalNet, nfe: int, added_std: float = 0.0) -> None:
         super().__init__(net, 0.0)
-        self.nfe = nfe
+        self.nfe, self.added_std = nfe, added_std
 
     def act(self, state: Tensor, e: Tensor, xi: Tensor) -> Tensor:
         """See :meth:`Actor.act`."""
-        return flow_sample(lambda z, t: self.u.velocity(z, t, state), e, "euler", self.nfe)
+        a = flow_sample(lambda z, t: self.u.velocity(z, t, state), e, "euler", self.nfe)
+        return a + self.added_std * xi if self.added_std else a

@@ -198,7 +198,8 @@ def draw_training(data: FigureData, folder: Path, label: str) -> Figure | None:
         return None
     for ax in axes[1]:
         ax.set_xlabel("optimiser step")
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    shown = [ax for ax in axes.flat if ax.get_legend_handles_labels()[1]]
+    max(shown, key=lambda ax: len(ax.get_legend_handles_labels()[1])).legend(frameon=False, fontsize=8)
     figure.suptitle(f"{label}: mean and 95 % interval over {len(data.seeds)} seeds", fontsize=10)
     return figure
 

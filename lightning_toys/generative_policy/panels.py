@@ -82,7 +82,9 @@ def draw_scatter(ax: Axes, target: Target, x: Array, title: str, axes: tuple[int
     ax.set_title(title, fontsize=9)
     ax.set_xlabel(f"action {axes[0] + 1}")
     if len(axes) == 1:
-        ax.hist(x[:, axes[0]], bins=200, range=(-1.05, 1.05), density=True, color=BLUE, alpha=0.5)
+        ax.hist(
+            x[:, axes[0]], bins=200, range=(-1.05, 1.05), density=True, histtype="stepfilled", color=BLUE, alpha=0.5
+        )
         if marginal is not None:
             line = torch.linspace(-1.05, 1.05, 2000, dtype=torch.float64)
             ax.plot(line, marginal.log_prob(line[:, None]).exp(), color=RED, linewidth=0.8)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lightning_toys.errors import ToyError
 from lightning_toys.generative_policy.couplings import Independent, OptimalTransport
-from lightning_toys.generative_policy.quadrature import normal_rule
 from lightning_toys.generative_policy.mixture import (
     Checkerboard,
     EightGaussians,
@@ -20,6 +19,7 @@ from lightning_toys.generative_policy.mixture import (
     TwoMoons,
     rice_mean,
 )
+from lightning_toys.generative_policy.quadrature import normal_rule
 from lightning_toys.training.noise import keyed_generator
 
 N = 40_000
