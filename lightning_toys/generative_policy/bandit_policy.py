@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -20,6 +21,7 @@ from lightning_toys.generative_policy.actors import Actor, FlowActor, GaussianAc
 from lightning_toys.generative_policy.bandit import sample_softmax, turns_to_states
 from lightning_toys.generative_policy.bandit_data import BanditData
 from lightning_toys.generative_policy.meanflow import TimeDistribution
+from lightning_toys.generative_policy.plain_policy import PlainPolicy
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
 from lightning_toys.training.inference import require_built, with_replica_axis
@@ -362,6 +364,15 @@ class BanditPolicy(ToyModule):
     def act(self, state: Tensor, index: int = 0) -> Tensor:
         """Sample actions as :meth:`forward` does, without gradients: state (M, 2) or (R, M, 2) to (R, M, 2)."""
         return self.forward(state, index)
+
+    def plain(self) -> PlainPolicy:
+        """Return the policy as a plain module of all replicas, a copy: ``act``, ``log_prob``, ``entropy``.
+
+        Raises:
+            ToyError: there is no network yet.
+        """
+        require_built(self)
+        return PlainPolicy(copy.deepcopy(self.actor), self.seeds, 2, 2, bounded=False)
 
     # evaluation
 

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 from lightning_toys.errors import require
+from lightning_toys.generative_policy.actors import Actor, ConstantGaussianActor
 from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.gaussian import Bound, bounded_log_sigma, squash
 from lightning_toys.generative_policy.mixture import Mixture, Target
@@ -157,6 +158,10 @@ class GaussianPolicy(GenerativePolicy):
         return (log_pi - target.log_prob(a)).sum(1) / total
 
     # evaluation
+
+    def actor(self) -> Actor:
+        """See :meth:`GenerativePolicy.actor`."""
+        return ConstantGaussianActor(self.evaluation_net, self.bound)
 
     def readouts(self, nfes: list[int], full: bool) -> list[str]:
         """See :meth:`GenerativePolicy.readouts`: there is one, ``direct``."""

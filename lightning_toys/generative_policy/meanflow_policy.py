@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from lightning_toys.errors import ToyError, bounded, require
+from lightning_toys.generative_policy.actors import Actor, FlowActor, MeanFlowActor
 from lightning_toys.generative_policy.couplings import Independent
 from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.flow_ode import flow_log_prob, flow_sample
@@ -228,6 +229,10 @@ class MeanFlowPolicy(GenerativePolicy):
         assert isinstance(net, AverageVelocity)
         return net
 
+    def actor(self) -> Actor:
+        """See :meth:`GenerativePolicy.actor`: by one step, whatever the readouts."""
+        return MeanFlowActor(self.evaluation_net, self.target_std if self.head else 0.0, self.added_std)
+
     def readouts(self, nfes: list[int], full: bool) -> list[str]:
         """See :meth:`GenerativePolicy.readouts`: numbers of steps, ``1``, ``8``."""
         return [f"{n}" for n in nfes]
@@ -351,6 +356,10 @@ class FlowPolicy(MeanFlowPolicy):
     def label(self) -> str:
         """See :attr:`ToyModule.label`."""
         return "flow matching"
+
+    def actor(self) -> Actor:
+        """See :meth:`GenerativePolicy.actor`: by as many Euler steps as the first of ``evaluation.nfe``."""
+        return FlowActor(self.evaluation_net, self.evaluation.nfe[0])
 
     def readouts(self, nfes: list[int], full: bool) -> list[str]:
         """See :meth:`GenerativePolicy.readouts`: ``euler-8``, and with ``full`` ``dopri5``."""

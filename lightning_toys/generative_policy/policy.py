@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 
 from lightning_toys.errors import REPEATS, WHOLE, bounded, require
 from lightning_toys.generative_policy import figures
+from lightning_toys.generative_policy.actors import Actor
 from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.flow_ode import flow_sample
 from lightning_toys.generative_policy.metrics import compute_metrics
 from lightning_toys.generative_policy.mixture import Mixture, Target
+from lightning_toys.generative_policy.plain_policy import PlainPolicy
 from lightning_toys.training.configuration import require_data
 from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.module import ToyModule
@@ -139,6 +142,19 @@ class GenerativePolicy(ToyModule):
     def actions(self, readout: str, e: Tensor, xi: Tensor) -> Tensor:
         """Return actions (R, n, D) from standard normals e (R, n, D), and xi (R, n, D) for policies that need two."""
         raise NotImplementedError
+
+    def actor(self) -> Actor:
+        """Return the policy by the weights that are evaluated, as a function of a state without numbers."""
+        raise NotImplementedError
+
+    def plain(self) -> PlainPolicy:
+        """Return the policy as a plain module of all replicas, a copy: ``act``, ``log_prob``, ``entropy``.
+
+        Raises:
+            ToyError: there is no network yet.
+        """
+        require_built(self)
+        return PlainPolicy(copy.deepcopy(self.actor()), self.seeds, 0, self.dim, bounded=False)
 
     def policy_metrics(self, readout: str, e: Tensor, main: bool, full: bool) -> dict[str, Tensor]:
         """Return further metrics (R,) by name, of the policy itself: entropies, divergences.
