@@ -57,7 +57,7 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "mixture": ["Checkerboard", "EightGaussians", "Mixture", "ThreeModes", "TwoMoons"],
     },
     {
-        "bandit": ["turns_to_states"],
+        "bandit": ["sample_softmax", "turns_to_states"],
         "couplings": ["Coupling"],
         "mixture": ["Target"],
         "plain_policy": ["PlainPolicy"],
