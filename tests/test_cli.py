@@ -69,6 +69,7 @@ def test_every_config_takes_two_steps(config: Path, tmp_path: Path, capsys: pyte
     assert results["experiment"] == config.parent.name
     assert results["variant"] == config.stem
     assert set(results["references"]) >= REFERENCES[kind_of(config)]
+    assert results["metrics"]
     for found in results["metrics"].values():
         assert len(found["values"]) == len(results["seeds"])
         assert set(found) == {"values", "mean", "ci95"}

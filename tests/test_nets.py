@@ -238,6 +238,7 @@ def test_transformer_reads_the_token_of_x(with_time: bool) -> None:
         if t is not None and net.embed_t is not None:
             tokens.append(as_torch(net.embed_t, r)(fourier(t[r], 3)))
         h = torch.stack(tokens, dim=1)
+        assert len(net.blocks) > 0
         for block in net.blocks:
             assert isinstance(block, AttentionBlock)
             h = reference_block(block, r, h)

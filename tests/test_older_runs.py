@@ -1,6 +1,7 @@
 """Runs of 0.1.0, made by its code, are read: they go on, are tested, compared, and end with the weights of then.
 
 weights-after-4-steps.json: sums of absolute values, after the code of 0.1.0 had gone on from the same checkpoints.
+Only the moving averages' (ema_net) are of the code that warms them up: they go on from the averages of then.
 """
 
 from __future__ import annotations

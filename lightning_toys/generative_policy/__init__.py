@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lightning_toys.imports import lazy_exports
 
 if TYPE_CHECKING:
-    from lightning_toys.generative_policy.bandit import turns_to_states
+    from lightning_toys.generative_policy.bandit import sample_softmax, turns_to_states
     from lightning_toys.generative_policy.bandit_data import BanditData
     from lightning_toys.generative_policy.bandit_policy import BanditPolicy
     from lightning_toys.generative_policy.couplings import Coupling, Independent, OptimalTransport
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ThreeModes,
         TwoMoons,
     )
+    from lightning_toys.generative_policy.plain_policy import PlainPolicy
     from lightning_toys.generative_policy.policy import Evaluation
 
 __all__ = [
@@ -36,9 +37,11 @@ __all__ = [
     "Mixture",
     "MixtureData",
     "OptimalTransport",
+    "PlainPolicy",
     "Target",
     "ThreeModes",
     "TwoMoons",
+    "sample_softmax",
     "turns_to_states",
 ]
 
@@ -53,5 +56,11 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "meanflow_policy": ["FlowPolicy", "MeanFlowPolicy"],
         "mixture": ["Checkerboard", "EightGaussians", "Mixture", "ThreeModes", "TwoMoons"],
     },
-    {"bandit": ["turns_to_states"], "couplings": ["Coupling"], "mixture": ["Target"], "policy": ["Evaluation"]},
+    {
+        "bandit": ["sample_softmax", "turns_to_states"],
+        "couplings": ["Coupling"],
+        "mixture": ["Target"],
+        "plain_policy": ["PlainPolicy"],
+        "policy": ["Evaluation"],
+    },
 )

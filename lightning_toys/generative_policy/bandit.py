@@ -6,12 +6,19 @@ States are points (cos, sin) on the unit circle, actions points of [-1, 1]^2.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch import Tensor
+
+Array = NDArray[np.float64]
 
 MODE_CENTRES = ((0.0, 0.5), (-0.5, -0.5), (0.5, -0.5))
 MODE_HEIGHTS = (1.0, 0.9, 0.8)
+TOPS_APART = 0.01  # maxima closer than this are one
 
 
 class RotatingModes:
@@ -22,11 +29,13 @@ class RotatingModes:
 
     Args:
         width: w.
+        heights: h_i.
 
     Attributes:
         max_reward: the greatest expected reward, the same at every state.
-        mode_maxima: the expected reward at each mode's maximum.
-        baselines: expected regret of uniform actions and of each mode's maximum.
+        tops: the local maxima by the first centre that leads up to it: with wide modes several lead to the same.
+        mode_maxima: the expected reward at each local maximum.
+        baselines: expected regret of uniform actions and of each local maximum.
 
     Example:
         >>> bandit = RotatingModes()
@@ -34,14 +43,14 @@ class RotatingModes:
         1.0
     """
 
-    def __init__(self, width: float = 0.15) -> None:
+    def __init__(self, width: float = 0.15, heights: Sequence[float] = MODE_HEIGHTS) -> None:
         self.width = width
-        self.mode_centres, self.mode_heights = torch.tensor(MODE_CENTRES), torch.tensor(MODE_HEIGHTS)
-        self.max_reward, self.mode_maxima = self.find_maxima()
+        self.mode_centres, self.mode_heights = torch.tensor(MODE_CENTRES), torch.tensor([float(h) for h in heights])
+        self.tops = self.find_tops()
+        self.mode_maxima = [reward for _, reward in self.tops.values()]
+        self.max_reward = max(self.mode_maxima)
         self.baselines = {"uniform": {"regret": self.max_reward - self.mean_reward()}}
-        self.baselines |= {
-            f"top_of_hill_{i}": {"regret": self.max_reward - top} for i, top in enumerate(self.mode_maxima)
-        }
+        self.baselines |= {f"top_of_hill_{i}": {"regret": self.max_reward - top} for i, (_, top) in self.tops.items()}
 
     def centres(self, state: Tensor) -> Tensor:
         """Return the modes' centres (..., 3, 2) at states (..., 2)."""
@@ -62,23 +71,37 @@ class RotatingModes:
         mass = 2 * math.pi * self.width**2 * inside.prod(-1)  # (states, modes)
         return float((mass @ self.mode_heights.double()).mean()) / 4
 
-    def find_maxima(self) -> tuple[float, list[float]]:
-        """Return the greatest expected reward, the same at every state, and the reward at each mode's maximum.
+    def find_tops(self) -> dict[int, tuple[Array, float]]:
+        """Return the local maxima at the state (1, 0), action (2,) and expected reward, by the centre that leads there.
 
-        By Newton's method from the modes' centres: the modes overlap a little, which moves the maxima.
+        From each centre uphill by trust regions (scipy's trust-exact), which a singular or indefinite Hessian does not
+        stop, as Newton's method is: between widths of .43 and .5 two modes grow into one hill. Maxima less than
+        a hundredth apart are the same.
         """
-        state = torch.tensor([1.0, 0.0], dtype=torch.float64)
-        # reverse mode twice: forward mode loads torch.jit, which is deprecated and slow
-        curvature = torch.func.jacrev(torch.func.jacrev(self.reward, argnums=1), argnums=1)
-        maxima = []
-        for centre in self.mode_centres.double():
-            a = centre.clone()
-            for _ in range(20):
-                a.requires_grad_(True)
-                gradient = torch.autograd.grad(self.reward(state, a), a)[0]
-                a = (a - torch.linalg.solve(curvature(state, a.detach()), gradient)).detach()
-            maxima.append(float(self.reward(state, a)))
-        return max(maxima), maxima
+        centres, heights, w2 = self.mode_centres.double().numpy(), self.mode_heights.double().numpy(), self.width**2
+
+        def parts(a: Array) -> tuple[Array, Array]:
+            away = a - centres
+            return away, heights * np.exp(-0.5 * np.square(away).sum(1) / w2)
+
+        def curvature(a: Array) -> Array:
+            away, k = parts(a)
+            out: Array = np.eye(2) * k.sum() / w2 - np.einsum("i,ij,ik->jk", k, away, away) / w2**2
+            return out
+
+        tops: dict[int, tuple[Array, float]] = {}
+        for i, centre in enumerate(centres):
+            found = minimize(
+                lambda a: -parts(a)[1].sum(),
+                centre,
+                jac=lambda a: parts(a)[1] @ parts(a)[0] / w2,
+                hess=curvature,
+                method="trust-exact",
+                options={"gtol": 1e-10, "initial_trust_radius": 0.1, "max_trust_radius": 0.2},
+            )
+            if all(np.linalg.norm(found.x - other) > TOPS_APART for other, _ in tops.values()):
+                tops[i] = (found.x, float(-found.fun))
+        return tops
 
     def nearest(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Return the nearest mode (...) of actions (..., 2) at states (..., 2), and the distance from it in widths."""

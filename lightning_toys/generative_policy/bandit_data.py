@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_toys.errors import bounded, require
-from lightning_toys.generative_policy.bandit import RotatingModes, turns_to_states
+from lightning_toys.generative_policy.bandit import MODE_HEIGHTS, RotatingModes, turns_to_states
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import DrawnLoader
 from lightning_toys.training.noise import NoiseStream, uniform
@@ -19,6 +19,7 @@ class BanditData(ToyDataModule):
 
     Args:
         width: width of the reward's modes.
+        heights: their heights, three numbers; [1, 1, 1] makes them equally good.
         reward_noise: standard deviation of the noise on an observed reward.
         batch_size: states of one optimiser step.
 
@@ -28,11 +29,21 @@ class BanditData(ToyDataModule):
 
     drawn = True
 
-    def __init__(self, width: float = 0.15, reward_noise: float = 0.1, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        width: float = 0.15,
+        reward_noise: float = 0.1,
+        batch_size: int = 64,
+        heights: Sequence[float] = MODE_HEIGHTS,
+    ) -> None:
         super().__init__(batch_size)
         require(0 < width < 1, f"--data.width: {width} is not allowed; give a number between 0 and 1")
         bounded("--data.reward_noise", reward_noise, 0.0)
-        self.bandit, self.reward_noise = RotatingModes(width), reward_noise
+        given = [float(h) for h in heights]
+        require(len(given) == 3, f"--data.heights: {given} is not allowed; give three numbers")
+        for h in given:
+            bounded("--data.heights", h, 0.0, 1e6, above=True)
+        self.bandit, self.reward_noise = RotatingModes(width, given), reward_noise
 
     def loader(self, seeds: Sequence[int]) -> DrawnLoader:
         """See :meth:`ToyDataModule.loader`."""

@@ -72,8 +72,9 @@ def draw_regret(curves: dict[str, tuple[np.ndarray, np.ndarray]], hills: Mapping
         band(axes[0, 1], steps, np.cumsum(values * widths, axis=1), colour, name)
         for regret in hills[name] if own or i == 0 else ():
             axes[0, 0].axhline(regret, color=colour if own else GREY, linestyle="--", linewidth=1)
-    label = "top of a lower hill" + (", each run's own" if own else "")
-    axes[0, 0].plot([], [], color=GREY, linestyle="--", label=label)
+    if any(hills.values()):
+        label = "top of a lower hill" + (", each run's own" if own else "")
+        axes[0, 0].plot([], [], color=GREY, linestyle="--", label=label)
     axes[0, 0].set_yscale("log")
     axes[0, 0].set_ylabel("expected regret of an action")
     axes[0, 1].set_ylabel("regret summed over steps")
@@ -85,7 +86,7 @@ def draw_regret(curves: dict[str, tuple[np.ndarray, np.ndarray]], hills: Mapping
 
 
 def lower_hills(references: Mapping[str, Mapping[str, float | None]]) -> list[float]:
-    """Return the regret at the top of each mode but the best, out of a run's baselines."""
+    """Return the regret at the top of each hill but the best, out of a run's baselines."""
     tops = [row.get("regret") for name, row in references.items() if name.startswith("top_of_hill_")]
     return sorted(top for top in tops if top is not None)[1:]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,12 +15,13 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_toys.errors import REPEATS, WHOLE, bounded, require
+from lightning_toys.errors import LARGEST, REPEATS, WHOLE, bounded, require
 from lightning_toys.generative_policy import bandit_figures
-from lightning_toys.generative_policy.actors import Actor, FlowActor, GaussianActor, MeanFlowActor
+from lightning_toys.generative_policy.actors import Actor, FlowActor, GaussianActor, MeanFlowActor, MirrorGaussianActor
 from lightning_toys.generative_policy.bandit import sample_softmax, turns_to_states
 from lightning_toys.generative_policy.bandit_data import BanditData
 from lightning_toys.generative_policy.meanflow import TimeDistribution
+from lightning_toys.generative_policy.plain_policy import PlainPolicy
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
 from lightning_toys.training.inference import require_built, with_replica_axis
@@ -36,7 +39,8 @@ class BanditPolicy(ToyModule):
 
     ``gaussian`` follows SAC's gradient of E[Q - entropy log pi]. ``meanflow`` and ``flow`` take mirror descent steps
     (arXiv 2605.21282): pi_old is fixed for ``inner_steps`` steps, ``candidates`` of its actions are resampled with
-    weights exp(Q / temperature), and the policy is fitted to the result.
+    weights exp(Q / temperature), and the policy is fitted to the result. ``gaussian_mirror`` is the control between
+    them: SAC's class of policies, fitted by maximum likelihood to mirror descent's targets.
 
     Args:
         policy: the policy.
@@ -46,9 +50,13 @@ class BanditPolicy(ToyModule):
         temperature: lambda of the mirror descent step.
         inner_steps: optimiser steps between two mirror descent steps.
         candidates: actions of pi_old that each is resampled from.
-        entropy: SAC's weight of the entropy (its alpha).
+        entropy: SAC's weight of the entropy (its alpha); its initial value with ``target_entropy``.
+        target_entropy: the entropy (nats) that SAC's automatic temperature keeps (arXiv 1812.05905; SAC's own choice is
+            minus the number of coordinates, -2); null leaves ``entropy`` as it is.
+        sac_actions: actions a state in SAC's gradient; as many as ``candidates`` evaluates the critic as often.
         target_std: standard deviation s of MeanFlow's boundary N(x, s^2 I), its entropy term; 0 is without.
         nfe: Euler steps per action of ``flow``.
+        flow_std: standard deviation of noise added to an action of ``flow``, the control for MeanFlow's entropy term.
         time: the distribution of r and t.
         optimizer: ``adamw``, or ``muon`` on the hidden matrices and AdamW on the rest.
         muon_lr: Muon's learning rate.
@@ -79,11 +87,13 @@ class BanditPolicy(ToyModule):
         "regret": "expected regret of an action",
         "off": "share of actions beyond 3 widths of every hill",
         "critic_error": "RMS error of the critic on the policy's actions",
+        "critic_evaluations": "evaluations of the critic by the policy's updates",
+        "alpha": "SAC's weight of the entropy",
     }
 
     def __init__(
         self,
-        policy: Literal["gaussian", "meanflow", "flow"] = "meanflow",
+        policy: Literal["gaussian", "gaussian_mirror", "meanflow", "flow"] = "meanflow",
         seeds: Sequence[int] = (0,),
         network: Network | None = None,
         critic: Literal["known", "learned"] = "learned",
@@ -102,6 +112,9 @@ class BanditPolicy(ToyModule):
         clip_grad_norm: float | None = None,
         draws: int = 256,
         parallel: Parallel = "batch",
+        target_entropy: float | None = None,
+        sac_actions: int = 1,
+        flow_std: float = 0.0,
     ) -> None:
         super().__init__(seeds, lr, weight_decay, clip_grad_norm, None, lr_decay, optimizer, muon_lr, parallel)
         default = Network(hidden=64, layers=3, activation="silu")
@@ -112,8 +125,8 @@ class BanditPolicy(ToyModule):
             "--model.network.kind: 'transformer' is not allowed here, it has no tangent; give concat or film",
         )
         require(
-            self.network.kind == "concat" or policy != "gaussian",
-            "--model.network.kind: 'film' is not allowed with --model.policy gaussian, which has no condition beside "
+            self.network.kind == "concat" or policy in ("meanflow", "flow"),
+            f"--model.network.kind: 'film' is not allowed with --model.policy {policy}, which has no condition beside "
             "the state; give concat",
         )
         bounded("--model.temperature", temperature, 0.0, above=True)
@@ -123,9 +136,14 @@ class BanditPolicy(ToyModule):
         require(0 <= target_std < 1, f"--model.target_std: {target_std} is not allowed; give a number in [0, 1)")
         bounded("--model.nfe", nfe, 1, REPEATS)
         bounded("--model.draws", draws, 2)
+        bounded("--model.sac_actions", sac_actions, 1, REPEATS)
+        require(0 <= flow_std < 1, f"--model.flow_std: {flow_std} is not allowed; give a number in [0, 1)")
+        if target_entropy is not None:
+            bounded("--model.target_entropy", target_entropy, -LARGEST)
+            bounded("--model.entropy", entropy, 0.0, above=True)  # where its logarithm starts
         self.policy, self.critic_kind, self.temperature, self.inner_steps = policy, critic, temperature, inner_steps
         self.candidates, self.entropy, self.target_std, self.nfe = candidates, entropy, target_std, nfe
-        self.draws = draws
+        self.draws, self.target_entropy, self.sac_actions, self.flow_std = draws, target_entropy, sac_actions, flow_std
         self.save_hyperparameters(logger=False)
         self.hparams.update({"network": asdict(self.network), "time": asdict(self.time)})
         self.hparams["seeds"] = self.seeds
@@ -138,25 +156,34 @@ class BanditPolicy(ToyModule):
 
     def unused_settings(self) -> dict[str, str]:
         """See :meth:`ToyModule.unused_settings`."""
-        gaussian, out = (
-            self.policy == "gaussian",
-            super().unused_settings() | self.network.unused_settings(self.policy != "gaussian"),
-        )
-        if gaussian:
-            flows = ("temperature", "inner_steps", "candidates", "time.", "network.fourier_c")
-            out |= unused_flags("--model.policy meanflow or flow", *flows)
+        flows = self.policy in ("meanflow", "flow")
+        out = super().unused_settings() | self.network.unused_settings(flows)
+        if flows:
+            out |= self.time.unused_settings()
         else:
-            out |= unused_flags("--model.policy gaussian", "entropy") | self.time.unused_settings()
+            out |= unused_flags("--model.policy meanflow or flow", "time.", "network.fourier_c")
+        if self.policy == "gaussian":
+            mirror = ("temperature", "inner_steps", "candidates")
+            out |= unused_flags("--model.policy meanflow, flow or gaussian_mirror", *mirror)
+        else:
+            out |= unused_flags("--model.policy gaussian", "entropy", "target_entropy", "sac_actions")
         if self.critic_kind == "known":
             out |= {"--data.reward_noise": "--model.critic learned"}
         if self.policy != "meanflow":
             out |= unused_flags("--model.policy meanflow", "target_std", "time.share")
-        return out if self.policy == "flow" else out | unused_flags("--model.policy flow", "nfe")
+        return out if self.policy == "flow" else out | unused_flags("--model.policy flow", "nfe", "flow_std")
 
     @property
     def label(self) -> str:
         """See :attr:`ToyModule.label`."""
-        return {"gaussian": "SAC Gaussian", "meanflow": "SMFP", "flow": f"flow, {self.nfe} steps"}[self.policy]
+        automatic = "" if self.target_entropy is None else ", automatic temperature"
+        noise = f" and noise of {self.flow_std:g}" if self.flow_std else ""
+        return {
+            "gaussian": f"SAC Gaussian{automatic}",
+            "gaussian_mirror": "Gaussian, mirror descent",
+            "meanflow": "SMFP" if self.target_std else "SMFP without noise",
+            "flow": f"flow, {self.nfe} steps{noise}",
+        }[self.policy]
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
@@ -167,11 +194,16 @@ class BanditPolicy(ToyModule):
 
     def build_actor(self) -> Actor:
         """Return a new policy, with its initial weights."""
-        if self.policy == "gaussian":
-            return GaussianActor(self.network.build(self.local_seeds, 2, 0, False, 4))
+        if self.policy in ("gaussian", "gaussian_mirror"):
+            kind = GaussianActor if self.policy == "gaussian" else MirrorGaussianActor
+            return kind(self.network.build(self.local_seeds, 2, 0, False, 4))
         head = self.policy == "meanflow" and self.target_std > 0
         net = self.network.build(self.local_seeds, 2, 4, True, 3 if head else 2)
-        return MeanFlowActor(net, self.target_std) if self.policy == "meanflow" else FlowActor(net, self.nfe)
+        return (
+            MeanFlowActor(net, self.target_std)
+            if self.policy == "meanflow"
+            else FlowActor(net, self.nfe, self.flow_std)
+        )
 
     def build(self) -> nn.ModuleDict:
         """See :meth:`ToyModule.build`."""
@@ -185,6 +217,10 @@ class BanditPolicy(ToyModule):
             self.noise["choice"] = NoiseStream(seeds, "choice", (b,), uniform)
             # a block of steps of candidates would be large
             self.noise |= {k: NoiseStream(seeds, k, (b, m, 2), block=4) for k in ("old/e", "old/xi")}
+        elif self.sac_actions > 1:
+            self.noise["more/e"] = NoiseStream(seeds, "more/e", (b, self.sac_actions - 1, 2), block=4)
+        if self.policy == "gaussian" and self.target_entropy is not None:
+            parts["log_alpha"] = nn.ParameterList([torch.full((len(seeds), 1), math.log(self.entropy))])
         if self.critic_kind == "learned":
             self.noise |= {k: NoiseStream(seeds, k, (b, 2)) for k in ("act/e", "act/xi")}
             self.noise["reward"] = NoiseStream(seeds, "reward", (b,))
@@ -208,16 +244,45 @@ class BanditPolicy(ToyModule):
                 reward = self.data.bandit.reward(state, action) + self.data.reward_noise * noise["reward"]
             loss = loss + (self.critic(state, action) - reward).square()
         actor = self.actor
+        if self.policy == "gaussian":
+            assert isinstance(actor, GaussianActor)
+            return (loss + self.sac_losses(actor, state, noise)).sum(1) / batch.total
+        if step % self.inner_steps == 0:
+            self.old_actor.load_state_dict(actor.state_dict())
+        x = self.sample_improved_actions(state, noise)
         if isinstance(actor, GaussianActor):
-            loss = loss + actor.losses(state, noise["e"], self.q_value, self.entropy)
+            loss = loss + actor.fit_losses(state, x)
         else:
             assert isinstance(actor, MeanFlowActor)
-            if step % self.inner_steps == 0:
-                self.old_actor.load_state_dict(actor.state_dict())
-            x = self.sample_improved_actions(state, noise)
             time = replace(self.time, share=0.0) if self.policy == "flow" else self.time
             loss = loss + actor.losses(state, x, noise["e"], *time.sample(self.noise["time"].at(step, state), rows))
         return loss.sum(1) / batch.total
+
+    def sac_losses(self, actor: GaussianActor, state: Tensor, noise: dict[str, Tensor]) -> Tensor:
+        """Return SAC's loss of each state (R, B), a mean over its actions, and that of its temperature."""
+        R, B, K = state.shape[0], state.shape[1], self.sac_actions
+        e = noise["e"].unsqueeze(2)
+        if K > 1:
+            e = torch.cat([e, noise["more/e"]], dim=2)
+        many = state.unsqueeze(2).expand(R, B, K, 2).reshape(R, B * K, 2)
+        log_alpha = self.log_alpha
+        alpha = self.entropy if log_alpha is None else log_alpha.detach().exp()
+        losses, log_prob = actor.losses_and_log_prob(many, e.reshape(R, B * K, 2), self.q_value, alpha)
+        if log_alpha is not None:
+            assert self.target_entropy is not None
+            losses = losses - log_alpha * (log_prob + self.target_entropy)
+        return losses.reshape(R, B, K).mean(2)
+
+    @property
+    def log_alpha(self) -> Tensor | None:
+        """The logarithm (R, 1) of SAC's automatic temperature; None where it is fixed."""
+        assert isinstance(self.net, nn.ModuleDict)
+        if "log_alpha" not in self.net:
+            return None
+        parameters = self.net["log_alpha"]
+        assert isinstance(parameters, nn.ParameterList)
+        found: Tensor = parameters[0]
+        return found
 
     @property
     def actor(self) -> Actor:
@@ -300,6 +365,15 @@ class BanditPolicy(ToyModule):
         """Sample actions as :meth:`forward` does, without gradients: state (M, 2) or (R, M, 2) to (R, M, 2)."""
         return self.forward(state, index)
 
+    def plain(self) -> PlainPolicy:
+        """Return the policy as a plain module of all replicas, a copy: ``act``, ``log_prob``, ``entropy``.
+
+        Raises:
+            ToyError: there is no network yet.
+        """
+        require_built(self)
+        return PlainPolicy(copy.deepcopy(self.actor), self.seeds, 2, 2, bounded=False)
+
     # evaluation
 
     @torch.no_grad()
@@ -314,6 +388,11 @@ class BanditPolicy(ToyModule):
         mode, distance = bandit.nearest(state, a)
         metrics = {"regret": bandit.max_reward - reward.mean(1), "off": (distance > 3).double().mean(1)}
         metrics |= {f"share_mode{i}": (mode == i).double().mean(1) for i in range(3)}
+        each = self.sac_actions if self.policy == "gaussian" else self.candidates
+        steps = self.global_step or getattr(self, "loaded_step", 0)
+        metrics["critic_evaluations"] = torch.full((len(self.seeds),), float(steps * self.sizes["batch_size"] * each))
+        if self.log_alpha is not None:
+            metrics["alpha"] = self.log_alpha[:, 0].exp().cpu().double()
         if self.critic_kind == "learned":
             q = self.critic(state.to(like), action).cpu().double()
             metrics["critic_error"] = (q - reward).square().mean(1).sqrt()

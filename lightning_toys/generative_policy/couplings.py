@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Container
 from importlib.util import find_spec
 
 import numpy as np
@@ -37,12 +38,14 @@ class Coupling:
 
     Attributes:
         group_size: rows that are coupled together; a batch holds a whole number of groups.
+        device_dims: the numbers of coordinates that :meth:`pair_on_device` can pair.
     """
 
     group_size = 1
+    device_dims: Container[int] = (2,)
 
     def pair(self, x: Array, e: Array) -> Array:
-        """Return the rows of e (B, 2) in the order in which they go with those of x (B, 2)."""
+        """Return the rows of e (B, D) in the order in which they go with those of x (B, D)."""
         raise NotImplementedError
 
     def supports_device(self, device: torch.device) -> bool:
@@ -50,7 +53,7 @@ class Coupling:
         return False
 
     def pair_on_device(self, x: Tensor, e: Tensor) -> Tensor:
-        """Return e (..., B, 2) paired with x (..., B, 2) as by :meth:`pair`, computed on the tensors' device."""
+        """Return e (..., B, D) paired with x (..., B, D) as by :meth:`pair`, computed on the tensors' device."""
         raise NotImplementedError
 
 

@@ -31,10 +31,10 @@ class Pairs:
     def __init__(self, target: Target, coupling: Coupling, seeds: Sequence[int], n: int) -> None:
         self.target, self.coupling = target, coupling
         self.component = NoiseStream(seeds, "data/component", (n,), uniform)
-        self.place, self.noise = NoiseStream(seeds, "data/place", (n, 2)), NoiseStream(seeds, "data/noise", (n, 2))
+        self.place, self.noise = (NoiseStream(seeds, f"data/{k}", (n, target.dim)) for k in ("place", "noise"))
 
     def __call__(self, start: int, stop: int) -> tuple[Tensor, ...]:
-        """Return x and e, each (R, steps, n, 2), of steps ``start`` to ``stop - 1``."""
+        """Return x and e, each (R, steps, n, D), of steps ``start`` to ``stop - 1``."""
         columns, like = [], torch.zeros(1)
         for step in range(start, stop):
             x = self.target.sample(self.component.at(step, like), self.place.at(step, like))
@@ -42,7 +42,7 @@ class Pairs:
             e = np.stack([self.coupling.pair(a, b) for a, b in rows])
             columns.append(torch.cat([x, torch.from_numpy(e)], dim=-1))
         both = torch.stack(columns, dim=1)
-        return both[..., :2], both[..., 2:]
+        return both[..., : self.target.dim], both[..., self.target.dim :]
 
 
 class MixtureData(ToyDataModule):
@@ -83,12 +83,14 @@ class MixtureData(ToyDataModule):
         """See :meth:`ToyDataModule.loader`."""
         n = self.batch_size
         assert self.trainer is not None
-        if not getattr(self.trainer.lightning_module, "reads_data", True):
+        module = self.trainer.lightning_module
+        if not getattr(module, "reads_data", True):
             return DrawnLoader(draw_nothing, n)
+        target = getattr(module, "training_target", lambda target: target)(self.target)
         coupling = Independent() if self.pairs_on_device else self.coupling
         if self.num_workers == 0:
-            return DrawnLoader(Pairs(self.target, coupling, seeds, n), n)
-        parts = [Pairs(self.target, coupling, seeds[c], n) for c in chunks(len(seeds), self.num_workers)]
+            return DrawnLoader(Pairs(target, coupling, seeds, n), n)
+        parts = [Pairs(target, coupling, seeds[c], n) for c in chunks(len(seeds), self.num_workers)]
         return PrefetchLoader(parts, n, self.num_workers)
 
     @property
@@ -96,7 +98,9 @@ class MixtureData(ToyDataModule):
         """Whether draws are coupled on the training device; not in half precision, since Lightning rounds them."""
         assert self.trainer is not None
         halved = self.trainer.precision in ("bf16-true", "16-true")
-        return not halved and self.coupling.supports_device(self.trainer.strategy.root_device)
+        device = self.trainer.strategy.root_device
+        fits = self.target.dim in self.coupling.device_dims
+        return not halved and fits and self.coupling.supports_device(device)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Couple a block of draws on the device, if :attr:`pairs_on_device`."""
@@ -106,7 +110,7 @@ class MixtureData(ToyDataModule):
         return batch._replace(columns=(x, self.coupling.pair_on_device(x, e)))
 
     def sample(self, seed: int, n: int, stream: str) -> Tensor:
-        """Return n samples (n, 2) of the target, float64, keyed by (seed, stream)."""
+        """Return n samples (n, D) of the target, float64, keyed by (seed, stream)."""
         generator = keyed_generator(seed, 0, stream)
-        u, z = generator.random(n), generator.standard_normal((n, 2))
+        u, z = generator.random(n), generator.standard_normal((n, self.target.dim))
         return self.target.sample(torch.from_numpy(u), torch.from_numpy(z))

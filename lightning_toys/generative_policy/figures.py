@@ -10,24 +10,32 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
 from lightning_toys.errors import ToyError, note
-from lightning_toys.generative_policy.mixture import Mixture, Target, ThreeModes
+from lightning_toys.generative_policy.mixture import Target, ThreeModes
+from lightning_toys.generative_policy.panels import (
+    BLUE,
+    axis_pairs,
+    draw_contours,
+    draw_mode_zoom,
+    draw_scatter,
+    pairs_left_out,
+    say,
+    share_band,
+)
 from lightning_toys.imports import load_class
 from lightning_toys.plotting import COLOURS, GREY, band, new_figure
 from lightning_toys.training.files import make_folder, read_text, set_aside, whole_file
 from lightning_toys.training.metrics_reader import read_csv, replica_columns
 from lightning_toys.training.results import Report
+from lightning_toys.training.results_format import read_results
 
 Array = NDArray[np.float64]
-BLUE, RED = COLOURS[0], "#B40426"
+__all__ = ["BLUE", "FigureData", "compare_figures", "draw_all", "draw_contours", "read_snapshots", "save_snapshot"]
 SNAPSHOTS = "samples"  # folder of a run that keeps samples by training step
 
 
@@ -37,13 +45,15 @@ class FigureData:
 
     Attributes:
         target: the target distribution.
-        samples: readout to samples (R, n, 2).
+        samples: readout to samples (R, n, D).
         seeds: the replicas' seeds.
+        count: samples of which each metric is.
     """
 
     target: Target
     samples: dict[str, Tensor]
     seeds: Sequence[int]
+    count: int = 20_000
 
 
 def save_snapshot(folder: Path, step: int, data: FigureData) -> None:
@@ -59,55 +69,13 @@ def save_snapshot(folder: Path, step: int, data: FigureData) -> None:
 
 
 def read_snapshots(folder: Path) -> dict[int, Array]:
-    """Return the samples (n, 2) that :func:`save_snapshot` wrote, by training step."""
+    """Return the samples (n, D) that :func:`save_snapshot` wrote, by training step."""
     out = {}
     for path in sorted((folder / SNAPSHOTS).glob("step_*.npy")):
         word = path.stem.removeprefix("step_")
         if word.isdigit() and path.is_file():  # not those set aside
             out[int(word)] = np.load(path, allow_pickle=False)
     return out
-
-
-def draw_contours(ax: Axes, target: Target, half: float = 1.0, centre: Sequence[float] = (0.0, 0.0)) -> None:
-    """Draw the target's density in red over a square of half-width ``half`` around ``centre``."""
-    n = 400 if not isinstance(target, Mixture) or len(target.means) <= 16 else 120
-    x = np.linspace(centre[0] - half, centre[0] + half, n)
-    y = np.linspace(centre[1] - half, centre[1] + half, n)
-    grid = torch.from_numpy(np.stack(np.meshgrid(x, y), -1))
-    density = target.log_prob(grid)
-    top = float(density.max())
-    if isinstance(target, Mixture):
-        # the levels 1, 2 and 3 standard deviations from a lone peak
-        ax.contour(x, y, density - top, levels=[-4.5, -2.0, -0.5], colors=RED, linewidths=0.8, linestyles="solid")
-    else:
-        ax.contourf(x, y, density.isfinite(), levels=[0.5, 1.5], cmap=ListedColormap([RED]), alpha=0.25)
-    ax.set_xlim(centre[0] - half, centre[0] + half)
-    ax.set_ylim(centre[1] - half, centre[1] + half)
-    ax.set_aspect("equal")
-
-
-def draw_scatter(ax: Axes, target: Target, x: Array, title: str) -> None:
-    """Draw samples x (n, 2) in blue over the target's contours."""
-    ax.plot(x[:, 0], x[:, 1], ".", color=BLUE, markersize=1.6, alpha=0.5, rasterized=True)
-    draw_contours(ax, target, half=1.05)
-    ax.set_title(title, fontsize=9)
-    ax.set_xlabel("action 1")
-
-
-def draw_mode_zoom(ax: Axes, target: Mixture, x: Array, mode: int, title: str) -> None:
-    """Draw the samples x (n, 2) around one component, with circles at 1, 2 and 3 standard deviations."""
-    centre, std = target.means[mode].numpy(), float(target.stds[mode])
-    half = 4.5 * std
-    near = x[np.abs(x - centre).max(1) < half]
-    ax.plot(near[:, 0], near[:, 1], ".", color=BLUE, markersize=2.2, alpha=0.6, rasterized=True)
-    for k in (1, 2, 3):
-        ax.add_patch(Circle((float(centre[0]), float(centre[1])), k * std, fill=False, edgecolor=RED, linewidth=0.9))
-    ax.set_xlim(centre[0] - half, centre[0] + half)
-    ax.set_ylim(centre[1] - half, centre[1] + half)
-    ax.set_aspect("equal")
-    ax.locator_params(nbins=4)
-    ax.set_title(title, fontsize=9)
-    ax.set_xlabel("action 1")
 
 
 def readout_label(readout: str) -> str:
@@ -123,40 +91,59 @@ def readout_label(readout: str) -> str:
 
 
 def draw_samples(data: FigureData, report: Report, label: str) -> Figure:
-    """Draw each readout's samples (the first four), and one mode of each enlarged."""
+    """Draw each readout's samples (the first four) by pairs of coordinates, and in the plane one mode enlarged."""
     names = list(data.samples)[:4]
     # a policy with one readout shows some seeds in place of readouts
     columns = [(n, 0) for n in names] if len(names) > 1 else [(names[0], r) for r in range(min(4, len(data.seeds)))]
-    zoom = isinstance(data.target, Mixture)
-    figure, axes = new_figure(1 + zoom, len(columns), size=(3.1 * len(columns) + 0.4, 3.2 * (1 + zoom) + 0.3))
+    target = data.target
+    pairs, zoom = axis_pairs(target.dim), target.dim == 2
+    rows = len(pairs) + zoom
+    figure, axes = new_figure(rows, len(columns), size=(3.1 * len(columns) + 0.4, 3.2 * rows + 0.3))
+    share = target.share_within(1)
     for j, (name, r) in enumerate(columns):
         x = data.samples[name][r].numpy()
         at = f"@{name}" if len(names) > 1 else ""
         tv, off = report.metrics[f"tv{at}"][r], report.metrics[f"off3{at}"][r]
         what = readout_label(name) if len(names) > 1 else f"seed {data.seeds[r]}"
-        draw_scatter(axes[0, j], data.target, x, f"{what}: TV {tv:.3f}, off 3 sd {off:.3f}")
-        if isinstance(data.target, Mixture):
-            mode = int(torch.bincount(data.target.nearest(torch.from_numpy(x))[0]).argmax())
-            mode = int((data.target.modes == mode).nonzero()[0])
-            inside = float(data.target.nearest(torch.from_numpy(x))[1].le(1).float().mean())
-            title = f"one mode; {inside:.2f} within 1 sd (target {1 - math.exp(-0.5):.2f})"
-            draw_mode_zoom(axes[1, j], data.target, x, mode, title)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("action 2")
+        for i, pair in enumerate(pairs):
+            draw_scatter(axes[i, j], target, x, f"{what}: TV {tv:.3f}, off 3 sd {off:.3f}" if i == 0 else "", pair)
+        if zoom:
+            inside = float(target.nearest(torch.from_numpy(x))[1].le(1).float().mean())
+            draw_mode_zoom(axes[1, j], target, x, f"one mode; {inside:.2f} within 1 sd (target {share:.2f})")
     who = f", seed {data.seeds[0]}" if len(names) > 1 else ""
-    figure.suptitle(f"{label}{who}: target (red: 1, 2, 3 sd) and samples (blue)", fontsize=10)
+    figure.suptitle(
+        f"{label}{who}: target (red: 1, 2, 3 sd) and samples (blue){pairs_left_out(target.dim)}", fontsize=10
+    )
     return figure
 
 
+def steps_left_out(steps: Sequence[int], chosen: Sequence[int]) -> str:
+    """Return a remark on the evaluations that a figure leaves out, or nothing.
+
+    >>> steps_left_out([100, 200, 300], [100, 300]), steps_left_out([100], [100])
+    ('; not shown: step 200', '')
+    """
+    left = [f"{s:,}".replace(",", " ") for s in steps if s not in chosen]
+    if not left:
+        return ""
+    more = f" and {len(left) - 6} others" if len(left) > 6 else ""
+    return f"; not shown: step{'s' if len(left) > 1 else ''} {', '.join(left[:6])}{more}"
+
+
 def draw_by_step(target: Target, snapshots: dict[int, Array], label: str) -> Figure:
-    """Draw the main readout's samples at up to six training steps."""
+    """Draw the main readout's samples at up to six training steps, by pairs of coordinates."""
     steps = sorted(snapshots)
     chosen = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(6, len(steps)))]
-    figure, axes = new_figure(1, len(chosen), size=(max(6.0, 2.6 * len(chosen) + 0.4), 3.3), sharey=True)
-    for ax, step in zip(axes[0], chosen, strict=True):
-        draw_scatter(ax, target, snapshots[step], f"step {step:,}".replace(",", " "))
-    axes[0, 0].set_ylabel("action 2")
-    figure.suptitle(f"{label}: target (red) and samples (blue) by training step", fontsize=10)
+    pairs = axis_pairs(target.dim)
+    size = (max(6.0, 2.6 * len(chosen) + 0.4), 3.0 * len(pairs) + 0.4)
+    figure, axes = new_figure(len(pairs), len(chosen), size=size, sharey="row")
+    for j, step in enumerate(chosen):
+        for i, pair in enumerate(pairs):
+            draw_scatter(axes[i, j], target, snapshots[step], f"step {step:,}".replace(",", " "), pair)
+            if j:
+                axes[i, j].set_ylabel("")
+    remark = f"{pairs_left_out(target.dim)}{steps_left_out(steps, chosen)}"
+    figure.suptitle(f"{label}: target (red) and samples (blue) by training step{remark}", fontsize=10)
     return figure
 
 
@@ -178,14 +165,21 @@ def draw_training(data: FigureData, folder: Path, label: str) -> Figure | None:
     figure, axes = new_figure(2, 3, size=(10.5, 5.6), sharex=True)
     drawn = False
     for ax, metric, title in zip(axes.flat, panels, titles, strict=True):
+        ax.set_title(title, fontsize=9)
+        here = False
         for i, name in enumerate(names):
             at = f"@{name}" if len(data.samples) > 1 else ""
             steps, values = replica_columns(rows, f"eval/{metric}{at}", data.seeds)
             if len(steps) == 0:
                 continue
-            drawn = True
-            band(ax, steps, values, COLOURS[i], readout_label(name))
-        ax.set_title(title, fontsize=9)
+            here = drawn = True
+            if metric == "tv" or metric.startswith("off"):
+                share_band(ax, steps, values, data.count, COLOURS[i], readout_label(name))
+            else:
+                band(ax, steps, values, COLOURS[i], readout_label(name))
+        if not here:
+            say(ax, f"no {metric} in metrics.csv")
+            continue
         if metric.startswith("off"):
             level = data.target.tail_fractions.get(int(metric[3:]), 0.0)
             if level > 0:
@@ -204,7 +198,8 @@ def draw_training(data: FigureData, folder: Path, label: str) -> Figure | None:
         return None
     for ax in axes[1]:
         ax.set_xlabel("optimiser step")
-    axes[1, 2].legend(frameon=False, fontsize=8)
+    shown = [ax for ax in axes.flat if ax.get_legend_handles_labels()[1]]
+    max(shown, key=lambda ax: len(ax.get_legend_handles_labels()[1])).legend(frameon=False, fontsize=8)
     figure.suptitle(f"{label}: mean and 95 % interval over {len(data.seeds)} seeds", fontsize=10)
     return figure
 
@@ -214,7 +209,7 @@ def draw_modes_chosen(data: FigureData, report: Report, label: str) -> Figure | 
     if "kl" not in report.metrics:
         return None
     figure, axes = new_figure(1, 2, size=(8.6, 3.6))
-    weights = data.target.mode_weights.numpy()
+    weights, inside = data.target.mode_weights.numpy(), data.target.weights_inside().numpy()
     m, n = len(weights), len(data.seeds)
     chose = np.array([report.metrics[f"chose_mode{i}"] for i in range(m)])
     for i in range(m):
@@ -227,14 +222,14 @@ def draw_modes_chosen(data: FigureData, report: Report, label: str) -> Figure | 
         mine = np.array(report.metrics["kl"])[chose[i] == 1]
         spread = np.linspace(-0.2, 0.2, len(mine)) if len(mine) > 1 else np.zeros(len(mine))
         axes[0, 1].plot(i + spread, mine, "o", color=COLOURS[i], markersize=3.5, alpha=0.7)
-        axes[0, 1].plot([i - 0.38, i + 0.38], [-math.log(weights[i])] * 2, color=GREY, linestyle="--", linewidth=1.2)
+        axes[0, 1].plot([i - 0.38, i + 0.38], [-math.log(inside[i])] * 2, color=GREY, linestyle="--", linewidth=1.2)
     ticks = [f"mode {i}\nw = {weights[i]:.3f}" for i in range(m)]
     for ax in axes[0]:
         ax.set_xticks(range(m), ticks)
     axes[0, 0].set_ylabel(f"share of {n} seeds (95 % Wilson)")
     axes[0, 1].set_ylabel("reverse KL at the end (nats)")
     axes[0, 0].plot([], [], color=GREY, linestyle="--", label="weight of the mode")
-    axes[0, 1].plot([], [], color=GREY, linestyle="--", label=r"$-\log w$ of the mode")
+    axes[0, 1].plot([], [], color=GREY, linestyle="--", label=r"$-\log$ of the weight in $[-1, 1]^D$")
     for ax in axes[0]:
         ax.legend(frameon=False, fontsize=8)
     figure.suptitle(f"{label}: the mode that each seed settles on", fontsize=10)
@@ -269,19 +264,30 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
         note(f"no samples_side_by_side.png: {error}")
         return {}
     names = list(last)[:6]
-    figure, axes = new_figure(2, len(names), size=(2.9 * len(names) + 0.4, 6.2))
+    rows = max(2, *(len(axis_pairs(targets[n].dim)) for n in names))
+    figure, axes = new_figure(rows, len(names), size=(2.9 * len(names) + 0.4, 3.1 * rows))
     for j, name in enumerate(names):
         target, x = targets[name], last[name]
-        draw_scatter(axes[0, j], target, x, name)
-        if isinstance(target, Mixture):
-            mode = int(torch.bincount(target.nearest(torch.from_numpy(x))[0]).argmax())
-            draw_mode_zoom(axes[1, j], target, x, int((target.modes == mode).nonzero()[0]), "the fullest mode")
-        else:
-            axes[1, j].set_visible(False)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("action 2")
+        pairs = axis_pairs(target.dim)
+        for i in range(rows):
+            if i < len(pairs):
+                draw_scatter(axes[i, j], target, x, f"{name}\n{run_numbers(runs[name])}" if i == 0 else "", pairs[i])
+            elif i == 1 and target.dim == 2:
+                draw_mode_zoom(axes[i, j], target, x, "the fullest mode")
+            else:
+                say(axes[i, j], f"{target.dim} coordinate{'s' if target.dim > 1 else ''}: no other pair")
     figure.suptitle("target (red: 1, 2, 3 sd) and samples (blue) after training, one seed of each", fontsize=10)
     return {"samples_side_by_side": figure}
+
+
+def run_numbers(folder: Path) -> str:
+    """Return the total variation and share beyond 3 sd that a run's results.json has, means over its seeds."""
+    path = folder / "results.json"
+    if not path.exists():
+        return "no results.json"
+    found = read_results(path)
+    tv, off = (np.mean(found["metrics"][k]["values"]) if k in found["metrics"] else np.nan for k in ("tv", "off3"))
+    return f"TV {tv:.4f}, off 3 sd {off:.4f} ({len(found['seeds'])} seeds)"
 
 
 def load_target(folder: Path) -> Target:

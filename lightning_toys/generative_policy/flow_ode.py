@@ -10,15 +10,15 @@ from torch import Tensor
 
 from lightning_toys.flows import Solver, integrate
 
-Velocity = Callable[[Tensor, Tensor], Tensor]  # (z (..., 2), t (..., 1)) -> dz/dt
+Velocity = Callable[[Tensor, Tensor], Tensor]  # (z (..., D), t (..., 1)) -> dz/dt
 
 
 def flow_sample(velocity: Velocity, e: Tensor, solver: Solver, nfe: int, tolerance: float = 1e-5) -> Tensor:
-    """Integrate dz/dt = velocity(z, t) from z_1 = e down to t = 0 and return z_0, (..., 2).
+    """Integrate dz/dt = velocity(z, t) from z_1 = e down to t = 0 and return z_0, (..., D).
 
     Args:
-        velocity: (z (..., 2), t (..., 1)) to dz/dt (..., 2).
-        e: noise (..., 2).
+        velocity: (z (..., D), t (..., 1)) to dz/dt (..., D).
+        e: noise (..., D).
         solver: as in :func:`~lightning_toys.flows.integrate`.
         nfe: evaluations of ``velocity``, likewise; unused by ``dopri5``.
         tolerance: dopri5's, relative and absolute.
@@ -39,19 +39,21 @@ def flow_log_prob(
     log q_0(z_0) = log N(z_1; 0, I) + int_0^1 div v(z_t, t) dt along the trajectory through z_0 = x.
 
     Args:
-        velocity_and_divergence: (z (..., 2), t (..., 1)) to dz/dt (..., 2) and its divergence (..., 1).
-        x: points (..., 2).
+        velocity_and_divergence: (z (..., D), t (..., 1)) to dz/dt (..., D) and its divergence (..., 1).
+        x: points (..., D).
         tolerance: dopri5's, relative and absolute.
 
     Returns:
         log q(x) in nats (...).
     """
 
+    D = x.shape[-1]
+
     def augmented(t: Tensor, state: Tensor) -> Tensor:
-        z = state[..., :2]
+        z = state[..., :D]
         return torch.cat(velocity_and_divergence(z, t.clamp(0.0, 1.0).expand(z[..., :1].shape)), dim=-1)
 
     start = torch.cat([x, torch.zeros_like(x[..., :1])], dim=-1)
     end = integrate(augmented, start, "dopri5", rtol=tolerance, atol=tolerance)
-    z = end[..., :2]
-    return -0.5 * z.square().sum(-1) - math.log(2 * math.pi) + end[..., 2]
+    z = end[..., :D]
+    return -0.5 * z.square().sum(-1) - 0.5 * D * math.log(2 * math.pi) + end[..., D]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal
 
@@ -55,12 +56,12 @@ def tanh_gaussian_log_prob(a: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
     return log_prob.sum(-1).masked_fill((a.abs() >= 1).any(-1), -torch.inf)
 
 
-def gauss_hermite_grid(nodes: int = 32) -> tuple[Tensor, Tensor]:
-    """Return the tensor Gauss-Hermite rule: xi (nodes^2, 2), weights (nodes^2,) with sum_k w_k f(xi_k) = E f(N(0, I)).
+def gauss_hermite_grid(nodes: int = 32, dim: int = 2) -> tuple[Tensor, Tensor]:
+    """Return the tensor Gauss-Hermite rule: xi (nodes^D, D), weights (nodes^D,) with sum_k w_k f(xi_k) = E f(N(0, I)).
 
     float64; exact for polynomials of degree below 2 ``nodes`` in each coordinate.
     """
     z, w = np.polynomial.hermite_e.hermegauss(nodes)
     w = w / w.sum()
-    xi = np.stack(np.meshgrid(z, z, indexing="ij"), -1).reshape(-1, 2)
-    return torch.from_numpy(xi), torch.from_numpy(np.outer(w, w).reshape(-1))
+    xi = np.stack(np.meshgrid(*[z] * dim, indexing="ij"), -1).reshape(-1, dim)
+    return torch.from_numpy(xi), torch.from_numpy(functools.reduce(np.multiply.outer, [w] * dim).reshape(-1))

@@ -11,10 +11,12 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 from lightning_toys.errors import require
+from lightning_toys.generative_policy.actors import Actor, ConstantGaussianActor
 from lightning_toys.generative_policy.data import MixtureData
-from lightning_toys.generative_policy.gaussian import Bound, bounded_log_sigma, gauss_hermite_grid, squash
+from lightning_toys.generative_policy.gaussian import Bound, bounded_log_sigma, squash
 from lightning_toys.generative_policy.mixture import Mixture, Target
 from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
+from lightning_toys.generative_policy.quadrature import normal_rule
 from lightning_toys.nets import Network, keyed_uniform
 from lightning_toys.training.configuration import as_dataclass, unused_flags
 from lightning_toys.training.loader import Batch
@@ -23,26 +25,26 @@ from lightning_toys.training.replica_parallel import Parallel
 
 
 class FreeParameters(nn.Module):
-    """mu and the raw log sigma as parameters (R, 1, 4), initialised from U(-1, 1), as a one-input layer's bias."""
+    """mu and the raw log sigma as parameters (R, 1, 2 D), initialised from U(-1, 1), as a one-input layer's bias."""
 
-    def __init__(self, seeds: Sequence[int]) -> None:
+    def __init__(self, seeds: Sequence[int], dim: int = 2) -> None:
         super().__init__()
-        self.value = keyed_uniform(seeds, "free.value", (1, 4), 1.0)
+        self.value = keyed_uniform(seeds, "free.value", (1, 2 * dim), 1.0)
 
     def forward(self) -> Tensor:
-        """Return the parameters (R, 1, 4)."""
+        """Return the parameters (R, 1, 2 D)."""
         return self.value
 
 
 class StatelessNet(nn.Module):
     """A network whose only input is a state of zeros, as in a bandit without contexts."""
 
-    def __init__(self, spec: Network, seeds: Sequence[int]) -> None:
+    def __init__(self, spec: Network, seeds: Sequence[int], dim: int = 2) -> None:
         super().__init__()
-        self.net = spec.build(seeds, 1, 1, False, 4)
+        self.net = spec.build(seeds, 1, 1, False, 2 * dim)
 
     def forward(self) -> Tensor:
-        """Return the network's output (R, 1, 4): mu and the raw log sigma."""
+        """Return the network's output (R, 1, 2 D): mu and the raw log sigma."""
         like = next(self.net.parameters())
         state = like.new_zeros(len(like), 1, 1)
         out: Tensor = self.net(state, state)
@@ -52,7 +54,8 @@ class StatelessNet(nn.Module):
 class GaussianPolicy(GenerativePolicy):
     """a = tanh(mu + sigma xi), trained on E[log pi(a) - log p(a)], the reverse KL to a target p that is known.
 
-    ``kl`` is that divergence by Gauss-Hermite quadrature; a policy that settles on mode i ends at -log w_i nats.
+    ``kl`` is that divergence by quadrature; a policy that settles on mode i ends at -log(w_i m_i) nats, m_i being the
+    part of the mode that lies in [-1, 1]^D, where actions are.
 
     Args:
         seeds: one seed a replica.
@@ -117,10 +120,10 @@ class GaussianPolicy(GenerativePolicy):
 
     def build(self) -> nn.Module:
         """See :meth:`ToyModule.build`."""
-        self.noise = NoiseStream(self.local_seeds, "xi", (self.sizes["batch_size"], 2))
+        self.noise = NoiseStream(self.local_seeds, "xi", (self.sizes["batch_size"], self.dim))
         if self.parameters_from == "free":
-            return FreeParameters(self.local_seeds)
-        return StatelessNet(self.network, self.local_seeds)
+            return FreeParameters(self.local_seeds, self.dim)
+        return StatelessNet(self.network, self.local_seeds, self.dim)
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
@@ -138,7 +141,7 @@ class GaussianPolicy(GenerativePolicy):
         return sizes
 
     def mu_log_sigma(self, net: nn.Module) -> tuple[Tensor, Tensor]:
-        """Return the policy's mu and log sigma, each (R, 1, 2)."""
+        """Return the policy's mu and log sigma, each (R, 1, D)."""
         mu, raw = net().chunk(2, dim=-1)
         return mu, bounded_log_sigma(raw, self.bound)
 
@@ -149,12 +152,16 @@ class GaussianPolicy(GenerativePolicy):
         return self.compiled(self.losses)(xi, self.data.target, batch.total)
 
     def losses(self, xi: Tensor, target: Target, total: int) -> Tensor:
-        """Return each replica's loss (R,) for standard normals xi (R, B, 2): a sum divided by ``total``."""
+        """Return each replica's loss (R,) for standard normals xi (R, B, D): a sum divided by ``total``."""
         mu, log_sigma = self.mu_log_sigma(self.net)
         a, log_pi = squash(mu, log_sigma, xi)
         return (log_pi - target.log_prob(a)).sum(1) / total
 
     # evaluation
+
+    def actor(self) -> Actor:
+        """See :meth:`GenerativePolicy.actor`."""
+        return ConstantGaussianActor(self.evaluation_net, self.bound)
 
     def readouts(self, nfes: list[int], full: bool) -> list[str]:
         """See :meth:`GenerativePolicy.readouts`: there is one, ``direct``."""
@@ -172,17 +179,23 @@ class GaussianPolicy(GenerativePolicy):
 
 
 def exact_metrics(mu: Tensor, log_sigma: Tensor, target: Target) -> dict[str, Tensor]:
-    """Return metrics (R,) of tanh-Gaussians with mu and log sigma (R, 1, 2), by Gauss-Hermite quadrature.
+    """Return metrics (R,) of tanh-Gaussians with mu and log sigma (R, 1, D), by :func:`normal_rule`.
 
-    ``kl`` is the reverse KL and ``entropy_exact`` the entropy, in nats; ``kl_gap`` is kl + log w_i, i being the mode
-    nearest to tanh(mu); ``chose_mode`` i is 1 for that mode and 0 for the others, so that its mean is the mode's share
-    of the seeds.
+    ``kl`` is the reverse KL and ``entropy_exact`` the entropy, in nats. ``kl_gap`` is kl + log(w_i m_i), i being the
+    mode nearest to tanh(mu), w_i its weight and m_i the part of it within [-1, 1]^D: no policy whose actions lie there
+    comes closer to the mode than -log(w_i m_i). ``chose_mode`` i is 1 for that mode and 0 for the others, so that its
+    mean is the mode's share of the seeds.
     """
-    xi, weight = gauss_hermite_grid(48)
-    a, log_pi = squash(mu, log_sigma, xi.expand(len(mu), -1, -1))
-    kl = (log_pi - target.log_prob(a)) @ weight
+    xi, weight = normal_rule(mu.shape[-1])
+    kls, entropies = [], []
+    for m, s in zip(torch.split(mu, 1), torch.split(log_sigma, 1), strict=True):  # many points: a replica at a time
+        a, log_pi = squash(m, s, xi.unsqueeze(0))
+        # log pi + |xi|^2 / 2 is smooth, and |xi|^2 / 2 has the mean D / 2
+        entropies.append(mu.shape[-1] / 2 - (log_pi + 0.5 * xi.square().sum(-1)) @ weight)
+        kls.append((log_pi - target.log_prob(a)) @ weight)
+    kl, entropy = torch.cat(kls), torch.cat(entropies)
     mode = target.nearest(torch.tanh(mu[:, 0]))[0]
-    out = {"kl": kl, "entropy_exact": -(log_pi @ weight), "kl_gap": kl + target.mode_weights[mode].log()}
+    out = {"kl": kl, "entropy_exact": entropy, "kl_gap": kl + target.weights_inside()[mode].log()}
     for i in range(len(target.mode_weights)):
         out[f"chose_mode{i}"] = (mode == i).double()
     return out

@@ -24,12 +24,12 @@ from lightning_toys.nets import ConditionalNet, Tangent
 
 
 def path(x: Tensor, e: Tensor, t: Tensor, sigma_min: float = 0.0) -> Tensor:
-    """Return z_t = (1 - t) x + (t + s (1 - t)) e, (..., 2), for x and e (..., 2) at t (..., 1)."""
+    """Return z_t = (1 - t) x + (t + s (1 - t)) e, (..., D), for x and e (..., D) at t (..., 1)."""
     return (1 - t) * x + (t + sigma_min * (1 - t)) * e
 
 
 def path_velocity(x: Tensor, e: Tensor, sigma_min: float = 0.0) -> Tensor:
-    """Return v = dz_t/dt = (1 - s) e - x, (..., 2)."""
+    """Return v = dz_t/dt = (1 - s) e - x, (..., D)."""
     return (1 - sigma_min) * e - x
 
 
@@ -163,9 +163,9 @@ class AverageVelocity(nn.Module):
     """u(z, r, t) of a network F(x, c, c_noise(t)), c = [state, t - r, t], and log sigma where the policy has a head.
 
     Args:
-        net: the network; its output's first two components are F.
+        net: the network; its output's first D components are F.
         form: how u is made of F.
-        head: whether the third component is log sigma.
+        head: whether the component after them is log sigma.
     """
 
     def __init__(self, net: ConditionalNet, form: Plain | Preconditioned, head: bool = False) -> None:
@@ -177,18 +177,18 @@ class AverageVelocity(nn.Module):
         return torch.cat([t - r, t] if state is None else [state, t - r, t], dim=-1)
 
     def combine(self, z: Tensor, k: Coefficients, f: Tensor) -> Tensor:
-        """Return u (R, B, 2) from z (R, B, 2), the coefficients and the network's output (R, B, 2 or 3)."""
+        """Return u (R, B, D) from z (R, B, D), the coefficients and the network's output (R, B, D or D + 1)."""
         return k.c_skip * z + k.c_out * f[..., : z.shape[-1]]
 
     def forward(self, z: Tensor, r: Tensor, t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return u (R, B, 2), and log sigma (R, B, 1) where there is a head; r and t are (R, B, 1)."""
+        """Return u (R, B, D), and log sigma (R, B, 1) where there is a head; r and t are (R, B, 1)."""
         k = self.form.coefficients(r, t)
         f = self.net(k.c_in * z, self.condition(r, t, state), self.form.c_noise(t)[0])
         return self.combine(z, k, f), self.log_sigma(f)
 
     def log_sigma(self, f: Tensor) -> Tensor | None:
-        """Return log sigma (R, B, 1) in [-12, 2] from the network's output, None without a head."""
-        return 5 * torch.tanh(f[..., 2:]) * 1.4 - 5 if self.head else None
+        """Return log sigma (R, B, 1) in [-12, 2] from the last of the network's outputs, None without a head."""
+        return 5 * torch.tanh(f[..., -1:]) * 1.4 - 5 if self.head else None
 
     def jvp(
         self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor, state: Tensor | None = None, dt: float = 1.0
@@ -196,15 +196,15 @@ class AverageVelocity(nn.Module):
         """Return u and log sigma of :meth:`forward`, and the derivative of u along (dz, dr = 0, dt), without a graph.
 
         Args:
-            z: (R, B, 2).
+            z: (R, B, D).
             r: (R, B, 1).
             t: (R, B, 1).
-            dz: direction of z (R, K, 2), for the first K <= B rows.
+            dz: direction of z (R, K, D), for the first K <= B rows.
             state: (R, B, S), where the policy has one.
             dt: direction of t; 0 differentiates in z alone.
 
         Returns:
-            u (R, B, 2), log sigma (R, B, 1) or None, and du (R, K, 2).
+            u (R, B, D), log sigma (R, B, 1) or None, and du (R, K, D).
         """
         k = self.form.coefficients(r, t)
         n = dz.shape[1]
@@ -227,7 +227,7 @@ class AverageVelocity(nn.Module):
         return self.combine(z, k, f), self.log_sigma(f), du
 
     def velocity(self, z: Tensor, t: Tensor, state: Tensor | None = None) -> Tensor:
-        """Return u(z, t, t) (R, B, 2), the velocity of the flow at z (R, B, 2) and t (R, B, 1)."""
+        """Return u(z, t, t) (R, B, D), the velocity of the flow at z (R, B, D) and t (R, B, 1)."""
         u: Tensor = self(z, t, t, state)[0]
         return u
 
@@ -239,10 +239,10 @@ def residual(u: Tensor, du: Tensor, t_minus_r: Tensor, v: Tensor) -> Tensor:
     """Return V - v with V = u + (t - r) sg(du/dt); zero where the MeanFlow identity holds.
 
     Args:
-        u: average velocity (R, B, 2), with its graph.
-        du: its derivative du/dt (R, K, 2) in the first K rows; r = t in the others.
+        u: average velocity (R, B, D), with its graph.
+        du: its derivative du/dt (R, K, D) in the first K rows; r = t in the others.
         t_minus_r: t - r of the first K rows (R, K, 1).
-        v: what V is regressed on (R, B, 2).
+        v: what V is regressed on (R, B, D).
     """
     out = u - v
     if du.shape[1] == 0:
@@ -251,8 +251,13 @@ def residual(u: Tensor, du: Tensor, t_minus_r: Tensor, v: Tensor) -> Tensor:
     return first if du.shape[1] == u.shape[1] else torch.cat([first, out[:, du.shape[1] :]], dim=1)
 
 
+def squared_error(error: Tensor) -> Tensor:
+    """Return |error|^2 (R, B) without a graph, for errors (R, B, D): what :func:`adaptive_loss` weighs."""
+    return error.detach().square().sum(-1)
+
+
 def adaptive_loss(error: Tensor, power: float, floor: float) -> Tensor:
-    """Return |error|^2 / sg(|error|^2 + floor)^power, (R, B), for errors (R, B, 2); MeanFlow's adaptive weight."""
+    """Return |error|^2 / sg(|error|^2 + floor)^power, (R, B), for errors (R, B, D); MeanFlow's adaptive weight."""
     square = error.square().sum(-1)
     if power == 0:
         return square
@@ -267,12 +272,12 @@ def sample(u: AverageVelocity, e: Tensor, nfe: int, state: Tensor | None = None)
 
     Args:
         u: the average velocity.
-        e: standard normals (R, B, 2).
+        e: standard normals (R, B, D).
         nfe: network evaluations, one a step.
         state: (R, B, S), where the policy has one.
 
     Returns:
-        z_0 (R, B, 2), and the last step's log sigma (R, B, 1) or None.
+        z_0 (R, B, D), and the last step's log sigma (R, B, 1) or None.
     """
     z, log_sigma = e, None
     for k in range(nfe, 0, -1):
@@ -284,18 +289,17 @@ def sample(u: AverageVelocity, e: Tensor, nfe: int, state: Tensor | None = None)
 
 
 def log_det(u: AverageVelocity, e: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return log|det| and the sign of det, each (R, B), of the one-step map's Jacobian I - du/dz at e (R, B, 2)."""
+    """Return log|det| and the sign of det, each (R, B), of the one-step map's Jacobian I - du/dz at e (R, B, D)."""
     t = torch.ones_like(e[..., :1])
     r = torch.zeros_like(t)
     columns = []
     with torch.no_grad():
-        for i in range(2):
+        for i in range(e.shape[-1]):
             direction = torch.zeros_like(e)
             direction[..., i] = 1.0
             columns.append(direction - u.jvp(e, r, t, direction, state, dt=0.0)[2])
-    (a, c), (b, d) = columns[0].unbind(-1), columns[1].unbind(-1)
-    det = a * d - b * c
-    return det.abs().clamp_min(torch.finfo(det.dtype).tiny).log(), det.sign()
+        sign, log_abs = torch.linalg.slogdet(torch.stack(columns, dim=-1))
+    return log_abs.clamp_min(math.log(torch.finfo(log_abs.dtype).tiny)), sign
 
 
 def gaussian_entropy(std: float = 1.0, dim: int = 2) -> float:

@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lightning_toys.errors import bounded, require
+from lightning_toys.errors import ToyError, bounded, require
+from lightning_toys.generative_policy.actors import Actor, FlowActor, MeanFlowActor
 from lightning_toys.generative_policy.couplings import Independent
 from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.flow_ode import flow_log_prob, flow_sample
@@ -27,6 +28,7 @@ from lightning_toys.generative_policy.meanflow import (
     path_velocity,
     residual,
     sample,
+    squared_error,
 )
 from lightning_toys.generative_policy.mixture import Mixture, Target
 from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
@@ -56,8 +58,10 @@ class MeanFlowPolicy(GenerativePolicy):
         loss_floor: floor of the adaptive weight.
         target_std: standard deviation s of the distribution at the data end, N(x, s^2 I) in place of a point; 0 is
             "without entropy".
-        target_std_as: ``head``: a learned log sigma beside u, trained towards log s at every query; ``sigma_min``: the
-            path itself ends at x + s e.
+        target_std_as: ``head``: a log sigma beside u, trained towards log s at every query, while the map is trained
+            on the target itself: an ideal map's actions have the target's variance plus s^2. ``deconvolved``: actions
+            get noise of the fixed width s, and the map is trained on the distribution whose convolution with it is the
+            target, where there is one. ``sigma_min``: the path itself ends at x + s e.
         optimizer: ``adamw``, or ``muon`` on the hidden matrices and AdamW on the rest.
         muon_lr: Muon's learning rate.
         lr: AdamW's learning rate.
@@ -94,7 +98,7 @@ class MeanFlowPolicy(GenerativePolicy):
         loss_power: float = 0.25,
         loss_floor: float = 1e-3,
         target_std: float = 0.0,
-        target_std_as: Literal["head", "sigma_min"] = "head",
+        target_std_as: Literal["head", "deconvolved", "sigma_min"] = "head",
         optimizer: Literal["adamw", "muon"] = "adamw",
         muon_lr: float = 0.02,
         lr: float = 1e-3,
@@ -125,6 +129,7 @@ class MeanFlowPolicy(GenerativePolicy):
         self.target_std, self.target_std_as = target_std, target_std_as
         self.head = target_std > 0 and target_std_as == "head"
         self.sigma_min = target_std if target_std_as == "sigma_min" else 0.0
+        self.added_std = target_std if target_std_as == "deconvolved" else 0.0
         self.save_hyperparameters(logger=False)
         self.hparams.update(
             {"network": asdict(self.network), "evaluation": asdict(self.evaluation), "time": asdict(self.time)}
@@ -157,12 +162,21 @@ class MeanFlowPolicy(GenerativePolicy):
                 isinstance(data.coupling, Independent),
                 "--model.tangent: 'oracle' is the velocity of independent pairs; give --data.coupling Independent",
             )
+        if self.added_std:
+            try:
+                data.target.deconvolved(self.added_std)
+            except ToyError as error:
+                raise ToyError(f"--model.target_std_as: 'deconvolved' is not allowed here: {error}") from error
         return sizes
+
+    def training_target(self, target: Target) -> Target:
+        """See :meth:`GenerativePolicy.training_target`."""
+        return target.deconvolved(self.added_std) if self.added_std else target
 
     def build(self) -> AverageVelocity:
         """See :meth:`ToyModule.build`."""
         self.t_noise = NoiseStream(self.local_seeds, "t", (self.sizes["batch_size"], 2), uniform)
-        net = self.network.build(self.local_seeds, 2, 2, True, 3 if self.head else 2)
+        net = self.network.build(self.local_seeds, self.dim, 2, True, self.dim + self.head)
         form = Plain() if self.form == "plain" else Preconditioned(self.sizes["scale"], self.sigma_min)
         return AverageVelocity(net, form, self.head)
 
@@ -173,12 +187,17 @@ class MeanFlowPolicy(GenerativePolicy):
         x, e = batch.columns
         local = slice(batch.first, batch.first + x.shape[1])
         r, t, k = self.time.sample(self.t_noise.at(step, x), local)
-        return self.compiled(self.losses)(x, e, r, t, k, self.data.target, batch.total)
+        target = self.training_target(self.data.target) if self.tangent == "oracle" else self.data.target
+        both = self.compiled(self.losses)(x, e, r, t, k, target, batch.total)
+        if self.loss_power or self.head:
+            self.note_losses(loss_unweighted=both[1])
+        return both[0]
 
     def losses(self, x: Tensor, e: Tensor, r: Tensor, t: Tensor, k: int, target: Target, total: int) -> Tensor:
-        """Return each replica's loss (R,) for pairs x, e (R, B, 2) at times r, t (R, B, 1), r < t in the first k rows.
+        """Return losses for pairs x, e (R, B, D) at times r, t (R, B, 1), r < t in the first k rows.
 
-        A sum over the rows, divided by ``total``.
+        Returns:
+            (2, R), sums over the rows divided by ``total``: the loss, and the squared error alone, unweighted.
         """
         z, v = path(x, e, t, self.sigma_min), path_velocity(x, e, self.sigma_min)
         net = self.net
@@ -191,11 +210,11 @@ class MeanFlowPolicy(GenerativePolicy):
         loss = adaptive_loss(error, self.loss_power, self.loss_floor)
         if log_sigma is not None:
             loss = loss + (log_sigma[..., 0] - math.log(self.target_std)).square()
-        return loss.sum(1) / total
+        return torch.stack([loss.sum(1), squared_error(error).sum(1)]) / total
 
     @torch.no_grad()
     def tangent_direction(self, z: Tensor, t: Tensor, v: Tensor) -> Tensor:
-        """Return dz/dt (R, K, 2) along which u is differentiated; ``v`` is e - x, or the exact velocity."""
+        """Return dz/dt (R, K, D) along which u is differentiated; ``v`` is e - x, or the exact velocity."""
         assert isinstance(self.net, AverageVelocity)
         if self.tangent == "network" and z.shape[1] > 0:
             return self.net.velocity(z, t).to(z)
@@ -210,6 +229,10 @@ class MeanFlowPolicy(GenerativePolicy):
         assert isinstance(net, AverageVelocity)
         return net
 
+    def actor(self) -> Actor:
+        """See :meth:`GenerativePolicy.actor`: by one step, whatever the readouts."""
+        return MeanFlowActor(self.evaluation_net, self.target_std if self.head else 0.0, self.added_std)
+
     def readouts(self, nfes: list[int], full: bool) -> list[str]:
         """See :meth:`GenerativePolicy.readouts`: numbers of steps, ``1``, ``8``."""
         return [f"{n}" for n in nfes]
@@ -217,6 +240,8 @@ class MeanFlowPolicy(GenerativePolicy):
     def actions(self, readout: str, e: Tensor, xi: Tensor) -> Tensor:
         """See :meth:`GenerativePolicy.actions`."""
         z, log_sigma = sample(self.evaluation_net, e, int(readout))
+        if self.added_std:
+            return z + self.added_std * xi
         return z if log_sigma is None else torch.addcmul(z, log_sigma.exp(), xi)
 
     def policy_metrics(self, readout: str, e: Tensor, main: bool, full: bool) -> dict[str, Tensor]:
@@ -225,21 +250,21 @@ class MeanFlowPolicy(GenerativePolicy):
         if not main:
             return out
         net = self.evaluation_net
-        if self.sigma_min > 0:  # x + s e given x
-            out["entropy_surrogate"] = torch.full((len(self.seeds),), gaussian_entropy(self.sigma_min))
+        if blur := self.sigma_min or self.added_std:  # x + s e given x
+            out["entropy_surrogate"] = torch.full((len(self.seeds),), gaussian_entropy(blur, self.dim))
         if readout != "1":
             return out
         if self.head:
             log_sigma = sample(net, e, 1)[1]
             assert log_sigma is not None
-            out["entropy_surrogate"] = gaussian_entropy() + 2 * log_sigma.double().mean((1, 2))
+            out["entropy_surrogate"] = gaussian_entropy(1.0, self.dim) + self.dim * log_sigma.double().mean((1, 2))
             out["sigma"] = log_sigma.double().exp().mean((1, 2))
-        else:
+        elif not self.added_std:
             log_abs_det, sign = log_det(net, e)
             # an upper bound where the map folds, that is, where the determinant changes its sign
-            out["entropy_exact"] = gaussian_entropy() + log_abs_det.double().mean(1)
+            out["entropy_exact"] = gaussian_entropy(1.0, self.dim) + log_abs_det.double().mean(1)
             out["folded"] = (sign < 0).double().mean(1)
-        target = self.data.target
+        target = self.training_target(self.data.target)
         if full and isinstance(target, Mixture) and isinstance(self.data.coupling, Independent):
             noise = e[:, :EXACT_POINTS]
             exact = flow_sample(
@@ -332,6 +357,10 @@ class FlowPolicy(MeanFlowPolicy):
         """See :attr:`ToyModule.label`."""
         return "flow matching"
 
+    def actor(self) -> Actor:
+        """See :meth:`GenerativePolicy.actor`: by as many Euler steps as the first of ``evaluation.nfe``."""
+        return FlowActor(self.evaluation_net, self.evaluation.nfe[0])
+
     def readouts(self, nfes: list[int], full: bool) -> list[str]:
         """See :meth:`GenerativePolicy.readouts`: ``euler-8``, and with ``full`` ``dopri5``."""
         return [f"euler-{n}" for n in nfes] + (["dopri5"] if full else [])
@@ -358,9 +387,9 @@ class FlowPolicy(MeanFlowPolicy):
         }
 
     def velocity_and_divergence(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the velocity (R, B, 2) at z (R, B, 2) and t (R, B, 1), and its divergence (R, B, 1)."""
+        """Return the velocity (R, B, D) at z (R, B, D) and t (R, B, 1), and its divergence (R, B, 1)."""
         net, divergence, velocity = self.evaluation_net, torch.zeros_like(t), z
-        for i in range(2):
+        for i in range(z.shape[-1]):
             direction = torch.zeros_like(z)
             direction[..., i] = 1.0
             velocity, _, column = net.jvp(z, t, t, direction, dt=0.0)

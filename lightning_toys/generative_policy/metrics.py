@@ -1,4 +1,4 @@
-"""Metrics of samples against the target: mode weights, distances, entropies. Samples are (n, 2), float64."""
+"""Metrics of samples against the target: mode weights, distances, entropies. Samples are (n, D), float64."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scipy.special import digamma
 from torch import Tensor
 
 from lightning_toys.generative_policy.mixture import Mixture, Target
+from lightning_toys.training.noise import keyed_generator
 
 Array = NDArray[np.float64]
 MODE_RADIUS = 10.0  # standard deviations within which a sample counts for its mode's bias and standard deviation
@@ -21,7 +22,7 @@ CHUNK = 1024  # rows of a distance matrix held at once
 def mode_metrics(x: Tensor, target: Target) -> dict[str, float]:
     """Return mode weights, their total variation to the target's, and the shares of samples off every mode.
 
-    Each sample x (n, 2) is assigned to its nearest mode. ``weight_mode0``, ... are the modes' shares of the samples
+    Each sample x (n, D) is assigned to its nearest mode. ``weight_mode0``, ... are the modes' shares of the samples
     (at most 8 modes), ``tv`` is half the sum of |weight - target's weight|, and ``off3``, ``off5``, ``off10`` are the
     shares further than 3, 5, 10 standard deviations from their mode. For a mixture with one component per mode there
     are ``bias_mode0`` (of the mean, in standard deviations) and ``std_mode0`` (ratio to the standard deviation) of the
@@ -43,7 +44,7 @@ def mode_metrics(x: Tensor, target: Target) -> dict[str, float]:
 
 
 def mean_pairwise_distance(x: Tensor) -> float:
-    """Return the mean |x_i - x_j| over i != j of x (n, 2).
+    """Return the mean |x_i - x_j| over i != j of x (n, D).
 
     >>> mean_pairwise_distance(torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64))
     5.0
@@ -57,9 +58,9 @@ def energy_distance(x: Tensor, target: Target, target_samples: Tensor) -> float:
     """Return 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely and Rizzo 2013), an unbiased estimate that may be below 0.
 
     Args:
-        x: samples (n, 2).
+        x: samples (n, D).
         target: for a mixture the terms with Y are exact.
-        target_samples: (m, 2); over these otherwise.
+        target_samples: (m, D); over these otherwise.
     """
     if isinstance(target, Mixture):
         cross, own = float(target.mean_distance(x.numpy()).mean()), target.mean_self_distance()
@@ -74,39 +75,53 @@ def sliced_w2(x: Tensor, target_samples: Tensor, directions: int = 64) -> float:
     """Return the sliced 2-Wasserstein distance: the RMS over directions of the projections' 2-Wasserstein distance.
 
     Args:
-        x: samples (n, 2).
+        x: samples (n, D).
         target_samples: as many samples of the target.
-        directions: number of evenly spaced directions.
+        directions: number of directions: evenly spaced in the plane, one is all there is on a line; from three
+            dimensions on they are independent and uniform, always the same.
 
     Example:
         >>> x = torch.tensor([[0.0, 0.0], [1.0, 2.0]], dtype=torch.float64)
         >>> round(sliced_w2(x, x + 1.0), 6)  # a shift d: |d| / sqrt 2
         1.0
     """
-    angle = np.arange(directions) * (math.pi / directions)
-    onto = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    onto = projections(x.shape[1], directions)
     # numpy sorts contiguous rows twenty times faster than torch sorts columns
     a, b = (np.sort(onto @ y.numpy().T, axis=1) for y in (x, target_samples))
     return float(np.sqrt(np.square(a - b).mean()))
 
 
-def knn_entropy(x: Array, k: int = 5) -> float:
-    """Return the Kozachenko-Leonenko estimate of the entropy of x (n, 2), in nats, from k-th neighbour distances r_k.
+def projections(dim: int, directions: int) -> Array:
+    """Return unit vectors (directions, dim) for :func:`sliced_w2`; one on a line."""
+    if dim == 1:
+        return np.ones((1, 1))
+    if dim == 2:
+        angle = np.arange(directions) * (math.pi / directions)
+        return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    drawn = keyed_generator(0, 0, "metrics/directions").standard_normal((directions, dim))
+    onto: Array = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return onto
 
-    psi(n) - psi(k) + log pi + 2 mean log r_k (Kozachenko and Leonenko 1987).
+
+def knn_entropy(x: Array, k: int = 5) -> float:
+    """Return the Kozachenko-Leonenko estimate of the entropy of x (n, D), in nats, from k-th neighbour distances r_k.
+
+    psi(n) - psi(k) + log V_D + D mean log r_k, V_D the volume of the unit ball (Kozachenko and Leonenko 1987).
     """
     distance = cKDTree(x).query(x, k + 1)[0][:, -1]
     n = len(x)
     # equal samples have the distance 0: a distribution with an atom, entropy -inf, written as what float64 resolves
     logs = np.log(np.maximum(distance, np.finfo(np.float64).tiny))
-    return float(digamma(n) - digamma(k) + math.log(math.pi) + 2 * logs.mean())
+    D = x.shape[1]
+    ball = 0.5 * D * math.log(math.pi) - math.lgamma(D / 2 + 1)
+    return float(digamma(n) - digamma(k) + ball + D * logs.mean())
 
 
 def compute_metrics(x: Tensor, target: Target, target_samples: Tensor, pairs: int, neighbours: int) -> dict[str, float]:
-    """Return every metric of samples x (n, 2).
+    """Return every metric of samples x (n, D).
 
     Args:
-        x: samples (n, 2).
+        x: samples (n, D).
         target: the distribution that they should follow.
         target_samples: n samples of it.
         pairs: number of samples for the energy distance, whose cost is quadratic.

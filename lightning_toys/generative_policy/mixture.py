@@ -1,4 +1,4 @@
-"""Target distributions of actions on [-1, 1]^2: mixtures of isotropic Gaussians, all in closed form, and others.
+"""Target distributions of actions in [-1, 1]^D: mixtures of isotropic Gaussians, all in closed form, and others.
 
 A target maps base noise to samples by a fixed map, so that a draw depends on the noise's key alone.
 """
@@ -12,18 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import i0e, i1e
+from scipy.special import gammaln, hyp1f1, i0e, i1e
+from scipy.stats import chi2
 from torch import Tensor
 
-from lightning_toys.errors import bounded, require
+from lightning_toys.errors import ToyError, bounded, require
+from lightning_toys.generative_policy.quadrature import normal_rule
+from lightning_toys.training.noise import keyed_generator
 
 Array = NDArray[np.float64]
 
 
 class Target:
-    """A distribution on the plane with modes.
+    """A distribution with modes.
 
     Attributes:
+        dim: D, the number of coordinates.
         mode_weights: probability of each mode (M,).
         scale: root mean square of a coordinate's deviation from its mean; preconditioning uses it.
         tail_fractions: probability beyond 3, 5 and 10 standard deviations of every mode, where that is known.
@@ -35,20 +39,43 @@ class Target:
     tail_fractions: dict[int, float]
 
     def sample(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        """Map uniforms on [0, 1) (...) and standard normals (..., 2) to samples (..., 2), elementwise."""
+        """Map uniforms on [0, 1) (...) and standard normals (..., D) to samples (..., D), elementwise."""
         raise NotImplementedError
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return log p(x) in nats for x (..., 2); -inf outside of the support."""
+        """Return log p(x) in nats for x (..., D); -inf outside of the support."""
         raise NotImplementedError
 
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the nearest mode (...) of x (..., 2) and the distance to it (...) in its standard deviations."""
+        """Return the nearest mode (...) of x (..., D) and the distance to it (...) in its standard deviations."""
         raise NotImplementedError
 
     def entropy(self) -> float:
         """Return the differential entropy in nats."""
         raise NotImplementedError
+
+    def weights_inside(self) -> Tensor:
+        """Return the probability (M,) of each mode and of [-1, 1]^D, where actions are; all of it unless overridden."""
+        return self.mode_weights
+
+    def share_within(self, k: float) -> float:
+        """Return the probability of at most ``k`` standard deviations from the nearest mode, from 40 000 samples."""
+        g = keyed_generator(0, 0, "target/within")
+        u, z = g.random(40_000), g.standard_normal((40_000, self.dim))
+        parts = zip(*(torch.split(torch.from_numpy(x), 4000) for x in (u, z)), strict=True)
+        return float(np.mean([float((self.nearest(self.sample(*p))[1] <= k).double().mean()) for p in parts]))
+
+    def marginal(self, axes: Sequence[int]) -> Target | None:
+        """Return the distribution of some coordinates; None where it is not known."""
+        return self if list(axes) == list(range(self.dim)) else None
+
+    def deconvolved(self, std: float) -> Target:
+        """Return the distribution whose convolution with N(0, std^2 I) is this one.
+
+        Raises:
+            ToyError: there is none.
+        """
+        raise ToyError(f"{type(self).__name__} is no distribution convolved with N(0, {std:g}² I)")
 
 
 MAX_MAGNITUDE = 1e9  # of a mixture's parameters: the squares of samples stay finite in single precision
@@ -58,7 +85,7 @@ class Mixture(Target):
     """sum_i w_i N(mu_i, s_i^2 I).
 
     Args:
-        means: centres (M, 2).
+        means: centres (M, D).
         stds: one standard deviation for all components, or one each.
         weights: relative weights; equal ones if left out.
         modes: index of the mode that each component belongs to; each is its own if left out.
@@ -82,8 +109,9 @@ class Mixture(Target):
         n = len(means)
         flag = "--data.target"
         require(n >= 1, f"{flag}.means: [] is not allowed; give at least one centre [x, y]")
-        pairs = all(isinstance(m, Sequence) and len(m) == self.dim for m in means)
-        require(pairs, f"{flag}.means: {list(means)} is not allowed; a centre is [x, y]")
+        lists = all(isinstance(m, Sequence) and len(m) == len(means[0]) > 0 for m in means)
+        require(lists, f"{flag}.means: {list(means)} is not allowed; a centre is [x, y], each of as many coordinates")
+        self.dim = len(means[0])
         for v in (float(v) for m in means for v in m):
             require(
                 abs(v) <= MAX_MAGNITUDE,
@@ -113,10 +141,10 @@ class Mixture(Target):
         centre = self.weights @ self.means
         spread = (self.means - centre).square().sum(1) / self.dim + self.stds.square()
         self.scale = math.sqrt(float(self.weights @ spread))
-        # beyond k standard deviations of its own centre: exp(-k^2 / 2) in two dimensions, if the components are apart
-        gaps = torch.cdist(self.means, self.means) + torch.eye(n) * torch.inf
-        separated = n == 1 or bool((gaps > 20 * self.stds.max()).all())
-        self.tail_fractions = {k: math.exp(-(k**2) / 2) for k in (3, 5, 10)} if separated else {}
+        gaps = torch.cdist(self.means, self.means).fill_diagonal_(torch.inf)
+        self.separated = bool((gaps > 20 * self.stds.max()).all())
+        # beyond k standard deviations of its own centre: exp(-k^2 / 2) in two dimensions
+        self.tail_fractions = {k: float(chi2.sf(k**2, self.dim)) for k in (3, 5, 10)} if self.separated else {}
         self.cached_entropy: float | None = None
 
     def parameters_like(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,19 +175,40 @@ class Mixture(Target):
         smallest, component = distance.min(-1)
         return self.modes.to(component.device)[component], smallest
 
-    def entropy(self, nodes: int = 24) -> float:
-        """Return the entropy in nats by Gauss-Hermite quadrature per component, exact if they do not overlap."""
-        if self.cached_entropy is not None and nodes == 24:
-            return self.cached_entropy
-        z, w = np.polynomial.hermite_e.hermegauss(nodes)
-        w = w / w.sum()
-        grid = torch.tensor(np.stack(np.meshgrid(z, z, indexing="ij"), -1).reshape(-1, 2))
-        weight = torch.tensor(np.outer(w, w).reshape(-1))
-        x = self.means[:, None] + self.stds[:, None, None] * grid
-        entropy = -float(self.weights @ (self.log_prob(x) @ weight))
-        if nodes == 24:
-            self.cached_entropy = entropy
-        return entropy
+    def entropy(self) -> float:
+        """Return the entropy in nats by quadrature per component, exact if they do not overlap."""
+        if self.cached_entropy is None:
+            xi, weight = normal_rule(self.dim, min(61, round(15_000 ** (1 / self.dim))))
+            # log p + |xi|^2 / 2 is constant where components are apart, and |xi|^2 has the mean D
+            half = 0.5 * xi.square().sum(-1)
+            means = [
+                float((self.log_prob(mu + s * xi) + half) @ weight) for mu, s in zip(self.means, self.stds, strict=True)
+            ]
+            self.cached_entropy = self.dim / 2 - sum(w * m for w, m in zip(self.weights.tolist(), means, strict=True))
+        return self.cached_entropy
+
+    def weights_inside(self) -> Tensor:
+        """See :meth:`Target.weights_inside`."""
+        std = self.stds.unsqueeze(1)
+        inside = torch.special.ndtr((1 - self.means) / std) - torch.special.ndtr((-1 - self.means) / std)
+        return torch.zeros_like(self.mode_weights).index_add(0, self.modes, self.weights * inside.prod(1))
+
+    def share_within(self, k: float) -> float:
+        """See :meth:`Target.share_within`; of components that are apart it is exact."""
+        return float(chi2.cdf(k**2, self.dim)) if self.separated else super().share_within(k)
+
+    def marginal(self, axes: Sequence[int]) -> Mixture:
+        """See :meth:`Target.marginal`: the same components and modes."""
+        means = self.means[:, list(axes)].tolist()
+        return Mixture(means, self.stds.tolist(), self.weights.tolist(), self.modes.tolist())
+
+    def deconvolved(self, std: float) -> Mixture:
+        """See :meth:`Target.deconvolved`: of a mixture the one with stds sqrt(s_i^2 - std^2)."""
+        least = float(self.stds.min())
+        if std >= least:
+            raise ToyError(f"no distribution convolved with N(0, {std:g}² I) has a mode of width {least:g}")
+        stds = (self.stds.square() - std**2).sqrt()
+        return Mixture(self.means.tolist(), stds.tolist(), self.weights.tolist(), self.modes.tolist())
 
     def marginal_velocity(self, z: Tensor, t: Tensor, sigma_min: float = 0.0) -> Tensor:
         """Return E[dz_t/dt | z_t = z] for z_t = (1 - t) x + (t + sigma_min (1 - t)) e, x and e independent.
@@ -169,27 +218,27 @@ class Mixture(Target):
         Mixing them by their responsibilities gives the answer.
 
         Args:
-            z: points (..., 2).
+            z: points (..., D).
             t: times, broadcast against z's leading axes with a last axis of 1.
             sigma_min: standard deviation left at t = 0.
 
         Returns:
-            The velocity (..., 2).
+            The velocity (..., D).
         """
         means, stds, weights = self.parameters_like(z)
         signal, noise = 1 - t, t + sigma_min * (1 - t)
         variance = (signal * stds).square() + noise.square()  # (..., M)
-        offset = z.unsqueeze(-2) - signal.unsqueeze(-1) * means  # (..., M, 2)
+        offset = z.unsqueeze(-2) - signal.unsqueeze(-1) * means  # (..., M, D)
         log_weight = weights.log() - variance.log() * (self.dim / 2) - 0.5 * offset.square().sum(-1) / variance
         responsibility = log_weight.softmax(-1)
         slope = ((1 - sigma_min) * noise - signal * stds.square()) / variance
         return (responsibility.unsqueeze(-1) * (slope.unsqueeze(-1) * offset - means)).sum(-2)
 
     def mean_distance(self, x: Array) -> Array:
-        """Return E|x - Y| (n,) for Y from the mixture and x (n, 2): a weighted sum of means of Rice distributions."""
+        """Return E|x - Y| (n,) for Y from the mixture and x (n, D): a weighted sum of means of Rice distributions."""
         out = np.zeros(len(x))
         for w, mu, s in zip(self.weights.numpy(), self.means.numpy(), self.stds.numpy(), strict=True):
-            out += w * rice_mean(np.sqrt(np.square(x - mu).sum(-1)), s)
+            out += w * rice_mean(np.sqrt(np.square(x - mu).sum(-1)), s, self.dim)
         return out
 
     def mean_self_distance(self) -> float:
@@ -197,16 +246,21 @@ class Mixture(Target):
         mu, s, w = self.means.numpy(), self.stds.numpy(), self.weights.numpy()
         gap = np.sqrt(np.square(mu[:, None] - mu[None]).sum(-1))
         std = np.sqrt(s[:, None] ** 2 + s[None] ** 2)
-        return float((w[:, None] * w[None] * rice_mean(gap, std)).sum())
+        return float((w[:, None] * w[None] * rice_mean(gap, std, self.dim)).sum())
 
 
-def rice_mean(offset: Any, std: Any) -> Array:
-    """Return E|offset + std N(0, I_2)| in the plane, elementwise; the arguments broadcast.
+def rice_mean(offset: Any, std: Any, dim: int = 2) -> Array:
+    """Return E|o + std N(0, I)| in ``dim`` dimensions, |o| = ``offset``, elementwise; the arguments broadcast.
 
-    std sqrt(pi/2) e^{-q} ((1 + 2 q) I0(q) + 2 q I1(q)) with q = offset^2 / (4 std^2), the Rice distribution's mean.
+    In the plane std sqrt(pi/2) e^{-q} ((1 + 2 q) I0(q) + 2 q I1(q)) with q = offset^2 / (4 std^2), the Rice
+    distribution's mean; in D dimensions std sqrt(2) Gamma((D + 1) / 2) / Gamma(D / 2) 1F1(-1/2; D/2; -2 q).
     """
     q = np.square(offset) / (4 * np.square(std))
-    out: Array = std * math.sqrt(math.pi / 2) * ((1 + 2 * q) * i0e(q) + 2 * q * i1e(q))
+    if dim == 2:
+        out: Array = std * math.sqrt(math.pi / 2) * ((1 + 2 * q) * i0e(q) + 2 * q * i1e(q))
+        return out
+    centred = math.sqrt(2) * math.exp(gammaln((dim + 1) / 2) - gammaln(dim / 2))
+    out = std * centred * hyp1f1(-0.5, dim / 2, -2 * q)
     return out
 
 

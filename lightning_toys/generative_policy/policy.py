@@ -1,7 +1,8 @@
-"""GenerativePolicy: the base of the policies on the plane, and how their samples are evaluated."""
+"""GenerativePolicy: the base of the policies without a state, and how their samples are evaluated."""
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 
 from lightning_toys.errors import REPEATS, WHOLE, bounded, require
 from lightning_toys.generative_policy import figures
+from lightning_toys.generative_policy.actors import Actor
 from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.flow_ode import flow_sample
 from lightning_toys.generative_policy.metrics import compute_metrics
-from lightning_toys.generative_policy.mixture import Mixture
+from lightning_toys.generative_policy.mixture import Mixture, Target
+from lightning_toys.generative_policy.plain_policy import PlainPolicy
 from lightning_toys.training.configuration import require_data
 from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.module import ToyModule
@@ -68,7 +71,7 @@ class Evaluation:
 
 
 class GenerativePolicy(ToyModule):
-    """Base of the policies on the plane: samples actions, which are compared with the target."""
+    """Base of the policies without a state: samples actions, which are compared with the target."""
 
     experiment = "generative_policy"
     comparison_figures = "lightning_toys.generative_policy.figures.compare_figures"
@@ -107,7 +110,12 @@ class GenerativePolicy(ToyModule):
             self.evaluation.weights != "ema" or self.ema_decay is not None,
             "--model.evaluation.weights: 'ema' needs --model.ema_decay",
         )
-        return {"batch_size": data.batch_size, "scale": data.target.scale}
+        return {"batch_size": data.batch_size, "scale": data.target.scale, "dim": data.target.dim}
+
+    @property
+    def dim(self) -> int:
+        """D, the number of an action's coordinates."""
+        return int(self.sizes.get("dim", 2))  # older checkpoints are of the plane
 
     @property
     def evaluation_net(self) -> nn.Module:
@@ -117,6 +125,10 @@ class GenerativePolicy(ToyModule):
         return net
 
     # what a policy defines
+
+    def training_target(self, target: Target) -> Target:
+        """Return the distribution that samples for training are drawn from; the target itself unless overridden."""
+        return target
 
     def readouts(self, nfes: list[int], full: bool) -> list[str]:
         """Return the names of the ways to sample actions, the main one first.
@@ -128,15 +140,28 @@ class GenerativePolicy(ToyModule):
         raise NotImplementedError
 
     def actions(self, readout: str, e: Tensor, xi: Tensor) -> Tensor:
-        """Return actions (R, n, 2) from standard normals e (R, n, 2), and xi (R, n, 2) for policies that need two."""
+        """Return actions (R, n, D) from standard normals e (R, n, D), and xi (R, n, D) for policies that need two."""
         raise NotImplementedError
+
+    def actor(self) -> Actor:
+        """Return the policy by the weights that are evaluated, as a function of a state without numbers."""
+        raise NotImplementedError
+
+    def plain(self) -> PlainPolicy:
+        """Return the policy as a plain module of all replicas, a copy: ``act``, ``log_prob``, ``entropy``.
+
+        Raises:
+            ToyError: there is no network yet.
+        """
+        require_built(self)
+        return PlainPolicy(copy.deepcopy(self.actor()), self.seeds, 0, self.dim, bounded=False)
 
     def policy_metrics(self, readout: str, e: Tensor, main: bool, full: bool) -> dict[str, Tensor]:
         """Return further metrics (R,) by name, of the policy itself: entropies, divergences.
 
         Args:
             readout: the way of sampling.
-            e: standard normals (R, n, 2).
+            e: standard normals (R, n, D).
             main: whether ``readout`` is the main one.
             full: whether `test` asks.
         """
@@ -145,9 +170,9 @@ class GenerativePolicy(ToyModule):
     # evaluation
 
     def evaluation_noise(self, stream: str, n: int, index: int = 0) -> Tensor:
-        """Return standard normals (R, n, 2), float32, keyed by seed, stream and index; evaluations have index 0."""
+        """Return standard normals (R, n, D), float32, keyed by seed, stream and index; evaluations have index 0."""
         stream = f"evaluation/{stream}"
-        rows = [keyed_generator(s, index, stream).standard_normal((n, 2), np.float32) for s in self.seeds]
+        rows = [keyed_generator(s, index, stream).standard_normal((n, self.dim), np.float32) for s in self.seeds]
         return torch.from_numpy(np.stack(rows))
 
     @property
@@ -156,7 +181,7 @@ class GenerativePolicy(ToyModule):
         return self.readouts(self.evaluation.nfe, False)[0]
 
     def forward(self, e: Tensor, xi: Tensor | None = None, readout: str | None = None) -> Tensor:
-        """Map noise to actions: e (N, 2) or (R, N, 2), standard normals, to (R, N, 2).
+        """Map noise to actions: e (N, D) or (R, N, D), standard normals, to (R, N, D).
 
         By the weights of ``evaluation``; differentiable, on the device and in the dtype of the weights. Without a
         replica axis every replica is given the same noise.
@@ -176,15 +201,17 @@ class GenerativePolicy(ToyModule):
         example = ", ".join(self.readouts(self.evaluation.nfe, True))
         require(known, f"readout: {readout!r} is not allowed; give one such as {example}")
         like, R = next(self.net.parameters()), len(self.seeds)
-        e = with_replica_axis(e, R, (2,), "e").to(like)
-        xi = with_replica_axis(self.evaluation_noise("xi", e.shape[1]) if xi is None else xi, R, (2,), "xi").to(like)
+        e = with_replica_axis(e, R, (self.dim,), "e").to(like)
+        xi = with_replica_axis(self.evaluation_noise("xi", e.shape[1]) if xi is None else xi, R, (self.dim,), "xi").to(
+            like
+        )
         require(xi.shape == e.shape, f"xi: {xi.shape[1]} rows are not allowed; give {e.shape[1]}, as many as of e")
         rows = zip(torch.split(e, CHUNK_ROWS, dim=1), torch.split(xi, CHUNK_ROWS, dim=1), strict=True)
         return torch.cat([self.actions(readout, a, b) for a, b in rows], dim=1)
 
     @torch.no_grad()
     def sample(self, n: int, readout: str | None = None, index: int = 0) -> Tensor:
-        """Sample n actions of each replica, without gradients: (R, n, 2).
+        """Sample n actions of each replica, without gradients: (R, n, D).
 
         Args:
             n: number of actions.
@@ -199,7 +226,7 @@ class GenerativePolicy(ToyModule):
         return self.forward(self.evaluation_noise("e", n, index), self.evaluation_noise("xi", n, index), readout)
 
     def sample_metrics(self, samples: Iterable[Tensor]) -> list[dict[str, float]]:
-        """Return the metrics of each replica's samples (n, 2), against as many of the target."""
+        """Return the metrics of each replica's samples (n, D), against as many of the target."""
         ev, target = self.evaluation, self.data.target
         if not self.target_samples:
             self.target_samples = [self.data.sample(s, ev.samples, "evaluation/target") for s in self.seeds]
@@ -228,7 +255,7 @@ class GenerativePolicy(ToyModule):
                 metrics |= found
             if len(names) > 1:
                 metrics |= {f"{k}@{name}": v for k, v in found.items() if "_mode" not in k}
-        self.figure_data = figures.FigureData(target, samples, self.seeds)
+        self.figure_data = figures.FigureData(target, samples, self.seeds, ev.samples)
         return Report(self.seeds, metrics, self.baselines(full))
 
     def baselines(self, full: bool) -> dict[str, dict[str, float]]:
@@ -273,7 +300,7 @@ class GenerativePolicy(ToyModule):
         self.write_scalars(main, self.loaded_step)
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
-        """Return ``samples`` (R, n, 2) by the main readout, as many of the ``target``, and its ``log_prob`` (R, n)."""
+        """Return ``samples`` (R, n, D) by the main readout, as many of the ``target``, and its ``log_prob`` (R, n)."""
         ev = self.evaluation
         x = self.sample(ev.samples).cpu().double()
         truth = torch.stack([self.data.sample(s, ev.samples, "evaluation/target") for s in self.seeds])

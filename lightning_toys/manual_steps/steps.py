@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_toys.manual_steps.mlp import ManualMLP, first_inputs
 from lightning_toys.manual_steps.terms import Term
 from lightning_toys.nets import ConcatMLP, ConditionalNet, FiLMMLP, ReplicaLinear
+from lightning_toys.training.averaging import average_decay
 
 # weights, gradients and moments that are worked on together: what stays in a cache from one step to the next. A
 # constant, and not this machine's: groups of other sizes may round otherwise, and a run may go on elsewhere
@@ -111,7 +112,7 @@ class ManualSteps:
         loss: whether terms are squared (``l2``) or absolute (``l1``).
         clip_grad_norm: bound on each replica's gradient norm.
         ema_net: an average of the weights, moved at each step.
-        ema_decay: its decay.
+        ema_decay: its decay in the end, see :func:`~lightning_toys.training.averaging.average_decay`.
         group_bytes: of weights, gradients and moments of the replicas that are worked on together.
     """
 
@@ -221,7 +222,8 @@ class ManualSteps:
             maximize=False,
         )
         if self.ema_decay is not None and self.averages:
-            group.average.lerp_(group.weights, 1 - self.ema_decay)
+            # AdamW counts the run's steps, this one among them
+            group.average.lerp_(group.weights, 1 - average_decay(self.ema_decay, int(count) - 1))
 
     def losses(self, residuals: Sequence[Sequence[Tensor]], totals: Sequence[int]) -> Tensor:
         """Return each replica's losses (steps, R) from the residuals; steps of as many rows are summed together."""

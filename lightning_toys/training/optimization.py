@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_toys.errors import bounded, require
+from lightning_toys.training.averaging import average_decay
 from lightning_toys.training.compiling import Arguments, Result, compile_function
 from lightning_toys.training.denormals import denormals_flushed
 from lightning_toys.training.loader import Batch, Block, DrawnBlock
@@ -67,6 +68,7 @@ class ReplicaOptimization(ReplicaLogging):
         )
         self.lr, self.weight_decay, self.clip_grad_norm, self.ema_decay = lr, weight_decay, clip_grad_norm, ema_decay
         self.lr_decay, self.optimizer_kind, self.muon_lr = lr_decay, optimizer, muon_lr
+        self.side_losses: dict[str, Tensor] = {}  # what :meth:`note_losses` was given at the step that is taken
         self.backward_by: str | None = None  # how the last block's gradients were computed; None before training
 
     def take_steps(self, block: Block | DrawnBlock, optimizer: torch.optim.Optimizer) -> Tensor | None:
@@ -79,6 +81,10 @@ class ReplicaOptimization(ReplicaLogging):
     def replica_losses(self, batch: Batch, step: int) -> Tensor:
         """Return each replica's share of its loss (R,): the sum over local rows divided by ``batch.total``."""
         raise NotImplementedError
+
+    def note_losses(self, **values: Tensor) -> None:
+        """Have this step's values (R,), shares as :meth:`replica_losses` returns them, logged as ``train/NAME``."""
+        self.side_losses = {name: v.detach() for name, v in values.items()}
 
     def on_train_start(self) -> None:
         """Let the learning rate and weight decay given now win over those in a resumed optimiser's state."""
@@ -160,11 +166,15 @@ class ReplicaOptimization(ReplicaLogging):
                 return
         parameters = list(self.net.parameters())
         losses: list[Tensor] = []
+        side: dict[int, dict[str, Tensor]] = {}
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         for step in range(block.start, block.stop):
             if self.lr_decay == "cosine":
                 self.decay_rates(optimizer, step)
             loss = self.replica_losses(block.batch(step), step)
             losses.append(loss.detach().clone() if self.compiles else loss.detach())  # a graph writes over it
+            if self.side_losses and every and (step + 1) % every == 0:
+                side[step + 1] = {k: v.clone() for k, v in self.side_losses.items()}
             with self.without_autocast():
                 if direct:
                     for p in parameters:
@@ -184,8 +194,9 @@ class ReplicaOptimization(ReplicaLogging):
             if self.ema_net is not None and self.ema_decay is not None:
                 with torch.no_grad():
                     averages: list[Tensor] = list(self.ema_net.parameters())
-                    torch._foreach_lerp_(averages, list[Tensor](parameters), 1 - self.ema_decay)
-        self.finish_block(block, torch.stack(losses))
+                    decay = average_decay(self.ema_decay, step)
+                    torch._foreach_lerp_(averages, list[Tensor](parameters), 1 - decay)
+        self.finish_block(block, torch.stack(losses), side)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Have the Trainer validate where it is due: intervals count optimiser steps."""
@@ -209,8 +220,16 @@ class ReplicaOptimization(ReplicaLogging):
         kind = self.device.type
         return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
-    def finish_block(self, block: Block | DrawnBlock, losses: Tensor) -> None:
-        """Check the block's losses (steps, R) and log those at multiples of ``log_every_n_steps``."""
+    def finish_block(
+        self, block: Block | DrawnBlock, losses: Tensor, side: Mapping[int, Mapping[str, Tensor]] | None = None
+    ) -> None:
+        """Check the block's losses (steps, R) and log those at multiples of ``log_every_n_steps``.
+
+        Args:
+            block: whose steps they are.
+            losses: of every step.
+            side: by a step that is logged, what :meth:`note_losses` was given there.
+        """
         if block.world > 1:
             losses = self.trainer.strategy.reduce(losses, reduce_op="sum")
         losses = self.gather_replicas(losses, dim=1)
@@ -226,6 +245,10 @@ class ReplicaOptimization(ReplicaLogging):
             rows = []
             for step in range(-(-(block.start + 1) // every) * every, block.stop + 1, every):
                 rows.append((step, {"train/loss": losses[step - 1 - block.start]}))
+                if side and (noted := side.get(step)):
+                    summed = {k: self.trainer.strategy.reduce(v, reduce_op="sum") if block.world > 1 else v
+                              for k, v in noted.items()}  # fmt: skip
+                    rows.append((step, {f"train/{k}": self.gather_replicas(v) for k, v in summed.items()}))
                 if (rate := self.rate_at(step - 1)) is not None:
                     rows.append((step, {"train/lr": torch.tensor([rate])}))
             self.write_rows(rows)

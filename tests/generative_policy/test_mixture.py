@@ -19,6 +19,7 @@ from lightning_toys.generative_policy.mixture import (
     TwoMoons,
     rice_mean,
 )
+from lightning_toys.generative_policy.quadrature import normal_rule
 from lightning_toys.training.noise import keyed_generator
 
 N = 40_000
@@ -98,11 +99,24 @@ def test_density_integrates_to_one_and_entropy_is_its_integral(name: str) -> Non
     )
 
 
-def test_entropy_quadrature_converges() -> None:
-    _, entropy = integral(blurred(), 2.5, 250)
-    errors = [abs(blurred().entropy(nodes) - entropy) for nodes in (8, 24, 96)]
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[2] < 1e-4
+@pytest.mark.parametrize("dim", [1, 2, 3, 6])
+def test_normal_rule_is_the_normal_distributions(dim: int) -> None:
+    """Moments up to the fourth, a cosine, and the kink of |xi|; the Sobol points of six dimensions to .001."""
+    xi, w = normal_rule(dim)
+    assert xi.shape == (len(w), dim)
+    assert w.sum().item() == pytest.approx(1, abs=1e-12)
+    exact = 1e-9 if dim < 4 else 2e-3
+    for i in range(dim):
+        x = xi[:, i]
+        for f, wanted in ((x, 0.0), (x**2, 1.0), (x**4, 3.0), (torch.cos(x), math.exp(-0.5))):
+            assert (w @ f).item() == pytest.approx(wanted, abs=exact * max(1, wanted**2)), i
+        if i:
+            assert (w @ (x * xi[:, 0])).item() == pytest.approx(0, abs=exact)
+        spacing = {1: 1e-3, 2: 0.06, 3: 0.3}.get(dim, 0.0)
+        kink = spacing**2 * 0.8 / 12 * 1.01 + 1e-3 * (dim > 3)
+        assert (w @ (x - 0.3).abs()).item() == pytest.approx(
+            2 * stats.norm.pdf(0.3) + 0.3 * (2 * stats.norm.cdf(0.3) - 1), abs=2 * kink + 1e-9
+        )
 
 
 @pytest.mark.parametrize("name", ["three", "eight", "stds"])
@@ -230,10 +244,99 @@ def test_modes_group_components() -> None:
 def test_threshold_shares_are_those_of_modes_that_are_apart() -> None:
     m = ThreeModes()
     _, distance = m.nearest(m.sample(*noise("shares")))
+    assert m.tail_fractions == pytest.approx({3: math.exp(-4.5), 5: math.exp(-12.5), 10: math.exp(-50)}, rel=1e-9)
+    assert list(EightGaussians().tail_fractions) == list(Mixture([[0.0]]).tail_fractions) == [3, 5, 10]
+    assert TwoMoons().tail_fractions == blurred().tail_fractions == {}  # not those of components that overlap
     for k, share in m.tail_fractions.items():
-        assert share == pytest.approx(stats.chi2.sf(k**2, df=2))
         found = (distance > k).double().mean().item()
         assert abs(found - share) < 5 * math.sqrt(share * (1 - share) / N) + 1e-12
+
+
+def test_share_within_a_standard_deviation() -> None:
+    """1 - e^-1/2 in the plane; components that overlap have a nearer one: .666 of TwoMoons'."""
+    assert ThreeModes().share_within(1) == pytest.approx(1 - math.exp(-0.5))
+    assert Mixture([[0.0]]).share_within(1) == pytest.approx(0.6827, abs=1e-4)
+    assert TwoMoons().share_within(1) == pytest.approx(0.666, abs=0.008)
+    assert Checkerboard().share_within(1) == 1
+
+
+def test_weights_inside_the_box() -> None:
+    """A mode centred on an edge has half of its mass inside, one on a corner a quarter."""
+    m = Mixture([[0.0, 1.0], [1.0, -1.0], [0.0, 0.0], [0.2, 0.0]], 0.02, [1, 1, 1, 1], modes=[0, 1, 2, 2])
+    close(m.weights_inside(), f64([0.125, 0.0625, 0.5]), 1e-12)
+    close(ThreeModes().weights_inside(), ThreeModes().mode_weights, 1e-12)
+    wide = Mixture([[0.3]], 1.0)
+    assert wide.weights_inside().item() == pytest.approx(stats.norm.cdf(0.7) - stats.norm.cdf(-1.3))
+    close(Checkerboard().weights_inside(), Checkerboard().mode_weights)
+
+
+def test_deconvolved_and_noise_are_the_target() -> None:
+    m = blurred()
+    narrow = m.deconvolved(0.06)
+    close(narrow.stds.square() + 0.06**2, m.stds.square())
+    close(narrow.mode_weights, m.mode_weights)
+    assert narrow.means.tolist() == m.means.tolist()
+    u, z = noise("deconvolved")
+    again = narrow.sample(u, z) + 0.06 * noise("deconvolved more")[1]
+    own = m.sample(u, z)
+    for f in (m.log_prob, lambda x: x[:, 0] ** 2):
+        value, wanted = f(again), f(own)
+        assert abs(value.mean() - wanted.mean()) < 5 * math.sqrt(2) * value.std() / math.sqrt(N)
+    for target, std in ((m, 0.1), (m, 0.5), (Checkerboard(), 0.01)):
+        with pytest.raises(ToyError, match="convolved with N"):
+            target.deconvolved(std)
+
+
+# other numbers of dimensions
+
+
+@pytest.mark.parametrize("dim", [1, 3, 6])
+def test_in_other_dimensions(dim: int) -> None:
+    """Density, entropy, tails, distances and the velocity, against scipy and closed forms."""
+    g = keyed_generator(0, dim, "test/mixture/dims")
+    means = 0.5 * g.standard_normal((3, dim))
+    m = Mixture(means.tolist(), [0.2, 0.3, 0.25], [1, 2, 3])
+    assert m.dim == dim
+    x = g.standard_normal((50, dim))
+    density = sum(
+        w * stats.multivariate_normal.pdf(x, mu, s**2)
+        for w, mu, s in zip(m.weights.numpy(), means, m.stds.numpy(), strict=True)
+    )
+    torch.testing.assert_close(m.log_prob(torch.from_numpy(x)).exp(), torch.from_numpy(density), rtol=1e-9, atol=1e-300)
+    u, z = torch.from_numpy(g.random(N)), torch.from_numpy(g.standard_normal((N, dim)))
+    y = m.sample(u, z)
+    surprise = -m.log_prob(y)
+    assert abs(surprise.mean().item() - m.entropy()) < 5 * surprise.std().item() / math.sqrt(N) + 2e-3
+    far = Mixture([[0.0] * dim, [0.5] * dim], 0.02)
+    assert far.entropy() == pytest.approx(math.log(2) + dim * 0.5 * math.log(2 * math.pi * math.e * 0.02**2), abs=1e-9)
+    assert far.tail_fractions[3] == pytest.approx(stats.chi2.sf(9, dim))
+    points = x[:3]
+    for k, wanted in enumerate(m.mean_distance(points)):
+        found = np.linalg.norm(points[k] - y.numpy(), axis=1)
+        assert abs(found.mean() - wanted) < 5 * found.std() / math.sqrt(N)
+    t = torch.full((50, 1), 0.4, dtype=torch.float64)
+    q = torch.from_numpy(x).requires_grad_()
+    spread = ((0.6 * m.stds) ** 2 + 0.16).sqrt()
+    p_t = Mixture((0.6 * m.means).tolist(), spread.tolist(), m.weights.tolist())
+    (score,) = torch.autograd.grad(p_t.log_prob(q).sum(), q)
+    e = -0.4 * score
+    close(m.marginal_velocity(q, t).detach(), (e - (q - 0.4 * e) / 0.6).detach(), 1e-9)
+    if dim > 1:
+        pair = m.marginal((0, dim - 1))
+        close(pair.means, m.means[:, [0, dim - 1]])
+        assert pair.dim == 2
+
+
+def test_rice_mean_in_other_dimensions() -> None:
+    """On a line it is the folded normal's; from the formula of all dimensions, the plane's."""
+    offset, std = np.array([0.0, 0.3, 2.0]), np.array([0.5, 0.2, 1.0])
+    folded = std * math.sqrt(2 / math.pi) * np.exp(-(offset**2) / (2 * std**2)) + offset * (
+        1 - 2 * stats.norm.cdf(-offset / std)
+    )
+    assert rice_mean(offset, std, 1) == pytest.approx(folded, rel=1e-12)
+    for dim in (3, 6):
+        assert rice_mean(0.0, 2.0, dim) == pytest.approx(2 * stats.chi.mean(dim), rel=1e-12)
+        assert rice_mean(50.0, 0.02, dim) == pytest.approx(50 + (dim - 1) * 0.02**2 / 100, rel=1e-12)
 
 
 def test_eight_gaussians() -> None:

@@ -15,6 +15,7 @@ from lightning_toys.manual_steps import ManualSteps, is_plain, is_plain_adamw, r
 from lightning_toys.manual_steps import mlp as written
 from lightning_toys.manual_steps.steps import group_sizes
 from lightning_toys.nets import ConditionalNet, Network
+from lightning_toys.training.averaging import average_decay
 from lightning_toys.training.optimization import clip_per_replica
 
 R, D = 5, 2
@@ -58,7 +59,7 @@ def by_autograd(
     average: nn.Module | None = None,
 ) -> Tensor:
     losses = []
-    for given in steps:
+    for n, given in enumerate(steps):
         norm = torch.square if loss == "l2" else torch.abs
         terms = [norm(r).sum((1, 2)) for r in objective.residuals(net, **given)]
         each = sum(terms[1:], terms[0]) / (given["x1"].shape[1] * D)
@@ -69,7 +70,7 @@ def by_autograd(
         optimizer.step()
         if average is not None:
             with torch.no_grad():
-                torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 0.1)
+                torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - average_decay(0.4, n))
         losses.append(each.detach())
     return torch.stack(losses)
 
@@ -167,8 +168,9 @@ def test_clipping_and_averages(clip: float | None, averages: bool) -> None:
     objective, given, spec = make_objective("flow", 0.9, "paper"), draw(8), NETS[0]
     nets = [build(spec, objective) for _ in range(4)]
     by_autograd(nets[0], adamw(nets[0]), objective, "l2", given, clip, nets[1] if averages else None)
-    manual = ManualSteps(nets[2], adamw(nets[2]), "l2", clip, nets[3] if averages else None, 0.9, group_bytes=1)
-    by_hand(manual, objective, given)
+    manual = ManualSteps(nets[2], adamw(nets[2]), "l2", clip, nets[3] if averages else None, 0.4, group_bytes=1)
+    by_hand(manual, objective, given[:2])  # it is met after five steps: the count goes on in the second block
+    by_hand(manual, objective, given[2:])
     assert_same(nets[2], nets[0])
     assert_same(nets[3], nets[1])
     if averages:

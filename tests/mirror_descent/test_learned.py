@@ -308,6 +308,7 @@ def test_resume_is_bitwise(mirror: Runner) -> None:
     mirror.ok("fit", "learned", *CONSTANT_RATE, "--trainer.max_steps", "40", "--run.name", "whole")
     parts, whole = weights(mirror, "parts"), weights(mirror, "whole")
     assert parts.keys() == whole.keys()
+    assert parts
     for name in parts:
         assert torch.equal(parts[name], whole[name]), name
 
@@ -318,6 +319,7 @@ def test_half_precision_leaves_the_score_out_of_autocast(mirror: Runner) -> None
     mirror.ok("fit", "learned", *flags, "--run.name", "full")
     mirror.ok("fit", "learned", *flags, "--trainer.precision", "bf16-mixed", "--run.name", "mixed")
     full, mixed = weights(mirror, "full"), weights(mirror, "mixed")
+    assert full
     for name in full:
         assert torch.equal(full[name], mixed[name]), name
     # and so do the samplers

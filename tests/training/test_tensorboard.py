@@ -183,6 +183,7 @@ def test_bands_of_every_experiment(experiment: str, runner: Runner, browser: Bro
         named = {t.removeprefix("interval/").removesuffix("/lo") for t in tags}
         wanted = {n for n in named if "@" not in n and "modes/" not in n and "_dim" not in n}
         layout = call(f"{base}/data/plugin/custom_scalars/layout")
+        assert layout["category"]
         for category in layout["category"]:
             assert {c["title"] for c in category["chart"]} == wanted
         browser.open(f"{base}/#custom_scalars")

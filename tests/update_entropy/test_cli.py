@@ -84,6 +84,7 @@ def test_fit_and_probe_leave_what_is_promised(entropy: Runner) -> None:
     matrix = np.load(inside / "eval_00_delta_matrix.npy")
     assert matrix.shape == (n_e, n_u)
     assert np.load(inside / "eval_00_first_order_matrix.npy").shape == (n_e, n_u)
+    assert evaluation["changes"]
     for flavour in evaluation["changes"]:
         one = np.load(inside / "eval_00_per_sequence" / flavour / "eta_0.001.npy")
         assert one.shape == (n_e,)

@@ -337,6 +337,7 @@ def test_standard_errors_of_sampling_the_batch(case: Case) -> None:
     """The jackknife: (n - 1) / n times the sum of squares, over prompts."""
     w = case.reference
     steps = [w.parts(w.gradient([i for i in range(12) if w.U.prompt_index[i] != b])) for b in range(3)]
+    assert case.result.evaluations
     for k, e in enumerate(case.result.evaluations):
         assert set(e.update_se) == {"full", "momentum", "decay", "grad"}
         for name, found in e.update_se.items():
@@ -388,6 +389,7 @@ def test_arrays_are_the_result(case: Case, written: Path) -> None:
         for eta, x in stacked.items():
             assert np.array_equal(np.load(written / f"{name}_grad_eta" / f"eta_{eta:g}.npy"), x)
         for direction in DIRECTIONS:
+            assert e.changes[direction]
             for eta, found in e.changes[direction].items():
                 rows = np.load(written / f"{name}_per_sequence" / direction / f"eta_{eta:g}.npy")
                 assert np.array_equal(rows, found.change.contributions)
@@ -457,6 +459,7 @@ def test_the_summary_is_the_result(case: Case, written: Path) -> None:
         numbers = (*e.derivatives[name], e.update_se[name])
         assert tuple(first["slopes"][name].values()) == near(numbers)
         assert (*report[key], *report[f"{key}_se"], *report[f"{key}_update_se"]) == numbers
+    assert e.changes
     for direction, by_eta in e.changes.items():
         for eta, x in by_eta.items():
             assert first["changes"][direction][f"{eta:g}"]["value"] == near(x.change.value)

@@ -134,6 +134,7 @@ def test_a_replica_is_the_solo_run(control: Runner, flags: tuple[str, ...]) -> N
     control.ok("fit", "control", *flags, "--run.name", "one", "--model.seeds", "[1]")
     both, one = (control.checkpoint("control", n)["state_dict"] for n in ("both", "one"))
     assert torch.equal(both["replay.rows"][1:], one["replay.rows"])  # all that was seen and done
+    assert any(name.startswith("net.") and w.dim() for name, w in one.items())
     for name, w in one.items():
         if name.startswith("net.") and w.dim():
             assert torch.allclose(both[name][1:], w, atol=1e-5), name

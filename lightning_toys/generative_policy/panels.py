@@ -1,0 +1,162 @@
+"""Panels of figures: samples over the target's contours, by pairs of coordinates, and one mode enlarged."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Circle
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_toys.generative_policy.mixture import Mixture, Target
+from lightning_toys.plotting import COLOURS
+from lightning_toys.stats import t_quantile
+
+Array = NDArray[np.float64]
+BLUE, RED = COLOURS[0], "#B40426"
+MAX_PAIRS = 3  # of coordinates that a figure shows
+
+
+def axis_pairs(dim: int) -> list[tuple[int, ...]]:
+    """Return the pairs of coordinates that figures show, the first :data:`MAX_PAIRS`; a lone one on a line.
+
+    >>> axis_pairs(1), axis_pairs(2), axis_pairs(6)
+    ([(0,)], [(0, 1)], [(0, 1), (0, 2), (0, 3)])
+    """
+    pairs: list[tuple[int, ...]] = list(itertools.combinations(range(dim), 2)) or [(0,)]
+    return pairs[:MAX_PAIRS]
+
+
+def pairs_left_out(dim: int) -> str:
+    """Return a remark on the pairs of coordinates that figures leave out, or nothing.
+
+    >>> pairs_left_out(2), pairs_left_out(6)
+    ('', ', 3 of 15 pairs of coordinates')
+    """
+    pairs = dim * (dim - 1) // 2
+    return f", {MAX_PAIRS} of {pairs} pairs of coordinates" if pairs > MAX_PAIRS else ""
+
+
+def say(ax: Axes, words: str) -> None:
+    """Write why a panel is empty."""
+    ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes, fontsize=9, color="0.35", wrap=True)
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
+def draw_contours(ax: Axes, target: Target, half: float = 1.0, centre: Sequence[float] = (0.0, 0.0)) -> None:
+    """Draw the density of a target on the plane in red over a square of half-width ``half`` around ``centre``."""
+    n = 400 if not isinstance(target, Mixture) or len(target.means) <= 16 else 120
+    x = np.linspace(centre[0] - half, centre[0] + half, n)
+    y = np.linspace(centre[1] - half, centre[1] + half, n)
+    grid = torch.from_numpy(np.stack(np.meshgrid(x, y), -1))
+    density = target.log_prob(grid)
+    top = float(density.max())
+    if isinstance(target, Mixture):
+        # the levels 1, 2 and 3 standard deviations from a lone peak
+        ax.contour(x, y, density - top, levels=[-4.5, -2.0, -0.5], colors=RED, linewidths=0.8, linestyles="solid")
+    else:
+        ax.contourf(x, y, density.isfinite(), levels=[0.5, 1.5], cmap=ListedColormap([RED]), alpha=0.25)
+    ax.set_xlim(centre[0] - half, centre[0] + half)
+    ax.set_ylim(centre[1] - half, centre[1] + half)
+    ax.set_aspect("equal")
+
+
+def draw_scatter(ax: Axes, target: Target, x: Array, title: str, axes: tuple[int, ...] | None = None) -> None:
+    """Draw two coordinates of samples x (n, D) in blue over the target's contours; a histogram of a lone one.
+
+    Args:
+        ax: the panel.
+        target: the distribution of x.
+        x: the samples.
+        title: the panel's.
+        axes: which coordinates; the first two if left out.
+    """
+    axes = axis_pairs(x.shape[1])[0] if axes is None else axes
+    marginal = target.marginal(axes)
+    ax.set_title(title, fontsize=9)
+    ax.set_xlabel(f"action {axes[0] + 1}")
+    if len(axes) == 1:
+        ax.hist(
+            x[:, axes[0]], bins=200, range=(-1.05, 1.05), density=True, histtype="stepfilled", color=BLUE, alpha=0.5
+        )
+        if marginal is not None:
+            line = torch.linspace(-1.05, 1.05, 2000, dtype=torch.float64)
+            ax.plot(line, marginal.log_prob(line[:, None]).exp(), color=RED, linewidth=0.8)
+        ax.set_ylabel("density")
+        return
+    ax.plot(x[:, axes[0]], x[:, axes[1]], ".", color=BLUE, markersize=1.6, alpha=0.5, rasterized=True)
+    ax.set_ylabel(f"action {axes[1] + 1}")
+    if marginal is not None:
+        draw_contours(ax, marginal, half=1.05)
+    ax.set_xlim(-1.05, 1.05)
+    ax.set_ylim(-1.05, 1.05)
+    ax.set_aspect("equal")
+
+
+def fullest_mode(target: Mixture, x: Tensor) -> int:
+    """Return the first component of the mode that most of the samples x (n, D) are nearest to."""
+    mode = int(torch.bincount(target.nearest(x)[0]).argmax())
+    return int((target.modes == mode).nonzero()[0])
+
+
+def draw_mode_zoom(ax: Axes, target: Target, x: Array, title: str) -> None:
+    """Draw the samples x (n, 2) around the fullest mode, with circles at 1, 2 and 3 standard deviations."""
+    if not isinstance(target, Mixture):
+        say(ax, f"{type(target).__name__}: modes\nwithout a standard deviation")
+        return
+    mode = fullest_mode(target, torch.from_numpy(x))
+    centre, std = target.means[mode].numpy(), float(target.stds[mode])
+    half = 4.5 * std
+    near = x[np.abs(x - centre).max(1) < half]
+    ax.plot(near[:, 0], near[:, 1], ".", color=BLUE, markersize=2.2, alpha=0.6, rasterized=True)
+    if len(near) == 0:
+        ax.text(0.5, 0.5, "no sample here", ha="center", va="center", transform=ax.transAxes, fontsize=9)
+    for k in (1, 2, 3):
+        ax.add_patch(Circle((float(centre[0]), float(centre[1])), k * std, fill=False, edgecolor=RED, linewidth=0.9))
+    ax.set_xlim(centre[0] - half, centre[0] + half)
+    ax.set_ylim(centre[1] - half, centre[1] + half)
+    ax.set_aspect("equal")
+    ax.locator_params(nbins=4)
+    ax.set_title(title, fontsize=9)
+    ax.set_xlabel("action 1")
+    ax.set_ylabel("action 2")
+
+
+def share_interval(rows: Array, count: int) -> tuple[Array, Array]:
+    """Return the ends, each (T,), of the 95 % interval of a share's mean over replicas, always within [0, 1].
+
+    Student's t on the logits, carried back. A share k / n is read as (k + 1/2) / (n + 1) there, since 0 has no logit.
+
+    Args:
+        rows: shares (R, T), R >= 2.
+        count: n, of each.
+
+    Example:
+        >>> low, high = share_interval(np.array([[0.0], [0.0002], [0.0001]]), 10_000)
+        >>> bool(0 < low[0] < 0.0001 < high[0] < 0.01)
+        True
+    """
+    p = (rows * count + 0.5) / (count + 1)
+    logit = np.log(p) - np.log1p(-p)
+    n = len(rows)
+    half = t_quantile(0.975, n - 1) * logit.std(0, ddof=1) / np.sqrt(n)
+    low, high = (1 / (1 + np.exp(-(logit.mean(0) + sign * half))) for sign in (-1, 1))
+    return low, high
+
+
+def share_band(ax: Axes, x: Array, rows: Array, count: int, colour: str, label: str) -> None:
+    """Draw the mean of shares (R, T) over replicas as a line, and :func:`share_interval` as a band."""
+    many = len(x) > 1
+    ax.plot(x, rows.mean(0), "-" if many else "o", color=colour, label=label, linewidth=1.6)
+    if len(rows) > 1:
+        low, high = share_interval(rows, count)
+        if many:
+            ax.fill_between(x, low, high, color=colour, alpha=0.22, linewidth=0)
+        else:
+            ax.vlines(x, low, high, color=colour)
