@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 from lightning_toys.imports import lazy_exports
 
 if TYPE_CHECKING:
-    from lightning_toys.flow_vs_regression.data import InterpolationData
-    from lightning_toys.flow_vs_regression.module import Evaluation, FlowVsRegression
+    from lightning_toys.flow_vs_regression.data import InterpolationData, PointData
+    from lightning_toys.flow_vs_regression.evaluation import Evaluation
+    from lightning_toys.flow_vs_regression.module import FlowVsRegression
+    from lightning_toys.flow_vs_regression.table import Table
     from lightning_toys.flow_vs_regression.targets import Piecewise, Projected, Rotation, Target, Trigonometric
 
 __all__ = [
@@ -14,8 +16,10 @@ __all__ = [
     "FlowVsRegression",
     "InterpolationData",
     "Piecewise",
+    "PointData",
     "Projected",
     "Rotation",
+    "Table",
     "Target",
     "Trigonometric",
 ]
@@ -25,7 +29,8 @@ __getattr__, __dir__, PLACES = lazy_exports(
     {
         "data": ["InterpolationData"],
         "module": ["FlowVsRegression"],
+        "table": ["Table"],
         "targets": ["Piecewise", "Projected", "Rotation", "Trigonometric"],
     },
-    {"module": ["Evaluation"], "targets": ["Target"]},
+    {"data": ["PointData"], "evaluation": ["Evaluation"], "targets": ["Target"]},
 )

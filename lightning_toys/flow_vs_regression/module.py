@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from lightning_toys.errors import bounded, require
 from lightning_toys.flow_vs_regression import figures
-from lightning_toys.flow_vs_regression.data import InterpolationData
+from lightning_toys.flow_vs_regression.data import PointData, point_data
+from lightning_toys.flow_vs_regression.evaluation import Evaluation
+from lightning_toys.flow_vs_regression.figure_data import FigureData
 from lightning_toys.flow_vs_regression.metrics import compute_metrics
 from lightning_toys.flow_vs_regression.objectives import (
     MIP,
@@ -28,10 +30,10 @@ from lightning_toys.flow_vs_regression.objectives import (
     X0Distribution,
     make_objective,
 )
-from lightning_toys.flows import Solver, check_nfe
+from lightning_toys.flow_vs_regression.units import Units, unfit_units
 from lightning_toys.manual_steps import ManualSteps, is_plain, is_plain_adamw, record_terms
 from lightning_toys.nets import ConditionalNet, Network
-from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
+from lightning_toys.training.configuration import as_dataclass, unused_flags
 from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.loader import Batch, Block, DrawnBlock
 from lightning_toys.training.module import ToyModule
@@ -41,44 +43,6 @@ from lightning_toys.training.results import Report
 
 CHUNK = 2**21  # activations of one layer that are evaluated at a time: 8 MiB, which stays in a CPU's cache
 GPU_CHUNK = 2**27  # on a GPU, 512 MiB: each chunk reads all weights anew
-
-
-@dataclass
-class Evaluation:
-    """How predictions are made and evaluated.
-
-    ``l1`` and ``l2`` are those of ``solver``, ``nfe`` and ``x0``; `test` evaluates ``test_solvers``, ``test_nfe`` and
-    ``test_x0`` too.
-
-    Args:
-        solver: ODE solver of flow.
-        nfe: network evaluations of flow and straight_flow.
-        x0: where a prediction starts: zeros, or ``draws`` Gaussian draws (the same for every mode and metric).
-        draws: Gaussian draws per point; validation within `fit` takes at most 8.
-        weights: ``raw``, ``ema`` (needs ``ema_decay``), or ``best`` on held-out training points (needs
-            ``data.holdout``).
-        test_solvers: solvers that `test` evaluates.
-        test_nfe: numbers of network evaluations that `test` evaluates.
-        test_x0: starts that `test` evaluates.
-
-    Raises:
-        ToyError: a value is not allowed.
-    """
-
-    solver: Solver = "euler"
-    nfe: int = 1
-    x0: X0Distribution = "zeros"
-    draws: int = 16
-    weights: Literal["raw", "ema", "best"] = "raw"
-    test_solvers: list[Solver] = field(default_factory=lambda: ["euler", "midpoint", "rk4", "dopri5"])
-    test_nfe: list[int] = field(default_factory=lambda: [1, 2, 4, 9])
-    test_x0: list[X0Distribution] = field(default_factory=lambda: ["zeros", "gaussian"])
-
-    def __post_init__(self) -> None:
-        check_nfe(self.solver, self.nfe)
-        bounded("--model.evaluation.draws", self.draws, 1)
-        for n in self.test_nfe:
-            check_nfe("euler", n, "--model.evaluation.test_nfe")
 
 
 class FlowVsRegression(ToyModule):
@@ -106,6 +70,7 @@ class FlowVsRegression(ToyModule):
     Example:
         Predictions of two replicas with their initial weights, at 5 points:
 
+        >>> from lightning_toys.flow_vs_regression import InterpolationData
         >>> module = FlowVsRegression("flow", seeds=[0, 1])
         >>> module.sizes = module.measure(InterpolationData())
         >>> module.configure_model()
@@ -150,13 +115,19 @@ class FlowVsRegression(ToyModule):
         self.save_hyperparameters(logger=False)
         self.hparams.update({"network": asdict(self.network), "evaluation": asdict(self.evaluation)})
         self.hparams["seeds"] = self.seeds
-        self.figure_data: figures.FigureData | None = None
+        self.figure_data: FigureData | None = None
         self.manual_steps: ManualSteps | None = None
 
     @property
-    def data(self) -> InterpolationData:
+    def data(self) -> PointData:
         """The data module that the Trainer runs with."""
-        return require_data(self.trainer.datamodule, InterpolationData)  # type: ignore[attr-defined]
+        return point_data(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    @property
+    def units(self) -> Units | None:
+        """What the network's inputs and outputs are scaled by; None where they are not."""
+        given = self.sizes.get("units")
+        return None if given is None else Units(**given)
 
     @property
     def label(self) -> str:
@@ -176,12 +147,19 @@ class FlowVsRegression(ToyModule):
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
-        data = require_data(data, InterpolationData)
+        data = point_data(data)
         require(
             self.evaluation.weights != "best" or data.num_holdout > 0,
             "--model.evaluation.weights: 'best' needs --data.holdout > 0",
         )
-        return {"dim": data.target.dim, "batch_size": data.batch_size, "held": data.num_holdout}
+        self.metric_labels = {**type(self).metric_labels, **data.metric_labels}
+        return {
+            "dim": data.output_dim,
+            "condition_dim": data.condition_dim,
+            "batch_size": data.batch_size,
+            "held": data.num_holdout,
+            "units": None if data.units is None else data.units._asdict(),
+        }
 
     @property
     def keeps_best(self) -> bool:
@@ -193,7 +171,24 @@ class FlowVsRegression(ToyModule):
         dim, batch = self.sizes["dim"], self.sizes["batch_size"]
         self.x0_noise = NoiseStream(self.local_seeds, "x0", (batch, dim))
         self.t_noise = NoiseStream(self.local_seeds, "t", (batch, 1), uniform)
-        return self.network.build(self.local_seeds, dim, 1, self.objective.with_time)
+        return self.network.build(self.local_seeds, dim, self.condition_dim, self.objective.with_time)
+
+    @property
+    def condition_dim(self) -> int:
+        """The dimension of c; older checkpoints are of one."""
+        return int(self.sizes.get("condition_dim", 1))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`ToyModule.on_load_checkpoint`; weights keep the units that they were trained in."""
+        super().on_load_checkpoint(checkpoint)
+        self.sizes["units"] = checkpoint["toy"]["sizes"].get("units")
+
+    def extras_mismatch(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
+        """See :meth:`ToyModule.extras_mismatch`: units that are none, or, of a resumed run, those of other rows."""
+        given, mine = toy["sizes"].get("units"), self.sizes["units"]
+        if given != mine and resumes:
+            return "sizes.units are those of other training rows; go on with the rows that the run began with"
+        return unfit_units(given, self.condition_dim, self.sizes["dim"])
 
     # training
 
@@ -202,7 +197,7 @@ class FlowVsRegression(ToyModule):
         return self.compiled(self.losses)(*self.sample(batch, step), batch.total)
 
     def sample(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return a step's c (R, B, 1), x1 and x0 (R, B, D) and t (R, B, 1)."""
+        """Return a step's c (R, B, C), x1 and x0 (R, B, D) and t (R, B, 1)."""
         c, x1 = batch.columns
         rows = slice(batch.first, batch.first + x1.shape[1])
         x0 = self.x0_noise.at(step, x1)[:, rows] if self.x0_distribution == "gaussian" else torch.zeros_like(x1)
@@ -214,7 +209,7 @@ class FlowVsRegression(ToyModule):
         return self.objective.residuals(net, *self.sample(batch, step))
 
     def losses(self, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor, total: int) -> Tensor:
-        """Return each replica's loss (R,): sums over c (R, B, 1), x1 and x0 (R, B, D), t (R, B, 1), by ``total``."""
+        """Return each replica's loss (R,): sums over c (R, B, C), x1 and x0 (R, B, D), t (R, B, 1), by ``total``."""
         assert isinstance(self.net, ConditionalNet)
         norm = torch.square if self.loss == "l2" else torch.abs
         terms = [norm(r).sum((1, 2)) for r in self.objective.residuals(self.net, c, x1, x0, t)]
@@ -258,20 +253,22 @@ class FlowVsRegression(ToyModule):
         return torch.from_numpy(np.stack(rows))
 
     def predictions(self, net: ConditionalNet, readout: Readout, c: Tensor, x0: Tensor) -> Tensor:
-        """Return predictions (R, K, M, D) at c (R, M, 1) from x0 (R, K, M, D), computed in chunks of rows."""
-        like = next(net.parameters())
+        """Return predictions (R, K, M, D) at c (R, M, C) from x0 (R, K, M, D), computed in chunks of rows."""
+        like, units = next(net.parameters()), self.units
         R, K, M, D = x0.shape
-        c_rows = c.to(like).unsqueeze(1).expand(R, K, M, 1).reshape(R, K * M, 1)
+        c = c if units is None else units.scaled_c(c)
+        c_rows = c.to(like).unsqueeze(1).expand(R, K, M, -1).reshape(R, K * M, -1)
         x_rows = x0.to(like).reshape(R, K * M, D)
         size = max(1, (CHUNK if like.device.type == "cpu" else GPU_CHUNK) // (R * self.network.hidden))
         out = [
             readout.sample(net, a, b)
             for a, b in zip(torch.split(c_rows, size, dim=1), torch.split(x_rows, size, dim=1), strict=True)
         ]
-        return torch.cat(out, dim=1).reshape(R, K, M, D)
+        x = torch.cat(out, dim=1).reshape(R, K, M, D)
+        return x if units is None else units.unscaled_x(x)
 
     def forward(self, c: Tensor) -> Tensor:
-        """Predict f(c), one prediction per row and replica: c (M, 1) or (R, M, 1) to (R, M, D).
+        """Predict f(c), one prediction per row and replica: c (M, C) or (R, M, C) to (R, M, D).
 
         The readout, the weights and the start x0 are those of ``evaluation``. From Gaussian x0 a prediction is one
         sample, the first of those of :meth:`predict`: not their mean, which is no sample of a flow. Differentiable in
@@ -286,7 +283,7 @@ class FlowVsRegression(ToyModule):
     def predict(
         self, c: Tensor, draws: int | None = None, x0: X0Distribution | None = None, readout: Readout | None = None
     ) -> Tensor:
-        """Predict f(c) from several draws of x0, without gradients: c (M, 1) or (R, M, 1) to (R, K, M, D).
+        """Predict f(c) from several draws of x0, without gradients: c (M, C) or (R, M, C) to (R, K, M, D).
 
         What is left out is that of ``evaluation``, so that ``predict(c)`` on the grid is what `predict` writes.
 
@@ -307,7 +304,7 @@ class FlowVsRegression(ToyModule):
         """Return the predictions (R, K, M, D) of :meth:`predict`, with gradients."""
         require_built(self)
         bounded("draws", draws, 1)
-        c = with_replica_axis(c, len(self.seeds), (1,), "c")
+        c = with_replica_axis(c, len(self.seeds), (self.condition_dim,), "c")
         start = self.sample_x0(x0 or self.evaluation.x0, draws, c.shape[1], self.sizes["dim"])
         return self.predictions(self.evaluation_net, readout or self.configured_readout, c, start)
 
@@ -316,10 +313,9 @@ class FlowVsRegression(ToyModule):
         """The readout of ``evaluation``, whose errors are ``l1`` and ``l2``."""
         return self.objective.readout(self.evaluation.solver, self.evaluation.nfe)
 
-    def evaluate(self, c: Tensor, full: bool) -> Report:
-        """Evaluate the configured readout on the grid c (M, 1), and with ``full`` every other readout too."""
-        e, target = self.evaluation, self.data.target
-        truth = target(c)
+    def evaluate(self, c: Tensor, truth: Tensor, full: bool) -> Report:
+        """Evaluate the configured readout at c (M, C) against ``truth`` (M, D), with ``full`` every other too."""
+        e, data, target = self.evaluation, self.data, self.data.target
         readout = self.configured_readout
         draws = e.draws if full else min(e.draws, 8)
         prediction = self.predict(c, draws).cpu().double()
@@ -336,12 +332,12 @@ class FlowVsRegression(ToyModule):
                     if p.shape[1] > 1:
                         metrics["spread" + suffix] = p.var(1).mean((1, 2)).sqrt().tolist()
         references: dict[str, dict[str, float]] = {}
-        rows = self.data.baselines(self.seeds, c)
+        rows = data.baselines(self.seeds, c)
         for name in rows[0]:
             values = [compute_metrics(row[name], truth, c, target)[0] for row in rows]
             references[name] = {k: float(np.mean([s[k].item() for s in values])) for k in values[0]}
-        points = self.data.points(self.seeds)
-        self.figure_data = figures.FigureData(c, truth, prediction, points.c[0], points.x1[0], rows[0], target, arrays)
+        points, names = data.points(self.seeds[:1]), (data.condition_names, data.output_names)
+        self.figure_data = FigureData(c, truth, prediction, points.c[0], points.x1[0], rows[0], target, arrays, *names)
         means = {k: v.mean(0).tolist() for k, v in arrays.items()}
         return Report(self.seeds, metrics, references, means)
 
@@ -349,7 +345,7 @@ class FlowVsRegression(ToyModule):
         """Evaluate the configured readout on the grid (at most 1000 points) and on held-out points."""
         if self.keeps_best:
             self.evaluate_holdout()
-        report = self.evaluate(self.data.grid(1000), full=False)
+        report = self.evaluate(*self.data.evaluation_points(1000), full=False)
         self.last_report = report
         self.write_evaluation(report)
 
@@ -370,14 +366,14 @@ class FlowVsRegression(ToyModule):
 
     def test_step(self, grid: Tensor, batch_idx: int) -> None:
         """Evaluate every readout on the whole grid."""
-        report = self.evaluate(self.data.grid(), full=True)
+        report = self.evaluate(*self.data.evaluation_points(), full=True)
         self.last_report = report
         self.write_scalars({f"test/{k}": torch.tensor(report.metrics[k]) for k in ("l1", "l2")}, self.loaded_step)
 
     def predict_step(self, grid: Tensor, batch_idx: int) -> dict[str, Tensor]:
-        """Return ``c`` (M, 1), ``truth`` (M, D) and the ``prediction`` of :meth:`predict` (R, K, M, D), float64."""
-        c = self.data.grid()
-        return {"c": c, "truth": self.data.target(c), "prediction": self.predict(c).cpu().double()}
+        """Return ``c`` (M, C), ``truth`` (M, D) and the ``prediction`` of :meth:`predict` (R, K, M, D), float64."""
+        c, truth = self.data.evaluation_points()
+        return {"c": c, "truth": truth, "prediction": self.predict(c).cpu().double()}
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""
