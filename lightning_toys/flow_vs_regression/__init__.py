@@ -8,16 +8,22 @@ if TYPE_CHECKING:
     from lightning_toys.flow_vs_regression.data import InterpolationData, PointData
     from lightning_toys.flow_vs_regression.evaluation import Evaluation
     from lightning_toys.flow_vs_regression.module import FlowVsRegression
+    from lightning_toys.flow_vs_regression.objectives import Objective, Readout
+    from lightning_toys.flow_vs_regression.own import Architecture, Metric
     from lightning_toys.flow_vs_regression.table import Table
     from lightning_toys.flow_vs_regression.targets import Piecewise, Projected, Rotation, Target, Trigonometric
 
 __all__ = [
+    "Architecture",
     "Evaluation",
     "FlowVsRegression",
     "InterpolationData",
+    "Metric",
+    "Objective",
     "Piecewise",
     "PointData",
     "Projected",
+    "Readout",
     "Rotation",
     "Table",
     "Target",
@@ -32,5 +38,11 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "table": ["Table"],
         "targets": ["Piecewise", "Projected", "Rotation", "Trigonometric"],
     },
-    {"data": ["PointData"], "evaluation": ["Evaluation"], "targets": ["Target"]},
+    {
+        "data": ["PointData"],
+        "evaluation": ["Evaluation"],
+        "objectives": ["Objective", "Readout"],
+        "own": ["Architecture", "Metric"],
+        "targets": ["Target"],
+    },
 )

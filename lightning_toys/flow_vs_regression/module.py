@@ -24,11 +24,21 @@ from lightning_toys.flow_vs_regression.objectives import (
     MIP,
     Flow,
     Mode,
+    Objective,
     Readout,
     Regression,
     StraightFlow,
     X0Distribution,
     make_objective,
+)
+from lightning_toys.flow_vs_regression.own import (
+    Architecture,
+    Metric,
+    check_architecture,
+    check_metrics,
+    check_objective,
+    from_hparam,
+    to_hparam,
 )
 from lightning_toys.flow_vs_regression.units import Units, unfit_units
 from lightning_toys.manual_steps import ManualSteps, is_plain, is_plain_adamw, record_terms
@@ -52,7 +62,7 @@ class FlowVsRegression(ToyModule):
         mode: the objective; see docs/flow_vs_regression.md for the equations.
         seeds: one seed a replica; replica r of many is the solo run with that seed.
         loss: ``l2`` trains on squared errors, ``l1`` on absolute ones.
-        network: the network.
+        network: the network; or an architecture of one's own.
         x0: distribution of x0 in training; by default zeros for regression and gaussian for the rest.
         lr: Adam's learning rate.
         weight_decay: decoupled weight decay.
@@ -63,6 +73,8 @@ class FlowVsRegression(ToyModule):
         evaluation: how predictions are read out.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
         compile: whether the loss is compiled (`torch.compile`): for GPUs; takes half a minute once.
+        objective: an objective of one's own, in the place of ``mode``.
+        metrics: metrics of one's own, beside the others.
 
     Raises:
         ToyError: a value is not allowed.
@@ -89,7 +101,7 @@ class FlowVsRegression(ToyModule):
         mode: Mode = "regression",
         seeds: Sequence[int] = (0,),
         loss: Literal["l1", "l2"] = "l2",
-        network: Network | None = None,
+        network: Architecture | Network | None = None,
         x0: X0Distribution | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.0,
@@ -100,21 +112,30 @@ class FlowVsRegression(ToyModule):
         evaluation: Evaluation | None = None,
         parallel: Parallel = "batch",
         compile: bool = False,
+        objective: Objective | None = None,
+        metrics: list[Metric] | Metric | None = None,
     ) -> None:
         super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, parallel=parallel, compile=compile)
         self.mode, self.loss = mode, loss
         # a checkpoint's hyper-parameters are plain values: load_from_checkpoint hands dicts over
-        self.network = as_dataclass(Network, network)
+        self.network: Network | Architecture = (
+            network if isinstance(network, Architecture) else as_dataclass(Network, from_hparam(network, "network"))
+        )
         self.evaluation = as_dataclass(Evaluation, evaluation)
-        self.objective = make_objective(mode, t_star, mip_form)
+        own = from_hparam(objective, "objective")
+        self.objective = own if own is not None else make_objective(mode, t_star, mip_form)
+        self.own_objective = own is not None
+        self.metrics = [] if metrics is None else metrics if isinstance(metrics, list) else [metrics]
         self.x0_distribution: X0Distribution = x0 if x0 is not None else self.objective.x0_distribution
         require(
             self.evaluation.weights != "ema" or ema_decay is not None,
             "--model.evaluation.weights: 'ema' needs --model.ema_decay",
         )
         self.save_hyperparameters(logger=False)
-        self.hparams.update({"network": asdict(self.network), "evaluation": asdict(self.evaluation)})
-        self.hparams["seeds"] = self.seeds
+        net = self.network
+        self.hparams["network"] = to_hparam(net) if isinstance(net, Architecture) else asdict(net)
+        self.hparams.update(evaluation=asdict(self.evaluation), objective=None if own is None else to_hparam(own))
+        self.hparams.update(seeds=self.seeds, metrics=None)  # metrics are no part of what is loaded
         self.figure_data: FigureData | None = None
         self.manual_steps: ManualSteps | None = None
 
@@ -132,11 +153,15 @@ class FlowVsRegression(ToyModule):
     @property
     def label(self) -> str:
         """See :attr:`ToyModule.label`."""
-        return f"{self.mode} {self.network.kind}"
+        mode = type(self.objective).__name__ if self.own_objective else self.mode
+        net = self.network
+        return f"{mode} {type(net).__name__ if isinstance(net, Architecture) else net.kind}"
 
     def unused_settings(self) -> dict[str, str]:
         """See :meth:`ToyModule.unused_settings`."""
         out = super().unused_settings() | self.network.unused_settings(self.objective.with_time)
+        if self.own_objective:
+            return out | unused_flags("no --model.objective", "mode", "t_star", "mip_form")
         if self.mode not in ("mip", "mip_one_step"):
             out |= unused_flags("--model.mode mip or mip_one_step", "t_star", "mip_form")
         if self.mode != "flow":
@@ -153,6 +178,7 @@ class FlowVsRegression(ToyModule):
             "--model.evaluation.weights: 'best' needs --data.holdout > 0",
         )
         self.metric_labels = {**type(self).metric_labels, **data.metric_labels}
+        self.try_own(data)
         return {
             "dim": data.output_dim,
             "condition_dim": data.condition_dim,
@@ -160,6 +186,25 @@ class FlowVsRegression(ToyModule):
             "held": data.num_holdout,
             "units": None if data.units is None else data.units._asdict(),
         }
+
+    def try_own(self, data: PointData) -> None:
+        """Hold classes of somebody's own to their contracts, before anything is trained."""
+        D, C, own = data.output_dim, data.condition_dim, self.own_objective
+        if isinstance(self.network, Architecture):
+            check_architecture(self.network, self.seeds, D, C, bool(getattr(self.objective, "with_time", True)))
+        if own:
+            check_objective(self.objective, self.network, self.evaluation, self.seeds, D, C)
+        if self.metrics:
+            c, truth = data.evaluation_points(8)
+            shipped, _ = compute_metrics(truth.expand(1, 1, -1, -1), truth, c, data.target)
+            check_metrics(self.metrics, list(shipped), truth, c)
+            self.headline = (*type(self).headline, *(m.name for m in self.metrics))
+
+    def measured(self, prediction: Tensor, truth: Tensor, c: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return :func:`compute_metrics`, with the metrics of somebody's own among the scalars."""
+        scalars, arrays = compute_metrics(prediction, truth, c, self.data.target)
+        own = {m.name: m(prediction, truth, c) for m in self.metrics}
+        return scalars | {name: values.detach().double().cpu() for name, values in own.items()}, arrays
 
     @property
     def keeps_best(self) -> bool:
@@ -259,7 +304,9 @@ class FlowVsRegression(ToyModule):
         c = c if units is None else units.scaled_c(c)
         c_rows = c.to(like).unsqueeze(1).expand(R, K, M, -1).reshape(R, K * M, -1)
         x_rows = x0.to(like).reshape(R, K * M, D)
-        size = max(1, (CHUNK if like.device.type == "cpu" else GPU_CHUNK) // (R * self.network.hidden))
+        size = max(
+            1, (CHUNK if like.device.type == "cpu" else GPU_CHUNK) // (R * int(getattr(self.network, "hidden", 256)))
+        )
         out = [
             readout.sample(net, a, b)
             for a, b in zip(torch.split(c_rows, size, dim=1), torch.split(x_rows, size, dim=1), strict=True)
@@ -315,11 +362,11 @@ class FlowVsRegression(ToyModule):
 
     def evaluate(self, c: Tensor, truth: Tensor, full: bool) -> Report:
         """Evaluate the configured readout at c (M, C) against ``truth`` (M, D), with ``full`` every other too."""
-        e, data, target = self.evaluation, self.data, self.data.target
+        e, data = self.evaluation, self.data
         readout = self.configured_readout
         draws = e.draws if full else min(e.draws, 8)
         prediction = self.predict(c, draws).cpu().double()
-        scalars, arrays = compute_metrics(prediction, truth, c, target)
+        scalars, arrays = self.measured(prediction, truth, c)
         metrics = {name: v.tolist() for name, v in scalars.items()}
         if full:
             for distribution in e.test_x0:
@@ -327,17 +374,19 @@ class FlowVsRegression(ToyModule):
                     suffix = f"@{distribution}/{other.name}"
                     same = (distribution, other.name) == (e.x0, readout.name)
                     p = prediction if same else self.predict(c, draws, distribution, other).cpu().double()
-                    found, _ = compute_metrics(p, truth, c, target)
+                    found, _ = self.measured(p, truth, c)
                     metrics.update({k + suffix: v.tolist() for k, v in found.items() if "_dim" not in k})
                     if p.shape[1] > 1:
                         metrics["spread" + suffix] = p.var(1).mean((1, 2)).sqrt().tolist()
         references: dict[str, dict[str, float]] = {}
         rows = data.baselines(self.seeds, c)
         for name in rows[0]:
-            values = [compute_metrics(row[name], truth, c, target)[0] for row in rows]
+            values = [self.measured(row[name], truth, c)[0] for row in rows]
             references[name] = {k: float(np.mean([s[k].item() for s in values])) for k in values[0]}
         points, names = data.points(self.seeds[:1]), (data.condition_names, data.output_names)
-        self.figure_data = FigureData(c, truth, prediction, points.c[0], points.x1[0], rows[0], target, arrays, *names)
+        self.figure_data = FigureData(
+            c, truth, prediction, points.c[0], points.x1[0], rows[0], data.target, arrays, *names
+        )
         means = {k: v.mean(0).tolist() for k, v in arrays.items()}
         return Report(self.seeds, metrics, references, means)
 

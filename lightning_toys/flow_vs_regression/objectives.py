@@ -41,7 +41,10 @@ def expand_time(x: Tensor, t: Tensor | float) -> Tensor:
 
 
 class Objective:
-    """A training objective.
+    """A training objective; of somebody's own, ``--model.objective mine.XPrediction``.
+
+    A subclass sets ``with_time`` and gives :meth:`residuals` and :meth:`readout`. All tensors keep the replica axis,
+    the first.
 
     Attributes:
         with_time: whether the network is given t.
@@ -62,8 +65,12 @@ class Objective:
         raise NotImplementedError
 
     def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
-        """Return every readout of one checkpoint, for all solvers and numbers of function evaluations."""
-        raise NotImplementedError
+        """Return every readout of one checkpoint, for all solvers and numbers of function evaluations.
+
+        By default :meth:`readout` for each solver and number that it can spend, each name once.
+        """
+        pairs = [(s, n) for s in solvers for n in nfes if n % EVALUATIONS_PER_STEP.get(s, 1) == 0]
+        return list({way.name: way for way in (self.readout(s, n) for s, n in pairs)}.values())
 
 
 class Regression(Objective):
