@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightning_toys.errors import bounded
-from lightning_toys.flow_vs_regression.objectives import X0Distribution
-from lightning_toys.flows import Solver, check_nfe
+from lightning_toys.errors import bounded, require
+from lightning_toys.flow_vs_regression.objectives import Objective, X0Distribution
+from lightning_toys.flows import EVALUATIONS_PER_STEP, Solver, check_nfe
 
 
 @dataclass
@@ -46,3 +46,18 @@ class Evaluation:
         bounded("--model.evaluation.draws", self.draws, 1)
         for n in self.test_nfe:
             check_nfe("euler", n, "--model.evaluation.test_nfe")
+
+    def check_test_readouts(self, objective: Objective) -> None:
+        """Refuse solvers and numbers of evaluations of which no solver can spend any: `test` would score nothing.
+
+        Raises:
+            ToyError: names both flags.
+        """
+        asked = self.test_solvers and self.test_nfe
+        scored = not asked or objective.readouts(self.test_solvers, self.test_nfe)
+        each = ", ".join(f"{s} takes multiples of {EVALUATIONS_PER_STEP.get(s, 1)}" for s in self.test_solvers)
+        require(
+            bool(scored),
+            f"--model.evaluation.test_nfe: {self.test_nfe} is not allowed with --model.evaluation.test_solvers "
+            f"{self.test_solvers}, which spend none of it: {each}",
+        )

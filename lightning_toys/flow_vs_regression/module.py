@@ -124,6 +124,8 @@ class FlowVsRegression(ToyModule):
         self.evaluation = as_dataclass(Evaluation, evaluation)
         own = from_hparam(objective, "objective")
         self.objective = own if own is not None else make_objective(mode, t_star, mip_form)
+        if own is None:  # another is tried in :meth:`try_own`
+            self.evaluation.check_test_readouts(self.objective)
         self.own_objective = own is not None
         self.metrics = [] if metrics is None else metrics if isinstance(metrics, list) else [metrics]
         self.x0_distribution: X0Distribution = x0 if x0 is not None else self.objective.x0_distribution
@@ -179,6 +181,7 @@ class FlowVsRegression(ToyModule):
         )
         self.metric_labels = {**type(self).metric_labels, **data.metric_labels}
         self.try_own(data)
+        self.check_points(data)
         return {
             "dim": data.output_dim,
             "condition_dim": data.condition_dim,
@@ -199,6 +202,16 @@ class FlowVsRegression(ToyModule):
             shipped, _ = compute_metrics(truth.expand(1, 1, -1, -1), truth, c, data.target)
             check_metrics(self.metrics, list(shipped), truth, c)
             self.headline = (*type(self).headline, *(m.name for m in self.metrics))
+
+    def check_points(self, data: PointData) -> None:
+        """Refuse so few evaluation points that a metric has none to be measured at."""
+        c, truth = data.evaluation_points(1000)
+        scalars, arrays = compute_metrics(truth.expand(1, 1, -1, -1), truth, c, data.target)
+        empty = [name for name, v in (scalars | arrays).items() if bool(v.isnan().any())]
+        words = (
+            f"{len(c)} points leave {' and '.join(empty)} without a value, at intervals or boundaries without a point"
+        )
+        require(not empty, f"--data.num_eval: {words}; give more")
 
     def measured(self, prediction: Tensor, truth: Tensor, c: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return :func:`compute_metrics`, with the metrics of somebody's own among the scalars."""
@@ -298,7 +311,11 @@ class FlowVsRegression(ToyModule):
         return torch.from_numpy(np.stack(rows))
 
     def predictions(self, net: ConditionalNet, readout: Readout, c: Tensor, x0: Tensor) -> Tensor:
-        """Return predictions (R, K, M, D) at c (R, M, C) from x0 (R, K, M, D), computed in chunks of rows."""
+        """Return predictions (R, K, M, D) at c (R, M, C) from x0 (R, K, M, D), computed in chunks of rows.
+
+        ``last_evaluations`` (R,) is left with the mean number of network evaluations of each replica's predictions,
+        where the readout counts them.
+        """
         like, units = next(net.parameters()), self.units
         R, K, M, D = x0.shape
         c = c if units is None else units.scaled_c(c)
@@ -307,10 +324,14 @@ class FlowVsRegression(ToyModule):
         size = max(
             1, (CHUNK if like.device.type == "cpu" else GPU_CHUNK) // (R * int(getattr(self.network, "hidden", 256)))
         )
-        out = [
-            readout.sample(net, a, b)
-            for a, b in zip(torch.split(c_rows, size, dim=1), torch.split(x_rows, size, dim=1), strict=True)
-        ]
+        parts = list(zip(torch.split(c_rows, size, dim=1), torch.split(x_rows, size, dim=1), strict=True))
+        self.last_evaluations: Tensor | None = None
+        if readout.counted is None:
+            out = [readout.sample(net, a, b) for a, b in parts]
+        else:
+            found = [readout.counted(net, a, b) for a, b in parts]
+            out = [x for x, _ in found]
+            self.last_evaluations = torch.cat([n for _, n in found], dim=1).mean(1).double().cpu()
         x = torch.cat(out, dim=1).reshape(R, K, M, D)
         return x if units is None else units.unscaled_x(x)
 
@@ -368,12 +389,17 @@ class FlowVsRegression(ToyModule):
         prediction = self.predict(c, draws).cpu().double()
         scalars, arrays = self.measured(prediction, truth, c)
         metrics = {name: v.tolist() for name, v in scalars.items()}
+        if self.last_evaluations is not None:
+            metrics["evaluations"] = self.last_evaluations.tolist()
         if full:
             for distribution in e.test_x0:
                 for other in self.objective.readouts(e.test_solvers, e.test_nfe):
                     suffix = f"@{distribution}/{other.name}"
                     same = (distribution, other.name) == (e.x0, readout.name)
                     p = prediction if same else self.predict(c, draws, distribution, other).cpu().double()
+                    if other.counted is not None and self.last_evaluations is not None:
+                        counts = metrics["evaluations"] if same else self.last_evaluations.tolist()
+                        metrics["evaluations" + suffix] = counts
                     found, _ = self.measured(p, truth, c)
                     metrics.update({k + suffix: v.tolist() for k, v in found.items() if "_dim" not in k})
                     if p.shape[1] > 1:

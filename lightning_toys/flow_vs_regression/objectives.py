@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_toys.errors import did_you_mean, require
-from lightning_toys.flows import EVALUATIONS_PER_STEP, Solver, integrate, interpolate, straight_step
+from lightning_toys.flows import EVALUATIONS_PER_STEP, Solver, integrate, integrate_rows, interpolate, straight_step
 from lightning_toys.nets import ConditionalNet
 
 X0Distribution = Literal["zeros", "gaussian"]
@@ -28,11 +28,14 @@ class Readout:
 
     Attributes:
         name: as in the metrics' names, ``euler-9`` in ``l2@zeros/euler-9``.
-        sample: (net, c (R, B, 1), x0 (R, B, D)) to the prediction of x1 (R, B, D).
+        sample: (net, c (R, B, C), x0 (R, B, D)) to the prediction of x1 (R, B, D).
+        counted: the same, with the evaluations of the network that each prediction took, (R, B); None where they are
+            the same for all.
     """
 
     name: str
     sample: Callable[[ConditionalNet, Tensor, Tensor], Tensor]
+    counted: Callable[[ConditionalNet, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 def expand_time(x: Tensor, t: Tensor | float) -> Tensor:
@@ -108,7 +111,12 @@ class Flow(Objective):
         def sample(net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
             return integrate(lambda t, x: net(x, c, expand_time(x, t)), x0, solver, nfe)
 
-        return Readout("dopri5" if solver == "dopri5" else f"{solver}-{nfe}", sample)
+        def counted(net: ConditionalNet, c: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+            return integrate_rows(lambda t, x: net(x, c, t), x0)
+
+        if solver == "dopri5":
+            return Readout("dopri5", lambda net, c, x0: counted(net, c, x0)[0], counted)
+        return Readout(f"{solver}-{nfe}", sample)
 
     def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
         """See :meth:`Objective.readouts`; an nfe that a solver cannot spend exactly is left out for it."""
