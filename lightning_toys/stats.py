@@ -73,6 +73,29 @@ def mean_ci(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Estima
     return Estimate(mean * scale, (mean - half) * scale, (mean + half) * scale, int(x.size))
 
 
+def geometric_ci(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Estimate | None:
+    """Return the geometric mean of positive values and its interval: that of the mean logarithm, exponentiated.
+
+    For errors, whose size varies by factors: one bad seed does not carry the mean, and no end lies below 0. None where
+    a value is not positive and finite.
+
+    Raises:
+        ValueError: ``values`` is empty.
+
+    Example:
+        >>> estimate = geometric_ci([1.0, 10.0, 100.0])
+        >>> round(estimate.mean, 6), round(estimate.lo, 3), round(estimate.lo * estimate.hi, 6)
+        (10.0, 0.033, 100.0)
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if not (np.isfinite(x) & (x > 0)).all():
+        return None
+    e = mean_ci(np.log(x), level)
+    with np.errstate(over="ignore"):
+        mean, lo, hi = (float(v) for v in np.exp([e.mean, e.lo, e.hi]))
+    return Estimate(mean, lo, hi, e.n)
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """Mean of a_r - b_r over the seeds that both runs share, with its interval and two-sided t-test p-value."""

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from lightning_toys.errors import ToyError
-from lightning_toys.flows import EVALUATIONS_PER_STEP, Solver, check_nfe, integrate, interpolate, straight_step
+from lightning_toys.flows import (
+    EVALUATIONS_PER_STEP,
+    Solver,
+    check_nfe,
+    integrate,
+    integrate_rows,
+    interpolate,
+    straight_step,
+)
 
 Field = Callable[[Tensor, Tensor], Tensor]
 ORDERS: dict[Solver, int] = {"euler": 1, "midpoint": 2, "rk4": 4}
@@ -133,3 +141,44 @@ def test_straight_step_solves_its_equation() -> None:
     x, f = torch.tensor([1.0, -2.0]).double(), torch.tensor([3.0, 5.0]).double()
     out = integrate(lambda u, y: 0.5 * (f - y) / (1 - 0.5 * u), x, "rk4", 400)
     torch.testing.assert_close(straight_step(x, f, 0.0, 0.5), out, rtol=0, atol=1e-10)
+
+
+def test_rows_are_integrated_by_steps_of_their_own() -> None:
+    """Against the closed form; a row's result and its evaluations are those that it has alone."""
+    rates = torch.tensor([[[0.0]], [[2.0]], [[-30.0]]], dtype=torch.float64)  # three replicas, one of them stiff
+    x0 = torch.linspace(0.5, 1.5, 5, dtype=torch.float64).view(1, 5, 1).expand(3, 5, 2)
+    seen: list[float] = []
+
+    def field(rates: Tensor) -> Field:
+        def velocity(t: Tensor, x: Tensor) -> Tensor:
+            assert t.shape == (*x.shape[:-1], 1)
+            seen.append(float(t.max()))
+            return rates * x + t
+
+        return velocity
+
+    def exact(rate: float) -> Tensor:
+        if rate == 0:
+            return x0[0] + 0.5
+        return (x0[0] + 1 / rate**2) * math.exp(rate) - 1 / rate - 1 / rate**2
+
+    found, evaluations = integrate_rows(field(rates), x0)
+    for r, rate in enumerate((0.0, 2.0, -30.0)):
+        torch.testing.assert_close(found[r], exact(rate), rtol=3e-4, atol=1e-4)
+        alone, count = integrate_rows(field(rates[r : r + 1]), x0[r : r + 1, 1:3])
+        torch.testing.assert_close(alone[0], found[r, 1:3], rtol=0, atol=1e-12)
+        assert torch.equal(count[0], evaluations[r, 1:3])
+    assert evaluations[2].min() > evaluations[0].max() >= 1 + 6 * 4  # no step is longer than a quarter
+    assert ((evaluations - 1) % 6 == 0).all()
+    assert max(seen) <= 1.0
+    tight, _ = integrate_rows(field(rates), x0, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(tight[1], exact(2.0), rtol=1e-8, atol=0)
+
+
+def test_a_row_that_cannot_be_integrated_is_nan_and_alone() -> None:
+    def velocity(t: Tensor, x: Tensor) -> Tensor:
+        return torch.where(x > 5, torch.nan, x * 0 + 1)
+
+    found, _ = integrate_rows(velocity, torch.tensor([[4.5], [1.0]], dtype=torch.float64))
+    assert found[0].isnan().all()
+    assert found[1].item() == pytest.approx(2.0)

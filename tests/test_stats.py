@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from lightning_toys.stats import holm, mean_ci, paired_difference
+from lightning_toys.stats import geometric_ci, holm, mean_ci, paired_difference
 from lightning_toys.training.noise import keyed_generator
 
 X = [0.3, 1.7, -0.4, 2.2, 0.9, 5.0]
@@ -117,3 +117,17 @@ def test_holm_keeps_the_familywise_error() -> None:
     five_se = 5 * math.sqrt(0.05 * 0.95 / 2000)
     assert np.mean([holm(p).min() < 0.05 for p in families]) < 0.05 + five_se
     assert np.mean(families.min(1) < 0.05) > 0.05 + five_se
+
+
+def test_geometric_interval_is_that_of_the_logarithm() -> None:
+    x = [0.01, 0.03, 0.011, 0.5]
+    logs = mean_ci(np.log(x))
+    found = geometric_ci(x)
+    assert found is not None
+    np.testing.assert_allclose([found.mean, found.lo, found.hi], np.exp([logs.mean, logs.lo, logs.hi]))
+    assert found.lo > 0 > mean_ci(x).lo  # where the arithmetic interval goes below 0
+    for wrong in ([1.0, 0.0], [1.0, -1.0], [1.0, np.nan], [1.0, np.inf]):
+        assert geometric_ci(wrong) is None
+    alone = geometric_ci([4.0])
+    assert alone is not None
+    assert (alone.mean, np.isnan(alone.lo)) == (pytest.approx(4.0), True)

@@ -19,6 +19,7 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from torch import Tensor
 
 MAX_GP_FIT = 100
+MAX_KERNEL = 2**21  # entries of the kernel matrix that are held at a time: 16 MiB, of which a few copies are made
 Interpolator = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
 
 
@@ -55,7 +56,16 @@ def gaussian_process(c: np.ndarray, x1: np.ndarray, c_eval: np.ndarray, noise: f
     on every n-th point, at most 100, and the posterior on all of them. The same points are fitted once in a process.
     """
     model = fitted_process(c.tobytes(), x1.tobytes(), x1.shape[1], noise)
-    return np.asarray(model.predict(c_eval[:, None])).reshape(c_eval.size, x1.shape[1])
+    return predicted_in_chunks(model, c_eval[:, None], x1.shape[1])
+
+
+def predicted_in_chunks(model: GaussianProcessRegressor, at: np.ndarray, dim: int) -> np.ndarray:
+    """Return a fitted process's posterior mean (M, dim) at points (M, C), some at a time: 1000 points and 100 000
+    wanted three gigabytes at once.
+    """
+    rows = max(1, MAX_KERNEL // len(model.X_train_))
+    parts = [np.asarray(model.predict(at[i : i + rows])).reshape(-1, dim) for i in range(0, len(at), rows)]
+    return np.concatenate(parts)
 
 
 @lru_cache(maxsize=64)  # a fit takes a hundred predictions' time, and the cells of a sweep share their data

@@ -3,55 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
+from lightning_toys.flow_vs_regression.figure_data import FigureData
+from lightning_toys.flow_vs_regression.input_figures import draw_agreement, draw_inputs
 from lightning_toys.flow_vs_regression.metrics import principal_axes
-from lightning_toys.flow_vs_regression.targets import Piecewise, Projected, Rotation, Target
+from lightning_toys.flow_vs_regression.targets import Piecewise, Projected, Rotation
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, band, error_bars, new_figure
 from lightning_toys.training.metrics_reader import read_csv
 from lightning_toys.training.results import Report
-
-MAX_POINTS = 2000  # more on a curve than a figure has pixels
-
-
-@dataclass
-class FigureData:
-    """What the figures of an evaluation are drawn from.
-
-    Attributes:
-        c: evaluation points (M, 1).
-        truth: the target's values (M, D).
-        prediction: the configured readout's predictions (R, K, M, D).
-        train_c: the first replica's training points (N, 1).
-        train_x1: their values (N, D).
-        baselines: the first replica's baselines, name to (1, 1, M, D).
-        target: the target function.
-        arrays: profiles by name, see :func:`compute_metrics`.
-    """
-
-    c: Tensor
-    truth: Tensor
-    prediction: Tensor
-    train_c: Tensor
-    train_x1: Tensor
-    baselines: dict[str, Tensor]
-    target: Target
-    arrays: dict[str, Tensor]
-
-    def subsample(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return c (m,), truth (m, D) and prediction (R, K, m, D) at every n-th point; m < 2 ``MAX_POINTS``."""
-        stride = max(1, self.c.shape[0] // MAX_POINTS)
-        return (
-            self.c[::stride, 0].numpy(),
-            self.truth[::stride].numpy(),
-            self.prediction[:, :, ::stride].numpy(),
-        )
 
 
 def draw_curve(ax: Axes, data: FigureData, d: int, legend: bool) -> None:
@@ -60,11 +24,14 @@ def draw_curve(ax: Axes, data: FigureData, d: int, legend: bool) -> None:
     mean = prediction[..., d].mean(1)
     for row in mean[:16]:
         ax.plot(c, row, color=COLOURS[0], alpha=0.18, linewidth=0.7)
-    ax.plot(c, truth[:, d], color="black", linewidth=1.1, label="truth", linestyle=(0, (4, 2)))
+    if data.target is None:  # rows of a table, with their noise
+        ax.plot(c, truth[:, d], "x", color="black", markersize=4, label="test rows")
+    else:
+        ax.plot(c, truth[:, d], color="black", linewidth=1.1, label="truth", linestyle=(0, (4, 2)))
     band(ax, c, mean, COLOURS[0], f"prediction, mean and 95 % CI of {mean.shape[0]} seeds")
     ax.plot(data.train_c, data.train_x1[:, d], ".", color=COLOURS[1], markersize=5, label="training points")
-    ax.set_xlabel("c")
-    ax.set_ylabel("f(c)" if data.truth.shape[1] == 1 else f"output {d}")
+    ax.set_xlabel(data.input_label(0))
+    ax.set_ylabel(data.output_label(d))
     if legend:
         ax.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.15))
 
@@ -99,20 +66,22 @@ def draw_per_dimension(data: FigureData, title: str) -> Figure:
 def draw_errors(data: FigureData, title: str) -> Figure:
     """Draw the distance to the truth against c, log scale, with linear interpolation's."""
     c, truth, prediction = data.subsample()
-    stride = max(1, data.c.shape[0] // MAX_POINTS)
     error = np.sqrt(((prediction - truth) ** 2).mean(1).sum(-1))
     figure, axes = new_figure(size=(7.2, 3.8))
     ax = axes[0, 0]
-    linear = np.linalg.norm(data.baselines["linear"][0, 0, ::stride].numpy() - truth, axis=-1)
-    ax.semilogy(c, np.maximum(linear, 1e-12), color=GREY, linewidth=0.8, label="linear interpolation")
+    top = error.max()
+    for row in data.references("linear").values():
+        linear = np.linalg.norm(row - truth, axis=-1)
+        ax.semilogy(c, np.maximum(linear, 1e-12), color=GREY, linewidth=0.8, label="linear interpolation")
+        top = max(top, linear.max())
     floor = max(float(np.median(error)) * 1e-3, 1e-12)
     for row in error[:16]:
         ax.semilogy(c, np.maximum(row, floor), color=COLOURS[0], alpha=0.15, linewidth=0.6)
     typical = np.exp(np.log(np.maximum(error, floor)).mean(0))
     ax.semilogy(c, typical, color=COLOURS[0], linewidth=1.5, label=f"geometric mean of {error.shape[0]} seeds")
     ax.plot(data.train_c, np.full(len(data.train_c), floor), "|", color=COLOURS[1], label="training points")
-    ax.set_ylim(floor * 0.7, max(error.max(), linear.max()) * 2)
-    ax.set_xlabel("c")
+    ax.set_ylim(floor * 0.7, top * 2)
+    ax.set_xlabel(data.input_label(0))
     ax.set_ylabel("|prediction - truth|")
     ax.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
     figure.suptitle(title, fontsize=10)
@@ -129,9 +98,8 @@ def draw_error_distribution(data: FigureData, title: str) -> Figure:
         x = np.sort(np.maximum(row.ravel(), 1e-12))
         label = f"each of {error.shape[0]} seeds" if i == 0 else None
         ax.semilogx(x, np.linspace(0, 1, x.size), color=COLOURS[0], alpha=0.45, linewidth=1.0, label=label)
-    stride = max(1, data.c.shape[0] // MAX_POINTS)
-    for (name, row), colour in zip(((k, data.baselines[k]) for k in ("nearest", "linear")), COLOURS[1:3], strict=False):
-        x = np.sort(np.maximum(np.linalg.norm(row[0, 0, ::stride].numpy() - truth, axis=-1), 1e-12))
+    for (name, row), colour in zip(data.references("nearest", "linear").items(), COLOURS[1:], strict=False):
+        x = np.sort(np.maximum(np.linalg.norm(row - truth, axis=-1), 1e-12))
         ax.semilogx(x, np.linspace(0, 1, x.size), color=colour, linestyle="--", linewidth=1.2, label=name)
     ax.set_xlim(left=float(np.quantile(error, 0.005)) / 3 + 1e-12)
     ax.set_xlabel("error |prediction - truth|")
@@ -159,7 +127,7 @@ def draw_training_curves(csv_path: Path, title: str) -> Figure | None:
     found = [(n, *columns(n)) for n in ("train/loss", "eval/l2", "holdout/l2") if any(r.get(n) for r in rows)]
     if not found:
         return None
-    labels = {"train/loss": "training loss", "eval/l2": "RMSE on the grid", "holdout/l2": "RMSE, held-out points"}
+    labels = {"train/loss": "training loss", "eval/l2": "RMSE, evaluation", "holdout/l2": "RMSE, held-out points"}
     figure, axes = new_figure(1, len(found), size=(4.2 * len(found), 3.4))
     for (name, steps, values), ax, colour in zip(found, axes[0], COLOURS, strict=False):
         safe = np.log(np.maximum(values, 1e-30))
@@ -268,7 +236,7 @@ def draw_samplers(data: FigureData, report: Report, title: str) -> Figure | None
         error_bars(ax, x, rows, COLOURS[i], f"x0 {distribution}", MARKERS[i])
     for line in ax.lines:
         line.set_linestyle("")
-    for k, name in enumerate(("nearest", "linear")):
+    for k, name in enumerate(n for n in ("nearest", "linear") if n in report.references):
         ax.axhline(report.references[name]["l2"], color=GREY, linestyle=("--", ":")[k], label=name, linewidth=1.0)
     ax.set_yscale("log")
     ax.set_xticks(range(len(readouts)), readouts, rotation=30)
@@ -281,8 +249,6 @@ def draw_samplers(data: FigureData, report: Report, title: str) -> Figure | None
 def draw_all(data: FigureData, report: Report, csv_path: Path, title: str) -> dict[str, Figure]:
     """Return every figure that is defined for the target, by file name."""
     plots: dict[str, Callable[[], Figure | None]] = {
-        "predictions": lambda: draw_predictions(data, title),
-        "errors": lambda: draw_errors(data, title),
         "error_distribution": lambda: draw_error_distribution(data, title),
         "training_curves": lambda: draw_training_curves(csv_path, title),
         "subspace": lambda: draw_subspace(data, report, title),
@@ -290,6 +256,12 @@ def draw_all(data: FigureData, report: Report, csv_path: Path, title: str) -> di
         "rotation": lambda: draw_rotation(data, report, title),
         "samplers": lambda: draw_samplers(data, report, title),
     }
-    if data.truth.shape[1] > 1:
-        plots["per_dimension"] = lambda: draw_per_dimension(data, title)
+    if data.c.shape[1] == 1:
+        plots["predictions"] = lambda: draw_predictions(data, title)
+        plots["errors"] = lambda: draw_errors(data, title)
+        if data.truth.shape[1] > 1:
+            plots["per_dimension"] = lambda: draw_per_dimension(data, title)
+    else:
+        plots["predictions"] = lambda: draw_agreement(data, title)
+        plots["surface" if data.c.shape[1] == 2 else "pairs"] = lambda: draw_inputs(data, title)
     return {name: figure for name, make in plots.items() if (figure := make()) is not None}

@@ -97,15 +97,15 @@ def rotation_profile(f: Tensor, c: Tensor, target: Rotation) -> tuple[Tensor, Te
 
 
 def compute_metrics(
-    prediction: Tensor, truth: Tensor, c: Tensor, target: Target
+    prediction: Tensor, truth: Tensor, c: Tensor, target: Target | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return every metric that is defined for the target: scalars (R,) and arrays (R, ...), by name.
 
     Args:
         prediction: predictions (R, K, M, D), K draws of x0.
         truth: the target's values (M, D).
-        c: where, (M, 1).
-        target: decides which geometric metrics there are.
+        c: where, (M, C).
+        target: decides which geometric metrics there are; None where it is not known.
     """
     prediction, truth, c = prediction.double().cpu(), truth.double().cpu(), c.double().cpu()
     scalars, arrays = pointwise_errors(prediction, truth), {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lightning_toys.errors import bounded, require
 from lightning_toys.flow_vs_regression import figures
-from lightning_toys.flow_vs_regression.baselines import baseline_predictions
-from lightning_toys.flow_vs_regression.data import InterpolationData
+from lightning_toys.flow_vs_regression.data import PointData, point_data
+from lightning_toys.flow_vs_regression.evaluation import Evaluation
+from lightning_toys.flow_vs_regression.figure_data import FigureData
 from lightning_toys.flow_vs_regression.metrics import compute_metrics
 from lightning_toys.flow_vs_regression.objectives import (
     MIP,
@@ -25,16 +26,27 @@ from lightning_toys.flow_vs_regression.objectives import (
     MIPForm,
     MIPOneStep,
     Mode,
+    Objective,
     Readout,
     Regression,
     StraightFlow,
     X0Distribution,
     make_objective,
 )
-from lightning_toys.flows import Solver, check_nfe
+from lightning_toys.flow_vs_regression.own import (
+    Architecture,
+    Metric,
+    check_architecture,
+    check_metrics,
+    check_objective,
+    from_hparam,
+    to_hparam,
+)
+from lightning_toys.flow_vs_regression.targets import Predict
+from lightning_toys.flow_vs_regression.units import Units, unfit_units
 from lightning_toys.manual_steps import ManualSteps, is_plain, is_plain_adamw, record_terms
 from lightning_toys.nets import ConditionalNet, Network
-from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
+from lightning_toys.training.configuration import as_dataclass, unused_flags
 from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.loader import Batch, Block, DrawnBlock
 from lightning_toys.training.module import ToyModule
@@ -46,44 +58,6 @@ CHUNK = 2**21  # activations of one layer that are evaluated at a time: 8 MiB, w
 GPU_CHUNK = 2**27  # on a GPU, 512 MiB: each chunk reads all weights anew
 
 
-@dataclass
-class Evaluation:
-    """How predictions are made and evaluated.
-
-    ``l1`` and ``l2`` are those of ``solver``, ``nfe`` and ``x0``; `test` evaluates ``test_solvers``, ``test_nfe`` and
-    ``test_x0`` too.
-
-    Args:
-        solver: ODE solver of flow.
-        nfe: network evaluations of flow and straight_flow.
-        x0: where a prediction starts: zeros, or ``draws`` Gaussian draws (the same for every mode and metric).
-        draws: Gaussian draws per point; validation within `fit` takes at most 8.
-        weights: ``raw``, ``ema`` (needs ``ema_decay``), or ``best`` on held-out training points (needs
-            ``data.holdout``).
-        test_solvers: solvers that `test` evaluates.
-        test_nfe: numbers of network evaluations that `test` evaluates.
-        test_x0: starts that `test` evaluates.
-
-    Raises:
-        ToyError: a value is not allowed.
-    """
-
-    solver: Solver = "euler"
-    nfe: int = 1
-    x0: X0Distribution = "zeros"
-    draws: int = 16
-    weights: Literal["raw", "ema", "best"] = "raw"
-    test_solvers: list[Solver] = field(default_factory=lambda: ["euler", "midpoint", "rk4", "dopri5"])
-    test_nfe: list[int] = field(default_factory=lambda: [1, 2, 4, 9])
-    test_x0: list[X0Distribution] = field(default_factory=lambda: ["zeros", "gaussian"])
-
-    def __post_init__(self) -> None:
-        check_nfe(self.solver, self.nfe)
-        bounded("--model.evaluation.draws", self.draws, 1)
-        for n in self.test_nfe:
-            check_nfe("euler", n, "--model.evaluation.test_nfe")
-
-
 class FlowVsRegression(ToyModule):
     """Learns c -> f(c) from a few points, by regression or by flow-like models, R replicas at once.
 
@@ -91,7 +65,7 @@ class FlowVsRegression(ToyModule):
         mode: the objective; see docs/flow_vs_regression.md for the equations.
         seeds: one seed a replica; replica r of many is the solo run with that seed.
         loss: ``l2`` trains on squared errors, ``l1`` on absolute ones.
-        network: the network.
+        network: the network; or an architecture of one's own.
         x0: distribution of x0 in training; by default zeros for regression and gaussian for the rest.
         lr: Adam's learning rate.
         weight_decay: decoupled weight decay.
@@ -103,6 +77,8 @@ class FlowVsRegression(ToyModule):
         evaluation: how predictions are read out.
         parallel: what several processes share out, the rows of each ``batch`` or the ``replicas``.
         compile: whether the loss is compiled (`torch.compile`): for GPUs; takes half a minute once.
+        objective: an objective of one's own, in the place of ``mode``.
+        metrics: metrics of one's own, beside the others.
 
     Raises:
         ToyError: a value is not allowed.
@@ -110,6 +86,7 @@ class FlowVsRegression(ToyModule):
     Example:
         Predictions of two replicas with their initial weights, at 5 points:
 
+        >>> from lightning_toys.flow_vs_regression import InterpolationData
         >>> module = FlowVsRegression("flow", seeds=[0, 1])
         >>> module.sizes = module.measure(InterpolationData())
         >>> module.configure_model()
@@ -128,7 +105,7 @@ class FlowVsRegression(ToyModule):
         mode: Mode = "regression",
         seeds: Sequence[int] = (0,),
         loss: Literal["l1", "l2"] = "l2",
-        network: Network | None = None,
+        network: Architecture | Network | None = None,
         x0: X0Distribution | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.0,
@@ -139,37 +116,58 @@ class FlowVsRegression(ToyModule):
         evaluation: Evaluation | None = None,
         parallel: Parallel = "batch",
         compile: bool = False,
+        objective: Objective | None = None,
+        metrics: list[Metric] | Metric | None = None,
     ) -> None:
         super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, parallel=parallel, compile=compile)
         self.mode, self.loss = mode, loss
         # a checkpoint's hyper-parameters are plain values: load_from_checkpoint hands dicts over
-        self.network = as_dataclass(Network, network)
+        self.network: Network | Architecture = (
+            network if isinstance(network, Architecture) else as_dataclass(Network, from_hparam(network, "network"))
+        )
         self.evaluation = as_dataclass(Evaluation, evaluation)
-        self.objective = make_objective(mode, t_star, mip_form)
+        own = from_hparam(objective, "objective")
+        self.objective = own if own is not None else make_objective(mode, t_star, mip_form)
+        if own is None:  # another is tried in :meth:`try_own`
+            self.evaluation.check_test_readouts(self.objective)
+        self.own_objective = own is not None
+        self.metrics = [] if metrics is None else metrics if isinstance(metrics, list) else [metrics]
         self.x0_distribution: X0Distribution = x0 if x0 is not None else self.objective.x0_distribution
         require(
             self.evaluation.weights != "ema" or ema_decay is not None,
             "--model.evaluation.weights: 'ema' needs --model.ema_decay",
         )
         self.save_hyperparameters(logger=False)
-        self.hparams.update({"network": asdict(self.network), "evaluation": asdict(self.evaluation)})
-        self.hparams["seeds"] = self.seeds
-        self.figure_data: figures.FigureData | None = None
+        net = self.network
+        self.hparams["network"] = to_hparam(net) if isinstance(net, Architecture) else asdict(net)
+        self.hparams.update(evaluation=asdict(self.evaluation), objective=None if own is None else to_hparam(own))
+        self.hparams.update(seeds=self.seeds, metrics=None)  # metrics are no part of what is loaded
+        self.figure_data: FigureData | None = None
         self.manual_steps: ManualSteps | None = None
 
     @property
-    def data(self) -> InterpolationData:
+    def data(self) -> PointData:
         """The data module that the Trainer runs with."""
-        return require_data(self.trainer.datamodule, InterpolationData)  # type: ignore[attr-defined]
+        return point_data(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    @property
+    def units(self) -> Units | None:
+        """What the network's inputs and outputs are scaled by; None where they are not."""
+        given = self.sizes.get("units")
+        return None if given is None else Units(**given)
 
     @property
     def label(self) -> str:
         """See :attr:`ToyModule.label`."""
-        return f"{self.mode} {self.network.kind}"
+        mode = type(self.objective).__name__ if self.own_objective else self.mode
+        net = self.network
+        return f"{mode} {type(net).__name__ if isinstance(net, Architecture) else net.kind}"
 
     def unused_settings(self) -> dict[str, str]:
         """See :meth:`ToyModule.unused_settings`."""
         out = super().unused_settings() | self.network.unused_settings(self.objective.with_time)
+        if self.own_objective:
+            return out | unused_flags("no --model.objective", "mode", "t_star", "mip_form")
         if self.mode not in ("mip", "mip_one_step"):
             out |= unused_flags("--model.mode mip or mip_one_step", "t_star")
         if self.mode != "mip":
@@ -182,12 +180,57 @@ class FlowVsRegression(ToyModule):
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
-        data = require_data(data, InterpolationData)
+        data = point_data(data)
         require(
             self.evaluation.weights != "best" or data.num_holdout > 0,
             "--model.evaluation.weights: 'best' needs --data.holdout > 0",
         )
-        return {"dim": data.target.dim, "batch_size": data.batch_size, "held": data.num_holdout}
+        self.metric_labels = {**type(self).metric_labels, **data.metric_labels}
+        self.try_own(data)
+        self.check_points(data)
+        return {
+            "dim": data.output_dim,
+            "condition_dim": data.condition_dim,
+            "batch_size": data.batch_size,
+            "held": data.num_holdout,
+            "units": None if data.units is None else data.units._asdict(),
+        }
+
+    def try_own(self, data: PointData) -> None:
+        """Hold classes of somebody's own to their contracts, before anything is trained."""
+        D, C, own = data.output_dim, data.condition_dim, self.own_objective
+        if isinstance(self.network, Architecture):
+            conditions = C + self.objective.extra_conditions
+            timed = bool(getattr(self.objective, "with_time", True))
+            check_architecture(self.network, self.seeds, D, conditions, timed)
+        if own:
+            check_objective(self.objective, self.network, self.evaluation, self.seeds, D, C)
+        if self.metrics:
+            c, truth = data.evaluation_points(8)
+            shipped, _ = compute_metrics(truth.expand(1, 1, -1, -1), truth, c, data.target)
+            check_metrics(self.metrics, list(shipped), truth, c)
+            self.headline = (*type(self).headline, *(m.name for m in self.metrics))
+
+    def check_points(self, data: PointData) -> None:
+        """Refuse so few evaluation points that a metric has none to be measured at."""
+        c, truth = data.evaluation_points(1000)
+        scalars, arrays = compute_metrics(truth.expand(1, 1, -1, -1), truth, c, data.target)
+        empty = [name for name, v in (scalars | arrays).items() if bool(v.isnan().any())]
+        words = (
+            f"{len(c)} points leave {' and '.join(empty)} without a value, at intervals or boundaries without a point"
+        )
+        require(not empty, f"--data.num_eval: {words}; give more")
+
+    def measured(
+        self, prediction: Tensor, truth: Tensor, c: Tensor, predict: Predict
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return :func:`compute_metrics`, with the target's and somebody's own metrics among the scalars."""
+        target = self.data.target
+        scalars, arrays = compute_metrics(prediction, truth, c, target)
+        if target is not None:
+            scalars |= target.extra_metrics(c, prediction, predict)
+        own = {m.name: m(prediction, truth, c) for m in self.metrics}
+        return scalars | {name: values.detach().double().cpu() for name, values in own.items()}, arrays
 
     @property
     def keeps_best(self) -> bool:
@@ -198,8 +241,26 @@ class FlowVsRegression(ToyModule):
         """Build the network for the data's dimensions."""
         dim, batch = self.sizes["dim"], self.sizes["batch_size"]
         self.x0_noise = NoiseStream(self.local_seeds, "x0", (batch, dim))
-        self.t_noise = NoiseStream(self.local_seeds, "t", (batch, 1), uniform)
-        return self.network.build(self.local_seeds, dim, 1, self.objective.with_time)
+        self.t_noise = NoiseStream(self.local_seeds, "t", (batch, self.objective.times), uniform)
+        conditions = self.condition_dim + self.objective.extra_conditions
+        return self.network.build(self.local_seeds, dim, conditions, self.objective.with_time)
+
+    @property
+    def condition_dim(self) -> int:
+        """The dimension of c; older checkpoints are of one."""
+        return int(self.sizes.get("condition_dim", 1))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`ToyModule.on_load_checkpoint`; weights keep the units that they were trained in."""
+        super().on_load_checkpoint(checkpoint)
+        self.sizes["units"] = checkpoint["toy"]["sizes"].get("units")
+
+    def extras_mismatch(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
+        """See :meth:`ToyModule.extras_mismatch`: units that are none, or, of a resumed run, those of other rows."""
+        given, mine = toy["sizes"].get("units"), self.sizes["units"]
+        if given != mine and resumes:
+            return "sizes.units are those of other training rows; go on with the rows that the run began with"
+        return unfit_units(given, self.condition_dim, self.sizes["dim"])
 
     # training
 
@@ -208,7 +269,7 @@ class FlowVsRegression(ToyModule):
         return self.compiled(self.losses)(*self.sample(batch, step), batch.total)
 
     def sample(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return a step's c (R, B, 1), x1 and x0 (R, B, D) and t (R, B, 1)."""
+        """Return a step's c (R, B, C), x1 and x0 (R, B, D) and t (R, B, 1)."""
         c, x1 = batch.columns
         rows = slice(batch.first, batch.first + x1.shape[1])
         x0 = self.x0_noise.at(step, x1)[:, rows] if self.x0_distribution == "gaussian" else torch.zeros_like(x1)
@@ -220,7 +281,7 @@ class FlowVsRegression(ToyModule):
         return self.objective.residuals(net, *self.sample(batch, step))
 
     def losses(self, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor, total: int) -> Tensor:
-        """Return each replica's loss (R,): sums over c (R, B, 1), x1 and x0 (R, B, D), t (R, B, 1), by ``total``."""
+        """Return each replica's loss (R,): sums over c (R, B, C), x1 and x0 (R, B, D), t (R, B, 1), by ``total``."""
         assert isinstance(self.net, ConditionalNet)
         norm = torch.square if self.loss == "l2" else torch.abs
         terms = [norm(r).sum((1, 2)) for r in self.objective.residuals(self.net, c, x1, x0, t)]
@@ -264,20 +325,32 @@ class FlowVsRegression(ToyModule):
         return torch.from_numpy(np.stack(rows))
 
     def predictions(self, net: ConditionalNet, readout: Readout, c: Tensor, x0: Tensor) -> Tensor:
-        """Return predictions (R, K, M, D) at c (R, M, 1) from x0 (R, K, M, D), computed in chunks of rows."""
-        like = next(net.parameters())
+        """Return predictions (R, K, M, D) at c (R, M, C) from x0 (R, K, M, D), computed in chunks of rows.
+
+        ``last_evaluations`` (R,) is left with the mean number of network evaluations of each replica's predictions,
+        where the readout counts them.
+        """
+        like, units = next(net.parameters()), self.units
         R, K, M, D = x0.shape
-        c_rows = c.to(like).unsqueeze(1).expand(R, K, M, 1).reshape(R, K * M, 1)
+        c = c if units is None else units.scaled_c(c)
+        c_rows = c.to(like).unsqueeze(1).expand(R, K, M, -1).reshape(R, K * M, -1)
         x_rows = x0.to(like).reshape(R, K * M, D)
-        size = max(1, (CHUNK if like.device.type == "cpu" else GPU_CHUNK) // (R * self.network.hidden))
-        out = [
-            readout.sample(net, a, b)
-            for a, b in zip(torch.split(c_rows, size, dim=1), torch.split(x_rows, size, dim=1), strict=True)
-        ]
-        return torch.cat(out, dim=1).reshape(R, K, M, D)
+        size = max(
+            1, (CHUNK if like.device.type == "cpu" else GPU_CHUNK) // (R * int(getattr(self.network, "hidden", 256)))
+        )
+        parts = list(zip(torch.split(c_rows, size, dim=1), torch.split(x_rows, size, dim=1), strict=True))
+        self.last_evaluations: Tensor | None = None
+        if readout.counted is None:
+            out = [readout.sample(net, a, b) for a, b in parts]
+        else:
+            found = [readout.counted(net, a, b) for a, b in parts]
+            out = [x for x, _ in found]
+            self.last_evaluations = torch.cat([n for _, n in found], dim=1).mean(1).double().cpu()
+        x = torch.cat(out, dim=1).reshape(R, K, M, D)
+        return x if units is None else units.unscaled_x(x)
 
     def forward(self, c: Tensor) -> Tensor:
-        """Predict f(c), one prediction per row and replica: c (M, 1) or (R, M, 1) to (R, M, D).
+        """Predict f(c), one prediction per row and replica: c (M, C) or (R, M, C) to (R, M, D).
 
         The readout, the weights and the start x0 are those of ``evaluation``. From Gaussian x0 a prediction is one
         sample, the first of those of :meth:`predict`: not their mean, which is no sample of a flow. Differentiable in
@@ -292,7 +365,7 @@ class FlowVsRegression(ToyModule):
     def predict(
         self, c: Tensor, draws: int | None = None, x0: X0Distribution | None = None, readout: Readout | None = None
     ) -> Tensor:
-        """Predict f(c) from several draws of x0, without gradients: c (M, 1) or (R, M, 1) to (R, K, M, D).
+        """Predict f(c) from several draws of x0, without gradients: c (M, C) or (R, M, C) to (R, K, M, D).
 
         What is left out is that of ``evaluation``, so that ``predict(c)`` on the grid is what `predict` writes.
 
@@ -313,7 +386,7 @@ class FlowVsRegression(ToyModule):
         """Return the predictions (R, K, M, D) of :meth:`predict`, with gradients."""
         require_built(self)
         bounded("draws", draws, 1)
-        c = with_replica_axis(c, len(self.seeds), (1,), "c")
+        c = with_replica_axis(c, len(self.seeds), (self.condition_dim,), "c")
         start = self.sample_x0(x0 or self.evaluation.x0, draws, c.shape[1], self.sizes["dim"])
         return self.predictions(self.evaluation_net, readout or self.configured_readout, c, start)
 
@@ -322,38 +395,43 @@ class FlowVsRegression(ToyModule):
         """The readout of ``evaluation``, whose errors are ``l1`` and ``l2``."""
         return self.objective.readout(self.evaluation.solver, self.evaluation.nfe)
 
-    def evaluate(self, c: Tensor, full: bool) -> Report:
-        """Evaluate the configured readout on the grid c (M, 1), and with ``full`` every other readout too."""
-        e, target = self.evaluation, self.data.target
-        truth = target(c)
+    def evaluate(self, c: Tensor, truth: Tensor, full: bool) -> Report:
+        """Evaluate the configured readout at c (M, C) against ``truth`` (M, D), with ``full`` every other too."""
+        e, data = self.evaluation, self.data
         readout = self.configured_readout
         draws = e.draws if full else min(e.draws, 8)
         prediction = self.predict(c, draws).cpu().double()
-        scalars, arrays = compute_metrics(prediction, truth, c, target)
-        scalars |= target.extra_metrics(c, prediction, partial(self.predict_anew, draws, readout, None))
+        counts = self.last_evaluations  # metrics that predict anew overwrite it
+        scalars, arrays = self.measured(prediction, truth, c, partial(self.predict_anew, draws, readout, None))
         metrics = {name: v.tolist() for name, v in scalars.items()}
+        if counts is not None:
+            metrics["evaluations"] = counts.tolist()
         if full:
             for distribution in e.test_x0:
                 for other in self.objective.readouts(e.test_solvers, e.test_nfe):
                     suffix = f"@{distribution}/{other.name}"
                     same = (distribution, other.name) == (e.x0, readout.name)
                     p = prediction if same else self.predict(c, draws, distribution, other).cpu().double()
-                    found, _ = compute_metrics(p, truth, c, target)
-                    found |= target.extra_metrics(c, p, partial(self.predict_anew, draws, other, distribution))
+                    if other.counted is not None and self.last_evaluations is not None:
+                        spent = metrics["evaluations"] if same else self.last_evaluations.tolist()
+                        metrics["evaluations" + suffix] = spent
+                    anew = partial(self.predict_anew, draws, other, distribution)
+                    found, _ = self.measured(p, truth, c, anew)
                     metrics.update({k + suffix: v.tolist() for k, v in found.items() if "_dim" not in k})
                     if p.shape[1] > 1:
                         metrics["spread" + suffix] = p.var(1).mean((1, 2)).sqrt().tolist()
         references: dict[str, dict[str, float]] = {}
-        rows = self.data.baselines(self.seeds, c)
+        rows = data.baselines(self.seeds, c)
         for name in rows[0]:
             values = [
-                compute_metrics(row[name], truth, c, target)[0]
-                | target.extra_metrics(c, row[name], partial(self.baseline_anew, r, name))
+                self.measured(row[name], truth, c, partial(self.baseline_anew, r, name))[0]
                 for r, row in enumerate(rows)
             ]
             references[name] = {k: float(np.mean([s[k].item() for s in values])) for k in values[0]}
-        points = self.data.points(self.seeds)
-        self.figure_data = figures.FigureData(c, truth, prediction, points.c[0], points.x1[0], rows[0], target, arrays)
+        points, names = data.points(self.seeds[:1]), (data.condition_names, data.output_names)
+        self.figure_data = FigureData(
+            c, truth, prediction, points.c[0], points.x1[0], rows[0], data.target, arrays, *names
+        )
         means = {k: v.mean(0).tolist() for k, v in arrays.items()}
         return Report(self.seeds, metrics, references, means)
 
@@ -365,14 +443,13 @@ class FlowVsRegression(ToyModule):
 
     def baseline_anew(self, r: int, name: str, c: Tensor, law: X0Distribution | None) -> Tensor:
         """Return the prediction (1, 1, M, D) of a baseline that learns replica r's points, at any c (M, 1)."""
-        points = self.data.points(self.seeds)
-        return baseline_predictions(points.c[r], points.x1[r], c, self.data.noise)[name]
+        return self.data.baseline_rows(self.seeds[r : r + 1], c)[0][name]
 
     def validation_step(self, grid: Tensor, batch_idx: int) -> None:
         """Evaluate the configured readout on the grid (at most 1000 points) and on held-out points."""
         if self.keeps_best:
             self.evaluate_holdout()
-        report = self.evaluate(self.data.grid(1000), full=False)
+        report = self.evaluate(*self.data.evaluation_points(1000), full=False)
         self.last_report = report
         self.write_evaluation(report)
 
@@ -393,14 +470,14 @@ class FlowVsRegression(ToyModule):
 
     def test_step(self, grid: Tensor, batch_idx: int) -> None:
         """Evaluate every readout on the whole grid."""
-        report = self.evaluate(self.data.grid(), full=True)
+        report = self.evaluate(*self.data.evaluation_points(), full=True)
         self.last_report = report
         self.write_scalars({f"test/{k}": torch.tensor(report.metrics[k]) for k in ("l1", "l2")}, self.loaded_step)
 
     def predict_step(self, grid: Tensor, batch_idx: int) -> dict[str, Tensor]:
-        """Return ``c`` (M, 1), ``truth`` (M, D) and the ``prediction`` of :meth:`predict` (R, K, M, D), float64."""
-        c = self.data.grid()
-        return {"c": c, "truth": self.data.target(c), "prediction": self.predict(c).cpu().double()}
+        """Return ``c`` (M, C), ``truth`` (M, D) and the ``prediction`` of :meth:`predict` (R, K, M, D), float64."""
+        c, truth = self.data.evaluation_points()
+        return {"c": c, "truth": truth, "prediction": self.predict(c).cpu().double()}
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""

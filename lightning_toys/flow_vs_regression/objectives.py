@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_toys.errors import did_you_mean, require
-from lightning_toys.flows import EVALUATIONS_PER_STEP, Solver, integrate, interpolate, straight_step
+from lightning_toys.flows import EVALUATIONS_PER_STEP, Solver, integrate, integrate_rows, interpolate, straight_step
 from lightning_toys.nets import ConditionalNet
 
 X0Distribution = Literal["zeros", "gaussian"]
@@ -29,11 +29,14 @@ class Readout:
 
     Attributes:
         name: as in the metrics' names, ``euler-9`` in ``l2@zeros/euler-9``.
-        sample: (net, c (R, B, 1), x0 (R, B, D)) to the prediction of x1 (R, B, D).
+        sample: (net, c (R, B, C), x0 (R, B, D)) to the prediction of x1 (R, B, D).
+        counted: the same, with the evaluations of the network that each prediction took, (R, B); None where they are
+            the same for all.
     """
 
     name: str
     sample: Callable[[ConditionalNet, Tensor, Tensor], Tensor]
+    counted: Callable[[ConditionalNet, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 def expand_time(x: Tensor, t: Tensor | float) -> Tensor:
@@ -42,7 +45,10 @@ def expand_time(x: Tensor, t: Tensor | float) -> Tensor:
 
 
 class Objective:
-    """A training objective.
+    """A training objective; of somebody's own, ``--model.objective mine.XPrediction``.
+
+    A subclass sets ``with_time`` and gives :meth:`residuals` and :meth:`readout`. All tensors keep the replica axis,
+    the first.
 
     Attributes:
         with_time: whether the network is given t.
@@ -67,8 +73,12 @@ class Objective:
         raise NotImplementedError
 
     def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
-        """Return every readout of one checkpoint, for all solvers and numbers of function evaluations."""
-        raise NotImplementedError
+        """Return every readout of one checkpoint, for all solvers and numbers of function evaluations.
+
+        By default :meth:`readout` for each solver and number that it can spend, each name once.
+        """
+        pairs = [(s, n) for s in solvers for n in nfes if n % EVALUATIONS_PER_STEP.get(s, 1) == 0]
+        return list({way.name: way for way in (self.readout(s, n) for s, n in pairs)}.values())
 
 
 class Regression(Objective):
@@ -106,7 +116,12 @@ class Flow(Objective):
         def sample(net: ConditionalNet, c: Tensor, x0: Tensor) -> Tensor:
             return integrate(lambda t, x: net(x, c, expand_time(x, t)), x0, solver, nfe)
 
-        return Readout("dopri5" if solver == "dopri5" else f"{solver}-{nfe}", sample)
+        def counted(net: ConditionalNet, c: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+            return integrate_rows(lambda t, x: net(x, c, t), x0)
+
+        if solver == "dopri5":
+            return Readout("dopri5", lambda net, c, x0: counted(net, c, x0)[0], counted)
+        return Readout(f"{solver}-{nfe}", sample)
 
     def readouts(self, solvers: Sequence[Solver], nfes: Sequence[int]) -> list[Readout]:
         """See :meth:`Objective.readouts`; an nfe that a solver cannot spend exactly is left out for it."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_toys.errors import NonFiniteError, did_you_mean, require
-from lightning_toys.stats import mean_ci
+from lightning_toys.stats import geometric_ci, mean_ci
 from lightning_toys.training.files import set_aside, write_atomic
 
 PACKAGES = ("lightning-toys", "torch", "lightning", "torchdiffeq", "numpy", "scipy", "scikit-learn", "matplotlib")
@@ -140,9 +140,13 @@ def git_state() -> dict[str, Any] | None:
 
 
 def summarise(values: Sequence[float]) -> dict[str, Any]:
-    """Return {"values", "mean", "ci95"} of one metric."""
+    """Return {"values", "mean", "ci95"} of one metric; of positive values "geometric_mean", "geometric_ci95"."""
     estimate = mean_ci(values)
-    return {"values": list(values), "mean": estimate.mean, "ci95": [estimate.lo, estimate.hi]}
+    out = {"values": list(values), "mean": estimate.mean, "ci95": [estimate.lo, estimate.hi]}
+    geometric = geometric_ci(values)
+    if geometric is not None:
+        out |= {"geometric_mean": geometric.mean, "geometric_ci95": [geometric.lo, geometric.hi]}
+    return out
 
 
 def write_results(

@@ -143,6 +143,24 @@ def chosen_in(content: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple
             yield inner, value
 
 
+def owners_named(files: Mapping[str, Any], given: Mapping[str, str | None]) -> list[str]:
+    """Return flags that name again somebody's class that a file chose, where the line gives a setting of it.
+
+    ``-c siren.yaml --model.network.hidden 9``: without its class, a setting that a shipped network has too would choose
+    the shipped one.
+    """
+    words: dict[str, str] = {}
+    for flag in given:
+        owner = flag.rpartition(".")[0]
+        if not owner.startswith(("--model.", "--data.")) or owner in given:
+            continue
+        nodes = (node_at(content, tuple(owner[2:].split("."))) for content in files.values())
+        kinds = [kind for node in nodes if node and (kind := class_of(node[0][node[1]]))]
+        if kinds and CLASS.fullmatch(kinds[-1]) and not kinds[-1].startswith(("lightning.", "lightning_toys.")):
+            words[owner] = kinds[-1]
+    return [word for pair in words.items() for word in pair]
+
+
 def without_replaced(
     files: Mapping[str, dict[str, Any]], given: Mapping[str, str | None]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -168,6 +186,10 @@ def without_replaced(
                 continue
             above, key = found
             old, settings = class_of(above[key]), above[key].get("init_args") if isinstance(above[key], dict) else None
+            if isinstance(above[key], dict) and above[key] and not above[key].keys() & {"class_path", "init_args"}:
+                dropped = ", ".join(map(str, above.pop(key)))  # options, which a class of somebody's own replaces
+                said.append(f"{who} {kind}: the settings of {key} in {name} are dropped: {dropped}")
+                continue
             if old is None or same_class(old, kind) or not settings:
                 continue
             above[key] = {"class_path": old}

@@ -23,7 +23,7 @@ from lightning_toys.commands.trainer.arguments import (
     split_configs,
 )
 from lightning_toys.commands.trainer.classes import experiment_class
-from lightning_toys.commands.trainer.own_classes import check_class_paths, renewed, without_replaced
+from lightning_toys.commands.trainer.own_classes import check_class_paths, owners_named, renewed, without_replaced
 from lightning_toys.commands.trainer.parser import Refused, ToyParser
 from lightning_toys.errors import NothingToTrainError, ToyError, is_disk_full, note, process_rank, run_folder_error
 from lightning_toys.training.callbacks import RescueCheckpoint
@@ -112,7 +112,7 @@ class SettingsCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse flags over the checkpoint's settings over the files, and choose the run folder."""
         verb, stacked = self.words[0], self.stacked
-        rest = settle_length(self.rest)
+        rest = settle_length([*owners_named(ToyParser.files, flags(self.rest)), *self.rest])
         ToyParser.command = rest
         self.config = parse(parser, [verb, *stacked, *rest])
         settings = self.config[verb]

@@ -1,0 +1,156 @@
+"""Columns of numbers out of a CSV or npz file; a file that does not fit is told of in one line."""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lightning_toys.errors import MOST, ToyError, did_you_mean, one_line, require
+
+MOST_BYTES = 2**31  # of a file
+DELIMITERS = ",;\t"
+MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
+
+
+def number(word: str) -> float | None:
+    """Return the number that a CSV's cell holds; None where it is none."""
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def is_missing(word: str) -> bool:
+    """Whether a CSV's cell says that there is no value."""
+    return word.strip().lower() in MISSING
+
+
+def read_columns(path: str, names: Sequence[str], flag: str = "--data.path") -> np.ndarray:
+    """Return columns of a table (N, len(names)), float64, all finite.
+
+    Args:
+        path: a ``.csv`` (also ``.tsv``, ``.txt``; with a header, separated by commas, semicolons or tabs) or
+            ``.npz`` file (an array (N,) for each name).
+        names: of the columns, in the order in which they are wanted.
+        flag: that named the file.
+
+    Raises:
+        ToyError: names the file, the column, the row (of a CSV: its line) and what is wrong there.
+    """
+    file = Path(path)
+    require(file.exists(), f"{flag}: no file {path!r}")
+    require(file.is_file(), f"{flag}: {path!r} is no file")
+    size = file.stat().st_size
+    require(size <= MOST_BYTES, f"{flag}: {path!r} has {size} bytes; give at most {MOST_BYTES}")
+    kinds: dict[str, Callable[[Path, Sequence[str], str], np.ndarray]] = {
+        ".csv": read_csv_columns,
+        ".tsv": read_csv_columns,
+        ".txt": read_csv_columns,
+        ".npz": read_npz_columns,
+    }
+    suffix = file.suffix.lower()
+    require(suffix in kinds, f"{flag}: {path!r} is not allowed; give a file of the kind {', '.join(kinds)}")
+    try:
+        table = kinds[suffix](file, names, flag)
+    except OSError as error:
+        raise ToyError(f"{flag}: {path!r} cannot be read ({error.strerror or one_line(error)})") from None
+    require(table.shape[0] > 0, f"{flag}: {path!r} has no rows")
+    require(table.size <= MOST, f"{flag}: {path!r} has {table.size} numbers in these columns; give at most {MOST}")
+    # of a CSV they are told of by line; here rows count from 0
+    for column, name in zip(table.T, names, strict=True):
+        wrong = np.flatnonzero(~np.isfinite(column))
+        where = f"row {wrong[0]}" if wrong.size else ""
+        require(not wrong.size, f"{flag}: {path!r}, column {name!r}, {where}: missing or not finite; drop such rows")
+    return table
+
+
+def check_names(found: Sequence[str], names: Sequence[str], path: Path, flag: str) -> None:
+    """Refuse columns that a file has not, or more than once.
+
+    Raises:
+        ToyError: names the column, and those that there are.
+    """
+    for name in names:
+        listed = ", ".join(found[:20]) + (", ..." if len(found) > 20 else "")
+        hint = did_you_mean(name, found)
+        require(name in found, f"{flag}: {str(path)!r} has no column {name!r}, but {listed}{hint}")
+        require(found.count(name) == 1, f"{flag}: {str(path)!r} has {found.count(name)} columns {name!r}; rename one")
+
+
+def read_csv_columns(path: Path, names: Sequence[str], flag: str) -> np.ndarray:
+    """Return columns of a CSV with a header, see :func:`read_columns`."""
+    where = f"{flag}: {str(path)!r}"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            first = file.readline()
+            require(bool(first.strip()), f"{where} has no header: its first line is empty")
+            delimiter = max(DELIMITERS, key=first.count)
+            header = [word.strip() for word in next(csv.reader([first], delimiter=delimiter))]
+            bare = all(number(word) is not None for word in header)
+            require(
+                not bare, f"{where} has no header: its first line is {first.strip()[:40]!r}; name the columns there"
+            )
+            check_names(header, names, path, flag)
+            at = [header.index(name) for name in names]
+            rows = csv.reader(file, delimiter=delimiter)
+            table = [csv_row(row, at, names, f"{where}, line {rows.line_num + 1}", len(header)) for row in rows if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ToyError(f"{where} is no CSV in UTF-8: {one_line(error)}") from None
+    return np.array(table, dtype=np.float64).reshape(-1, len(names))
+
+
+def csv_row(row: Sequence[str], at: Sequence[int], names: Sequence[str], where: str, width: int) -> list[float]:
+    """Return some cells of a row as numbers, all finite.
+
+    Args:
+        row: of a CSV.
+        at: where the cells are.
+        names: of their columns, for the error.
+        where: file and line, for the error.
+        width: cells of the header.
+
+    Raises:
+        ToyError: the row has another length, or a cell is missing or no finite number.
+    """
+    require(len(row) == width, f"{where}: {len(row)} cells, where the header has {width}")
+    values = []
+    for i, name in zip(at, names, strict=True):
+        word = row[i]
+        missing = is_missing(word)
+        require(not missing, f"{where}, column {name!r}: the value is missing ({word!r}); drop such rows, or fill them")
+        value = number(word)
+        if value is None or not np.isfinite(value):
+            raise ToyError(f"{where}, column {name!r}: {word[:40]!r} is no finite number")
+        values.append(value)
+    return values
+
+
+def stacked(columns: Sequence[np.ndarray], names: Sequence[str], where: str) -> np.ndarray:
+    """Return columns side by side, float64.
+
+    Raises:
+        ToyError: one is no list of numbers, or they differ in length.
+    """
+    for name, column in zip(names, columns, strict=True):
+        kind = f"shape {column.shape} of {column.dtype}"
+        fits = column.ndim == 1 and column.dtype.kind in "fiub"
+        require(fits, f"{where}, column {name!r}: {kind} is not allowed; give numbers (N,)")
+        rows = len(columns[0])
+        same = len(column) == rows
+        require(same, f"{where}: column {name!r} has {len(column)} rows, {names[0]!r} has {rows}")
+    return np.stack([column.astype(np.float64) for column in columns], axis=1)
+
+
+def read_npz_columns(path: Path, names: Sequence[str], flag: str) -> np.ndarray:
+    """Return columns of an npz file, an array (N,) each, see :func:`read_columns`; nothing in it is unpickled."""
+    where = f"{flag}: {str(path)!r}"
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            check_names(list(file.files), names, path, flag)
+            return stacked([file[name] for name in names], names, where)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ToyError(f"{where} is no npz file of numbers: {one_line(error)}") from None
