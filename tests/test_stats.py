@@ -68,6 +68,16 @@ def test_paired_difference_is_scipys() -> None:
     assert found.estimate.mean == pytest.approx((a - b).mean())
 
 
+def test_differences_that_are_one_number_up_to_rounding() -> None:
+    """No warning of lost precision, and the p-value of an exactly constant difference."""
+    a, b = {0: 0.0, 1: 0.0}, {0: 0.05, 1: float(np.nextafter(0.05, 0))}
+    found, exact = paired_difference(a, b), paired_difference(a, {0: 0.05, 1: 0.05})
+    assert found is not None
+    assert exact is not None
+    assert found.p_value == exact.p_value
+    assert found.estimate.mean == pytest.approx(-0.05)
+
+
 def test_paired_difference_pairs_by_seed() -> None:
     a, b = {7: 1.0, 3: 2.0, 5: 4.0, 9: 100.0}, {3: 1.0, 5: 2.0, 7: 0.5, 8: -100.0}
     found = paired_difference(a, b)
