@@ -115,7 +115,8 @@ def paired_difference(a: dict[int, float], b: dict[int, float], level: float = 0
     e = mean_ci(d, level)
     estimate = Estimate(e.mean * scale, e.lo * scale, e.hi * scale, e.n)
     spread = float(d.std(ddof=1))
-    if spread <= 1e-12 * float(np.abs(d).max()):  # differences that are one number up to rounding  # equal everywhere, or shifted by a constant: the t statistic is 0/0 or infinite
+    if spread <= 1e-12 * float(np.abs(d).max()):
+        # equal everywhere, or shifted by a constant, up to rounding: the t statistic is 0/0, infinite or noise
         return PairedDifference(estimate, 1.0 if estimate.mean == 0.0 else 0.0)
     return PairedDifference(estimate, float(scipy_stats.ttest_1samp(d, 0.0).pvalue))
 
