@@ -109,6 +109,9 @@ class ToysCLI(SettingsCLI):
         step = self.checkpoint["global_step"] if self.checkpoint is not None else None
         table = MetricsCSV(self.run.path, resume_step=step if self.subcommand == "fit" else None)
         if given is None or given is True:
+            hparams = self.run.path / TensorBoardLogger.NAME_HPARAMS_FILE
+            if os.path.lexists(hparams) and not hparams.is_file():  # Lightning would wait for a FIFO's reader
+                set_aside(hparams)
             board = TensorBoardLogger(
                 self.run.root,
                 name=f"{self.run.experiment}/{self.run.variant}",
