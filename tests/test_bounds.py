@@ -26,7 +26,9 @@ NEEDED: dict[str, dict[str, Any]] = {  # what a class cannot be made without
     "FlowVsRegression": {"mode": "flow", "seeds": [0]},
     "Mixture": {"means": [[0.0, 0.0]], "stds": 0.1},
     "WordProblemData": {"tokens": "."},
+    "Reflow": {"teacher": "none"},
 }
+GIVEN = ("Problem",)  # what the program hands over, no setting
 MAY_BE_NEGATIVE = {("every_n_train_steps", -1)}
 
 
@@ -58,7 +60,8 @@ def classes() -> Iterator[type]:
         seen.add(kind)
         yield kind
         for annotation in typing.get_type_hints(kind.__init__).values():
-            todo += [k for k in kinds_in(annotation) if dataclasses.is_dataclass(k)]
+            found = (k for k in kinds_in(annotation) if dataclasses.is_dataclass(k))
+            todo += [k for k in found if k.__name__ not in GIVEN]
 
 
 def settings() -> Iterator[tuple[type, str, Any]]:

@@ -119,6 +119,7 @@ class Shortcut(FlowMap):
 
     def __init__(self, share: float = 0.25, steps: int = 128):
         bounded("--model.objective.share", share, 0.0, 1.0)
+        bounded("--model.objective.steps", steps, 2)
         require(
             steps >= 2 and steps & (steps - 1) == 0,
             f"--model.objective.steps: {steps} is not allowed; give a power of two, at least 2",

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import bounded, require
+from lightning_toys.errors import require
 from lightning_toys.flow_vs_regression.module import FlowVsRegression
 from lightning_toys.flow_vs_regression.objectives import Flow
 from lightning_toys.flows import Solver, check_nfe, integrate
@@ -30,9 +30,8 @@ class Reflow(Flow):
 
     def __init__(self, teacher: str, solver: Solver = "rk4", nfe: int = 64):
         flag = "--model.objective.teacher"
-        require(Path(teacher).is_file(), f"{flag}: {teacher!r} is no file; give the checkpoint of a flow")
-        bounded("--model.objective.nfe", nfe, 1)
         check_nfe(solver, nfe, "--model.objective.nfe")
+        require(Path(teacher).is_file(), f"{flag}: {teacher!r} is no file; give the checkpoint of a flow")
         self.teacher, self.solver, self.steps = teacher, solver, nfe
         self.net: ConditionalNet | None = None
 
@@ -43,7 +42,7 @@ class Reflow(Flow):
             ToyError: it has another number of replicas, or is no flow.
         """
         if self.net is None:
-            module = FlowVsRegression.load_from_checkpoint(self.teacher)
+            module = FlowVsRegression.load_from_checkpoint(self.teacher, weights_only=True)
             flag = "--model.objective.teacher"
             require(isinstance(module.objective, Flow), f"{flag}: {self.teacher} was trained as {module.mode}, no flow")
             require(

@@ -384,6 +384,8 @@ class Objective:
         Raises:
             ToyError: tokens of one response differ in it.
         """
+        if not batch.lengths:  # the only prompt's responses were left out
+            return torch.zeros(0, width, dtype=torch.float64)
         lengths = torch.tensor(batch.lengths).unsqueeze(1)
         whole = max(width, 1, *batch.lengths)
         mask = (torch.arange(whole).unsqueeze(0) < lengths).double()

@@ -30,11 +30,14 @@ LIGHTNINGS = re.compile(
     r"|\S*setup\.py:\d+: GPU available but not used\..*"
 )
 CALLBACK = re.compile(r"UpdateEntropyCallback: \d+ looks of [\d.]+ s, \d+% of the training's \d+ s")
+OFF_TARGET = re.compile(
+    r"warning: schedule LateRamp does not end at the target .*"
+)  # of mirror_descent's script, on purpose
 JUPYTERS = re.compile(r".*TqdmWarning: IProgress not found.*|  from \.autonotebook import tqdm as notebook_tqdm")
 
 
 def unexpected(stderr: str) -> list[str]:
-    known = (LIGHTNINGS, CALLBACK, JUPYTERS)
+    known = (LIGHTNINGS, CALLBACK, JUPYTERS, OFF_TARGET)
     return [line for line in stderr.splitlines() if line and not any(p.fullmatch(line) for p in known)]
 
 

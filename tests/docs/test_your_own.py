@@ -24,7 +24,7 @@ def test_the_page_does_what_it_says(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     first, own = blocks("sh")
-    target, script = blocks("python")
+    target, script, *_ = blocks("python")  # the others have tests of their own
     (tmp_path / "my_targets.py").write_text(target)
     commands = [shlex.split(line) for line in (first + own).splitlines()]
     assert [c[:2] for c in commands[:5]] == [["lightning-toys", v] for v in ("new", "fit", "test", "sweep", "compare")]

@@ -265,7 +265,7 @@ def test_a_report_has_each_published_metric_beside_the_right_one(monkeypatch: py
     module.sizes = module.measure(data)
     module.configure_model()
     monkeypatch.setattr(FlowVsRegression, "data", data)
-    report = module.evaluate(data.grid(), full=True)
+    report = module.evaluate(*data.evaluation_points(), full=True)
     m = report.metrics
     own = ["published_subspace_diagonal", "published_subspace_off_diagonal", "published_boundary"]
     for name in own:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -55,9 +57,9 @@ def test_steps_are_taken_so(flags: tuple[str, ...], runner: Runner, monkeypatch:
     found: list[bool] = []
     finish = FlowVsRegression.finish_block
 
-    def seen(self: FlowVsRegression, block: Block | DrawnBlock, losses: torch.Tensor) -> None:
+    def seen(self: FlowVsRegression, block: Block | DrawnBlock, losses: torch.Tensor, *more: Any) -> None:
         found.append(flushes_denormals())
-        finish(self, block, losses)
+        finish(self, block, losses, *more)
 
     monkeypatch.setattr(FlowVsRegression, "finish_block", seen)
     runner.ok("fit", "flow", "--trainer.max_steps", "2", *flags)

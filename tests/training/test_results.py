@@ -50,7 +50,12 @@ def test_to_json() -> None:
 def test_summarise() -> None:
     found = summarise([1.0, 3.0])
     half = math.tan(0.475 * math.pi)
-    assert found == {"values": [1.0, 3.0], "mean": 2.0, "ci95": [pytest.approx(2 - half), pytest.approx(2 + half)]}
+    plain = {k: v for k, v in found.items() if "geometric" not in k}
+    assert plain == {"values": [1.0, 3.0], "mean": 2.0, "ci95": [pytest.approx(2 - half), pytest.approx(2 + half)]}
+    assert found["geometric_mean"] == pytest.approx(math.sqrt(3))
+    ends = [math.sqrt(3) * 3 ** (side * half / 2) for side in (-1, 1)]
+    assert found["geometric_ci95"] == pytest.approx(ends)
+    assert "geometric_mean" not in summarise([0.0, 3.0])
     assert to_json(summarise([1.0]))["ci95"] == [None, None]
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import yaml
@@ -30,10 +31,29 @@ def class_names() -> set[str]:
     """Return the names of the classes that a flag can name by its short name: what the experiments export."""
     bases = (LightningModule, LightningDataModule, Callback, Logger)
     names = {c.__name__ for base in bases for c in all_subclasses(base)}
-    for name, module in list(sys.modules.items()):
-        if name.startswith("lightning_toys.") and name.count(".") == 1:
-            names |= set(getattr(module, "__all__", ()))
+    for module in experiments():
+        names |= set(getattr(module, "__all__", ()))
     return {n for n in names if not n.startswith("_")}
+
+
+def fitting(names: set[str], message: str) -> set[str]:
+    """Return those names of exported classes that have a base which a message of jsonargparse asks for; all if none."""
+    bases = tuple(defined_class(path) for path in re.findall(r"<class '(lightning_toys[\w.]+)'>", message))
+    exported = {n: getattr(m, n, None) for m in experiments() for n in names & set(getattr(m, "__all__", ()))}
+    found = {n for n, kind in exported.items() if isinstance(kind, type) and bases and issubclass(kind, bases)}
+    return found or names
+
+
+def experiments() -> list[ModuleType]:
+    """Return the experiments' packages that are imported."""
+    return [m for name, m in list(sys.modules.items()) if name.startswith("lightning_toys.") and name.count(".") == 1]
+
+
+def defined_class(path: str) -> type:
+    """Return an imported class by its path."""
+    module, _, name = path.rpartition(".")
+    found: type = getattr(sys.modules[module], name)
+    return found
 
 
 def option_names(parser: LightningArgumentParser) -> set[str]:
@@ -180,7 +200,7 @@ def reason(message: str, command: Sequence[str], parser: LightningArgumentParser
     if m := re.search(r"Expected a dot import path string: (\S+)", message):
         own = defined_here(m[1]) if m[1].isidentifier() else ""
         own = own or (m[1].replace(":", ".") if ":" in m[1] else "")
-        hint = f"; did you mean {own!r}?" if own else suggest(m[1], class_names())
+        hint = f"; did you mean {own!r}?" if own else suggest(m[1], fitting(class_names(), message))
         return f"{flag_for(key, m[1], given)}: no class {m[1]!r}{hint}"
     if m := re.search(r"typing\.Literal\[(.*?)\]\. Got value: (.*)", message):
         options = [o.strip().strip("'\"") for o in m[1].split(",")]
