@@ -178,7 +178,11 @@ def test_each_experiment_has_a_script_and_a_notebook() -> None:
     assert {p.stem for p in FOLDER.glob("*.ipynb")} == set(EXPERIMENTS)
 
 
-SLOW_SCRIPTS = ("generative_policy", "update_entropy")  # half of all scripts' time; the others are run in the gate
+SLOW_SCRIPTS = (
+    "bilevel",
+    "generative_policy",
+    "update_entropy",
+)  # most of all scripts' time; the others are run in the gate
 ALL_SCRIPTS = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW_SCRIPTS else []) for n in CHECKS]
 
 
@@ -234,8 +238,8 @@ def test_notebooks_are_tidy(name: str) -> None:
     assert {"image/png", "text/markdown"} <= set(kinds)
 
 
-# in the gate the quickest is run; the scripts, which do much the same, are there for all
-RUN = [n if n == "mirror_descent" else pytest.param(n, marks=pytest.mark.slow) for n in EXPERIMENTS]
+# the scripts do much the same, and two of them are run in the gate
+RUN = [pytest.param(n, marks=pytest.mark.slow) for n in EXPERIMENTS]
 
 
 @pytest.mark.parametrize("name", RUN)

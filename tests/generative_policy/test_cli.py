@@ -152,6 +152,7 @@ def test_plain_metrics_are_those_of_the_first_nfe(policies: Runner) -> None:
     assert {"tv@euler-4", "tv@dopri5"} <= metrics.keys()
 
 
+@pytest.mark.slow
 def test_gaussian_settles_on_one_mode(policies: Runner) -> None:
     """Theory: the reverse KL ends at -log w of the mode that the seed falls into."""
     flags = ("--model.seeds", "[0,1,2,3,4,5,6,7]", "--trainer.max_steps", "4000", "--model.lr_decay", "cosine")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lightning_toys.mirror_descent import sample_figures
 from tests.conftest import Runner
 
 SMALL = (
@@ -41,7 +42,8 @@ def results(runner: Runner, *flags: str, name: str = "version_0") -> dict[str, A
     return loaded
 
 
-def test_outputs(mirror: Runner) -> None:
+def test_outputs(mirror: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_figures, "FRAMES", 3)  # each costs a tenth of a second
     flags = ("--model.samplers", "[pc_mala,gibbs,sde_poe]", "--figures.enabled", "true", "--figures.dpi", "30")
     err = mirror.ok("test", "analytic", *flags, "--model.sweep_max_refresh", "1", "--model.sweep_chains", "200", *(
         "--model.gif", "true", "--model.settings.K", "5", "--model.settings.mcmc_steps", "40"))  # fmt: skip

@@ -97,6 +97,7 @@ def test_a_search_whose_driver_is_killed_goes_on(runner: Runner, tmp_path: Path)
     assert line.count("--model.seeds") == 1
 
 
+@pytest.mark.slow  # a pruned trial is in the gate
 def test_trials_that_blow_up_are_told_as_failed(runner: Runner, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--search.model.lr", "{choices: [1e30, 1e-3]}", "--search.metric", "l2", "--trainer.max_steps", "60")
     flags += ("--search.direction", "maximize", "--search.trials", "4", "--model.seeds", "[0]", "--run.variant", "a")
