@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -163,7 +164,25 @@ def process_rank() -> int:
     return 0
 
 
+HELD: list[list[str]] = []  # what is to be said at the end of each :func:`notes_held` that is under way
+
+
+@contextmanager
+def notes_held() -> Iterator[None]:
+    """Say what a block notes at its end, or nothing if it ends with an error: a refusal is one line."""
+    HELD.append([])
+    try:
+        yield
+    except BaseException:
+        HELD.pop()
+        raise
+    for message in HELD.pop():
+        note(message)
+
+
 def note(message: str) -> None:
     """Say something to the user, once: on standard error, from the first process only."""
-    if process_rank() == 0:
+    if HELD:
+        HELD[-1].append(message)
+    elif process_rank() == 0:
         print(message, file=sys.stderr, flush=True)

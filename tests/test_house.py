@@ -171,6 +171,7 @@ def test_a_training_does_not_import_transformers(tmp_path: Path) -> None:
     assert "lightning" in shown
 
 
+@pytest.mark.slow
 def test_what_was_imported_is_left_out_of_collections(tmp_path: Path) -> None:
     """Garbage is collected again after the imports; a process that has Lightning already freezes nothing."""
     script = (

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lightning_toys.errors import note, require
+from lightning_toys.errors import note, notes_held, require
 from lightning_toys.training.checkpoint_format import unlike
 from lightning_toys.training.configuration import require_data
 from lightning_toys.training.denormals import denormals_flushed
@@ -112,8 +112,10 @@ class PolicyModule(PolicyInference):
         """
         if self.backbone is None:
             return self.policy.build(seed, self.sizes["vocabulary"], self.sizes["positions"])
-        model = load_backbone(resolve_backbone(self.backbone), torch.get_default_dtype())
-        adapted = self.policy.with_adapter(model, seed) if self.adapter is None else load_adapter(model, self.adapter)
+        with notes_held():
+            model = load_backbone(resolve_backbone(self.backbone), torch.get_default_dtype())
+            given = self.adapter
+            adapted = self.policy.with_adapter(model, seed) if given is None else load_adapter(model, given)
         return adapted.train()  # as a Trainer expects of every module
 
     def network_mismatch(self, checkpoint: dict[str, Any], net: nn.Module) -> str | None:

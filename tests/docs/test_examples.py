@@ -178,11 +178,8 @@ def test_each_experiment_has_a_script_and_a_notebook() -> None:
     assert {p.stem for p in FOLDER.glob("*.ipynb")} == set(EXPERIMENTS)
 
 
-SLOW_SCRIPTS = (
-    "bilevel",
-    "generative_policy",
-    "update_entropy",
-)  # most of all scripts' time; the others are run in the gate
+# most of all scripts' time; the other is run in the gate
+SLOW_SCRIPTS = ("bilevel", "flow_vs_regression", "generative_policy", "update_entropy")
 ALL_SCRIPTS = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW_SCRIPTS else []) for n in CHECKS]
 
 
@@ -238,7 +235,7 @@ def test_notebooks_are_tidy(name: str) -> None:
     assert {"image/png", "text/markdown"} <= set(kinds)
 
 
-# the scripts do much the same, and two of them are run in the gate
+# the scripts do much the same, and one of them is run in the gate
 RUN = [pytest.param(n, marks=pytest.mark.slow) for n in EXPERIMENTS]
 
 

@@ -50,11 +50,13 @@ def two(dim: int, std: float = 0.1) -> Mixture:
 @pytest.mark.parametrize(
     ("variant", "dim", "flags"),
     [
-        ("gaussian", 1, ("--figures.enabled", "true", "--figures.dpi", "20")),
+        pytest.param("gaussian", 1, ("--figures.enabled", "true", "--figures.dpi", "20"), marks=pytest.mark.slow),
         ("gaussian", 6, ("--model.parameters", "free")),
         ("meanflow", 1, ("--model.target_std", "0.05")),
         ("meanflow", 3, ("--model.target_std", "0.05", "--model.target_std_as", "deconvolved")),
-        ("meanflow", 6, ("--model.target_std", "0", "--data.coupling", "Independent")),
+        pytest.param(
+            "meanflow", 6, ("--model.target_std", "0", "--data.coupling", "Independent"), marks=pytest.mark.slow
+        ),
         ("flow", 3, ()),
     ],
 )

@@ -81,6 +81,7 @@ def from_checkpoint(path: Path, **options: Any) -> LearnedSampling:
     return module
 
 
+@pytest.mark.slow
 def test_loaded_module_has_the_numbers_of_the_run(mirror: Runner) -> None:
     mirror.ok("fit", "learned", *LEARNED)
     folder = mirror.folder("learned")
@@ -181,6 +182,7 @@ def test_after_fit_in_python(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_shapes_that_fit() -> None:
     module, x = untrained(), pairs(0, 6)
     score = module(x, 0.4)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_toys.mirror_descent import sample_figures
 from lightning_toys.mirror_descent.chain_runner import run_chains
 from lightning_toys.mirror_descent.energy import (
     EVALUATION_LEVELS,
@@ -245,7 +246,8 @@ def mirror(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Runner:
     return Runner(tmp_path / "logs", capsys, "mirror_descent", TINY)
 
 
-def test_outputs(mirror: Runner) -> None:
+def test_outputs(mirror: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_figures, "FRAMES", 3)  # each costs a tenth of a second
     mirror.ok("fit", "learned", "--trainer.max_steps", "20", "--trainer.val_check_interval", "10")
     err = mirror.ok("test", "learned", "--model.samplers", "[pc_mala,sde_dps]", "--model.gif", "true")
     folder = mirror.folder("learned")
@@ -313,6 +315,7 @@ def test_resume_is_bitwise(mirror: Runner) -> None:
         assert torch.equal(parts[name], whole[name]), name
 
 
+@pytest.mark.slow  # test_matrix.py has each precision in the gate
 def test_half_precision_leaves_the_score_out_of_autocast(mirror: Runner) -> None:
     """The loss takes small differences of scores, and so stays out of autocast: the same weights, bit for bit."""
     flags = ("--trainer.max_steps", "10", "--figures.enabled", "false", "--model.optimizer", "adamw")
@@ -381,6 +384,7 @@ def test_two_processes_are_one(mirror: Runner) -> None:
     assert json.loads(results.read_text())["metrics"] == alone["metrics"]
 
 
+@pytest.mark.slow  # test_matrix.py has each precision in the gate
 def test_double_precision(mirror: Runner) -> None:
     flags = ("--trainer.precision", "64-true", "--figures.enabled", "false", "--trainer.max_steps", "5")
     mirror.ok("fit", "learned", *flags)

@@ -191,6 +191,7 @@ def nobody_is_left(group: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_signals.py has signals in the gate
 def test_a_signal_to_the_whole_group(policies: Runner, number: signal.Signals) -> None:
     """Ctrl-C and a scheduler reach every process: one checkpoint, no traceback of a worker, no process left."""
     process = started(policies)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_toys.errors import ToyError
+from lightning_toys.errors import ToyError, note, notes_held, require
 from lightning_toys.training import results
 from lightning_toys.training.files import set_aside, write_atomic
 from lightning_toys.training.metrics_csv import MetricsCSV
@@ -506,3 +506,17 @@ def test_other_loggers_are_shown_the_figures(monkeypatch: pytest.MonkeyPatch) ->
     assert len(set(pixels[..., 0].flat)) > 2  # it is drawn
     assert len(asked) == 3
     assert CSVLogger not in SHOWING
+
+
+def test_notes_of_a_block_that_ends_with_an_error_are_not_said(capsys: pytest.CaptureFixture[str]) -> None:
+    @notes_held()
+    def says(fails: bool) -> None:
+        note("unused weights")
+        assert capsys.readouterr().err == ""
+        require(not fails, "refused")
+
+    with pytest.raises(ToyError):
+        says(fails=True)
+    assert capsys.readouterr().err == ""
+    says(fails=False)
+    assert capsys.readouterr().err == "unused weights\n"

@@ -394,6 +394,7 @@ def test_files_of_somebodys_training_are_probed_without_a_run(entropy: Runner, t
     assert all(name.startswith("net.0.") and is_adapter(name) for name in held)
 
 
+@pytest.mark.slow
 def test_flags_beat_the_optimisers_settings_in_a_checkpoint(entropy: Runner) -> None:
     """The probe is of the step that AdamW would take with the settings asked for."""
     entropy.ok("fit", "arithmetic", *QUIET)

@@ -305,8 +305,8 @@ CASES = [
     ("mle", Solver()),
     ("vep", Solver()),
     ("omd", Solver(inverse="hessian", cg_steps=300, cg_damping=0.5)),
-    ("omd", Solver(inverse="gauss_newton", cg_steps=300, cg_damping=0.5)),
-    ("omd", Solver(cg_damping=0.5)),
+    pytest.param("omd", Solver(inverse="gauss_newton", cg_steps=300, cg_damping=0.5), marks=pytest.mark.slow),
+    pytest.param("omd", Solver(cg_damping=0.5), marks=pytest.mark.slow),
     ("funcbo", Solver()),
     ("funcbo", Solver(inner_value="lagged")),
 ]

@@ -170,6 +170,7 @@ def test_wild_values_are_refused_in_one_line(name: str) -> None:
     assert is_address("node-1.cluster:1")
 
 
+@pytest.mark.slow
 def test_without_ray_it_is_one_line(runner: Runner) -> None:
     """The import is blocked in a process of its own; in one process Ray is not asked for."""
     script = """

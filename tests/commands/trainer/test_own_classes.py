@@ -145,6 +145,7 @@ def test_a_subclass_is_told_from_its_base(here: Path, capsys: pytest.CaptureFixt
     assert "│ flow concat " in said
 
 
+@pytest.mark.slow  # tests/docs/test_own_examples.py compares own classes in the gate
 def test_runs_of_ones_own_target_are_compared(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ("--model.network.hidden", "8", "--trainer.max_steps", "4", "--trainer.val_check_interval", "2")
     few = ("--model.evaluation.samples", "100", "--model.evaluation.pairs", "50", "--model.seeds", "[0,1]")
