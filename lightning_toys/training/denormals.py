@@ -2,8 +2,8 @@
 
 Below 1.2e-38 (single precision) a number has fewer digits than others. Adam's moments of weights whose gradient has
 become zero, those of a unit that no point activates any more, pass through that range on their way to zero, and a long
-training spends most of its time there: `make demo` needs 2 to 3 times as long. XLA flushes them as well. Neither a
-moment nor a gradient of that size moves a weight: AdamW adds eps = 1e-8 to the second moment's root.
+training may spend most of its time there. XLA flushes them as well. Neither a moment nor a gradient of that size moves
+a weight: AdamW adds eps = 1e-8 to the second moment's root.
 """
 
 from __future__ import annotations
