@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_toys.cli import main
@@ -115,6 +116,10 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def at(step: int) -> None:
         def validation_step(self: FlowVsRegression, *args: Any) -> None:
             if os.getpid() != here and self.global_step == step:
+                # else the stop may fall between the question who owns the run and the write, in TensorBoard's thread
+                for logger in self.loggers:
+                    if isinstance(logger, TensorBoardLogger):
+                        logger.experiment.flush()
                 os.kill(os.getpid(), signal.SIGSTOP)
             plain(self, *args)
 
