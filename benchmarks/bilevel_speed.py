@@ -11,14 +11,13 @@ One thread, CPU time within the training steps and evaluations; medians of round
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import machine, quiet_fit, spread, write_section
+from measuring import arguments, quiet_fit, report, spread
 
 from lightning_toys.bilevel import BilevelControl, WindowRegression
 from lightning_toys.bilevel.control.environments import Environments
@@ -112,10 +111,7 @@ def regression(flags: tuple[str, ...], steps: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run of some seconds; its numbers mean nothing")
-    parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     rounds, steps = (1, 100) if options.quick else (3, 2000)
     names = ("act", "environment", "replay", "update", "evaluate")
@@ -144,13 +140,8 @@ def main() -> None:
         aim = f"≤ {REGRESSION_GOAL:g}: {'met' if statistics.median(ms) <= REGRESSION_GOAL else 'missed'}"
         lines.append(f"| {name} | {spread(ms, 1)} | {aim} |")
     note = f"The published JAX code was seen to make {PUBLISHED} environment steps a second."
-    text = (
-        "\n".join([machine(), "", f"Medians of {rounds} rounds, with their range. CPU time. {note}", "", *lines]) + "\n"
-    )
-    print(text)
-    if options.write:
-        head = "# bilevel speed\n\nWritten by `benchmarks/bilevel_speed.py --write`, which explains each row.\n\n"
-        write_section("bilevel_speed.py", head + text)
+    about = f"Medians of {rounds} rounds, with their range. CPU time. {note}"
+    report("bilevel_speed.py", "bilevel speed", about, lines, options.write)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ Both have to come to errors (l2 from zeros, mean over seeds) that differ by less
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -25,7 +24,7 @@ import time
 from pathlib import Path
 
 import torch
-from measuring import REPOSITORY, machine, write_section
+from measuring import REPOSITORY, arguments, report
 from peers import peer_head, peer_line
 
 EPOCHS, QUICK_EPOCHS = 5000, 500
@@ -84,10 +83,7 @@ def jax_script(epochs: int) -> tuple[float, float, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help=f"one round of {QUICK_EPOCHS} epochs: does it run?")
-    parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
-    args = parser.parse_args()
+    args = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # both inherit it
     rounds, epochs = (1, QUICK_EPOCHS) if args.quick else (3, EPOCHS)
@@ -101,11 +97,7 @@ def main() -> None:
     for mode in MODES:
         assert 1 / 3 < mine[mode] / theirs[mode] < 3, errors
     about = f"Medians of {rounds} rounds, with their range. l2 of ours and of the script: {errors}."
-    head = ["# The demo beside a JAX script", "Written by `benchmarks/demo_speed.py --write`."]
-    text = "\n\n".join([*head, machine(), about, "\n".join(lines)])
-    print(text)
-    if args.write:
-        write_section("demo_speed.py", text)
+    report("demo_speed.py", "The demo beside a JAX script", about, lines, args.write)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from measuring import machine, spread, write_section
+from measuring import arguments, report, spread
 
 from lightning_toys.training.allocator import keep_freed_memory
 from lightning_toys.update_entropy.adamw import AdamWState, Hyperparameters, Moments, sum_tensors
@@ -131,9 +131,7 @@ def child(words: str) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds; its numbers mean nothing")
-    parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
+    parser = arguments(__doc__)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -176,13 +174,8 @@ def main() -> None:
     for size in sizes[:1] if options.quick else sizes:
         a, b, peak = child(",".join(str(s) for s in size))
         lines.append(f"| {' | '.join(str(s) for s in size)} | {a:.3g} | {b:.3g} | {peak:.0f} |")
-    text = "\n".join([machine(), "", f"Medians of {rounds} rounds, with their range. CPU time.", "", *lines]) + "\n"
-    print(text)
-    if options.write:
-        head = (
-            "# update_entropy speed\n\nWritten by `benchmarks/entropy_speed.py --write`, which explains each row.\n\n"
-        )
-        write_section("entropy_speed.py", head + text)
+    about = f"Medians of {rounds} rounds, with their range. CPU time."
+    report("entropy_speed.py", "update_entropy speed", about, lines, options.write)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ weights and transitions.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from jax import lax
-from measuring import fit, machine, write_section
+from measuring import arguments, fit, report
 from peers import peer_head, peer_line
 
 from lightning_toys.bilevel.control.agents import SoftValue
@@ -323,10 +322,7 @@ def table(rounds: int, steps: int) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one round of few steps: does it run?")
-    parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
-    args = parser.parse_args()
+    args = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     check_cartpole()
@@ -339,11 +335,7 @@ def main() -> None:
         f"Medians of {rounds} interleaved rounds of {steps} steps, with their range; time of a replica-step. CPU time, "
         f"{time.process_time() - begin:.0f} s in all; jax {jax.__version__}."
     )
-    head = ["# Control beside a jitted loop", "Written by `benchmarks/jitted_control_speed.py --write`."]
-    text = "\n\n".join([*head, machine(), about, "\n".join(lines)])
-    print(text)
-    if args.write:
-        write_section("jitted_control_speed.py", text)
+    report("jitted_control_speed.py", "Control beside a jitted loop", about, lines, args.write)
 
 
 if __name__ == "__main__":

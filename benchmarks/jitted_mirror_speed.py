@@ -18,7 +18,6 @@ Before anything is timed, JAX's step is held against ours on the same numbers; e
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import time
@@ -35,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from jax import lax
-from measuring import machine, spread, write_section
+from measuring import arguments, report, spread
 from mirror_speed import PROBLEM
 from peers import peer_head, peer_line
 
@@ -165,10 +164,7 @@ def peer_row(name: str, taken: list[dict[Any, float]], chains: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one round of few chains: does it run?")
-    parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
-    args = parser.parse_args()
+    args = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     check()
@@ -189,11 +185,7 @@ def main() -> None:
     lines += [peer_row(name, taken, long) for name in PEERS]
     about = f"Medians of {rounds} interleaved rounds, with their range; CPU time of a step of one chain. jax "
     about += f"{jax.__version__}, blackjax {blackjax.__version__}."
-    head = ["# MALA beside JAX and blackjax", "Written by `benchmarks/jitted_mirror_speed.py --write`."]
-    text = "\n\n".join([*head, machine(), about, "\n".join(lines)])
-    print(text)
-    if args.write:
-        write_section("jitted_mirror_speed.py", text)
+    report("jitted_mirror_speed.py", "MALA beside JAX and blackjax", about, lines, args.write)
 
 
 if __name__ == "__main__":

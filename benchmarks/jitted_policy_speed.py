@@ -21,7 +21,6 @@ its Newton-Schulz against ours.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import time
@@ -37,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from jax import lax
-from measuring import fit, machine, write_section
+from measuring import arguments, fit, report
 from peers import adam_seconds, peer_head, peer_line, product_speed
 from policy_speed import ADAMW, RECIPE
 from scipy.optimize import linear_sum_assignment
@@ -257,10 +256,7 @@ def table(counts: tuple[int, ...], rounds: int, steps: int) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one round of few steps: does it run?")
-    parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
-    args = parser.parse_args()
+    args = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     check()
@@ -271,11 +267,7 @@ def main() -> None:
         f"Medians of {rounds} interleaved rounds of {steps} steps, with their range; time of a replica-step. CPU time, "
         f"{time.process_time() - begin:.0f} s in all; jax {jax.__version__}."
     )
-    head = ["# MeanFlow beside a jitted loop", "Written by `benchmarks/jitted_policy_speed.py --write`."]
-    text = "\n\n".join([*head, machine(), about, "\n".join(lines)])
-    print(text)
-    if args.write:
-        write_section("jitted_policy_speed.py", text)
+    report("jitted_policy_speed.py", "MeanFlow beside a jitted loop", about, lines, args.write)
 
 
 if __name__ == "__main__":

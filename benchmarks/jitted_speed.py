@@ -21,7 +21,6 @@ Time is CPU time of the whole process. A round takes each row once, ratios are t
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +33,7 @@ from jax_loops import LR, clocked, compile_once, inputs_of, over_replicas, train
 import jax
 import jax.numpy as jnp
 import torch
-from measuring import machine, write_section
+from measuring import arguments, report
 from peers import adam_seconds, peer_head, peer_line, product_speed
 from torch import nn
 from training_speed import BATCH, MODES, WARM, bare_loop, fit, network, objective, points
@@ -176,10 +175,7 @@ def table(widths: tuple[int, ...], counts: tuple[int, ...], rounds: int, steps: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round of few steps: does it run?")
-    parser.add_argument("--write", action="store_true", help="write the tables into RESULTS.md")
-    args = parser.parse_args()
+    args = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     rounds, steps = (1, 100) if args.quick else (5, 1000)
@@ -190,14 +186,7 @@ def main() -> None:
         f"Medians of {rounds} interleaved rounds, with their range; time of a replica-step. CPU time, "
         f"{time.process_time() - begin:.0f} s in all; jax {jax.__version__}."
     )
-    head = [
-        "# Training beside a jitted loop",
-        "Written by `benchmarks/jitted_speed.py --write`, which explains each row.",
-    ]
-    text = "\n\n".join([*head, machine(), about, "\n".join(lines)])
-    print(text)
-    if args.write:
-        write_section("jitted_speed.py", text)
+    report("jitted_speed.py", "Training beside a jitted loop", about, lines, args.write)
 
 
 if __name__ == "__main__":

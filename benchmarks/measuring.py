@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import io
@@ -85,6 +86,23 @@ def machine() -> str:
         f"{datetime.date.today()}: {cpu}, {os.cpu_count()} cores, {gib}, {gpu}; Python {platform.python_version()}, "
         f"torch {torch.__version__}, {torch.get_num_threads()} thread."
     )
+
+
+def arguments(doc: str | None, quick: str = "one round of little work: does it run?") -> argparse.ArgumentParser:
+    """Return a parser of what all scripts take: ``--quick`` and ``--write``."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help=f"{quick}; its numbers mean nothing")
+    parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
+    return parser
+
+
+def report(script: str, title: str, about: str, lines: Sequence[str], write: bool, section: str = "") -> None:
+    """Print the machine, how it was measured, and the tables; with ``write`` they become a section of RESULTS.md."""
+    text = "\n\n".join([machine(), about, "\n".join(lines)])
+    print(text)
+    if write:
+        head = f"# {title}\n\nWritten by `benchmarks/{script} --write`, which explains each row."
+        write_section(section or script, f"{head}\n\n{text}")
 
 
 def write_section(script: str, text: str, path: Path = RESULTS) -> None:

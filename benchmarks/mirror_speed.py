@@ -26,7 +26,7 @@ import time
 
 import numpy as np
 import torch
-from measuring import machine, spread, write_section
+from measuring import arguments, report, spread
 
 from lightning_toys.mirror_descent.annealed import PCMALA
 from lightning_toys.mirror_descent.joint import Joint
@@ -134,9 +134,7 @@ def grown(chains: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds; its numbers mean nothing")
-    parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
+    parser = arguments(__doc__)
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -167,11 +165,8 @@ def main() -> None:
     for exponent in (3, 4) if options.quick else range(3, 8):
         speed, memory = grown(10**exponent)
         lines.append(f"| 10^{exponent} | {speed:.3g} | {memory:.0f} |")
-    text = "\n".join([machine(), "", f"Medians of {rounds} rounds, with their range. CPU time.", "", *lines]) + "\n"
-    print(text)
-    if options.write:
-        head = "# mirror_descent speed\n\nWritten by `benchmarks/mirror_speed.py --write`, which explains each row.\n\n"
-        write_section("mirror_speed.py", head + text)
+    about = f"Medians of {rounds} rounds, with their range. CPU time."
+    report("mirror_speed.py", "mirror_descent speed", about, lines, options.write)
 
 
 if __name__ == "__main__":

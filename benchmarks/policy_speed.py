@@ -27,14 +27,13 @@ With a CUDA device a fourth table gives wall time of `fit` there.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
 
 import torch
-from measuring import WARM, StepClock, fit, gpu_wall_clock, machine, spread, write_section
+from measuring import WARM, StepClock, arguments, fit, gpu_wall_clock, report, spread
 from torch import Tensor, nn
 
 from lightning_toys.generative_policy.flow_ode import flow_sample
@@ -203,10 +202,7 @@ def gpu_table(steps: int) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run of half a minute; its numbers mean nothing")
-    parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     widths, rounds, steps, actions = ((64,), 1, 50, CHUNK) if options.quick else ((64, 256), 5, 200, ACTIONS)
@@ -221,11 +217,7 @@ def main() -> None:
         f"{device} Medians of {rounds} interleaved rounds, with their range: {steps} steps each, {few} in rows of "
         f"several replicas. CPU time, {time.process_time():.0f} s in all."
     )
-    text = "\n".join([machine(), "", about, "", *lines]) + "\n"
-    print(text)
-    if options.write:
-        head = "# Policy speed\n\nWritten by `benchmarks/policy_speed.py --write`, which explains each row.\n\n"
-        write_section("policy_speed.py", head + text)
+    report("policy_speed.py", "Policy speed", about, lines, options.write)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ CPU: one thread, CPU time. GPU: wall time once the device has done all that it w
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from measuring import WARM, StepClock, fit, gpu_wall_clock, machine, spread, write_section
+from measuring import WARM, StepClock, arguments, fit, gpu_wall_clock, report, spread
 
 from lightning_toys.errors import ToyError
 from lightning_toys.mirror_descent.annealed import PCMALA
@@ -221,12 +221,10 @@ def compiled_table(accelerator: str, rounds: int, quick: bool) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = arguments(__doc__)
     parser.add_argument("--accelerator", default="gpu" if torch.cuda.is_available() else "cpu", choices=("cpu", "gpu"))
     parser.add_argument("--largest", type=int, default=0, help="most replicas; 1024 on a GPU, 256 on a CPU")
     parser.add_argument("--chains", type=int, default=0, help="exponent of the most chains; 8 on a GPU, 7 on a CPU")
-    parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds; its numbers mean nothing")
-    parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
     options = parser.parse_args()
     get_ready(options.accelerator)
     gpu = options.accelerator == "gpu"
@@ -235,8 +233,7 @@ def main() -> None:
     device = "cuda" if gpu else "cpu"
     most = min(largest, 16) if options.quick else largest
     kind = "wall time on the GPU" if gpu else "CPU time"
-    print(head := f"{machine()}\n\nMedians of {rounds} rounds, with their range; {kind}.\n")
-    lines = [head]
+    lines = []
     for table in (
         replica_table(options.accelerator, most, rounds, options.quick),
         chain_table(device, 4 if options.quick else options.chains or (8 if gpu else 7)),
@@ -244,15 +241,11 @@ def main() -> None:
         compiled_table(options.accelerator, rounds, options.quick),
     ):
         for line in table:
-            print(line, flush=True)
+            print(line, file=sys.stderr, flush=True)  # some take long
             lines.append(line)
-    text = "\n".join(lines) + "\n"
-    if options.write:
-        section = f"scale_speed.py, {options.accelerator}"
-        head = (
-            f"# Scale, {options.accelerator}\n\nWritten by `benchmarks/scale_speed.py --write`, which explains it.\n\n"
-        )
-        write_section(section, head + text)
+    about = f"Medians of {rounds} rounds, with their range; {kind}."
+    section = f"scale_speed.py, {options.accelerator}"
+    report("scale_speed.py", f"Scale, {options.accelerator}", about, lines, options.write, section)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ wall time what somebody waits. The bare import ends at the same point, without t
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -19,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measuring import REPOSITORY, machine, spread, write_section
+from measuring import REPOSITORY, arguments, report, spread
 
 TOYS = (sys.executable, "-m", "lightning_toys")
 END = "import os, resource; u = resource.getrusage(resource.RUSAGE_SELF); print(u.ru_utime + u.ru_stime, flush=True); "
@@ -75,10 +74,7 @@ def two_runs(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one round: a smoke run")
-    parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     rows: dict[str, tuple[tuple[str, ...], bool, int, str]] = {
         "bare import of torch, lightning.pytorch": ((sys.executable, "-c", BARE), True, 0, ""),
         "--help": ((*TOYS, "--help"), False, 0, "wall < .3"),
@@ -111,11 +107,8 @@ def main() -> None:
         }[aim]
         verdict = f"{aim}: {'met' if met else 'missed'}" if aim else ""
         lines.append(f"| {row} | {spread(cpu)} | {spread(wall)} | {spread(ratio)} | {verdict} |")
-    text = "\n".join([machine(), "", f"Medians of {len(rounds)} rounds, with their range.", "", *lines]) + "\n"
-    print(text)
-    if options.write:
-        head = "# Start-up\n\nWritten by `benchmarks/startup_speed.py --write`, which explains each row.\n\n"
-        write_section("startup_speed.py", head + text)
+    about = f"Medians of {len(rounds)} rounds, with their range."
+    report("startup_speed.py", "Start-up", about, lines, options.write)
 
 
 if __name__ == "__main__":

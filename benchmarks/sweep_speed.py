@@ -10,7 +10,6 @@ for itself (unique set size): of Ray's own processes together, and of a worker t
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measuring import REPOSITORY, machine, spread, write_section
+from measuring import REPOSITORY, arguments, report, spread
 
 PLAN = """
 import json, sys, time
@@ -97,10 +96,7 @@ def measured(script: str, folder: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one round: a smoke run")
-    parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     plans, rays = [], []
     for _ in range(1 if options.quick else 3):
         with tempfile.TemporaryDirectory() as folder:
@@ -121,11 +117,8 @@ def main() -> None:
     }
     for row, (key, scale) in rows.items():
         lines.append(f"| {row} | {spread([scale * float(r[key]) for r in rays])} | |")  # type: ignore[arg-type]
-    text = "\n".join([machine(), "", f"Medians of {len(rays)} rounds, with their range.", "", *lines]) + "\n"
-    print(text)
-    if options.write:
-        head = "# Sweeps\n\nWritten by `benchmarks/sweep_speed.py --write`, which explains each row.\n\n"
-        write_section("sweep_speed.py", head + text)
+    about = f"Medians of {len(rays)} rounds, with their range."
+    report("sweep_speed.py", "Sweeps", about, lines, options.write)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ GPU a third gives wall time of `fit` on either device.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import itertools
 import os
@@ -37,7 +36,7 @@ from types import FrameType
 import measuring
 import torch
 import torch.nn.functional as F
-from measuring import WARM, StepClock, gpu_wall_clock, machine, spread, write_section
+from measuring import WARM, StepClock, arguments, gpu_wall_clock, report, spread
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -224,10 +223,7 @@ def gpu_table(width: int, steps: int) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds; its numbers mean nothing")
-    parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     widths, rounds, steps = ((64,), 1, 100) if options.quick else ((64, 256), 9, 1000)
@@ -235,11 +231,7 @@ def main() -> None:
     if torch.cuda.is_available():
         lines += ["", *gpu_table(widths[-1], steps)]
     about = f"Medians of {rounds} interleaved rounds of {steps} steps, with their range."
-    text = "\n".join([machine(), "", f"{about} CPU time.", "", *lines]) + "\n"
-    print(text)
-    if options.write:
-        head = "# Training speed\n\nWritten by `benchmarks/training_speed.py --write`, which explains each row.\n\n"
-        write_section("training_speed.py", head + text)
+    report("training_speed.py", "Training speed", f"{about} CPU time.", lines, options.write)
 
 
 if __name__ == "__main__":
