@@ -16,12 +16,14 @@ Rows of the first table, for each objective (regression, flow) and width (three 
 Time is CPU time of the whole process (``time.process_time``), so a busy neighbour disturbs little. The measurements are
 interleaved: one round takes each row once, ratios are taken within a round, and the table gives their median and range
 over the rounds. All rows share ``fit``'s allocator setting (``lightning_toys.training.allocator``), which the two loops
-would not have on their own. The second table says where `fit` spends its time, by a sampling profile (SIGPROF); with a
-GPU a third gives wall time of `fit` on either device.
+would not have on their own. The second table says where a step of `fit` spends its time, by a sampling profile
+(SIGPROF): with steps by autograd, as own networks take them, and with steps written out (manual_steps); with a GPU a
+third gives wall time of `fit` on either device.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import os
@@ -30,7 +32,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 import measuring
@@ -41,10 +43,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_toys.flow_vs_regression.data import InterpolationData
+from lightning_toys.flow_vs_regression.module import FlowVsRegression
 from lightning_toys.training.allocator import keep_freed_memory
+from lightning_toys.training.module import ToyModule
 
 MODES = ("regression", "flow")
 BATCH, PER_EPOCH = 32, 2
+CELLS = ((1, 64), (16, 256))  # replicas and width
 TARGETS = {1: ("bare loop", {64: 1.25, 256: 1.25}), 16: ("eager script", {64: 0.15, 256: 0.40})}
 
 
@@ -159,7 +164,13 @@ def speed_table(widths: tuple[int, ...], rounds: int, steps: int) -> Iterator[st
 # the first rule that matches a frame, from the innermost outwards, names the sample's share
 RULES = (
     ("torch/optim/", "optimiser step"),
+    ("quick_adam.py", "optimiser step"),
+    ("steps.py:descend", "optimiser step"),
     ("torch/autograd/", "backward"),
+    *((f"mlp.py:{name}", "backward") for name in ("act_backward", "backward", "input_grad")),
+    *((f"mlp.py:{name}", "forward and loss") for name in ("act", "forward")),
+    *((f"steps.py:{name}", "forward and loss") for name in ("step", "losses")),
+    ("manual_steps/", "inputs, and copies to and from groups"),
     ("training/metrics_csv.py", "logging"),
     ("tensorboard", "logging"),
     ("metric_logging.py:write_scalars", "logging"),
@@ -184,28 +195,50 @@ def share_of(frame: FrameType | None) -> str | None:
     return next((name for p in places for part, name in RULES if part in p), "other")
 
 
-def profile_table(width: int, steps: int) -> Iterator[str]:
-    """Sample the stack every 2 ms of CPU time while `fit` trains one replica, and yield the table's lines."""
-    shares: dict[str, Counter[str]] = {}
-    for mode in MODES:
-        seen: Counter[str] = Counter()
+@contextlib.contextmanager
+def by_autograd() -> Iterator[None]:
+    """`fit` takes its steps by autograd meanwhile, as own networks do."""
+    own = FlowVsRegression.take_steps
+    FlowVsRegression.take_steps = ToyModule.take_steps  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        FlowVsRegression.take_steps = own  # type: ignore[method-assign]
 
-        def sample(number: int, frame: FrameType | None, seen: Counter[str] = seen) -> None:
-            if (name := share_of(frame)) is not None:
-                seen[name] += 1
 
-        before = signal.signal(signal.SIGPROF, sample)
-        signal.setitimer(signal.ITIMER_PROF, 0.002, 0.002)
-        try:
-            fit(mode, width, 1, steps)
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            signal.signal(signal.SIGPROF, before)
-        shares[mode] = seen
-    yield f"| `fit`, 1 replica, width {width} | {' | '.join(MODES)} |"
-    yield "|---|---|---|"
-    for name in sorted(set().union(*shares.values()), key=lambda n: -shares[MODES[0]][n]):
-        yield f"| {name} | {' | '.join(f'{s[name] / s.total():.1%}' for s in shares.values())} |"
+def profiled(width: int, replicas: int, steps: int) -> tuple[float, Counter[str]]:
+    """Return seconds per step of `fit` of flow, and how many samples of its stack, one in 2 ms, each part has."""
+    seen: Counter[str] = Counter()
+
+    def sample(number: int, frame: FrameType | None) -> None:
+        if (name := share_of(frame)) is not None:
+            seen[name] += 1
+
+    before = signal.signal(signal.SIGPROF, sample)
+    signal.setitimer(signal.ITIMER_PROF, 0.002, 0.002)
+    try:
+        taken = fit("flow", width, replicas, steps)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+    return taken, seen
+
+
+def profile_table(cells: Sequence[tuple[int, int]], steps: int) -> Iterator[str]:
+    """Profile `fit` of flow of (replicas, width), by autograd and by steps written out, and yield the table's lines."""
+    found: dict[str, tuple[float, Counter[str]]] = {}
+    for replicas, width in cells:
+        count = max(40, steps // replicas)
+        with by_autograd():
+            found[f"{replicas} x {width}, autograd"] = profiled(width, replicas, count)
+        found[f"{replicas} x {width}, written out"] = profiled(width, replicas, count)
+    yield f"| µs of a step of `fit`, flow, replicas x width | {' | '.join(found)} |"
+    yield "|---|" + "---:|" * len(found)
+    yield f"| whole | {' | '.join(f'{taken * 1e6:.0f}' for taken, _ in found.values())} |"
+    total = sum((seen for _, seen in found.values()), Counter[str]())
+    for name, _ in total.most_common():
+        parts = [taken * 1e6 * seen[name] / seen.total() for taken, seen in found.values()]
+        yield f"| {name} | {' | '.join(f'{p:.0f}' for p in parts)} |"
 
 
 def gpu_table(width: int, steps: int) -> Iterator[str]:
@@ -227,7 +260,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     widths, rounds, steps = ((64,), 1, 100) if options.quick else ((64, 256), 9, 1000)
-    lines = [*speed_table(widths, rounds, steps), "", *profile_table(widths[-1], 2 * steps)]
+    lines = [*speed_table(widths, rounds, steps), "", *profile_table(CELLS, 8 * steps)]
     if torch.cuda.is_available():
         lines += ["", *gpu_table(widths[-1], steps)]
     about = f"Medians of {rounds} interleaved rounds of {steps} steps, with their range."

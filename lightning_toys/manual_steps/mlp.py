@@ -38,8 +38,8 @@ class Linear:
 
     def backward(self, x: Tensor, d_out: Tensor) -> None:
         """Write (or, of a step's second term, add) the gradients of weight and bias."""
-        if self.accumulates:
-            self.weight_grad.baddbmm_(x.transpose(1, 2), d_out)
+        if self.accumulates:  # a product of its own, as autograd's: one that begins at the sum may round otherwise
+            self.weight_grad.add_(torch.bmm(x.transpose(1, 2), d_out))
             self.bias_grad.add_(d_out.sum(1, keepdim=True))
         else:
             torch.bmm(x.transpose(1, 2), d_out, out=self.weight_grad)

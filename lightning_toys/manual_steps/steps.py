@@ -205,6 +205,10 @@ class ManualSteps:
             for g in group.grads:
                 g.mul_(factor.view(-1, 1, 1))
         count.add_(1)
+        self.descend(group, rate, count)
+
+    def descend(self, group: Group, rate: float, count: Tensor) -> None:
+        """Take AdamW's step along a group's gradient, the ``count``-th, and move its average."""
         settings: Any = self.optimizer.param_groups[0]
         torch._fused_adamw_(
             [group.weights],
