@@ -9,9 +9,8 @@ BENCH_STAMP := $(VENV)/.bench
 
 .PHONY: demo test test-all test-floors style lint audit fuzz bench gallery notebooks browser screenshots clean
 
-# pip compiles on one core; COMPILE does afterwards, on all. Some packages carry files of other Pythons, which do not compile
+# no bytecode for the whole of each package, which takes a minute: what is imported is compiled then
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
-COMPILE = $(PY) -m compileall -qq -j 0 $(VENV)/lib || true
 
 # else each of the tests' processes compiles this package and the tests once more
 unexport PYTHONDONTWRITEBYTECODE
@@ -23,13 +22,11 @@ $(DEMO_STAMP): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) -c constraints.txt -e .
-	@$(COMPILE)
 	@touch $@
 
 # All extras, and the tools of the tests.
 $(STAMP): $(DEMO_STAMP)
 	$(PIP) -c constraints.txt -e ".[dev]"
-	@$(COMPILE)
 	@touch $@
 
 demo: $(DEMO_STAMP)
@@ -88,7 +85,6 @@ fuzz: $(STAMP)
 # jax and blackjax, which only the benchmarks want
 $(BENCH_STAMP): $(STAMP)
 	$(PIP) -c constraints.txt -e ".[bench]"
-	@$(COMPILE)
 	@touch $@
 
 # Hours of a core, with nothing beside it. The last line writes RESULTS.md's first table from the others' sections.

@@ -27,19 +27,56 @@ SMALL = (
 )
 
 
-SAMPLED = ("test_malformed_", "test_names.py")  # long lists of faults and of names
+# One mechanism held to many examples through whole commands: the gate plays the first and, by their names, about one in
+# so many of the others; `make test-all` plays all. By files (their names' beginnings) and by tests.
+SAMPLED_FILES = {"test_malformed_": 5, "test_names": 5}  # long lists of faults and of names
+ONE = 1000  # of these the first alone
+SAMPLED_TESTS = {
+    # what is refused or told of, in one line
+    **dict.fromkeys(("test_bad_input_is_one_line", "test_bad_input", "test_bad_searches_are_one_line"), 4),
+    **dict.fromkeys(("test_a_setting_that_would_mislead_is_refused", "test_a_flag_that_does_nothing_is_told_of"), 4),
+    **dict.fromkeys(("test_every_experiment_can_be_monitored", "test_hints", "test_one_line_and_the_code"), 4),
+    **dict.fromkeys(("test_every_flag_of_the_recipes_is_known", "test_what_the_help_leaves_out_is_refused"), 4),
+    # every flag of an experiment changes what it should
+    **dict.fromkeys(("test_every_flag_changes_a_metric", "test_every_flag_moves_what_is_learned"), 6),
+    **dict.fromkeys(("test_flags_that_need_another", "test_every_target_runs", "test_every_policy"), ONE),
+    # resumed runs, solo runs, other precisions, loaded modules, old runs: the package's doing, once an experiment
+    **dict.fromkeys(("test_resume_and_solo", "test_resume_is_bitwise", "test_a_run_and_its_resume"), ONE),
+    **dict.fromkeys(("test_a_replica_is_the_solo_run", "test_replica_of_many_is_the_solo_run"), ONE),
+    **dict.fromkeys(("test_single_precision_replica_is_the_solo_run", "test_replicas_with_every_option"), ONE),
+    **dict.fromkeys(("test_precisions_train", "test_precisions", "test_it_trains_as_autograd_does"), ONE),
+    **dict.fromkeys(("test_a_loaded_module_predicts_what_predict_wrote", "test_after_load_from_checkpoint"), ONE),
+    **dict.fromkeys(("test_a_loaded_agent_is_the_one_that_was_tested", "test_stopping_early_and_going_on"), ONE),
+    **dict.fromkeys(("test_a_loaded_policy_samples_what_predict_wrote", "test_auto_starts_or_goes_on"), ONE),
+    **dict.fromkeys(("test_a_loaded_bandit_policy_acts_as_in_predict_and_test", "test_from_a_csv_to_figures"), ONE),
+    **dict.fromkeys(("test_a_run_of_0_1_0", "test_results_say_how_steps_were_taken", "test_the_corpus"), 6),
+    # samplers and probes, which have tests without commands beside these
+    **dict.fromkeys(("test_every_number_of_every_step", "test_exact_energy_gives_the_samples_of_the_closed_form"), 4),
+    **dict.fromkeys(("test_the_step_and_the_batch", "test_finite_steps", "test_regret_falls"), ONE),
+    **dict.fromkeys(("test_blocks_drawn_together", "test_the_same_blocks"), 4),
+    "test_one_backward_pass_gives_the_influence_of_every_sequence_and_token": 2,
+}
+
+
+def one_in(item: pytest.Function) -> int:
+    """Return of how many examples of a test the gate plays one."""
+    for start, n in SAMPLED_FILES.items():
+        if item.path.name.startswith(start):
+            return n
+    return SAMPLED_TESTS.get(item.originalname, 1)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave four of five items of the long lists to `make test-all`: by their names, the first of each test stays."""
+    """Mark as slow what the gate leaves out of the tests above; what was marked before it has its turn first."""
     seen: set[str] = set()
     for item in items:
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and item.path.name.startswith(SAMPLED):
-            family = item.nodeid.partition("[")[0]
-            if family in seen and crc32(item.nodeid.encode()) % 5:
-                item.add_marker(pytest.mark.slow)
-            seen.add(family)
+        if not isinstance(item, pytest.Function) or not hasattr(item, "callspec") or item.get_closest_marker("slow"):
+            continue
+        family = item.nodeid.partition("[")[0]
+        if family in seen and crc32(item.nodeid.encode()) % one_in(item):
+            item.add_marker(pytest.mark.slow)
+        seen.add(family)
 
 
 @pytest.fixture(autouse=True)

@@ -47,6 +47,7 @@ def test_formulas_agree_uncompiled() -> None:
     assert torch.allclose(after[same], select(info.accepted, new.x, state.x)[0][same], atol=1e-5)
 
 
+@pytest.mark.slow  # it compiles each sampler; the flag's test compiles one
 @compiler
 @torchs_own
 def test_compiled_chains_match_uncompiled() -> None:

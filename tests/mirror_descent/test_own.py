@@ -38,6 +38,7 @@ def code_lines(name: str) -> int:
     return len([line for line in body if line.strip() and '"""' not in line])
 
 
+@pytest.mark.slow  # tests/docs has own samplers in the gate
 def test_examples_are_judged_and_drawn(mirror: Runner) -> None:
     chosen = (
         "[own_sampler.RandomWalk, {class_path: own_sampler.RandomWalk, init_args: {step: 0.7, steps: 90}},"

@@ -204,6 +204,7 @@ def test_a_signal_to_the_whole_group(policies: Runner, number: signal.Signals) -
     assert policies.checkpoint("meanflow", "cut")["global_step"] > 0
 
 
+@pytest.mark.slow  # tests/test_kill.py has kills in the gate
 def test_a_kill_leaves_no_process(policies: Runner) -> None:
     """As for want of memory: the others see that the main one is gone."""
     process = started(policies)

@@ -164,6 +164,7 @@ def test_parts_of_a_batch_are_the_batch(entropy: Runner) -> None:
         assert len(a) == 4
 
 
+@pytest.mark.slow  # the probe's own tests have replicas
 def test_a_replica_is_the_solo_run(entropy: Runner) -> None:
     entropy.ok("fit", "arithmetic", "--model.seeds", "[3,5]", *QUIET, "--run.name", "pair")
     entropy.ok("fit", "arithmetic", "--model.seeds", "[5]", *QUIET, "--run.name", "solo")
@@ -335,6 +336,7 @@ def test_the_callback_changes_nothing_and_logs_every_step(entropy: Runner, tmp_p
     assert (folder / "figures" / "predictions.png").exists()
 
 
+@pytest.mark.slow  # the resume of a fit is in the gate
 def test_an_interrupted_probe_resumes(entropy: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     entropy.ok("fit", "arithmetic", *QUIET)
     entropy.ok("test", "arithmetic", *QUIET)

@@ -176,6 +176,7 @@ def test_refused_and_crashed_cells(runner: Runner, monkeypatch: pytest.MonkeyPat
     assert calls == ["lr=0.02", "lr=0.01", "lr=0.01", "lr=0.02", "lr=0.02"]
 
 
+@pytest.mark.slow  # the test above has refused cells too
 def test_a_cell_that_is_refused_before_its_first_step(runner: Runner, compared: list[list[str]]) -> None:
     """Only when both values meet; its folder is still the sweep's to write the reason to."""
     axes = ("--grid.model.network.kind", "[film]", "--grid.model.network.layers", "[1]")
