@@ -102,11 +102,16 @@ def lost(root: Path, before: dict[str, list[Any]], steps: dict[str, int | None])
 
     A file is kept if its bytes are under its name, under another name in its folder (set aside), or at the beginning of
     what has its name (rows and events are added to). A checkpoint may give way to one that is further on. The rows of a
-    metrics.csv may be written anew with more columns: each cell of old is in it.
+    metrics.csv may be written anew with more columns: each cell of old is in it. A folder may be set aside too, with all
+    that is in it.
     """
     after = snapshot(root)
+    aside: set[str] = set()  # folders that lie elsewhere, whole
     for name, what in before.items():
-        if after.get(name) == what or OWNER in Path(name).parts:
+        if after.get(name) == what or OWNER in Path(name).parts or any(name.startswith(f"{a}/") for a in aside):
+            continue
+        if what[0] == "folder" and moved_whole(name, before, after):
+            aside.add(name)
             continue
         folder = Path(name).parent
         if what[0] != "file":
@@ -129,6 +134,18 @@ def lost(root: Path, before: dict[str, list[Any]], steps: dict[str, int | None])
             continue
         return name
     return ""
+
+
+def inside(folder: str, tree: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Return what lies below a folder, by its name from there."""
+    return {n.removeprefix(folder): what for n, what in tree.items() if n.startswith(f"{folder}/")}
+
+
+def moved_whole(folder: str, before: dict[str, list[Any]], after: dict[str, list[Any]]) -> bool:
+    """Whether a folder has a new name beside its old one, and in it what it had."""
+    new = [n for n, what in after.items() if what == before[folder] and n not in before]
+    beside = [n for n in new if Path(n).parent == Path(folder).parent]
+    return any(inside(n, after) == inside(folder, before) for n in beside)
 
 
 def rows_kept(root: Path, name: str) -> bool:

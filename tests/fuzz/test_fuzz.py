@@ -158,5 +158,19 @@ def test_rows_and_checkpoints_that_are_kept(tmp_path: Path) -> None:
     assert lost(root, before, steps) == "metrics.csv"
 
 
+def test_a_folder_that_is_set_aside_is_kept_only_whole(tmp_path: Path) -> None:
+    (tmp_path / "a" / "in").mkdir(parents=True)
+    (tmp_path / "a" / "in" / "x").write_text("1")
+    (tmp_path / "b").mkdir()
+    before = snapshot(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "a-1")
+    assert lost(tmp_path, before, {}) == ""
+    (tmp_path / "a-1" / "in" / "x").write_text("2")
+    assert lost(tmp_path, before, {}) == "a (folder)"
+    (tmp_path / "a-1" / "in" / "x").write_text("1")
+    (tmp_path / "b").rmdir()
+    assert lost(tmp_path, before, {}) == "b (folder)"
+
+
 def test_a_case_that_never_began_is_a_crash(tmp_path: Path) -> None:
     assert judge(Case("a/b", "fit"), tmp_path, 0, 0.0).kind == "crash"
