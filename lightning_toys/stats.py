@@ -98,7 +98,10 @@ def geometric_ci(values: Sequence[float] | np.ndarray, level: float = 0.95) -> E
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of a_r - b_r over the seeds that both runs share, with its interval and two-sided t-test p-value."""
+    """Mean of a_r - b_r over the seeds that both runs share, with its interval and two-sided t-test p-value.
+
+    Of :func:`paired_ratio` the geometric mean of a_r / b_r, likewise.
+    """
 
     estimate: Estimate
     p_value: float
@@ -119,6 +122,28 @@ def paired_difference(a: dict[int, float], b: dict[int, float], level: float = 0
         # equal everywhere, or shifted by a constant, up to rounding: the t statistic is 0/0, infinite or noise
         return PairedDifference(estimate, 1.0 if estimate.mean == 0.0 else 0.0)
     return PairedDifference(estimate, float(scipy_stats.ttest_1samp(d, 0.0).pvalue))
+
+
+def paired_ratio(a: dict[int, float], b: dict[int, float], level: float = 0.95) -> PairedDifference | None:
+    """Compare two runs of positive values by the ratio of their geometric means: the t-test of paired log ratios.
+
+    ``None`` where they share fewer than two seeds, or a value of theirs is not positive and finite.
+
+    >>> found = paired_ratio({0: 2.0, 1: 6.0, 2: 8.0}, {0: 1.0, 1: 2.0, 2: 2.0})
+    >>> round(found.estimate.mean**3, 6)  # 2 x 3 x 4
+    24.0
+    """
+    shared = sorted(set(a) & set(b))
+    if not all(math.isfinite(v) and v > 0 for s in shared for v in (a[s], b[s])):
+        return None
+    left, right = ({s: math.log(x[s]) for s in shared} for x in (a, b))
+    found = paired_difference(left, right, level)
+    if found is None:
+        return None
+    e = found.estimate
+    with np.errstate(over="ignore"):
+        ratio, lo, hi = (float(v) for v in np.exp([e.mean, e.lo, e.hi]))
+    return PairedDifference(Estimate(ratio, lo, hi, e.n), found.p_value)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

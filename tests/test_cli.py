@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_toys.bilevel import BilevelControl
+from lightning_toys.bilevel import BilevelControl, WindowRegression
 from lightning_toys.cli import main
 from lightning_toys.commands.trainer.memory import beyond_memory
 from lightning_toys.flow_vs_regression.module import FlowVsRegression
@@ -40,7 +40,15 @@ def tree(root: Path) -> dict[str, int]:
 
 
 # with its figures; in the gate one of each module whose figures no other test has drawn
-ELSEWHERE = (TiltedSampling, FlowPolicy, GaussianPolicy, MeanFlowPolicy, UpdateEntropy, BilevelControl)
+ELSEWHERE = (
+    TiltedSampling,
+    FlowPolicy,
+    GaussianPolicy,
+    MeanFlowPolicy,
+    UpdateEntropy,
+    BilevelControl,
+    WindowRegression,
+)
 DRAWN = {c for kind, c in FIRST.items() if not issubclass(kind, ELSEWHERE)} | {c for c in CONFIGS if c.stem in READS}
 EVERY = [pytest.param(c, marks=[] if c in DRAWN else [pytest.mark.slow], id=c.stem) for c in CONFIGS]
 

@@ -161,12 +161,16 @@ def test_light_verbs_import_nothing_heavy(name: str, tmp_path: Path) -> None:
 
 
 def test_a_training_does_not_import_transformers(tmp_path: Path) -> None:
-    """torchmetrics would, as soon as it is installed; a language model still does."""
+    """torchmetrics would, as soon as it is installed."""
     pytest.importorskip("transformers")
     small = ("--trainer.max_steps", "1", "--figures.enabled", "false", "--model.network.hidden", "4")
     found = imported(("fit", "-c", "flow_vs_regression/flow", *small), tmp_path)
     assert "transformers" not in found
     assert "lightning" in found
+
+
+@pytest.mark.slow
+def test_reading_a_configuration_imports_lightning(tmp_path: Path) -> None:
     shown = imported(("fit", "-c", "update_entropy/arithmetic", "--print_config"), tmp_path)
     assert "lightning" in shown
 

@@ -178,6 +178,7 @@ def test_a_full_disk(tiny_disk: Path, capsys: pytest.CaptureFixture[str], free: 
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3000
 
 
+@pytest.mark.slow  # a fit's full disk is in the gate
 @pytest.mark.parametrize("free", [pytest.param(0, marks=SLOW), 30, pytest.param(120, marks=SLOW)])
 def test_a_sweep_on_a_full_disk(tiny_disk: Path, capsys: pytest.CaptureFixture[str], free: int) -> None:
     """One line, exit code 1, and no cell is marked as failed: with room again, the same command ends the sweep."""

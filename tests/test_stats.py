@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from lightning_toys.stats import geometric_ci, holm, mean_ci, paired_difference
+from lightning_toys.stats import geometric_ci, holm, mean_ci, paired_difference, paired_ratio
 from lightning_toys.training.noise import keyed_generator
 
 X = [0.3, 1.7, -0.4, 2.2, 0.9, 5.0]
@@ -127,6 +127,29 @@ def test_holm_keeps_the_familywise_error() -> None:
     five_se = 5 * math.sqrt(0.05 * 0.95 / 2000)
     assert np.mean([holm(p).min() < 0.05 for p in families]) < 0.05 + five_se
     assert np.mean(families.min(1) < 0.05) > 0.05 + five_se
+
+
+def test_paired_ratio_is_scipys_test_of_the_logarithms() -> None:
+    rng = np.random.default_rng(4)
+    a, b = (dict(enumerate(rng.lognormal(mean, 0.7, 8))) for mean in (1.0, 0.2))
+    found, other = paired_ratio(a, b), paired_ratio(b, a)
+    assert found is not None
+    assert other is not None
+    logs = np.log([a[s] / b[s] for s in range(8)])
+    wanted = scipy_stats.ttest_1samp(logs, 0.0)
+    ends = wanted.confidence_interval(0.95)
+    assert found.p_value == pytest.approx(wanted.pvalue, rel=1e-12)
+    assert found.estimate.mean == pytest.approx(np.exp(logs.mean()), rel=1e-12)
+    assert (found.estimate.lo, found.estimate.hi) == pytest.approx((np.exp(ends.low), np.exp(ends.high)), rel=1e-12)
+    assert other.estimate.mean == pytest.approx(1 / found.estimate.mean, rel=1e-12)
+    assert other.estimate.hi == pytest.approx(1 / found.estimate.lo, rel=1e-12)
+    scaled = paired_ratio({s: 1e-9 * v for s, v in a.items()}, {s: 1e-9 * v for s, v in b.items()})
+    assert scaled is not None
+    assert scaled.estimate.mean == pytest.approx(found.estimate.mean, rel=1e-9)
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        assert paired_ratio(a | {3: wrong}, b) is None
+        assert paired_ratio({k: v for k, v in a.items() if k != 3} | {9: wrong}, b) is not None  # not shared
+    assert paired_ratio({0: 1.0}, {0: 2.0}) is None
 
 
 def test_geometric_interval_is_that_of_the_logarithm() -> None:

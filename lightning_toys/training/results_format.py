@@ -160,9 +160,11 @@ def misshapen(content: Any) -> str:
     for name, row in references.items():
         if not isinstance(row, dict) or not all(map(is_number, row.values())):
             return f"reference {quoted(name)} is no mapping to numbers"
-    headline, labels = content.get("headline", []), content.get("metric_labels", {})
-    if not isinstance(headline, list) or not all(isinstance(m, str) for m in headline):
-        return "headline is no list of metrics"
+    for key in ("headline", "errors"):
+        named = content.get(key, [])
+        if not isinstance(named, list) or not all(isinstance(m, str) for m in named):
+            return f"{key} is no list of metrics"
+    labels = content.get("metric_labels", {})
     return "" if isinstance(labels, dict) else "metric_labels is no mapping"
 
 

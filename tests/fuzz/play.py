@@ -102,8 +102,8 @@ def lost(root: Path, before: dict[str, list[Any]], steps: dict[str, int | None])
 
     A file is kept if its bytes are under its name, under another name in its folder (set aside), or at the beginning of
     what has its name (rows and events are added to). A checkpoint may give way to one that is further on. The rows of a
-    metrics.csv may be written anew with more columns: each cell of old is in it. A folder may be set aside too, with all
-    that is in it.
+    metrics.csv may be written anew with more columns: each cell of old is in it. A folder may be set aside too, with
+    what is in it.
     """
     after = snapshot(root)
     aside: set[str] = set()  # folders that lie elsewhere, whole

@@ -87,6 +87,7 @@ def test_ties_and_scales(assign: Assign) -> None:
         np.testing.assert_allclose(total(a, b, columns), wanted, rtol=1e-9, atol=0)
 
 
+@pytest.mark.slow  # the pairs themselves are held above
 def test_training_sees_the_hosts_pairs(
     policies: Runner, bitwise: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

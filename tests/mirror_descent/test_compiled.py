@@ -67,6 +67,7 @@ def test_missing_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         Settings(compile=True)
 
 
+@pytest.mark.slow  # a compiler takes its time; the same formulas are held uncompiled above
 @compiler
 @torchs_own
 def test_flag(runner: Runner) -> None:

@@ -291,6 +291,7 @@ CONSTANT_RATE = (
 )
 
 
+@pytest.mark.slow  # the package's doing; other experiments' are in the gate
 def test_replica_is_the_solo_run(mirror: Runner) -> None:
     for name, seeds in (("both", "[0,1]"), ("solo", "[1]")):
         mirror.ok(
@@ -302,6 +303,7 @@ def test_replica_is_the_solo_run(mirror: Runner) -> None:
             assert torch.allclose(both[name][1], p[0], atol=1e-5), name
 
 
+@pytest.mark.slow  # the package's doing; other experiments' are in the gate
 def test_resume_is_bitwise(mirror: Runner) -> None:
     mirror.ok("fit", "learned", *CONSTANT_RATE, "--trainer.max_steps", "20", "--run.name", "parts")
     mirror.ok(

@@ -14,7 +14,7 @@ import numpy as np
 
 from lightning_toys.commands.compare.runs import Run
 from lightning_toys.plotting import COLOURS, GREY, literal, literal_lines, new_figure, shortened
-from lightning_toys.stats import mean_ci
+from lightning_toys.stats import geometric_ci, mean_ci
 
 MOST_INCHES = 400.0  # 60 000 of the 65 536 pixels that a picture may have
 SMALLEST = 1e-300  # on a logarithmic axis, which leaves some room below it
@@ -22,7 +22,10 @@ STYLES: tuple[Any, ...] = (":", "--", "-.", (0, (1, 1)), (0, (5, 1)), (0, (3, 1,
 
 
 def draw(runs: Sequence[Run], metric: str) -> Any:
-    """Draw a metric of every run: each seed, mean and interval, and each run's own reference rows as lines."""
+    """Draw a metric of every run: each seed, mean and interval, and each run's own reference rows as lines.
+
+    Of errors (:attr:`Run.errors`) mean and interval are geometric: no bar reaches 0.
+    """
     shown = [r for r in runs if r.values(metric)]
     labels = [literal_lines(r.label) for r in shown]
     heights = np.array([max(1.0, 0.5 * (1 + x.count("\n"))) for x in labels])  # of rows
@@ -38,10 +41,14 @@ def draw(runs: Sequence[Run], metric: str) -> Any:
     # over less than a decade a logarithmic axis has no readable ticks
     positive = bool(everything.min() > SMALLEST and everything.max() > 5 * everything.min())
     low, high = float(everything.min()), float(np.abs(everything).max())
-    for y, values in zip(places, found, strict=True):
-        e = mean_ci(values)
-        half = 0.0 if math.isnan(e.half_width) else e.half_width
-        left = min(half, e.mean - low / 4) if positive else half  # a logarithmic axis has no 0: the bar leaves it
+    geometric = [geometric_ci(values) for values in found]
+    multiplies = all(metric in r.errors for r in shown) and all(e is not None for e in geometric)
+    for y, values, logs in zip(places, found, geometric, strict=True):
+        e = logs if multiplies and logs is not None else mean_ci(values)
+        left, half = (0.0 if math.isnan(x) else x for x in (e.mean - e.lo, e.hi - e.mean))
+        if positive and not multiplies:
+            left = min(left, e.mean - low / 4)  # a logarithmic axis has no 0: the bar leaves it
+        half = min(half, 1e6 * high)  # of two seeds that are orders apart it may be no double
         ax.plot(
             values, np.full(values.size, y), "o", color=COLOURS[0], alpha=0.6, markersize=4, label="_seeds", zorder=4
         )
@@ -50,7 +57,8 @@ def draw(runs: Sequence[Run], metric: str) -> Any:
     window = (low / 30, high * 1e6) if positive else (-20 * high, high * 1e6)
     draw_references(ax, shown, places, [drawn_baselines(r, metric, unit, window) for r in shown])
     ax.plot([], [], "o", color=COLOURS[0], alpha=0.4, label="each seed")
-    ax.errorbar([], [], xerr=[], fmt="D", color=COLOURS[1], capsize=4, label="mean and 95 % CI")
+    middle = "geometric mean" if multiplies else "mean"
+    ax.errorbar([], [], xerr=[], fmt="D", color=COLOURS[1], capsize=4, label=f"{middle} and 95 % CI")
     if positive:
         ax.set_xscale("log")
         ax.set_xlim(left=low / 2)

@@ -13,7 +13,14 @@ from lightning_toys.commands.compare.output import write_together
 from lightning_toys.commands.compare.own_figures import own_figures
 from lightning_toys.commands.compare.plots import pictures_of, png
 from lightning_toys.commands.compare.runs import Run, find_results, load_runs, questions
-from lightning_toys.commands.compare.tables import ResultTable, metrics_tables, paired_table, readout_tables, to_csv
+from lightning_toys.commands.compare.tables import (
+    ResultTable,
+    error_table,
+    metrics_tables,
+    paired_table,
+    readout_tables,
+    to_csv,
+)
 from lightning_toys.errors import ToyError, note, printable
 
 
@@ -30,6 +37,8 @@ def tables_of(runs: Sequence[Run], baseline: Run) -> list[ResultTable]:
     tables = metrics_tables(runs)
     if paired := paired_table(runs, baseline):
         tables.append(paired)
+    if errors := error_table(runs, baseline):
+        tables.append(errors)
     for metric in dict.fromkeys(m for r in runs for m in r.headline):
         tables += readout_tables(runs, metric)
     return tables

@@ -64,6 +64,11 @@ class Run:
         """The metrics whose every readout is worth a table."""
         return list(self.content.get("headline", ["l2"]))
 
+    @property
+    def errors(self) -> list[str]:
+        """The metrics that are positive and differ by factors; none in results that do not say so."""
+        return list(self.content.get("errors", []))
+
     def label_of(self, metric: str) -> str:
         """Return a metric's name for an axis."""
         return str(self.content.get("metric_labels", {}).get(metric, metric))

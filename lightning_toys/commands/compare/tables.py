@@ -15,7 +15,15 @@ from rich.text import Text
 from lightning_toys.commands.compare.names import encodable, latex_text, markdown_text
 from lightning_toys.commands.compare.runs import Run, differing, group_names
 from lightning_toys.errors import printable
-from lightning_toys.stats import format_estimate, holm, mean_ci, paired_difference
+from lightning_toys.stats import (
+    Estimate,
+    format_estimate,
+    geometric_ci,
+    holm,
+    mean_ci,
+    paired_difference,
+    paired_ratio,
+)
 
 MAX_COLUMNS = 6  # metrics in one table
 
@@ -152,11 +160,43 @@ def paired_table(runs: Sequence[Run], baseline: Run) -> ResultTable | None:
         adjusted = holm([d.p_value for _, d in pairs])
         for (r, d), p in zip(pairs, adjusted, strict=True):
             e = d.estimate
-            rows.append([r.label, metric, format_estimate(e), f"[{e.lo:.4g}, {e.hi:.4g}]", str(e.n), f"{p:.2g}"])
+            rows.append([r.label, metric, format_estimate(e), interval(e), str(e.n), f"{p:.2g}"])
     if not rows:
         return None
     columns = ["run", "metric", "difference", "95 % interval", "pairs", "p (Holm)"]
     return ResultTable(titled(runs, f"paired by seed: run minus {baseline.label}"), columns, rows)
+
+
+def error_table(runs: Sequence[Run], baseline: Run) -> ResultTable | None:
+    """Return geometric means of errors and their ratios to the baseline's, which one bad seed does not carry.
+
+    P-values are adjusted by Holm within a metric, as the differences' are.
+    """
+    rows: list[list[str]] = []
+    for metric in [m for m in baseline.main_metrics if all(m in r.errors for r in runs)]:
+        means = {r.folder: e for r in runs if (v := list(r.values(metric).values())) and (e := geometric_ci(v))}
+        ratios = {
+            r.folder: found
+            for r in runs
+            if r is not baseline and (found := paired_ratio(r.values(metric), baseline.values(metric)))
+        }
+        adjusted = dict(zip(ratios, holm([x.p_value for x in ratios.values()]), strict=True))
+        for r in [r for r in runs if r.folder in means]:
+            cells = [f"{means[r.folder].mean:.4g}", interval(means[r.folder])]
+            if r.folder in ratios:
+                d = ratios[r.folder].estimate
+                cells += [f"{d.mean:.4g}", interval(d), str(d.n), f"{adjusted[r.folder]:.2g}"]
+            rows.append([r.label, metric, *cells, *["-"] * (6 - len(cells))])
+    if not rows:
+        return None
+    columns = ["run", "metric", "geometric mean", "95 % interval", "ratio", "95 % interval", "pairs", "p (Holm)"]
+    title = f"errors, geometric means over seeds; ratio: run / {baseline.label}, paired by seed"
+    return ResultTable(titled(runs, title), columns, rows)
+
+
+def interval(e: Estimate) -> str:
+    """Return an interval's ends; nothing where there is none."""
+    return "-" if math.isnan(e.lo) else f"[{e.lo:.4g}, {e.hi:.4g}]"
 
 
 def to_csv(runs: Sequence[Run]) -> str:

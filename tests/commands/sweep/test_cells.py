@@ -71,6 +71,7 @@ def held(folder: Path, says: Path) -> Iterator[int]:
         os.waitpid(pid, 0)
 
 
+@pytest.mark.slow  # a cell that is held is in the gate, and so is a worker that is killed
 def test_two_drivers_on_one_folder_and_one_is_killed(runner: Runner, tmp_path: Path) -> None:
     """SIGKILL in the middle of a cell: the other goes on with it, and all is as if one process had done it."""
     flags = ("--model.seeds", "[0,1]", "--trainer.max_steps", "800", "--checkpoint.every_n_steps", "50")

@@ -42,7 +42,7 @@ def mark(folder: Path, k: int) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.slow  # test_cells.py kills a driver in the gate
+@pytest.mark.slow  # test_ray.py kills a worker in the gate
 def test_a_search_whose_driver_is_killed_goes_on(runner: Runner, tmp_path: Path) -> None:
     """With the trial that was cut off; trials and numbers are those of a search that nobody killed."""
     flags = ("--search", *LR, *LAYERS, "--search.trials", "3", "--search.metric", "l2", "--model.seeds", "[0,1,2]")
