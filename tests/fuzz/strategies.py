@@ -77,6 +77,7 @@ PARTICULAR: dict[str, list[Any]] = {
     "trainer.default_root_dir": ["x", "", 3],
     "trainer.plugins": ["x", 3, [], "LightningEnvironment", "SLURMEnvironment", "BitsandbytesPrecision", [None]],
     "trainer.fast_dev_run": [True, False, 1, 2, 0, -1, "x", 2**70],
+    "model.init_args.compile": [False, None, "x", 3, [True], "auto"],  # what is true takes a compiler's half a minute
 }
 NAMES = ["é" * 200, "é" * 127, "a" * 255, "a" * 200, "..", "a/b", "", " ", "a\nb", "-x", "$x", "[/b]"]
 VARIANTS = ["é" * 200, "a" * 256, "..", "", "[draft]", "=1+1", "🙂" * 60, "\udcff"]

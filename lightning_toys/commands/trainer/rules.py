@@ -12,7 +12,8 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_toys.commands.trainer.parser import TYPES
 from lightning_toys.errors import bounded, did_you_mean, note, require
@@ -45,6 +46,7 @@ def check_trainer(trainer: Namespace, module: ToyModule, data: LightningDataModu
     """
     check_given(trainer)
     check_machine(trainer)
+    check_time(trainer.get("max_time"))
     precision = str(trainer.precision or "32-true")
     check_precision(precision, module.precisions)
     plugins = trainer.get("plugins")
@@ -118,6 +120,20 @@ def check_machine(trainer: Namespace) -> None:
     if isinstance(devices, int) and devices != -1:
         bounded("--trainer.devices", devices, 1, MANY)
     bounded("--trainer.num_nodes", trainer.num_nodes, 1, MANY)
+
+
+def check_time(given: Any) -> None:
+    """Refuse a time that is none, or that no clock holds.
+
+    Raises:
+        ToyError: names the flag.
+    """
+    try:
+        seconds = Timer(duration=given)._duration
+    except (MisconfigurationException, OverflowError, TypeError, ValueError):
+        seconds = -1.0
+    allowed = seconds is None or seconds > 0
+    require(allowed, f"--trainer.max_time: {given!r} is not allowed; give DD:HH:MM:SS, more than 00:00:00:00")
 
 
 def check_fit(trainer: Namespace, module: ToyModule, data: LightningDataModule | None) -> None:
