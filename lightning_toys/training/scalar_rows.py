@@ -38,7 +38,9 @@ def log_rows(logger: Logger, rows: Sequence[Row]) -> None:
 class OwnedRecords:
     """TensorBoard's record writer, which writes nothing to a run that this process has lost.
 
-    Its thread writes what was queued before, be it hours ago that the process was stopped.
+    Its thread writes what was queued before, be it hours ago that the process was stopped. A process that is stopped in
+    the microseconds between the question and the write still writes that one event when it wakes: no system call does
+    both.
     """
 
     def __init__(self, records: Any, folder: str) -> None:

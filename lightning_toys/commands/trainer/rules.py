@@ -10,10 +10,10 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, Timer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_toys.commands.trainer.parser import TYPES
 from lightning_toys.errors import bounded, did_you_mean, note, require
