@@ -116,8 +116,8 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def at(step: int) -> None:
         def validation_step(self: FlowVsRegression, *args: Any) -> None:
             if os.getpid() != here and self.global_step == step:
-                # else the stop may fall between the question who owns the run and the write, in TensorBoard's thread: then
-                # that one event is written (with a pause put between the two it always was; with this flush, never)
+                # else the stop may fall between the question who owns the run and the write, in TensorBoard's thread:
+                # then that one event is written (with a pause put between them it always was; with this flush, never)
                 for logger in self.loggers:
                     if isinstance(logger, TensorBoardLogger):
                         logger.experiment.flush()
