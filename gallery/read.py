@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from gallery.recipe import Entry, Folders
-from lightning_toys.stats import PairedDifference, format_estimate, holm, mean_ci, paired_difference
+from lightning_toys.stats import (
+    PairedDifference,
+    format_estimate,
+    geometric_ci,
+    holm,
+    mean_ci,
+    paired_difference,
+    paired_ratio,
+)
 
 Content = dict[str, Any]
 Make = Callable[[Folders], str]
@@ -81,6 +89,23 @@ def adjusted(differences: Iterable[PairedDifference]) -> list[float]:
 def paired(a: Content, b: Content, metric: str) -> str:
     """Write the difference paired by seed, as prose does."""
     return short(format_estimate(difference(a, b, metric).estimate))
+
+
+def geometric(content: Content, metric: str, count: int) -> str:
+    """Write the geometric mean of positive values to so many significant figures."""
+    found = geometric_ci(values(content, metric))
+    if found is None:
+        raise ValueError(f"{metric}: not all values are positive")
+    return figures_of(found.mean, count)
+
+
+def ratio(a: Content, b: Content, metric: str) -> str:
+    """Write the ratio of geometric means paired by seed, with its interval: ``5.0 (2.5 to 10)``."""
+    found = paired_ratio(by_seed(a, metric), by_seed(b, metric))
+    if found is None:
+        raise ValueError(f"{metric}: fewer than two seeds are shared, or not all values are positive")
+    e = found.estimate
+    return f"{figures_of(e.mean, 2)} ({figures_of(e.lo, 2)} to {figures_of(e.hi, 2)})"
 
 
 def fixed(value: float, digits: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gallery.read import Content, entries, figures_of, paired, results
+from gallery.read import Content, entries, figures_of, geometric, paired, ratio, results, values
 from gallery.recipe import Folders, Recipe, Run
 
 DEMO = Run(
@@ -36,6 +36,10 @@ RECIPE = Recipe(
         ["demo"],
         {
             "flow.demo.difference": lambda at: paired(demo(at, "flow"), demo(at, "regression"), "l2"),
+            "flow.demo.worst": lambda at: figures_of(max(values(demo(at, "regression"), "l2")), 2),
+            "flow.demo.regression": lambda at: geometric(demo(at, "regression"), "l2", 2),
+            "flow.demo.flow": lambda at: geometric(demo(at, "flow"), "l2", 2),
+            "flow.demo.ratio": lambda at: ratio(demo(at, "flow"), demo(at, "regression"), "l2"),
             "flow.demo.linear": lambda at: figures_of(demo(at, "flow")["references"]["linear"]["l2"], 2),
         },
     ),
