@@ -22,6 +22,15 @@ KINDS = {
 }
 
 
+def special_kind(path: Path) -> str:
+    """Return what is at a path where that is neither a file nor a folder, such as ``a FIFO``; links are followed."""
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except OSError:
+        return ""
+    return "" if kind in (stat.S_IFREG, stat.S_IFDIR) else KINDS.get(kind, "something else")
+
+
 def read_text(path: Path, most: int) -> str:
     """Return the text (UTF-8) of an ordinary file.
 

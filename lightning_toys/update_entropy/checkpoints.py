@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_toys.errors import ToyError, note
+from lightning_toys.training.files import special_kind
 from lightning_toys.update_entropy.model_files import GGUFHeader, check_rank, check_sizes, safetensors_shapes
 from lightning_toys.update_entropy.policy import import_optional
 from lightning_toys.update_entropy.task import Tokenizer
@@ -27,6 +28,8 @@ from lightning_toys.update_entropy.task import Tokenizer
 BACKBONE, ADAPTER = "--model.backbone", "--model.adapter"
 # parts of a parameter's name that DDP, torch.compile, FSDP, activation checkpointing and peft add
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "default")
+# names of the files that libraries read in a model's folder end so
+READ = (".json", ".safetensors", ".gguf", ".jinja", ".txt", ".model")
 PACKAGE = "package:"  # prefix of a backbone that an installed package ships
 
 
@@ -86,6 +89,25 @@ def resolve_backbone(source: str, flag: str = BACKBONE) -> Path:
     return found[0]
 
 
+def check_folder(folder: Path, flag: str) -> None:
+    """Refuse a folder with a FIFO, a socket or a device for a file that libraries would read: they would wait for it.
+
+    Args:
+        folder: of a model or an adapter.
+        flag: that gave it, for errors.
+
+    Raises:
+        ToyError: names the file.
+    """
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in READ)
+    except OSError:  # there is none, or it cannot be read: whoever reads it says so
+        return
+    for file in files:
+        if kind := special_kind(file):
+            raise flag_error(flag, f"{file} is {kind}; give a directory of ordinary files")
+
+
 def locate_backbone(path: str | Path, flag: str = BACKBONE) -> tuple[Path, str | None]:
     """Return the directory of a backbone, and the name of its GGUF file if it is one.
 
@@ -102,6 +124,7 @@ def locate_backbone(path: str | Path, flag: str = BACKBONE) -> tuple[Path, str |
     wanted = "give a directory with config.json and *.safetensors, or a GGUF file"
     if not here.exists():
         raise flag_error(flag, f"{path} is not there; {wanted}")
+    check_folder(here.parent if here.is_file() else here, flag)
     if here.is_file():
         if here.suffix.lower() != ".gguf":
             raise flag_error(flag, f"{path} is no GGUF file; {wanted}")
@@ -273,6 +296,7 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
         ToyError: there is no such adapter, or it does not fit the model weight by weight.
     """
     peft, folder = import_optional("peft"), Path(path).expanduser()
+    check_folder(folder, ADAPTER)
     weights = folder / "adapter_model.safetensors"
     for file in (folder / "adapter_config.json", weights):
         if not file.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -323,6 +324,30 @@ def test_backbones_that_are_none(tmp_path: Path) -> None:
     no(whole)
     (whole / "config.json").write_text("{")
     no(whole)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer.json", "other.gguf", "generation_config.json"]
+)
+def test_what_would_be_waited_for_is_refused(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "whole"
+    a_model().save_pretrained(folder)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    os.mkfifo(folder / "pipe")  # which nobody reads
+    for load in (load_backbone, load_tokenizer):
+        refused(lambda load=load: load(folder), "backbone", f"whole/{name} is a FIFO")
+    (folder / name).unlink()
+    (folder / name).symlink_to("pipe")
+    refused(lambda: load_backbone(folder), "backbone", f"whole/{name} is a FIFO")
+
+
+def test_an_adapter_that_would_be_waited_for_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "lora"
+    adapted(a_model()).save_pretrained(folder)
+    (folder / "adapter_model.safetensors").unlink()
+    os.mkfifo(folder / "adapter_model.safetensors")
+    refused(lambda: load_adapter(a_model(), folder), "adapter", "adapter_model.safetensors is a FIFO")
 
 
 # --- backbones that packages ship

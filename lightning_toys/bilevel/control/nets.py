@@ -109,6 +109,8 @@ class MultiHeadMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.layers = heads, len(sizes) - 1
+        self._views: list[tuple[Tensor, Tensor]] = []
+        self._places: list[int] = []  # in memory, of the parameters that the views are of
         for i, (n, m) in enumerate(pairwise(sizes)):
             if orthogonal:
                 scale = 2**0.5 if i < self.layers - 1 else 1e-2
@@ -123,6 +125,18 @@ class MultiHeadMLP(nn.Module):
         """Return the parameters by name, in their order, ``w0`` (R, K, in, h), ``b0`` (R, K, 1, h), ``w1`` ..."""
         found: dict[str, Any] = self._parameters
         return dict(found)
+
+    def side_by_side(self) -> list[tuple[Tensor, Tensor]]:
+        """Return each layer's weights (R K, n, m) and biases (R K, 1, m), views without a graph.
+
+        They are kept while the parameters lie where they lay: to make them anew takes as long as a product.
+        """
+        places = [p.data_ptr() for p in self._parameters.values() if p is not None]
+        if places != self._places:
+            p = self.weights()
+            flat = [(p[f"w{i}"].detach().flatten(0, 1), p[f"b{i}"].detach().flatten(0, 1)) for i in range(self.layers)]
+            self._views, self._places = flat, places
+        return self._views
 
     def forward(self, x: Tensor, weights: Weights | None = None) -> Tensor:
         """Map inputs (R, B, in) to (R, K, B, out).
@@ -145,19 +159,22 @@ class MultiHeadMLP(nn.Module):
 
     # by hand, without autograd's graph: a small network's backward pass is mostly that graph
 
-    @torch.no_grad()
+    # (no_grad() costs as much as a product: it is not asked for where no tensor has a graph)
+
     def forward_pass(self, x: Tensor) -> ForwardPass:
         """Return the output for inputs (R, B, in), and what its derivatives need."""
-        h = x if self.heads == 1 else x.unsqueeze(1).expand(-1, self.heads, -1, -1).flatten(0, 1)
-        inputs, weights = [], [getattr(self, f"w{i}").flatten(0, 1) for i in range(self.layers)]
-        for i, w in enumerate(weights):
+        h = x.detach()
+        if self.heads > 1:
+            h = h.unsqueeze(1).expand(-1, self.heads, -1, -1).flatten(0, 1)
+        inputs, weights = [], []
+        for i, (w, b) in enumerate(self.side_by_side()):
             inputs.append(h)
-            h = affine(getattr(self, f"b{i}").flatten(0, 1), h, w)
+            weights.append(w)
+            h = affine(b, h, w)
             if i < self.layers - 1:
                 h = h.relu_()
         return ForwardPass(inputs, weights, h.view(x.shape[0], self.heads, *h.shape[1:]))
 
-    @torch.no_grad()
     def vjp(self, forward: ForwardPass, cotangent: Tensor) -> dict[str, Tensor]:
         """Return sum <cotangent, d output / d weights> by the weights' names: one reverse pass.
 
@@ -165,7 +182,7 @@ class MultiHeadMLP(nn.Module):
             forward: of the inputs.
             cotangent: of the output (R, K, B, out).
         """
-        g, grads = cotangent.flatten(0, 1), {}
+        g, grads = cotangent.detach().flatten(0, 1), {}
         for i in reversed(range(self.layers)):
             h = forward.inputs[i]
             grads[f"w{i}"] = weight_gradient(h, g).view(-1, self.heads, h.shape[-1], g.shape[-1])
