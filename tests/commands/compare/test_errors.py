@@ -92,9 +92,12 @@ def test_bars_are_the_geometric_intervals_and_stay_above_0(tmp_path: Path) -> No
 
 
 def test_a_module_says_which(tmp_path: Path, refuse: Refusal) -> None:
+    from lightning_toys.bilevel import BilevelControl, WindowRegression
     from lightning_toys.flow_vs_regression import FlowVsRegression
 
     assert FlowVsRegression().errors == ("l1", "l2")
+    assert set(BilevelControl.errors) <= set(BilevelControl.metric_labels)
+    assert set(WindowRegression.errors) == set(WindowRegression.headline)
     for wrong in (3, [3], "l2"):
         run = a_run(tmp_path / str(wrong), copy.deepcopy(WHOLE) | {"errors": wrong})
         refuse(["compare", str(run)], "errors is no list of metrics")
