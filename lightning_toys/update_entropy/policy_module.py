@@ -32,6 +32,7 @@ from lightning_toys.update_entropy.losses import Objective, ScoredResponses
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
 from lightning_toys.update_entropy.policy_inference import PolicyInference
 from lightning_toys.update_entropy.probe import Plan
+from lightning_toys.update_entropy.rollouts import stop_tokens
 from lightning_toys.update_entropy.sequences import Sequences
 from lightning_toys.update_entropy.training import (
     RESPONSES_FORMAT,
@@ -114,6 +115,8 @@ class PolicyModule(PolicyInference):
             return self.policy.build(seed, self.sizes["vocabulary"], self.sizes["positions"])
         with notes_held():
             model = load_backbone(resolve_backbone(self.backbone), torch.get_default_dtype())
+            if self.rollouts.stop_tokens is None:
+                stop_tokens(model)  # refused here, before anything is written
             given = self.adapter
             adapted = self.policy.with_adapter(model, seed) if given is None else load_adapter(model, given)
         return adapted.train()  # as a Trainer expects of every module

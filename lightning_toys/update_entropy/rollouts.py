@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_toys.errors import require
 from lightning_toys.training.noise import keyed_generator
 from lightning_toys.update_entropy.sequences import Sequences, accepts_argument, eval_mode
 
@@ -40,16 +41,23 @@ def stop_tokens(model: nn.Module, tokenizer_end: int | None = None) -> list[int]
     Args:
         model: a causal language model of transformers' interface, with or without an adapter.
         tokenizer_end: the tokenizer's, if there is a tokenizer.
+
+    Raises:
+        ToyError: a configuration names what is no token of the model's: nothing would end with it.
     """
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     config: Any = getattr(inner, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    found = [
-        tokenizer_end,
-        *(getattr(x, "eos_token_id", None) for x in (text, getattr(inner, "generation_config", None))),
-    ]
-    flat = [i for x in found for i in (x if isinstance(x, list | tuple) else [x])]
-    return sorted({int(i) for i in flat if i is not None})
+    found = [getattr(x, "eos_token_id", None) for x in (text, getattr(inner, "generation_config", None))]
+    ends = [i for x in found for i in (x if isinstance(x, list | tuple) else [x]) if i is not None]
+    size = getattr(text, "vocab_size", None)
+    for i in ends:
+        require(
+            type(i) is int and 0 <= i < (size or i + 1),
+            f"--model.backbone: it has {size} tokens, and its configuration ends texts with token {i!r}; give "
+            "--model.rollouts.stop_tokens",
+        )
+    return sorted({*ends, *([] if tokenizer_end is None else [tokenizer_end])})
 
 
 def inverse_cdf(logits: Tensor, u: Tensor, temperature: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,24 @@ def test_the_modules_ends(tmp_path: Path) -> None:
         assert {r[-1] for r in found.responses if len(r) < 12} <= set(ends)
         assert not any(set(ends) & set(r[:-1]) for r in found.responses)
         assert module.rollouts.ends(module.policies[0], ArithmeticData().tokenizer) == (given or [2, 5, 9, 11])
+
+
+@pytest.mark.parametrize("wrong", [2**63, 10**6, -1, [9, 2**70]])
+def test_a_configurations_end_that_is_no_token_is_refused(wrong: Any, tmp_path: Path) -> None:
+    """At once; ends of one's own take its place."""
+    a_chat_model(tmp_path)
+    for file in ("config.json", "generation_config.json"):
+        content = json.loads((tmp_path / file).read_text())
+        (tmp_path / file).write_text(json.dumps(content | {"eos_token_id": wrong}))
+    for given in (None, [3]):
+        module = UpdateEntropy(backbone=str(tmp_path), rollouts=Rollouts(stop_tokens=given))
+        module.sizes = module.measure(ArithmeticData())
+        if given is None:
+            with pytest.raises(ToyError, match=r"ends texts with token .*; give --model.rollouts.stop_tokens$"):
+                module.configure_model()
+            continue
+        module.configure_model()
+        assert module.rollouts.ends(module.policies[0], ArithmeticData().tokenizer) == [3]
 
 
 def test_ends_that_are_none_are_refused() -> None:
