@@ -16,7 +16,7 @@ from lightning_toys.bilevel import BilevelControl, WindowRegression
 from lightning_toys.cli import main
 from lightning_toys.commands.trainer.memory import beyond_memory
 from lightning_toys.flow_vs_regression.module import FlowVsRegression
-from lightning_toys.generative_policy import FlowPolicy, GaussianPolicy, MeanFlowPolicy
+from lightning_toys.generative_policy import BanditPolicy, FlowPolicy, GaussianPolicy, MeanFlowPolicy
 from lightning_toys.mirror_descent.module import TiltedSampling
 from lightning_toys.training.loader import Batch
 from lightning_toys.update_entropy import UpdateEntropy
@@ -40,15 +40,8 @@ def tree(root: Path) -> dict[str, int]:
 
 
 # with its figures; in the gate one of each module whose figures no other test has drawn
-ELSEWHERE = (
-    TiltedSampling,
-    FlowPolicy,
-    GaussianPolicy,
-    MeanFlowPolicy,
-    UpdateEntropy,
-    BilevelControl,
-    WindowRegression,
-)
+POLICIES = (BanditPolicy, FlowPolicy, GaussianPolicy, MeanFlowPolicy)
+ELSEWHERE = (TiltedSampling, *POLICIES, UpdateEntropy, BilevelControl, WindowRegression)
 DRAWN = {c for kind, c in FIRST.items() if not issubclass(kind, ELSEWHERE)} | {c for c in CONFIGS if c.stem in READS}
 EVERY = [pytest.param(c, marks=[] if c in DRAWN else [pytest.mark.slow], id=c.stem) for c in CONFIGS]
 

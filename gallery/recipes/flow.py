@@ -15,6 +15,25 @@ DEMO = Run(
 )
 
 
+# the same training; what is scored is the average of the last thousand steps or so
+AVERAGED = Run(
+    name="demo_averaged",
+    commands=(
+        "sweep -c configs/flow_vs_regression/demo.yaml --grid.model.mode '[regression,flow]' --model.ema_decay 0.999 "
+        "--model.evaluation.weights ema --run.variant demo-averaged",
+    ),
+    folder="flow_vs_regression/demo-averaged",
+    seeds="0 to 7",
+    minutes=4,
+    quick="--trainer.max_epochs 500 --model.seeds '[0,1,2]'",
+)
+
+
+def averaged(at: Folders, mode: str) -> Content:
+    """Return a cell's results, with averaged weights."""
+    return results(at["demo_averaged"] / f"mode={mode}")
+
+
 def demo(at: Folders, mode: str) -> Content:
     """Return a cell's results."""
     return results(at["demo"] / f"mode={mode}")
@@ -22,7 +41,7 @@ def demo(at: Folders, mode: str) -> Content:
 
 RECIPE = Recipe(
     name="flow",
-    runs=(DEMO,),
+    runs=(DEMO, AVERAGED),
     figures=entries(
         ["demo"],
         {
@@ -41,6 +60,15 @@ RECIPE = Recipe(
             "flow.demo.flow": lambda at: geometric(demo(at, "flow"), "l2", 2),
             "flow.demo.ratio": lambda at: ratio(demo(at, "flow"), demo(at, "regression"), "l2"),
             "flow.demo.linear": lambda at: figures_of(demo(at, "flow")["references"]["linear"]["l2"], 2),
+        },
+    )
+    + entries(
+        ["demo_averaged"],
+        {
+            "flow.averaged.difference": lambda at: paired(averaged(at, "flow"), averaged(at, "regression"), "l2"),
+            "flow.averaged.regression": lambda at: geometric(averaged(at, "regression"), "l2", 2),
+            "flow.averaged.flow": lambda at: geometric(averaged(at, "flow"), "l2", 2),
+            "flow.averaged.ratio": lambda at: ratio(averaged(at, "flow"), averaged(at, "regression"), "l2"),
         },
     ),
 )

@@ -246,6 +246,7 @@ def mirror(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Runner:
     return Runner(tmp_path / "logs", capsys, "mirror_descent", TINY)
 
 
+@pytest.mark.slow  # tests/test_matrix.py has every verb in the gate, without figures
 def test_outputs(mirror: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample_figures, "FRAMES", 3)  # each costs a tenth of a second
     mirror.ok("fit", "learned", "--trainer.max_steps", "20", "--trainer.val_check_interval", "10")
@@ -271,6 +272,7 @@ def test_outputs(mirror: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
         assert drawn["mala"].shape == drawn["mala_exact"].shape == (2, 300, 2)
 
 
+@pytest.mark.slow  # the loss and its minimum are held below
 def test_training_reduces_score_error(mirror: Runner) -> None:
     """Two seconds of training reduce the error from about .9 to less than .15."""
     mirror.small = ("--figures.enabled", "false", "--data.batch_size", "256", "--model.seeds", "[5]")

@@ -148,6 +148,7 @@ def test_the_global_generator_stays_as_it_is() -> None:
     assert np.array_equal(before[1], np.random.get_state()[1])
 
 
+@pytest.mark.slow  # the blocks are held above
 def test_training_is_bitwise_the_same(policies: Runner, bitwise: Callable[..., None]) -> None:
     """And a run stopped with two processes goes on with none."""
     constant = ("--model.lr_decay", "constant")

@@ -289,6 +289,7 @@ def mutated(draw_from: st.DrawFn) -> bytes:
     max_examples=50, derandomize=True, deadline=None, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
+@pytest.mark.slow  # the ends of doubles by name are in the gate
 @given(content=mutated())
 def test_results_at_random(refuse: Refusal, content: bytes) -> None:
     """They are compared, or refused in one line that names the file; nothing hangs, and nothing is half written."""

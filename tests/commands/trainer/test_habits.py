@@ -199,6 +199,7 @@ def test_wandb_without_a_key_is_one_line(monkeypatch: pytest.MonkeyPatch, runner
     assert err == "error: --trainer.logger: W&B says: No API key configured. (WANDB_MODE=offline keeps runs here)\n"
 
 
+@pytest.mark.slow  # a sweep's output is read elsewhere too
 def test_a_sweep_says_each_result_once(runner: Runner, capsys: pytest.CaptureFixture[str]) -> None:
     words = runner.words("sweep", "flow", *TWO, "--grid.model.mode", "[regression,flow]")
     assert main(words) == 0
