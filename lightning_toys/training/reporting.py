@@ -212,6 +212,7 @@ class ResultsWriter(Reporter):
             "stage": stage,
             "label": pl_module.run_label,
             "settings": self.settings or script_settings(trainer, pl_module),
+            "unused": sorted(flag.removeprefix("--") for flag in pl_module.unused_settings()),
             "module": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
             "comparison_figures": pl_module.comparison_figures,
             "headline": list(pl_module.headline),

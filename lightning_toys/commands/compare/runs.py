@@ -142,7 +142,7 @@ def load_runs(files: Sequence[Path]) -> list[Run]:
     if len(experiments) > 1:
         shown = ", ".join(x[:60] for x in experiments[:6])
         raise ToyError(f"compare: the runs are of different experiments: {shown}")
-    flat = [c.get("settings") or settings(f.parent) for f, c in zip(files, contents, strict=True)]
+    flat = [in_use(c.get("settings") or settings(f.parent), c) for f, c in zip(files, contents, strict=True)]
     asked = questions(flat)
     groups: dict[tuple[str, ...], list[int]] = {}
     for i, s in enumerate(flat):
@@ -152,6 +152,13 @@ def load_runs(files: Sequence[Path]) -> list[Run]:
         labels = labels_of([files[i] for i in members], [contents[i] for i in members], [flat[i] for i in members])
         out += [Run(files[i].parent, x, contents[i], name, flat[i]) for i, x in zip(members, labels, strict=True)]
     return out
+
+
+def in_use(settings: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """Return those of a run's settings that do something in it: a name of its others would say what is not so."""
+    unused: list[str] = content.get("unused", [])  # one that ends in a dot stands for all below it
+    below = tuple(name for name in unused if name.endswith("."))
+    return {k: v for k, v in settings.items() if k not in unused and not (below and k.startswith(below))}
 
 
 def questions(flat: Sequence[dict[str, Any]]) -> list[str]:

@@ -59,6 +59,8 @@ CONTENTS: dict[str, Any] = {
     "label_list": edited("label", ["a"]),
     "headline_number": edited("headline", 3),
     "headline_numbers": edited("headline", [3]),
+    "unused_number": edited("unused", 3),
+    "errors_number": edited("errors", [3]),
     "labels_list": edited("metric_labels", [1]),
     "settings_number": edited("settings", 3),
     "settings_list": edited("settings", [1]),

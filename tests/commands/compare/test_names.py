@@ -233,6 +233,19 @@ def test_a_folder_whose_name_is_no_text(tmp_path: Path, capsys: pytest.CaptureFi
     assert rows[0]["folder"].endswith(r"a\udcff")
 
 
+def test_settings_that_do_nothing_in_a_run_are_no_part_of_its_name(tmp_path: Path) -> None:
+    for mode, nfe, unused in (
+        ("flow", 1, []),
+        ("flow", 4, []),
+        ("regression", 1, ["model.evaluation.nfe"]),
+        ("mip", 4, ["model.evaluation."]),
+    ):
+        settings = {"model.mode": mode, "model.evaluation.nfe": str(nfe)}
+        a_run(tmp_path / f"{mode}-{nfe}", WHOLE | {"label": mode, "settings": settings, "unused": unused})
+    labels = [r.label for r in load_runs(find_results([tmp_path]))]
+    assert sorted(labels) == ["flow nfe=1", "flow nfe=4", "mip", "regression"]
+
+
 def test_labels_that_are_the_same_are_told_apart(tmp_path: Path) -> None:
     """By as much of the folders' names as it takes; a run that is named twice is one."""
     for place in ("x/seed/a", "y/seed/a"):
