@@ -20,6 +20,7 @@ from lightning_toys.training.results import is_main
 from lightning_toys.training.results_format import read_results
 
 MAX_KEYS = 4  # settings that a run's name spells out
+UNUSED = object()  # in the place of a setting that does nothing
 MOST_CONFIG_BYTES = 2**22
 
 
@@ -155,10 +156,10 @@ def load_runs(files: Sequence[Path]) -> list[Run]:
 
 
 def in_use(settings: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
-    """Return those of a run's settings that do something in it: a name of its others would say what is not so."""
+    """Return a run's settings, :data:`UNUSED` for those that do nothing in it: a name would say what is not so."""
     unused: list[str] = content.get("unused", [])  # one that ends in a dot stands for all below it
     below = tuple(name for name in unused if name.endswith("."))
-    return {k: v for k, v in settings.items() if k not in unused and not (below and k.startswith(below))}
+    return {k: UNUSED if k in unused or (below and k.startswith(below)) else v for k, v in settings.items()}
 
 
 def questions(flat: Sequence[dict[str, Any]]) -> list[str]:
@@ -179,13 +180,14 @@ def check_module(file: Path, content: dict[str, Any]) -> None:
 
 
 def differing(flat: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the settings that are not the same in all runs."""
-    return [k for k in dict.fromkeys(k for s in flat for k in s) if len({repr(s.get(k)) for s in flat}) > 1]
+    """Return the settings that are not the same in all runs in which they do something."""
+    keys = dict.fromkeys(k for s in flat for k in s)
+    return [k for k in keys if len({repr(s.get(k)) for s in flat if s.get(k) is not UNUSED}) > 1]
 
 
 def words(settings: dict[str, Any], keys: Sequence[str]) -> str:
     """Return some settings as a name."""
-    found = {k: short_name(settings[k]) for k in keys if k in settings}
+    found = {k: short_name(settings[k]) for k in keys if settings.get(k, UNUSED) is not UNUSED}
     plain = (".mode", ".kind", ".target")
     return " ".join(str(v) if k.endswith(plain) else f"{k.split('.')[-1]}={v}" for k, v in found.items())
 
