@@ -190,8 +190,10 @@ def error_table(runs: Sequence[Run], baseline: Run) -> ResultTable | None:
     if not rows:
         return None
     columns = ["run", "metric", "geometric mean", "95 % interval", "ratio", "95 % interval", "pairs", "p (Holm)"]
-    title = f"errors, geometric means over seeds; ratio: run / {baseline.label}, paired by seed"
-    return ResultTable(titled(runs, title), columns, rows)
+    title = "errors, geometric means over seeds"
+    if all(row[4] == "-" for row in rows):  # nothing to be divided by
+        return ResultTable(titled(runs, title), columns[:4], [row[:4] for row in rows])
+    return ResultTable(titled(runs, f"{title}; ratio: run / {baseline.label}, paired by seed"), columns, rows)
 
 
 def interval(e: Estimate) -> str:

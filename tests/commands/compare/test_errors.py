@@ -68,6 +68,15 @@ def test_one_run_that_is_not_positive_has_no_row(tmp_path: Path) -> None:
     assert [row[0] for row in table.rows] == [r.label for r in runs[:3]]
 
 
+def test_a_run_alone_has_no_ratio(tmp_path: Path) -> None:
+    (run,) = runs_of(tmp_path, values={"a": VALUES["a"]})
+    table = error_table([run], run)
+    assert table is not None
+    assert table.columns == ["run", "metric", "geometric mean", "95 % interval"]
+    assert [len(row) for row in table.rows] == [4]
+    assert "ratio" not in table.title
+
+
 def bars(figure: Any) -> list[tuple[float, float]]:
     """Return the ends of the error bars that are drawn."""
     found = [c.get_segments() for c in figure.axes[0].collections if hasattr(c, "get_segments")]
