@@ -78,7 +78,7 @@ class GaussianPolicy(GenerativePolicy):
     reads_data = False
     readout_pattern = "direct"
     headline = ("kl", "tv", "entropy_exact")
-    errors: Sequence[str] = ("kl",)
+    error_metrics: Sequence[str] = ("kl",)
 
     def __init__(
         self,

@@ -52,7 +52,16 @@ def test_the_contract_names_what_is_there() -> None:
 
     named = re.findall(r"^\| `(\w+)\(", PAGE, re.MULTILINE)
     assert named == ["measure", "build", "replica_losses", "report"]
-    for name in (*named, "experiment", "label", "headline", "errors", "metric_labels", "figures", "comparison_figures"):
+    for name in (
+        *named,
+        "experiment",
+        "label",
+        "headline",
+        "error_metrics",
+        "metric_labels",
+        "figures",
+        "comparison_figures",
+    ):
         assert hasattr(ToyModule, name), name
     assert hasattr(ToyModule, "unused_settings")
     assert hasattr(ToyDataModule, "train_columns")

@@ -88,7 +88,7 @@ class BilevelControl(ToyModule):
     experiment = "bilevel"
     comparison_figures = "lightning_toys.bilevel.control.figures.compare_figures"
     headline = ("return",)
-    errors: Sequence[str] = ("td_error", "inner_error", "model_error", "reward_error")
+    error_metrics: Sequence[str] = ("td_error", "inner_error", "model_error", "reward_error")
     checkpointed_modules = ("replay",)
     reads_data = False
     monitors_loss = False  # nothing is learned in the first ``--data.init_steps``

@@ -24,7 +24,7 @@ STYLES: tuple[Any, ...] = (":", "--", "-.", (0, (1, 1)), (0, (5, 1)), (0, (3, 1,
 def draw(runs: Sequence[Run], metric: str) -> Any:
     """Draw a metric of every run: each seed, mean and interval, and each run's own reference rows as lines.
 
-    Of errors (:attr:`Run.errors`) mean and interval are geometric: no bar reaches 0.
+    Of errors (:attr:`Run.error_metrics`) mean and interval are geometric: no bar reaches 0.
     """
     shown = [r for r in runs if r.values(metric)]
     labels = [literal_lines(r.label) for r in shown]
@@ -42,7 +42,7 @@ def draw(runs: Sequence[Run], metric: str) -> Any:
     positive = bool(everything.min() > SMALLEST and everything.max() > 5 * everything.min())
     low, high = float(everything.min()), float(np.abs(everything).max())
     geometric = [geometric_ci(values) for values in found]
-    multiplies = all(metric in r.errors for r in shown) and all(e is not None for e in geometric)
+    multiplies = all(metric in r.error_metrics for r in shown) and all(e is not None for e in geometric)
     for y, values, logs in zip(places, found, geometric, strict=True):
         e = logs if multiplies and logs is not None else mean_ci(values)
         left, half = (0.0 if math.isnan(x) else x for x in (e.mean - e.lo, e.hi - e.mean))

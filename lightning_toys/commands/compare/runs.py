@@ -66,9 +66,9 @@ class Run:
         return list(self.content.get("headline", ["l2"]))
 
     @property
-    def errors(self) -> list[str]:
+    def error_metrics(self) -> list[str]:
         """The metrics that are positive and differ by factors; none in results that do not say so."""
-        return list(self.content.get("errors", []))
+        return list(self.content.get("error_metrics", []))
 
     def label_of(self, metric: str) -> str:
         """Return a metric's name for an axis."""

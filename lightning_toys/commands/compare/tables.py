@@ -173,7 +173,7 @@ def error_table(runs: Sequence[Run], baseline: Run) -> ResultTable | None:
     P-values are adjusted by Holm within a metric, as the differences' are.
     """
     rows: list[list[str]] = []
-    for metric in [m for m in baseline.main_metrics if all(m in r.errors for r in runs)]:
+    for metric in [m for m in baseline.main_metrics if all(m in r.error_metrics for r in runs)]:
         means = {r.folder: e for r in runs if (v := list(r.values(metric).values())) and (e := geometric_ci(v))}
         ratios = {
             r.folder: found

@@ -55,7 +55,7 @@ class Mine(ToyModule):
 
     experiment = "mine"  # runs of one experiment lie in one folder, and are compared
     headline = ("rmse",)  # the metrics that a run ends with; test_mine.py reads the first
-    errors = ("rmse",)  # positive and different by factors: `compare` adds geometric means and ratios
+    error_metrics = ("rmse",)  # positive and different by factors: `compare` adds geometric means and ratios
     metric_labels: Mapping[str, str] = {"rmse": "RMSE on [0, 1]"}
 
     def __init__(self, seeds: Sequence[int] = (0, 1, 2, 3), hidden: int = 32, lr: float = 0.01) -> None:

@@ -23,7 +23,8 @@ VALUES = {"a": [0.01, 0.012, 0.009, 0.9], "b": [0.03, 0.04, 0.02, 0.03], "c": [0
 
 def runs_of(root: Path, errors: tuple[str, ...] = ("l2",), values: dict[str, list[float]] = VALUES) -> list[Run]:
     for name, found in values.items():
-        content: dict[str, Any] = copy.deepcopy(WHOLE) | {"seeds": [3, 1, 4, 5], "label": name, "errors": list(errors)}
+        content: dict[str, Any] = copy.deepcopy(WHOLE) | {"seeds": [3, 1, 4, 5], "label": name}
+        content["error_metrics"] = list(errors)
         content["metrics"] = {"l2": {"values": found, "mean": 0.0, "ci95": [0.0, 0.0]}}
         content["settings"] = {"model.mode": name}
         a_run(root / name, content)
@@ -104,9 +105,9 @@ def test_a_module_says_which(tmp_path: Path, refuse: Refusal) -> None:
     from lightning_toys.bilevel import BilevelControl, WindowRegression
     from lightning_toys.flow_vs_regression import FlowVsRegression
 
-    assert FlowVsRegression().errors == ("l1", "l2")
-    assert set(BilevelControl.errors) <= set(BilevelControl.metric_labels)
-    assert set(WindowRegression.errors) == set(WindowRegression.headline)
+    assert FlowVsRegression().error_metrics == ("l1", "l2")
+    assert set(BilevelControl.error_metrics) <= set(BilevelControl.metric_labels)
+    assert set(WindowRegression.error_metrics) == set(WindowRegression.headline)
     for wrong in (3, [3], "l2"):
-        run = a_run(tmp_path / str(wrong), copy.deepcopy(WHOLE) | {"errors": wrong})
-        refuse(["compare", str(run)], "errors is no list of metrics")
+        run = a_run(tmp_path / str(wrong), copy.deepcopy(WHOLE) | {"error_metrics": wrong})
+        refuse(["compare", str(run)], "error_metrics is no list of metrics")

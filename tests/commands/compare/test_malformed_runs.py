@@ -60,7 +60,7 @@ CONTENTS: dict[str, Any] = {
     "headline_number": edited("headline", 3),
     "headline_numbers": edited("headline", [3]),
     "unused_number": edited("unused", 3),
-    "errors_number": edited("errors", [3]),
+    "error_metrics_number": edited("error_metrics", [3]),
     "labels_list": edited("metric_labels", [1]),
     "settings_number": edited("settings", 3),
     "settings_list": edited("settings", [1]),
