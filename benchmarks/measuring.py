@@ -88,10 +88,11 @@ def machine() -> str:
     )
 
 
-def arguments(doc: str | None, quick: str = "one round of little work: does it run?") -> argparse.ArgumentParser:
+def arguments(doc: str | None) -> argparse.ArgumentParser:
     """Return a parser of what all scripts take: ``--quick`` and ``--write``."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help=f"{quick}; its numbers mean nothing")
+    quick = "one round of little work: does it run? Its numbers mean nothing"
+    parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--write", action="store_true", help="write this script's section of RESULTS.md too")
     return parser
 

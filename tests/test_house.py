@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lightning_toys.commands.experiments import EXPERIMENTS
-from tests.conftest import REPO
+from tests.conftest import REPO, SAMPLED_FILES, SAMPLED_TESTS
 
 PACKAGE = REPO / "lightning_toys"
 COMMANDS = ("cli", "__main__", "commands")
@@ -187,3 +187,11 @@ def test_what_was_imported_is_left_out_of_collections(tmp_path: Path) -> None:
     words = [sys.executable, "-c", script]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env, check=True)
     assert done.stdout.split() == ["True", "True", "True"]
+
+
+def test_the_tests_that_the_gate_plays_a_part_of_are_there() -> None:
+    """One that had got another name would be played whole, and nobody told."""
+    text = "".join(p.read_text() for p in (REPO / "tests").rglob("test_*.py"))
+    names = {p.name for p in (REPO / "tests").rglob("test_*.py")}
+    assert [n for n in SAMPLED_TESTS if f"def {n}(" not in text] == []
+    assert [n for n in SAMPLED_FILES if not any(name.startswith(n) for name in names)] == []

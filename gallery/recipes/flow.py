@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gallery.read import Content, entries, figures_of, geometric, paired, ratio, results, values
-from gallery.recipe import Folders, Recipe, Run
+from gallery.recipe import Entry, Folders, Recipe, Run
 
 DEMO = Run(
     name="demo",
@@ -29,14 +29,26 @@ AVERAGED = Run(
 )
 
 
-def averaged(at: Folders, mode: str) -> Content:
-    """Return a cell's results, with averaged weights."""
-    return results(at["demo_averaged"] / f"mode={mode}")
-
-
-def demo(at: Folders, mode: str) -> Content:
+def cell(at: Folders, run: str, mode: str) -> Content:
     """Return a cell's results."""
-    return results(at["demo"] / f"mode={mode}")
+    return results(at[run] / f"mode={mode}")
+
+
+def flow_and_regression(run: str, name: str) -> tuple[Entry, ...]:
+    """Return the numbers of a run that has both modes: l2 of each, and flow beside regression."""
+
+    def both(at: Folders) -> tuple[Content, Content]:
+        return cell(at, run, "flow"), cell(at, run, "regression")
+
+    return entries(
+        [run],
+        {
+            f"flow.{name}.difference": lambda at: paired(*both(at), "l2"),
+            f"flow.{name}.flow": lambda at: geometric(both(at)[0], "l2", 2),
+            f"flow.{name}.regression": lambda at: geometric(both(at)[1], "l2", 2),
+            f"flow.{name}.ratio": lambda at: ratio(*both(at), "l2"),
+        },
+    )
 
 
 RECIPE = Recipe(
@@ -51,24 +63,15 @@ RECIPE = Recipe(
         },
     ),
     tables=entries(["demo"], {"flow.demo": lambda at: (at["demo"] / "comparison/comparison.md").read_text().strip()}),
-    numbers=entries(
-        ["demo"],
-        {
-            "flow.demo.difference": lambda at: paired(demo(at, "flow"), demo(at, "regression"), "l2"),
-            "flow.demo.worst": lambda at: figures_of(max(values(demo(at, "regression"), "l2")), 2),
-            "flow.demo.regression": lambda at: geometric(demo(at, "regression"), "l2", 2),
-            "flow.demo.flow": lambda at: geometric(demo(at, "flow"), "l2", 2),
-            "flow.demo.ratio": lambda at: ratio(demo(at, "flow"), demo(at, "regression"), "l2"),
-            "flow.demo.linear": lambda at: figures_of(demo(at, "flow")["references"]["linear"]["l2"], 2),
-        },
-    )
-    + entries(
-        ["demo_averaged"],
-        {
-            "flow.averaged.difference": lambda at: paired(averaged(at, "flow"), averaged(at, "regression"), "l2"),
-            "flow.averaged.regression": lambda at: geometric(averaged(at, "regression"), "l2", 2),
-            "flow.averaged.flow": lambda at: geometric(averaged(at, "flow"), "l2", 2),
-            "flow.averaged.ratio": lambda at: ratio(averaged(at, "flow"), averaged(at, "regression"), "l2"),
-        },
+    numbers=(
+        *flow_and_regression("demo", "demo"),
+        *flow_and_regression("demo_averaged", "averaged"),
+        *entries(
+            ["demo"],
+            {
+                "flow.demo.worst": lambda at: figures_of(max(values(cell(at, "demo", "regression"), "l2")), 2),
+                "flow.demo.linear": lambda at: figures_of(cell(at, "demo", "flow")["references"]["linear"]["l2"], 2),
+            },
+        ),
     ),
 )

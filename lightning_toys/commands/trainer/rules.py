@@ -129,7 +129,7 @@ def check_time(given: Any) -> None:
         ToyError: names the flag.
     """
     try:
-        seconds = Timer(duration=given)._duration
+        seconds = Timer(duration=given).time_remaining()
     except (MisconfigurationException, OverflowError, TypeError, ValueError):
         seconds = -1.0
     allowed = seconds is None or seconds > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_toys.bilevel import BilevelControl, ReplayData
 from lightning_toys.bilevel.control.agents import q_of_actions
 from lightning_toys.bilevel.control.environments import make_environments
 from lightning_toys.bilevel.control.episodes import rollout
+from lightning_toys.bilevel.control.nets import MultiHeadMLP
 from lightning_toys.errors import ToyError
 from tests.bilevel.control.test_cli import SMALL
 from tests.conftest import Runner
@@ -155,3 +157,32 @@ def test_an_agent_that_is_not_built_says_what_to_do() -> None:
     for call in (agent, agent.act, lambda x: agent.predict_next(x, torch.zeros(3, dtype=torch.int64))):
         with pytest.raises(ToyError, match=r"^BilevelControl has no networks yet: .*load_from_checkpoint.*$"):
             call(torch.zeros(3, 4))
+
+
+def test_a_written_out_pass_sees_what_became_of_the_parameters() -> None:
+    """Stepped in place, cast, loaded, or one replaced by another."""
+    x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    net = MultiHeadMLP([0, 1], "q", (4, 8, 8, 2), heads=2)
+
+    def check(before: torch.Tensor) -> torch.Tensor:
+        now = x.to(net.weights()["w0"].dtype)
+        found = net.forward_pass(now).output
+        torch.testing.assert_close(found, net(now).detach())
+        assert found.dtype != before.dtype or not torch.equal(found, before)
+        assert not found.requires_grad
+        return found
+
+    found = check(torch.zeros(2, 2, 5, 2))
+    with torch.no_grad():
+        net.w1 += 1
+    found = check(found)
+    net.w2 = nn.Parameter(net.w2.detach() * 2)
+    found = check(found)
+    net.load_state_dict(MultiHeadMLP([5, 6], "q", (4, 8, 8, 2), heads=2).state_dict())
+    found = check(found)
+    net.double()
+    check(found)
+    copied = copy.deepcopy(net)
+    with torch.no_grad():
+        copied.w0 += 1
+    assert not torch.equal(copied.forward_pass(x.double()).output, net.forward_pass(x.double()).output)
