@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `python gallery/build.py` puts gallery/ there
 
-from gallery import check, manifest, placeholders
+from gallery import check, kept, manifest, placeholders
 from gallery.recipe import Entry, Folders, Recipe, Run
 from gallery.recipes import RECIPES
 from gallery.running import REPO, finished, git_state, perform, read_stamp
@@ -48,6 +48,9 @@ def perform_all(runs: Sequence[Run], root: Path, full: bool, jobs: int) -> list[
         if why := run.left_out(full):
             say(f"left out: {why}")
     runs = [run for run in runs if not run.left_out(full)]
+    for run in [run for run in runs if full and not finished(run, root, full) and kept.read(run)]:
+        say(f"kept: {run.name} is not run again; delete {kept.path_of(run).relative_to(REPO)} to have it run")
+        runs.remove(run)
     waiting = [run for run in runs if not finished(run, root, full)]
     guesses = [run.minutes if full else run.quick_minutes for run in waiting]
     left = f", about {sum(guesses) / jobs:.0f} min" if waiting else ""
@@ -57,6 +60,9 @@ def perform_all(runs: Sequence[Run], root: Path, full: bool, jobs: int) -> list[
     def attempt(run: Run) -> str:
         try:
             perform(run, root, full)
+            stamp = read_stamp(run, root, full)
+            if full and run.keeps and stamp is not None:
+                kept.keep(run, root, stamp)
         except RuntimeError as error:
             return str(error)
         return "" if finished(run, root, full) else f"{run.name}: its code changed while it ran; build again"
@@ -92,7 +98,11 @@ def collect(found: dict[str, Any], recipes: Sequence[Recipe], out: Path, full: b
     root, failed = out / "runs", []
     runs = {run.name: run for r in RECIPES for run in r.runs}
     stamps = {n: read_stamp(run, root, full) for n, run in runs.items() if finished(run, root, full)}
-    folders = Folders({n: root / runs[n].folder for n in stamps}, full)
+    places = {n: root / runs[n].folder for n in stamps}
+    for name in runs.keys() - stamps.keys() if full else ():
+        if stamp := kept.unpack(runs[name], out / "kept"):
+            stamps[name], places[name] = stamp, out / "kept" / runs[name].folder
+    folders = Folders(places, full)
     for recipe in recipes:
         for kind in manifest.KINDS:
             for entry in getattr(recipe, kind):

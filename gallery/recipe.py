@@ -29,6 +29,7 @@ class Run:
         quick: words that the quick setting adds to every command; None: it leaves the run out.
         quick_minutes: what that takes.
         needs: a package beside the project's own; a run that lacks it is left out, and said to be.
+        keeps: what it came to is kept in the repository (gallery/kept.py), since it takes hours.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Run:
     quick: str | None = ""
     quick_minutes: float = 0.5
     needs: str | None = None
+    keeps: bool = False
 
     def left_out(self, full: bool) -> str:
         """Say why a setting leaves the run out; nothing where it does not."""

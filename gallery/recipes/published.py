@@ -30,12 +30,9 @@ from lightning_toys.plotting import COLOURS, MARKERS, new_figure
 from lightning_toys.stats import format_estimate, holm, mean_ci
 
 TASKS = tuple(METRICS)
-SWEEP = (
-    "sweep --grid.config '["
-    + ",".join(f"configs/flow_vs_regression/published_{t}.yaml" for t in TASKS)
-    + f"]' --grid.model.mode '[{','.join(MODES)}]' --grid.model.network.kind '[concat,film]' "
-    "--grid.model.loss '[l1,l2]' --run.variant published --sweep.jobs 2"
-)
+# the three tasks one by one: each takes hours
+NAMES = tuple(f"published_{task}" for task in TASKS)
+GRID = f"--grid.model.mode '[{','.join(MODES)}]' --grid.model.network.kind '[concat,film]' --grid.model.loss '[l1,l2]'"
 # four solvers' steps, where the cells' own tests have one and nine: by that their results are told apart
 SAMPLERS = "'[1,2,4,9]' --model.evaluation.test_solvers '[euler,dopri5]' --model.evaluation.draws 64"
 OWN_STEPS = "[1, 9]"
@@ -43,34 +40,35 @@ OWN_STEPS = "[1, 9]"
 
 def name_of(cell: Cell) -> str:
     """Return the name of a cell of the sweep."""
-    return f"config=published_{cell.task},mode={cell.mode},kind={cell.network},loss={cell.loss}"
+    return f"mode={cell.mode},kind={cell.network},loss={cell.loss}"
 
 
 def score_command(cell: Cell, words: str) -> str:
     """Return the command that scores a cell's checkpoint otherwise."""
-    config = f"configs/flow_vs_regression/published_{cell.task}.yaml"
-    return f"test -c {config} --run.variant published --run.name {name_of(cell)} {words}"
+    name = f"published_{cell.task}"
+    config = f"configs/flow_vs_regression/{name}.yaml"
+    return f"test -c {config} --run.variant {name} --run.name {name_of(cell)} {words}"
 
 
-PUBLISHED = Run(
-    name="published",
-    commands=(
-        SWEEP,
-        *(score_command(cell, "--model.evaluation.weights ema") for task in TASKS for cell in cells(task)),
-        *(
-            score_command(
-                Cell("reconstruction", "l2", kind, "flow"),
-                f"--data.num_eval 1000 --model.evaluation.test_nfe {SAMPLERS}",
-            )
-            for kind in NETWORKS
-        ),
-    ),
-    folder="flow_vs_regression/published",
-    seeds="0, 1, 2",
-    minutes=380,
-    quick="--trainer.max_epochs 20 --data.num_eval 200 --model.seeds '[0,1]'",
-    quick_minutes=15,
-)
+def task_run(task: str) -> Run:
+    """Return the run of one task: its twenty cells by a sweep, each scored by its averaged weights too."""
+    name = f"published_{task}"
+    sweep = f"sweep -c configs/flow_vs_regression/{name}.yaml {GRID} --run.variant {name} --sweep.jobs 2"
+    scores = [score_command(cell, "--model.evaluation.weights ema") for cell in cells(task)]
+    if task == "reconstruction":
+        words = f"--data.num_eval 1000 --model.evaluation.test_nfe {SAMPLERS}"
+        scores += [score_command(Cell(task, "l2", kind, "flow"), words) for kind in NETWORKS]
+    return Run(
+        name=name,
+        commands=(sweep, *scores),
+        folder=f"flow_vs_regression/{name}",
+        seeds="0, 1, 2",
+        minutes=100,
+        quick="--trainer.max_epochs 20 --data.num_eval 200 --model.seeds '[0,1]'",
+        quick_minutes=5,
+        keeps=True,
+    )
+
 
 # the readout by the published protocol, and with a flow's single Euler step mended
 STEPS = {
@@ -102,7 +100,7 @@ def scored(folder: Path, weights: str, steps: str) -> Content:
 
 def of(at: Folders, cell: Cell, weights: str = "raw") -> Content:
     """Return a cell's test."""
-    return scored(at["published"] / name_of(cell), weights, OWN_STEPS)
+    return scored(at[f"published_{cell.task}"] / name_of(cell), weights, OWN_STEPS)
 
 
 def metric_name(cell: Cell, metric: str, mended: Collection[str] = ()) -> str:
@@ -210,7 +208,8 @@ def start_table(at: Folders) -> str:
     solvers = ("euler-1", "euler-2", "euler-4", "euler-9", "dopri5")
     rows = []
     for kind in NETWORKS:
-        r = scored(at["published"] / name_of(Cell("reconstruction", "l2", kind, "flow")), "raw", "[1, 2, 4, 9]")
+        cell = Cell("reconstruction", "l2", kind, "flow")
+        r = scored(at[f"published_{cell.task}"] / name_of(cell), "raw", "[1, 2, 4, 9]")
         for label, metric in (
             ("zeros", "l2@zeros"),
             ("64 Gaussian draws", "l2@gaussian"),
@@ -289,9 +288,9 @@ def whole_table(at: Folders, task: str) -> str:
 
 
 def hours(at: Folders) -> str:
-    """Write what the sweep and its tests took, two at a time."""
-    stamp = json.loads((at["published"].parents[1] / "stamps/published.json").read_text())
-    return f"{stamp['seconds'] / 3600:.1f} hours"
+    """Write what the sweeps and their tests took, two at a time."""
+    stamps = [json.loads((at[name].parents[1] / f"stamps/{name}.json").read_text()) for name in NAMES]
+    return f"{sum(s['seconds'] for s in stamps) / 3600:.1f} hours"
 
 
 def linear_error(at: Folders) -> str:
@@ -320,36 +319,48 @@ def drawing(at: Folders) -> str:
     axes[0, 0].set_ylim(len(shown) - 0.5, -0.5)
     figure.suptitle("each seed: the last step's weights, one network evaluation (mip: two)", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    path = at["published"] / "published_numbers.png"
+    path = at[NAMES[0]] / "published_numbers.png"
     figure.savefig(path, dpi=110)
     return str(path)
 
 
 RECIPE = Recipe(
     name="published",
-    runs=(PUBLISHED,),
-    figures=(Entry("published_numbers", ("published",), drawing),),
-    tables=entries(
-        ["published"],
-        {
-            "flow.reconstruction": reconstruction_table,
-            "flow.start_law": start_table,
-            "flow.boundary": boundary_table,
-            "published.counts": count_table,
-            "published.claims": claim_table,
-            "published.comparisons": partial(comparison_table, numbers=(0, 1, 3, 4)),
-            **{f"published.levels.{t}": partial(level_table, task=t) for t in TASKS},
-            **{f"published.{t}": partial(whole_table, task=t) for t in TASKS},
-        },
+    runs=tuple(task_run(task) for task in TASKS),
+    figures=(Entry("published_numbers", NAMES, drawing),),
+    tables=(
+        *entries(NAMES[:1], {"flow.reconstruction": reconstruction_table, "flow.start_law": start_table}),
+        *entries(["published_piecewise"], {"flow.boundary": boundary_table}),
+        *(
+            entry
+            for t in TASKS
+            for entry in entries(
+                [f"published_{t}"],
+                {
+                    f"published.levels.{t}": partial(level_table, task=t),
+                    f"published.{t}": partial(whole_table, task=t),
+                },
+            )
+        ),
+        *entries(
+            NAMES,
+            {
+                "published.counts": count_table,
+                "published.claims": claim_table,
+                "published.comparisons": partial(comparison_table, numbers=(0, 1, 3, 4)),
+            },
+        ),
     ),
-    numbers=entries(
-        ["published"],
-        {
-            "flow.linear": linear_error,
-            "flow.nine_steps": partial(nine_steps, weights="raw"),
-            "flow.nine_steps.averaged": partial(nine_steps, weights="ema"),
-            "published.boundary": boundary_change,
-            "published.hours": hours,
-        },
+    numbers=(
+        *entries(
+            NAMES[:1],
+            {
+                "flow.linear": linear_error,
+                "flow.nine_steps": partial(nine_steps, weights="raw"),
+                "flow.nine_steps.averaged": partial(nine_steps, weights="ema"),
+            },
+        ),
+        *entries(["published_piecewise"], {"published.boundary": boundary_change}),
+        *entries(NAMES, {"published.hours": hours}),
     ),
 )

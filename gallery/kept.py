@@ -1,0 +1,73 @@
+"""What runs of many hours came to, kept in the repository: a page of theirs can be built where they were not run.
+
+A run that ``keeps`` leaves gallery/kept/NAME.json when the full setting has run it: its stamp (commands, commit, day,
+machine), and of every results.json below its folder what recipes read. As long as the file is there and its commands
+are the run's, the run is not run again; whoever wants it anew deletes the file.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gallery.recipe import Run
+from gallery.running import REPO
+
+PLACE = REPO / "gallery" / "kept"
+DIGITS = 7  # of each value: single precision has no more
+SETTINGS = "model.evaluation."  # those by which recipes tell a run's tests apart
+
+
+def path_of(run: Run, place: Path = PLACE) -> Path:
+    """Return where a run is kept."""
+    return place / f"{run.name}.json"
+
+
+def condensed(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what recipes read of a results.json."""
+    metrics = {
+        name: {"values": [None if v is None else float(f"{v:.{DIGITS}g}") for v in metric["values"]]}
+        for name, metric in content["metrics"].items()
+    }
+    settings = {name: v for name, v in content["settings"].items() if name.startswith(SETTINGS)}
+    return {k: content[k] for k in ("stage", "seeds", "references")} | {"settings": settings, "metrics": metrics}
+
+
+def keep(run: Run, root: Path, stamp: dict[str, Any], place: Path = PLACE) -> Path:
+    """Write what a finished run came to; return where."""
+    folder = root / run.folder
+    found = sorted(folder.rglob("results*.json"))
+    results = {str(path.relative_to(folder)): condensed(json.loads(path.read_text())) for path in found}
+    path = path_of(run, place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{json.dumps(name)}: {json.dumps(content)}" for name, content in results.items()]
+    path.write_text(f'{{"stamp": {json.dumps(stamp)},\n"results": {{\n' + ",\n".join(lines) + "\n}}\n")
+    return path
+
+
+def read(run: Run, place: Path = PLACE) -> dict[str, Any] | None:
+    """Return what a run came to, where it is kept and its commands are still the same."""
+    path = path_of(run, place)
+    if not (run.keeps and path.is_file()):
+        return None
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found if found["stamp"]["identity"]["commands"] == list(run.commands) else None
+
+
+def unpack(run: Run, root: Path, place: Path = PLACE) -> dict[str, Any] | None:
+    """Lay a kept run's results below ``root`` as the run itself would, its stamp too; return the stamp."""
+    found = read(run, place)
+    if found is None:
+        return None
+    folder, stamps = root / run.folder, root / "stamps"
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, content in found["results"].items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    stamps.mkdir(parents=True, exist_ok=True)
+    (stamps / f"{run.name}.json").write_text(json.dumps(found["stamp"]))
+    stamp: dict[str, Any] = found["stamp"]
+    return stamp
