@@ -25,7 +25,7 @@ from gallery.published.claims import (
     published_ratio,
 )
 from gallery.published.record import METRICS, Cell, cells, published
-from gallery.recipe import Folders
+from gallery.recipe import Entry, Folders
 from gallery.recipes import published as recipe
 from gallery.verdicts import claim_verdict, claim_verdicts, welch_ratio
 from lightning_toys.flow_vs_regression.objectives import make_objective
@@ -214,7 +214,7 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 
 @pytest.mark.parametrize("entry", [*recipe.RECIPE.tables, *recipe.RECIPE.numbers], ids=lambda e: e.name)
-def test_every_table_and_number_is_made(entry: recipe.Entry, at: Folders) -> None:
+def test_every_table_and_number_is_made(entry: Entry, at: Folders) -> None:
     assert callable(entry.make)
     text = entry.make(at)
     assert text
