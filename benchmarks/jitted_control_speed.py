@@ -267,11 +267,12 @@ def check_learning(agent: str) -> None:
         model, q, target = (weights_of(n) for n in (nets.model.net, nets.q, nets.target))
         problem = learner.problem(batch)
         if agent == "mle":
-            theirs, ours = jax.grad(mle_loss)(model, rows), learner.fit_gradient(problem)[0]
+            theirs, ours = jax.grad(mle_loss)(model, rows), learner.model_gradient(problem)[0]
         else:
             pull = jax.vjp(lambda m: model_targets(m, target, rows), model)[1]
             theirs = omd_gradient(model, q, target, pull, rows)
-            ours = learner.implicit_gradient(problem, problem.model_targets())[0]
+            ours = learner.model_gradient(problem, problem.model_targets())[0]
+        assert ours is not None
         for name, x in flat(theirs).items():
             found = ours[f"net.{name}"][0].numpy()
             np.testing.assert_allclose(x, found, rtol=1e-7, atol=1e-9 * abs(found).max(), err_msg=name)
