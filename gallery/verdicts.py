@@ -63,8 +63,12 @@ class Ratio:
 
     @property
     def p_near(self) -> float:
-        """Of two one-sided tests (Schuirmann 1987): small where the ratio lies within the factor NEAR of 1."""
-        return max(self.above(-math.log(NEAR)), self.below(math.log(NEAR)))
+        """:meth:`within` of the factor NEAR."""
+        return self.within(NEAR)
+
+    def within(self, factor: float) -> float:
+        """Return the p-value of two one-sided tests (Schuirmann 1987): small where the ratio is within a factor of 1."""
+        return max(self.above(-math.log(factor)), self.below(math.log(factor)))
 
     @property
     def p_not_above(self) -> float:

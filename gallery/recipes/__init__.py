@@ -1,9 +1,10 @@
 """The recipes, in the order in which they are built."""
 
-from gallery.recipes import bilevel, control, entropy, flow, mirror, overview, policy, published
+from gallery.recipes import bilevel, control, entropy, few_steps, flow, mirror, overview, policy, published
 
 RECIPES = (
     flow.RECIPE,
+    few_steps.RECIPE,
     published.RECIPE,
     policy.RECIPE,
     mirror.RECIPE,
