@@ -67,7 +67,7 @@ class Ratio:
         return self.within(NEAR)
 
     def within(self, factor: float) -> float:
-        """Return the p-value of two one-sided tests (Schuirmann 1987): small where the ratio is within a factor of 1."""
+        """Return the p-value of two one-sided tests (Schuirmann 1987): small where the ratio is that near to 1."""
         return max(self.above(-math.log(factor)), self.below(math.log(factor)))
 
     @property
