@@ -277,10 +277,6 @@ class FlowVsRegression(ToyModule):
         t = self.t_noise.at(step, x1)[:, rows] if self.objective.samples_time else torch.zeros(())
         return c, x1, x0, t
 
-    def residuals(self, batch: Batch, step: int, net: ConditionalNet) -> list[Tensor]:
-        """Return the residuals of a step's loss under a network."""
-        return self.objective.residuals(net, *self.sample(batch, step))
-
     def losses(self, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor, total: int) -> Tensor:
         """Return each replica's loss (R,): sums over c (R, B, C), x1 and x0 (R, B, D), t (R, B, 1), by ``total``."""
         assert isinstance(self.net, ConditionalNet)
@@ -299,14 +295,15 @@ class FlowVsRegression(ToyModule):
             self.manual_steps = ManualSteps(
                 self.net, optimizer, self.loss, self.clip_grad_norm, self.ema_net, self.ema_decay
             )
-        rows, totals, rates = [], [], []
-        for step in range(block.start, block.stop):
-            batch = block.batch(step)
-            terms = record_terms(partial(self.residuals, batch, step))
-            rows.append(self.manual_steps.rows(terms))
-            totals.append(batch.total)
-            rates.append(rate if (rate := self.rate_at(step)) is not None else self.lr)
-        return self.manual_steps.run(rows, totals, rates)
+        numbers = range(block.start, block.stop)
+        batches = [block.batch(step) for step in numbers]
+        drawn = [self.sample(batch, step) for batch, step in zip(batches, numbers, strict=True)]
+        # the objective is asked for all rows of the block at once: each of its rows is by itself
+        c, x1, x0, t = (torch.cat(x, dim=1) if x[0].dim() else x[0] for x in zip(*drawn, strict=True))
+        terms = record_terms(lambda net: self.objective.residuals(net, c, x1, x0, t))
+        rates = [self.lr if (rate := self.rate_at(step)) is None else rate for step in numbers]
+        rows = self.manual_steps.rows(terms, [x.shape[1] for _, x, *_ in drawn])
+        return self.manual_steps.run(rows, [batch.total for batch in batches], rates)
 
     # evaluation
 
@@ -490,5 +487,5 @@ class FlowVsRegression(ToyModule):
 # what :meth:`FlowVsRegression.take_steps` stands for: where one of them is somebody's own, autograd takes the steps
 WRITTEN_OUT = {
     name: getattr(FlowVsRegression, name)
-    for name in ("replica_losses", "losses", "sample", "residuals", "training_step", "configure_optimizers")
+    for name in ("replica_losses", "losses", "sample", "training_step", "configure_optimizers")
 }

@@ -150,9 +150,21 @@ class ManualSteps:
                 state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return [self.optimizer.state[p] for p in self.model.parameters()]
 
-    def rows(self, terms: Sequence[Term]) -> list[Rows]:
-        """Return a step's terms as the layers see them."""
-        return [Rows(*first_inputs(self.model, x.x, x.c, x.t), x.target) for x in terms]
+    def rows(self, terms: Sequence[Term], sizes: Sequence[int]) -> list[list[Rows]]:
+        """Return the terms of several steps as the layers see them.
+
+        Args:
+            terms: of all steps, whose rows lie one step after the other.
+            sizes: rows of each step.
+        """
+        out: list[list[Rows]] = [[] for _ in sizes]
+        for term in terms:
+            x, condition = first_inputs(self.model, term.x, term.c, term.t)
+            xs, targets = (torch.split(y, list(sizes), dim=1) for y in (x, term.target))
+            conditions = [None] * len(sizes) if condition is None else torch.split(condition, list(sizes), dim=1)
+            for step, part in zip(out, zip(xs, conditions, targets, strict=True), strict=True):
+                step.append(Rows(*part))
+        return out
 
     @torch.no_grad()
     def run(self, steps: Sequence[Sequence[Rows]], totals: Sequence[int], rates: Sequence[float]) -> Tensor:

@@ -76,11 +76,10 @@ def by_autograd(
 
 
 def by_hand(steps_of: ManualSteps, objective: Objective, steps: list[dict[str, Tensor]], rate: float = 3e-3) -> Tensor:
-    rows = [
-        steps_of.rows(record_terms(lambda net, given=given: objective.residuals(net, **given)))  # type: ignore[misc]
-        for given in steps
-    ]
-    return steps_of.run(rows, [given["x1"].shape[1] for given in steps], [rate] * len(steps))
+    together = {name: torch.cat([given[name] for given in steps], 1) for name in steps[0]}
+    sizes = [given["x1"].shape[1] for given in steps]
+    rows = steps_of.rows(record_terms(lambda net: objective.residuals(net, **together)), sizes)
+    return steps_of.run(rows, sizes, [rate] * len(steps))
 
 
 def assert_same(a: nn.Module, b: nn.Module, tolerance: float = 1e-11) -> None:
