@@ -38,7 +38,7 @@ def condensed(content: dict[str, Any]) -> dict[str, Any]:
 def keep(run: Run, root: Path, stamp: dict[str, Any], place: Path = PLACE) -> Path:
     """Write what a finished run came to; return where."""
     folder = root / run.folder
-    found = sorted(folder.rglob("results*.json"))
+    found = sorted(path for place in run.places(root) for path in place.rglob("results*.json"))
     results = {str(path.relative_to(folder)): condensed(json.loads(path.read_text())) for path in found}
     path = path_of(run, place)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,8 @@ def unpack(run: Run, root: Path, place: Path = PLACE) -> dict[str, Any] | None:
     if found is None:
         return None
     folder, stamps = root / run.folder, root / "stamps"
-    shutil.rmtree(folder, ignore_errors=True)
+    for place in run.places(root):
+        shutil.rmtree(place)
     for name, content in found["results"].items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

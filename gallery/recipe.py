@@ -30,6 +30,7 @@ class Run:
         quick_minutes: what that takes.
         needs: a package beside the project's own; a run that lacks it is left out, and said to be.
         keeps: what it came to is kept in the repository (gallery/kept.py), since it takes hours.
+        cells: which folders below ``folder`` are this run's, a pattern; other runs have others there.
     """
 
     name: str
@@ -41,6 +42,12 @@ class Run:
     quick_minutes: float = 0.5
     needs: str | None = None
     keeps: bool = False
+    cells: str | None = None
+
+    def places(self, root: Path) -> list[Path]:
+        """Return the folders that are this run's alone, of those that are there."""
+        folder = root / self.folder
+        return sorted(folder.glob(self.cells)) if self.cells else [folder] if folder.is_dir() else []
 
     def left_out(self, full: bool) -> str:
         """Say why a setting leaves the run out; nothing where it does not."""

@@ -96,7 +96,7 @@ def identity(run: Run, full: bool) -> dict[str, Any]:
 def finished(run: Run, root: Path, full: bool) -> bool:
     """Whether a run need not be run again."""
     stamp = read_stamp(run, root, full)
-    return stamp is not None and stamp["done"] == len(run.commands) and (root / run.folder).is_dir()
+    return stamp is not None and stamp["done"] == len(run.commands) and run.places(root) != []
 
 
 def start(words: Sequence[str], log: Path) -> int:
@@ -116,8 +116,9 @@ def perform(run: Run, root: Path, full: bool) -> None:
         RuntimeError: a command failed.
     """
     folder, stamp = root / run.folder, read_stamp(run, root, full)
-    if stamp is None or not folder.is_dir():
-        shutil.rmtree(folder, ignore_errors=True)  # the gallery's own: of another code or command
+    if stamp is None or not run.places(root):
+        for place in run.places(root):  # the gallery's own: of another code or command
+            shutil.rmtree(place, ignore_errors=True)
         stamp = {"identity": identity(run, full), "done": 0, "seconds": 0.0}
     for sub in ("stamps", "logs"):
         (root / sub).mkdir(parents=True, exist_ok=True)

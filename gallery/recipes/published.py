@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator
 from gallery.published.claims import CLAIMS, COMPARED, HEADLINES, Values, compare, published_ratio
 from gallery.published.record import LOSSES, METRICS, MODES, NETWORKS, Cell, cells, published
 from gallery.read import Content, by_seed, entries, figures_of, results, table, values
-from gallery.recipe import Entry, Folders, Recipe, Run
+from gallery.recipe import Folders, Recipe, Run
 from gallery.verdicts import (
     Level,
     claim_verdict,
@@ -30,9 +30,7 @@ from lightning_toys.plotting import COLOURS, MARKERS, new_figure
 from lightning_toys.stats import format_estimate, holm, mean_ci
 
 TASKS = tuple(METRICS)
-# the three tasks one by one: each takes hours
-NAMES = tuple(f"published_{task}" for task in TASKS)
-GRID = f"--grid.model.mode '[{','.join(MODES)}]' --grid.model.network.kind '[concat,film]' --grid.model.loss '[l1,l2]'"
+GRID = "--grid.model.network.kind '[concat,film]' --grid.model.loss '[l1,l2]'"
 # four solvers' steps, where the cells' own tests have one and nine: by that their results are told apart
 SAMPLERS = "'[1,2,4,9]' --model.evaluation.test_solvers '[euler,dopri5]' --model.evaluation.draws 64"
 OWN_STEPS = "[1, 9]"
@@ -50,24 +48,38 @@ def score_command(cell: Cell, words: str) -> str:
     return f"test -c {config} --run.variant {name} --run.name {name_of(cell)} {words}"
 
 
-def task_run(task: str) -> Run:
-    """Return the run of one task: its twenty cells by a sweep, each scored by its averaged weights too."""
-    name = f"published_{task}"
-    sweep = f"sweep -c configs/flow_vs_regression/{name}.yaml {GRID} --run.variant {name} --sweep.jobs 2"
-    scores = [score_command(cell, "--model.evaluation.weights ema") for cell in cells(task)]
-    if task == "reconstruction":
+def run_of(task: str, mode: str) -> Run:
+    """Return the run of a task's mode: its four cells by a sweep, each scored by its averaged weights too."""
+    variant = f"published_{task}"
+    sweep = (
+        f"sweep -c configs/flow_vs_regression/{variant}.yaml --grid.model.mode '[{mode}]' {GRID} "
+        f"--run.variant {variant} --sweep.jobs 2"
+    )
+    scores = [score_command(cell, "--model.evaluation.weights ema") for cell in cells(task) if cell.mode == mode]
+    if (task, mode) == ("reconstruction", "flow"):
         words = f"--data.num_eval 1000 --model.evaluation.test_nfe {SAMPLERS}"
         scores += [score_command(Cell(task, "l2", kind, "flow"), words) for kind in NETWORKS]
     return Run(
-        name=name,
+        name=run_name(task, mode),
         commands=(sweep, *scores),
-        folder=f"flow_vs_regression/{name}",
+        folder=f"flow_vs_regression/{variant}",
         seeds="0, 1, 2",
-        minutes=100,
+        minutes=20,
         quick="--trainer.max_epochs 20 --data.num_eval 200 --model.seeds '[0,1]'",
-        quick_minutes=5,
+        quick_minutes=1,
         keeps=True,
+        cells=f"mode={mode},*",
     )
+
+
+def run_name(task: str, mode: str) -> str:
+    """Return the name of the run of a task's mode."""
+    return f"published_{task}_{mode}"
+
+
+def names_of(*tasks: str) -> list[str]:
+    """Return the names of all runs of some tasks."""
+    return [run_name(task, mode) for task in tasks for mode in MODES]
 
 
 # the readout by the published protocol, and with a flow's single Euler step mended
@@ -100,7 +112,7 @@ def scored(folder: Path, weights: str, steps: str) -> Content:
 
 def of(at: Folders, cell: Cell, weights: str = "raw") -> Content:
     """Return a cell's test."""
-    return scored(at[f"published_{cell.task}"] / name_of(cell), weights, OWN_STEPS)
+    return scored(at[run_name(cell.task, cell.mode)] / name_of(cell), weights, OWN_STEPS)
 
 
 def metric_name(cell: Cell, metric: str, mended: Collection[str] = ()) -> str:
@@ -209,7 +221,7 @@ def start_table(at: Folders) -> str:
     rows = []
     for kind in NETWORKS:
         cell = Cell("reconstruction", "l2", kind, "flow")
-        r = scored(at[f"published_{cell.task}"] / name_of(cell), "raw", "[1, 2, 4, 9]")
+        r = scored(at[run_name(cell.task, cell.mode)] / name_of(cell), "raw", "[1, 2, 4, 9]")
         for label, metric in (
             ("zeros", "l2@zeros"),
             ("64 Gaussian draws", "l2@gaussian"),
@@ -289,7 +301,8 @@ def whole_table(at: Folders, task: str) -> str:
 
 def hours(at: Folders) -> str:
     """Write what the sweeps and their tests took, two at a time."""
-    stamps = [json.loads((at[name].parents[1] / f"stamps/{name}.json").read_text()) for name in NAMES]
+    names = names_of(*TASKS)
+    stamps = [json.loads((at[name].parents[1] / f"stamps/{name}.json").read_text()) for name in names]
     return f"{sum(s['seconds'] for s in stamps) / 3600:.1f} hours"
 
 
@@ -319,23 +332,24 @@ def drawing(at: Folders) -> str:
     axes[0, 0].set_ylim(len(shown) - 0.5, -0.5)
     figure.suptitle("each seed: the last step's weights, one network evaluation (mip: two)", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    path = at[NAMES[0]] / "published_numbers.png"
+    path = at[run_name(TASKS[0], MODES[0])] / "published_numbers.png"
     figure.savefig(path, dpi=110)
     return str(path)
 
 
 RECIPE = Recipe(
     name="published",
-    runs=tuple(task_run(task) for task in TASKS),
-    figures=(Entry("published_numbers", NAMES, drawing),),
+    runs=tuple(run_of(task, mode) for task, mode in product(TASKS, MODES)),
+    figures=entries(names_of(*TASKS), {"published_numbers": drawing}),
     tables=(
-        *entries(NAMES[:1], {"flow.reconstruction": reconstruction_table, "flow.start_law": start_table}),
-        *entries(["published_piecewise"], {"flow.boundary": boundary_table}),
+        *entries(names_of("reconstruction"), {"flow.reconstruction": reconstruction_table}),
+        *entries([run_name("reconstruction", "flow")], {"flow.start_law": start_table}),
+        *entries([run_name("piecewise", "regression")], {"flow.boundary": boundary_table}),
         *(
             entry
             for t in TASKS
             for entry in entries(
-                [f"published_{t}"],
+                names_of(t),
                 {
                     f"published.levels.{t}": partial(level_table, task=t),
                     f"published.{t}": partial(whole_table, task=t),
@@ -343,7 +357,7 @@ RECIPE = Recipe(
             )
         ),
         *entries(
-            NAMES,
+            names_of(*TASKS),
             {
                 "published.counts": count_table,
                 "published.claims": claim_table,
@@ -352,15 +366,15 @@ RECIPE = Recipe(
         ),
     ),
     numbers=(
+        *entries([run_name("reconstruction", "regression")], {"flow.linear": linear_error}),
         *entries(
-            NAMES[:1],
+            [run_name("reconstruction", "flow")],
             {
-                "flow.linear": linear_error,
                 "flow.nine_steps": partial(nine_steps, weights="raw"),
                 "flow.nine_steps.averaged": partial(nine_steps, weights="ema"),
             },
         ),
-        *entries(["published_piecewise"], {"published.boundary": boundary_change}),
-        *entries(NAMES, {"published.hours": hours}),
+        *entries([run_name("piecewise", "regression")], {"published.boundary": boundary_change}),
+        *entries(names_of(*TASKS), {"published.hours": hours}),
     ),
 )

@@ -96,6 +96,7 @@ class FlowVsRegression(ToyModule):
 
     experiment = "flow_vs_regression"
     error_metrics: Sequence[str] = ("l1", "l2")
+    positive_loss = True
     metric_labels: Mapping[str, str] = {
         "l2": "RMSE on the evaluation grid (l2)",
         "l1": "mean absolute error on the evaluation grid (l1)",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_toys.errors import NonFiniteError, note
-from lightning_toys.stats import mean_ci
+from lightning_toys.stats import geometric_ci, mean_ci
 from lightning_toys.training.ownership import check_owned
 from lightning_toys.training.replica_parallel import ReplicaParallel
 from lightning_toys.training.results import Report
@@ -23,18 +23,24 @@ class ReplicaLogging(ReplicaParallel):
 
     Attributes:
         monitors_loss: whether there is a training loss at every validation.
-        interval_names: names of what was logged with its interval, in their order.
+        error_metrics: metrics that are positive and different by factors: their intervals are of geometric means, and
+            `compare` adds geometric means and ratios.
+        positive_loss: whether the training loss is such a one too.
+        interval_names: names of what was logged with its interval, in their order, and whether that is of the geometric
+            mean.
         last_losses: each replica's loss at the last step.
         loaded_step: the step that the weights are of, by a checkpoint or by the last training that ended.
         run_path: the command line's folder of the run; None in a script.
     """
 
     monitors_loss: bool = True
+    error_metrics: Sequence[str] = ()
+    positive_loss: bool = False
     run_path: Path | None = None
 
     def __init__(self) -> None:
         super().__init__()
-        self.interval_names: dict[str, None] = {}
+        self.interval_names: dict[str, bool] = {}
         self.last_losses = torch.zeros(0)
         self.loaded_step = 0
 
@@ -65,10 +71,19 @@ class ReplicaLogging(ReplicaParallel):
             row[name] = estimate.mean
             if len(v) > 1:
                 # groups of their own: TensorBoard's first cards are the means
-                self.interval_names[name] = None
+                multiplies = self.multiplies(name)
+                self.interval_names[name] = multiplies
+                if multiplies:  # whose bands reach no 0; where a value is 0 after all, the arithmetic mean's
+                    estimate = geometric_ci(v) or estimate
+                    row[f"interval/{name}/geometric_mean"] = estimate.mean
                 row[f"interval/{name}/lo"], row[f"interval/{name}/hi"] = estimate.lo, estimate.hi
                 row.update({f"replicas/{name}/seed_{s}": x for s, x in zip(self.seeds, v, strict=True)})
         return row
+
+    def multiplies(self, name: str) -> bool:
+        """Whether a scalar, such as ``eval/l2@zeros/euler-9``, is an error: positive, and different by factors."""
+        metric = name.partition("/")[2].partition("@")[0]
+        return metric in self.error_metrics or (metric == "loss" and self.positive_loss)
 
     def log_means(self, means: dict[str, float]) -> None:
         """Give the Trainer means that callbacks can monitor, and that ``trainer.validate`` and ``test`` return.

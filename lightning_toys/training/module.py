@@ -50,7 +50,6 @@ class ToyModule(ReplicaOptimization):
         ""  # "package.module.compare_figures": figures by name of runs {label: folder}, for `compare`
     )
     headline: Sequence[str] = ("l2",)  # the metrics of which `compare` shows every readout
-    error_metrics: Sequence[str] = ()  # positive, and different by factors: `compare` adds geometric means and ratios
     metric_labels: Mapping[str, str] = {}  # axis labels, with units
     trains: bool = True  # False: there are no weights, and `test` needs no checkpoint
     precisions: Sequence[str] = ()  # of the Trainer's, those that it can run in; () is all

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -24,7 +25,7 @@ from gallery.published.claims import (
     compare,
     published_ratio,
 )
-from gallery.published.record import METRICS, Cell, cells, published
+from gallery.published.record import METRICS, MODES, Cell, cells, published
 from gallery.recipe import Entry, Folders
 from gallery.recipes import published as recipe
 from gallery.verdicts import claim_verdict, claim_verdicts, welch_ratio
@@ -203,9 +204,10 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     (root / "stamps").mkdir()
     folders = {run.name: root / run.folder for run in recipe.RECIPE.runs}
     for task in METRICS:
-        folder = folders[f"published_{task}"]
-        (root / f"stamps/published_{task}.json").write_text(json.dumps({"seconds": 3600}))
+        for mode in MODES:
+            (root / f"stamps/published_{task}_{mode}.json").write_text(json.dumps({"seconds": 3600}))
         for cell in cells(task):
+            folder = folders[f"published_{task}_{cell.mode}"]
             write(folder / recipe.name_of(cell), cell, "raw", 0, 1.0)
             write(folder / recipe.name_of(cell), cell, "ema", 1, 2.0)
             if (cell.task, cell.loss, cell.mode) == ("reconstruction", "l2", "flow"):
@@ -275,12 +277,12 @@ def test_weights_are_those_asked_for(at: Folders) -> None:
     assert recipe.ours(at, Cell("reconstruction", "l2", "film", "flow"), "l2")[0] < 2
 
 
-def test_three_sweeps_train_all_sixty_cells() -> None:
+def test_fifteen_sweeps_train_all_sixty_cells() -> None:
     sweeps = {run.name: run.commands[0] for run in recipe.RECIPE.runs}
-    assert list(sweeps) == [f"published_{task}" for task in METRICS]
-    for name, found in sweeps.items():
-        assert f"-c configs/flow_vs_regression/{name}.yaml" in found
-        for words in ("[regression,flow,straight_flow,mip,mip_one_step]", "[concat,film]", "[l1,l2]"):
+    assert len(sweeps) == 15
+    for task, mode in itertools.product(METRICS, MODES):
+        found = sweeps[f"published_{task}_{mode}"]
+        for words in (f"flow_vs_regression/published_{task}.yaml", f"[{mode}]", "[concat,film]", "[l1,l2]"):
             assert words in found
     assert [len({recipe.name_of(c) for c in cells(task)}) for task in METRICS] == [20, 20, 20]
 

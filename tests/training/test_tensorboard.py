@@ -226,7 +226,7 @@ def test_pages_of_a_real_run(runner: Runner, browser: Browser, tmp_path: Path) -
         assert bands["title"] == "mean and 95 % interval over 3 seeds"
         (band,) = [c for c in bands["chart"] if c["title"] == "eval/l2"]
         assert band["margin"]["series"] == [
-            {"value": "eval/l2", "lower": "interval/eval/l2/lo", "upper": "interval/eval/l2/hi"}
+            {"value": "interval/eval/l2/geometric_mean", "lower": "interval/eval/l2/lo", "upper": "interval/eval/l2/hi"}
         ]
         assert {"eval/l2", "train/loss"} <= {c["title"] for c in lines["chart"]}
         browser.open(f"{base}/#custom_scalars")
