@@ -10,8 +10,8 @@ The policy has width 64, 4 blocks, 17 tokens and a LoRA adapter of rank 8; respo
   took 28.3 CPU-s for it where it was timed.
 - whole probe: the same by :func:`probe`, which adds all first-order shares with their errors, every token's share, and
   the other estimator.
-- all first-order influences: the update's gradients and one reverse pass over E: the share of momentum, decay and every
-  sequence. The published first-order estimate took 2.06 CPU-s a direction.
+- all first-order influences: the update's gradients, one reverse pass over E, one forward-mode pass over U: the share
+  of momentum, decay, every sequence and every token. The published first-order estimate took 2.06 CPU-s a direction.
 - by token: one forward-mode pass over U on top, for the share of every token.
 - with standard errors: every evaluation sequence's gradient as well, so that each share has its error.
 
@@ -34,18 +34,16 @@ from measuring import arguments, report, spread
 
 from lightning_toys.training.allocator import keep_freed_memory
 from lightning_toys.update_entropy.adamw import AdamWState, Hyperparameters, Moments, sum_tensors
-from lightning_toys.update_entropy.attribution import (
-    first_order_influences,
-    make_update,
-    sequence_entropy_gradients,
-    token_influences,
-)
+from lightning_toys.update_entropy.attribution import first_order_influences, token_influences
 from lightning_toys.update_entropy.derivatives import entropy_gradient, perturbed, trainable_parameters
+from lightning_toys.update_entropy.entropy_derivatives import sequence_entropy_gradients
 from lightning_toys.update_entropy.estimators import prefix_importance_sampling
 from lightning_toys.update_entropy.forward import evaluate, prepared_for_inference
+from lightning_toys.update_entropy.plan import Plan
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
-from lightning_toys.update_entropy.probe import CLOSURE_TOLERANCE, Plan, probe
+from lightning_toys.update_entropy.probe import CLOSURE_TOLERANCE, probe
 from lightning_toys.update_entropy.sequences import Sequences
+from lightning_toys.update_entropy.update import make_update
 
 WHOLE, INFLUENCES = 4.0, 0.25  # CPU-seconds that are aimed at
 PUBLISHED = (28.3, 2.06)
@@ -79,7 +77,7 @@ class Setting:
 
     def published_plan(self) -> None:
         update = make_update(self.model, self.update, self.state, 1.0)
-        singles, step = update.sequence_directions(), update.step
+        singles, step = list(update.sequence_directions()), update.step
         baseline, batch = sum_tensors([step.momentum, step.decay]), sum_tensors(singles)
         assert update.residual() <= CLOSURE_TOLERANCE
         directions = [step.direction, baseline, batch, *singles]

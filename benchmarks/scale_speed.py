@@ -44,12 +44,13 @@ from lightning_toys.mirror_descent.tilt import StateReward
 from lightning_toys.training import data
 from lightning_toys.training.allocator import keep_freed_memory
 from lightning_toys.update_entropy.adamw import AdamWState, Hyperparameters, Moments
-from lightning_toys.update_entropy.attribution import FirstOrderInfluences, first_order_influences, make_update
+from lightning_toys.update_entropy.attribution import FirstOrderInfluences, first_order_influences
 from lightning_toys.update_entropy.checkpoints import load_backbone, resolve_backbone
 from lightning_toys.update_entropy.derivatives import trainable_parameters
 from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.policy import TinyPolicy
 from lightning_toys.update_entropy.sequences import Sequences
+from lightning_toys.update_entropy.update import make_update
 
 REPLICAS = (1, 16, 256, 1024)
 MANY, SHORT = 256, 5  # replicas whose steps are long, and the steps of a block then

@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from lightning_toys.update_entropy.data import ArithmeticData, TextData
     from lightning_toys.update_entropy.losses import PolicyLoss
     from lightning_toys.update_entropy.module import UpdateEntropy
+    from lightning_toys.update_entropy.plan import Plan
     from lightning_toys.update_entropy.policy import TinyPolicy
-    from lightning_toys.update_entropy.probe import Plan
     from lightning_toys.update_entropy.prompt_data import PromptData
+    from lightning_toys.update_entropy.rollout_data import RolloutData
     from lightning_toys.update_entropy.task import CharacterTokenizer, Problem, Task
     from lightning_toys.update_entropy.training import Rollouts
     from lightning_toys.update_entropy.word_problems import WordProblemData
@@ -23,6 +24,7 @@ __all__ = [
     "PolicyLoss",
     "Problem",
     "PromptData",
+    "RolloutData",
     "Rollouts",
     "Task",
     "TextData",
@@ -39,8 +41,9 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "data": ["ArithmeticData"],
         "module": ["UpdateEntropy"],
         "policy": ["TinyPolicy"],
-        "probe": ["Plan"],
+        "plan": ["Plan"],
         "prompt_data": ["PromptData"],
+        "rollout_data": ["RolloutData"],
         "training": ["Rollouts"],
         "word_problems": ["WordProblemData"],
     },

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,22 +13,22 @@ from torch import Tensor, nn
 
 from lightning_toys.errors import WHOLE, ToyError, bounded, note, require
 from lightning_toys.training.module import ToyModule
-from lightning_toys.update_entropy.adamw import AdamWState, AdamWStep, Tensors, norm, read_state
-from lightning_toys.update_entropy.attribution import covariances, sequence_entropy_gradients
-from lightning_toys.update_entropy.derivatives import score_second_jvp
-from lightning_toys.update_entropy.estimators import (
-    EntropyKind,
-    Estimate,
-    Scores,
-    entropy,
-    entropy_second_derivative,
-    prefix_importance_sampling,
-)
+from lightning_toys.update_entropy.adamw import norm, read_state
+from lightning_toys.update_entropy.attribution import covariances
+from lightning_toys.update_entropy.estimators import EntropyKind
 from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.rollouts import generate, uniforms
 from lightning_toys.update_entropy.sequences import Sequences
-
-MISMATCH_TOLERANCE = 0.01  # of a step's largest element: rounding in single precision stays a hundred times below
+from lightning_toys.update_entropy.step_prediction import (
+    PredictionSettings,
+    StepPrediction,
+    measure_step,
+    policy_error,
+    predict_step,
+    restrict_to_policy,
+    warn_of_mismatch,
+    within_interval,
+)
 
 
 @runtime_checkable
@@ -60,36 +59,13 @@ class PendingStep:
 
     Attributes:
         step: number of the optimiser step, from 1.
-        sequences: of each policy, those that it is measured on.
-        scores_before: of those, before the step.
         metrics: by name, a value for each policy.
-        predicted: weights of each policy after the step.
+        predictions: of each policy.
     """
 
     step: int
-    sequences: list[Sequences]
-    scores_before: list[Scores]
     metrics: dict[str, list[float]]
-    predicted: list[PredictedStep]
-
-
-@dataclass
-class PredictedStep:
-    """A policy's weights after a step, as they were predicted.
-
-    Attributes:
-        weights: theta + eta v, by the policy's names.
-        size: largest element of |eta v|.
-    """
-
-    weights: Tensors
-    size: float
-
-    def relative_error(self, model: nn.Module) -> float:
-        """Return the largest difference between the weights and the predicted ones, in units of ``size``."""
-        named = dict(model.named_parameters())
-        difference = max(float((named[n].detach().double() - w).abs().max()) for n, w in self.weights.items())
-        return difference / self.size if self.size else 0.0
+    predictions: list[StepPrediction]
 
 
 class UpdateEntropyCallback(Callback):
@@ -174,16 +150,15 @@ class UpdateEntropyCallback(Callback):
                     responses = generate(model, prompts, range(2), u, source.entropy_ends)
                     evaluate(model, responses, chunk=self.chunk)
             except Exception as error:  # whatever a model of another interface raises
-                text = " ".join(str(error).split())[:160]
-                raise ToyError(
-                    f"UpdateEntropyCallback: {type(model).__name__} is no causal language model of transformers' "
-                    "interface (input_ids, attention_mask, past_key_values, use_cache; .logits, .past_key_values): "
-                    f"{type(error).__name__}: {text}"
-                ) from error
+                raise policy_error("UpdateEntropyCallback", model, error) from error
 
     def response_temperature(self, pl_module: LightningModule) -> float:
         """Return the temperature that responses are sampled at."""
         return self.temperature or float(getattr(pl_module, "entropy_temperature", 1.0))
+
+    def settings(self, pl_module: LightningModule) -> PredictionSettings:
+        """Return how changes are estimated."""
+        return PredictionSettings(self.kind, self.response_temperature(pl_module), self.chunk, self.second_order)
 
     def sample_responses(
         self, source: EntropySource, model: nn.Module, seed: int, step: int, stream: str, count: int
@@ -225,39 +200,19 @@ class UpdateEntropyCallback(Callback):
         state = read_state(optimizer, everything)
         gradients = {n: p.grad for n, p in everything if n in state.hyperparameters and p.grad is not None}
         clip = clip_scale(trainer, gradients)
-        temperature = self.response_temperature(pl_module)
-        metrics: dict[str, list[float]] = {}
-        to_measure: list[tuple[Sequences, Scores]] = []
-        predicted: list[PredictedStep] = []
+        settings, metrics = self.settings(pl_module), dict[str, list[float]]()
+        predictions: list[StepPrediction] = []
         for seed, model in source.entropy_policies():
             adamw = restrict_to_policy(model, everything, gradients, state, clip)
             responses = self.sample_responses(source, model, seed, step, "predict", self.prompts)
-            rows = sequence_entropy_gradients(model, responses, self.kind, temperature, min(32, self.chunk))
-            named = dict(model.named_parameters())
-            change = {n: adamw.eta * v.double() for n, v in adamw.direction.items()}
-            weights = {n: named[n].detach().double() + d for n, d in change.items()}
-            predicted.append(PredictedStep(weights, max(float(d.abs().max()) for d in change.values())))
-            batch = {n: adamw.direction[n] - adamw.momentum[n] - adamw.decay[n] for n in adamw.direction}
-            parts = {"predicted": adamw.direction, "momentum": adamw.momentum, "decay": adamw.decay, "batch": batch}
-            _, values, errors = rows.directional_derivatives(list(parts.values()))
-            for k, name in enumerate(parts):
-                metrics.setdefault(name, []).append(adamw.eta * float(values[k]))
-                metrics.setdefault(f"{name}_se", []).append(adamw.eta * float(errors[k]))
-            if self.second_order:
-                first = rows.directional_derivative(adamw.direction)
-                bent = second_order_change(
-                    model, responses, rows.scores, first, adamw, self.kind, temperature, self.chunk
-                )
-                metrics.setdefault("second_order", []).append(bent.value)
-                metrics.setdefault("second_order_se", []).append(bent.se)
-            metrics.setdefault("entropy", []).append(entropy(rows.scores, self.kind).value)
+            fresh = None
             if self.measure_prompts:
                 fresh = self.sample_responses(source, model, seed, step, "measure", self.measure_prompts)
-                to_measure.append((fresh, evaluate(model, fresh, temperature, chunk=self.chunk)))
+            predictions.append(predict_step(model, adamw, responses, fresh, settings))
         batches = getattr(pl_module, "entropy_batches", None)
         for logp, mask, advantage in batches() if batches is not None else []:
             metrics.setdefault("covariance", []).append(float(covariances(logp, advantage, mask).sum() / mask.sum()))
-        self.pending = PendingStep(step, [s for s, _ in to_measure], [b for _, b in to_measure], metrics, predicted)
+        self.pending = PendingStep(step, metrics, predictions)
 
     @torch.no_grad()
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -267,20 +222,12 @@ class UpdateEntropyCallback(Callback):
             return
         begin = time.perf_counter()
         policies = self.source(pl_module).entropy_policies()
-        missed = [p.relative_error(m) for (_, m), p in zip(policies, pending.predicted, strict=False)]
-        pending.metrics["missed"] = missed
-        if max(missed) > MISMATCH_TOLERANCE and not self.warned:
-            self.warned = True
-            note(
-                f"UpdateEntropyCallback: the step taken at {pending.step} is not the one predicted "
-                f"(by {max(missed):.2g} of its greatest element): something changes gradients or weights after "
-                "callbacks saw them, such as a module's own clipping, a gradient scaler, or weights in half a precision"
-            )
-        for (_, model), sequences, before in zip(policies, pending.sequences, pending.scores_before, strict=False):
-            after = evaluate(model, sequences, self.response_temperature(pl_module), chunk=self.chunk)
-            change: Estimate = prefix_importance_sampling(before, after, self.kind).change
-            pending.metrics.setdefault("measured", []).append(change.value)
-            pending.metrics.setdefault("measured_se", []).append(change.se)
+        settings, metrics = self.settings(pl_module), dict[str, list[float]]()
+        for (_, model), prediction in zip(policies, pending.predictions, strict=False):
+            for name, value in measure_step(model, prediction, settings).items():
+                metrics.setdefault(name, []).append(value)
+        pending.metrics = metrics | pending.metrics
+        self.warned = self.warned or warn_of_mismatch("UpdateEntropyCallback", pending.step, max(metrics["missed"]))
         self.inside += within_interval(pending.metrics)
         self.log_metrics(trainer, pl_module, pending)
         self.seconds += time.perf_counter() - begin
@@ -321,48 +268,6 @@ class UpdateEntropyCallback(Callback):
         self.measure(trainer, pl_module)
 
 
-def second_order_change(
-    model: nn.Module,
-    sequences: Sequences,
-    scores: Scores,
-    slope: Estimate,
-    step: AdamWStep,
-    kind: EntropyKind,
-    temperature: float,
-    chunk: int,
-) -> Estimate:
-    """Return eta dH/d eta + eta^2 / 2 d^2H/d eta^2 along a step, with the error of their sum.
-
-    Args:
-        model: the policy, before the step.
-        sequences: that it generated.
-        scores: of them.
-        slope: dH/d eta of the step on them.
-        step: eta and v.
-        kind: which entropy.
-        temperature: they were generated at.
-        chunk: sequences in one pass.
-    """
-    first, second = score_second_jvp(model, sequences, step.direction, temperature, chunk)
-    curvature = entropy_second_derivative(scores, first, second, kind)
-    a, b = step.eta, step.eta**2 / 2
-    contributions, influence = (
-        a * getattr(slope, name) + b * getattr(curvature, name) for name in ("contributions", "influence")
-    )
-    return Estimate.from_influence(contributions.sum(), contributions, influence, scores.prompt_index)
-
-
-def within_interval(metrics: Mapping[str, Sequence[float]]) -> list[bool]:
-    """Return of each policy whether the measured change lies within the predicted one's 95 % interval, by both errors.
-
-    >>> within_interval({"predicted": [0.0], "predicted_se": [3.0], "measured": [9.0], "measured_se": [4.0]})
-    [True]
-    """
-    name = "second_order" if "second_order" in metrics else "predicted"
-    columns = [metrics.get(key, ()) for key in (name, f"{name}_se", "measured", "measured_se")]
-    return [abs(y - x) <= 1.96 * math.hypot(a, b) for x, a, y, b in zip(*columns, strict=False)]
-
-
 def clip_scale(trainer: Trainer, gradients: dict[str, Tensor]) -> float:
     """Return the factor by which the Trainer is going to clip the gradients: its hook comes after ours.
 
@@ -376,29 +281,3 @@ def clip_scale(trainer: Trainer, gradients: dict[str, Tensor]) -> float:
     if algorithm is not None and str(getattr(algorithm, "value", algorithm)) != "norm":
         raise ToyError("UpdateEntropyCallback: gradient_clip_algorithm 'value' is not allowed; give 'norm'")
     return min(1.0, float(bound) / (norm(gradients) + 1e-6))
-
-
-def restrict_to_policy(
-    model: nn.Module,
-    everything: list[tuple[str, nn.Parameter]],
-    gradients: dict[str, Tensor],
-    state: AdamWState,
-    clip: float,
-) -> AdamWStep:
-    """Return the part of an optimiser's step that changes one policy, by the policy's own names.
-
-    Args:
-        model: the policy.
-        everything: the whole module's parameters, with their names in it.
-        gradients: by the whole module's names.
-        state: by the whole module's names.
-        clip: factor that all gradients are going to be clipped by.
-    """
-    whole = {id(p): n for n, p in everything}
-    names = {n: whole[id(p)] for n, p in model.named_parameters() if whole.get(id(p)) in gradients}
-    parameters: Tensors = {n: p.detach() for n, p in model.named_parameters() if n in names}
-    own = AdamWState(
-        {n: state.hyperparameters[w] for n, w in names.items()}, {n: state.moments[w] for n, w in names.items()}
-    )
-    step = AdamWStep.from_gradient(parameters, {n: clip * gradients[w] for n, w in names.items()}, own)
-    return replace(step, clip_scale=clip)

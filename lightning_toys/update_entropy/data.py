@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_toys.errors import ToyError, note, require
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import DrawnLoader
 from lightning_toys.training.noise import keyed_generator
 from lightning_toys.update_entropy.checkpoints import BACKBONE, flag_error, load_tokenizer, resolve_backbone
+from lightning_toys.update_entropy.sequences import Sequences
 from lightning_toys.update_entropy.task import Addition, CharacterTokenizer, Problem, Task, Tokenizer
 from lightning_toys.update_entropy.tokenizer_match import has_tokenizer, tokenizer_mismatch
 
@@ -22,6 +23,21 @@ TOKENS = "--data.tokens"
 Messages = list[dict[str, str]]  # turns of a chat: role and content
 
 EXTRA_TOKENS = 4  # that a sampled response may be longer than a right one
+
+
+def prompt_clusters(responses: Sequences) -> list[int]:
+    """Return a number for each response, the same for those to equal prompts: their entropies are alike.
+
+    Where there is one prompt only, its draws stay apart: errors are then those of its responses, the prompt given.
+
+    >>> prompt_clusters(Sequences([[5, 6], [7], [5, 6]], [[1], [2], [3]], [0, 1, 2]))
+    [0, 1, 0]
+    >>> prompt_clusters(Sequences([[5, 6], [5, 6]], [[1], [2]], [0, 1]))
+    [0, 1]
+    """
+    numbers: dict[tuple[int, ...], int] = {}
+    found = [numbers.setdefault(tuple(p), len(numbers)) for p in responses.prompts]
+    return found if len(numbers) > 1 else list(responses.prompt_index)
 
 
 def has_chat_template(tokenizer: Tokenizer) -> bool:
@@ -55,9 +71,11 @@ class TextData(ToyDataModule):
         max_prompt_length: tokens.
         max_response_length: tokens of a solution, the end-of-sequence token included; a sampled response may have
             :data:`EXTRA_TOKENS` more.
+        gives_rewards: whether the reward of a new response is known.
     """
 
     drawn = True
+    gives_rewards = True
     task: Task
     tokenizer: Tokenizer
     max_prompt_length: int
@@ -74,6 +92,33 @@ class TextData(ToyDataModule):
     def encode_prompt(self, problem: Problem) -> list[int]:
         """Return the token ids of a problem's prompt."""
         return self.tokenizer.encode(problem.prompt)
+
+    def clusters(self, responses: Sequences) -> list[int]:
+        """Return the number of the cluster that each of some sampled responses is in, for standard errors.
+
+        Each draw of a prompt is one of its own here: problems are drawn independently of each other. Data with a list
+        of prompts, which come again once all have had a turn, number the prompts by :func:`prompt_clusters`.
+
+        Args:
+            responses: sampled for the evaluation.
+        """
+        return responses.prompt_index
+
+    def given_update(self, model: nn.Module) -> Sequences | None:
+        """Return the batch U that a probe is of, where it is not to be sampled from the policy.
+
+        Args:
+            model: the policy.
+        """
+        return None
+
+    def given_evaluation(self, model: nn.Module) -> Sequences | None:
+        """Return the evaluation sequences E, where they are not to be sampled from the policy.
+
+        Args:
+            model: the policy.
+        """
+        return None
 
     def bind_backbone(self, backbone: str) -> None:
         """See to it that texts are in the tokens of the model that is going to read them.

@@ -115,6 +115,9 @@ def score_jvp(
 
             found: Any = jvp(f, (theta,), (dict(direction),))[1]
             parts.append((rows, found))
+    if not parts:  # a process that has none of the sequences
+        nothing = torch.zeros(0, 1, dtype=torch.float64, device=device)
+        return nothing, nothing
     first, second = merge_chunks(parts, len(sequences), max(1, *sequences.lengths))
     return first, second
 
@@ -143,6 +146,9 @@ def score_second_jvp(
             with DecomposedOps():
                 both: Any = jvp(first_derivative, (theta,), (v,))
             parts.append((rows, (*both[0], *both[1])))
+    if not parts:  # a process that has none of the sequences
+        nothing = torch.zeros(0, 1, dtype=torch.float64, device=device)
+        return (nothing, nothing), (nothing, nothing)
     a, b, c, d = merge_chunks(parts, len(sequences), max(1, *sequences.lengths))
     return (a, b), (c, d)
 
@@ -167,7 +173,7 @@ def weighted_gradient(
     """
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     device = next(model.parameters()).device
-    total: list[Tensor] | None = None
+    total = [torch.zeros_like(p) for p in named.values()]  # added to in place: two of a kind are held, not three
     with eval_mode(model), torch.enable_grad():
         for rows in length_sorted_chunks(sequences, chunk):
             batch = pad_batch(sequences.take(rows), device)
@@ -177,9 +183,10 @@ def weighted_gradient(
             if entropy_weights is not None:
                 value = value + (entropy_weights[index, :width].to(h) * h).sum()
             found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
-            grads = [torch.zeros_like(p) if g is None else g for p, g in zip(named.values(), found, strict=True)]
-            total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
-    assert total is not None
+            for whole, part in zip(total, found, strict=True):
+                if part is not None:
+                    whole += part
+            del found
     return dict(zip(named, total, strict=True))
 
 

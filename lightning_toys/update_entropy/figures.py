@@ -150,7 +150,7 @@ def draw_decomposition(ax: Axes, result: ProbeResult, unit: str) -> None:
 def draw_influences(ax: Axes, result: ProbeResult, unit: str) -> None:
     """Draw each update sequence's influence, sorted; colour and marker show the sign of its advantage."""
     values, errors = (to_numpy(x) for x in result.evaluations[0].sequence_influences)
-    A = to_numpy(result.update.sequence_weights)
+    A = to_numpy(result.update.objective.advantages(result.update.sequences))
     order = np.argsort(values)
     for k, (colour, name) in enumerate(((COLOURS[1], "below its group's mean reward"), (COLOURS[0], "above it"))):
         chosen = [i for i, j in enumerate(order) if (A[j] > 0) == bool(k) and A[j] != 0]
@@ -183,6 +183,33 @@ def draw_linearity(ax: Axes, result: ProbeResult, unit: str) -> None:
         axis.set_major_locator(MaxNLocator(5))
 
 
+def draw_tradeoff(result: ProbeResult, unit: str) -> dict[str, Figure]:
+    """Return ``tradeoff``: each update sequence's share in dJ/d eta and in dH/d eta, nothing where E has no rewards."""
+    e = result.evaluations[0]
+    if e.reward is None:
+        return {}
+    figure, axes = new_figure(1, 1, size=(5.6, 4.2))
+    ax = axes[0, 0]
+    x, y = to_numpy(e.reward.tokens.sum(1)), to_numpy(e.sequence_influences[0])
+    A = to_numpy(result.update.objective.advantages(result.update.sequences))
+    for k, (colour, name) in enumerate(((COLOURS[1], "below its group's mean reward"), (COLOURS[0], "above it"))):
+        chosen = (A != 0) & ((A > 0) == bool(k))
+        ax.errorbar(x[chosen], y[chosen], yerr=1.96 * to_numpy(e.sequence_influences[1])[chosen], fmt=MARKERS[k],
+                    color=colour, markersize=5, capsize=2, linewidth=0.8, label=name)  # fmt: skip
+    (dj, dj_se), (dh, dh_se) = e.reward.slopes["full"], e.derivatives["full"]
+    for line in (ax.axhline, ax.axvline):
+        line(0, color="black", linewidth=0.6)
+    ax.set_xlabel("share in dJ / d eta, reward")
+    ax.set_ylabel(f"share in dH / d eta, {unit}")
+    ax.set_title(
+        "by sequence (bars: 95 %)\n"
+        f"the whole step (± one s.e.): dJ/d eta {dj:.3g} ± {dj_se:.2g}, dH/d eta {dh:.3g} ± {dh_se:.2g}",
+        fontsize=8,
+    )
+    ax.legend(frameon=False, fontsize=8)
+    return {"tradeoff": figure}
+
+
 def draw_token_influences(result: ProbeResult, tokenizer: Tokenizer, unit: str, rows: int = 8) -> Figure:
     """Return a heat map of the token influences of the ``rows`` update sequences with the greatest influence."""
     influences = to_numpy(result.token_influences)
@@ -195,6 +222,7 @@ def draw_token_influences(result: ProbeResult, tokenizer: Tokenizer, unit: str, 
     bound = float(np.abs(shown).max()) or 1.0
     image = ax.imshow(shown, cmap="PuOr", norm=TwoSlopeNorm(0, -bound, bound), aspect="auto")
     labels = []
+    advantages = result.update.objective.advantages(result.update.sequences)
     prompts = strip_common_suffix([tokenizer.decode(result.update.sequences.prompts[j]) for j in order])
     for i, (j, prompt) in enumerate(zip(order, prompts, strict=True)):
         response = result.update.sequences.responses[j]
@@ -204,7 +232,7 @@ def draw_token_influences(result: ProbeResult, tokenizer: Tokenizer, unit: str, 
             word = word.strip()[:9] or "␣"
             size = 8.0 if len(word) < 3 else min(5.0, 36 / len(word))
             ax.text(k, i, word, ha="center", va="center", fontsize=size, color="white" if dark else "black")
-        weight = float(result.update.sequence_weights[j])
+        weight = float(advantages[j])
         labels.append(f"{prompt}  A {np.sign(weight):+.0f}" if weight else f"{prompt}  A 0")
     ax.set_yticks(range(len(order)), labels, fontsize=8)
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -244,7 +272,7 @@ def draw_probe_results(
 
 
 def draw_probe(seed: int, result: ProbeResult, tokenizer: Tokenizer, unit: str) -> dict[str, Figure]:
-    """Return the figures ``probe`` and ``tokens`` of one replica's probe."""
+    """Return the figures ``probe``, ``tokens`` and, where E has rewards, ``tradeoff`` of one replica's probe."""
     figure, axes = new_figure(2, 2, size=(10.0, 7.2))
     draw_changes(axes[0, 0], result, f"one AdamW step of seed {seed} (bars, band: 95 %)", unit)
     draw_decomposition(axes[0, 1], result, unit)
@@ -253,4 +281,5 @@ def draw_probe(seed: int, result: ProbeResult, tokenizer: Tokenizer, unit: str) 
         draw_linearity(axes[1, 1], result, unit)
     else:
         axes[1, 1].set_visible(False)
-    return {"probe": figure, "tokens": draw_token_influences(result, tokenizer, unit)}
+    tokens = draw_token_influences(result, tokenizer, unit)
+    return {"probe": figure, "tokens": tokens, **draw_tradeoff(result, unit)}

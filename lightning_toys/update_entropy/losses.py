@@ -21,18 +21,15 @@ by the group's deviation is the default; tests/update_entropy/test_losses.py has
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_toys.errors import ToyError, bounded, require
-from lightning_toys.imports import load_class
 from lightning_toys.update_entropy.grpo import ClipRange, Scored, rows_by_prompt, token_normalization
 
-LOSS = "--model.loss"
+LOSS, BETA = "--model.loss", "--model.beta"
 RewardScale = Literal["none", "group", "batch"]
 SCALE_FLOOR = 1e-4  # that is added to a deviation, as TRL does
 
@@ -89,11 +86,7 @@ def clipped(ratio: Tensor, A: Tensor, clip_range: ClipRange) -> tuple[Tensor, Te
 
 
 class PolicyLoss(ABC):
-    """A policy gradient's loss; a class of one's own is given as ``--model.loss module.Class``.
-
-    The gradient that a response's tokens get at ratio 1 has to be one number for all of them, since the probe divides
-    the step up by responses.
-    """
+    """A policy gradient's loss; a class of one's own is given as ``--model.loss module.Class``."""
 
     meaning: ClassVar[str] = "a loss of one's own"  # what is printed beside the name
 
@@ -104,6 +97,13 @@ class PolicyLoss(ABC):
     @abstractmethod
     def normalization(self, batch: Scored) -> Tensor:
         """Return n_i of each response of a step (N,), double precision."""
+
+    def penalty_weights(self, batch: Scored) -> Tensor:
+        """Return m_i of each response of a step (N,), double precision: what a token of it weighs in a KL penalty.
+
+        A token's penalty is averaged as its objective is; a loss whose objective is that of a whole response says how.
+        """
+        return self.normalization(batch)
 
     def objective(
         self, logp: Tensor, old_logp: Tensor, mask: Tensor, A: Tensor, clip_range: ClipRange
@@ -218,6 +218,10 @@ class GSPO(PolicyLoss):
         """See :meth:`PolicyLoss.normalization`."""
         return torch.full((len(batch.rewards),), 1 / len(batch.rewards), dtype=torch.float64)
 
+    def penalty_weights(self, batch: Scored) -> Tensor:
+        """See :meth:`PolicyLoss.penalty_weights`: the mean over a response's tokens."""
+        return self.normalization(batch) / lengths_of(batch)
+
     def log_ratio(self, difference: Tensor, mask: Tensor) -> Tensor:
         """Return a response's log-ratio (N,) of its tokens' (N, T): their mean."""
         return difference.sum(1) / mask.sum(1).clamp(min=1)
@@ -238,6 +242,16 @@ class RLOO(GSPO):
     """
 
     meaning = "less the mean of the group's other rewards; one ratio a whole response, tokens summed"
+
+    def penalty_weights(self, batch: Scored) -> Tensor:
+        """See :meth:`PolicyLoss.penalty_weights`.
+
+        Raises:
+            ToyError: always; here a KL penalty is a part of the reward, and has no gradient of its own.
+        """
+        raise ToyError(
+            f"{BETA}: not allowed with rloo, where the KL penalty is a part of the reward; give rewards less it"
+        )
 
     def baseline(self, batch: Scored) -> Tensor:
         """See :meth:`PolicyLoss.baseline`."""
@@ -269,6 +283,10 @@ class Reinforce(GSPO):
         )
         self.subtracted = baseline
 
+    def penalty_weights(self, batch: Scored) -> Tensor:
+        """See :meth:`PolicyLoss.penalty_weights`: the sum over a response's tokens."""
+        return self.normalization(batch)
+
     def baseline(self, batch: Scored) -> Tensor:
         """See :meth:`PolicyLoss.baseline`."""
         rewards = rewards_of(batch)
@@ -292,108 +310,3 @@ LOSSES: dict[str, type[PolicyLoss]] = {
     "rloo": RLOO,
     "reinforce": Reinforce,
 }
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A loss with its settings: all that a step's gradient depends on besides the policy.
-
-    Args:
-        loss: averages, ratio and baseline.
-        name: of the loss, as it was given.
-        scale: what advantages are divided by, see :func:`reward_deviation`.
-        clip_range: of the ratio.
-    """
-
-    loss: PolicyLoss = field(default_factory=DrGRPO)
-    name: str = "dr_grpo"
-    scale: RewardScale = "none"
-    clip_range: ClipRange = field(default_factory=ClipRange)
-
-    @classmethod
-    def from_flags(
-        cls, name: str, arguments: Mapping[str, Any] | None, scale: RewardScale, clip_range: ClipRange
-    ) -> Objective:
-        """Return the objective that flags ask for.
-
-        Args:
-            name: of :data:`LOSSES`, or ``module.Class`` of a :class:`PolicyLoss`.
-            arguments: of the class.
-            scale: see :func:`reward_deviation`.
-            clip_range: of the ratio.
-
-        Raises:
-            ToyError: there is no such loss, or it does not take the arguments.
-        """
-        known = ", ".join(LOSSES)
-        if name in LOSSES:
-            kind: Any = LOSSES[name]
-        else:
-            require("." in str(name), f"{LOSS}: {name} is not allowed; give one of {known}, or module.Class")
-            try:
-                kind = load_class(name)
-            except ToyError as error:
-                raise ToyError(f"{LOSS}: {error}; give one of {known}, or module.Class") from None
-            require(
-                isinstance(kind, type) and issubclass(kind, PolicyLoss),
-                f"{LOSS}: {name} is no lightning_toys.update_entropy.PolicyLoss; give a subclass of it",
-            )
-        require(
-            scale in ("none", "group", "batch"),
-            f"--model.scale_rewards: {scale} is not allowed; give none, group or batch",
-        )
-        try:
-            loss: PolicyLoss = kind(**(arguments or {}))
-        except TypeError as error:
-            raise ToyError(f"--model.loss_arguments: {arguments} is not allowed for {name}: {error}") from None
-        return cls(loss, name, scale, clip_range)
-
-    def describe(self) -> str:
-        """Return the loss in words, for the line that says which one is assumed."""
-        scaled = {
-            "none": "not scaled",
-            "group": "divided by the group's deviation",
-            "batch": "by the batch's deviation",
-        }
-        clip = f"ratio clipped to {1 - self.clip_range.low:g} to {1 + self.clip_range.high:g}"
-        return f"{self.name} ({self.loss.meaning}; advantages {scaled[self.scale]}; {clip})"
-
-    def advantages(self, batch: Scored) -> Tensor:
-        """Return A (N,) of a step's responses: reward less baseline, scaled."""
-        A = rewards_of(batch) - self.loss.baseline(batch)
-        return A if self.scale == "none" else A / reward_deviation(batch, self.scale)
-
-    def value(
-        self, logp: Tensor, old_logp: Tensor, mask: Tensor, advantage: Tensor, normalization: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the part of the loss that some of a step's responses make, and how many tokens' ratios were clipped.
-
-        Args:
-            logp: l_k with its graph (N, T).
-            old_logp: l_k of the policy that generated the responses (N, T).
-            mask: 1 where there is a token (N, T).
-            advantage: A (N,) of the whole step's :meth:`advantages`.
-            normalization: n (N,), likewise.
-        """
-        o, outside = self.loss.objective(logp, old_logp, mask, advantage.to(logp), self.clip_range)
-        return -(o * normalization.to(logp)).sum(), outside.sum().detach()
-
-    def token_weights(self, batch: Scored, width: int) -> Tensor:
-        """Return w (N, width) such that the loss's gradient, on policy, is -sum_ik w_ik grad l_ik.
-
-        Raises:
-            ToyError: tokens of one response differ in it.
-        """
-        if not batch.lengths:  # the only prompt's responses were left out
-            return torch.zeros(0, width, dtype=torch.float64)
-        lengths = torch.tensor(batch.lengths).unsqueeze(1)
-        whole = max(width, 1, *batch.lengths)
-        mask = (torch.arange(whole).unsqueeze(0) < lengths).double()
-        with torch.enable_grad():
-            logp = torch.zeros_like(mask, requires_grad=True)
-            A, n = self.advantages(batch), self.loss.normalization(batch)
-            (gradient,) = torch.autograd.grad(self.value(logp, torch.zeros_like(mask), mask, A, n)[0], logp)
-        weights = -gradient
-        uneven = (weights - weights[:, :1] * mask).abs().max() > 1e-9 * weights.abs().max()
-        require(not bool(uneven), f"{LOSS}: {self.name} weighs tokens of one response unequally, which is not probed")
-        return weights[:, :width]

@@ -21,23 +21,27 @@ from lightning_toys.update_entropy.adamw import (
     hyperparameters_from_group,
     moments_from_state,
 )
-from lightning_toys.update_entropy.attribution import Sharding
 from lightning_toys.update_entropy.cache import ScoreCache
 from lightning_toys.update_entropy.data import EXTRA_TOKENS
+from lightning_toys.update_entropy.entropy_derivatives import Sharding
 from lightning_toys.update_entropy.grpo import ClipRange
 from lightning_toys.update_entropy.history import validation_changes
-from lightning_toys.update_entropy.losses import Objective, RewardScale
+from lightning_toys.update_entropy.losses import RewardScale
 from lightning_toys.update_entropy.memory import check_memory
+from lightning_toys.update_entropy.objective import Objective
 from lightning_toys.update_entropy.optimizer_files import (
     check_same_step,
     load_optimizer_state,
     with_positive_rates,
 )
+from lightning_toys.update_entropy.plan import Plan
 from lightning_toys.update_entropy.policy import TinyPolicy
 from lightning_toys.update_entropy.policy_module import PolicyModule
-from lightning_toys.update_entropy.probe import Plan, probe, sample_update_batch
+from lightning_toys.update_entropy.probe import probe, sample_update_batch
 from lightning_toys.update_entropy.probe_result import ProbeResult
+from lightning_toys.update_entropy.reference import REFERENCE
 from lightning_toys.update_entropy.report import probe_report, run_label, summary_lines, write_probe_results
+from lightning_toys.update_entropy.rollout_data import warn_of_another_policy
 from lightning_toys.update_entropy.sequences import Sequences, pad_batch
 from lightning_toys.update_entropy.training import (
     PolicyBatch,
@@ -72,6 +76,12 @@ class UpdateEntropy(PolicyModule):
         loss_arguments: of the loss's class, such as ``{length: 256}`` of dr_grpo.
         scale_rewards: advantages are divided by the rewards' standard deviation over the ``group`` or the ``batch``
             (TRL's default is ``group``); ``none`` leaves them.
+        beta: weight of a KL penalty that keeps the policy near to a reference, TRL's ``beta``; 0 for none.
+        reference: what the reference is: a model's folder, a GGUF file or ``package:``, or the folder of an adapter
+            that is put into a second copy of the backbone; null: the policy without its adapter. A TRL training that
+            was handed a model with an adapter has that adapter, as it was at the start, as its reference.
+        entropy_coef: weight of an entropy bonus, TRL's ``entropy_coef``: the mean entropy of the step's tokens; 0 for
+            none.
 
     Raises:
         ToyError: a value is not allowed, or a file is not there.
@@ -111,6 +121,9 @@ class UpdateEntropy(PolicyModule):
         loss: str = "dr_grpo",
         loss_arguments: dict[str, Any] | None = None,
         scale_rewards: RewardScale = "none",
+        beta: float = 0.0,
+        reference: str | None = None,
+        entropy_coef: float = 0.0,
     ) -> None:
         super().__init__(seeds, lr, weight_decay, clip_grad_norm)
         self.backbone, self.adapter, self.optimizer_state = backbone, adapter, optimizer_state
@@ -132,7 +145,7 @@ class UpdateEntropy(PolicyModule):
             f"--model.seeds: {self.seeds} is not allowed with --model.backbone; give one seed a run",
         )
         self.strict_loading = backbone is None  # a checkpoint keeps what was trained, not the backbone again
-        self.loaded_backbone = []
+        self.loaded_backbone, self.loaded_reference, self.reference = [], [], reference
         self.policy, self.rollouts, self.plan = (
             as_dataclass(TinyPolicy, policy),
             as_dataclass(Rollouts, rollouts),
@@ -149,7 +162,17 @@ class UpdateEntropy(PolicyModule):
         require(clip_low < 1, f"--model.clip_low: {clip_low} is not allowed; give a number below 1")
         bounded("--model.eval_prompts", eval_prompts, 2)
         self.warm_steps, self.warm_lr, self.betas = warm_steps, warm_lr, (float(betas[0]), float(betas[1]))
-        self.objective = Objective.from_flags(loss, loss_arguments, scale_rewards, ClipRange(clip_low, clip_high))
+        clip_range = ClipRange(clip_low, clip_high)
+        self.objective = Objective.from_flags(loss, loss_arguments, scale_rewards, clip_range, beta, entropy_coef)
+        require(
+            reference is None or beta > 0,
+            f"{REFERENCE}: {reference} is not allowed without --model.beta; give the weight of the KL penalty",
+        )
+        require(
+            beta == 0 or reference is not None or adapter is not None or self.policy.lora_rank > 0,
+            f"{REFERENCE}: null is not allowed with --model.beta where all parameters are trained; give the model that "
+            "the KL penalty keeps the policy near to",
+        )
         self.eval_prompts = eval_prompts
         self.save_hyperparameters(logger=False)
         # plain values: a checkpoint is read without pickle
@@ -165,6 +188,8 @@ class UpdateEntropy(PolicyModule):
         name = Path(self.backbone).name if self.backbone else self.policy.family
         objective, label = self.objective, run_label(name, self.policy.lora_rank, self.lr)
         label += "" if objective.name == "dr_grpo" else f", {objective.name}"
+        label += f", beta {objective.beta:g}" if objective.beta else ""
+        label += f", entropy bonus {objective.entropy_coef:g}" if objective.entropy_coef else ""
         return label if objective.scale == "none" else f"{label}, scaled by {objective.scale}"
 
     @classmethod
@@ -268,7 +293,7 @@ class UpdateEntropy(PolicyModule):
                 self.probe_results.append(self.probe_replica(model, seed, self.adamw_state(r), sharding, cache))
         self.last_report = probe_report(self.seeds, self.evaluation(), self.probe_results)
         metrics = self.last_report.metrics
-        self.write_scalars({f"test/{n}": torch.tensor(metrics[n]) for n in self.headline})
+        self.write_scalars({f"test/{n}": torch.tensor(metrics[n]) for n in self.headline if n in metrics})
         if self.trainer.is_global_zero and self.keeps_files:
             folder = self.run_folder / "probe"
             write_probe_results(
@@ -282,7 +307,7 @@ class UpdateEntropy(PolicyModule):
     def probe_replica(
         self, model: nn.Module, seed: int, state: AdamWState, sharding: Sharding, cache: ScoreCache
     ) -> ProbeResult:
-        """Sample U and E from one policy, and probe the step.
+        """Sample U and E from one policy, where the data do not give them, and probe the step.
 
         Args:
             model: the policy.
@@ -291,19 +316,35 @@ class UpdateEntropy(PolicyModule):
             sharding: of E over processes.
             cache: keeps finished passes on disk.
         """
-        check_memory(model, self.plan, sharding.world_size)
-        plan, data, step, temperature = self.plan, self.text_data, self.loaded_step, self.rollouts.temperature
+        data, step, temperature = self.text_data, self.loaded_step, self.rollouts.temperature
+        given, curated = data.given_update(model), data.given_evaluation(model)
+        sizes = [None if x is None else len(x) for x in (given, curated)]
+        plan = replace(self.plan, keep_gradients=check_memory(model, self.plan, sharding.world_size, *sizes))
 
         def sample(stream: str, attempt: int, prompts: int, group: int) -> Sequences:
             number = (step << 8) + attempt
             ends = self.rollouts.stop_tokens
             return sample_rollouts(model, data, seed, number, stream, range(prompts), group, temperature, prompts, ends)
 
-        update, attempts = sample_update_batch(lambda k: sample("update", k, plan.prompts, plan.group), plan)
-        batches = [sample("evaluation", k, plan.eval_prompts, plan.eval_group) for k in range(plan.eval_batches)]
+        if given is None:
+            update, attempts = sample_update_batch(lambda k: sample("update", k, plan.prompts, plan.group), plan)
+        else:
+            update, attempts = given, 0
+            moved = bool(self.objective.advantages(update).abs().max() > 0)
+            require(
+                moved or self.objective.beta > 0 or self.objective.entropy_coef > 0,
+                "--data.file: every advantage in it is 0, so that its step is made of momentum and decay alone; give "
+                "responses of different reward",
+            )
+        batches = [] if curated is None else [curated]
+        for x in batches:
+            warn_of_another_policy(model, x, temperature)
+        if not batches:
+            batches = [sample("evaluation", k, plan.eval_prompts, plan.eval_group) for k in range(plan.eval_batches)]
+            batches = [replace(x, prompt_index=data.clusters(x)) for x in batches]
         return probe(
             model, update, batches, state, plan, self.clip_grad_norm, temperature, sharding, attempts, cache,
-            self.objective,
+            self.objective, self.reference_policy(),
         )  # fmt: skip
 
     def figures(self, folder: Path) -> dict[str, Figure]:

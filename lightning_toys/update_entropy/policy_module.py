@@ -28,10 +28,12 @@ from lightning_toys.update_entropy.checkpoints import (
 from lightning_toys.update_entropy.data import EXTRA_TOKENS, TextData
 from lightning_toys.update_entropy.estimators import entropy
 from lightning_toys.update_entropy.forward import evaluate
-from lightning_toys.update_entropy.losses import Objective, ScoredResponses
+from lightning_toys.update_entropy.losses import ScoredResponses
+from lightning_toys.update_entropy.objective import Objective, ResponseWeights
+from lightning_toys.update_entropy.plan import Plan
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
 from lightning_toys.update_entropy.policy_inference import PolicyInference
-from lightning_toys.update_entropy.probe import Plan
+from lightning_toys.update_entropy.reference import load_reference
 from lightning_toys.update_entropy.rollouts import stop_tokens
 from lightning_toys.update_entropy.sequences import Sequences
 from lightning_toys.update_entropy.training import (
@@ -67,7 +69,9 @@ class PolicyModule(PolicyInference):
         adapter: folder of a peft adapter to start from.
         batches: of each replica, the responses of the current policy-gradient steps.
         loaded_optimizer_states: of a checkpoint, or of the last training that ended.
+        reference: of the KL penalty, a model or an adapter's folder; None: the policies without their adapters.
         loaded_backbone: once it has been read; in a list, since a submodule would be in checkpoints beside the net.
+        loaded_reference: likewise.
     """
 
     experiment = "update_entropy"
@@ -84,6 +88,8 @@ class PolicyModule(PolicyInference):
     batches: list[PolicyBatch]
     loaded_optimizer_states: list[dict[str, Any]]
     loaded_backbone: list[nn.Module]
+    reference: str | None
+    loaded_reference: list[nn.Module]
 
     # building
 
@@ -99,11 +105,15 @@ class PolicyModule(PolicyInference):
 
     def build(self) -> nn.Module:
         """See :meth:`ToyModule.build`: one policy a replica."""
-        if self.backbone is None:
-            return nn.ModuleList(self.build_policy(s) for s in self.seeds)
-        if not self.loaded_backbone:  # it takes long to load, and is built twice
-            self.loaded_backbone = [nn.ModuleList(self.build_policy(s) for s in self.seeds)]
-        return self.loaded_backbone[0]
+        net: Any = (
+            self.loaded_backbone[0] if self.loaded_backbone else nn.ModuleList(map(self.build_policy, self.seeds))
+        )
+        if self.backbone is not None:  # it takes long to load, and is built twice
+            self.loaded_backbone = [net]
+        if self.reference is not None and not self.loaded_reference:
+            self.loaded_reference = [load_reference(self.reference, net[0], self.backbone)]
+        built: nn.Module = net
+        return built
 
     def build_policy(self, seed: int) -> nn.Module:
         """Return a new policy of a replica, in train mode.
@@ -120,6 +130,10 @@ class PolicyModule(PolicyInference):
             given = self.adapter
             adapted = self.policy.with_adapter(model, seed) if given is None else load_adapter(model, given)
         return adapted.train()  # as a Trainer expects of every module
+
+    def reference_policy(self) -> nn.Module | None:
+        """Return the reference of the KL penalty; None for the policies without their adapters."""
+        return self.loaded_reference[0].to(self.device) if self.loaded_reference else None
 
     def network_mismatch(self, checkpoint: dict[str, Any], net: nn.Module) -> str | None:
         """See :meth:`ToyModule.network_mismatch`; of a backbone only what was trained is in a checkpoint."""
@@ -236,16 +250,15 @@ class PolicyModule(PolicyInference):
         for g, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             g.copy_(part.view_as(g))
 
-    def step_weights(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
-        """Return advantages and weights n (N,) of this rank's responses, of averages over all ranks' together."""
+    def step_weights(self, sequences: Sequences) -> ResponseWeights:
+        """Return what this rank's responses weigh in averages over all ranks' together."""
         local = (sequences.prompt_index, sequences.lengths, sequences.rewards)
         parts: list[Any] = [local] * self.trainer.world_size
         if len(parts) > 1:
             torch.distributed.all_gather_object(parts, local)
         whole = ScoredResponses(*(list(chain(*columns)) for columns in zip(*parts, strict=True)))
         first = sum(len(part[0]) for part in parts[: self.trainer.global_rank])
-        rows = slice(first, first + len(sequences))
-        return self.objective.advantages(whole)[rows], self.objective.loss.normalization(whole)[rows]
+        return self.objective.response_weights(whole).take(slice(first, first + len(sequences)))
 
     def policy_gradients(self, step: int, chosen: list[list[nn.Parameter]]) -> tuple[Tensor, list[Tensor]]:
         """Return this rank's part of each replica's loss (R,), and the gradients of ``chosen``, by replica."""
@@ -277,9 +290,9 @@ class PolicyModule(PolicyInference):
         results = []
         for r, (m, ps, b) in enumerate(zip(self.policies, chosen, self.batches, strict=True)):
             with self.keyed_dropout(r, step):
-                A, normalization = self.step_weights(b.sequences)
-                results.append(policy_gradient(m, ps, b, spec.temperature, self.objective, A, normalization))
-        names = [f.name for f in fields(PolicyStepMetrics)]
+                weights, reference = self.step_weights(b.sequences), self.reference_policy()
+                results.append(policy_gradient(m, ps, b, spec.temperature, self.objective, weights, reference))
+        names = [f.name for f in fields(PolicyStepMetrics) if f.name != "kl" or self.objective.beta]
         rows = [[getattr(metrics, name) for _, _, metrics in results] for name in names]
         values = torch.tensor(rows, dtype=torch.float64, device=self.device)  # NCCL sums on GPUs alone
         if world_size > 1:
@@ -351,16 +364,21 @@ class PolicyModule(PolicyInference):
     # evaluation
 
     def evaluation(self) -> Report:
-        """Return mean reward, entropy and length of responses to the validation's prompts, the same at every step."""
+        """Return mean reward, entropy and length of responses to the validation's prompts, the same at every step.
+
+        Where the data give evaluation sequences, it is those; the reward is left out where it is not known.
+        """
         metrics: dict[str, list[float]] = {"reward": [], "entropy": [], "length": []}
-        spec, n = self.rollouts, self.eval_prompts
+        spec, n, data = self.rollouts, self.eval_prompts, self.text_data
         for model, seed in zip(self.policies, self.seeds, strict=True):
-            responses = sample_rollouts(
-                model, self.text_data, seed, 0, "validation", range(n), 1, spec.temperature, n, spec.stop_tokens
+            responses = data.given_evaluation(model) or sample_rollouts(
+                model, data, seed, 0, "validation", range(n), 1, spec.temperature, n, spec.stop_tokens
             )
-            metrics["reward"].append(sum(responses.rewards) / n)
+            metrics["reward"].append(sum(responses.rewards) / len(responses))
             metrics["entropy"].append(entropy(evaluate(model, responses, spec.temperature), self.plan.kind).value)
-            metrics["length"].append(sum(responses.lengths) / n)
+            metrics["length"].append(sum(responses.lengths) / len(responses))
+        if not data.gives_rewards:
+            del metrics["reward"]
         return Report(self.seeds, metrics)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:

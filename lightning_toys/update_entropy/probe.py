@@ -3,133 +3,58 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from lightning_toys.errors import LARGEST, ToyError, bounded, require
+from lightning_toys.errors import ToyError
 from lightning_toys.training.noise import keyed_generator
-from lightning_toys.update_entropy.adamw import AdamWState, AdamWStep, Tensors, norm, sum_tensors
-from lightning_toys.update_entropy.attribution import (
-    SequenceEntropyGradients,
-    Sharding,
-    Update,
-    clip_cov,
-    covariances,
-    kl_cov,
-    make_update,
-    sequence_entropy_gradients,
-    token_influences,
-)
+from lightning_toys.update_entropy.adamw import AdamWState, Tensors, norm, sum_tensors
+from lightning_toys.update_entropy.attribution import clip_cov, covariances, kl_cov, token_influences
 from lightning_toys.update_entropy.cache import ScoreCache, digest, fingerprint
 from lightning_toys.update_entropy.derivatives import (
     perturbed,
+    score_jvp,
     score_second_jvp,
     trainable_parameters,
     weighted_gradient,
 )
+from lightning_toys.update_entropy.entropy_derivatives import (
+    EntropyDerivatives,
+    ForwardEntropyDerivatives,
+    Sharding,
+    sequence_entropy_gradients,
+)
 from lightning_toys.update_entropy.estimators import (
-    EntropyKind,
     Estimate,
     ImportanceEstimate,
     Scores,
     entropy,
     entropy_second_derivative,
     prefix_importance_sampling,
+    ratio_estimate,
     sequence_importance_sampling,
 )
 from lightning_toys.update_entropy.forward import InferencePolicy, evaluate, prepared_for_inference
 from lightning_toys.update_entropy.grpo import nonzero_advantage_prompts, rows_by_prompt
-from lightning_toys.update_entropy.losses import Objective
+from lightning_toys.update_entropy.objective import Objective
+from lightning_toys.update_entropy.plan import Plan
 from lightning_toys.update_entropy.probe_result import EvaluationResult, ProbeResult
+from lightning_toys.update_entropy.reward_change import (
+    RewardResult,
+    known_rewards,
+    reward_change,
+    reward_derivative,
+    reward_weights,
+)
 from lightning_toys.update_entropy.sequences import Sequences
+from lightning_toys.update_entropy.update import Update, make_update
 
 DIRECTIONS = ("full", "baseline", "grad", "baseline_plus_grad")  # along which finite changes are measured
 CLOSURE_TOLERANCE = 1e-6  # a sum of parts this close to the step, relative, is the step: one pass serves both
-
-
-@dataclass
-class Plan:
-    """What a probe does.
-
-    Args:
-        prompts: of the update batch U.
-        group: responses to each.
-        eval_prompts: of an evaluation batch E.
-        eval_group: responses to each.
-        eval_batches: number of evaluation batches.
-        etas: step sizes (learning rates) at which the change is measured.
-        reference_eta: step size of the matrix of E against U; null for the training's own.
-        kind: entropy per ``token``, per ``sequence``, or ``surprisal`` per token.
-        estimator: weights of a finite step: of each position's ``prefix``, or of the whole ``sequence`` (SNIS).
-        per_sequence: measure every update sequence's direction at every eta too.
-        counterfactuals: leave-one-out, no momentum, other betas, Clip-Cov, KL-Cov; standard errors of sampling U.
-        second_order: the curvature along the step.
-        filter_zero_advantage: replace prompts whose responses all earn the same reward.
-        max_resample_attempts: times that U is sampled before the probe gives up.
-        tolerance: greatest advantage that counts as zero.
-        clip_cov_low: least covariance of a token that Clip-Cov may drop.
-        clip_cov_high: greatest.
-        clip_cov_share: fraction of the tokens that it drops.
-        kl_cov_share: fraction of the tokens that KL-Cov penalises, left out here.
-        tf_batch_size: sequences of a forward pass.
-        grad_chunk_size: sequences of a batched reverse pass.
-
-    Raises:
-        ToyError: a value is not allowed.
-    """
-
-    prompts: int = 4
-    group: int = 4
-    eval_prompts: int = 128
-    eval_group: int = 2
-    eval_batches: int = 1
-    etas: list[float] = field(default_factory=lambda: [1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
-    reference_eta: float | None = None
-    kind: EntropyKind = "token"
-    estimator: Literal["prefix", "sequence"] = "prefix"
-    per_sequence: bool = True
-    counterfactuals: bool = True
-    second_order: bool = True
-    filter_zero_advantage: bool = True
-    max_resample_attempts: int = 20
-    tolerance: float = 1e-8
-    clip_cov_low: float = 0.0
-    clip_cov_high: float = 5.0
-    clip_cov_share: float = 0.02
-    kl_cov_share: float = 0.02
-    tf_batch_size: int = 64
-    grad_chunk_size: int = 32
-
-    def __post_init__(self) -> None:
-        minimum = {"prompts": 1, "group": 2, "eval_prompts": 2, "eval_group": 1, "eval_batches": 1,
-                 "max_resample_attempts": 1, "tf_batch_size": 1, "grad_chunk_size": 1}  # fmt: skip
-        for name, low in minimum.items():
-            value = getattr(self, name)
-            bounded(f"--model.plan.{name}", value, low)
-        require(len(self.etas) > 0, "--model.plan.etas: [] is not allowed; give at least one step size")
-        for eta in self.etas:
-            bounded("--model.plan.etas", eta, 0.0, above=True)
-        require(
-            len(set(self.etas)) == len(self.etas),
-            f"--model.plan.etas: {self.etas} is not allowed; give different numbers > 0",
-        )
-        if self.reference_eta is not None:
-            bounded("--model.plan.reference_eta", self.reference_eta, 0.0, above=True)
-        for name in ("tolerance", "clip_cov_low", "clip_cov_high"):
-            bounded(f"--model.plan.{name}", getattr(self, name), 0.0 if name == "tolerance" else -LARGEST)
-        for name in ("clip_cov_share", "kl_cov_share"):
-            value = getattr(self, name)
-            require(0 < value < 1, f"--model.plan.{name}: {value} is not allowed; give a share between 0 and 1")
-        require(
-            self.clip_cov_low < self.clip_cov_high,
-            f"--model.plan.clip_cov_low: {self.clip_cov_low} is not allowed; "
-            f"give less than --model.plan.clip_cov_high ({self.clip_cov_high})",
-        )
 
 
 def sample_update_batch(sample: Callable[[int], Sequences], plan: Plan) -> tuple[Sequences, int]:
@@ -198,12 +123,13 @@ def probe(
     attempts: int = 1,
     cache: ScoreCache | None = None,
     objective: Objective | None = None,
+    reference: nn.Module | None = None,
 ) -> ProbeResult:
     """Return the effect on the entropy of the step that AdamW would take with a batch.
 
     Args:
         model: the policy; only its parameters that require a gradient are stepped. It is left as it was.
-        sequences: U, generated by the policy, with rewards.
+        sequences: U, with rewards or advantages; with ``old_logp``, ratios are taken of it.
         evaluations: evaluation batches E, generated by the policy.
         state: AdamW's settings and moments.
         plan: what to do.
@@ -213,25 +139,28 @@ def probe(
         attempts: times that U was sampled, for the record.
         cache: keeps finished passes on disk.
         objective: the loss that the step is of; None for Dr. GRPO's.
+        reference: of its KL penalty; None: the policy without its adapter.
     """
     sharding, timer, cache = sharding or Sharding(), Timer(), cache or ScoreCache()
+    keep, chunk = plan.keep_gradients is not False, plan.grad_chunk_size
     with timer.time("update"):
-        update = make_update(model, sequences, state, max_norm, temperature, plan.grad_chunk_size, objective)
+        update = make_update(model, sequences, state, max_norm, temperature, chunk, objective, reference, keep)
         batch_scores = evaluate(model, sequences, temperature, chunk=plan.tf_batch_size)
+        batch = sum_tensors(update.sequence_directions())
     step = update.step
     baseline = sum_tensors([step.momentum, step.decay])
-    sequence_directions = update.sequence_directions()
-    batch = sum_tensors(sequence_directions)
+    together = sum_tensors([baseline, batch])
+    residual = norm({n: v - together[n] for n, v in step.direction.items()}) / max(norm(step.direction), 1e-300)
+    if close := residual <= CLOSURE_TOLERANCE:
+        together = step.direction  # one of the two is enough
     directions = {"full": step.direction, "baseline": baseline, "grad": batch, "momentum": step.momentum,
-                  "decay": step.decay, "baseline_plus_grad": sum_tensors([baseline, batch])}  # fmt: skip
+                  "decay": step.decay, "baseline_plus_grad": together}  # fmt: skip
     A = update.objective.advantages(sequences).to(batch_scores.logp)
     cov = covariances(batch_scores.logp, A, batch_scores.mask)
     eta = plan.reference_eta or step.eta
     results, tokens = [], torch.zeros_like(update.weights)
     for number, evaluation in enumerate(evaluations):
-        one = EvaluationProbe(
-            model, evaluation, update, directions, sequence_directions, plan, temperature, sharding, timer, cache
-        )
+        one = EvaluationProbe(model, evaluation, update, directions, close, plan, temperature, sharding, timer, cache)
         results.append(one.run(eta, cov, batch_scores))
         if number == 0:
             with timer.time("tokens"):
@@ -239,9 +168,7 @@ def probe(
                 tokens = token_influences(model, update, h, temperature, plan.tf_batch_size)
         del one  # its gradients, before those of the next batch are taken
     norms = {name: norm(v) for name, v in directions.items()}
-    return ProbeResult(
-        update, batch_scores, update.residual(), norms, tokens, cov, results, eta, attempts, timer.seconds
-    )
+    return ProbeResult(update, batch_scores, residual, norms, tokens, cov, results, eta, attempts, timer.seconds)
 
 
 class EvaluationProbe:
@@ -252,7 +179,7 @@ class EvaluationProbe:
         evaluation: E.
         update: U and the step.
         directions: the step and its parts, by name.
-        sequence_directions: v_i of each update sequence.
+        parts_close: whether the parts' sum is the step, but for rounding.
         plan: what to do.
         temperature: all sequences were generated at.
         sharding: of E over processes.
@@ -261,7 +188,7 @@ class EvaluationProbe:
 
     Attributes:
         base: scores of E at the policy itself.
-        gradients: of the entropy, by sequence of E.
+        gradients: of the entropy, by sequence of E, or what stands for them.
     """
 
     def __init__(
@@ -270,7 +197,7 @@ class EvaluationProbe:
         evaluation: Sequences,
         update: Update,
         directions: dict[str, Tensors],
-        sequence_directions: list[Tensors],
+        parts_close: bool,
         plan: Plan,
         temperature: float,
         sharding: Sharding,
@@ -279,21 +206,24 @@ class EvaluationProbe:
     ) -> None:
         self.model, self.evaluation, self.update, self.directions = model, evaluation, update, directions
         self.plan, self.temperature, self.sharding, self.timer = plan, temperature, sharding, timer
-        self.sequence_directions, self.cache, self.theta = sequence_directions, cache, trainable_parameters(model)
-        difference = sum_tensors([directions["baseline_plus_grad"], {n: -t for n, t in directions["full"].items()}])
-        self.parts_close = norm(difference) <= CLOSURE_TOLERANCE * norm(directions["full"])
+        self.parts_close, self.cache, self.theta = parts_close, cache, trainable_parameters(model)
         self.cache_key = digest(evaluation.prompts, evaluation.responses, temperature, fingerprint(self.theta))
         with timer.time("baseline"):
             self.base = sharding.evaluate(model, evaluation, temperature, None, plan.tf_batch_size)
+        self.gradients: EntropyDerivatives
+        arguments = (model, evaluation, plan.kind, temperature, plan.grad_chunk_size, self.base, sharding)
         with timer.time("first order"):
-            self.gradients: SequenceEntropyGradients = sequence_entropy_gradients(
-                model, evaluation, plan.kind, temperature, plan.grad_chunk_size, self.base, sharding
-            )
+            if plan.keep_gradients is False:
+                self.gradients = ForwardEntropyDerivatives(*arguments)
+            else:
+                self.gradients = sequence_entropy_gradients(*arguments)
 
     def measure_change(
         self, policy: InferencePolicy, direction: Mapping[str, Tensor], eta: float
-    ) -> tuple[ImportanceEstimate, ImportanceEstimate, bool]:
-        """Return the change at theta + eta v by the plan's estimator, by the other, and if it is within rounding."""
+    ) -> tuple[ImportanceEstimate, ImportanceEstimate, bool, Scores]:
+        """Return the change at theta + eta v by the plan's estimator, by the other, if it is within rounding, and the
+        scores there.
+        """
         plan = self.plan
         with self.timer.time("finite steps"):
             moved = self.cache.get_or_compute(
@@ -311,7 +241,7 @@ class EvaluationProbe:
         size = (self.base.logp.square().sum() / n).sqrt() + 1
         # a log-probability is a difference of numbers of this size, each with a rounding of its own
         rounding = 8 * torch.finfo(next(iter(self.theta.values())).dtype).eps
-        return both[0], both[1], bool(difference < 10 * rounding * size)
+        return both[0], both[1], bool(difference < 10 * rounding * size), moved
 
     def run(self, reference_eta: float, cov: Tensor, batch_scores: Scores) -> EvaluationResult:
         """Return everything that the plan asks of this batch.
@@ -324,8 +254,9 @@ class EvaluationProbe:
         plan = self.plan
         names = ("full", "momentum", "decay", "grad")
         with self.timer.time("first order"):
-            directions = [*(self.directions[n] for n in names), *self.sequence_directions]
-            rows, values, errors = self.gradients.directional_derivatives(directions)
+            rows, values, errors = self.gradients.directional_derivatives(
+                chain((self.directions[n] for n in names), self.update.sequence_directions())
+            )
         k = len(names)
         derivatives = {n: (float(values[i]), float(errors[i])) for i, n in enumerate(names)}
         h = entropy(self.base, plan.kind)
@@ -333,26 +264,54 @@ class EvaluationProbe:
             slope = self.gradients.directional_derivative(self.directions["full"])
         influences = (values[k:], errors[k:])
         out = EvaluationResult(self.evaluation, self.base, h, derivatives, rows[:, k:], influences, slope)
+        if known_rewards(self.evaluation.rewards):
+            out.reward = self.reward(names)
         with prepared_for_inference(self.model) as policy:
             for eta in plan.etas:
                 for name in DIRECTIONS:
                     if name == "baseline_plus_grad" and self.parts_close:
                         out.changes.setdefault(name, {})[eta] = out.changes["full"][eta]
                         continue
-                    change, other, within_rounding = self.measure_change(policy, self.directions[name], eta)
+                    change, other, within_rounding, moved = self.measure_change(policy, self.directions[name], eta)
                     out.changes.setdefault(name, {})[eta] = change
                     if name == "full":
                         out.other_estimator[eta] = other
                         if within_rounding:
                             out.within_rounding.append(eta)
-            for eta in sorted({*plan.etas, reference_eta}) if plan.per_sequence else []:
-                changes = [self.measure_change(policy, v, eta)[0] for v in self.sequence_directions]
-                out.sequence_changes[eta] = changes
+                        if out.reward is not None:
+                            out.reward.changes[eta] = reward_change(self.base, moved, self.evaluation.rewards)
+        for v in self.update.sequence_directions() if plan.per_sequence else []:
+            with prepared_for_inference(self.model) as policy:  # not around the derivatives, which a direction may take
+                for eta in sorted({*plan.etas, reference_eta}):
+                    out.sequence_changes.setdefault(eta, []).append(self.measure_change(policy, v, eta)[0])
         if plan.second_order:
             out.curvature = self.curvature()
         if plan.counterfactuals:
             self.add_counterfactuals(out, cov, batch_scores)
         return out
+
+    def gathered(self, rows: list[int], part: Tensor) -> Tensor:
+        """Return a tensor (N_E, T) of all processes' rows of it."""
+        out = torch.zeros_like(self.base.mask)
+        out[rows, : part.shape[1]] = part
+        return self.sharding.all_reduce(out)
+
+    def reward(self, names: Sequence[str]) -> RewardResult:
+        """Return what E's rewards say of the step; ``names`` are those of the directions that slopes are wanted of."""
+        rows, rewards = self.sharding.local_rows(len(self.evaluation)), self.evaluation.rewards
+        part, chunk = self.evaluation.take(rows), self.plan.tf_batch_size
+        r = torch.tensor(rewards, dtype=torch.float64).to(self.base.mask)
+        slopes = {}
+        with self.timer.time("reward"):
+            for name in names:
+                dlogp, _ = score_jvp(self.model, part, self.directions[name], self.temperature, chunk)
+                slope = reward_derivative(self.base, self.gathered(rows, dlogp), rewards)
+                slopes[name] = (slope.value, slope.se)
+            weights = reward_weights(self.base, rewards)[rows]
+            h = weighted_gradient(self.model, part, weights, None, self.temperature, chunk)
+            h = {n: self.sharding.all_reduce(g) for n, g in h.items()}
+            tokens = token_influences(self.model, self.update, h, self.temperature, chunk)
+        return RewardResult(ratio_estimate(r, torch.ones_like(r), self.base.prompt_index), slopes, tokens)
 
     def curvature(self) -> Estimate:
         """Return the second derivative of the entropy along the step."""
@@ -360,58 +319,55 @@ class EvaluationProbe:
             rows = self.sharding.local_rows(len(self.evaluation))
             part, v = self.evaluation.take(rows), self.directions["full"]
             first, second = score_second_jvp(self.model, part, v, self.temperature, self.plan.tf_batch_size)
-            whole = []
-            for x in (*first, *second):
-                out = torch.zeros_like(self.base.mask)
-                out[rows, : x.shape[1]] = x
-                whole.append(self.sharding.all_reduce(out))
+            whole = [self.gathered(rows, x) for x in (*first, *second)]
         return entropy_second_derivative(self.base, (whole[0], whole[1]), (whole[2], whole[3]), self.plan.kind)
 
     def add_counterfactuals(self, out: EvaluationResult, cov: Tensor, batch_scores: Scores) -> None:
         """Fill in dH/d eta of other steps; arguments as :meth:`run`."""
         update, state = self.update, self.update.state
-        others: dict[str, AdamWStep] = {
-            "no_momentum": update.step_with_state(state.without_momentum(), self.theta),
-            "no_decay": update.step_with_state(state.with_hyperparameters(weight_decay=0.0), self.theta),
-            "betas_0.9_0.95": update.step_with_state(state.with_hyperparameters(betas=(0.9, 0.95)), self.theta),
-            "betas_0_0.999": update.step_with_state(state.with_hyperparameters(betas=(0.0, 0.999)), self.theta),
-            "clip_cov": self.step_with_tokens(self.clip_cov_mask(cov, batch_scores.mask)),
-            "kl_cov": self.step_with_tokens(1 - kl_cov(cov, batch_scores.mask, self.plan.kl_cov_share)),
+        kept = {
+            "clip_cov": self.clip_cov_mask(cov, batch_scores.mask),
+            "kl_cov": 1 - kl_cov(cov, batch_scores.mask, self.plan.kl_cov_share),
         }
+        states: dict[str, Callable[[], AdamWState]] = {
+            "no_momentum": state.without_momentum,
+            "no_decay": lambda: state.with_hyperparameters(weight_decay=0.0),
+            "betas_0.9_0.95": lambda: state.with_hyperparameters(betas=(0.9, 0.95)),
+            "betas_0_0.999": lambda: state.with_hyperparameters(betas=(0.0, 0.999)),
+        }
+
+        def directions() -> Iterator[Tensors]:
+            """One at a time: each is as large as what is trained."""
+            yield from (update.step_with_state(make(), self.theta).direction for make in states.values())
+            yield from (update.step_with_tokens(keep, self.theta, chunk).direction for keep in kept.values())
+            yield from (update.step_without([i], self.theta).direction for i in range(len(update.sequences)))
+
+        chunk, k = self.plan.tf_batch_size, len(states) + len(kept)
         with self.timer.time("counterfactuals"):
-            left_out = [update.step_without([i], self.theta).direction for i in range(len(update.sequences))]
-            directions = [*(s.direction for s in others.values()), *left_out]
-            _, values, errors = self.gradients.directional_derivatives(directions)
-        k = len(others)
-        out.update_se = self.update_se()
-        out.counterfactuals = {n: (float(values[i]), float(errors[i])) for i, n in enumerate(others)}
+            _, values, errors = self.gradients.directional_derivatives(directions())
+            out.update_se = self.update_se()
+        out.counterfactuals = {n: (float(values[i]), float(errors[i])) for i, n in enumerate((*states, *kept))}
         out.leave_one_out = values[k:], errors[k:]
 
     def update_se(self) -> dict[str, float]:
         """Return jackknife standard errors of dH/d eta over the prompts of U, the step recomputed without each."""
-        steps = [self.update.step_without(rows, self.theta) for rows in rows_by_prompt(self.update.sequences).values()]
-        n = len(steps)
+        groups = list(rows_by_prompt(self.update.sequences).values())
+        n = len(groups)
         if n < 2:
             return {}
-        batch = [{k: s.direction[k] - s.momentum[k] - s.decay[k] for k in s.direction} for s in steps]
-        parts = {"full": [s.direction for s in steps], "momentum": [s.momentum for s in steps],
-                 "decay": [s.decay for s in steps], "grad": batch}  # fmt: skip
-        _, values, _ = self.gradients.directional_derivatives([d for ds in parts.values() for d in ds])
-        variances = (n - 1) * values.view(len(parts), n).var(1, correction=0)
-        return dict(zip(parts, variances.sqrt().tolist(), strict=True))
+
+        def directions() -> Iterator[Tensors]:
+            for rows in groups:
+                s = self.update.step_without(rows, self.theta)
+                yield from (s.direction, s.momentum, s.decay)
+                yield {k: s.direction[k] - s.momentum[k] - s.decay[k] for k in s.direction}
+
+        _, values, _ = self.gradients.directional_derivatives(directions())
+        variances = (n - 1) * values.view(n, 4).var(0, correction=0)
+        return dict(zip(("full", "momentum", "decay", "grad"), variances.sqrt().tolist(), strict=True))
 
     def clip_cov_mask(self, cov: Tensor, mask: Tensor) -> Tensor:
         """Return 1 for the tokens (N_U, T) whose gradient Clip-Cov keeps, 0 for the others."""
         plan = self.plan
         u = torch.from_numpy(keyed_generator(0, 0, "clip_cov").random(tuple(cov.shape)))
         return clip_cov(cov, mask, plan.clip_cov_low, plan.clip_cov_high, plan.clip_cov_share, u)
-
-    def step_with_tokens(self, keep: Tensor) -> AdamWStep:
-        """Return the step in which only some tokens, 1 in ``keep`` (N_U, T), have a gradient."""
-        update = self.update
-        with self.timer.time("counterfactuals"):
-            weights = -update.weights * keep.to(update.weights)
-            gradient = weighted_gradient(
-                self.model, update.sequences, weights, None, self.temperature, self.plan.tf_batch_size
-            )
-        return AdamWStep.from_gradient(self.theta, gradient, update.state, update.max_norm)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from lightning_toys.update_entropy.attribution import Update
 from lightning_toys.update_entropy.estimators import Estimate, ImportanceEstimate, Scores, ratio_interval
+from lightning_toys.update_entropy.reward_change import RewardResult
 from lightning_toys.update_entropy.sequences import Sequences
+from lightning_toys.update_entropy.update import Update
 
 
 @dataclass
@@ -33,6 +34,7 @@ class EvaluationResult:
         counterfactuals: by name, dH/d eta of another step, and its standard error.
         leave_one_out: dH/d eta without each update sequence (N_U,), and standard errors.
         update_se: standard errors of ``derivatives`` that come from sampling U, beside those that come from E.
+        reward: the expected reward's change under the same step; None where E has no rewards, or all the same.
     """
 
     sequences: Sequences
@@ -50,6 +52,7 @@ class EvaluationResult:
     counterfactuals: dict[str, tuple[float, float]] = field(default_factory=dict)
     leave_one_out: tuple[Tensor, Tensor] | None = None
     update_se: dict[str, float] = field(default_factory=dict)
+    reward: RewardResult | None = None
 
     @property
     def linear_until_interval(self) -> tuple[float, float] | None:

@@ -13,8 +13,15 @@ from typing import Any
 import numpy as np
 
 from lightning_toys.errors import ToyError, bounded, require
-from lightning_toys.update_entropy.data import Messages, ModelTextData, encode_chat, has_chat_template
+from lightning_toys.update_entropy.data import (
+    Messages,
+    ModelTextData,
+    encode_chat,
+    has_chat_template,
+    prompt_clusters,
+)
 from lightning_toys.update_entropy.rewards import checked_rewards, find_reward
+from lightning_toys.update_entropy.sequences import Sequences
 from lightning_toys.update_entropy.task import Problem
 
 FILE = "--data.file"
@@ -35,25 +42,29 @@ class PromptRow(Problem):
     messages: Messages | None = None
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: Path, flag: str = FILE) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield line number and columns of each row of a JSONL or CSV file.
+
+    Args:
+        path: of the file.
+        flag: that gave it, for errors.
 
     Raises:
         ToyError: it is no such file, or a line of it is none.
     """
-    require(path.exists(), f"{FILE}: {path} is not there; give a JSONL or CSV file")
-    require(path.is_file(), f"{FILE}: {path} is no ordinary file; give a JSONL or CSV file")
-    require(path.stat().st_size <= LARGEST_FILE, f"{FILE}: {path} is larger than 1 GiB; give a part of it")
+    require(path.exists(), f"{flag}: {path} is not there; give a JSONL or CSV file")
+    require(path.is_file(), f"{flag}: {path} is no ordinary file; give a JSONL or CSV file")
+    require(path.stat().st_size <= LARGEST_FILE, f"{flag}: {path} is larger than 1 GiB; give a part of it")
     kind = path.suffix.lower()
     require(
         kind in (".jsonl", ".csv"),
-        f"{FILE}: {path} is not read; give .jsonl (an object a line) or .csv (with a header)",
+        f"{flag}: {path} is not read; give .jsonl (an object a line) or .csv (with a header)",
     )
     try:
         with path.open(newline="" if kind == ".csv" else None, encoding="utf-8") as file:
             if kind == ".csv":
                 for number, row in enumerate(csv.DictReader(file), 1):
-                    require(None not in row, f"{FILE}: {path} row {number} has more fields than the header")
+                    require(None not in row, f"{flag}: {path} row {number} has more fields than the header")
                     yield 0, dict(row)
                 return
             for number, line in enumerate(file, 1):
@@ -62,11 +73,11 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 try:
                     found = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    raise ToyError(f"{FILE}: {path} line {number} is no JSON: {str(error)[:80]}") from None
-                require(isinstance(found, dict), f"{FILE}: {path} line {number} is no object; give one a line")
+                    raise ToyError(f"{flag}: {path} line {number} is no JSON: {str(error)[:80]}") from None
+                require(isinstance(found, dict), f"{flag}: {path} line {number} is no object; give one a line")
                 yield number, found
     except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise ToyError(f"{FILE}: {path} cannot be read: {type(error).__name__}: {str(error)[:80]}") from None
+        raise ToyError(f"{flag}: {path} cannot be read: {type(error).__name__}: {str(error)[:80]}") from None
 
 
 def is_messages(value: Any) -> bool:
@@ -188,6 +199,10 @@ class PromptData(ModelTextData):
             return PromptRow("\n".join(m["content"] for m in value), text, content, value)
         require(isinstance(value, str) and bool(value.strip()), f"{where}: {column} is neither a text nor messages")
         return PromptRow(value, text, content)
+
+    def clusters(self, responses: Sequences) -> list[int]:
+        """See :meth:`TextData.clusters`: a prompt that came twice is one cluster."""
+        return prompt_clusters(responses)
 
     def rewards(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[float]:
         """See :meth:`TextData.rewards`: one call of the function for all."""

@@ -17,9 +17,12 @@ from lightning_toys.training.files import partial_name, put_in_place, set_aside,
 from lightning_toys.training.results import Report, to_json
 from lightning_toys.update_entropy.cache import to_numpy
 from lightning_toys.update_entropy.estimators import EntropyKind, Estimate, ImportanceEstimate
-from lightning_toys.update_entropy.probe import Plan
+from lightning_toys.update_entropy.plan import Plan
 from lightning_toys.update_entropy.probe_result import EvaluationResult, ProbeResult
 from lightning_toys.update_entropy.task import Tokenizer
+
+NAMED = (("whole", "full"), ("momentum", "momentum"), ("decay", "decay"), ("batch", "grad"))  # on the screen
+PARTS = {"full": "slope", "momentum": "slope_momentum", "decay": "slope_decay", "grad": "slope_batch"}  # in reports
 
 
 def run_label(family: str, rank: int, lr: float) -> str:
@@ -40,16 +43,12 @@ def probe_report(seeds: Sequence[int], before: Report, results: Sequence[ProbeRe
     def put(name: str, value: float) -> None:
         metrics.setdefault(name, []).append(value)
 
+    rewarded = any(x.evaluations[0].reward is not None for x in results)
     for result in results:
         e = result.evaluations[0]
         put("entropy_on_e", e.entropy.value)
         put("entropy_on_e_se", e.entropy.se)
-        for name, key in (
-            ("full", "slope"),
-            ("momentum", "slope_momentum"),
-            ("decay", "slope_decay"),
-            ("grad", "slope_batch"),
-        ):
+        for name, key in PARTS.items():
             put(key, e.derivatives[name][0])
             put(f"{key}_se", e.derivatives[name][1])
             if name in e.update_se:
@@ -70,6 +69,18 @@ def probe_report(seeds: Sequence[int], before: Report, results: Sequence[ProbeRe
         for name, (value, se) in e.counterfactuals.items():
             put(f"slope@{name}", value)
             put(f"slope_se@{name}", se)
+        if rewarded:
+            nothing = (math.nan, math.nan)
+            mean = nothing if e.reward is None else (e.reward.mean.value, e.reward.mean.se)
+            pairs = {"reward_on_e": mean}
+            pairs |= {f"reward_{k}": nothing if e.reward is None else e.reward.slopes[n] for n, k in PARTS.items()}
+            for key, (value, se) in pairs.items():
+                put(key, value)
+                put(f"{key}_se", se)
+            for eta in e.changes["full"]:
+                changed = None if e.reward is None else e.reward.changes[eta].change
+                put(f"reward_change@eta_{eta:g}", math.nan if changed is None else changed.value)
+                put(f"reward_change_se@eta_{eta:g}", math.nan if changed is None else changed.se)
         put("closure", result.residual)
         put("clip_scale", result.update.step.clip_scale)
         put("gradient_norm", result.update.step.grad_norm)
@@ -111,6 +122,14 @@ def evaluation_json(e: EvaluationResult) -> dict[str, Any]:
         },
         "counterfactual_slopes": {n: {"value": v, "se": s} for n, (v, s) in e.counterfactuals.items()},
     }
+    if e.reward is not None:
+        out["reward"] = {
+            "mean": estimate_json(e.reward.mean),
+            "slopes": {n: {"value": v, "se": s} for n, (v, s) in e.reward.slopes.items()},
+            "changes": {
+                f"{eta:g}": {**estimate_json(w.change), "reward": w.entropy} for eta, w in e.reward.changes.items()
+            },
+        }
     if e.curvature is not None:
         out["curvature"], out["linear_until"] = estimate_json(e.curvature), e.linear_until
         out["linear_until_interval"] = e.linear_until_interval
@@ -124,7 +143,13 @@ def summary_json(result: ProbeResult, seed: int, plan: Plan, step: int) -> dict[
         "seed": seed,
         "step": step,
         "plan": asdict(plan),
-        "loss": {"name": objective.name, "scale_rewards": objective.scale, "text": objective.describe()},
+        "loss": {
+            "name": objective.name,
+            "scale_rewards": objective.scale,
+            "beta": objective.beta,
+            "entropy_coef": objective.entropy_coef,
+            "text": objective.describe(),
+        },
         "reference_eta": result.reference_eta,
         "update_sequences": len(result.update.sequences),
         "draws_of_update": result.attempts,
@@ -190,11 +215,12 @@ def write_tables(folder: Path, result: ProbeResult, tokenizer: Tokenizer) -> Non
     responses = [tokenizer.decode(r) for r in u.responses]
     scores, A = result.batch_scores, to_numpy(result.update.objective.advantages(u))
     changes = e.sequence_changes.get(result.reference_eta)
-    missing = np.full(len(u), np.nan)
+    missing, live = np.full(len(u), np.nan), to_numpy(scores.mask).astype(bool)
+    on_reward = np.full(live.shape, np.nan) if e.reward is None else to_numpy(e.reward.tokens)
     without = e.leave_one_out
     write_table(
         folder / "sequences",
-        u.id_arrays(),
+        u.id_arrays() | u.given_arrays(),
         row=np.arange(len(u)),
         prompt_number=np.array(u.prompt_index),
         prompt=text_array(prompts),
@@ -206,12 +232,12 @@ def write_tables(folder: Path, result: ProbeResult, tokenizer: Tokenizer) -> Non
         entropy=to_numpy(scores.entropy.sum(1)),
         influence=to_numpy(e.sequence_influences[0]),
         influence_se=to_numpy(e.sequence_influences[1]),
+        reward_influence=on_reward.sum(1),
         change=np.array([w.change.value for w in changes]) if changes else missing,
         change_se=np.array([w.change.se for w in changes]) if changes else missing,
         slope_without=to_numpy(without[0]) if without else missing,
         slope_without_se=to_numpy(without[1]) if without else missing,
     )
-    live = to_numpy(scores.mask).astype(bool)
     rows, positions = np.nonzero(live)
     ids = [token for r in u.responses for token in r]
     write_table(
@@ -225,6 +251,7 @@ def write_tables(folder: Path, result: ProbeResult, tokenizer: Tokenizer) -> Non
         reward=np.array(u.rewards)[rows],
         advantage=A[rows],
         influence=to_numpy(result.token_influences)[live],
+        reward_influence=on_reward[live],
         covariance=to_numpy(result.covariances)[live],
     )
     for k, x in enumerate(result.evaluations):
@@ -310,10 +337,7 @@ def summary_lines(seeds: Sequence[int], results: Sequence[ProbeResult], folder: 
     out = []
     for seed, result in zip(seeds, results, strict=True):
         e = result.evaluations[0]
-        parts = ", ".join(
-            f"{n} {with_error(*e.derivatives[k])}"
-            for n, k in (("momentum", "momentum"), ("decay", "decay"), ("batch", "grad"))
-        )
+        parts = ", ".join(f"{n} {with_error(*e.derivatives[k])}" for n, k in NAMED[1:])
         update_se = f" ± {e.update_se['full']:.2g} (U)" if e.update_se else ""
         h = f"H {with_error(e.entropy.value, e.entropy.se)} {entropy_unit(kind)}"
         out.append(f"seed {seed}: {h}; dH/d eta {with_error(*e.derivatives['full'])}{update_se} ({parts})")
@@ -324,6 +348,9 @@ def summary_lines(seeds: Sequence[int], results: Sequence[ProbeResult], folder: 
                 f"  eta {eta:g}: dH {with_error(w.change.value, w.change.se)}, linear {linear:.4g}, "
                 f"effective sample size {w.ess:.0f} of {len(e.sequences)}{warning}"
             )
+        if e.reward is not None:
+            j = ", ".join(f"{n} {with_error(*e.reward.slopes[k])}" for n, k in NAMED)
+            out.append(f"  reward {with_error(e.reward.mean.value, e.reward.mean.se)}; dJ/d eta of the same step: {j}")
         closure = f"closure residual {result.residual:.1g}"
         out.append(f"  {linear_line(e)}; {closure}" if e.linear_until_interval else f"  {closure}")
     out += dict.fromkeys(f"the loss that the step is of: {x.update.objective.describe()}" for x in results)

@@ -27,6 +27,8 @@ class Sequences:
         responses: token ids of each response, its end-of-sequence token included where there is one.
         prompt_index: number of each sequence's prompt: sequences of one number are one group.
         rewards: of each sequence, where they are known.
+        advantages: of each sequence, where somebody's training has computed them; else a loss does, of the rewards.
+        old_logp: log-probability of each response token under the policy that generated it, where that is another one.
 
     Raises:
         ToyError: the lists are of unequal lengths, or a prompt is empty.
@@ -36,6 +38,8 @@ class Sequences:
     responses: list[list[int]]
     prompt_index: list[int]
     rewards: list[float] = field(default_factory=list)
+    advantages: list[float] = field(default_factory=list)
+    old_logp: list[list[float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         sizes = {len(self.prompts), len(self.responses), len(self.prompt_index)}
@@ -47,9 +51,10 @@ class Sequences:
 
     def take(self, rows: Sequence[int]) -> Sequences:
         """Return the sequences of some rows, in the order of ``rows``."""
-        rewards = [self.rewards[i] for i in rows] if self.rewards else []
-        prompts, responses = ([x[i] for i in rows] for x in (self.prompts, self.responses))
-        return Sequences(prompts, responses, [self.prompt_index[i] for i in rows], rewards)
+        columns: tuple[list[Any], ...] = (
+            self.prompts, self.responses, self.prompt_index, self.rewards, self.advantages, self.old_logp,
+        )  # fmt: skip
+        return Sequences(*([x[i] for i in rows] if x else [] for x in columns))
 
     @property
     def lengths(self) -> list[int]:
@@ -60,17 +65,38 @@ class Sequences:
         """Return the token ids as ``prompt_ids`` and ``response_ids`` (N, L), -1 after the end of each."""
         return {name: pad_ids(x) for name, x in (("prompt_ids", self.prompts), ("response_ids", self.responses))}
 
+    def given_arrays(self) -> dict[str, np.ndarray]:
+        """Return what came with a batch, beside its ids and rewards, and is wanted to rebuild it.
+
+        ``advantage_given`` (N,) is true where advantages came with it; ``old_logp`` (N, T), 0 after the end of each, is
+        left out where there is none.
+        """
+        out: dict[str, np.ndarray] = {"advantage_given": np.full(len(self), bool(self.advantages))}
+        if self.old_logp:
+            old = np.zeros((len(self), max(1, *self.lengths)))
+            for i, row in enumerate(self.old_logp):
+                old[i, : len(row)] = row
+            out["old_logp"] = old
+        return out
+
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Sequences:
         """Return the sequences of a probe's file, such as ``numpy.load("eval_00_sequences.npz")``.
 
         Args:
-            arrays: ``prompt_ids``, ``response_ids`` (see :meth:`id_arrays`), ``prompt_number`` and ``reward``.
+            arrays: ``prompt_ids``, ``response_ids`` (see :meth:`id_arrays`), ``prompt_number`` and ``reward``; and of
+                sequences.npz what :meth:`given_arrays` has, and ``advantage``.
         """
         prompts, responses = (
             [row[row >= 0].tolist() for row in arrays[name]] for name in ("prompt_ids", "response_ids")
         )
-        return cls(prompts, responses, arrays["prompt_number"].tolist(), arrays["reward"].tolist())
+        given = "advantage_given" in arrays and bool(arrays["advantage_given"].all())
+        old = arrays["old_logp"].tolist() if "old_logp" in arrays else []
+        return cls(
+            prompts, responses, arrays["prompt_number"].tolist(), arrays["reward"].tolist(),
+            arrays["advantage"].tolist() if given else [],
+            [row[: len(r)] for row, r in zip(old, responses, strict=True)] if old else [],
+        )  # fmt: skip
 
 
 def pad_ids(rows: Sequence[Sequence[int]]) -> np.ndarray:

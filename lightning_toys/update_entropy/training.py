@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from lightning_toys.errors import REPEATS, bounded, require
 from lightning_toys.update_entropy.data import EXTRA_TOKENS, TextData
 from lightning_toys.update_entropy.estimators import effective_sample_size
-from lightning_toys.update_entropy.losses import Objective
+from lightning_toys.update_entropy.objective import Objective, ResponseWeights, kl_penalty
+from lightning_toys.update_entropy.reference import batch_reference_logp
 from lightning_toys.update_entropy.rollouts import generate, stop_tokens, uniforms
 from lightning_toys.update_entropy.sequences import (
     Sequences,
     length_sorted_chunks,
     pad_batch,
     response_logits,
+    score_tokens,
     token_logp,
     total_entropy,
 )
@@ -128,11 +130,13 @@ class PolicyBatch:
         sequences: with rewards.
         micro_batches: rows of each.
         old_logp: l_k of the policy that generated them, for each micro-batch (n, T); empty before the first pass.
+        reference_logp: likewise of the KL penalty's reference, where there is one; a checkpoint holds none.
     """
 
     sequences: Sequences
     micro_batches: list[list[int]]
     old_logp: list[Tensor] = field(default_factory=list)
+    reference_logp: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def split(cls, sequences: Sequences, size: int) -> PolicyBatch:
@@ -226,6 +230,7 @@ class PolicyStepMetrics:
         length: mean number of tokens of a response.
         clip_fraction: fraction of tokens whose probability ratio was clipped.
         ess: effective sample size of the sequences' importance weights, as a fraction of their number.
+        kl: the penalty's estimate of KL(policy || reference), nats a token; 0 without a penalty.
     """
 
     reward: float
@@ -233,6 +238,7 @@ class PolicyStepMetrics:
     length: float
     clip_fraction: float
     ess: float
+    kl: float = 0.0
 
 
 def policy_gradient(
@@ -241,12 +247,12 @@ def policy_gradient(
     batch: PolicyBatch,
     temperature: float,
     objective: Objective,
-    A: Tensor,
-    normalization: Tensor,
+    weights: ResponseWeights,
+    reference: nn.Module | None = None,
 ) -> tuple[Tensor, list[Tensor], PolicyStepMetrics]:
     """Return this rank's part of the loss and of its gradient, and the step's metrics.
 
-    The forward pass is in the ambient autocast, the backward pass is not.
+    The forward passes, the reference's too, are in the ambient autocast, the backward pass is not.
 
     Args:
         model: the policy.
@@ -254,23 +260,32 @@ def policy_gradient(
         batch: responses; its ``old_logp`` is filled at the first pass.
         temperature: they were sampled at.
         objective: the loss.
-        A: advantages of these responses (N,), of the whole step on all ranks.
-        normalization: n of these responses (N,), likewise.
+        weights: of these responses, by the whole step on all ranks.
+        reference: of the KL penalty; None: the policy without its adapter.
     """
     device, sequences = parameters[0].device, batch.sequences
-    first = not batch.old_logp
+    first, wants_reference = not batch.old_logp, objective.beta > 0 and not batch.reference_logp
     total, gradients = torch.zeros((), dtype=torch.float64, device=device), [torch.zeros_like(p) for p in parameters]
-    entropy = clipped = 0.0
+    entropy = clipped = kl = 0.0
     log_weights = []
     for k, rows in enumerate(batch.micro_batches):
         padded = pad_batch(sequences.take(rows), device)
+        if wants_reference:
+            batch.reference_logp.append(batch_reference_logp(model, reference, padded, temperature))
         logits = response_logits(model, padded)
         logp = token_logp(logits, padded, temperature)
         entropy += float(total_entropy(logits.detach(), padded, temperature))
         if first:
             batch.old_logp.append(logp.detach())
         old = batch.old_logp[k].to(logp)
-        value, outside = objective.value(logp, old, padded.mask, A[rows], normalization[rows])
+        w = weights.take(rows)
+        value, outside = objective.value(logp, old, padded.mask, w.advantage, w.normalization)
+        if w.kl is not None:
+            there = batch.reference_logp[k]
+            value = value + kl_penalty(logp, there, padded.mask, w.kl)
+            kl += float(kl_penalty(logp.detach(), there, padded.mask, torch.ones(len(rows))))
+        if w.entropy:
+            value = value - w.entropy * score_tokens(logits, padded, temperature)[1].sum()
         with torch.autocast(device.type, enabled=False):
             for g, part in zip(gradients, torch.autograd.grad(value, parameters), strict=True):
                 g += part
@@ -278,10 +293,11 @@ def policy_gradient(
         clipped += float(outside)
         log_weights.append((logp.detach() - old).sum(1))
     n, tokens = len(sequences), sum(sequences.lengths)
-    weights = torch.cat(log_weights).clamp(-10, 10).exp()
-    ess = effective_sample_size(weights) / n
+    importance = torch.cat(log_weights).clamp(-10, 10).exp()
+    ess = effective_sample_size(importance) / n
     reward = sum(sequences.rewards) / n
-    return total, gradients, PolicyStepMetrics(reward, entropy / tokens, tokens / n, clipped / tokens, ess)
+    metrics = PolicyStepMetrics(reward, entropy / tokens, tokens / n, clipped / tokens, ess, kl / tokens)
+    return total, gradients, metrics
 
 
 def set_clipped_gradients(parameters: list[nn.Parameter], gradients: list[Tensor], max_norm: float | None) -> None:

@@ -9,13 +9,10 @@ from torch import nn
 
 from lightning_toys.update_entropy.adamw import AdamWState, AdamWStep, Tensors, dot, norm, read_state
 from lightning_toys.update_entropy.attribution import (
-    Update,
     clip_cov,
     covariances,
     first_order_influences,
     kl_cov,
-    make_update,
-    sequence_entropy_gradients,
     token_influences,
 )
 from lightning_toys.update_entropy.cache import fingerprint
@@ -26,6 +23,7 @@ from lightning_toys.update_entropy.derivatives import (
     trainable_parameters,
     weighted_gradient,
 )
+from lightning_toys.update_entropy.entropy_derivatives import sequence_entropy_gradients
 from lightning_toys.update_entropy.estimators import EntropyKind, entropy_derivative
 from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.grpo import (
@@ -35,11 +33,12 @@ from lightning_toys.update_entropy.grpo import (
     nonzero_advantage_prompts,
     token_normalization,
 )
-from lightning_toys.update_entropy.losses import Objective
+from lightning_toys.update_entropy.objective import Objective
 from lightning_toys.update_entropy.policy import TinyPolicy, is_adapter
 from lightning_toys.update_entropy.rollouts import generate, uniforms
 from lightning_toys.update_entropy.sequences import Sequences, pad_batch, policy_scores
 from lightning_toys.update_entropy.task import Addition, CharacterTokenizer
+from lightning_toys.update_entropy.update import Update, make_update
 
 TASK = Addition()
 TOKENS = CharacterTokenizer(TASK.symbols)
@@ -215,7 +214,7 @@ def test_a_tokens_influence_is_that_of_its_own_gradient(case: Case) -> None:
 def test_sequence_gradients_give_every_directional_derivative_with_its_error(case: Case) -> None:
     model, update, evaluation, tolerance = case
     gradients = sequence_entropy_gradients(model, evaluation, chunk=5)
-    directions: list[Tensors] = [update.step.direction, *update.sequence_directions()[:3]]
+    directions: list[Tensors] = [update.step.direction, *list(update.sequence_directions())[:3]]
     rows, values, errors = gradients.directional_derivatives(directions)
     for j, v in enumerate(directions):
         one = entropy_derivative(gradients.scores, *score_jvp(model, evaluation, v))
@@ -237,7 +236,7 @@ def test_without_a_sequence_everything_is_recomputed(case: Case) -> None:
         assert norm(difference) < 100 * tolerance * norm(anew.step.direction)
         assert ours.clip_scale == pytest.approx(anew.step.clip_scale, rel=tolerance)
         # and that is not what is left when its part at fixed D and c is taken away
-        fixed = {n: update.step.direction[n] - v for n, v in update.sequence_directions()[row].items()}
+        fixed = {n: update.step.direction[n] - v for n, v in update.sequence_direction(row).items()}
         apart = {n: fixed[n] - ours.direction[n] for n in fixed}
         assert norm(apart) > 0.01 * norm(ours.direction)
 

@@ -62,7 +62,7 @@ def test_fit_and_probe_leave_what_is_promised(entropy: Runner) -> None:
     assert "seed 1: H " in said
     assert "eta 0.01: dH " in said
     folder = entropy.folder("arithmetic")
-    drawn = {"training.png", "probe.png", "tokens.png", "probe_seed_1.png", "tokens_seed_1.png"}
+    drawn = {f"{n}{end}.png" for n in ("probe", "tokens", "tradeoff") for end in ("", "_seed_1")} | {"training.png"}
     assert {p.name for p in (folder / "figures").iterdir()} == drawn
     rows = read_csv(folder / "metrics.csv")
     for name in ("train/reward", "train/entropy", "train/clip_fraction", "train/length", "train/ess", "eval/reward"):
@@ -123,10 +123,16 @@ def test_fit_and_probe_leave_what_is_promised(entropy: Runner) -> None:
     assert again == summary  # dropout, time and order play no part
 
 
-@pytest.mark.parametrize("inner", ["1", "3"])
-def test_resume_is_bitwise(entropy: Runner, inner: str) -> None:
+PENALTIES = ("--model.beta", "0.5", "--model.entropy_coef", "0.1")
+
+
+@pytest.mark.parametrize(
+    ("inner", "more"), [("1", ()), ("3", ()), pytest.param("3", PENALTIES, marks=pytest.mark.slow)]
+)
+def test_resume_is_bitwise(entropy: Runner, inner: str, more: tuple[str, ...]) -> None:
     """From a checkpoint within the policy gradient, between two steps on the same responses too."""
     flags = (
+        *more,
         "--model.rollouts.inner_steps",
         inner,
         "--trainer.max_steps",
@@ -146,6 +152,8 @@ def test_resume_is_bitwise(entropy: Runner, inner: str) -> None:
     late = [[r for r in t if int(r["step"]) > 10] for t in tables]
     assert len(late[0]) >= 4
     keys = {k for k in late[1][0] if k.startswith(("train/", "eval/"))}
+    assert ("train/kl" in keys) == bool(more)
+    assert not more or max(float(r["train/kl"]) for r in late[0]) > 0
     assert [{k: r[k] for k in keys} for r in late[0]] == [{k: r[k] for k in keys} for r in late[1]]
 
 

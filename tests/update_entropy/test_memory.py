@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from lightning_toys.errors import ToyError
 from lightning_toys.update_entropy import memory
 from lightning_toys.update_entropy.memory import check_memory, free_bytes, probe_bytes
-from lightning_toys.update_entropy.probe import Plan
+from lightning_toys.update_entropy.plan import Plan
 
 PLAN = Plan(prompts=4, group=4, eval_prompts=64, eval_group=1)
 
@@ -24,32 +25,49 @@ def a_model(numbers: int, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def test_what_is_kept_by_hand() -> None:
-    """16 gradients and 16 directions of U, 64 gradients of E, 20 more; 16 steps without a sequence."""
-    assert probe_bytes(a_model(1000), PLAN) == 4000 * (16 + 16 + 64 + 20 + 16)
+    """16 gradients of U, 64 of E, 32 that are being taken, 20 more; 20 alone where none is kept."""
+    assert probe_bytes(a_model(1000), PLAN) == 4000 * (16 + 64 + 32 + 20)
     assert probe_bytes(a_model(1000, torch.bfloat16), PLAN) == 2000 * 132
-    assert probe_bytes(a_model(1000), PLAN, world_size=4) == 4000 * (16 + 16 + 16 + 20 + 16)
-    few = Plan(prompts=4, group=2, eval_prompts=64, eval_group=1)
-    assert probe_bytes(a_model(1000), few) == 4000 * (8 + 8 + 64 + 20 + 4 * 4)
-    few.counterfactuals = False
-    assert probe_bytes(a_model(1000), few) == 4000 * (8 + 8 + 64 + 20)
+    assert probe_bytes(a_model(1000), PLAN, world_size=4) == 4000 * (16 + 16 + 16 + 20)
+    assert probe_bytes(a_model(1000), PLAN, update=8, evaluation=6) == 4000 * (8 + 6 + 8 + 20)
+    assert probe_bytes(a_model(1000), PLAN, kept=False) == 4000 * 20
+    few = replace(PLAN, grad_chunk_size=2)
+    assert probe_bytes(a_model(1000), few) == 4000 * (16 + 64 + 2 + 20)
 
 
-def test_too_much_is_refused_and_much_is_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gradients_are_kept_where_they_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     model = a_model(124_000_000)
-    wanted = probe_bytes(model, PLAN)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: wanted - 1)
-    with pytest.raises(
-        ToyError, match=r"^--model.plan.eval_prompts: 64 is not allowed here: gradients of 64 \+ 16 "
-    ) as caught:
-        check_memory(model, PLAN)
-    assert "by 124,000,000 parameters take about 61.0 GiB, and 61.0 GiB are free" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    for free in (wanted, None):
-        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
-        check_memory(model, PLAN)
-        assert "the probe's gradients of 64 + 16 sequences" in capsys.readouterr().err
+    kept, anew = probe_bytes(model, PLAN), probe_bytes(model, PLAN, kept=False)
+
+    def ask(free: int | None, keep: bool | None) -> tuple[bool, str]:
+        monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+        return check_memory(model, replace(PLAN, keep_gradients=keep)), capsys.readouterr().err
+
+    for free in (kept, None):
+        found, said = ask(free, None)
+        assert found
+        assert said == "the probe's gradients of 64 + 16 sequences by 124,000,000 parameters take about 61.0 GiB\n"
+    found, said = ask(kept - 1, None)
+    assert not found
+    assert "which is more than is free: none is kept; without kept gradients, a probe by 124,000,000" in said
+    assert "takes about 9.2 GiB, and more time" in said
+    found, said = ask(kept, False)  # as asked for
+    assert not found
+    assert said == "the probe: without kept gradients, a probe by 124,000,000 parameters takes about 9.2 GiB\n"
+    for keep, free, words in (
+        (
+            True,
+            kept - 1,
+            ("keep_gradients: true is not allowed here: gradients of 64 + 16 ", "null or false (9.2 GiB)"),
+        ),
+        (None, anew - 1, ("keep_gradients: null is not allowed here: without kept gradients", "9.2 GiB are free")),
+        (False, anew - 1, ("keep_gradients: false is not allowed here", "give an adapter (--model.policy.lora_rank)")),
+    ):
+        with pytest.raises(ToyError) as caught:
+            ask(free, keep)
+        assert str(caught.value).startswith("--model.plan.")
+        assert all(w in str(caught.value) for w in words)
+        assert "\n" not in str(caught.value)
     check_memory(a_model(1000), PLAN)
     assert capsys.readouterr().err == ""
 

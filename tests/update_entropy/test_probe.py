@@ -401,12 +401,14 @@ def test_tables_are_the_result(case: Case, written: Path) -> None:
     single = [x.change for x in e.sequence_changes[f.reference_eta]]
     A = w.advantages()
     i, t = np.nonzero(w.live.mask.numpy())
+    assert e.reward is not None
     wanted: dict[str, dict[str, Any]] = {
         "sequences": {
             "row": range(12), "prompt_number": w.U.prompt_index, "prompt": [TOKENS.decode(p) for p in w.U.prompts],
             "response": [TOKENS.decode(r) for r in w.U.responses], "length": w.U.lengths, "reward": w.U.rewards,
             "advantage": A, "logp": w.live.logp.sum(1), "entropy": w.live.entropy.sum(1),
             "influence": e.sequence_influences[0], "influence_se": e.sequence_influences[1],
+            "reward_influence": e.reward.tokens.sum(1),
             "change": [x.value for x in single],
             "change_se": [x.se for x in single], "slope_without": e.leave_one_out[0],
             "slope_without_se": e.leave_one_out[1],
@@ -415,6 +417,7 @@ def test_tables_are_the_result(case: Case, written: Path) -> None:
             "row": i, "position": t, "token": [x for r in w.U.responses for x in r], "reward": np.array(w.U.rewards)[i],
             "text": [TOKENS.decode([x]) for r in w.U.responses for x in r], "logp": w.live.logp[i, t],
             "entropy": w.live.entropy[i, t], "advantage": A[i], "influence": f.token_influences[i, t],
+            "reward_influence": e.reward.tokens[i, t],
             "covariance": f.covariances[i, t],
         },
     }  # fmt: skip
