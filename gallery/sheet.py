@@ -15,7 +15,8 @@ from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 
 from gallery.read import between, fixed, results, values
 from gallery.recipe import Folders
-from lightning_toys.plotting import COLOURS, GREY, MARKERS, band
+from lightning_toys.bilevel.curves import draw_seeds
+from lightning_toys.plotting import COLOURS, GREY, MARKERS
 from lightning_toys.stats import mean_ci
 
 RUNS = ("demo", "one_gaussian", "one_meanflow", "analytic", "arithmetic", "window")
@@ -203,19 +204,18 @@ def bilevel(part: SubFigure, at: Folders) -> None:
     lags = np.arange(1, len(best) + 1)
     left.bar(lags, best, color="#cccccc", width=0.9, label="best, in closed form")
     for k, a in enumerate(("funcbo", "aid", "unroll1")):
-        w = np.array(found[a]["arrays"]["weights"])
-        left.plot(lags, w / w.sum(), color=COLOURS[k], marker=MARKERS[k], markersize=3.5, linewidth=1.3, label=a)
+        for i, w in enumerate(found[a]["arrays"]["weights_by_seed"]):
+            left.plot(lags, w, color=COLOURS[k], marker=MARKERS[k], markersize=2.5, linewidth=0.8, alpha=0.7,
+                      label=None if i else a)  # fmt: skip
     left.set_xlabel("lag (steps)", fontsize=9.5)
-    left.set_ylabel("weight, mean over seeds", fontsize=9.5)
+    left.set_ylabel("weight of each seed", fontsize=9.5)
     left.legend(frameon=False, fontsize=8.5, loc="upper center")
     for k, (a, r) in enumerate(found.items()):
-        band(right, np.array(r["arrays"]["time"], dtype=float), np.array(r["arrays"]["outer_loss"]), COLOURS[k],
-             "equal weights" if a == "uniform" else a)  # fmt: skip
-    value = found["funcbo"]["references"]["oracle"]["outer_loss"]
-    right.axhline(value, color=GREY, linestyle="--", linewidth=1.3, label="best weights, exact solver")
+        draw_seeds(right, np.array(r["arrays"]["time"], dtype=float), np.array(r["arrays"]["outer_loss"]), COLOURS[k],
+                   "equal weights" if a == "uniform" else a)  # fmt: skip
     right.set_yscale("log")
     right.set_xlabel("time (steps)", fontsize=9.5)
-    right.set_ylabel("loss on the present (95 % bands)", fontsize=9.5)
+    right.set_ylabel("loss on the present (each seed, and the median)", fontsize=9.5)
     right.legend(frameon=False, fontsize=8.5, loc="upper right", ncols=2)
     right.set_ylim(bottom=0.9)
     learned = [float(np.mean(values(found[a], "outer_loss"))) for a in ("funcbo", "aid", "unroll1")]

@@ -26,13 +26,13 @@ for algorithm in ("funcbo", "uniform"):
     loss = mean_ci(model.last_report.metrics["outer_loss"])  # one value per seed
     print(f"{algorithm}: loss over the last sixth of the stream {format_estimate(loss)}")
     if algorithm == "funcbo":
-        lags = [int(lag) for lag in model.last_report.metrics["lag_1"]]
+        lags = [int(largest[0]) for largest in model.last_report.arrays["largest_lags"]]  # of each seed
         print(f"funcbo: the largest weight is that of lag {lags[0]}, {lags[1]} and {lags[2]} in the three seeds")
         loaded = WindowRegression.load_from_checkpoint(trainer.checkpoint_callback.best_model_path, weights_only=True)
         with torch.no_grad():
             y = loaded(torch.zeros(1, 5))  # (points, inputs) to (seeds, points, outputs)
         print("funcbo, seed 0: the prediction at x = 0 is", *(f"{v:.1f}" for v in y[0, 0]))
-best = model.last_report.references["oracle"]["outer_loss"]
+best = model.last_report.references["oracle"]["exact_loss"]
 print(f"the best fixed weights would have {best:.2f}")
 
 # Control: a model of CartPole is learned so that the values learned from it are good (funcbo).

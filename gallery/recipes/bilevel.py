@@ -82,9 +82,7 @@ def listed(found: list[float]) -> str:
 
 def lags(folder: Path) -> str:
     """Write each seed's three largest weights' lags."""
-    found = results(folder)["metrics"]
-    rows = zip(*(found[f"lag_{k}"]["values"] for k in (1, 2, 3)), strict=True)
-    each = [" ".join(f"{x:.0f}" for x in row) for row in rows]
+    each = [" ".join(f"{x:.0f}" for x in row) for row in results(folder)["arrays"]["largest_lags"]]
     return f"{each[0]} in all" if len(set(each)) == 1 and len(each) > 1 else ", ".join(each)
 
 
@@ -132,7 +130,7 @@ def oracle_table(at: Folders) -> str:
         (".2, 40 (shipped)", cell(at, "funcbo")),
         (".02, 20", at["window_slow_drift"]),
     ):
-        r = {k: v["outer_loss"] for k, v in results(folder)["references"].items()}
+        r = {k: v["exact_loss"] for k, v in results(folder)["references"].items()}
         keys = ("oracle", "uniform", "lag_1", "no_tracking")
         rows.append([name, *(figures_of(r[k], 4) for k in keys)])
     return table("omega, W | best | equal weights | lag 1 alone | no tracking", rows)
@@ -186,7 +184,7 @@ def validated(folder: Path, step: int | None = None) -> float:
 def above_best(folder: Path) -> float:
     """Return by how much the worst seed's J(lambda) is above the best, rounded up to a tenth."""
     r = results(folder)
-    worst = max(values(r, "exact_loss")) - float(r["references"]["oracle"]["outer_loss"])
+    worst = max(values(r, "exact_loss")) - float(r["references"]["oracle"]["exact_loss"])
     return math.ceil(worst * 10) / 10
 
 

@@ -8,21 +8,24 @@ if TYPE_CHECKING:
     from lightning_toys.bilevel.control.data import ReplayData
     from lightning_toys.bilevel.control.environments import Disturbance
     from lightning_toys.bilevel.control.module import BilevelControl
-    from lightning_toys.bilevel.control.settings import Solver
+    from lightning_toys.bilevel.control.own_model import Dynamics
+    from lightning_toys.bilevel.control.settings import Details, Solver
     from lightning_toys.bilevel.control.updates import AgentUpdate, ModelGradient
     from lightning_toys.bilevel.regression.algorithms import Found, LagAlgorithm, TimeStep
     from lightning_toys.bilevel.regression.csv_stream import CsvStream
     from lightning_toys.bilevel.regression.data import DriftStream
-    from lightning_toys.bilevel.regression.drift import Drift, Linear, Piecewise, Sine
+    from lightning_toys.bilevel.regression.drift import Drift, Linear, Piecewise, Sine, SwitchingSine
     from lightning_toys.bilevel.regression.module import WindowRegression
 
 __all__ = [
     "AgentUpdate",
     "BilevelControl",
     "CsvStream",
+    "Details",
     "Disturbance",
     "Drift",
     "DriftStream",
+    "Dynamics",
     "Found",
     "LagAlgorithm",
     "Linear",
@@ -31,6 +34,7 @@ __all__ = [
     "ReplayData",
     "Sine",
     "Solver",
+    "SwitchingSine",
     "TimeStep",
     "WindowRegression",
 ]
@@ -41,13 +45,14 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "control.data": ["ReplayData"],
         "control.environments": ["Disturbance"],
         "control.module": ["BilevelControl"],
-        "control.settings": ["Solver"],
+        "control.settings": ["Details", "Solver"],
         "regression.csv_stream": ["CsvStream"],
         "regression.data": ["DriftStream"],
-        "regression.drift": ["Linear", "Piecewise", "Sine"],
+        "regression.drift": ["Linear", "Piecewise", "Sine", "SwitchingSine"],
         "regression.module": ["WindowRegression"],
     },
     {
+        "control.own_model": ["Dynamics"],
         "control.updates": ["AgentUpdate", "ModelGradient"],
         "regression.algorithms": ["Found", "LagAlgorithm", "TimeStep"],
         "regression.drift": ["Drift"],

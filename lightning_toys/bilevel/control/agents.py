@@ -202,6 +202,10 @@ class Problem:
             self._y = self.value.bellman_target(batch.reward, batch.not_terminated, self.value.value(q))
         return self._y
 
+    def clear_y(self) -> None:
+        """Drop the cached targets: the target values were moved."""
+        self._y = None
+
     # with autograd's graph
 
     def predict(self) -> ModelPrediction:

@@ -16,7 +16,7 @@ from lightning_toys.training.files import read_text
 from lightning_toys.training.metrics_reader import read_run, replica_columns
 from lightning_toys.training.results_format import read_results
 
-AGENTS = ("omd", "funcbo", "mle", "vep", "vaml", "model_free")
+AGENTS = ("omd", "funcbo", "mle", "vep", "vaml", "model_free", "lagged")
 SUMMARY = "return: mean with 95 % interval; errors: median"
 PANELS = (
     ("return", "return, greedy actions"),

@@ -14,6 +14,7 @@ from lightning_toys.bilevel.control.agents import (
     model_errors,
 )
 from lightning_toys.bilevel.control.nets import MultiHeadMLP
+from lightning_toys.bilevel.control.own_model import Dynamics, OwnWorldModel
 from lightning_toys.bilevel.control.replay import Batch
 from lightning_toys.bilevel.control.settings import FORMS, Form, Solver
 from lightning_toys.bilevel.control.updates import AgentUpdate, make_agent
@@ -38,6 +39,7 @@ class AgentNetworks(nn.Module):
         agent: a name, or one's own.
         solver: how it is run.
         form: ours, or the published one.
+        dynamics: a model of one's own; None is :class:`WorldModel`.
     """
 
     def __init__(
@@ -51,12 +53,16 @@ class AgentNetworks(nn.Module):
         agent: AgentUpdate | str,
         solver: Solver,
         form: Form = FORMS["ours"],
+        dynamics: Dynamics | None = None,
     ) -> None:
         super().__init__()
         sizes, orthogonal = (states, hidden, hidden, actions), form.orthogonal
         self.q = MultiHeadMLP(seeds, "q", sizes, heads, orthogonal)
         self.target = MultiHeadMLP(seeds, "q", sizes, heads, orthogonal).requires_grad_(False)
-        self.model = WorldModel(seeds, states, actions, model_hidden, orthogonal, form.separate_reward)
+        if dynamics is None:
+            self.model = WorldModel(seeds, states, actions, model_hidden, orthogonal, form.separate_reward)
+        else:
+            self.model = OwnWorldModel(dynamics, seeds, states, actions, model_hidden)
         extra = make_agent(agent, solver, form).networks(seeds, states, actions, hidden, form)
         for name, net in extra.items():
             self.add_module(name, net)
@@ -151,9 +157,11 @@ class Learner:
         problem = self.problem(batch)
         if self.agent.fits:
             found_loss = self.step_on(problem, None, outer)
+            self.start_inner_loop(problem)
             self.take_inner_steps(problem, self.agent.targets(problem), inner)
         else:
-            targets = problem.model_targets()
+            self.start_inner_loop(problem)
+            targets = problem.model_targets()  # of the target values that a cold start has set
             self.take_inner_steps(problem, self.agent.targets(problem, targets), inner)
             if self.form.target_each_step:  # which has moved
                 problem = self.problem(batch)
@@ -175,6 +183,9 @@ class Learner:
             if not self.keeps_moments and k == 0:
                 inner.state.clear()
             self.take_inner_step(problem, self.agent.targets(problem), inner)
+            if self.form.target_each_step:
+                self.move_target()
+        if not self.form.target_each_step:
             self.move_target()
         return loss + self.nan_if_diverged
 
@@ -199,19 +210,28 @@ class Learner:
         gradient, loss, self.residual = self.agent.gradient(self.nets, problem, targets)
         return gradient, loss
 
+    def start_inner_loop(self, problem: Problem) -> None:
+        """Set the values to the first ones if the start is cold, and the target values if ``cold_target`` says so.
+
+        What ``problem`` remembers of what was set is dropped: targets are to be asked for after this.
+        """
+        if self.solver.warm_start:
+            return
+        start: list[Tensor] = list(self.nets.start.parameters())
+        torch._foreach_copy_([p.detach() for p in self.q_params], start)
+        problem.clear_q_pass()
+        if self.form.cold_target:
+            torch._foreach_copy_(self.target_params, start)
+            problem.clear_y()
+
     def take_inner_steps(self, problem: Problem, y: Tensor, inner: torch.optim.Optimizer) -> None:
         """Take ``num_q_steps`` inner steps of the values on targets y (R, B), which move with the target values."""
-        if not self.solver.warm_start:
-            start: list[Tensor] = list(self.nets.start.parameters())
-            torch._foreach_copy_([p.detach() for p in self.q_params], start)
-            if self.form.cold_target:
-                torch._foreach_copy_(self.target_params, start)
-                y = self.agent.targets(problem)
         if not self.keeps_moments:
             inner.state.clear()
         problem.clear_q_pass()
         for k in range(self.solver.num_q_steps):
             if k and self.form.target_each_step:
+                problem.clear_y()
                 y = self.agent.targets(problem)
             self.take_inner_step(problem, y, inner)
             if self.form.target_each_step:
@@ -261,4 +281,5 @@ class Learner:
             "model_error": (state / batch.observation.shape[-1]).sqrt(),
             "reward_error": reward.sqrt(),
             "value": (error + problem.y.unsqueeze(1)).mean((1, 2)),
+            **self.agent.measures(problem, targets),
         }

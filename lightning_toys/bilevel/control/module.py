@@ -34,14 +34,17 @@ from lightning_toys.bilevel.control.episodes import (
 )
 from lightning_toys.bilevel.control.gradient_check import cosine_similarity, directional_differences, to_double
 from lightning_toys.bilevel.control.learner import AgentNetworks, Learner
+from lightning_toys.bilevel.control.own_model import Dynamics, check_dynamics
+from lightning_toys.bilevel.control.regret import LocalRegret, model_size
 from lightning_toys.bilevel.control.replay import ReplayBuffer
-from lightning_toys.bilevel.control.settings import FORMS, Solver
+from lightning_toys.bilevel.control.settings import Details, Solver, form_label
+from lightning_toys.bilevel.control.unused import unused_settings
 from lightning_toys.bilevel.control.updates import AgentUpdate, make_agent
 from lightning_toys.bilevel.control.world_model import ModelPrediction
 from lightning_toys.bilevel.vectors import flatten
 from lightning_toys.errors import REPEATS, bounded, note, require
 from lightning_toys.training.checkpoint_format import Like, unlike
-from lightning_toys.training.configuration import as_dataclass, require_data, unused_flags
+from lightning_toys.training.configuration import as_dataclass, require_data
 from lightning_toys.training.denormals import denormals_flushed
 from lightning_toys.training.files import make_folder, partial_name, put_in_place, set_aside
 from lightning_toys.training.inference import require_built, with_replica_axis
@@ -58,9 +61,10 @@ class BilevelControl(ToyModule):
 
     Args:
         agent: how the model is learned: ``mle`` (maximum likelihood), ``vep`` (value equivalence, arXiv 2011.03506),
-            ``omd`` (arXiv 2106.03273), ``funcbo`` (arXiv 2403.20233) or ``vaml`` (value-aware model learning: funcbo
-            with the inner problem taken for solved); the control ``model_free``: the same values learn from what
-            happened; or an :class:`~lightning_toys.bilevel.control.updates.AgentUpdate` of one's own. See
+            ``omd`` (arXiv 2106.03273), ``funcbo`` (arXiv 2403.20233), ``vaml`` (value-aware model learning: funcbo
+            with the inner problem taken for solved) or ``lagged`` (funcbo with the values as they are, damped); the
+            control ``model_free``: the same values learn from what happened; or an
+            :class:`~lightning_toys.bilevel.control.updates.AgentUpdate` of one's own. See
             :mod:`lightning_toys.bilevel.control.agents`.
         env: an environment of gymnasium with discrete actions and a flat or a numbered observation.
         seeds: one seed a replica.
@@ -81,18 +85,25 @@ class BilevelControl(ToyModule):
         check_gradient: random directions along which validations compare the outer gradient with finite differences;
             0 is without.
         record: write an episode of every replica as a GIF after `test`.
-        form: ``published`` runs agents as the code published with OMD does, see
-            :class:`~lightning_toys.bilevel.control.settings.Form`.
+        regret_every: environment steps between two gradients of the local regret, see
+            :class:`~lightning_toys.bilevel.control.regret.LocalRegret`; 0 is without.
+        form: ``published`` runs agents as the code published with OMD does.
+        world_model: a model of the world of one's own, a :class:`~lightning_toys.bilevel.control.own_model.Dynamics`;
+            None is a network with two hidden layers.
+        details: its differences from ours one by one, see :class:`~lightning_toys.bilevel.control.settings.Details`.
     """
 
     experiment = "bilevel"
     comparison_figures = "lightning_toys.bilevel.control.figures.compare_figures"
     headline = ("return",)
-    error_metrics: Sequence[str] = ("td_error", "inner_error", "model_error", "reward_error")
-    checkpointed_modules = ("replay",)
+    error_metrics: Sequence[str] = ("td_error", "inner_error", "model_error", "reward_error", "local_regret")
+    checkpointed_modules = ("replay", "regret")
     reads_data = False
     monitors_loss = False  # nothing is learned in the first ``--data.init_steps``
-    measured_later = ("td_error", "inner_error", "model_error", "reward_error", "value", "gradient_cosine")
+    measured_later = (
+        *("td_error", "inner_error", "model_error", "reward_error", "value", "gradient_cosine", "local_regret"),
+        "wrong_side",
+    )
     precisions = ("32-true", "64-true")  # values of a hundred differ by less than half a precision can tell
     metric_labels: Mapping[str, str] = {
         "return": "return of an episode, greedy actions",
@@ -102,6 +113,8 @@ class BilevelControl(ToyModule):
         "reward_error": "RMS error of the reward",
         "value": "mean value of the actions taken",
         "gradient_cosine": "cosine of outer gradient and finite differences",
+        "wrong_side": "share of values that drive the model's target away from its solution",
+        "local_regret": "local regret of the model: mean of |mean of the last 10 outer gradients|^2",
     }
 
     def __init__(
@@ -125,7 +138,10 @@ class BilevelControl(ToyModule):
         test_episodes: int = 100,
         check_gradient: int = 0,
         record: bool = False,
+        regret_every: int = 0,
         form: Literal["ours", "published"] = "ours",
+        details: Details | None = None,
+        world_model: Dynamics | str | None = None,
     ) -> None:
         super().__init__(seeds, lr, 0.0, clip_grad_norm)
         for name, size in (("hidden_dim", hidden_dim), ("model_hidden_dim", model_hidden_dim)):
@@ -138,20 +154,25 @@ class BilevelControl(ToyModule):
         for name, count in (("eval_episodes", eval_episodes), ("test_episodes", test_episodes)):
             bounded(f"--model.{name}", count, 1, REPEATS)
         bounded("--model.check_gradient", check_gradient, 0, REPEATS)
+        bounded("--model.regret_every", regret_every, 0)
         self.solver, self.disturbance = as_dataclass(Solver, solver), as_dataclass(Disturbance, disturbance)
-        self.form_name, self.form = form, FORMS[form]
+        self.form_name, self.details = form, as_dataclass(Details, details)
+        self.form = self.details.of(form)
+        self.world_model, self.dynamics = check_dynamics(world_model)
         self.method = make_agent(agent, self.solver, self.form)
         self.agent = agent if isinstance(agent, str) else f"{type(agent).__module__}.{type(agent).__qualname__}"
         self.env, self.hidden_dim, self.model_hidden_dim = env, hidden_dim, model_hidden_dim
         self.soft_value, self.eps, self.inner_lr, self.tau = SoftValue(alpha, discount), eps, inner_lr, tau
         self.heads = 2 if double_q else 1
         self.eval_episodes, self.test_episodes = eval_episodes, test_episodes
-        self.check_gradient, self.record_gifs = check_gradient, record
+        self.check_gradient, self.record_gifs, self.regret_every = check_gradient, record, regret_every
         self.save_hyperparameters(logger=False)
-        self.hparams.update({"solver": asdict(self.solver), "disturbance": asdict(self.disturbance)})
+        self.hparams.update({k: asdict(getattr(self, k)) for k in ("solver", "disturbance", "details")})
         self.hparams["seeds"] = self.seeds
         if self.hparams["agent"] is self.method:  # in a script; the command line keeps class_path and init_args
             self.hparams["agent"] = self.agent
+        if self.hparams["world_model"] is self.dynamics:
+            self.hparams["world_model"] = self.world_model
         self.environments: Environments | None = None
         self.stored_environments: dict[str, Tensor] | None = None
         self.returns: list[list[float]] = [[] for _ in self.seeds]
@@ -159,38 +180,15 @@ class BilevelControl(ToyModule):
 
     def unused_settings(self) -> dict[str, str]:
         """See :meth:`ToyModule.unused_settings`."""
-        out: dict[str, str] = {}
-        if self.agent != "omd":
-            out |= unused_flags("--model.agent omd", "solver.inverse", "solver.cg_steps", "solver.cg_damping")
-        elif self.solver.inverse == "identity":
-            wants = "--model.solver.inverse gauss_newton or hessian"
-            # the check of the gradient has the damping in its finite differences, whatever the inverse
-            out |= unused_flags(wants, "solver.cg_steps", *(() if self.check_gradient else ("solver.cg_damping",)))
-        if self.agent != "vep":
-            out |= unused_flags("--model.agent vep", "solver.vep_values")
-        if self.agent != "funcbo":
-            out |= unused_flags("--model.agent funcbo", "solver.inner_value")
-        if self.agent not in ("omd", "funcbo", "vaml"):
-            out |= unused_flags("--model.agent omd, funcbo or vaml", "solver.state_gradient")
-        if not self.method.uses_model:
-            wants = "an agent that learns a model"
-            out |= unused_flags(wants, "model_hidden_dim", "lr", "clip_grad_norm", "check_gradient", "solver.smoothing")
-        if self.form.fresh_batches:
-            wants = "--model.form ours, or an agent that fits its model first"
-            out |= {} if self.method.fits else unused_flags(wants, "solver.num_t_steps")
-            wants = "--model.form ours, or an agent that does not fit its model first"
-            out |= unused_flags(wants, "solver.warm_start") if self.method.fits else {}
-        if not self.disturbance.drift:
-            wants = "--model.disturbance.drift above 0"
-            out |= unused_flags(wants, "disturbance.drift_period", "disturbance.drift_width")
-        return out
+        return unused_settings(self)
 
     @property
     def label(self) -> str:
         """See :attr:`ToyModule.label`."""
         name = self.method.label or type(self.method).__name__
-        width = f", model width {self.model_hidden_dim}" if self.method.uses_model else ""
-        return f"{name}{width}{', published form' if self.form_name == 'published' else ''}"
+        kind = f"{self.dynamics.label} of " if self.dynamics is not None else ""
+        width = f", model {kind}width {self.model_hidden_dim}" if self.method.uses_model else ""
+        return f"{name}{width}{form_label(self.form_name, self.details)}"
 
     # building
 
@@ -207,13 +205,15 @@ class BilevelControl(ToyModule):
         """See :meth:`ToyModule.build`."""
         s, a = self.sizes["states"], self.sizes["actions"]
         widths, heads = (self.hidden_dim, self.model_hidden_dim), self.heads
-        return AgentNetworks(self.seeds, s, a, *widths, heads, self.method, self.solver, self.form)
+        return AgentNetworks(self.seeds, s, a, *widths, heads, self.method, self.solver, self.form, self.dynamics)
 
     def configure_model(self) -> None:
         """See :meth:`ToyModule.configure_model`; the replay buffer is part of the module, so of its checkpoints."""
         super().configure_model()
         if hasattr(self, "net") and not hasattr(self, "replay"):
             self.replay = ReplayBuffer(self.seeds, self.sizes["states"], self.sizes["capacity"])
+            if self.regret_every and self.method.uses_model:
+                self.regret = LocalRegret(len(self.seeds), model_size(list(self.nets.model.parameters())))
 
     @property
     def nets(self) -> AgentNetworks:
@@ -377,6 +377,8 @@ class BilevelControl(ToyModule):
                 first = step * learner.batches
                 sample = partial(self.sample_replay_after, first, data.batch_size)
                 loss = learner.environment_step(sample, outer, inner)
+                if self.regret_every and (step + 1) % self.regret_every == 0:
+                    self.measure_regret(step)
             progress.increment_completed()
             losses.append(loss / block.world)
             if every and (step + 1) % every == 0:
@@ -397,6 +399,17 @@ class BilevelControl(ToyModule):
     def sample_replay_after(self, first: int, count: int, k: int) -> Any:
         """Return :meth:`sample_replay` of index ``first`` + k."""
         return self.sample_replay(first + k, count, "replay")
+
+    def measure_regret(self, step: int) -> None:
+        """Add the outer gradient at the present networks to the local regret."""
+        if not hasattr(self, "regret"):
+            return
+        learner, batch = self.learner, self.sample_replay(step, EVALUATION_TRANSITIONS, "regret")
+        problem = learner.problem(batch)
+        targets = None if self.method.fits else problem.model_targets()
+        gradient, _ = learner.model_gradient(problem, targets)
+        if gradient is not None:
+            self.regret.add(flatten(gradient))
 
     def log_training(self, step: int, learning: bool, learner: Learner) -> None:
         """Log returns of the episodes that ended since the last time, and the gradients' norms."""
@@ -425,6 +438,9 @@ class BilevelControl(ToyModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`ToyModule.on_load_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
+        if not hasattr(self, "regret"):  # a test that does not ask for it
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("regret.")}
         self.stored_environments = checkpoint["toy"].get("environments")
         self.returns = checkpoint["toy"].get("returns", self.returns)
 
@@ -486,6 +502,8 @@ class BilevelControl(ToyModule):
         if self.replay.size:
             batch = self.sample_replay(step, EVALUATION_TRANSITIONS, "judge")
             metrics |= {k: v.double().tolist() for k, v in self.learner.measure_errors(batch).items()}
+            if hasattr(self, "regret") and int(self.regret.count):
+                metrics["local_regret"] = self.regret.mean.double().tolist()
             if self.check_gradient and self.method.response != "none":
                 metrics["gradient_cosine"] = self.gradient_cosine(step).tolist()
         return Report(self.seeds, metrics)

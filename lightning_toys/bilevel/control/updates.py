@@ -23,10 +23,11 @@ from lightning_toys.bilevel.control.agents import (
     omd_weights,
     vep_gradient,
 )
+from lightning_toys.bilevel.control.lagged import damped_error, wrong_side
 from lightning_toys.bilevel.control.nets import MultiHeadMLP
 from lightning_toys.bilevel.control.settings import Form, Solver
 from lightning_toys.bilevel.vectors import Tensors
-from lightning_toys.errors import did_you_mean, require
+from lightning_toys.errors import bounded, did_you_mean, require
 
 
 class ModelGradient(NamedTuple):
@@ -93,6 +94,15 @@ class AgentUpdate:
             targets: the model's targets, as the values had them; None for an agent that fits its model.
         """
         raise NotImplementedError
+
+    def measures(self, problem: Problem, targets: ModelTargets) -> dict[str, Tensor]:
+        """Return what else validations measure, each (R,) by its name; only asked of an agent with a model.
+
+        Args:
+            problem: of the stored transitions that errors are measured on.
+            targets: the model's targets there.
+        """
+        return {}
 
 
 class MaximumLikelihood(AgentUpdate):
@@ -173,6 +183,63 @@ class FunctionalBilevel(AgentUpdate):
         w, loss = funcbo_weights(problem, targets.y, self.solved)
         return ModelGradient(problem.model_vjp(targets, w, self.through_state), loss)
 
+    def measures(self, problem: Problem, targets: ModelTargets) -> dict[str, Tensor]:
+        """See :meth:`AgentUpdate.measures`: of the values as they are, how many drive the model the wrong way."""
+        return {} if self.solved else {"wrong_side": wrong_side(problem.td_error(problem.y), targets.y, problem.y)}
+
+
+class Lagged(AgentUpdate):
+    """funcBO (arXiv 2403.20233) with the values as they are, damped.
+
+    The model descends by (1 - c) (d - y) + c (y_T - y), see :mod:`lightning_toys.bilevel.control.lagged`: c = 0 is
+    ``funcbo`` with ``inner_value lagged``, c = 1 is ``vaml``. Its own rate is ``--model.lr``.
+
+    Args:
+        damping: c, from 0 to 1.
+        clip: bound on the size of each transition's error, in units of value; None is without.
+        target_values: the target values' d in the place of the values' own.
+        through_state: whether the predicted state has a gradient.
+
+    Raises:
+        ToyError: a value is not allowed.
+    """
+
+    label, fits = "lagged", False
+
+    def __init__(
+        self,
+        damping: float = 0.5,
+        clip: float | None = None,
+        target_values: bool = False,
+        through_state: bool = True,
+    ) -> None:
+        require(0 <= damping <= 1, f"--model.agent.damping: {damping} is not allowed; give a number from 0 to 1")
+        if clip is not None:
+            bounded("--model.agent.clip", clip, 0.0, above=True)
+        self.damping, self.clip, self.target_values, self.through_state = damping, clip, target_values, through_state
+        plain = clip is None and not target_values
+        self.response = "values" if plain and damping == 0 else "solved" if plain and damping == 1 else "none"
+
+    def error(self, problem: Problem, targets: ModelTargets) -> Tensor:
+        """Return the error that the model descends (R, K, B)."""
+        d = problem.td_error(torch.zeros_like(problem.y))
+        if self.target_values:
+            q = problem.target_net.forward_pass(problem.batch.observation).output
+            d = (q * problem.action_one_hot.unsqueeze(1)).sum(-1)
+        return damped_error(d, targets.y, problem.y, self.damping, self.clip)
+
+    def gradient(self, nets: nn.Module, problem: Problem, targets: ModelTargets | None) -> ModelGradient:
+        """See :meth:`AgentUpdate.gradient`; the loss is that of the values, L_out."""
+        assert targets is not None
+        error = self.error(problem, targets)
+        found = problem.model_vjp(targets, error.sum(1) / error.shape[2], self.through_state)
+        loss = half_squared_error(problem.td_error(problem.y), torch.zeros_like(problem.y))
+        return ModelGradient(found, loss)
+
+    def measures(self, problem: Problem, targets: ModelTargets) -> dict[str, Tensor]:
+        """See :meth:`AgentUpdate.measures`."""
+        return {"wrong_side": wrong_side(self.error(problem, targets), targets.y, problem.y)}
+
 
 class ModelFree(AgentUpdate):
     """Control: the same values on the targets of what happened, y, and no model. What a perfect model could give."""
@@ -196,6 +263,7 @@ NAMED: dict[str, Callable[[Solver, Form], AgentUpdate]] = {
     "omd": lambda s, f: OptimalModelDesign(s.inverse, s.cg_steps, s.cg_damping, s.state_gradient),
     "funcbo": lambda s, f: FunctionalBilevel(s.inner_value == "exact", s.state_gradient),
     "vaml": lambda s, f: FunctionalBilevel(True, s.state_gradient, "vaml"),
+    "lagged": lambda s, f: Lagged(s.lag_damping, s.lag_clip, s.lag_target, s.state_gradient),
     "model_free": lambda s, f: ModelFree(),
 }
 

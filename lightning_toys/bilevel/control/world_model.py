@@ -30,10 +30,12 @@ class ModelPass(NamedTuple):
     Attributes:
         passes: of each of its networks.
         output: next state and reward side by side (R, 1, B, S + 1).
+        graph: the same with autograd's graph, of a model of one's own.
     """
 
     passes: tuple[ForwardPass, ...]
     output: Tensor
+    graph: Tensor | None = None
 
 
 class WorldModel(nn.Module):

@@ -1,7 +1,8 @@
 """How the weights of the lags are found: an algorithm is one class, with the controls that learn nothing beside it.
 
 A run asks its algorithm, in this order: :meth:`LagAlgorithm.measure` and :meth:`~LagAlgorithm.memory` once, and at each
-time :meth:`~LagAlgorithm.targets`, the inner steps, and :meth:`~LagAlgorithm.hypergradient`.
+time :meth:`~LagAlgorithm.weights_at`, :meth:`~LagAlgorithm.targets`, the inner steps, and
+:meth:`~LagAlgorithm.hypergradient`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_toys.bilevel.inner_optimizers import AdamState
+from lightning_toys.bilevel.regression.drift import simplex_minimum
 from lightning_toys.bilevel.regression.hypergradients import (
     AdamMoments,
     AdjointNetwork,
@@ -103,6 +105,14 @@ class LagAlgorithm:
             sizes: ``inputs``, ``outputs``, ``window`` and what :meth:`measure` returned.
         """
         return {}
+
+    def weights_at(self, step: TimeStep) -> Tensor | None:
+        """Return the weights (R, W) of this time, lag 1 first, in the place of lambda; None leaves it as it is.
+
+        For an algorithm that works its weights out of the window. Their sum is free, as that of ``start``, which such
+        an algorithm's :meth:`measure` gives.
+        """
+        return None
 
     def targets(self, step: TimeStep) -> WeightedTargets:
         """Return what the network is fitted to at this time: by default the mean under lambda."""
@@ -265,6 +275,47 @@ class NoTracking(LagAlgorithm):
         return WeightedTargets(step.lam.sum(1), mean.clone())
 
 
+class LeastSquares(LagAlgorithm):
+    """Control: at each time the weights that would have been the best so far, were the inner problem solved exactly.
+
+    With q_t,kl = mean over inner points and outputs of (y_t - y_{t-k}) (y_t - y_{t-l}), the weights w on the simplex
+    minimise w' (sum_t q_t) w over the times t that were observed: non-negative least squares of each observation on its
+    own lags. No network and no hypergradient is asked. At time 0, when no observation has a whole past, the weights are
+    equal.
+    """
+
+    label = "least squares"
+    learns = False
+
+    def measure(self, data: StreamData) -> dict[str, Any]:
+        """See :meth:`LagAlgorithm.measure`: equal weights, which are kept themselves and not as logits."""
+        return {"start": [1.0] * data.window, "points": data.shape.inner}
+
+    def memory(self, net: MLP, seeds: Sequence[int], sizes: Mapping[str, Any]) -> Memory:
+        """See :meth:`LagAlgorithm.memory`: the quadratic form so far, and the window of the time before."""
+        replicas, window = len(seeds), sizes["window"]
+        return {
+            "form_so_far": torch.zeros(replicas, window, window, dtype=torch.float64),
+            "window_before": torch.zeros(replicas, window, sizes["points"], sizes["outputs"]),
+            "times_before": torch.zeros(1, dtype=torch.float64),
+        }
+
+    def weights_at(self, step: TimeStep) -> Tensor:
+        """See :meth:`LagAlgorithm.weights_at`."""
+        form, before, times = (step.memory[k] for k in ("form_so_far", "window_before", "times_before"))
+        now = step.window.past_y
+        if float(times) > 0:
+            # the newest observation, and its whole past, which the window of the time before is: lag 1 last
+            gaps = (now[:, -1:] - before).flatten(2).double().flip(1)
+            form += gaps @ gaps.mT / gaps.shape[2]
+        before.copy_(now)
+        times += 1
+        if float(times) == 1:
+            return torch.ones_like(step.lam)
+        found = np.stack([simplex_minimum(q) for q in form.cpu().numpy()])
+        return torch.from_numpy(found).to(step.lam)
+
+
 def lag_1() -> FixedWeights:
     """Return the control that fits the last observation alone."""
     return FixedWeights([1.0], "lag 1")
@@ -287,6 +338,7 @@ NAMED: dict[str, Callable[[Any], LagAlgorithm]] = {
     "fixed": lambda m: FixedWeights(m.fixed_weights or ()),
     "optimum": lambda m: Optimum(),
     "no_tracking": lambda m: NoTracking(),
+    "least_squares": lambda m: LeastSquares(),
 }
 
 

@@ -120,6 +120,61 @@ class Sine(Drift):
 
 
 @dataclass(frozen=True)
+class SwitchingSine(Drift):
+    """m(t) = amplitude sin(phase(t)), whose angle per step changes: ``hold`` steps of each, one after the other.
+
+    The phase has no jumps. No fixed weights are the best at all times.
+
+    Args:
+        amplitude: in units of y.
+        omegas: angles of one time step, in radians, one after the other; after the last the first again.
+        hold: time steps of each.
+    """
+
+    amplitude: float = 10.0
+    omegas: Sequence[float] = (0.2, 0.3)
+    hold: int = 250
+
+    def __post_init__(self) -> None:
+        require_finite("amplitude", self.amplitude)
+        require(len(self.omegas) > 0, "--data.drift.omegas: [] is not allowed; give at least one angle")
+        for omega in self.omegas:
+            bounded("--data.drift.omegas", omega, 0.0, math.pi, above=True)
+        bounded("--data.drift.hold", self.hold, 1, 10_000)
+
+    def phase(self, t: Array) -> Array:
+        """Return the phase in radians at integer times t (any shape); it is 0 at t = 0."""
+        omegas = np.asarray(self.omegas, dtype=np.float64)
+        piece, step = np.divmod(np.asarray(t), self.hold)
+        rounds, place = np.divmod(piece, len(omegas))
+        before = np.concatenate([[0.0], np.cumsum(omegas)])  # of the pieces of a round, over hold
+        out: Array = self.hold * (rounds * before[-1] + before[place]) + omegas[place] * step
+        return out
+
+    def mean(self, t: Array) -> Array:
+        """See :meth:`Drift.mean`."""
+        out: Array = self.amplitude * np.sin(self.phase(t))
+        return out
+
+    def lag_moments(self, window: int) -> Array:
+        """See :meth:`Drift.lag_moments`: the mean over one round of the angles, and over the phase at its start."""
+        total = np.zeros((window, window))
+        t, lags = np.arange(self.hold * len(self.omegas)), np.arange(1, window + 1)
+        for part in np.array_split(t, -(-len(t) // CHUNK)):
+            turned = self.phase(part)[:, None] - self.phase(part[:, None] - lags)
+            c, s = np.cos(turned), np.sin(turned)
+            # E sin(p) sin(p - a) = cos(a) / 2 for a phase p that is anywhere
+            total += len(part) - c.sum(0)[:, None] - c.sum(0)[None, :] + c.T @ c + s.T @ s
+        out: Array = self.power * total / len(t)
+        return out
+
+    @property
+    def power(self) -> float:
+        """See :attr:`Drift.power`."""
+        return self.amplitude**2 / 2
+
+
+@dataclass(frozen=True)
 class Linear(Drift):
     """m(t) = slope t.
 
@@ -184,6 +239,24 @@ class Piecewise(Drift):
         return float(np.mean(np.square(self.levels)))
 
 
+def simplex_minimum(form: Array) -> Array:
+    """Return the w >= 0 (W,) of sum 1 that minimises w' Q w, Q (W, W) positive semidefinite.
+
+    On the simplex, Q w is constant where w > 0 and no less elsewhere. Those are, but for w's scale, the conditions of
+    min |R w|^2 + (1 - sum w)^2 over w >= 0 with Q = R'R: non-negative least squares, which scipy solves exactly.
+
+    >>> simplex_minimum(np.diag([1.0, 3.0])).round(12).tolist()
+    [0.75, 0.25]
+    """
+    values, vectors = np.linalg.eigh(form)
+    root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+    # rows of like size; the scale of w is free
+    root = root / max(np.sqrt(max(values.max(), 0.0)), np.finfo(np.float64).tiny)
+    w, _ = nnls(np.vstack([root, np.ones(len(form))]), np.append(np.zeros(len(form)), 1.0))
+    out: Array = w / w.sum()
+    return out
+
+
 class WindowLoss(ABC):
     """J(w) = constant + w' Q w of weights w on the simplex, W lags: the outer loss under an exact inner solver."""
 
@@ -208,18 +281,8 @@ class WindowLoss(ABC):
         return out
 
     def oracle(self) -> Array:
-        """Return the weights (W,) that minimise J.
-
-        On the simplex, Q w is constant where w > 0 and no less elsewhere. Those are, but for w's scale, the conditions
-        of min |R w|^2 + (1 - sum w)^2 over w >= 0 with Q = R'R: non-negative least squares, which scipy solves exactly.
-        """
-        values, vectors = np.linalg.eigh(self.quadratic_form)
-        root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
-        # rows of like size; the scale of w is free
-        root = root / max(np.sqrt(max(values.max(), 0.0)), np.finfo(np.float64).tiny)
-        w, _ = nnls(np.vstack([root, np.ones(self.window)]), np.append(np.zeros(self.window), 1.0))
-        out: Array = w / w.sum()
-        return out
+        """Return the weights (W,) that minimise J."""
+        return simplex_minimum(self.quadratic_form)
 
     def references(self) -> dict[str, float]:
         """Return J of the oracle, of equal weights, of lag 1 alone, and of no tracking."""

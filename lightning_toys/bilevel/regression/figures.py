@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from lightning_toys.bilevel.curves import draw_seeds
@@ -18,35 +18,17 @@ from lightning_toys.plotting import COLOURS, GREY, MARKERS, new_figure
 from lightning_toys.training.results import Report
 from lightning_toys.training.results_format import read_results
 
-MARK = 0.05  # share of an axis's width that a mark at its right edge takes
-MARKS = "marks at the right: fixed weights, inner problem solved exactly"
-BASELINES = {
-    "oracle": ("best weights", "--"),
-    "uniform": ("equal weights", ":"),
-    "lag_1": ("lag 1 alone", (0, (1, 4))),
-    "no_tracking": ("no tracking", "-."),
-}
+MOST_PROFILES = 24  # panels of weights
 
 
-def draw_baselines(ax: Axes, references: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Mark at the right edge the outer loss of fixed weights under an exact inner solver.
+def stream_of(references: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Return what tells streams apart: what fixed weights score with an exact inner solver, which no picture shows.
 
-    Lines across would look like runs that a network could have had. Runs of the same weights are what to compare with:
-    ``--model.algorithm optimum``, ``lag_1``, ``uniform`` and ``no_tracking``.
-
-    Args:
-        ax: of an outer loss.
-        references: a report's: ``oracle``, ``uniform``, ``lag_1``, ``no_tracking`` to ``{"outer_loss": value}``.
+    In a picture of outer losses these would look like runs that a network could have had. Runs of the same weights are
+    what to compare with: ``--model.algorithm optimum``, ``lag_1``, ``uniform`` and ``no_tracking``.
     """
-    for label, (value, style) in drawn_baselines(references).items():
-        line = ax.axhline(value, color=GREY, linestyle=style, linewidth=1.6, label=f"{label}: {value:.3g}")
-        line.set_clip_path(Rectangle((1 - MARK, 0), MARK, 1, transform=ax.transAxes))
-
-
-def drawn_baselines(references: Mapping[str, Mapping[str, float | None]]) -> dict[str, tuple[float, Any]]:
-    """Return the value and the style of each baseline's line by its label, those without a value left out."""
-    values = {name: references.get(name, {}).get("outer_loss") for name in BASELINES}
-    return {BASELINES[k][0]: (v, BASELINES[k][1]) for k, v in values.items() if v is not None and np.isfinite(v)}
+    # results of 0.1.0 have them as outer losses
+    return repr({name: row.get("exact_loss", row.get("outer_loss")) for name, row in sorted(references.items())})
 
 
 def label_loss_axes(ax: Axes) -> None:
@@ -57,16 +39,14 @@ def label_loss_axes(ax: Axes) -> None:
 
 
 def draw_loss(report: Report, label: str) -> Figure:
-    """Draw the rolling outer loss of every seed and their median, and marks at the closed forms."""
+    """Draw the rolling outer loss of every seed and their median."""
     figure, axes = new_figure(size=(7.0, 4.6))
     ax, rows = axes[0, 0], np.array(report.arrays["outer_loss"])
     seeds = f"{len(rows)} seed{'s' if len(rows) > 1 else ''}"
     draw_seeds(ax, np.array(report.arrays["time"], dtype=float), rows, COLOURS[0], f"{label}, {seeds}")
-    draw_baselines(ax, report.references)
     note = ": each seed, and their median" if len(rows) > 1 else ""
     label_loss_axes(ax)
-    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2, title=MARKS, title_fontsize=8)
-    ax.set_title(f"{label}{note}", fontsize=10)
+    ax.set_title(f"{label}, {seeds}{note}", fontsize=10)
     return figure
 
 
@@ -119,31 +99,62 @@ def draw_prediction(truth: Tensor, prediction: Tensor, label: str) -> Figure:
     return figure
 
 
-def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
-    """Return the outer loss over time of runs (label to folder); none if no run is finished.
+def draw_profiles(shown: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw the last sixth's share of each lag, a panel for each run: every seed, and the best if solved exactly.
 
-    A panel holds the runs that share their baselines, which belong to one stream.
+    Args:
+        shown: label to results, whose arrays hold ``weights_by_seed``.
+    """
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+    size = (max(4.8, 2.9 * columns), 0.8 + 2.3 * rows)
+    figure, axes = new_figure(rows, columns, size=size, sharex=True, sharey=True)
+    for ax in axes.flat[len(shown) :]:
+        ax.set_visible(False)
+    for k, (ax, (label, results)) in enumerate(zip(axes.flat, shown.items(), strict=False)):
+        arrays = results["arrays"]
+        for row in arrays["weights_by_seed"]:
+            ax.plot(np.arange(1, len(row) + 1), row, color=COLOURS[0], alpha=0.6, linewidth=1)
+        if best := arrays.get("best_weights"):
+            ax.plot(np.arange(1, len(best) + 1), best, "o", color=COLOURS[1], markersize=3)
+        ax.set_title(textwrap.fill(label, 36), fontsize=8)
+        if k + columns >= len(shown):  # below it there is none
+            ax.set_xlabel("lag (steps)")
+            ax.tick_params(labelbottom=True)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("weight / sum")
+    figure.suptitle("weight of each lag, last sixth; lines: each seed; dots: best if solved exactly", fontsize=9)
+    return figure
+
+
+def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
+    """Return the outer loss over time of runs (label to folder), and their weights; none if no run is finished.
+
+    A panel holds the runs on one stream.
     """
     found = {label: folder / "results.json" for label, folder in runs.items()}
     shown = {label: read_results(path) for label, path in found.items() if path.exists()}
     panels: dict[str, list[str]] = {}
     for label, results in shown.items():
-        panels.setdefault(repr(drawn_baselines(results["references"])), []).append(label)
+        panels.setdefault(stream_of(results["references"]), []).append(label)
     if not panels:
         return {}
-    colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(shown)}
     figure, axes = new_figure(len(panels), 1, size=(7.6, 5.2 if len(panels) == 1 else 1.2 + 4.2 * len(panels)))
     for ax, labels in zip(axes[:, 0], panels.values(), strict=True):
-        for label in labels:
+        for i, label in enumerate(labels):  # colours begin anew in each panel, so that fewer runs share one
             arrays = shown[label]["arrays"]
             rows = np.array(arrays["outer_loss"])
-            draw_seeds(ax, np.array(arrays["time"], dtype=float), rows, colours[label], f"{label}, {len(rows)} seeds")
-        draw_baselines(ax, shown[labels[0]]["references"])
+            colour = COLOURS[i % len(COLOURS)]
+            draw_seeds(ax, np.array(arrays["time"], dtype=float), rows, colour, f"{label}, {len(rows)} seeds")
         label_loss_axes(ax)
         if len(panels) > 1:
             ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    title = "each seed, and their median" + (f"; {MARKS}" if len(panels) > 1 else "")
     if len(panels) == 1:
-        figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2, title=MARKS, title_fontsize=8)
-    axes[0, 0].set_title(title, fontsize=10)
-    return {"outer_loss_curves": figure}
+        figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    streams = "; a panel for each stream" if len(panels) > 1 else ""
+    figure.suptitle(f"each seed, and their median{streams}", fontsize=10)
+    weighted = {  # runs whose weights do something, up to what a page holds
+        label: r for label, r in shown.items() if "exact_loss" in r["metrics"] and "weights_by_seed" in r["arrays"]
+    }
+    profiles = {"lag_weights": draw_profiles(dict(list(weighted.items())[:MOST_PROFILES]))} if weighted else {}
+    return {"outer_loss_curves": figure, **profiles}

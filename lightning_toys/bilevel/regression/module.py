@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from lightning_toys.bilevel.regression.hypergradients import (
     inner_value_gradient,
     logit_gradient,
     outer_loss,
+    safe_inverse,
 )
 from lightning_toys.bilevel.regression.learner import Learner
 from lightning_toys.bilevel.regression.metrics import (
@@ -60,7 +62,8 @@ class WindowRegression(ToyModule):
         algorithm: the hypergradient: ``funcbo`` (function space), ``aid`` (implicit differentiation), ``unroll1``
             (through the last ``unroll_steps`` inner steps); a control, in which lambda stays as it is: ``uniform``,
             ``lag_1`` (the last observation alone), ``fixed`` (``fixed_weights``), ``optimum`` (the weights that are
-            best with an exact inner solver), ``no_tracking`` (h is fitted to the mean of all observations so far); or a
+            best with an exact inner solver), ``no_tracking`` (h is fitted to the mean of all observations so far),
+            ``least_squares`` (each observation regressed on its past); or a
             :class:`~lightning_toys.bilevel.regression.algorithms.LagAlgorithm` of one's own.
         seeds: one seed a replica.
         hidden: width of h's hidden layers.
@@ -314,6 +317,10 @@ class WindowRegression(ToyModule):
         state = TimeStep(
             learner.mlp, theta.detach(), lam, window, lambda: self.moments(optimizer), self.inner_lr, learner.memory
         )
+        if (weights := self.method.weights_at(state)) is not None:
+            lam = weights * (self.lambda0 * weights.shape[1] * safe_inverse(weights.sum(1)))[:, None]
+            free.copy_(lam)
+            state = replace(state, lam=lam)
         targets = self.method.targets(state)
         free.grad = None
         for _ in range(self.inner_steps - self.method.own_steps):
@@ -395,16 +402,18 @@ class WindowRegression(ToyModule):
             metrics["exact_loss"] = torch.from_numpy(exact.loss(late.numpy()))
             metrics |= {"local_regret": mean_of_last_sixth(regret), "local_regret_all": regret.mean(0)}
             metrics["effective_lags"] = effective_lags(late)
-            metrics |= {f"lag_{i + 1}": lags for i, lags in enumerate(largest_lags(late, 3).unbind(1))}
         if "residual" in self.records:
             metrics["cg_residual"] = mean_of_last_sixth(self.records["residual"])
-        references = {name: {"outer_loss": value} for name, value in exact.references().items()}
+        # of the weights, and not of a run: a network's outer loss is not what these would have
+        references = {name: {"exact_loss": value} for name, value in exact.references().items()}
         kept = torch.linspace(0, len(loss) - 1, min(CURVE_POINTS, len(loss))).round().long()
         arrays = {
             "time": kept.tolist(),
             "outer_loss": rolling_mean(loss, ROLLING_STEPS)[kept].T.tolist(),
             "weights": normalised(late).mean(0).tolist(),
             "weights_by_seed": normalised(late).tolist(),
+            "best_weights": exact.oracle().tolist(),
+            # names, and no metrics: the mean of the largest weights' lags is the lag of nothing
             "largest_lags": largest_lags(late, 3).tolist(),
         }
         return Report(self.seeds, {k: v.tolist() for k, v in metrics.items()}, references, arrays)
@@ -413,10 +422,8 @@ class WindowRegression(ToyModule):
         """Score the stream so far."""
         if not self.records:  # a validation before the first step
             return
-        self.last_report = report = self.evaluate()
-        # the lags of the largest weights are names: curves of their means, with intervals, would say nothing
-        shown = {k: v for k, v in report.metrics.items() if not k.startswith("lag_")}
-        self.write_evaluation(Report(report.seeds, shown))
+        self.last_report = self.evaluate()
+        self.write_evaluation(self.last_report)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         """Score the stream up to the checkpoint's step."""

@@ -96,7 +96,9 @@ def plan_grid(words: list[str], command: list[str]) -> Plan:
     if wrong := [v for v in grid.get("config", []) if not isinstance(v, str)]:
         raise ToyError(f"--grid.config: {wrong[0]!r} is not allowed; give names of configuration files")
     try:
-        check_configs([find_config(v) for v in grid.get("config", [])])
+        if "config" in grid:  # shipped ones are given by name; from here on all are files
+            grid["config"] = [find_config(v) for v in grid["config"]]
+            check_configs(grid["config"])
     except ToyError as error:
         raise ToyError(f"--grid.config{str(error).removeprefix('-c')}") from None
     configs, rest = check_words(words, list(grid), "grid")

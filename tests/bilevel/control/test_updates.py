@@ -348,7 +348,7 @@ def test_a_form_and_a_start_are_said(control: Runner) -> None:
     code, err = control.code("fit", "control", "--model.agent", "omd2")
     assert code == 2
     assert err.count("\n") == 1
-    assert "--model.agent: 'omd2' is not allowed; give one of mle, vep, omd, funcbo, vaml, model_free" in err
+    assert "--model.agent: 'omd2' is not allowed; give one of mle, vep, omd, funcbo, vaml, lagged, model_free" in err
 
 
 def test_an_agent_of_ones_own_in_a_script(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,10 +70,11 @@ def test_controls_against_each_other_and_the_closed_form(tiny: Runner) -> None:
         torch.testing.assert_close(loss[one], loss[same], rtol=1e-9, atol=1e-9)
     for one, other in (("lag_1", "uniform"), ("lag_1", "optimum"), ("uniform", "no_tracking"), ("optimum", "uniform")):
         assert (loss[one] - loss[other]).abs().max() > 1e-2, (one, other)
-    lags = results(tiny, "optimum")
-    assert [row[0] for row in lags["arrays"]["largest_lags"]] == lags["metrics"]["lag_1"]["values"]
+    arrays = results(tiny, "optimum")["arrays"]
+    assert [row[0] for row in arrays["largest_lags"]] == [1 + int(np.argmax(best.oracle()))] * 2
+    assert arrays["weights_by_seed"] == [pytest.approx(arrays["best_weights"])] * 2
     exact = {n: results(tiny, n)["metrics"].get("exact_loss", {}).get("mean") for n in runs}
-    lines = {k: v["outer_loss"] for k, v in results(tiny, "optimum")["references"].items()}
+    lines = {k: v["exact_loss"] for k, v in results(tiny, "optimum")["references"].items()}
     assert exact["optimum"] == pytest.approx(lines["oracle"])
     assert exact["lag_1"] == pytest.approx(lines["lag_1"])
     assert exact["uniform"] == pytest.approx(lines["uniform"])
@@ -82,15 +83,23 @@ def test_controls_against_each_other_and_the_closed_form(tiny: Runner) -> None:
     assert results(tiny, "fixed_one")["metrics"]["effective_lags"]["values"] == [1, 1]
 
 
-def test_a_control_resumes(tiny: Runner) -> None:
-    """The mean so far of no_tracking is part of the checkpoint."""
-    flags = ("--model.algorithm", "no_tracking")
+@pytest.mark.parametrize("algorithm", ["no_tracking", "least_squares"])
+def test_a_control_resumes(tiny: Runner, algorithm: str) -> None:
+    """The mean so far of no_tracking is part of the checkpoint, and so is what least_squares has seen."""
+    flags = ("--model.algorithm", algorithm)
     tiny.ok("fit", "regression", *flags, "--run.name", "whole")
     tiny.ok("fit", "regression", *flags, "--run.name", "cut", "--trainer.max_steps", "11")
     tiny.ok("fit", "regression", *flags, "--run.name", "cut", "--ckpt_path", "last")
     assert torch.equal(records(tiny, "whole")["loss"], records(tiny, "cut")["loss"])
-    state = tiny.checkpoint("regression", "cut")["state_dict"]
-    assert float(state["net.times_so_far"]) == 7 + 23  # a window, then one more at each step
+    states = [tiny.checkpoint("regression", name)["state_dict"] for name in ("whole", "cut")]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    if algorithm == "no_tracking":
+        assert float(states[1]["net.times_so_far"]) == 7 + 23  # a window, then one more at each step
+        return
+    found = results(tiny, "cut")
+    assert found["metrics"]["exact_loss"]["mean"] < 0.5 * found["references"]["uniform"]["exact_loss"]
+    total = records(tiny, "cut")["lambda"].sum(2)
+    torch.testing.assert_close(total, torch.full_like(total, 7.0))  # as every other run's at its start
 
 
 def no_moments() -> AdamMoments:
@@ -152,9 +161,9 @@ def test_an_algorithm_and_a_drift_of_ones_own(tiny: Runner) -> None:
     tiny.ok("fit", "regression", *flags, "--run.name", "own")
     found = results(tiny, "own")
     assert found["label"] == "towards lag 5"
-    assert found["metrics"]["lag_1"]["values"] == [5, 5]
+    assert [row[0] for row in found["arrays"]["largest_lags"]] == [5, 5]
     assert max(found["metrics"]["effective_lags"]["values"]) < 1.5  # all weight but a rest is on it
-    assert found["references"]["oracle"]["outer_loss"] < found["references"]["no_tracking"]["outer_loss"]
+    assert found["references"]["oracle"]["exact_loss"] < found["references"]["no_tracking"]["exact_loss"]
     tiny.ok("test", "regression", *flags, "--run.name", "own", "--ckpt_path", "last")
     checkpoint = tiny.folder("regression", "own") / "checkpoints" / "last.ckpt"
     from lag_rules import Towards  # type: ignore[import-not-found]
@@ -248,7 +257,7 @@ def test_a_run_on_a_file(tiny: Runner, tmp_path: Path) -> None:
     flags = ("--data", "CsvStream", "--data.path", str(tmp_path / "y.csv"), "--data.window", "7")
     tiny.ok("fit", "regression", *flags, "--model.algorithm", "optimum", "--trainer.max_steps", "24")
     found = results(tiny, "version_0")
-    assert found["metrics"]["exact_loss"]["mean"] == pytest.approx(found["references"]["oracle"]["outer_loss"])
+    assert found["metrics"]["exact_loss"]["mean"] == pytest.approx(found["references"]["oracle"]["exact_loss"])
     code, err = tiny.code("fit", "regression", *flags, "--trainer.max_steps", "25")
     assert code == 2
     assert "--trainer.max_steps: 25 is not allowed; the stream has 24 times after the first window" in err

@@ -12,7 +12,7 @@ import yaml
 
 from lightning_toys import cli
 from lightning_toys.commands.sweep import grid as grids
-from lightning_toys.commands.sweep.cell import Cell, Task
+from lightning_toys.commands.sweep.cell import Cell, Task, fingerprint
 from lightning_toys.commands.sweep.grid import cells, plan_grid, samples, telling
 from lightning_toys.commands.sweep.settings import Settings, check_ranks, is_address, parse_settings
 from lightning_toys.errors import ToyError
@@ -56,6 +56,20 @@ def test_files_of_one_name(runner: Runner, tmp_path: Path) -> None:
     code, err = runner.code("sweep", "flow", *flags)
     assert code == 2
     assert "was swept with other settings" in err
+
+
+def test_shipped_configurations_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any folder; the cells are called, and run with, what they are with the files' paths."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text((REPO / "configs/bilevel/regression.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    names, flags = ["bilevel/regression", "bilevel/regression_noisy", "mine"], ["--run.root", str(tmp_path / "logs")]
+    plan = plan_grid(["--grid.config", json.dumps(names), *flags], [])
+    files = [REPO / "configs" / f"{n}.yaml" for n in names[:2]] + [mine]
+    assert [t.folder.name for t in plan.tasks] == ["config=regression", "config=regression_noisy", "config=mine"]
+    assert [fingerprint(plan.base, t.cell)[0] for t in plan.tasks] == [f.read_text() for f in files]
+    with pytest.raises(ToyError, match="two cells are the same"):
+        plan_grid(["--grid.config", json.dumps([names[0], str(files[0])]), *flags], [])
 
 
 @pytest.fixture
