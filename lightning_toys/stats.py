@@ -96,6 +96,81 @@ def geometric_ci(values: Sequence[float] | np.ndarray, level: float = 0.95) -> E
     return Estimate(mean, lo, hi, e.n)
 
 
+def wilson_interval(k: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """Return the ends of Wilson's interval of a probability, of which k in n trials came out.
+
+    Example:
+        >>> [round(end, 3) for end in wilson_interval(1, 8)]
+        [0.022, 0.471]
+    """
+    found = scipy_stats.binomtest(round(k), round(n)).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def share_interval(rows: np.ndarray, count: float, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends, each (T,), of the interval of a share's mean p over R replicas: within [0, 1], the mean inside.
+
+    Student's t at logit p, by the delta method: logit p -+ t se / (p (1 - p)). se is that of the replicas' spread, and
+    at least that of R n independent samples, which replicas that happen to agree do not undercut. p is read as
+    (k + 1/2) / (R n + 1) there, since 0 has no logit. Where all replicas agree it is Wilson's interval of R n samples.
+
+    Args:
+        rows: shares (R, T), R >= 2.
+        count: n, samples of which each is a share; ``math.inf`` of a number in [0, 1] that is no share of samples, such
+            as a total variation: then the spread alone counts, and values that agree have no width.
+        level: of the interval.
+
+    Example:
+        >>> low, high = share_interval(np.array([[0.0], [0.0], [0.5]]), 10_000)
+        >>> bool(0 < low[0] < 0.5 / 3 < high[0] < 1)
+        True
+    """
+    R, mean = len(rows), rows.mean(0)
+    low, high, total = mean.copy(), mean.copy(), R * count
+    for j in range(rows.shape[1]):
+        column, p = rows[:, j], float(mean[j])
+        if np.ptp(column) == 0:
+            ends = wilson_interval(total * p, total, level) if np.isfinite(count) else (p, p)
+        else:
+            p = (total * p + 0.5) / (total + 1) if np.isfinite(count) else p
+            se = np.sqrt(max(column.var(ddof=1) / R, p * (1 - p) / total))
+            half = t_quantile((1 + level) / 2, R - 1) * se / (p * (1 - p))
+            with np.errstate(over="ignore"):
+                ends = tuple(1 / (1 + np.exp(-(np.log(p) - np.log1p(-p) + sign * half))) for sign in (-1, 1))
+        # the half sample moves p, of shares of less than one sample beyond the interval
+        low[j], high[j] = min(ends[0], mean[j]), max(ends[1], mean[j])
+    return low, high
+
+
+def share_ci(values: Sequence[float] | np.ndarray, count: float, level: float = 0.95) -> Estimate:
+    """Return the mean of shares over replicas, and an interval of it within [0, 1].
+
+    Args:
+        values: a share of each replica.
+        count: samples of which each is a share: :func:`share_interval`. With 1, values of 0 and 1 say what a replica
+            did or did not: Wilson's interval of how many did.
+        level: of the interval.
+
+    Raises:
+        ValueError: ``values`` is empty.
+
+    Example:
+        >>> found = share_ci([1, 0, 0, 0, 0, 0, 0, 0], 1)
+        >>> found.mean, round(found.lo, 3), round(found.hi, 3)
+        (0.125, 0.022, 0.471)
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.size == 0:
+        raise ValueError("share_ci needs at least one value")
+    mean, n = float(x.mean()), int(x.size)
+    if count == 1 and np.isin(x, (0.0, 1.0)).all():
+        return Estimate(mean, *wilson_interval(float(x.sum()), n, level), n)
+    if n == 1 or not np.isfinite(x).all():
+        return Estimate(mean, float("nan"), float("nan"), n)
+    low, high = share_interval(x[:, None], count, level)
+    return Estimate(mean, float(low[0]), float(high[0]), n)
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """Mean of a_r - b_r over the seeds that both runs share, with its interval and two-sided t-test p-value.

@@ -48,6 +48,20 @@ TINY: dict[str, tuple[str, ...]] = {
         *("--model.test_episodes", "1", "--data.batch_size", "4", "--data.init_steps", "4"),
     ),
     "bandit": ("--model.network.hidden", "16", "--model.seeds", "[0,1]", "--model.draws", "8"),
+    "multigoal": (
+        *(
+            "--model.network.hidden",
+            "16",
+            "--model.seeds",
+            "[0,1]",
+            "--model.episodes",
+            "16",
+            "--model.candidates",
+            "3",
+        ),
+        *("--data.grid", "15", "--data.nodes", "6", "--data.horizon", "2", "--data.batch_size", "16"),
+        *("--model.candidates", "3"),
+    ),
     "update_entropy": (
         *("--model.seeds", "[0,1]", "--model.warm_steps", "1", "--model.policy.hidden", "16"),
         *("--model.eval_prompts", "4", "--model.policy.layers", "1"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from lightning_toys.stats import geometric_ci, holm, mean_ci, paired_difference, paired_ratio
+from lightning_toys.stats import geometric_ci, holm, mean_ci, paired_difference, paired_ratio, share_ci
 from lightning_toys.training.noise import keyed_generator
 
 X = [0.3, 1.7, -0.4, 2.2, 0.9, 5.0]
@@ -164,3 +164,56 @@ def test_geometric_interval_is_that_of_the_logarithm() -> None:
     alone = geometric_ci([4.0])
     assert alone is not None
     assert (alone.mean, np.isnan(alone.lo)) == (pytest.approx(4.0), True)
+
+
+def test_intervals_of_shares_lie_within_the_unit_interval() -> None:
+    """Wilson's of yes and no, by its formula; Student's of logits of shares, which near one half is Student's."""
+    k, n, z = 3, 20, 1.959964
+    centre, half = (k + z**2 / 2) / (n + z**2), z * math.sqrt(k * (n - k) / n + z**2 / 4) / (n + z**2)
+    found = share_ci([1.0] * k + [0.0] * (n - k), 1)
+    assert (found.mean, found.lo, found.hi) == pytest.approx((0.15, centre - half, centre + half))
+    none = share_ci([0.0] * 8, 1)
+    assert none.lo == pytest.approx(0, abs=1e-12)
+    assert none.hi == pytest.approx(z**2 / (8 + z**2))
+    values = [0.47, 0.5, 0.52]
+    plain, found = mean_ci(values), share_ci(values, 10_000)
+    assert (found.lo, found.hi) == pytest.approx((plain.lo, plain.hi), abs=2e-3)
+    small = [0.0, 0.0002, 0.0001]
+    assert mean_ci(small).lo < 0 < share_ci(small, 10_000).lo < share_ci(small, 10_000).hi < 0.01
+    assert math.isnan(share_ci([0.3], 100).lo)
+    with pytest.raises(ValueError, match="at least one value"):
+        share_ci([], 100)
+
+
+def test_the_interval_of_shares_is_that_of_their_mean() -> None:
+    """It holds the mean whatever the shares; one replica of eight that differs does not leave it; 0 has a width."""
+    g = keyed_generator(0, 0, "test/shares")
+    for i in range(300):
+        n, count = int(g.integers(2, 10)), float([1, 7, 200, 20_000, math.inf][i % 5])
+        x = g.beta(0.1, 0.3, n)
+        if math.isfinite(count):
+            x = np.round(x * count) / count
+        if i % 3 == 0:
+            x[:] = x[0]
+        found = share_ci(x, count)
+        assert 0 <= found.lo <= found.mean <= found.hi <= 1, (x, count)
+        assert found.hi > found.lo or math.isinf(count) or x.std() > 0 or found.mean in (0, 1)
+    one = share_ci([0.0] * 7 + [0.5], 20_000)
+    half = 2.364624 * 0.0625 / (0.0625 * 0.9375)  # t with 7 degrees of freedom
+    ends = [1 / (1 + 15 * math.exp(sign * half)) for sign in (1, -1)]
+    assert (one.lo, one.hi) == pytest.approx(ends, rel=1e-3)
+
+
+def test_shares_that_agree_are_as_certain_as_their_samples() -> None:
+    """8 x 20 000 samples: Wilson's interval where all agree, its width the least where they nearly do."""
+    z, total = 1.959964, 160_000
+    for p in (0.0, 0.1):
+        found, k = share_ci([p] * 8, 20_000), p * total
+        centre, half = (k + z**2 / 2) / (total + z**2), z * math.sqrt(k * (1 - p) + z**2 / 4) / (total + z**2)
+        assert (found.lo, found.hi) == pytest.approx((centre - half, centre + half), abs=1e-9)
+        assert found.hi > found.lo
+    near = share_ci([0.1] * 7 + [0.1 + 1 / 20_000], 20_000)
+    assert near.hi - near.lo == pytest.approx(2 * 2.364624 * math.sqrt(0.09 / total), rel=1e-3)
+    total_variation = share_ci([0.1] * 7 + [0.10001], math.inf)  # no share of samples: the spread alone
+    assert 0 < total_variation.hi - total_variation.lo < 1e-5
+    assert share_ci([0.2, 0.2], math.inf).hi == 0.2

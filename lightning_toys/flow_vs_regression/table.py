@@ -11,9 +11,9 @@ from torch import Tensor
 from lightning_toys.errors import WHOLE, bounded, require
 from lightning_toys.flow_vs_regression.data import PointData, Points
 from lightning_toys.flow_vs_regression.scattered import scattered_predictions
-from lightning_toys.flow_vs_regression.table_files import read_columns
 from lightning_toys.flow_vs_regression.units import Units
 from lightning_toys.training.noise import keyed_generator
+from lightning_toys.training.table_files import read_columns
 
 MAX_COLUMNS = 1000
 

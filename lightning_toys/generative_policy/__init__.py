@@ -16,14 +16,19 @@ if TYPE_CHECKING:
         Checkerboard,
         EightGaussians,
         Mixture,
-        Target,
         ThreeModes,
         TwoMoons,
     )
+    from lightning_toys.generative_policy.multigoal_data import MultiGoalData
+    from lightning_toys.generative_policy.multigoal_policy import MultiGoalPolicy
+    from lightning_toys.generative_policy.offline import OfflineActions
     from lightning_toys.generative_policy.plain_policy import PlainPolicy
-    from lightning_toys.generative_policy.policy import Evaluation
+    from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
+    from lightning_toys.generative_policy.samplers import AnnealedMala, ImportanceResampling, Particles, Sampler
+    from lightning_toys.generative_policy.target import Target
 
 __all__ = [
+    "AnnealedMala",
     "BanditData",
     "BanditPolicy",
     "Checkerboard",
@@ -32,12 +37,19 @@ __all__ = [
     "Evaluation",
     "FlowPolicy",
     "GaussianPolicy",
+    "GenerativePolicy",
+    "ImportanceResampling",
     "Independent",
     "MeanFlowPolicy",
     "Mixture",
     "MixtureData",
+    "MultiGoalData",
+    "MultiGoalPolicy",
+    "OfflineActions",
     "OptimalTransport",
+    "Particles",
     "PlainPolicy",
+    "Sampler",
     "Target",
     "ThreeModes",
     "TwoMoons",
@@ -55,12 +67,17 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "gaussian_policy": ["GaussianPolicy"],
         "meanflow_policy": ["FlowPolicy", "MeanFlowPolicy"],
         "mixture": ["Checkerboard", "EightGaussians", "Mixture", "ThreeModes", "TwoMoons"],
+        "multigoal_data": ["MultiGoalData"],
+        "multigoal_policy": ["MultiGoalPolicy"],
+        "offline": ["OfflineActions"],
+        "samplers": ["AnnealedMala", "ImportanceResampling"],
     },
     {
         "bandit": ["sample_softmax", "turns_to_states"],
         "couplings": ["Coupling"],
-        "mixture": ["Target"],
         "plain_policy": ["PlainPolicy"],
-        "policy": ["Evaluation"],
+        "policy": ["Evaluation", "GenerativePolicy"],
+        "samplers": ["Particles", "Sampler"],
+        "target": ["Target"],
     },
 )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
-from lightning_toys.errors import ToyError, note
-from lightning_toys.generative_policy.mixture import Target, ThreeModes
+from lightning_toys.errors import ToyError, note, require
+from lightning_toys.generative_policy.couplings import Coupling
+from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.panels import (
     BLUE,
     axis_pairs,
@@ -24,9 +26,12 @@ from lightning_toys.generative_policy.panels import (
     draw_mode_zoom,
     draw_scatter,
     pairs_left_out,
+    red_words,
     say,
     share_band,
 )
+from lightning_toys.generative_policy.samplers import Sampler
+from lightning_toys.generative_policy.target import Target
 from lightning_toys.imports import load_class
 from lightning_toys.plotting import COLOURS, GREY, band, new_figure
 from lightning_toys.training.files import make_folder, read_text, set_aside, whole_file
@@ -37,6 +42,7 @@ from lightning_toys.training.results_format import read_results
 Array = NDArray[np.float64]
 __all__ = ["BLUE", "FigureData", "compare_figures", "draw_all", "draw_contours", "read_snapshots", "save_snapshot"]
 SNAPSHOTS = "samples"  # folder of a run that keeps samples by training step
+SHOWN = 2000  # reference samples
 
 
 @dataclass
@@ -48,12 +54,19 @@ class FigureData:
         samples: readout to samples (R, n, D).
         seeds: the replicas' seeds.
         count: samples of which each metric is.
+        reference: samples of the target (m, D), shown where no density is known.
     """
 
     target: Target
     samples: dict[str, Tensor]
     seeds: Sequence[int]
     count: int = 20_000
+    reference: Tensor | None = None
+
+    @property
+    def shown(self) -> Tensor | None:
+        """Some of the reference samples."""
+        return None if self.reference is None else self.reference[:SHOWN]
 
 
 def save_snapshot(folder: Path, step: int, data: FigureData) -> None:
@@ -96,25 +109,36 @@ def draw_samples(data: FigureData, report: Report, label: str) -> Figure:
     # a policy with one readout shows some seeds in place of readouts
     columns = [(n, 0) for n in names] if len(names) > 1 else [(names[0], r) for r in range(min(4, len(data.seeds)))]
     target = data.target
-    pairs, zoom = axis_pairs(target.dim), target.dim == 2
+    pairs, zoom = axis_pairs(target.dim), target.dim == 2 and target.has_modes
     rows = len(pairs) + zoom
     figure, axes = new_figure(rows, len(columns), size=(3.1 * len(columns) + 0.4, 3.2 * rows + 0.3))
-    share = target.share_within(1)
+    share = target.share_within(1) if zoom else 0.0
     for j, (name, r) in enumerate(columns):
         x = data.samples[name][r].numpy()
         at = f"@{name}" if len(names) > 1 else ""
-        tv, off = report.metrics[f"tv{at}"][r], report.metrics[f"off3{at}"][r]
+        numbers = metric_words({k: report.metrics[f"{k}{at}"][r] for k in WORDS if f"{k}{at}" in report.metrics}, 3)
         what = readout_label(name) if len(names) > 1 else f"seed {data.seeds[r]}"
         for i, pair in enumerate(pairs):
-            draw_scatter(axes[i, j], target, x, f"{what}: TV {tv:.3f}, off 3 sd {off:.3f}" if i == 0 else "", pair)
+            draw_scatter(axes[i, j], target, x, f"{what}: {numbers}" if i == 0 else "", pair, data.shown)
         if zoom:
             inside = float(target.nearest(torch.from_numpy(x))[1].le(1).float().mean())
             draw_mode_zoom(axes[1, j], target, x, f"one mode; {inside:.2f} within 1 sd (target {share:.2f})")
     who = f", seed {data.seeds[0]}" if len(names) > 1 else ""
-    figure.suptitle(
-        f"{label}{who}: target (red: 1, 2, 3 sd) and samples (blue){pairs_left_out(target.dim)}", fontsize=10
-    )
+    red = red_words(target)
+    figure.suptitle(f"{label}{who}: {red} and samples (blue){pairs_left_out(target.dim)}", fontsize=10)
     return figure
+
+
+WORDS = {"tv": "TV", "off3": "off 3 sd", "sliced_w2": "SW2", "energy_distance": "energy"}
+
+
+def metric_words(metrics: dict[str, float], digits: int) -> str:
+    """Return the first two of a policy's metrics in words.
+
+    >>> metric_words({"tv": 0.0123, "off3": 0.5, "sliced_w2": 1.0}, 3)
+    'TV 0.012, off 3 sd 0.500'
+    """
+    return ", ".join(f"{WORDS[k]} {v:.{digits}f}" for k, v in list(metrics.items())[:2])
 
 
 def steps_left_out(steps: Sequence[int], chosen: Sequence[int]) -> str:
@@ -130,7 +154,7 @@ def steps_left_out(steps: Sequence[int], chosen: Sequence[int]) -> str:
     return f"; not shown: step{'s' if len(left) > 1 else ''} {', '.join(left[:6])}{more}"
 
 
-def draw_by_step(target: Target, snapshots: dict[int, Array], label: str) -> Figure:
+def draw_by_step(target: Target, snapshots: dict[int, Array], label: str, reference: Tensor | None = None) -> Figure:
     """Draw the main readout's samples at up to six training steps, by pairs of coordinates."""
     steps = sorted(snapshots)
     chosen = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(6, len(steps)))]
@@ -139,11 +163,12 @@ def draw_by_step(target: Target, snapshots: dict[int, Array], label: str) -> Fig
     figure, axes = new_figure(len(pairs), len(chosen), size=size, sharey="row")
     for j, step in enumerate(chosen):
         for i, pair in enumerate(pairs):
-            draw_scatter(axes[i, j], target, snapshots[step], f"step {step:,}".replace(",", " "), pair)
+            draw_scatter(axes[i, j], target, snapshots[step], f"step {step:,}".replace(",", " "), pair, reference)
             if j:
                 axes[i, j].set_ylabel("")
     remark = f"{pairs_left_out(target.dim)}{steps_left_out(steps, chosen)}"
-    figure.suptitle(f"{label}: target (red) and samples (blue) by training step{remark}", fontsize=10)
+    red = red_words(target, "red")
+    figure.suptitle(f"{label}: {red} and samples (blue) by training step{remark}", fontsize=10)
     return figure
 
 
@@ -153,18 +178,20 @@ def draw_training(data: FigureData, folder: Path, label: str) -> Figure | None:
     if not path.exists():
         return None
     rows, names = read_csv(path), list(data.samples)[:4]
-    panels = ["tv", "off3", "off5", "energy_distance", "sliced_w2", "entropy_knn"]
-    titles = [
-        "total variation of mode weights",
-        "share beyond 3 sd",
-        "share beyond 5 sd",
-        "energy distance",
-        "sliced 2-Wasserstein distance",
-        "entropy, k-NN (nats)",
-    ]
-    figure, axes = new_figure(2, 3, size=(10.5, 5.6), sharex=True)
+    panels = {
+        "tv": "total variation of mode weights",
+        "off3": "share beyond 3 sd",
+        "off5": "share beyond 5 sd",
+        "energy_distance": "energy distance",
+        "sliced_w2": "sliced 2-Wasserstein distance",
+        "entropy_knn": "entropy, k-NN (nats)",
+    }
+    if not data.target.has_modes:
+        panels = {k: v for k, v in panels.items() if k != "tv" and not k.startswith("off")}
+    n = len(panels) // 3
+    figure, axes = new_figure(n, 3, size=(10.5, 2.6 * n + 0.4), sharex=True)
     drawn = False
-    for ax, metric, title in zip(axes.flat, panels, titles, strict=True):
+    for ax, (metric, title) in zip(axes.flat, panels.items(), strict=True):
         ax.set_title(title, fontsize=9)
         here = False
         for i, name in enumerate(names):
@@ -174,7 +201,8 @@ def draw_training(data: FigureData, folder: Path, label: str) -> Figure | None:
                 continue
             here = drawn = True
             if metric == "tv" or metric.startswith("off"):
-                share_band(ax, steps, values, data.count, COLOURS[i], readout_label(name))
+                count = math.inf if metric == "tv" else data.count
+                share_band(ax, steps, values, count, COLOURS[i], readout_label(name))
             else:
                 band(ax, steps, values, COLOURS[i], readout_label(name))
         if not here:
@@ -185,7 +213,8 @@ def draw_training(data: FigureData, folder: Path, label: str) -> Figure | None:
             if level > 0:
                 ax.axhline(level, color=GREY, linestyle="--", linewidth=1, label="target")
         if metric == "entropy_knn":
-            ax.axhline(data.target.entropy(), color=GREY, linestyle="--", linewidth=1, label="target")
+            if math.isfinite(level := data.target.entropy()):
+                ax.axhline(level, color=GREY, linestyle="--", linewidth=1, label="target")
         elif metric == "energy_distance":
             ax.set_yscale("symlog", linthresh=1e-4)  # the estimate has no bias, and may fall below 0
         elif metric == "tv":
@@ -196,7 +225,7 @@ def draw_training(data: FigureData, folder: Path, label: str) -> Figure | None:
             ax.set_ylim(bottom=lowest / 2)
     if not drawn:
         return None
-    for ax in axes[1]:
+    for ax in axes[-1]:
         ax.set_xlabel("optimiser step")
     shown = [ax for ax in axes.flat if ax.get_legend_handles_labels()[1]]
     max(shown, key=lambda ax: len(ax.get_legend_handles_labels()[1])).legend(frameon=False, fontsize=8)
@@ -205,8 +234,8 @@ def draw_training(data: FigureData, folder: Path, label: str) -> Figure | None:
 
 
 def draw_modes_chosen(data: FigureData, report: Report, label: str) -> Figure | None:
-    """Draw the share of seeds that settled on each mode, and each seed's KL; None where the policy has no ``kl``."""
-    if "kl" not in report.metrics:
+    """Draw the share of seeds that settled on each mode, and each seed's KL; None where there is no ``kl`` of modes."""
+    if "kl_gap" not in report.metrics:
         return None
     figure, axes = new_figure(1, 2, size=(8.6, 3.6))
     weights, inside = data.target.mode_weights.numpy(), data.target.weights_inside().numpy()
@@ -240,7 +269,7 @@ def draw_all(data: FigureData, report: Report, folder: Path, label: str) -> dict
     """Return every figure by file name."""
     out = {"samples": draw_samples(data, report, label)}
     if snapshots := read_snapshots(folder):
-        out["by_step"] = draw_by_step(data.target, snapshots, label)
+        out["by_step"] = draw_by_step(data.target, snapshots, label, data.shown)
     for name, figure in (
         ("training", draw_training(data, folder, label)),
         ("modes_chosen", draw_modes_chosen(data, report, label)),
@@ -259,47 +288,71 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
     if not last:
         return {}
     try:
-        targets = {label: load_target(runs[label]) for label in last}
+        loaded = {label: load_data(runs[label]) for label in last}
+        targets = {label: data.target for label, data in loaded.items()}
     except ToyError as error:
         note(f"no samples_side_by_side.png: {error}")
         return {}
     names = list(last)[:6]
-    rows = max(2, *(len(axis_pairs(targets[n].dim)) for n in names))
+    zooms = any(targets[n].dim == 2 and targets[n].has_modes for n in names)
+    rows = max(1 + zooms, *(len(axis_pairs(targets[n].dim)) for n in names))
     figure, axes = new_figure(rows, len(names), size=(2.9 * len(names) + 0.4, 3.1 * rows))
     for j, name in enumerate(names):
         target, x = targets[name], last[name]
-        pairs = axis_pairs(target.dim)
+        pairs, few = axis_pairs(target.dim), len(axis_pairs(target.dim)) < rows
+        # of a density samples would have to be drawn first
+        reference = loaded[name].reference(0, SHOWN) if target.has_samples else None
         for i in range(rows):
             if i < len(pairs):
-                draw_scatter(axes[i, j], target, x, f"{name}\n{run_numbers(runs[name])}" if i == 0 else "", pairs[i])
-            elif i == 1 and target.dim == 2:
+                title = f"{name}\n{run_numbers(runs[name])}" if i == 0 else ""
+                draw_scatter(axes[i, j], target, x, title, pairs[i], reference)
+            elif few and i == 1 and target.dim == 2:
                 draw_mode_zoom(axes[i, j], target, x, "the fullest mode")
             else:
                 say(axes[i, j], f"{target.dim} coordinate{'s' if target.dim > 1 else ''}: no other pair")
-    figure.suptitle("target (red: 1, 2, 3 sd) and samples (blue) after training, one seed of each", fontsize=10)
+    red = " or\n".join(dict.fromkeys(red_words(targets[n]) for n in names))
+    figure.suptitle(f"{red} and samples (blue) after training, one seed of each", fontsize=10)
     return {"samples_side_by_side": figure}
 
 
 def run_numbers(folder: Path) -> str:
-    """Return the total variation and share beyond 3 sd that a run's results.json has, means over its seeds."""
+    """Return the total variation and share beyond 3 sd that a run's results.json has, means over its seeds.
+
+    Of a target without modes its distances.
+    """
     path = folder / "results.json"
     if not path.exists():
         return "no results.json"
     found = read_results(path)
-    tv, off = (np.mean(found["metrics"][k]["values"]) if k in found["metrics"] else np.nan for k in ("tv", "off3"))
-    return f"TV {tv:.4f}, off 3 sd {off:.4f} ({len(found['seeds'])} seeds)"
+    values = {k: float(np.mean(found["metrics"][k]["values"])) for k in WORDS if k in found["metrics"]}
+    return f"{metric_words(values, 4)} ({len(found['seeds'])} seeds)"
 
 
 def load_target(folder: Path) -> Target:
-    """Return the target that a run folder's config.yaml names, by its full path: it may be somebody's own.
+    """Return the target of a run's data, see :func:`load_data`."""
+    return load_data(folder).target
+
+
+def load_data(folder: Path) -> MixtureData:
+    """Return the data module that a run folder's config.yaml names, and its classes, by full path or exported name.
 
     Raises:
-        ToyError: its class cannot be found here.
+        ToyError: a class cannot be found here, or a file that it reads.
     """
-    data = yaml.safe_load(read_text(folder / "config.yaml", 2**22))["data"]
-    node = data["init_args"].get("target") if isinstance(data, dict) else None
-    if node is None:
-        return ThreeModes()
-    name, settings = (node, {}) if isinstance(node, str) else (node["class_path"], node.get("init_args") or {})
-    target: Target = load_class(name if "." in name else f"lightning_toys.generative_policy.mixture.{name}")(**settings)
-    return target
+    node = yaml.safe_load(read_text(folder / "config.yaml", 2**22))["data"]
+    data: MixtureData = made(node if isinstance(node, dict) else {"class_path": node}, (MixtureData,))
+    return data
+
+
+def made(node: Any, kinds: tuple[type, ...] = (Target, Coupling, Sampler)) -> Any:
+    """Return what a node of a configuration stands for: an object where it names a class, or else the node itself.
+
+    Raises:
+        ToyError: there is no such class, or it is none of these kinds: nothing else is called.
+    """
+    if not (isinstance(node, dict) and "class_path" in node):
+        return node
+    name = node["class_path"]
+    kind = load_class(name if "." in name else f"lightning_toys.generative_policy.{name}")
+    require(isinstance(kind, type) and issubclass(kind, kinds), f"config.yaml: {name} is no {kinds[0].__name__}")
+    return kind(**{key: made(value) for key, value in (node.get("init_args") or {}).items()})

@@ -1,7 +1,4 @@
-"""Target distributions of actions in [-1, 1]^D: mixtures of isotropic Gaussians, all in closed form, and others.
-
-A target maps base noise to samples by a fixed map, so that a draw depends on the noise's key alone.
-"""
+"""Target distributions of actions in [-1, 1]^D: mixtures of isotropic Gaussians, all in closed form, and others."""
 
 from __future__ import annotations
 
@@ -18,66 +15,9 @@ from torch import Tensor
 
 from lightning_toys.errors import ToyError, bounded, require
 from lightning_toys.generative_policy.quadrature import normal_rule
-from lightning_toys.training.noise import keyed_generator
+from lightning_toys.generative_policy.target import Target
 
 Array = NDArray[np.float64]
-
-
-class Target:
-    """A distribution with modes.
-
-    Attributes:
-        dim: D, the number of coordinates.
-        mode_weights: probability of each mode (M,).
-        scale: root mean square of a coordinate's deviation from its mean; preconditioning uses it.
-        tail_fractions: probability beyond 3, 5 and 10 standard deviations of every mode, where that is known.
-    """
-
-    dim = 2
-    mode_weights: Tensor
-    scale: float
-    tail_fractions: dict[int, float]
-
-    def sample(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        """Map uniforms on [0, 1) (...) and standard normals (..., D) to samples (..., D), elementwise."""
-        raise NotImplementedError
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Return log p(x) in nats for x (..., D); -inf outside of the support."""
-        raise NotImplementedError
-
-    def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the nearest mode (...) of x (..., D) and the distance to it (...) in its standard deviations."""
-        raise NotImplementedError
-
-    def entropy(self) -> float:
-        """Return the differential entropy in nats."""
-        raise NotImplementedError
-
-    def weights_inside(self) -> Tensor:
-        """Return the probability (M,) of each mode and of [-1, 1]^D, where actions are; all of it unless overridden."""
-        return self.mode_weights
-
-    def share_within(self, k: float) -> float:
-        """Return the probability of at most ``k`` standard deviations from the nearest mode, from 40 000 samples."""
-        g = keyed_generator(0, 0, "target/within")
-        u, z = g.random(40_000), g.standard_normal((40_000, self.dim))
-        parts = zip(*(torch.split(torch.from_numpy(x), 4000) for x in (u, z)), strict=True)
-        return float(np.mean([float((self.nearest(self.sample(*p))[1] <= k).double().mean()) for p in parts]))
-
-    def marginal(self, axes: Sequence[int]) -> Target | None:
-        """Return the distribution of some coordinates; None where it is not known."""
-        return self if list(axes) == list(range(self.dim)) else None
-
-    def deconvolved(self, std: float) -> Target:
-        """Return the distribution whose convolution with N(0, std^2 I) is this one.
-
-        Raises:
-            ToyError: there is none.
-        """
-        raise ToyError(f"{type(self).__name__} is no distribution convolved with N(0, {std:g}² I)")
-
-
 MAX_MAGNITUDE = 1e9  # of a mixture's parameters: the squares of samples stay finite in single precision
 
 
@@ -98,6 +38,8 @@ class Mixture(Target):
         >>> mixture.nearest(torch.tensor([0.8, 0.0]))[0].item()
         1
     """
+
+    scale: float
 
     def __init__(
         self,
@@ -313,6 +255,8 @@ class Checkerboard(Target):
     Raises:
         ToyError: ``cells`` is odd or below 2.
     """
+
+    scale: float
 
     def __init__(self, cells: int = 4) -> None:
         bounded("--data.target.cells", cells, 2, 100)  # as many squares as half of its square

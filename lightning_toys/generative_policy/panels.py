@@ -13,9 +13,10 @@ from matplotlib.patches import Circle
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_toys.generative_policy.mixture import Mixture, Target
+from lightning_toys.generative_policy.mixture import Mixture
+from lightning_toys.generative_policy.target import Target
 from lightning_toys.plotting import COLOURS
-from lightning_toys.stats import t_quantile
+from lightning_toys.stats import share_interval
 
 Array = NDArray[np.float64]
 BLUE, RED = COLOURS[0], "#B40426"
@@ -50,25 +51,48 @@ def say(ax: Axes, words: str) -> None:
 
 
 def draw_contours(ax: Axes, target: Target, half: float = 1.0, centre: Sequence[float] = (0.0, 0.0)) -> None:
-    """Draw the density of a target on the plane in red over a square of half-width ``half`` around ``centre``."""
+    """Draw the density of a target on the plane in red over a square of half-width ``half`` around ``centre``.
+
+    Its contours, or where it is flat its support.
+    """
     n = 400 if not isinstance(target, Mixture) or len(target.means) <= 16 else 120
     x = np.linspace(centre[0] - half, centre[0] + half, n)
     y = np.linspace(centre[1] - half, centre[1] + half, n)
     grid = torch.from_numpy(np.stack(np.meshgrid(x, y), -1))
     density = target.log_prob(grid)
     top = float(density.max())
-    if isinstance(target, Mixture):
+    inside = density[density.isfinite()]
+    if bool((inside < top - 0.5).any()):
         # the levels 1, 2 and 3 standard deviations from a lone peak
-        ax.contour(x, y, density - top, levels=[-4.5, -2.0, -0.5], colors=RED, linewidths=0.8, linestyles="solid")
-    else:
+        levels, height = [-4.5, -2.0, -0.5], torch.where(density.isfinite(), density - top, -1e3)
+        ax.contour(x, y, height, levels=levels, colors=RED, linewidths=0.8, linestyles="solid")
+    else:  # flat where it is not nothing
         ax.contourf(x, y, density.isfinite(), levels=[0.5, 1.5], cmap=ListedColormap([RED]), alpha=0.25)
     ax.set_xlim(centre[0] - half, centre[0] + half)
     ax.set_ylim(centre[1] - half, centre[1] + half)
     ax.set_aspect("equal")
 
 
-def draw_scatter(ax: Axes, target: Target, x: Array, title: str, axes: tuple[int, ...] | None = None) -> None:
+def red_words(target: Target, bounds: str = "red: 1, 2, 3 sd") -> str:
+    """Return what figures show of a target in red.
+
+    >>> red_words(Target())
+    'reference samples (red)'
+    """
+    return f"target ({bounds})" if target.marginal(axis_pairs(target.dim)[0]) is not None else "reference samples (red)"
+
+
+def draw_scatter(
+    ax: Axes,
+    target: Target,
+    x: Array,
+    title: str,
+    axes: tuple[int, ...] | None = None,
+    reference: Tensor | None = None,
+) -> None:
     """Draw two coordinates of samples x (n, D) in blue over the target's contours; a histogram of a lone one.
+
+    Where the two coordinates' density is not known, over other samples in red.
 
     Args:
         ax: the panel.
@@ -76,26 +100,37 @@ def draw_scatter(ax: Axes, target: Target, x: Array, title: str, axes: tuple[int
         x: the samples.
         title: the panel's.
         axes: which coordinates; the first two if left out.
+        reference: samples of the target (m, D).
     """
     axes = axis_pairs(x.shape[1])[0] if axes is None else axes
     marginal = target.marginal(axes)
+    low, high = (b.numpy()[list(axes)] for b in target.box())
+    centre, half = (low + high) / 2, 1.05 * (high - low) / 2
+    ends = [(float(c - h), float(c + h)) for c, h in zip(centre, half, strict=True)]
+    behind = None if marginal is not None or reference is None else reference.numpy()[:, list(axes)]
     ax.set_title(title, fontsize=9)
     ax.set_xlabel(f"action {axes[0] + 1}")
     if len(axes) == 1:
-        ax.hist(
-            x[:, axes[0]], bins=200, range=(-1.05, 1.05), density=True, histtype="stepfilled", color=BLUE, alpha=0.5
-        )
+        ax.hist(x[:, axes[0]], bins=200, range=ends[0], density=True, histtype="stepfilled", color=BLUE, alpha=0.5)
         if marginal is not None:
-            line = torch.linspace(-1.05, 1.05, 2000, dtype=torch.float64)
-            ax.plot(line, marginal.log_prob(line[:, None]).exp(), color=RED, linewidth=0.8)
+            line = torch.linspace(*ends[0], 2000, dtype=torch.float64)
+            height = marginal.log_prob(line[:, None]).exp()
+            if not marginal.normalised:
+                height = height / torch.trapezoid(height, line)
+            ax.plot(line, height, color=RED, linewidth=0.8)
+        elif behind is not None:
+            bins = min(200, max(10, len(behind) // 20))
+            ax.hist(behind[:, 0], bins=bins, range=ends[0], density=True, histtype="step", color=RED, linewidth=0.8)
         ax.set_ylabel("density")
         return
+    if behind is not None:
+        ax.plot(behind[:, 0], behind[:, 1], ".", color=RED, markersize=3.2, alpha=0.4, rasterized=True)
     ax.plot(x[:, axes[0]], x[:, axes[1]], ".", color=BLUE, markersize=1.6, alpha=0.5, rasterized=True)
     ax.set_ylabel(f"action {axes[1] + 1}")
     if marginal is not None:
-        draw_contours(ax, marginal, half=1.05)
-    ax.set_xlim(-1.05, 1.05)
-    ax.set_ylim(-1.05, 1.05)
+        draw_contours(ax, marginal, float(half.max()), [float(c) for c in centre])
+    ax.set_xlim(*ends[0])
+    ax.set_ylim(*ends[1])
     ax.set_aspect("equal")
 
 
@@ -108,7 +143,7 @@ def fullest_mode(target: Mixture, x: Tensor) -> int:
 def draw_mode_zoom(ax: Axes, target: Target, x: Array, title: str) -> None:
     """Draw the samples x (n, 2) around the fullest mode, with circles at 1, 2 and 3 standard deviations."""
     if not isinstance(target, Mixture):
-        say(ax, f"{type(target).__name__}: modes\nwithout a standard deviation")
+        say(ax, f"{type(target).__name__}: modes\nwithout {'a standard deviation' if target.has_modes else 'names'}")
         return
     mode = fullest_mode(target, torch.from_numpy(x))
     centre, std = target.means[mode].numpy(), float(target.stds[mode])
@@ -128,29 +163,7 @@ def draw_mode_zoom(ax: Axes, target: Target, x: Array, title: str) -> None:
     ax.set_ylabel("action 2")
 
 
-def share_interval(rows: Array, count: int) -> tuple[Array, Array]:
-    """Return the ends, each (T,), of the 95 % interval of a share's mean over replicas, always within [0, 1].
-
-    Student's t on the logits, carried back. A share k / n is read as (k + 1/2) / (n + 1) there, since 0 has no logit.
-
-    Args:
-        rows: shares (R, T), R >= 2.
-        count: n, of each.
-
-    Example:
-        >>> low, high = share_interval(np.array([[0.0], [0.0002], [0.0001]]), 10_000)
-        >>> bool(0 < low[0] < 0.0001 < high[0] < 0.01)
-        True
-    """
-    p = (rows * count + 0.5) / (count + 1)
-    logit = np.log(p) - np.log1p(-p)
-    n = len(rows)
-    half = t_quantile(0.975, n - 1) * logit.std(0, ddof=1) / np.sqrt(n)
-    low, high = (1 / (1 + np.exp(-(logit.mean(0) + sign * half))) for sign in (-1, 1))
-    return low, high
-
-
-def share_band(ax: Axes, x: Array, rows: Array, count: int, colour: str, label: str) -> None:
+def share_band(ax: Axes, x: Array, rows: Array, count: float, colour: str, label: str) -> None:
     """Draw the mean of shares (R, T) over replicas as a line, and :func:`share_interval` as a band."""
     many = len(x) > 1
     ax.plot(x, rows.mean(0), "-" if many else "o", color=colour, label=label, linewidth=1.6)

@@ -137,6 +137,16 @@ class PlainPolicy(nn.Module):
         y = self.actor.act(at, self.noise("e", seed, at.shape[1]), self.noise("xi", seed, at.shape[1]))
         return torch.tanh(y) if self.squashes else y
 
+    def before_tanh(self, state: Tensor, seed: int = 0) -> Tensor:
+        """Return what :meth:`act` squashes: y (R, M, D) of the actions tanh(y) that it gives for the same arguments."""
+        at = self.states(state)
+        e, xi = (self.noise(k, seed, at.shape[1]) for k in ("e", "xi"))
+        if isinstance(self.actor, GaussianActor):
+            mu, log_sigma = self.actor.parameters_at(at)
+            return torch.addcmul(mu, log_sigma.exp(), e)
+        require(self.squashes, "before_tanh: the policy's actions are not squashed by tanh")
+        return self.actor.act(at, e, xi)
+
     # densities
 
     def log_prob(self, action: Tensor, state: Tensor) -> Tensor:

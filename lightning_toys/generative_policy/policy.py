@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +22,10 @@ from lightning_toys.generative_policy.actors import Actor
 from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.flow_ode import flow_sample
 from lightning_toys.generative_policy.metrics import compute_metrics
-from lightning_toys.generative_policy.mixture import Mixture, Target
+from lightning_toys.generative_policy.mixture import Mixture
 from lightning_toys.generative_policy.plain_policy import PlainPolicy
-from lightning_toys.training.configuration import require_data
+from lightning_toys.generative_policy.target import Target
+from lightning_toys.training.configuration import require_data, unused_flags
 from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import keyed_generator
@@ -31,6 +33,22 @@ from lightning_toys.training.results import Report
 
 CHUNK_ROWS = 2**14  # rows of one replica that go through a network at a time
 FIGURE_SAMPLES = 2000  # samples kept for figures
+
+
+def share_count(metric: str, samples: int) -> float:
+    """Return of how many samples a metric is a share, 1 of what a seed did or did not; 0 of what is no share.
+
+    A total variation lies in [0, 1] too, but is no share k / n: ``inf``.
+
+    >>> [share_count(m, 200) for m in ("off3@8", "weight_mode1", "chose_mode0", "entropy_knn", "tv")]
+    [200, 200, 1, 0, inf]
+    """
+    name = metric.partition("@")[0]
+    if name == "tv":
+        return math.inf
+    if name.startswith("chose_mode"):
+        return 1
+    return samples if name in ("off3", "off5", "off10") or name.startswith("weight_mode") else 0
 
 
 @dataclass
@@ -76,7 +94,7 @@ class GenerativePolicy(ToyModule):
     experiment = "generative_policy"
     comparison_figures = "lightning_toys.generative_policy.figures.compare_figures"
     evaluation: Evaluation
-    headline = ("tv", "off3", "entropy_knn")
+    headline: Sequence[str] = ("tv", "off3", "entropy_knn")
     metric_labels: Mapping[str, str] = {
         "tv": "total variation of the mode weights",
         "off3": "share of samples beyond 3 standard deviations of every mode",
@@ -88,6 +106,9 @@ class GenerativePolicy(ToyModule):
         "entropy_exact": "entropy, exact change of variables (nats)",
         "entropy_surrogate": "entropy surrogate (nats)",
         "kl": "reverse KL to the target (nats)",
+        "nll": "negative log-likelihood of reference samples (nats)",
+        "effective_samples": "effective sample size of the sampler",
+        "log_z": "logarithm of the density's integral, estimated",
     }
     readout_pattern: str = ".*"  # a regular expression of the readouts that :meth:`actions` knows
     figure_data: figures.FigureData | None = None
@@ -110,7 +131,12 @@ class GenerativePolicy(ToyModule):
             self.evaluation.weights != "ema" or self.ema_decay is not None,
             "--model.evaluation.weights: 'ema' needs --model.ema_decay",
         )
-        return {"batch_size": data.batch_size, "scale": data.target.scale, "dim": data.target.dim}
+        return {"batch_size": data.batch_size, "scale": data.scale, "dim": data.target.dim}
+
+    def unused_settings(self) -> dict[str, str]:
+        """See :meth:`ToyModule.unused_settings`."""
+        out = super().unused_settings()
+        return out if self.ema_decay is not None else out | unused_flags("--model.ema_decay", "ema_warmup")
 
     @property
     def dim(self) -> int:
@@ -225,13 +251,16 @@ class GenerativePolicy(ToyModule):
         bounded("index", index, 0, WHOLE)
         return self.forward(self.evaluation_noise("e", n, index), self.evaluation_noise("xi", n, index), readout)
 
-    def sample_metrics(self, samples: Iterable[Tensor]) -> list[dict[str, float]]:
-        """Return the metrics of each replica's samples (n, D), against as many of the target."""
+    def sample_metrics(self, samples: Iterable[Tensor], pooled: bool = False) -> list[dict[str, float]]:
+        """Return the metrics of each replica's samples (n, D), against reference samples of the target.
+
+        ``pooled`` samples are drawn with replacement from the target's particles.
+        """
         ev, target = self.evaluation, self.data.target
         if not self.target_samples:
-            self.target_samples = [self.data.sample(s, ev.samples, "evaluation/target") for s in self.seeds]
+            self.target_samples = [self.data.reference(s, ev.samples) for s in self.seeds]
         return [
-            compute_metrics(x, target, y, ev.pairs, ev.neighbours)
+            compute_metrics(x, target, y, ev.pairs, ev.neighbours, pooled)
             for x, y in zip(samples, self.target_samples, strict=True)
         ]
 
@@ -255,8 +284,15 @@ class GenerativePolicy(ToyModule):
                 metrics |= found
             if len(names) > 1:
                 metrics |= {f"{k}@{name}": v for k, v in found.items() if "_mode" not in k}
-        self.figure_data = figures.FigureData(target, samples, self.seeds, ev.samples)
-        return Report(self.seeds, metrics, self.baselines(full))
+        metrics |= self.data.sampler_metrics(self.seeds, self.reads_data)
+        # of a target without modes, or without a density, what can be said of it
+        own = type(self).headline
+        known = [k for k in dict.fromkeys((*own, "nll", "sliced_w2", "energy_distance")) if k in metrics]
+        self.headline = tuple(known[: max(3, len(own))])
+        self.figure_data = figures.FigureData(target, samples, self.seeds, ev.samples, self.target_samples[0])
+        counts = {k: share_count(k, ev.samples) for k in metrics}
+        shares = {k: n for k, n in counts.items() if n}
+        return Report(self.seeds, metrics, self.baselines(full), shares=shares)
 
     def baselines(self, full: bool) -> dict[str, dict[str, float]]:
         """Return the baselines' metrics: other samples of the target, and (``full``) Euler steps of its exact flow."""
@@ -264,17 +300,17 @@ class GenerativePolicy(ToyModule):
             return self.baseline_cache[full]
         ev, target = self.evaluation, self.data.target
         noise = self.evaluation_noise("e", ev.samples).double()
-        rows: dict[str, Iterable[Tensor]] = {
-            "target": [self.data.sample(s, ev.samples, "evaluation/another") for s in self.seeds]
-        }
+        rows: dict[str, Iterable[Tensor]] = {self.data.baseline: [self.data.another(s, ev.samples) for s in self.seeds]}
         if full and isinstance(target, Mixture):
             for name, nfe in (("exact_flow_1", 1), ("exact_flow_8", 8), ("exact_flow_64", 64)):
                 rows[name] = flow_sample(target.marginal_velocity, noise, "euler", nfe)
         out: dict[str, dict[str, float]] = {}
         for name, samples in rows.items():
-            found = self.sample_metrics(samples)
+            found = self.sample_metrics(samples, name == self.data.baseline and not target.has_samples)
             out[name] = {k: float(np.mean([f[k] for f in found if k in f])) for k in found[0] if "_mode" not in k}
-        out["target"]["entropy_exact"] = target.entropy()
+        if not target.has_samples:  # particles are drawn with replacement: equal ones have no distance
+            out[self.data.baseline].pop("entropy_knn")
+        out[self.data.baseline] |= self.data.baseline_metrics(self.seeds)
         self.baseline_cache[full] = out
         return out
 
@@ -300,11 +336,14 @@ class GenerativePolicy(ToyModule):
         self.write_scalars(main, self.loaded_step)
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
-        """Return ``samples`` (R, n, D) by the main readout, as many of the ``target``, and its ``log_prob`` (R, n)."""
-        ev = self.evaluation
+        """Return ``samples`` (R, n, D) by the main readout, and the ``target``'s (R, m, D).
+
+        Where the target has a density, its ``log_prob`` (R, n) at the policy's samples too.
+        """
+        ev, target = self.evaluation, self.data.target
         x = self.sample(ev.samples).cpu().double()
-        truth = torch.stack([self.data.sample(s, ev.samples, "evaluation/target") for s in self.seeds])
-        return {"samples": x, "target": truth, "log_prob": self.data.target.log_prob(x)}
+        truth = torch.stack([self.data.reference(s, ev.samples) for s in self.seeds])
+        return {"samples": x, "target": truth, **({"log_prob": target.log_prob(x)} if target.has_density else {})}
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""

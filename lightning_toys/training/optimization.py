@@ -42,6 +42,8 @@ class ReplicaOptimization(ReplicaLogging):
     arguments see :class:`~lightning_toys.training.module.ToyModule`.
     """
 
+    ema_warmup: bool = True  # whether the decay of the moving average warms up; it was constant once
+
     def __init__(
         self,
         lr: float,
@@ -194,7 +196,7 @@ class ReplicaOptimization(ReplicaLogging):
             if self.ema_net is not None and self.ema_decay is not None:
                 with torch.no_grad():
                     averages: list[Tensor] = list(self.ema_net.parameters())
-                    decay = average_decay(self.ema_decay, step)
+                    decay = average_decay(self.ema_decay, step) if self.ema_warmup else self.ema_decay
                     torch._foreach_lerp_(averages, list[Tensor](parameters), 1 - decay)
         self.finish_block(block, torch.stack(losses), side)
 

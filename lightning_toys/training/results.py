@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_toys.errors import NonFiniteError, did_you_mean, require
-from lightning_toys.stats import geometric_ci, mean_ci
+from lightning_toys.stats import geometric_ci, mean_ci, share_ci
 from lightning_toys.training.files import set_aside, write_atomic
 
 PACKAGES = ("lightning-toys", "torch", "lightning", "torchdiffeq", "numpy", "scipy", "scikit-learn", "matplotlib")
@@ -32,12 +32,15 @@ class Report:
             ``l2_dim0`` is an output's, ``std_mode0`` a mode's.
         references: reference row to its metrics; a value is the mean over replicas where their data differ.
         arrays: per-interval or per-component profiles, means over replicas, nested lists.
+        shares: of metrics that are shares, how many samples each value is of; 1 of what a replica did or did not,
+            ``inf`` of a number in [0, 1] that is no share of samples.
     """
 
     seeds: Sequence[int]
     metrics: dict[str, list[float]]
     references: dict[str, dict[str, float]] = field(default_factory=dict)
     arrays: dict[str, Any] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
     def means(self, prefix: str) -> dict[str, float]:
         """Return the mean over replicas of each of the configured readout's metrics, named ``prefix/metric``."""
@@ -139,13 +142,19 @@ def git_state() -> dict[str, Any] | None:
         return None
 
 
-def summarise(values: Sequence[float]) -> dict[str, Any]:
-    """Return {"values", "mean", "ci95"} of one metric; of positive values "geometric_mean", "geometric_ci95"."""
+def summarise(values: Sequence[float], count: float = 0) -> dict[str, Any]:
+    """Return {"values", "mean", "ci95"} of one metric; of positive values "geometric_mean", "geometric_ci95".
+
+    Of shares of ``count`` samples "share_ci95" too, which lies in [0, 1].
+    """
     estimate = mean_ci(values)
     out = {"values": list(values), "mean": estimate.mean, "ci95": [estimate.lo, estimate.hi]}
     geometric = geometric_ci(values)
     if geometric is not None:
         out |= {"geometric_mean": geometric.mean, "geometric_ci95": [geometric.lo, geometric.hi]}
+    if count:
+        share = share_ci(values, count)
+        out["share_ci95"] = [share.lo, share.hi]
     return out
 
 
@@ -157,7 +166,7 @@ def write_results(
         "experiment": experiment,
         "variant": variant,
         "seeds": list(report.seeds),
-        "metrics": {name: summarise(values) for name, values in report.metrics.items()},
+        "metrics": {name: summarise(v, report.shares.get(name, 0)) for name, v in report.metrics.items()},
         "references": report.references,
         "arrays": report.arrays,
         **extra,

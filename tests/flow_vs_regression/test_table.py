@@ -15,10 +15,10 @@ from lightning_toys.cli import main
 from lightning_toys.errors import ToyError
 from lightning_toys.flow_vs_regression import FlowVsRegression, PointData, Table
 from lightning_toys.flow_vs_regression.data import Points
-from lightning_toys.flow_vs_regression.table_files import read_columns
 from lightning_toys.flow_vs_regression.units import Units, unfit_units
 from lightning_toys.nets import Network
 from lightning_toys.training.noise import keyed_generator
+from lightning_toys.training.table_files import read_columns
 
 GRID = [[i, 10 * i, i * i] for i in range(20)]
 

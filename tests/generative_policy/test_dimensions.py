@@ -31,6 +31,7 @@ from lightning_toys.generative_policy.metrics import compute_metrics, knn_entrop
 from lightning_toys.generative_policy.policy import GenerativePolicy
 from lightning_toys.nets import Network
 from lightning_toys.plotting import new_figure
+from lightning_toys.stats import share_interval
 from lightning_toys.training.metrics_reader import read_csv
 from lightning_toys.training.noise import keyed_generator
 from tests.conftest import Runner
@@ -247,7 +248,7 @@ def test_the_unweighted_loss_is_logged_beside_the_weighted(policies: Runner) -> 
 
 def test_intervals_of_shares_stay_within_the_unit_interval() -> None:
     shares = np.array([[0.0, 0.5, 1.0], [0.0002, 0.52, 1.0], [0.0, 0.47, 0.999]])
-    low, high = panels.share_interval(shares, 10_000)
+    low, high = share_interval(shares, 10_000)
     assert ((low > 0) & (high < 1) & (low < high)).all()
     assert low[1] < 0.4967 < high[1]
     half = 4.3027 * shares[:, 1].std(ddof=1) / math.sqrt(3)  # near one half it is Student's

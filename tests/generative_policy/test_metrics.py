@@ -20,6 +20,8 @@ from lightning_toys.generative_policy.metrics import (
     sliced_w2,
 )
 from lightning_toys.generative_policy.mixture import Checkerboard, Mixture, ThreeModes, TwoMoons, rice_mean
+from lightning_toys.generative_policy.samplers import Pool
+from lightning_toys.generative_policy.target import Target
 from lightning_toys.training.noise import keyed_generator
 
 
@@ -105,6 +107,34 @@ def test_energy_distance_of_the_target_from_itself_is_nothing() -> None:
     values = np.array([energy_distance(drawn(target, 300, s), target, torch.empty(0)) for s in range(60)])
     assert abs(values.mean()) < 4 * values.std(ddof=1) / math.sqrt(60)
     assert (values < 0).any()  # no bias: some lie below
+
+
+def test_energy_distance_of_particles_drawn_with_replacement() -> None:
+    """E|Y - Y'| of a pool of 40 is 1.13 s without pairs of one particle; their zeros would take a fortieth off."""
+
+    class Density(Target):
+        normalised = False
+
+        def log_prob(self, x: Tensor) -> Tensor:
+            return -0.5 * x.square().sum(-1)
+
+    found = []
+    for i in range(40):
+        g = keyed_generator(i, 0, "test/pooled")
+        pool = Pool(g.standard_normal((40, 1)))
+        found.append([torch.from_numpy(pool.at(g.random(400))) for _ in range(2)])
+    values = np.array([mean_pairwise_distance(y, pooled=True) for y, _ in found])
+    wanted, error = 2 / math.sqrt(math.pi), values.std(ddof=1) / math.sqrt(len(values))
+    assert abs(values.mean() - wanted) < 3 * error
+    for y, x in found:  # with the zeros it is lower by a fortieth
+        kept, zeros = (mean_pairwise_distance(y, pooled=v) for v in (True, False))
+        assert zeros / kept == pytest.approx(1 - 1 / 40, abs=0.004)
+        both = energy_distance(x, Density(), y, pooled=True)
+        once = energy_distance(x, Density(), y)
+        assert once - both == pytest.approx(mean_pairwise_distance(x, pooled=True) - mean_pairwise_distance(x))
+    assert mean_pairwise_distance(torch.zeros(5, 2).double(), pooled=True) == 0
+    # a policy that collapsed has equal samples, which are its own
+    assert mean_pairwise_distance(torch.zeros(5, 2).double()) == 0
 
 
 # sliced Wasserstein distance

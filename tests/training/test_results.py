@@ -57,6 +57,9 @@ def test_summarise() -> None:
     assert found["geometric_ci95"] == pytest.approx(ends)
     assert "geometric_mean" not in summarise([0.0, 3.0])
     assert to_json(summarise([1.0]))["ci95"] == [None, None]
+    assert "share_ci95" not in found
+    low, high = summarise([0.0, 0.0, 0.001], 1000)["share_ci95"]
+    assert 0 < low < high < 1
 
 
 def test_set_aside_loses_nothing(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from lightning_toys.errors import MOST, ToyError, did_you_mean, one_line, requir
 
 MOST_BYTES = 2**31  # of a file
 DELIMITERS = ",;\t"
+KINDS = (".csv", ".tsv", ".txt", ".npz")
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 
 
@@ -41,23 +43,62 @@ def read_columns(path: str, names: Sequence[str], flag: str = "--data.path") -> 
     Raises:
         ToyError: names the file, the column, the row (of a CSV: its line) and what is wrong there.
     """
+    file = checked_file(path, flag)
+    kind = read_npz_columns if file.suffix.lower() == ".npz" else read_csv_columns
+    table: np.ndarray = read_by(kind, file, names, flag)
+    check_numbers(table, names, path, flag)
+    return table
+
+
+def read_table(path: str, names: Sequence[str] = (), flag: str = "--data.path") -> tuple[list[str], np.ndarray]:
+    """Return the columns' names, and the table (N, C), float64, all finite; all columns where none are named.
+
+    Of an npz file an array is (N,), one column, or (N, k), of which each is one; without names it has one array.
+
+    Args:
+        path: as of :func:`read_columns`.
+        names: of the columns, or of the npz file's arrays.
+        flag: that named the file.
+
+    Raises:
+        ToyError: as of :func:`read_columns`.
+    """
+    file = checked_file(path, flag)
+    if file.suffix.lower() != ".npz":
+        found = list(names) or read_by(csv_names, file, (), flag)
+        return found, read_columns(path, found, flag)
+    found, table = read_by(read_npz_arrays, file, names, flag)
+    check_numbers(table, [f"{i}" for i in range(table.shape[1])], path, flag)
+    return found, table
+
+
+def checked_file(path: str, flag: str) -> Path:
+    """Return the path of a table's file.
+
+    Raises:
+        ToyError: there is none, it is too large, or of another kind.
+    """
     file = Path(path)
     require(file.exists(), f"{flag}: no file {path!r}")
     require(file.is_file(), f"{flag}: {path!r} is no file")
     size = file.stat().st_size
     require(size <= MOST_BYTES, f"{flag}: {path!r} has {size} bytes; give at most {MOST_BYTES}")
-    kinds: dict[str, Callable[[Path, Sequence[str], str], np.ndarray]] = {
-        ".csv": read_csv_columns,
-        ".tsv": read_csv_columns,
-        ".txt": read_csv_columns,
-        ".npz": read_npz_columns,
-    }
-    suffix = file.suffix.lower()
-    require(suffix in kinds, f"{flag}: {path!r} is not allowed; give a file of the kind {', '.join(kinds)}")
+    require(
+        file.suffix.lower() in KINDS, f"{flag}: {path!r} is not allowed; give a file of the kind {', '.join(KINDS)}"
+    )
+    return file
+
+
+def read_by(reader: Callable[[Path, Sequence[str], str], Any], file: Path, names: Sequence[str], flag: str) -> Any:
+    """Return what a reader makes of a file; one that cannot be read is told of in one line."""
     try:
-        table = kinds[suffix](file, names, flag)
+        return reader(file, names, flag)
     except OSError as error:
-        raise ToyError(f"{flag}: {path!r} cannot be read ({error.strerror or one_line(error)})") from None
+        raise ToyError(f"{flag}: {str(file)!r} cannot be read ({error.strerror or one_line(error)})") from None
+
+
+def check_numbers(table: np.ndarray, names: Sequence[str], path: str, flag: str) -> None:
+    """Refuse a table without rows, of too many numbers, or with some that are not finite."""
     require(table.shape[0] > 0, f"{flag}: {path!r} has no rows")
     require(table.size <= MOST, f"{flag}: {path!r} has {table.size} numbers in these columns; give at most {MOST}")
     # of a CSV they are told of by line; here rows count from 0
@@ -65,7 +106,6 @@ def read_columns(path: str, names: Sequence[str], flag: str = "--data.path") -> 
         wrong = np.flatnonzero(~np.isfinite(column))
         where = f"row {wrong[0]}" if wrong.size else ""
         require(not wrong.size, f"{flag}: {path!r}, column {name!r}, {where}: missing or not finite; drop such rows")
-    return table
 
 
 def check_names(found: Sequence[str], names: Sequence[str], path: Path, flag: str) -> None:
@@ -81,19 +121,37 @@ def check_names(found: Sequence[str], names: Sequence[str], path: Path, flag: st
         require(found.count(name) == 1, f"{flag}: {str(path)!r} has {found.count(name)} columns {name!r}; rename one")
 
 
+def csv_header(file: TextIO, where: str) -> tuple[list[str], str]:
+    """Read the first line of a CSV, and return its columns' names and the delimiter.
+
+    Raises:
+        ToyError: there is no header.
+    """
+    first = file.readline()
+    require(bool(first.strip()), f"{where} has no header: its first line is empty")
+    delimiter = max(DELIMITERS, key=first.count)
+    header = [word.strip() for word in next(csv.reader([first], delimiter=delimiter))]
+    bare = all(number(word) is not None for word in header)
+    require(not bare, f"{where} has no header: its first line is {first.strip()[:40]!r}; name the columns there")
+    return header, delimiter
+
+
+def csv_names(path: Path, names: Sequence[str], flag: str) -> list[str]:
+    """Return the names of all columns of a CSV."""
+    where = f"{flag}: {str(path)!r}"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return csv_header(file, where)[0]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ToyError(f"{where} is no CSV in UTF-8: {one_line(error)}") from None
+
+
 def read_csv_columns(path: Path, names: Sequence[str], flag: str) -> np.ndarray:
     """Return columns of a CSV with a header, see :func:`read_columns`."""
     where = f"{flag}: {str(path)!r}"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            require(bool(first.strip()), f"{where} has no header: its first line is empty")
-            delimiter = max(DELIMITERS, key=first.count)
-            header = [word.strip() for word in next(csv.reader([first], delimiter=delimiter))]
-            bare = all(number(word) is not None for word in header)
-            require(
-                not bare, f"{where} has no header: its first line is {first.strip()[:40]!r}; name the columns there"
-            )
+            header, delimiter = csv_header(file, where)
             check_names(header, names, path, flag)
             at = [header.index(name) for name in names]
             rows = csv.reader(file, delimiter=delimiter)
@@ -152,5 +210,33 @@ def read_npz_columns(path: Path, names: Sequence[str], flag: str) -> np.ndarray:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             check_names(list(file.files), names, path, flag)
             return stacked([file[name] for name in names], names, where)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ToyError(f"{where} is no npz file of numbers: {one_line(error)}") from None
+
+
+def read_npz_arrays(path: Path, names: Sequence[str], flag: str) -> tuple[list[str], np.ndarray]:
+    """Return the names of arrays of an npz file, and the arrays side by side (N, C), see :func:`read_table`."""
+    where = f"{flag}: {str(path)!r}"
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            there = list(file.files)
+            one = bool(names) or len(there) == 1
+            require(one, f"{where} has {len(there)} arrays, {', '.join(there[:20])}; give --data.columns '[NAME]'")
+            found = list(names) or there
+            check_names(there, found, path, flag)
+            parts = {}
+            for name in found:
+                array = file[name]
+                kind = f"shape {array.shape} of {array.dtype}"
+                fits = array.ndim in (1, 2) and array.dtype.kind in "fiub"
+                require(fits, f"{where}, array {name!r}: {kind} is not allowed; give numbers (N,) or (N, k)")
+                parts[name] = array.astype(np.float64).reshape(len(array), -1)
+            rows = len(parts[found[0]])
+            for name, part in parts.items():
+                same = len(part) == rows
+                require(same, f"{where}: array {name!r} has {len(part)} rows, {found[0]!r} has {rows}")
+            table = np.concatenate(list(parts.values()), axis=1)
+            require(table.shape[1] > 0, f"{where} has no columns")
+            return found, table
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ToyError(f"{where} is no npz file of numbers: {one_line(error)}") from None
