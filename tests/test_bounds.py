@@ -27,6 +27,7 @@ NEEDED: dict[str, dict[str, Any]] = {  # what a class cannot be made without
     "Mixture": {"means": [[0.0, 0.0]], "stds": 0.1},
     "WordProblemData": {"tokens": "."},
     "Reflow": {"teacher": "none"},
+    **{name: {"problem": None} for name in ("Predictor", "BestOfN", "SVDD", "TemperedSMC")},
 }
 GIVEN = ("Problem",)  # what the program hands over, no setting
 MAY_BE_NEGATIVE = {("every_n_train_steps", -1)}

@@ -13,14 +13,21 @@ from typing import TYPE_CHECKING
 from lightning_toys.imports import lazy_exports
 
 if TYPE_CHECKING:
+    from lightning_toys.mirror_descent.best_of_n import BestOfN
     from lightning_toys.mirror_descent.data import LinearGaussian
     from lightning_toys.mirror_descent.guidance import GuidanceRule, action_gradient
     from lightning_toys.mirror_descent.joint import Gaussian, NoiseLevel
     from lightning_toys.mirror_descent.learned import LearnedSampling
+    from lightning_toys.mirror_descent.mixture import GaussianMixtureJoint, Mixture
+    from lightning_toys.mirror_descent.mixture_data import GaussianMixture
+    from lightning_toys.mirror_descent.mixture_model import MixtureModel
+    from lightning_toys.mirror_descent.model import refresh, sample_prior
     from lightning_toys.mirror_descent.module import TiltedSampling
     from lightning_toys.mirror_descent.predictors import Predictor
     from lightning_toys.mirror_descent.problem import Cost, Problem, Settings
-    from lightning_toys.mirror_descent.sampler import Draws, Sampler, refresh, sample_prior
+    from lightning_toys.mirror_descent.resampling import Multinomial, Resampling, Residual, Systematic
+    from lightning_toys.mirror_descent.rewards import QuadraticReward, Quartic, Step
+    from lightning_toys.mirror_descent.sampler import Draws, Sampler
     from lightning_toys.mirror_descent.schedules import (
         Constant,
         LateConstant,
@@ -30,32 +37,58 @@ if TYPE_CHECKING:
         SigmaPower,
         TFGPlusFinalMALA,
     )
-    from lightning_toys.mirror_descent.tilt import ActionValue, Quadratic, Reward, StateReward
+    from lightning_toys.mirror_descent.steering import SVDD, Difference, FKSteering, Max, Potential, Sum
+    from lightning_toys.mirror_descent.tempered_smc import TemperedSMC
+    from lightning_toys.mirror_descent.tilt import ActionValue, Quadratic, QuadraticForm, Reward, StateReward
+    from lightning_toys.mirror_descent.twisted_smc import TwistedSMC
+    from lightning_toys.mirror_descent.world_sampling import WorldSampling
 
 __all__ = [
+    "SVDD",
     "ActionValue",
+    "BestOfN",
     "Constant",
     "Cost",
+    "Difference",
     "Draws",
+    "FKSteering",
     "Gaussian",
+    "GaussianMixture",
+    "GaussianMixtureJoint",
     "GuidanceRule",
     "LateConstant",
     "LateRamp",
     "LearnedSampling",
     "Linear",
     "LinearGaussian",
+    "Max",
+    "Mixture",
+    "MixtureModel",
+    "Multinomial",
     "NoiseLevel",
+    "Potential",
     "Predictor",
     "Problem",
     "Quadratic",
+    "QuadraticForm",
+    "QuadraticReward",
+    "Quartic",
+    "Resampling",
+    "Residual",
     "Reward",
     "Sampler",
     "Schedule",
     "Settings",
     "SigmaPower",
     "StateReward",
+    "Step",
+    "Sum",
+    "Systematic",
     "TFGPlusFinalMALA",
+    "TemperedSMC",
     "TiltedSampling",
+    "TwistedSMC",
+    "WorldSampling",
     "action_gradient",
     "refresh",
     "sample_prior",
@@ -64,20 +97,33 @@ __all__ = [
 __getattr__, __dir__, PLACES = lazy_exports(
     __name__,
     {
+        "best_of_n": ["BestOfN"],
         "data": ["LinearGaussian"],
         "learned": ["LearnedSampling"],
+        "mixture_data": ["GaussianMixture"],
         "module": ["TiltedSampling"],
         "predictors": ["Predictor"],
         "problem": ["Settings"],
+        "resampling": ["Multinomial", "Residual", "Systematic"],
+        "rewards": ["QuadraticReward", "Quartic", "Step"],
         "schedules": ["Constant", "LateConstant", "LateRamp", "Linear", "SigmaPower", "TFGPlusFinalMALA"],
+        "steering": ["SVDD", "Difference", "FKSteering", "Max", "Sum"],
+        "tempered_smc": ["TemperedSMC"],
         "tilt": ["ActionValue", "StateReward"],
+        "twisted_smc": ["TwistedSMC"],
+        "world_sampling": ["WorldSampling"],
     },
     {
         "guidance": ["GuidanceRule", "action_gradient"],
         "joint": ["Gaussian", "NoiseLevel"],
+        "mixture": ["GaussianMixtureJoint", "Mixture"],
+        "mixture_model": ["MixtureModel"],
+        "model": ["refresh", "sample_prior"],
         "problem": ["Cost", "Problem"],
-        "sampler": ["Draws", "Sampler", "refresh", "sample_prior"],
+        "resampling": ["Resampling"],
+        "sampler": ["Draws", "Sampler"],
         "schedules": ["Schedule"],
-        "tilt": ["Quadratic", "Reward"],
+        "steering": ["Potential"],
+        "tilt": ["Quadratic", "QuadraticForm", "Reward"],
     },
 )

@@ -16,6 +16,7 @@ from lightning_toys.mirror_descent import affine
 from lightning_toys.mirror_descent.action_density import ActionDensity, joint_acceptance, mala_moves
 from lightning_toys.mirror_descent.affine import AffineStep, propagate
 from lightning_toys.mirror_descent.compiled_kernels import gaussian_mala
+from lightning_toys.mirror_descent.grid_law import Steps, langevin_law
 from lightning_toys.mirror_descent.joint import Gaussian, NoiseLevel
 from lightning_toys.mirror_descent.kernels import (
     Noise,
@@ -27,16 +28,16 @@ from lightning_toys.mirror_descent.kernels import (
     select_state,
     ula,
 )
+from lightning_toys.mirror_descent.model import refresh, sample_prior
 from lightning_toys.mirror_descent.problem import Cost
 from lightning_toys.mirror_descent.sampler import (
     ChainRecorder,
     Draws,
     Sampler,
-    refresh,
     refreshed_moments,
-    sample_prior,
 )
 from lightning_toys.mirror_descent.tilt import TiltedAction
+from lightning_toys.mirror_descent.truth import OneAction
 from lightning_toys.training.compiling import kept_compiled
 
 
@@ -57,24 +58,24 @@ class AnnealedSampler(Sampler):
     def final_step(self) -> float:
         """Step size of the final MALA steps."""
         s = self.problem.settings
-        return (s.mala_step if s.final_mala_step is None else s.final_mala_step) / self.problem.target.tau
+        return (s.mala_step if s.final_mala_step is None else s.final_mala_step) / self.problem.tilted.tau
 
     def final_mala(self, noise: Noise, a: Tensor, recorder: ChainRecorder) -> Tensor:
-        """Return actions a (B,) after the schedule's final MALA steps on the clean target."""
-        tilted, n = self.problem.target, self.problem.schedule.final_steps
+        """Return actions a (d_a, B) after the schedule's final MALA steps on the clean target."""
+        tilted, n = self.problem.tilted, self.problem.schedule.final_steps
         if n == 0:
             return a
         target = self.problem.model.action_target(tilted)
-        state = init_state(a.unsqueeze(0), target)
+        state = init_state(a, target)
         for _ in range(n):
             before = state
             state, info = mala(noise, state, target, self.final_step)
             recorder.record(before.x[0], state.x[0], info.accepted)
-        return state.x[0]
+        return state.x
 
     def cost_of_levels(self, score: int, value: int, refreshes: int, at_start: int = 0) -> Cost:
         """Return the cost per sample, given a level's evaluations; final steps and the final refresh are added."""
-        n, steps = len(self.problem.levels), self.problem.schedule.final_steps
+        n, steps = len(self.problem.tilted_levels), self.problem.schedule.final_steps
         final = steps + 1 if steps else 0
         return Cost(1, n * score + final, n * value + final, n * refreshes + at_start + 1)
 
@@ -92,14 +93,15 @@ class PCULA(AnnealedSampler):
         """See :meth:`Sampler.draw`."""
         s, recorder = self.problem.settings, ChainRecorder(self.num_traced, noise.blocks)
         weight = self.problem.reward.state_weight
-        x = sample_prior(noise, self.problem.levels[0].level).unsqueeze(0)
+        model, levels = self.problem.model, self.problem.tilted_levels
+        x = model.draw_action(noise, levels[0].level)
 
         def particle_mean(level: NoiseLevel) -> Tensor:
             return torch.add(noise.normal() * math.sqrt(level.v / s.particles) + level.c, x, alpha=level.rho)
 
-        s_mean = particle_mean(self.problem.levels[0].level) if weight > 0 and not s.refresh_steps else None
-        for tilted in self.problem.levels:
-            level, score = tilted.level, self.problem.model.action_score(tilted)
+        s_mean = particle_mean(levels[0].level) if weight > 0 and not s.refresh_steps else None
+        for tilted in levels:
+            level, score = tilted.level, model.action_score(tilted)
             for i in range(s.action_steps_per_level):
                 if weight > 0 and i in s.refresh_steps:
                     s_mean = particle_mean(level)
@@ -109,8 +111,8 @@ class PCULA(AnnealedSampler):
                     gradient.add_(difference, alpha=-tilted.beta * weight * level.rho)
                 x = ula(noise, x, gradient, s.ula_step)
                 recorder.record(before[0], x[0])
-        a = self.final_mala(noise, x[0], recorder)
-        return recorder.draws(a, refresh(noise, self.problem.joint.clean, a))
+        a = self.final_mala(noise, x, recorder)
+        return recorder.draws(a, model.draw_state(noise, self.problem.world.clean, a))
 
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`: the M particles count."""
@@ -143,6 +145,13 @@ class PCULA(AnnealedSampler):
                 x = propagate(x, step)
         return propagate(x, affine.refresh(self.problem.joint.clean))
 
+    def exact_law(self) -> OneAction | None:
+        """See :meth:`Sampler.exact_law`: with one action."""
+        s, levels = self.problem.settings, self.problem.tilted_levels
+        moves = [Steps(at, s.ula_step, s.action_steps_per_level, adjusted=False) for at in levels]
+        moves.append(Steps(self.problem.tilted, self.final_step, self.problem.schedule.final_steps))
+        return langevin_law(self.problem, levels[0].level, moves)
+
 
 class PCMALA(AnnealedSampler):
     """MALA steps of size ``mala_step`` / tau_k."""
@@ -152,12 +161,13 @@ class PCMALA(AnnealedSampler):
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
         s, recorder = self.problem.settings, ChainRecorder(self.num_traced, noise.blocks)
-        x = sample_prior(noise, self.problem.levels[0].level).unsqueeze(0)
-        if noise.compiled and self.problem.model.exact:
-            a = self.final_mala(noise, self.compiled_steps(noise, x[0], recorder), recorder)
-            return recorder.draws(a, refresh(noise, self.problem.joint.clean, a))
-        for tilted in self.problem.levels:
-            target = self.problem.model.action_target(tilted)
+        model, levels = self.problem.model, self.problem.tilted_levels
+        x = model.draw_action(noise, levels[0].level)
+        if noise.compiled and model.exact:
+            a = self.final_mala(noise, self.compiled_steps(noise, x[0], recorder).unsqueeze(0), recorder)
+            return recorder.draws(a, model.draw_state(noise, self.problem.world.clean, a))
+        for tilted in levels:
+            target = model.action_target(tilted)
             state: State = init_state(x, target)
             for remaining in reversed(range(s.action_steps_per_level)):
                 new, info = langevin_proposal(noise, state, target, s.mala_step / tilted.tau)
@@ -166,8 +176,8 @@ class PCMALA(AnnealedSampler):
                 recorder.record(state.x[0], x[0], info.accepted)
                 if remaining:
                     state = select_state(info.accepted, new, state)
-        a = self.final_mala(noise, x[0], recorder)
-        return recorder.draws(a, refresh(noise, self.problem.joint.clean, a))
+        a = self.final_mala(noise, x, recorder)
+        return recorder.draws(a, model.draw_state(noise, self.problem.world.clean, a))
 
     def compiled_steps(self, noise: Noise, a: Tensor, recorder: ChainRecorder) -> Tensor:
         """Return actions a (B,) after the same steps by compiled code, on the closed form of q."""
@@ -205,6 +215,13 @@ class PCMALA(AnnealedSampler):
         """See :meth:`Sampler.exact_moments`."""
         return refreshed_moments(self.problem, *self.density.solve()) if self.density.known else {}
 
+    def exact_law(self) -> OneAction | None:
+        """See :meth:`Sampler.exact_law`: with one action."""
+        s, levels = self.problem.settings, self.problem.tilted_levels
+        moves = [Steps(at, s.mala_step / at.tau, s.action_steps_per_level) for at in levels]
+        moves.append(Steps(self.problem.tilted, self.final_step, self.problem.schedule.final_steps))
+        return langevin_law(self.problem, levels[0].level, moves)
+
     def why_unknown(self) -> str:
         """See :meth:`Sampler.why_unknown`."""
         return self.density.why_unknown
@@ -214,6 +231,7 @@ class PCJointMALA(AnnealedSampler):
     """MALA steps on (a, u) at once, u = (s' - rho a - c) / sqrt(v): the target is that of a times N(0, 1)."""
 
     name = "pc_joint_mala"
+    linear_only = True
 
     def step_size(self, tilted: TiltedAction) -> float:
         """Return eta at a level: u has precision 1, whatever a's is."""
@@ -247,7 +265,7 @@ class PCJointMALA(AnnealedSampler):
             a, u = state.x
             state_next = u * math.sqrt(level.v) + level.rho * a + level.c
         if self.problem.schedule.final_steps:
-            a = self.final_mala(noise, a, recorder)
+            a = self.final_mala(noise, a.unsqueeze(0), recorder)[0]
         if self.refreshes_last:
             state_next = refresh(noise, self.problem.joint.clean, a)
         return recorder.draws(a, state_next)

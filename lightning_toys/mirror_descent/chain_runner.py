@@ -15,6 +15,7 @@ from lightning_toys.mirror_descent.diagnostics import Sample
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
 from lightning_toys.mirror_descent.problem import Settings
 from lightning_toys.mirror_descent.sampler import Sampler
+from lightning_toys.mirror_descent.world import without_rows
 from lightning_toys.training.compiling import has_compiler
 
 GPU_BLOCKS = 64  # blocks side by side on a GPU, where up to a million chains or so a kernel's cost is its launch
@@ -40,16 +41,18 @@ def draw_blocks(
     draws, n = sampler.draw(noise), len(keys)
     origin = sampler.problem.origin
 
-    def split(x: Tensor | None, dim: int, shift: float = 0.0) -> list[Any]:
+    def split(x: Tensor | None, dim: int, shift: Any = 0.0) -> list[Any]:
         if x is None:
             return [None] * n
-        whole = x.detach().cpu().double().numpy() + shift
-        return [part.squeeze(dim) if dim else part for part in np.split(whole, n, axis=dim)]
+        whole = x.detach().cpu().double().numpy()
+        whole = whole + (np.reshape(shift, (-1, 1)) if whole.ndim == 2 and dim == -1 else np.squeeze(shift))
+        return [part.squeeze(dim) if dim > 0 else part for part in np.split(whole, n, axis=dim)]
 
     # blocks of chains lie along the last axis, blocks of diagnostics along the second
-    columns = {"a": split(draws.a, 0, float(origin[0])), "s": split(draws.s, 0, float(origin[1]))}
+    d = sampler.problem.world.action_dim
+    columns = {"a": split(without_rows(draws.a), -1, origin[:d]), "s": split(without_rows(draws.s), -1, origin[d:])}
     columns |= {k: split(getattr(draws, k), 1) for k in ("accepted", "squared_jumps")}
-    columns |= {"trace": split(draws.trace, 1, float(origin[0])), "states": split(draws.states, 1, float(origin[1]))}
+    columns |= {"trace": split(draws.trace, 1, origin[0]), "states": split(draws.states, 1, origin[d])}
     extra = {k: np.split(np.array(v), n) for k, v in (draws.extra or {}).items()}
     return [
         {k: v[i] for k, v in columns.items()} | {"extra": {k: v[i].tolist() for k, v in extra.items()} or None}
@@ -95,7 +98,7 @@ def merge_blocks(blocks: Sequence[dict[str, Any]], chains: int) -> Sample:
         None if first[k] is None else np.concatenate([b[k] for b in blocks], axis=1) for k in ("trace", "states")
     )
     steps = 0 if first["squared_jumps"] is None else len(first["squared_jumps"])
-    a, s = (np.concatenate([b[k] for b in blocks])[:chains] for k in ("a", "s"))
+    a, s = (np.concatenate([b[k] for b in blocks], axis=-1)[..., :chains] for k in ("a", "s"))
     return Sample(a, s, mean("accepted"), trace, mean("squared_jumps"), extra, steps, states)
 
 

@@ -25,6 +25,7 @@ from lightning_toys.stats import format_estimate, holm, mean_ci
 OFF_TARGET_KL = 1e-4  # nats by which annealed MALA may miss the target without a warning
 ALPHA = 0.01  # probability that a run of right samplers has a row that differs
 POWER = 0.95
+MOST_NAMED = 6  # quantities of a sampler that a table of verdicts names
 
 
 class ImplementationError(SystemExit):
@@ -154,21 +155,37 @@ def check_table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def verdict_lines(rows: Sequence[Row]) -> list[str]:
-    """Return a Markdown table of the two verdicts of each sampler, below a sentence that says what they mean."""
+def named(quantities: Sequence[str]) -> str:
+    """Return quantities in parentheses, the first few by name.
+
+    >>> named([]), named(["var"]), named([str(k) for k in range(9)])
+    ('', ' (var)', ' (0, 1, 2, 3, 4, 5, ... 9 in all)')
+    """
+    if not quantities:
+        return ""
+    more = f", ... {len(quantities)} in all" if len(quantities) > MOST_NAMED else ""
+    return f" ({', '.join(quantities[:MOST_NAMED])}{more})"
+
+
+def verdict_lines(rows: Sequence[Row], shown: Sequence[str] = ("mean", "var", "slope")) -> list[str]:
+    """Return a Markdown table of the two verdicts of each sampler, below a sentence that says what they mean.
+
+    Args:
+        rows: of all samplers.
+        shown: quantities whose detectable errors are shown.
+    """
     tested = sum(not math.isnan(r.p) for r in rows)
     lines = [
         f"Differs: p < {ALPHA:g} after Holm's adjustment over {tested} rows (implementation: against the exact moments "
         "of what the sampler does) or all rows with a target (goal: against the tilted target). Detectable: the error "
         f"that would have been found with probability {POWER:g}.",
         "",
-        "| sampler | implementation | goal | detectable: mean | var | slope |",
-        "|---|---|---|---:|---:|---:|",
+        f"| sampler | implementation | goal | detectable: {' | '.join(shown)} |",
+        "|---|---|---|" + "---:|" * len(shown),
     ]
     for name, v in verdicts(rows).items():
-        words = [v[k] + (f" ({', '.join(v[f'{k}_differs'])})" if v[f"{k}_differs"] else "") for k in
-                 ("implementation", "goal")]  # fmt: skip
-        power = [f"{v['detectable'].get(k, math.nan):.2g}" for k in ("mean", "var", "slope")]
+        words = [v[k] + named(v[f"{k}_differs"]) for k in ("implementation", "goal")]
+        power = [f"{v['detectable'].get(k, math.nan):.2g}" for k in shown]
         lines.append(f"| {name} | {' | '.join([*words, *power])} |")
     return lines
 

@@ -24,8 +24,8 @@ class Sample:
     """The sample of one sampler and one seed.
 
     Attributes:
-        a: actions (n,).
-        s: next states (n,).
+        a: actions (n,), or (d_a, n) where they have several coordinates.
+        s: next states, likewise.
         accepted: mean acceptance rate, or None.
         trace: actions of some chains after every step (T, W), or None.
         squared_jump: mean squared jump of the action in a step, or None.
@@ -231,15 +231,35 @@ def check_moments(
             0: all are independent.
     """
     a, s = np.concatenate([x.a for x in samples]), np.concatenate([x.s for x in samples])
-    values, influences, groups = moments(a, s, sigma), influence_functions(a, s, sigma), 0
+    values, influences = moments(a, s, sigma), influence_functions(a, s, sigma)
+    return checks_of(name, values, influences, [len(x.a) for x in samples], exact, source, target, group)
+
+
+def checks_of(
+    name: str, values: Mapping[str, float], influences: Mapping[str, Array], sizes: Sequence[int],
+    exact: Mapping[str, float], source: str, target: Mapping[str, float], group: int = 0,
+) -> list[ClosedFormCheck]:  # fmt: skip
+    """Return checks of estimates, by name.
+
+    Args:
+        name: the sampler's name.
+        values: the estimates, of all seeds together.
+        influences: what each draw adds to them, times n, to first order (n,).
+        sizes: draws of each seed, in order.
+        exact: the closed forms, any of them.
+        source: see :class:`ClosedFormCheck`.
+        target: the target's, all of them.
+        group: draws within a group of this many depend on each other; 0: all are independent.
+    """
+    groups, n = 0, sum(sizes)
     if group:
-        sizes = np.cumsum([0, *(len(x.a) for x in samples)])
-        starts = [k for i, j in itertools.pairwise(sizes) for k in range(i, j - group + 1, group)]
+        ends = np.cumsum([0, *sizes])
+        starts = [k for i, j in itertools.pairwise(ends) for k in range(i, j - group + 1, group)]
         groups = len(starts)
         means = {k: np.array([v[i : i + group].mean() for i in starts]) for k, v in influences.items()}
         errors = {k: standard_error(v) for k, v in means.items()}
     else:
-        errors = {k: math.sqrt(float(np.square(v).mean()) / len(a)) for k, v in influences.items()}
+        errors = {k: math.sqrt(float(np.square(v).mean()) / n) for k, v in influences.items()}
     return [
         ClosedFormCheck(
             name,

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_toys.errors import note, require
 from lightning_toys.mirror_descent.chain_runner import compiles, run_chains
 from lightning_toys.mirror_descent.closed_form_checks import (
+    ImplementationError,
     Row,
     closed_form_checks,
     judge,
@@ -63,6 +64,7 @@ class SamplerEvaluation(ToyModule):
     exact_samples: list[Sample]
     curves: dict[str, Curves]
     costs: dict[str, int]
+    assert_implementation: bool
 
     @property
     def sampler_names(self) -> list[str]:
@@ -78,7 +80,7 @@ class SamplerEvaluation(ToyModule):
         """Return the progress of drawing so many blocks of chains."""
         raise NotImplementedError
 
-    def problem_on(self, data: LinearGaussian) -> Problem:
+    def problem_on(self, data: Any) -> Problem:
         """Return the sampling problem whose untilted distribution is that of ``data``."""
         return Problem(data.joint, self.reward, self.schedule, self.lambda_scale, self.settings)
 
@@ -257,12 +259,26 @@ class SamplerEvaluation(ToyModule):
                 f"--model.settings.ula_step: {step} is not allowed here, {' and '.join(unstable)} would run away; "
                 f"give a number below 2 / tau = {bound:.3g}",
             )
-        particles = self.settings.smc_particles
-        require(
-            "smc_twisted" not in names or chains >= particles,
-            f"--model.chains: {chains} is not allowed with smc_twisted; give at least "
-            f"--model.settings.smc_particles, {particles}",
-        )
-        require(bool(problem.levels), "")  # each level's tilt has an integral
         for name in names:
-            self.maker(name)(problem)
+            sampler = self.maker(name)(problem)
+            require(
+                not sampler.whole_groups or chains >= sampler.group,
+                f"--model.chains: {chains} is not allowed with {name}; give at least "
+                f"--model.settings.smc_particles, {sampler.group}",
+            )
+        require(bool(problem.levels), "")  # each level's tilt has an integral
+
+    def on_test_end(self) -> None:
+        """Fail where samples differ from their sampler's exact moments and that is asked for; results are written.
+
+        Raises:
+            ImplementationError: names the rows.
+        """
+        wrong = [f"{r.check.sampler} {r.check.quantity} (z = {r.check.z:+.1f})" for r in self.rows
+                 if r.as_dict()["implementation"] == "differs"]  # fmt: skip
+        if self.assert_implementation and wrong:
+            message = (
+                f"--model.assert_implementation: samples differ from their sampler's exact moments: {', '.join(wrong)}"
+            )
+            note(f"error: {message}")
+            raise ImplementationError(message)

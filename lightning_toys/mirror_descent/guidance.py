@@ -1,39 +1,47 @@
 """Guidance rules: the term added to the joint score at each level so that the reverse process heads for the target.
 
-Here each is affine in x = (a, s'): G x + g.
+In the linear-Gaussian world each is affine in x = (a, s'): G x + g.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_toys.errors import ToyError
 from lightning_toys.mirror_descent.affine import Array
-from lightning_toys.mirror_descent.joint import Joint, NoiseLevel, noised
+from lightning_toys.mirror_descent.joint import NoiseLevel, noised
 from lightning_toys.mirror_descent.model import JointModel, affine_map
 from lightning_toys.mirror_descent.tilt import Reward, tilt
+from lightning_toys.mirror_descent.world import ActionFunction
 
 
-class GuidanceRule(ABC):
+class GuidanceRule:
     """What is added to the score: a base class for rules of your own, given by class_path to :class:`Predictor`.
+
+    A rule gives :meth:`affine_term`, which holds in the linear-Gaussian world and makes its exact distribution known
+    there, or :meth:`guided_score`, which holds in every world, or both.
 
     Attributes:
         name: part of the names of the samplers that use it; the class's name if left out.
         evaluates_reward: whether each step evaluates Q, which is counted.
+        uses_beta: whether the rule depends on the schedule's beta, which a guidance scale is a factor of.
 
     Args:
-        joint: the clean distribution.
+        joint: the clean distribution, a :class:`world.World`.
         reward: the reward.
         lambda_scale: lambda, the tilt that is wanted at the clean end.
     """
 
     name: str = ""
     evaluates_reward: bool = True
+    uses_beta: bool = True
 
-    def __init__(self, joint: Joint, reward: Reward, lambda_scale: float) -> None:
+    def __init__(self, joint: Any, reward: Reward, lambda_scale: float) -> None:
         self.joint, self.reward, self.lambda_scale = joint, reward, lambda_scale
 
     def __init_subclass__(cls, **kwargs: object) -> None:
@@ -41,14 +49,24 @@ class GuidanceRule(ABC):
         if "name" not in vars(cls):
             cls.name = cls.__name__
 
-    @abstractmethod
     def affine_term(self, level: NoiseLevel, beta: float) -> tuple[Array, Array]:
         """Return G (2, 2) and g (2,): the rule adds G x + g to the score at a level where the schedule says beta."""
+        raise ToyError(f"--model.samplers: the rule {self.name} is not allowed here, it has no affine_term")
 
-    def guided_score(self, model: JointModel, level: NoiseLevel, beta: float, x: Tensor) -> Tensor:
-        """Return the guided score (2, B) of a model, exact or learned, at x (2, B)."""
+    def guided_score(self, model: JointModel, level: Any, beta: float, x: Tensor) -> Tensor:
+        """Return the guided score (D, B) of a model, exact or learned, at x (D, B)."""
         G, g = self.affine_term(level, beta)
         return model.score(level, x) + affine_map(G, x, g)
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether :meth:`affine_term` is given."""
+        return type(self).affine_term is not GuidanceRule.affine_term
+
+    @property
+    def is_general(self) -> bool:
+        """Whether :meth:`guided_score` is given."""
+        return type(self).guided_score is not GuidanceRule.guided_score
 
 
 def action_gradient(A: float, b: float) -> tuple[Array, Array]:
@@ -68,10 +86,15 @@ class Unguided(GuidanceRule):
 
     name = "none"
     evaluates_reward = False
+    uses_beta = False
 
     def affine_term(self, level: NoiseLevel, beta: float) -> tuple[Array, Array]:
         """See :meth:`GuidanceRule.affine_term`."""
         return np.zeros((2, 2)), np.zeros(2)
+
+    def guided_score(self, model: JointModel, level: Any, beta: float, x: Tensor) -> Tensor:
+        """See :meth:`GuidanceRule.guided_score`."""
+        return model.score(level, x)
 
 
 class ProductOfExperts(GuidanceRule):
@@ -84,35 +107,56 @@ class ProductOfExperts(GuidanceRule):
         Q = self.reward.action_value(level)
         return action_gradient(beta * Q.A, beta * Q.b)
 
+    def guided_score(self, model: JointModel, level: Any, beta: float, x: Tensor) -> Tensor:
+        """See :meth:`GuidanceRule.guided_score`."""
+        d = self.joint.action_dim
+        gradient = level.value_of(self.reward).scaled(beta).gradient(x[:d])
+        return model.score(level, x) + torch.cat([gradient, torch.zeros_like(x[d:])])
 
-class TweedieGuidance(GuidanceRule):
-    """A rule that adds grad_x (b a_0 - A a_0^2 / 2) at the Tweedie mean a_0 = E[a_0 | x]."""
+
+class TweedieGuidance(GuidanceRule, ABC):
+    """A rule that adds the gradient in x of a function of the Tweedie mean a_0 = E[a_0 | x]."""
 
     @abstractmethod
-    def coefficients(self, level: NoiseLevel, beta: float) -> tuple[float, float]:
-        """Return A and b."""
+    def twist(self, level: Any, beta: float) -> ActionFunction:
+        """Return the function of a_0."""
 
     def affine_term(self, level: NoiseLevel, beta: float) -> tuple[Array, Array]:
-        """See :meth:`GuidanceRule.affine_term`."""
-        A, b = self.coefficients(level, beta)
+        """See :meth:`GuidanceRule.affine_term`: the function is b a_0 - A a_0^2 / 2."""
+        f: Any = self.twist(level, beta)
         J, j = tweedie_mean(level)
         row = J[:1]  # d a_0 / d x
-        return -A * row.T @ row, row[0] * (b - A * j[0])
+        return -f.A * row.T @ row, row[0] * (f.b - f.A * j[0])
 
-    def guided_score(self, model: JointModel, level: NoiseLevel, beta: float, x: Tensor) -> Tensor:
+    def guided_score(self, model: JointModel, level: Any, beta: float, x: Tensor) -> Tensor:
         """See :meth:`GuidanceRule.guided_score`: with the model's own estimate of a_0."""
-        S, a0, gradient = tweedie_action(model, level, x)[:3]
-        A, b = self.coefficients(level, beta)
-        return S + gradient * (b - A * a0)
+        S, a0, J, _ = tweedie_action(model, level, x, self.joint.action_dim)
+        return S + chain_rule(J, self.twist(level, beta).gradient(a0))
 
 
-def tweedie_action(model: JointModel, level: NoiseLevel, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return a model's score S (2, B) at x (2, B), a_0 = E[a_0 | x] (B,), its gradient (2, B), and S's Jacobian."""
+def chain_rule(J: Tensor, gradient: Tensor) -> Tensor:
+    """Return J' gradient (D, ...) for J (d_a, D, ...) and a gradient (d_a, ...)."""
+    out = J[0] * gradient[0]
+    for row, g in zip(J[1:], gradient[1:], strict=True):
+        out = out + row * g
+    return out
+
+
+def tweedie_action(model: JointModel, level: Any, x: Tensor, d: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return a model's score S (D, B) at x (D, B), a_0 = E[a_0 | x] (d, B), its Jacobian (d, D, B), and S's (D, D, B).
+
+    Args:
+        model: the model.
+        level: the noise level.
+        x: points.
+        d: coordinates of the action.
+    """
     S, H = model.score_and_jacobian(level, x)
     noise_variance, scale = 1 - level.abar, level.abar**0.5
-    row = noise_variance * H[0]
-    gradient = torch.stack([1 + row[0], row[1]]) / scale
-    return S, (x[0] + noise_variance * S[0]) / scale, gradient, H
+    J = noise_variance * H[:d]
+    for i in range(d):
+        J[i, i] += 1
+    return S, (x[:d] + noise_variance * S[:d]) / scale, J / scale, H
 
 
 class DiffusionPosteriorSampling(TweedieGuidance):
@@ -120,10 +164,10 @@ class DiffusionPosteriorSampling(TweedieGuidance):
 
     name = "dps"
 
-    def coefficients(self, level: NoiseLevel, beta: float) -> tuple[float, float]:
-        """See :meth:`TweedieGuidance.coefficients`."""
-        Q = self.reward.action_value(self.joint.clean)
-        return beta * Q.A, beta * Q.b
+    def twist(self, level: Any, beta: float) -> ActionFunction:
+        """See :meth:`TweedieGuidance.twist`."""
+        function: ActionFunction = self.joint.clean.value_of(self.reward).scaled(beta)
+        return function
 
 
 class TrainingFreeGuidance(TweedieGuidance):
@@ -135,11 +179,10 @@ class TrainingFreeGuidance(TweedieGuidance):
 
     name = "tfg"
 
-    def coefficients(self, level: NoiseLevel, beta: float) -> tuple[float, float]:
-        """See :meth:`TweedieGuidance.coefficients`."""
-        Q = self.reward.action_value(self.joint.clean)
-        smoothing = 1 + self.lambda_scale * Q.A * (1 - level.abar)
-        return beta * Q.A / smoothing, beta * Q.b / smoothing
+    def twist(self, level: Any, beta: float) -> ActionFunction:
+        """See :meth:`TweedieGuidance.twist`."""
+        Q: ActionFunction = self.joint.clean.value_of(self.reward)
+        return Q.smoothed(self.lambda_scale, 1 - level.abar, beta)
 
 
 class HTransform(GuidanceRule):
@@ -149,9 +192,14 @@ class HTransform(GuidanceRule):
     """
 
     name = "h_transform"
+    uses_beta = False
 
     def affine_term(self, level: NoiseLevel, beta: float) -> tuple[Array, Array]:
         """See :meth:`GuidanceRule.affine_term`; ``beta`` is not used."""
         tilted = tilt(self.joint.clean, self.reward, self.lambda_scale)
         target = noised(self.joint.with_action_marginal(tilted.mu, 1 / tilted.tau), level.abar)
         return level.precision - target.precision, target.precision @ target.m - level.precision @ level.m
+
+    def guided_score(self, model: JointModel, level: Any, beta: float, x: Tensor) -> Tensor:
+        """See :meth:`GuidanceRule.guided_score`; ``beta`` is not used."""
+        return model.score(level, x) + model.soft_value_gradient(level, self, x)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lightning_toys.errors import LARGEST, bounded
+from lightning_toys.mirror_descent.world import ActionFunction, Level, World
 
 Array = NDArray[np.float64]
 
@@ -49,7 +51,7 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class NoiseLevel(Gaussian):
+class NoiseLevel(Gaussian, Level):
     """The joint distribution at one noise level: m = sqrt(abar) mu_0, C = abar C_0 + (1 - abar) I.
 
     Attributes:
@@ -58,9 +60,14 @@ class NoiseLevel(Gaussian):
 
     abar: float
 
+    def value_of(self, reward: Any) -> ActionFunction:
+        """See :meth:`Level.value_of`: a quadratic of one action."""
+        value: ActionFunction = reward.action_value(self)
+        return value
+
 
 @dataclass(frozen=True)
-class Joint:
+class Joint(World):
     """a ~ N(mu_a, sigma_a^2), s' | a ~ N(alpha a + d s + mu_eps, sigma_sprime^2), at a fixed state s.
 
     >>> Joint(alpha=2.0).clean.C.tolist()
@@ -86,6 +93,9 @@ class Joint:
     d: float = 0.0
     s: float = 0.0
     mu_eps: float = 0.0
+
+    action_dim = 1
+    dim = 2
 
     def __post_init__(self) -> None:
         for name in ("sigma_a", "sigma_sprime"):
@@ -115,6 +125,11 @@ class Joint:
     def clean(self) -> NoiseLevel:
         """The joint distribution without noise."""
         return self.with_action_marginal(self.mu_a, self.sigma_a**2)
+
+    @property
+    def centre(self) -> Array:
+        """See :attr:`World.centre`: the mean."""
+        return self.clean.m
 
     def level(self, abar: float) -> NoiseLevel:
         """Return the distribution of sqrt(abar) x_0 + sqrt(1 - abar) eps, abar in [0, 1]."""

@@ -1,18 +1,23 @@
-"""What samplers know of q(a, s') at each noise level: its closed form, or a learned energy of it."""
+"""What chains do on a world: draws, scores and targets of q(a, s') at each noise level, closed forms or learned."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_toys.mirror_descent.affine import covariance_root, reverse_kernel
+from lightning_toys.mirror_descent.batched_cholesky import clamped_cholesky, lower_times
 from lightning_toys.mirror_descent.energy import EnergyNet, grad_without_autocast
 from lightning_toys.mirror_descent.joint import NoiseLevel
-from lightning_toys.mirror_descent.kernels import Target, gaussian_target, times_standard_normal
-from lightning_toys.mirror_descent.tilt import TiltedAction
+from lightning_toys.mirror_descent.kernels import Noise, Target, gaussian_target, times_standard_normal
+from lightning_toys.mirror_descent.tilt import Reward, TiltedAction, tilt
+from lightning_toys.mirror_descent.world import Tilted
 
 Array = NDArray[np.float64]
 
@@ -25,38 +30,85 @@ def affine_map(A: Array, x: Tensor, b: Array | None = None) -> Tensor:
     return torch.stack(rows)
 
 
+def refresh(noise: Noise, level: NoiseLevel, a: Tensor) -> Tensor:
+    """Draw s' (B,) given actions a (B,) at a level of the linear-Gaussian world."""
+    return torch.add(noise.normal()[0] * math.sqrt(level.v) + level.c, a, alpha=level.rho)
+
+
+def sample_prior(noise: Noise, level: NoiseLevel) -> Tensor:
+    """Draw actions (B,) of the untilted distribution at a level of the linear-Gaussian world."""
+    return noise.normal()[0] * math.sqrt(level.C[0, 0]) + float(level.m[0])
+
+
 class JointModel:
     """The distribution q of (a, s') at every noise level. Chains are along the last axis B.
 
+    What is not said otherwise here is that of the linear-Gaussian world. Other worlds have levels and tilts of their
+    own (:class:`world.Level`, :class:`world.Tilted`), and rows (d, B) in place of one.
+
     Attributes:
-        exact: whether this is the closed form, for which samplers may use the coefficients of the Gaussians.
+        exact: whether this is the linear-Gaussian closed form, for which samplers may use the Gaussians' coefficients.
+        linear: whether its levels are those of the linear-Gaussian world, exact or learned.
+        normalised: whether :meth:`log_density` has the right constant at every level.
     """
 
     exact: bool
+    linear: bool = True
+    normalised: bool = False
 
     def measured_from(self, origin: Array) -> JointModel:
         """Return the same distribution of pairs that are measured from a clean origin (2,)."""
         raise NotImplementedError
 
-    def action_target(self, tilted: TiltedAction) -> Target:
-        """Return the target q(a) exp(beta Q(a)) of actions (1, B)."""
+    def tilt(self, level: Any, reward: Reward, beta: float) -> Tilted:
+        """Return q(a, s') exp(beta Q(a)) / Z at a level."""
+        return tilt(level, reward, beta)
+
+    def draw(self, noise: Noise, level: Any) -> Tensor:
+        """Draw x (D, B) of the untilted distribution at a level."""
+        return affine_map(covariance_root(level.C), noise.normal(2), level.m)
+
+    def draw_action(self, noise: Noise, level: Any) -> Tensor:
+        """Draw actions (d_a, B) of the untilted distribution at a level."""
+        return sample_prior(noise, level).unsqueeze(0)
+
+    def draw_state(self, noise: Noise, level: Any, a: Tensor) -> Tensor:
+        """Draw s' (d_s, B) given actions a (d_a, B) at a level."""
+        return refresh(noise, level, a[0]).unsqueeze(0)
+
+    def draw_reverse(self, noise: Noise, noisy: Any, cleaner: Any, x: Tensor) -> Tensor:
+        """Draw x (D, B) at a cleaner level given x at a noisy one: exactly, by the untilted reverse kernel."""
+        kernel = reverse_kernel(noisy, cleaner)
+        return affine_map(kernel.A, x, kernel.b) + affine_map(covariance_root(kernel.D), noise.normal(2))
+
+    def log_density(self, level: Any, x: Tensor) -> Tensor:
+        """Return log q (B,) at x (D, B), up to a constant of each level unless :attr:`normalised`."""
         raise NotImplementedError
 
-    def joint_target(self, tilted: TiltedAction) -> Target:
+    def soft_value_gradient(self, level: Any, rule: Any, x: Tensor) -> Tensor:
+        """Return the gradient (D, B) in x of log E[exp(lambda Q(a_0)) | x], for the rule that is Doob's h-transform."""
+        G, g = rule.affine_term(level, rule.lambda_scale)
+        return affine_map(G, x, g)
+
+    def action_target(self, tilted: Any) -> Target:
+        """Return the target q(a) exp(beta Q(a)) of actions (d_a, B)."""
+        raise NotImplementedError
+
+    def joint_target(self, tilted: Any) -> Target:
         """Return the target q(a, s') exp(beta Q(a)) of (a, u) (2, B), u = (s' - rho a - c) / sqrt(v)."""
         raise NotImplementedError
 
-    def action_score(self, tilted: TiltedAction) -> Callable[[Tensor], Tensor]:
-        """Return the gradient of :meth:`action_target`'s log density, a function of (1, B) to (1, B)."""
+    def action_score(self, tilted: Any) -> Callable[[Tensor], Tensor]:
+        """Return the gradient of :meth:`action_target`'s log density, a function of (d_a, B) to (d_a, B)."""
         target = self.action_target(tilted)
         return lambda a: target(a)[1]
 
-    def score(self, level: NoiseLevel, x: Tensor) -> Tensor:
-        """Return the gradient (2, B) of log q at x (2, B)."""
+    def score(self, level: Any, x: Tensor) -> Tensor:
+        """Return the gradient (D, B) of log q at x (D, B)."""
         raise NotImplementedError
 
-    def score_and_jacobian(self, level: NoiseLevel, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the score S (2, B) at x (2, B) and its Jacobian H (2, 2, B), H[i, j] = dS_i / dx_j."""
+    def score_and_jacobian(self, level: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the score S (D, B) at x (D, B) and its Jacobian H (D, D, B), H[i, j] = dS_i / dx_j."""
         raise NotImplementedError
 
 
@@ -158,3 +210,10 @@ class LearnedModel(JointModel):
             (S,) = torch.autograd.grad(self.log_density(level, x).sum(), x, create_graph=True)
             rows = [torch.autograd.grad(S[i].sum(), x, retain_graph=i == 0)[0] for i in range(2)]
         return S.detach(), torch.stack(rows)
+
+    def draw_reverse(self, noise: Noise, noisy: Any, cleaner: Any, x: Tensor) -> Tensor:
+        """See :meth:`JointModel.draw_reverse`: the Gaussian with the energy's first two Tweedie moments."""
+        S, H = self.score_and_jacobian(noisy, x)
+        g2 = noisy.abar / cleaner.abar
+        mean: Tensor = (x + (1 - g2) * S) / math.sqrt(g2)
+        return mean + lower_times(clamped_cholesky(H, 1 - g2, (1 - g2) / g2), noise.normal(2))

@@ -17,7 +17,6 @@ from lightning_toys.errors import bounded, note, require
 from lightning_toys.mirror_descent import figures, sample_figures
 from lightning_toys.mirror_descent.chain_runner import run_chains
 from lightning_toys.mirror_descent.closed_form_checks import (
-    ImplementationError,
     Row,
     check_table,
     distribution_table,
@@ -32,7 +31,7 @@ from lightning_toys.mirror_descent.hparams import from_hparam
 from lightning_toys.mirror_descent.problem import Problem, Settings
 from lightning_toys.mirror_descent.sampler import Sampler
 from lightning_toys.mirror_descent.schedules import Linear, Schedule
-from lightning_toys.mirror_descent.shipped import SHORT_NAMES, class_path_of, make_samplers
+from lightning_toys.mirror_descent.shipped import KNOWN, SHORT_NAMES, class_path_of, make_samplers
 from lightning_toys.mirror_descent.sweeps import Curves, sweep_settings
 from lightning_toys.mirror_descent.tilt import Reward, StateReward
 from lightning_toys.training.configuration import as_dataclass, require_data
@@ -123,7 +122,7 @@ class TiltedSampling(SamplerEvaluation):
             bounded(f"--model.{name}", value, 100)
         bounded("--model.bins", bins, 2)
         bounded("--model.sweep_max_refresh", sweep_max_refresh, 0, 100)  # as many pictures' points
-        self.reward = from_hparam(Reward, reward, "reward", StateReward())  # type: ignore[type-abstract]
+        self.reward = from_hparam(Reward, reward, "reward", StateReward())
         self.schedule = from_hparam(Schedule, schedule, "schedule", Linear())
         self.lambda_scale, self.chains, self.settings = lambda_scale, chains, as_dataclass(Settings, settings)
         self.bins, self.sweep_max_refresh, self.sweep_chains, self.gif = bins, sweep_max_refresh, sweep_chains, gif
@@ -141,7 +140,7 @@ class TiltedSampling(SamplerEvaluation):
 
     def sampler_hparams(self) -> list[str | dict[str, str]]:
         """Return the samplers as plain values: short names, and class paths of those of somebody's own."""
-        return [n if n in SHORT_NAMES else {"class_path": class_path_of(make)} for n, make in self.makers.items()]
+        return [n if n in KNOWN else {"class_path": class_path_of(make)} for n, make in self.makers.items()]
 
     # what ToyModule asks for
 
@@ -230,21 +229,6 @@ class TiltedSampling(SamplerEvaluation):
             self.tell(f"metrics without @ are those of {next(iter(self.samples))}, the first of --model.samplers")
         if writes and self.gif:
             self.write_animations()
-
-    def on_test_end(self) -> None:
-        """Fail where samples differ from their sampler's exact moments and that is asked for; results are written.
-
-        Raises:
-            ImplementationError: names the rows.
-        """
-        wrong = [f"{r.check.sampler} {r.check.quantity} (z = {r.check.z:+.1f})" for r in self.rows
-                 if r.as_dict()["implementation"] == "differs"]  # fmt: skip
-        if self.assert_implementation and wrong:
-            message = (
-                f"--model.assert_implementation: samples differ from their sampler's exact moments: {', '.join(wrong)}"
-            )
-            note(f"error: {message}")
-            raise ImplementationError(message)
 
     def tables(self, problem: Problem, report: Report) -> list[str]:
         """Return the lines of facts.md."""

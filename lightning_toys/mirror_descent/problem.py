@@ -8,11 +8,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lightning_toys.errors import MOST, REPEATS, bounded, require
+from lightning_toys.errors import MOST, REPEATS, ToyError, bounded, require
 from lightning_toys.mirror_descent.joint import Array, Joint, NoiseLevel
 from lightning_toys.mirror_descent.model import ExactModel, JointModel
 from lightning_toys.mirror_descent.schedules import Schedule
 from lightning_toys.mirror_descent.tilt import Reward, ShiftedReward, TiltedAction, tilt
+from lightning_toys.mirror_descent.world import Tilted, World
 from lightning_toys.training.compiling import check_compiler
 
 
@@ -143,7 +144,7 @@ class Problem:
     (0.9, 0.4)
 
     Attributes:
-        joint: the clean distribution q.
+        world: the clean distribution q.
         reward: gives Q.
         schedule: how the tilt grows over the levels.
         lambda_scale: lambda, the inverse temperature of the tilt at the clean end.
@@ -152,7 +153,7 @@ class Problem:
         original: the problem that this one is in other coordinates, see :attr:`centred`.
     """
 
-    joint: Joint
+    world: World
     reward: Reward
     schedule: Schedule
     lambda_scale: float
@@ -160,10 +161,34 @@ class Problem:
     model: JointModel = field(default_factory=ExactModel)
     original: Problem | None = None
 
+    # in every world
+
+    @cached_property
+    def tilted(self) -> Tilted:
+        """The target: the tilted clean distribution."""
+        return self.model.tilt(self.world.clean, self.reward, self.lambda_scale)
+
+    @cached_property
+    def tilted_levels(self) -> list[Tilted]:
+        """The tilted distribution at each of the K levels, noisy to clean."""
+        if self.original is not None:
+            return [*self.levels]
+        return [self.model.tilt(self.world.level(x), self.reward, self.beta(x)) for x in self.abars]
+
+    @property
+    def abars(self) -> list[float]:
+        """abar of the K levels of annealed samplers, noisy to clean."""
+        s = self.settings
+        return np.linspace(s.abar_min, s.abar_max, s.K).tolist() if s.K > 1 else [s.abar_max]
+
+    def beta(self, abar: float) -> float:
+        """Return beta = lambda f(abar), the tilt's inverse temperature at a level."""
+        return self.lambda_scale * self.schedule.fraction(abar, self.settings.abar_min)
+
     @property
     def origin(self) -> Array:
-        """Where the clean coordinates' 0 is in those of the original problem (2,)."""
-        return np.zeros(2) if self.original is None else self.original.joint.clean.m
+        """Where the clean coordinates' 0 is in those of the original problem (dim,)."""
+        return np.zeros(self.world.dim) if self.original is None else self.original.world.centre
 
     @cached_property
     def centred(self) -> Problem:
@@ -171,21 +196,37 @@ class Problem:
 
         Chains run in these, since in single precision a number far from 0 has no digits left for differences.
         """
-        m = self.joint.clean.m
+        m = self.world.centre
         if self.original is not None or not m.any():
             return self
-        joint = replace(self.joint, mu_a=0.0, d=0.0, s=0.0, mu_eps=0.0)
+        world = replace(self.joint, mu_a=0.0, d=0.0, s=0.0, mu_eps=0.0)
         model = self.model.measured_from(m)
-        return replace(self, joint=joint, reward=ShiftedReward(self.reward, m), model=model, original=self)
+        return replace(self, world=world, reward=ShiftedReward(self.reward, m), model=model, original=self)
+
+    # in the linear-Gaussian world
+
+    @property
+    def joint(self) -> Joint:
+        """The linear-Gaussian world.
+
+        Raises:
+            ToyError: this is another.
+        """
+        if not isinstance(self.world, Joint):
+            raise ToyError(
+                f"--data: {type(self.world).__name__} is not allowed here, closed forms of the linear-Gaussian world "
+                "are wanted; give LinearGaussian"
+            )
+        return self.world
 
     @cached_property
     def target(self) -> TiltedAction:
-        """The target: the tilted distribution of the clean action."""
+        """The tilted distribution of the clean action."""
         return tilt(self.joint.clean, self.reward, self.lambda_scale)
 
     @cached_property
     def tilted_joint(self) -> NoiseLevel:
-        """The target: the tilted distribution of the clean (a, s')."""
+        """The tilted distribution of the clean (a, s')."""
         return self.joint.with_action_marginal(self.target.mu, 1 / self.target.tau)
 
     @cached_property
@@ -200,10 +241,4 @@ class Problem:
                 TiltedAction(NoiseLevel(at.level.m - m, at.level.C, at.level.abar), at.beta, at.Q.about(float(m[0])))
                 for at in self.original.levels
             ]
-        s = self.settings
-        abars = np.linspace(s.abar_min, s.abar_max, s.K) if s.K > 1 else np.array([s.abar_max])
-        return [tilt(self.joint.level(float(x)), self.reward, self.beta(float(x))) for x in abars]
-
-    def beta(self, abar: float) -> float:
-        """Return beta = lambda f(abar), the tilt's inverse temperature at a level."""
-        return self.lambda_scale * self.schedule.fraction(abar, self.settings.abar_min)
+        return [tilt(self.joint.level(x), self.reward, self.beta(x)) for x in self.abars]

@@ -55,6 +55,23 @@ def ode_step(abar: float, next_abar: float) -> ReverseStep:
     return ReverseStep(scale, score_scale, 0.0)
 
 
+def ddim_step(abar: float, next_abar: float, eta: float) -> ReverseStep:
+    """Return DDIM's step with noise (Song et al. 2021, arXiv 2010.02502, equations 12 and 16).
+
+    x' = sqrt(abar') x_0 + sqrt(1 - abar' - sigma^2) eps + sigma z with x_0 and eps of the score and
+    sigma^2 = eta^2 (1 - abar') / (1 - abar) (1 - abar / abar'). At eta 0 it is :func:`ode_step`; at 1 the posterior
+    of DDPM's ancestral sampling, q(x' | x, x_0) at the denoised x_0 (Ho et al. 2020, arXiv 2006.11239, equation 7).
+
+    >>> ddim_step(0.3, 0.7, 0.0) == ode_step(0.3, 0.7)
+    True
+    """
+    noise_variance, next_variance = 1 - abar, max(0.0, 1 - next_abar)
+    variance = eta**2 * next_variance / noise_variance * (1 - abar / next_abar)
+    scale = math.sqrt(next_abar / abar)
+    score_scale = scale * noise_variance - math.sqrt((next_variance - variance) * noise_variance)
+    return ReverseStep(scale, score_scale, variance)
+
+
 StepRule = Callable[[float, float], ReverseStep]  # of (abar, next_abar)
 STEP_RULES: dict[str, StepRule] = {"sde": sde_step, "ode": ode_step}
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample
-from lightning_toys.mirror_descent.joint import Gaussian, NoiseLevel
+from lightning_toys.mirror_descent.joint import Gaussian
 from lightning_toys.mirror_descent.kernels import Noise
 from lightning_toys.mirror_descent.problem import Cost, Problem
+from lightning_toys.mirror_descent.world import without_rows
 
 NUM_TRACED = 64  # chains of a block whose trace is kept
 NUM_MONITORED = 1024  # chains of a block that acceptance rate and squared jumps are averaged over
@@ -25,8 +26,8 @@ class Draws:
     """What a sampler drew in some blocks of chains, side by side.
 
     Attributes:
-        a: actions (B,).
-        s: next states (B,).
+        a: actions (B,), or (d_a, B) where they have several coordinates.
+        s: next states, likewise.
         accepted: acceptance rate of each step in each block (T, blocks), or None.
         trace: actions of each block's traced chains after every step (T, blocks, W), or None.
         states: next states of the same chains (T, blocks, W), or None.
@@ -59,6 +60,8 @@ class Sampler(ABC):
         stationary: whether all steps are of one Markov kernel, as R-hat and ESS assume.
         annealed: whether its steps go through ``problem.levels``, ``action_steps_per_level`` at each.
         reads_score: whether it reads ``problem.model``, so that a learned model makes a difference.
+        whole_groups: whether there have to be chains for a whole group.
+        linear_only: whether it needs closed forms that only the linear-Gaussian world has.
         exact_in_the_limit: the draws tend to the target's as ``group`` grows, and are tested against that.
 
     Args:
@@ -72,6 +75,8 @@ class Sampler(ABC):
     stationary: bool = False
     annealed: bool = False
     reads_score: bool = True
+    whole_groups: bool = False
+    linear_only: bool = False
     exact_in_the_limit: bool = False
 
     def __init__(self, problem: Problem) -> None:
@@ -101,6 +106,10 @@ class Sampler(ABC):
         """
         x = self.problem.tilted_joint if self.exact_in_the_limit else self.exact_distribution()
         return {} if x is None else gaussian_moments(x, self.problem.joint.sigma_sprime)
+
+    def exact_law(self) -> Any:
+        """Return the distribution of the draws, a :class:`truth.Truth`, where it is known in this world; else None."""
+        return None
 
     def fast_steps(self) -> int:
         """Return how many steps of a chain compiled code takes as a whole; 0 where it would gain little."""
@@ -137,16 +146,6 @@ def refreshed_moments(problem: Problem, grid: np.ndarray, p: np.ndarray) -> dict
     return {"mean": middle + mean, "var": var, "slope": problem.joint.alpha, "cond_ratio": 1.0}
 
 
-def refresh(noise: Noise, level: NoiseLevel, a: Tensor) -> Tensor:
-    """Draw s' (B,) given actions a (B,) at a level."""
-    return torch.add(noise.normal()[0] * math.sqrt(level.v) + level.c, a, alpha=level.rho)
-
-
-def sample_prior(noise: Noise, level: NoiseLevel) -> Tensor:
-    """Draw actions (B,) of the untilted distribution at a level."""
-    return noise.normal()[0] * math.sqrt(level.C[0, 0]) + float(level.m[0])
-
-
 class ChainRecorder:
     """Records acceptance, traces and jumps of some chains of each block.
 
@@ -161,7 +160,7 @@ class ChainRecorder:
         self.trace: list[Tensor] = []
 
     def record(self, before: Tensor, after: Tensor, accepted: Tensor | None = None) -> None:
-        """Record one step: actions before and after it, and 1 where it was accepted, each (B,)."""
+        """Record one step: actions (their first coordinate) before and after it, and 1 where accepted, each (B,)."""
         if not self.trace:
             self.trace.append(self.first_chains(before, self.kept))
         self.trace.append(self.first_chains(after, self.kept))
@@ -173,11 +172,12 @@ class ChainRecorder:
         return x.view(self.blocks, -1)[:, :n].clone()
 
     def draws(self, a: Tensor, s: Tensor) -> Draws:
-        """Return the draws a and s (B,) with what was recorded."""
+        """Return the draws a and s, (B,) or rows (d, B), with what was recorded."""
         accepted = torch.stack(self.accepted).mean(-1) if self.accepted else None
         trace = torch.stack(self.trace)
         squared_jumps = trace[..., :NUM_MONITORED].diff(dim=0).square().mean(-1)
-        return Draws(a, s, accepted, trace[1:, :, : self.num_traced] if self.num_traced else None, squared_jumps)
+        kept = trace[1:, :, : self.num_traced] if self.num_traced else None
+        return Draws(without_rows(a), without_rows(s), accepted, kept, squared_jumps)
 
 
 class PairRecorder:

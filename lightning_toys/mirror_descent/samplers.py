@@ -14,18 +14,21 @@ from lightning_toys.mirror_descent import affine
 from lightning_toys.mirror_descent.action_density import ActionDensity, independence_moves, mala_moves
 from lightning_toys.mirror_descent.affine import AffineStep, propagate
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample, check_mean, lag_one_autocorrelation
+from lightning_toys.mirror_descent.grid_law import Steps, independence_law, langevin_law
 from lightning_toys.mirror_descent.joint import Gaussian
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise, State, independence_mh, init_state, mala, ula
+from lightning_toys.mirror_descent.model import refresh, sample_prior
 from lightning_toys.mirror_descent.problem import Cost
+from lightning_toys.mirror_descent.resampling import systematic_resampling
 from lightning_toys.mirror_descent.sampler import (
     ChainRecorder,
     Draws,
     PairRecorder,
     Sampler,
-    refresh,
     refreshed_moments,
-    sample_prior,
 )
+from lightning_toys.mirror_descent.truth import OneAction
+from lightning_toys.mirror_descent.world import without_rows
 
 IMPORTANCE_GROUP = 2**12  # draws that are resampled together by their importance weights
 
@@ -45,24 +48,24 @@ class Importance(Sampler):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        problem = self.problem
-        clean, Q, beta = problem.joint.clean, problem.target.Q, problem.lambda_scale
-        a = sample_prior(noise, clean)
-        s = refresh(noise, clean, a)
-        wide = a.double()  # a weight is the exponential of a difference of large numbers
-        log_w = (beta * (Q.b - 0.5 * Q.A * wide) * wide).view(-1, IMPORTANCE_GROUP)
+        model, clean, tilted = self.problem.model, self.problem.world.clean, self.problem.tilted
+        a = model.draw_action(noise, clean)
+        s = model.draw_state(noise, clean, a)
+        # a weight is the exponential of a difference of large numbers
+        log_w = tilted.log_weight(a.double()).view(-1, IMPORTANCE_GROUP)
         weight = torch.softmax(log_w, -1)
-        before = (a, s)
         kept = systematic_resampling(weight, noise.uniforms_of_groups(BLOCK_SIZE // IMPORTANCE_GROUP))
         kept = (kept + IMPORTANCE_GROUP * torch.arange(len(kept), device=kept.device)[:, None]).ravel()
+        log_z = torch.logsumexp(log_w, -1) - math.log(IMPORTANCE_GROUP) + tilted.log_weight_offset
         extra = {
             "ess_fraction": (1 / (weight.square().sum(-1) * IMPORTANCE_GROUP)).tolist(),
-            "log_z": (torch.logsumexp(log_w, -1) - math.log(IMPORTANCE_GROUP) + beta * Q.const).tolist(),
+            "log_z": log_z.tolist(),
         }
         pairs = PairRecorder(self.num_traced, noise.blocks)
-        pairs.record(*before)
-        pairs.record(a[kept], s[kept])
-        return Draws(a[kept], s[kept], *pairs.traces(), extra=extra)
+        pairs.record(a[0], s[0])
+        a, s = a[:, kept], s[:, kept]
+        pairs.record(a[0], s[0])
+        return Draws(without_rows(a), without_rows(s), *pairs.traces(), extra=extra)
 
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
@@ -71,30 +74,15 @@ class Importance(Sampler):
     def own_checks(self, samples: Sequence[Sample]) -> list[ClosedFormCheck]:
         """See :meth:`Sampler.own_checks`: the weights' effective sample size, and Z."""
         ess = [v for x in samples for v in (x.extra or {})["ess_fraction"]]
-        wanted = self.problem.target.importance_ess_fraction
+        wanted = self.problem.tilted.importance_ess_fraction
         return [check_mean(self.name, "ess_fraction", wanted, ess), z_check(self, samples)]
 
 
 def z_check(sampler: Sampler, samples: Sequence[Sample]) -> ClosedFormCheck:
     """Return the check that the estimates of Z, ``log_z`` of each group, are unbiased."""
-    log_z = sampler.problem.target.log_z
+    log_z = sampler.problem.tilted.log_z
     found = [math.exp(v - log_z) for x in samples for v in (x.extra or {})["log_z"]]
     return check_mean(sampler.name, "Z / exact Z", 1.0, found)
-
-
-def systematic_resampling(weight: Tensor, uniform: Tensor) -> Tensor:
-    """Return the indices (groups, N) that are kept in each group, index i floor or ceil of N weight_i times.
-
-    >>> systematic_resampling(torch.tensor([[0.5, 0.25, 0.0, 0.25]]), torch.tensor([0.5])).tolist()
-    [[0, 0, 1, 3]]
-
-    Args:
-        weight: (groups, N), each row of sum 1.
-        uniform: one for each group, in [0, 1) (groups,).
-    """
-    n = weight.shape[-1]
-    quantiles = (torch.arange(n, dtype=weight.dtype, device=weight.device) + uniform.to(weight)[:, None]) / n
-    return torch.searchsorted(weight.cumsum(-1), quantiles).clamp_(max=n - 1)
 
 
 class IndependenceMH(Sampler):
@@ -108,18 +96,18 @@ class IndependenceMH(Sampler):
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
         problem, recorder = self.problem, ChainRecorder(self.num_traced, noise.blocks)
-        clean, Q, beta = problem.joint.clean, problem.target.Q, problem.lambda_scale
+        model, clean, tilted = problem.model, problem.world.clean, problem.tilted
 
         def log_weight(x: Tensor) -> tuple[Tensor, Tensor]:
-            return beta * (Q.b - 0.5 * Q.A * x[0]) * x[0], torch.zeros_like(x)
+            return tilted.log_weight(x), torch.zeros_like(x)
 
-        state = init_state(sample_prior(noise, clean).unsqueeze(0), log_weight)
+        state = init_state(model.draw_action(noise, clean), log_weight)
         for _ in range(problem.settings.mcmc_steps):
-            proposal = init_state(sample_prior(noise, clean).unsqueeze(0), log_weight)
+            proposal = init_state(model.draw_action(noise, clean), log_weight)
             before = state
             state, info = independence_mh(noise, state, proposal, proposal.log_p - state.log_p)
             recorder.record(before.x[0], state.x[0], info.accepted)
-        return recorder.draws(state.x[0], refresh(noise, clean, state.x[0]))
+        return recorder.draws(state.x, model.draw_state(noise, clean, state.x))
 
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
@@ -136,6 +124,10 @@ class IndependenceMH(Sampler):
         """See :meth:`Sampler.exact_moments`."""
         return refreshed_moments(self.problem, *self.density.solve()) if self.density.known else {}
 
+    def exact_law(self) -> OneAction | None:
+        """See :meth:`Sampler.exact_law`: with one action."""
+        return independence_law(self.problem, self.problem.settings.mcmc_steps)
+
     def why_unknown(self) -> str:
         """See :meth:`Sampler.why_unknown`."""
         return self.density.why_unknown
@@ -151,13 +143,13 @@ class ULA(Sampler):
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
         problem, recorder = self.problem, ChainRecorder(self.num_traced, noise.blocks)
-        eta = problem.settings.ula_step
-        x, score = sample_prior(noise, problem.joint.clean).unsqueeze(0), problem.model.action_score(problem.target)
+        model, clean, eta = problem.model, problem.world.clean, problem.settings.ula_step
+        x, score = model.draw_action(noise, clean), model.action_score(problem.tilted)
         for _ in range(problem.settings.mcmc_steps):
             before = x
             x = ula(noise, x, score(x), eta)
             recorder.record(before[0], x[0])
-        return recorder.draws(x[0], refresh(noise, problem.joint.clean, x[0]))
+        return recorder.draws(x, model.draw_state(noise, clean, x))
 
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
@@ -172,6 +164,12 @@ class ULA(Sampler):
         for _ in range(problem.settings.mcmc_steps):
             x = propagate(x, step)
         return propagate(x, affine.refresh(problem.joint.clean))
+
+    def exact_law(self) -> OneAction | None:
+        """See :meth:`Sampler.exact_law`: with one action."""
+        s = self.problem.settings
+        steps = Steps(self.problem.tilted, s.ula_step, s.mcmc_steps, adjusted=False)
+        return langevin_law(self.problem, self.problem.world.clean, [steps])
 
 
 def ula_transition(mu: float, tau: float, eta: float, gradient_noise: float = 0.0) -> AffineStep:
@@ -190,14 +188,15 @@ class MALA(Sampler):
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
         problem, recorder = self.problem, ChainRecorder(self.num_traced, noise.blocks)
-        target = problem.model.action_target(problem.target)
-        eta = problem.settings.mala_step / problem.target.tau
-        state: State = init_state(sample_prior(noise, problem.joint.clean).unsqueeze(0), target)
+        model, clean = problem.model, problem.world.clean
+        target = model.action_target(problem.tilted)
+        eta = problem.settings.mala_step / problem.tilted.tau
+        state: State = init_state(model.draw_action(noise, clean), target)
         for _ in range(problem.settings.mcmc_steps):
             before = state
             state, info = mala(noise, state, target, eta)
             recorder.record(before.x[0], state.x[0], info.accepted)
-        return recorder.draws(state.x[0], refresh(noise, problem.joint.clean, state.x[0]))
+        return recorder.draws(state.x, model.draw_state(noise, clean, state.x))
 
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
@@ -214,6 +213,13 @@ class MALA(Sampler):
         """See :meth:`Sampler.exact_moments`."""
         return refreshed_moments(self.problem, *self.density.solve()) if self.density.known else {}
 
+    def exact_law(self) -> OneAction | None:
+        """See :meth:`Sampler.exact_law`: with one action."""
+        s, tilted = self.problem.settings, self.problem.tilted
+        return langevin_law(
+            self.problem, self.problem.world.clean, [Steps(tilted, s.mala_step / tilted.tau, s.mcmc_steps)]
+        )
+
     def why_unknown(self) -> str:
         """See :meth:`Sampler.why_unknown`."""
         return self.density.why_unknown
@@ -226,6 +232,7 @@ class Gibbs(Sampler):
     family = "plain"
     stationary = True
     reads_score = False
+    linear_only = True
 
     @property
     def posterior_precision(self) -> float:

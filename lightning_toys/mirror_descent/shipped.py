@@ -9,6 +9,7 @@ from typing import Any
 from lightning_toys.errors import ToyError, did_you_mean, require
 from lightning_toys.imports import load_class
 from lightning_toys.mirror_descent.annealed import PCMALA, PCULA, PCJointMALA
+from lightning_toys.mirror_descent.best_of_n import BestOfN
 from lightning_toys.mirror_descent.guidance import (
     DiffusionPosteriorSampling,
     GuidanceRule,
@@ -19,8 +20,11 @@ from lightning_toys.mirror_descent.guidance import (
 )
 from lightning_toys.mirror_descent.predictors import Predictor
 from lightning_toys.mirror_descent.problem import Problem
+from lightning_toys.mirror_descent.resampling import Multinomial, Residual
 from lightning_toys.mirror_descent.sampler import Sampler
 from lightning_toys.mirror_descent.samplers import MALA, ULA, Gibbs, Importance, IndependenceMH
+from lightning_toys.mirror_descent.steering import SVDD, Difference, FKSteering, Max, Sum
+from lightning_toys.mirror_descent.tempered_smc import TemperedSMC
 from lightning_toys.mirror_descent.twisted_smc import TwistedSMC
 
 MakeSampler = Callable[[Problem], Sampler]
@@ -40,6 +44,16 @@ SHORT_NAMES |= {
 }
 SHORT_NAMES[TwistedSMC.name] = TwistedSMC
 
+# more of them, which WorldSampling runs by default beside those above, and TiltedSampling where they are named
+MORE_NAMES: dict[str, MakeSampler] = {"best_of_8": BestOfN, "svdd_8": SVDD, TemperedSMC.name: TemperedSMC}
+MORE_NAMES |= {f"ddim1_{name}": partial(Predictor, process="ddim", rule=rule) for name, rule in RULES.items()}
+MORE_NAMES |= {f"fk_{kind.name}": partial(FKSteering, potential=kind) for kind in (Difference, Max, Sum)}
+MORE_NAMES |= {
+    f"{TwistedSMC.name}_{kind.__name__.lower()}": partial(TwistedSMC, resampling=kind)
+    for kind in (Residual, Multinomial)
+}
+KNOWN = SHORT_NAMES | MORE_NAMES
+
 
 def make_sampler(given: Any, flag: str = "--model.samplers") -> MakeSampler:
     """Return what makes a sampler of a problem.
@@ -58,8 +72,8 @@ def make_sampler(given: Any, flag: str = "--model.samplers") -> MakeSampler:
         require(callable(given), f"{flag}: {given!r} is not allowed; give names, class paths or Sampler classes")
         make: MakeSampler = given
         return make
-    if given in SHORT_NAMES:
-        return SHORT_NAMES[given]
+    if given in KNOWN:
+        return KNOWN[given]
     path = given.split(".")
     if len(path) > 1 and all(part.isidentifier() for part in path):
         try:
@@ -72,10 +86,10 @@ def make_sampler(given: Any, flag: str = "--model.samplers") -> MakeSampler:
         )
         make = found
         return make
-    known = ", ".join(SHORT_NAMES)
+    known = ", ".join(KNOWN)
     raise ToyError(
         f"{flag}: {given!r} is not allowed; give names of {known}, or the path MODULE.CLASS of a Sampler of your own"
-        f"{did_you_mean(given, SHORT_NAMES)}"
+        f"{did_you_mean(given, KNOWN)}"
     )
 
 

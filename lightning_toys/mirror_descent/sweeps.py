@@ -26,3 +26,23 @@ def sweep_settings(settings: Settings, most: int) -> dict[str, dict[int, Setting
     refreshes = {n: dataclasses.replace(still, refresh_L=n, action_steps_per_level=steps) for n in range(most + 1)}
     actions = {n: dataclasses.replace(still, action_steps_per_level=n) for n in range(1, most + 1)}
     return {"refresh_L": refreshes, "action_steps_per_level": actions}
+
+
+def scaled_settings(settings: Settings, factor: float) -> Settings:
+    """Return settings with a factor of the work: steps of plain samplers, and levels of all others.
+
+    >>> scaled_settings(Settings(), 0.1).mcmc_steps, scaled_settings(Settings(), 0.001).predictor_K
+    (10, 2)
+    """
+
+    def times(n: int, least: int) -> int:
+        return max(least, round(factor * n))
+
+    s = settings
+    return dataclasses.replace(
+        s,
+        K=times(s.K, 1),
+        mcmc_steps=times(s.mcmc_steps, 1),
+        predictor_K=times(s.predictor_K, 2),
+        smc_K=times(s.smc_K, 2),
+    )

@@ -1,17 +1,26 @@
-"""Rewards, and the action's distribution tilted by exp(beta Q). Everything is Gaussian, so everything is exact."""
+"""Rewards of the linear-Gaussian world, and its action tilted by exp(beta Q). All is Gaussian, so all is exact."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from lightning_toys.errors import LARGEST, ToyError, bounded, require
 from lightning_toys.mirror_descent.joint import Array, NoiseLevel
+from lightning_toys.mirror_descent.world import ActionFunction, Tilted
+
+
+class NoIntegralError(ToyError):
+    """q(a) exp(beta Q(a)) has no integral."""
 
 
 @dataclass(frozen=True)
-class Quadratic:
+class Quadratic(ActionFunction):
     """A quadratic const + b x - A x^2 / 2 of a scalar."""
 
     A: float
@@ -22,6 +31,23 @@ class Quadratic:
         """Return the value at x."""
         return self.const + self.b * x - 0.5 * self.A * x * x
 
+    def value(self, a: Tensor) -> Tensor:
+        """See :meth:`ActionFunction.value`, for actions (1, ...)."""
+        return self.const + self.b * a[0] - 0.5 * self.A * a[0].square()
+
+    def gradient(self, a: Tensor) -> Tensor:
+        """See :meth:`ActionFunction.gradient`."""
+        return self.b - self.A * a
+
+    def scaled(self, beta: float) -> Quadratic:
+        """See :meth:`ActionFunction.scaled`."""
+        return Quadratic(beta * self.A, beta * self.b, beta * self.const)
+
+    def smoothed(self, scale: float, variance: float, beta: float) -> Quadratic:
+        """See :meth:`ActionFunction.smoothed`."""
+        smoothing = 1 + scale * self.A * variance
+        return Quadratic(beta * self.A / smoothing, beta * self.b / smoothing, beta * self.const)
+
     def about(self, origin: float) -> Quadratic:
         """Return the same function of x - origin.
 
@@ -31,17 +57,85 @@ class Quadratic:
         return Quadratic(self.A, self.b - self.A * origin, self(origin))
 
 
-class Reward(ABC):
-    """What actions are tilted towards: a base class for rewards of your own, given by class_path.
+@dataclass(frozen=True)
+class QuadraticForm(ActionFunction):
+    """A quadratic const + b . a - a . A a / 2 of an action of any dimension.
 
-    Samplers and closed forms need Q as a quadratic at every noise level. It depends on a alone, so that the tilt leaves
-    s' | a unchanged. A negative curvature A is fine as long as q(a) exp(beta Q(a)) has an integral.
+    Attributes:
+        A: symmetric matrix (d_a, d_a).
+        b: vector (d_a,).
+        const: the value at 0.
     """
 
-    @abstractmethod
+    A: Array
+    b: Array
+    const: float
+
+    def value(self, a: Tensor) -> Tensor:
+        """See :meth:`ActionFunction.value`."""
+        A, b = torch.from_numpy(self.A).to(a), torch.from_numpy(self.b).to(a)
+        inner: Tensor = a * (b.view(-1, *[1] * (a.dim() - 1)) - 0.5 * torch.tensordot(A, a, 1))
+        return self.const + inner.sum(0)
+
+    def gradient(self, a: Tensor) -> Tensor:
+        """See :meth:`ActionFunction.gradient`."""
+        A, b = torch.from_numpy(self.A).to(a), torch.from_numpy(self.b).to(a)
+        out: Tensor = b.view(-1, *[1] * (a.dim() - 1)) - torch.tensordot(A, a, 1)
+        return out
+
+    def scaled(self, beta: float) -> QuadraticForm:
+        """See :meth:`ActionFunction.scaled`."""
+        return QuadraticForm(beta * self.A, beta * self.b, beta * self.const)
+
+    def smoothed(self, scale: float, variance: float, beta: float) -> QuadraticForm:
+        """See :meth:`ActionFunction.smoothed`: A and b times (I + scale variance A)^-1."""
+        K = np.linalg.inv(np.eye(len(self.b)) + scale * variance * self.A)
+        return QuadraticForm(beta * K @ self.A, beta * K @ self.b, beta * self.const)
+
+
+class Reward:
+    """What actions are tilted towards: a base class for rewards of your own, given by class_path.
+
+    Q depends on a alone, so that the tilt leaves s' | a unchanged. A reward gives one method or both:
+    :meth:`action_value`, Q as a quadratic at every noise level, which the linear-Gaussian world needs (a negative
+    curvature is fine as long as q(a) exp(beta Q(a)) has an integral), and :meth:`value`, any function of clean actions,
+    for the worlds of :class:`WorldSampling`; there :meth:`quadratic` says that closed forms hold.
+    """
+
     def action_value(self, level: NoiseLevel) -> Quadratic:
         """Return the action value Q(a) at a noise level, whose s' | a is N(level.rho a + level.c, level.v)."""
-        raise NotImplementedError
+        raise ToyError(
+            f"--model.reward: {type(self).__name__} is not allowed here, it has no action_value; "
+            "give ActionValue or StateReward, or take WorldSampling with --data GaussianMixture"
+        )
+
+    def value(self, a: Tensor) -> Tensor:
+        """Return Q (...) at clean actions a (d_a, ...)."""
+        raise ToyError(
+            f"--model.reward: {type(self).__name__} is not allowed here, it has no value(a); "
+            "give ActionValue, QuadraticReward, Quartic or Step"
+        )
+
+    def quadratic(self, action_dim: int) -> QuadraticForm | None:
+        """Return Q as a quadratic of so many actions where it is one; None: closed forms are not known."""
+        return None
+
+    def log_mean_exp(self, a: Tensor, std: float, scale: float) -> tuple[Tensor, Tensor] | None:
+        """Return log E exp(scale Q(a + std z)) (...) at one-dimensional actions a (...), and its derivative in a.
+
+        None, the default, leaves both to quadrature.
+        """
+        return None
+
+    @property
+    def breakpoints(self) -> Sequence[float]:
+        """Actions at which Q or its derivative jumps, for quadrature."""
+        return ()
+
+    @property
+    def curvature(self) -> float:
+        """A typical -Q'', by which the step sizes of Metropolis-Hastings samplers are reduced; not below 0."""
+        return 0.0
 
     @property
     def state_weight(self) -> float:
@@ -68,6 +162,20 @@ class ActionValue(Reward):
     def action_value(self, level: NoiseLevel) -> Quadratic:
         """See :meth:`Reward.action_value`."""
         return Quadratic(self.q_a, self.q_a * self.mu_q, -0.5 * self.q_a * self.mu_q**2)
+
+    def value(self, a: Tensor) -> Tensor:
+        """See :meth:`Reward.value`: with several coordinates, the same for each."""
+        return -0.5 * self.q_a * (a - self.mu_q).square().sum(0)
+
+    def quadratic(self, action_dim: int) -> QuadraticForm:
+        """See :meth:`Reward.quadratic`."""
+        b = np.full(action_dim, self.q_a * self.mu_q)
+        return QuadraticForm(self.q_a * np.eye(action_dim), b, -0.5 * self.q_a * self.mu_q**2 * action_dim)
+
+    @property
+    def curvature(self) -> float:
+        """See :attr:`Reward.curvature`."""
+        return self.q_a
 
 
 class StateReward(Reward):
@@ -145,7 +253,7 @@ def quadratic_of(reward: Reward, level: NoiseLevel) -> Quadratic:
 
 
 @dataclass(frozen=True)
-class TiltedAction:
+class TiltedAction(Tilted):
     """pi(a) proportional to q(a) exp(beta Q(a)) at one noise level: N(mu, 1 / tau).
 
     Attributes:
@@ -167,6 +275,15 @@ class TiltedAction:
     def mu(self) -> float:
         """Mean of the tilted action."""
         return float((self.level.m[0] / self.level.C[0, 0] + self.beta * self.Q.b) / self.tau)
+
+    def log_weight(self, a: Tensor) -> Tensor:
+        """See :meth:`Tilted.log_weight`: without Q's constant."""
+        return self.beta * (self.Q.b - 0.5 * self.Q.A * a[0]) * a[0]
+
+    @property
+    def log_weight_offset(self) -> float:
+        """See :attr:`Tilted.log_weight_offset`."""
+        return self.beta * self.Q.const
 
     @property
     def log_z(self) -> float:

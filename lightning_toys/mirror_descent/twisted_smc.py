@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.mirror_descent.affine import AffineStep, Array
+from lightning_toys.mirror_descent.affine import Array, covariance_root, reverse_kernel
+from lightning_toys.mirror_descent.batched_cholesky import clamped_cholesky, lower_times, lower_transposed_times
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample
 from lightning_toys.mirror_descent.guidance import (
     DiffusionPosteriorSampling,
     TrainingFreeGuidance,
     TweedieGuidance,
+    chain_rule,
     tweedie_action,
 )
-from lightning_toys.mirror_descent.joint import NoiseLevel
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
 from lightning_toys.mirror_descent.model import affine_map
-from lightning_toys.mirror_descent.predictors import covariance_root
 from lightning_toys.mirror_descent.problem import Cost, Problem
+from lightning_toys.mirror_descent.resampling import Resampling, Systematic
 from lightning_toys.mirror_descent.reverse_process import log_snr_levels
 from lightning_toys.mirror_descent.sampler import Draws, PairRecorder, Sampler
-from lightning_toys.mirror_descent.samplers import systematic_resampling, z_check
+from lightning_toys.mirror_descent.samplers import z_check
+from lightning_toys.mirror_descent.world import without_rows
 
 TWISTS: dict[str, type[TweedieGuidance]] = {"dps": DiffusionPosteriorSampling, "tfg": TrainingFreeGuidance}
-
-
-def reverse_kernel(noisy: NoiseLevel, cleaner: NoiseLevel) -> AffineStep:
-    """Return the exact distribution of x at the cleaner level given x at the noisy one: A x + b + N(0, D).
-
-    x_noisy = g x_cleaner + noise of variance 1 - g^2, g^2 = abar_noisy / abar_cleaner.
-    """
-    g = math.sqrt(noisy.abar / cleaner.abar)
-    gain = g * cleaner.C @ noisy.precision
-    return AffineStep(gain, cleaner.m - gain @ noisy.m, cleaner.C - g * gain @ cleaner.C)
 
 
 class Proposal(NamedTuple):
@@ -45,55 +37,58 @@ class Proposal(NamedTuple):
 
     Attributes:
         log_twist: log psi (runs, n).
-        gradient: of log psi (2, runs, n).
-        mean: of the reverse kernel (2, runs, n).
-        root: lower triangular root of the kernel's covariance, (2, 2) numbers or tensors (2, 2, runs, n).
+        gradient: of log psi (D, runs, n).
+        mean: of the reverse kernel (D, runs, n).
+        root: lower triangular root of the kernel's covariance, (D, D) numbers or tensors (D, D, runs, n).
+        log_q: log density of the level (runs, n), where it is known with its constant.
     """
 
     log_twist: Tensor
     gradient: Tensor
     mean: Tensor
     root: Array | Tensor
-
-
-def clamped_cholesky(H: Tensor, weight: float, scale: float) -> Tensor:
-    """Return the Cholesky factor of scale (I + weight H) for H (2, 2, ...), of H's shape.
-
-    Negative pivots, which come of errors in a learned H, are taken for 0.
-    """
-    C = scale * weight * H
-    pivot = (scale + C[0, 0]).clamp_min(0.0)
-    first = pivot.sqrt()
-    low = torch.where(pivot > 0, C[1, 0] / first, torch.zeros_like(first))
-    second = (scale + C[1, 1] - low.square()).clamp_min(0.0).sqrt()
-    return torch.stack([torch.stack([first, torch.zeros_like(first)]), torch.stack([low, second])])
+    log_q: Tensor | None = None
 
 
 class TwistedSMC(Sampler):
     """Twisted sequential Monte Carlo (Wu et al. 2023): exact as the number of particles grows, and unbiased in Z.
 
     Proposals are the untilted exact reverse kernel p, its mean shifted by the gradient of the twist psi_k; weights are
-    p psi' / (psi proposal). They are carried along, and the particles are resampled systematically when their effective
-    sample size falls below ``ess_threshold`` of them. With a_0 = E[a_0 | x] the twist ``dps`` is exp(lambda Q(a_0)), as
-    published; ``tfg`` smooths it as that rule does, which tames the weights' tails.
+    p psi' / (psi proposal). They are carried along, and the particles are resampled when their effective sample size
+    falls below ``ess_threshold`` of them. With a_0 = E[a_0 | x] the twist ``dps`` is exp(lambda Q(a_0)), as published;
+    ``tfg`` smooths it as that rule does, which tames the weights' tails.
+
+    In other worlds the proposal's kernel is the Gaussian with p's first two moments (Tweedie's formulas), and the
+    weight's p is exact all the same, by Bayes' rule from the densities of two levels.
 
     ``extra`` has each run's ``log_z``, final ``ess_fraction`` and number of resamplings, ``resampled``.
+
+    Args:
+        problem: the sampling problem.
+        resampling: the scheme's class.
     """
 
     name = "smc_twisted"
     family = "twisted SMC"
+    whole_groups = True
     num_traced = 0
     exact_in_the_limit = True
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, resampling: Callable[[], Resampling] = Systematic) -> None:
         super().__init__(problem)
         s = problem.settings
+        self.resampling = resampling()
+        if resampling is not Systematic:
+            self.name = f"smc_twisted_{type(self.resampling).__name__.lower()}"
         self.abars = log_snr_levels(s.smc_K)
-        self.levels = [problem.joint.level(float(x)) for x in self.abars]
+        self.levels = [problem.world.level(float(x)) for x in self.abars]
         self.group = s.smc_particles
-        self.guide: TweedieGuidance = TWISTS[s.smc_twist](problem.joint, problem.reward, problem.lambda_scale)
-        self.twist_gradients = [self.guide.affine_term(level, problem.lambda_scale) for level in self.levels]
-        self.kernels = [reverse_kernel(a, b) for a, b in zip(self.levels[:-1], self.levels[1:], strict=True)]
+        self.guide: TweedieGuidance = TWISTS[s.smc_twist](problem.world, problem.reward, problem.lambda_scale)
+        self.twists = [self.guide.twist(level, problem.lambda_scale) for level in self.levels]
+        self.steps = len(self.levels) - 1
+        if problem.model.exact:
+            self.twist_gradients = [self.guide.affine_term(level, problem.lambda_scale) for level in self.levels]
+            self.kernels = [reverse_kernel(a, b) for a, b in zip(self.levels[:-1], self.levels[1:], strict=True)]
 
     def log_twist(self, k: int, x: Tensor) -> Tensor:
         """Return log psi_k(x) - log psi_k(0) (...) for x (2, ...), the integral of ``twist_gradients[k]``."""
@@ -104,16 +99,11 @@ class TwistedSMC(Sampler):
         """Return log psi_k(0)."""
         level = self.levels[k]
         a0 = float((1 - level.abar) * (level.precision @ level.m)[0] / math.sqrt(level.abar))
-        A, b = self.coefficients(k)
-        return self.problem.lambda_scale * self.problem.target.Q.const + b * a0 - 0.5 * A * a0**2
-
-    def coefficients(self, k: int) -> tuple[float, float]:
-        """Return A and b of log psi_k = const + b a_0 - A a_0^2 / 2."""
-        return self.guide.coefficients(self.levels[k], self.problem.lambda_scale)
+        return float(self.twists[k].value(torch.tensor([a0], dtype=torch.float64)))
 
     def proposal(self, k: int, x: Tensor) -> Proposal:
-        """Return the twist of the particles x (2, runs, n) at level k, and where their proposals are."""
-        last = k == len(self.kernels)
+        """Return the twist of the particles x (D, runs, n) at level k, and where their proposals are."""
+        last = k == self.steps
         if self.problem.model.exact:
             gradient = affine_map(self.twist_gradients[k][0], x, self.twist_gradients[k][1])
             log_twist = self.log_twist(k, x) + self.log_twist_at_zero(k)
@@ -121,80 +111,104 @@ class TwistedSMC(Sampler):
                 return Proposal(log_twist, gradient, x, np.zeros((2, 2)))
             kernel = self.kernels[k]
             return Proposal(log_twist, gradient, affine_map(kernel.A, x, kernel.b), covariance_root(kernel.D))
-        level, (A, b) = self.levels[k], self.coefficients(k)
-        S, a0, a0_gradient, H = (
-            v.reshape(*v.shape[:-1], *x.shape[1:]) for v in tweedie_action(self.problem.model, level, x.flatten(1))
+        return self.tweedie_proposal(k, x, last)
+
+    def tweedie_proposal(self, k: int, x: Tensor, last: bool) -> Proposal:
+        """Return :meth:`proposal` from the model's score and Jacobian, in any world."""
+        level, model, twist = self.levels[k], self.problem.model, self.twists[k]
+        flat = x.flatten(1)
+        S, a0, J, H = (
+            v.reshape(*v.shape[:-1], *x.shape[1:])
+            for v in tweedie_action(model, level, flat, self.problem.world.action_dim)
         )
-        const = self.problem.lambda_scale * self.problem.target.Q.const
-        log_twist, gradient = const + b * a0 - 0.5 * A * a0.square(), a0_gradient * (b - A * a0)
+        log_q = model.log_density(level, flat.double()).view(x.shape[1:]) if model.normalised else None
+        log_twist, gradient = twist.value(a0), chain_rule(J, twist.gradient(a0))
         if last:
-            return Proposal(log_twist, gradient, x, np.zeros((2, 2)))
+            return Proposal(log_twist, gradient, x, np.zeros((len(x), len(x))), log_q)
         # x_noisy = g x_cleaner + N(0, 1 - g^2): mean and covariance of x_cleaner by Tweedie's formulas of both orders
         g2 = level.abar / self.levels[k + 1].abar
         mean = (x + (1 - g2) * S) / math.sqrt(g2)
-        return Proposal(log_twist, gradient, mean, clamped_cholesky(H, 1 - g2, (1 - g2) / g2))
+        return Proposal(log_twist, gradient, mean, clamped_cholesky(H, 1 - g2, (1 - g2) / g2), log_q)
+
+    def exact_kernel_ratio(self, k: int, before: Tensor, old: Proposal, after: Tensor, new: Proposal) -> Tensor:
+        """Return log p(after | before) less log of the Gaussian kernel's root's density at 0 (runs, n), in double.
+
+        p(x' | x) = q'(x') N(x; g x', 1 - g^2) / q(x), g^2 = abar / abar', D log(2 pi) / 2 on both sides left out.
+        """
+        assert old.log_q is not None
+        assert new.log_q is not None
+        g2 = self.levels[k].abar / self.levels[k + 1].abar
+        left = before.double() - math.sqrt(g2) * after.double()
+        log_noise = -0.5 * left.square().sum(0) / (1 - g2) - 0.5 * len(left) * math.log(1 - g2)
+        log_root = sum(torch.log(torch.as_tensor(old.root[i, i]).double()) for i in range(len(left)))
+        out: Tensor = new.log_q + log_noise - old.log_q + log_root
+        return out
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`: a block holds BLOCK_SIZE / smc_particles independent runs."""
-        s, like = self.problem.settings, noise.like
+        s, like, world = self.problem.settings, noise.like, self.problem.world
         n, runs_per_block = s.smc_particles, BLOCK_SIZE // s.smc_particles
-        runs = noise.blocks * runs_per_block
-
-        def normal() -> Tensor:
-            return noise.normal(2).view(2, runs, n)
-
+        runs, dim = noise.blocks * runs_per_block, world.dim
         pairs, half = PairRecorder(self.num_traced, noise.blocks), torch.full((runs,), 0.5, device=like.device)
-        first = self.levels[0]
-        x = affine_map(covariance_root(first.C), normal(), first.m)
+        x = self.problem.model.draw(noise, self.levels[0]).view(dim, runs, n)
         now = self.proposal(0, x)
         log_w = now.log_twist.double()
         log_z = torch.zeros(runs, dtype=torch.float64, device=like.device)
         resampled = torch.zeros(runs)
-        for k in range(len(self.kernels)):
+        for k in range(self.steps):
             weight = torch.softmax(log_w, -1)
             ess_fraction = 1 / (weight.square().sum(-1) * n)
-            uniform = noise.uniforms_of_groups(runs_per_block)
+            uniform = self.resampling.uniforms(noise, runs, n)
             low = ess_fraction < s.ess_threshold
             if bool(low.any()):
                 resampled += low.cpu()
-                kept = systematic_resampling(weight, uniform)
+                kept = self.resampling.indices(weight, uniform)
                 kept = torch.where(low[:, None], kept, torch.arange(n, device=kept.device))
-                x = x.gather(2, kept.expand(2, runs, n))
+                x = x.gather(2, kept.expand(dim, runs, n))
                 now = self.proposal(k, x)
                 log_mean_w = torch.logsumexp(log_w, -1) - math.log(n)
                 log_z = torch.where(low, log_z + log_mean_w, log_z)
                 log_w = torch.where(low[:, None], torch.zeros_like(log_w), log_w)
-            root, grad = now.root, now.gradient
-            shift = torch.stack([root[0, 0] * grad[0] + root[1, 0] * grad[1], root[1, 1] * grad[1]])
-            xi = normal()
+            shift = lower_transposed_times(now.root, now.gradient)
+            xi = noise.normal(dim).view(dim, runs, n)
             # x' = mean + D grad + root xi = mean + root (root' grad + xi)
-            v = shift + xi
-            x = now.mean + torch.stack([root[0, 0] * v[0], root[1, 0] * v[0] + root[1, 1] * v[1]])
-            previous_log_twist, now = now.log_twist, self.proposal(k + 1, x)
-            # log p - log proposal, both Gaussian with covariance D: |xi|^2 / 2 - |xi + root' grad|^2 / 2
-            log_ratio = -(shift * (xi + 0.5 * shift)).sum(0)
-            log_w = log_w + (log_ratio + now.log_twist - previous_log_twist).double()
+            before, old = x, now
+            x = now.mean + lower_times(now.root, shift + xi)
+            now = self.proposal(k + 1, x)
+            if now.log_q is not None:
+                # log p - log proposal, the proposal being Gaussian
+                log_ratio = self.exact_kernel_ratio(k, before, old, x, now) + 0.5 * xi.double().square().sum(0)
+            else:
+                # both are Gaussian with covariance D: |xi|^2 / 2 - |xi + root' grad|^2 / 2
+                log_ratio = -(shift * (xi + 0.5 * shift)).sum(0)
+            log_w = log_w + (log_ratio + now.log_twist - old.log_twist).double()
             if self.num_traced:
-                seen = systematic_resampling(torch.softmax(log_w, -1), half)
+                seen = systematic_half(log_w, half)
                 origin = (math.sqrt(self.abars[k + 1]) - 1) * self.problem.origin
-                shown = x.gather(2, seen.expand(2, runs, n)).flatten(1)
-                pairs.record(shown[0] + float(origin[0]), shown[1] + float(origin[1]))
+                shown = x.gather(2, seen.expand(dim, runs, n)).flatten(1)
+                d = world.action_dim
+                pairs.record(shown[0] + float(origin[0]), shown[d] + float(origin[d]))
         log_z = log_z + torch.logsumexp(log_w, -1) - math.log(n)
         weight = torch.softmax(log_w, -1)
-        kept = systematic_resampling(weight, noise.uniforms_of_groups(runs_per_block))
-        x = x.gather(2, kept.expand(2, runs, n)).flatten(1)
+        kept = self.resampling.indices(weight, self.resampling.uniforms(noise, runs, n))
+        x = x.gather(2, kept.expand(dim, runs, n)).flatten(1)
         extra = {
             "log_z": log_z.tolist(),
             "ess_fraction": (1 / (weight.square().sum(-1) * n)).tolist(),
             "resampled": resampled.tolist(),
         }
-        return Draws(x[0], x[1], *pairs.traces(), extra=extra)
+        a, state = x[: world.action_dim], x[world.action_dim :]
+        return Draws(without_rows(a), without_rows(state), *pairs.traces(), extra=extra)
 
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`."""
-        n = len(self.kernels)
-        return Cost(prior=1, score=n + 1, value=n + 1, refresh=0)
+        return Cost(prior=1, score=self.steps + 1, value=self.steps + 1, refresh=0)
 
     def own_checks(self, samples: Sequence[Sample]) -> list[ClosedFormCheck]:
         """See :meth:`Sampler.own_checks`: Z."""
         return [z_check(self, samples)]
+
+
+def systematic_half(log_w: Tensor, half: Tensor) -> Tensor:
+    """Return the indices (runs, n) that systematic resampling keeps at the quantiles in the middle, for animations."""
+    return Systematic().indices(torch.softmax(log_w, -1), half)

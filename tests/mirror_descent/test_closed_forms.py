@@ -11,7 +11,7 @@ from scipy import integrate
 from scipy import stats as scipy_stats
 
 from lightning_toys.errors import ToyError
-from lightning_toys.mirror_descent.affine import propagate
+from lightning_toys.mirror_descent.affine import propagate, reverse_kernel
 from lightning_toys.mirror_descent.guidance import DiffusionPosteriorSampling, HTransform, ProductOfExperts
 from lightning_toys.mirror_descent.joint import Gaussian, Joint, NoiseLevel, gaussian_kl, noised
 from lightning_toys.mirror_descent.reverse_process import guided_steps, log_snr_levels, ode_step, sde_step
@@ -26,7 +26,6 @@ from lightning_toys.mirror_descent.schedules import (
 )
 from lightning_toys.mirror_descent.shipped import RULES
 from lightning_toys.mirror_descent.tilt import ActionValue, Reward, StateReward, tilt
-from lightning_toys.mirror_descent.twisted_smc import reverse_kernel
 from lightning_toys.training.noise import keyed_generator
 
 DEFAULT = Joint()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_toys.mirror_descent import sample_figures
+from lightning_toys.mirror_descent.batched_cholesky import clamped_cholesky
 from lightning_toys.mirror_descent.chain_runner import run_chains
 from lightning_toys.mirror_descent.energy import (
     EVALUATION_LEVELS,
@@ -28,7 +29,6 @@ from lightning_toys.mirror_descent.joint import Joint
 from lightning_toys.mirror_descent.model import ExactModel, LearnedModel
 from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.mirror_descent.shipped import RULES, SHORT_NAMES
-from lightning_toys.mirror_descent.twisted_smc import clamped_cholesky
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.noise import keyed_generator
 from tests.conftest import Runner

@@ -37,7 +37,7 @@ from lightning_toys.mirror_descent.kernels import (
 )
 from lightning_toys.mirror_descent.model import LearnedModel
 from lightning_toys.mirror_descent.problem import Problem, Settings
-from lightning_toys.mirror_descent.samplers import systematic_resampling
+from lightning_toys.mirror_descent.resampling import systematic_resampling
 from lightning_toys.mirror_descent.schedules import LateConstant, LateRamp, Linear, SigmaPower, TFGPlusFinalMALA
 from lightning_toys.mirror_descent.shipped import SHORT_NAMES as SAMPLERS
 from lightning_toys.mirror_descent.tilt import ActionValue, StateReward

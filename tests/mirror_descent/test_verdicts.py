@@ -229,7 +229,7 @@ def moved(problem: Problem, by: tuple[float, float], scale: float = 1.0) -> Prob
         assert isinstance(r, ActionValue)
         reward = ActionValue(r.q_a / scale**2, scale * r.mu_q + by[0])
     settings = dataclasses.replace(problem.settings, ula_step=problem.settings.ula_step * scale**2)
-    return dataclasses.replace(problem, joint=joint, reward=reward, settings=settings)
+    return dataclasses.replace(problem, world=joint, reward=reward, settings=settings)
 
 
 PLAIN = ("importance", "independence_mh", "ula", "mala", "gibbs")  # without noise levels: all of them move along

@@ -1,10 +1,10 @@
 """Random-walk Metropolis for mirror_descent: ``--model.samplers '[own_sampler.RandomWalk,pc_mala]'``."""
 
-from lightning_toys.mirror_descent import Cost, Draws, Sampler, refresh, sample_prior
+from lightning_toys.mirror_descent import Cost, Draws, Sampler
 
 
 class RandomWalk(Sampler):
-    """Random-walk Metropolis on the action, then s' drawn given it."""
+    """Random-walk Metropolis on the action, then s' drawn given it; in every world."""
 
     def __init__(self, problem, step: float = 1.0, steps: int = 60):
         super().__init__(problem)
@@ -12,13 +12,13 @@ class RandomWalk(Sampler):
 
     def draw(self, noise):
         """Return pairs (a, s') of as many chains as the noise has."""
-        target, clean = self.problem.model.action_target(self.problem.target), self.problem.joint.clean
-        a = sample_prior(noise, clean)
+        model, clean = self.problem.model, self.problem.world.clean
+        target, a = model.action_target(self.problem.tilted), model.draw_action(noise, clean)
         for _ in range(self.steps):
-            new = a + self.step * noise.normal()[0]
-            ratio = (target(new[None])[0] - target(a[None])[0]).exp()
+            new = a + self.step * noise.normal(len(a))
+            ratio = (target(new)[0] - target(a)[0]).exp()
             a = new.where(noise.uniform()[0] < ratio, a)
-        return Draws(a, refresh(noise, clean, a))
+        return Draws(a, model.draw_state(noise, clean, a))
 
     def cost(self):
         """Return the evaluations per sample."""

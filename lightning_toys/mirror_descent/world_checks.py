@@ -1,0 +1,145 @@
+"""What draws of a world are measured by: moments with their errors, beside exact ones, and distances to the truth.
+
+With r_j(x) the probability of component j given x, which no tilt of a changes, E r_j is the weight of component j. With
+u_i = P(S_i <= s'_i | a), uniform where s' | a is unchanged, E u = 1 / 2 and E (u - 1 / 2)^2 = 1 / 12.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample, checks_of
+from lightning_toys.mirror_descent.joint import Array, gaussian_kl
+from lightning_toys.mirror_descent.mixture import GaussianMixtureJoint
+from lightning_toys.mirror_descent.sampler import Sampler
+from lightning_toys.mirror_descent.tilt import Reward
+from lightning_toys.mirror_descent.truth import Truth
+
+LIMIT_GROUP = 2**8  # particles from which a limit is tested: the bias falls as 1 over their number
+
+
+def points_of(sample: Sample) -> Array:
+    """Return a sample's points x = (a, s') (n, D)."""
+    rows = [np.atleast_2d(sample.a), np.atleast_2d(sample.s)]
+    return np.concatenate(rows).T
+
+
+def first_action(sample: Sample) -> Sample:
+    """Return a sample with the first coordinate of its actions alone (n,), for diagnostics of mixing."""
+    return replace(sample, a=np.atleast_2d(sample.a)[0])
+
+
+def rewards_of(reward: Reward, x: Array, action_dim: int) -> Array:
+    """Return Q (n,) at points x (n, D)."""
+    out: Array = reward.value(torch.from_numpy(np.ascontiguousarray(x[:, :action_dim].T))).double().numpy()
+    return out
+
+
+def moment_names(names: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Return name and indices of each entry of a covariance's upper triangle: ``var a1``, ``cov a1,a2``, ...
+
+    >>> moment_names(["a", "s'"])
+    [('var a', 0, 0), ("cov a,s'", 0, 1), ("var s'", 1, 1)]
+    """
+    n = len(names)
+    return [
+        (f"var {names[i]}" if i == j else f"cov {names[i]},{names[j]}", i, j) for i in range(n) for j in range(i, n)
+    ]
+
+
+def exact_statistics(world: GaussianMixtureJoint, law: Truth) -> dict[str, float]:
+    """Return the exact values of :func:`statistics` by name."""
+    names, d = world.coordinates, world.action_dim
+    out = {f"weight {j + 1}": float(w) for j, w in enumerate(law.weights)} if len(law.weights) > 1 else {}
+    out |= {f"mean {c}": float(m) for c, m in zip(names, law.mean, strict=True)}
+    out |= {name: float(law.covariance[i, j]) for name, i, j in moment_names(names)}
+    out["Q"] = law.mean_reward
+    for c in names[d:]:
+        out |= {f"u({c}|a) mean": 0.5, f"u({c}|a) var": 1 / 12}
+    return out
+
+
+def statistics(
+    world: GaussianMixtureJoint, reward: Reward, law: Truth, x: Array
+) -> tuple[dict[str, float], dict[str, Array]]:
+    """Return the moments of draws x (n, D), and what each draw adds to them, times n, to first order (n,)."""
+    names, d = world.coordinates, world.action_dim
+    mean = x.mean(0)
+    away = x - mean
+    columns: dict[str, Array] = {}
+    r = world.clean.responsibilities(x)
+    if r.shape[1] > 1:
+        columns |= {f"weight {j + 1}": column for j, column in enumerate(r.T)}
+    columns |= {f"mean {c}": x[:, i] for i, c in enumerate(names)}
+    columns |= {name: away[:, i] * away[:, j] for name, i, j in moment_names(names)}
+    columns["Q"] = rewards_of(reward, x, d)
+    u = law.conditional_cdf(x)
+    for i, c in enumerate(names[d:]):
+        columns |= {f"u({c}|a) mean": u[:, i], f"u({c}|a) var": np.square(u[:, i] - 0.5)}
+    values = {k: float(v.mean()) for k, v in columns.items()}
+    return values, {k: v - values[k] for k, v in columns.items()}
+
+
+def world_checks(
+    sampler: Sampler, samples: Sequence[Sample], world: GaussianMixtureJoint, target: Truth, complete: bool = True
+) -> list[ClosedFormCheck]:
+    """Return the checks of a sampler's draws, one sample a seed.
+
+    *Implementation* is the law of what the sampler does where it is known (``law``), the target of one that is exact as
+    its groups grow (``limit``), else unknown. *Goal* is the target in any case. Groups below ``LIMIT_GROUP`` are not
+    tested against their limit: their bias shows. Nor are draws from which some are left out: no law is known of those
+    that remain.
+
+    Args:
+        sampler: that drew.
+        samples: one a seed.
+        world: of the mixture.
+        target: the tilted law.
+        complete: whether no draw is left out.
+    """
+    goal = exact_statistics(world, target)
+    exact: dict[str, float] = {}
+    if complete and sampler.exact_in_the_limit:
+        exact = goal if sampler.group >= LIMIT_GROUP else {}
+    elif complete and (law := sampler.exact_law()) is not None:
+        exact = exact_statistics(world, law)
+    source = "limit" if sampler.exact_in_the_limit else "law"
+    x = np.concatenate([points_of(s) for s in samples])
+    values, influences = statistics(world, sampler.problem.reward, target, x)
+    sizes = [len(points_of(s)) for s in samples]
+    out = checks_of(sampler.name, values, influences, sizes, exact, source, goal, sampler.group)
+    return [*out, *sampler.own_checks(samples)]
+
+
+def distances(world: GaussianMixtureJoint, reward: Reward, target: Truth, x: Array) -> dict[str, float]:
+    """Return distances of draws x (n, D) of one seed to the target, by name.
+
+    ``w1`` is the 1-Wasserstein distance of a coordinate's marginal in units of the target's standard deviation, the
+    mean of all coordinates (``action_w1``: of the action's); ``mode_tv`` the total variation distance of the weights of
+    the components; ``moment_kl`` the KL of Gaussians with the mean and covariance of draws and target (nats);
+    ``conditional_ks`` the Kolmogorov-Smirnov distance of u(s' | a) to uniforms, the greatest of its coordinates;
+    ``reward`` the mean of Q.
+    """
+    n, d = len(x), world.action_dim
+    ordered = np.sort(x, axis=0)
+    std = np.sqrt(np.diag(target.covariance))
+    w1 = [float(np.abs(ordered[:, i] - target.quantiles(i, n)).mean() / std[i]) for i in range(world.dim)]
+    weights = world.clean.responsibilities(x).mean(0)
+    u = np.sort(target.conditional_cdf(x), axis=0)
+    steps = np.arange(n + 1)[:, None] / n
+    ks = np.maximum((steps[1:] - u).max(0), (u - steps[:-1]).max(0))
+    covariance = np.atleast_2d(np.cov(x.T))
+    singular = np.linalg.eigvalsh(covariance).min() <= 0
+    return {
+        "w1": float(np.mean(w1)),
+        "action_w1": float(np.mean(w1[:d])),
+        "mode_tv": float(0.5 * np.abs(weights - target.weights).sum()),
+        "moment_kl": math.inf if singular else gaussian_kl(x.mean(0), covariance, target.mean, target.covariance),
+        "conditional_ks": float(ks.max()),
+        "reward": float(rewards_of(reward, x, d).mean()),
+    }
