@@ -32,6 +32,8 @@ REFERENCES = {
     "update_entropy": set(),
     "learned": {"exact_draws", "untilted"},
     "mirror_descent": {"exact_draws", "untilted"},
+    "mixture": {"exact_draws", "untilted"},
+    "multigoal": {"optimal", "uniform"},
 }
 
 

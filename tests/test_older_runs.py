@@ -20,12 +20,13 @@ from tests.shipped import FIRST, tiny
 OLD = REPO / "tests" / "data" / "runs-0.1.0"
 EXPECTED = json.loads((OLD / "weights-after-4-steps.json").read_text())
 CONFIGS = {f"{c.parent.name}/{c.stem}": (kind, c) for kind, c in FIRST.items()}
+YOUNGER = {"mirror_descent/mixture", "generative_policy/multigoal"}  # modules that 0.1.0 had not
 RUNS = sorted(str(p.parent.parent.relative_to(OLD)) for p in OLD.glob("*/*/*/config.yaml"))
 
 
 def test_there_is_a_run_of_every_module() -> None:
-    assert set(RUNS) == set(CONFIGS)
-    assert set(EXPECTED) == {name for name, (kind, _) in CONFIGS.items() if kind.trains}
+    assert set(RUNS) == set(CONFIGS) - YOUNGER
+    assert set(EXPECTED) == {name for name, (kind, _) in CONFIGS.items() if kind.trains} - YOUNGER
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -166,7 +166,7 @@ def test_fill_puts_the_manifest_between_the_marks() -> None:
 def test_names_are_unique() -> None:
     for names in (
         [run.name for run in RUNS],
-        [run.folder for run in RUNS],
+        [(run.folder, run.cells) for run in RUNS],
         *([e.name for r in RECIPES for e in getattr(r, kind)] for kind in ("figures", "tables", "numbers")),
     ):
         assert len(names) == len(set(names))

@@ -90,7 +90,7 @@ class Convex(Reward):
         return Quadratic(-1.0, 0.0, 0.0)
 
 
-class Quartic(Reward):
+class FourthPower(Reward):
     """No quadratic."""
 
     def action_value(self, level: NoiseLevel) -> Any:
@@ -98,7 +98,7 @@ class Quartic(Reward):
 
 
 def test_rewards_that_closed_forms_lack_are_refused_before_drawing() -> None:
-    for reward, says in ((Convex(), "has no integral (precision 0)"), (Quartic(), "need a Quadratic(A, b, const)")):
+    for reward, says in ((Convex(), "has no integral (precision 0)"), (FourthPower(), "need a Quadratic(A, b, const)")):
         with pytest.raises(ToyError, match=r"--model\.reward") as caught:
             TiltedSampling(reward=reward, samplers=["importance"]).measure(LinearGaussian())
         assert says in str(caught.value)

@@ -184,7 +184,7 @@ def reason(message: str, command: Sequence[str], parser: LightningArgumentParser
         key = next(g for g in m.groups() if g)
         name = flag_for(key, None, given)
         known = option_names(parser)
-        hint = suggest(name, known) if name.startswith("--") else did_you_mean(key, {n.split(".")[-1] for n in known})
+        hint = suggest(name, known) if name.startswith("--") else suggest_key(key, known)
         if f"did you mean {name}?" in hint:  # right for the class that another flag has to choose
             owner = name.rpartition(".")[0]
             if owner in ("--model", "--data") or owner in given:
@@ -305,6 +305,15 @@ def article(kind: str) -> str:
     if "Sequence" in kind or "List" in kind or "list" in kind:
         return "a list such as '[0, 1]'"
     return TYPES.get(kind, f"a value of type {kind}")
+
+
+def suggest_key(key: str, known: Iterable[str]) -> str:
+    """Return the nearest name to a file's key as a hint: of what stands beside it there, else of all options."""
+    tails = (tail.split(".") for content in ToyParser.files.values() for tail in key_tails(content))
+    above = {parts[0] for parts in tails if len(parts) == 2 and parts[1] == key}
+    named = [n.lstrip("-").split(".") for n in known]
+    beside = {parts[-1] for parts in named if len(parts) > 1 and parts[-2] in above}
+    return did_you_mean(key, beside) or did_you_mean(key, {parts[-1] for parts in named})
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
