@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import ToyError, one_line, require
+from lightning_toys.errors import require
 from lightning_toys.flow_vs_regression.evaluation import Evaluation
 from lightning_toys.flow_vs_regression.objectives import Objective, Readout
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.noise import keyed_generator
+from lightning_toys.training.own_classes import attempt
 
 ROWS = 3  # of a trial
 METRIC_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -78,30 +79,11 @@ class Metric:
         raise NotImplementedError
 
 
-def attempt(where: str, call: Callable[[], Any]) -> Any:
-    """Return what a call of somebody's code gives.
-
-    Raises:
-        ToyError: it fails; says where and with what, in one line.
-    """
-    try:
-        return call()
-    except ToyError:
-        raise
-    except Exception as error:
-        raise ToyError(f"{where} fails: {type(error).__name__}: {one_line(error)[:200]}") from None
-
-
 def require_methods(flag: str, thing: object, base: type, *names: str) -> None:
     """Refuse an object that lacks a method of its base, which only raises there."""
     for name in names:
         missing = getattr(type(thing), name) is getattr(base, name)
         require(not missing, f"{flag}: {type(thing).__name__} has no {name}; give it (see {base.__name__}.{name})")
-
-
-def is_own(thing: object) -> bool:
-    """Whether an object's class is somebody's own, and not one of this package's."""
-    return not type(thing).__module__.startswith("lightning_toys.")
 
 
 def trial_pair(seeds: Sequence[int]) -> list[int]:

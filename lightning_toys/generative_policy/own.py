@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import ToyError, bounded, one_line, require
+from lightning_toys.errors import bounded, require
 from lightning_toys.generative_policy.couplings import Coupling
 from lightning_toys.generative_policy.target import Target
 from lightning_toys.training.noise import keyed_generator
+from lightning_toys.training.own_classes import attempt, is_own
 
 ROWS = 5  # of a trial
 MAX_DIM = 1000
-
-
-def attempt(where: str, call: Callable[[], Any]) -> Any:
-    """Return what a call of somebody's code gives.
-
-    Raises:
-        ToyError: it fails; says where and with what, in one line.
-    """
-    try:
-        return call()
-    except ToyError:
-        raise
-    except Exception as error:
-        raise ToyError(f"{where} fails: {type(error).__name__}: {one_line(error)[:200]}") from None
-
-
-def is_own(thing: object) -> bool:
-    """Whether an object's class is somebody's own, and not one of this package's."""
-    return not type(thing).__module__.startswith("lightning_toys.")
 
 
 def trial(name: str, *shape: int) -> Tensor:

@@ -165,6 +165,13 @@ class SequenceEntropyGradients(EntropyDerivatives):
         return self.local_rows, out, dot(direction, self.denominator_gradient)
 
 
+def term_weights(scores: Scores, kind: EntropyKind) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what a sequence's term weighs its tokens' H_k, l_k and, of the denominator, l_k with, each (N, T)."""
+    on_h, on_logp = first_order_weights(scores, kind)
+    b = ratio_terms(scores, kind)[1].sum()
+    return on_h / b, on_logp / b, denominator_weights(scores, kind)
+
+
 def sequence_entropy_gradients(
     model: nn.Module,
     evaluation: Sequences,
@@ -187,13 +194,11 @@ def sequence_entropy_gradients(
     """
     sharding = sharding or Sharding()
     found = scores or sharding.evaluate(model, evaluation, temperature, None, chunk)
-    entropy_weights, logp_weights = first_order_weights(found, kind)
-    length_weights = denominator_weights(found, kind)
-    b = ratio_terms(found, kind)[1].sum()
     rows = sharding.local_rows(len(evaluation))
     part = evaluation.take(rows)
-    gradients = sequence_gradients(model, part, logp_weights[rows] / b, entropy_weights[rows] / b, temperature, chunk)
-    denominator_gradient = weighted_gradient(model, part, length_weights[rows], None, temperature, chunk)
+    on_h, on_logp, on_length = (x[rows] for x in term_weights(found, kind))
+    gradients = sequence_gradients(model, part, on_logp, on_h, temperature, chunk)
+    denominator_gradient = weighted_gradient(model, part, on_length, None, temperature, chunk)
     return SequenceEntropyGradients(found, kind, rows, gradients, denominator_gradient, sharding)
 
 
@@ -225,10 +230,7 @@ class ForwardEntropyDerivatives(EntropyDerivatives):
         self.scores = scores or self.sharding.evaluate(model, evaluation, temperature, None, chunk)
         self.local_rows = self.sharding.local_rows(len(evaluation))
         self.part = evaluation.take(self.local_rows)
-        on_h, on_logp = first_order_weights(self.scores, kind)
-        b = ratio_terms(self.scores, kind)[1].sum()
-        on_length = denominator_weights(self.scores, kind)
-        self.on_h, self.on_logp, self.on_length = (x[self.local_rows] for x in (on_h / b, on_logp / b, on_length))
+        self.on_h, self.on_logp, self.on_length = (x[self.local_rows] for x in term_weights(self.scores, kind))
 
     @property
     def entropy_gradient(self) -> Tensors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from itertools import product
 from pathlib import Path
@@ -82,4 +81,4 @@ def test_readouts_are_those_of_the_objectives() -> None:
         assert set(readouts.values()) <= set(offered), name
     assert all(f"objective '[{name}]'" in command for name, command in
                zip(recipe.OBJECTIVES, recipe.FEW_STEPS.commands, strict=True))  # fmt: skip
-    assert dataclasses.asdict(recipe.SEARCH)["keeps"]
+    assert recipe.SEARCH.keeps
