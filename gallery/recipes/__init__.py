@@ -1,9 +1,10 @@
 """The recipes, in the order in which they are built."""
 
-from gallery.recipes import bilevel, control, entropy, few_steps, flow, mirror, overview, policy, published
+from gallery.recipes import bilevel, control, drawn, entropy, few_steps, flow, mirror, overview, policy, published
 
 RECIPES = (
     flow.RECIPE,
+    drawn.RECIPE,
     few_steps.RECIPE,
     published.RECIPE,
     policy.RECIPE,
