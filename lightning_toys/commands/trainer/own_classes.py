@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning_toys.commands.experiments import exported, public_name
 from lightning_toys.commands.settings import CLASS
+from lightning_toys.commands.shipped import folder
 from lightning_toys.errors import ToyError
 from lightning_toys.imports import load_class
 
@@ -95,6 +96,30 @@ def renewed(content: Any) -> Any:
     out = {key: renewed(value) for key, value in content.items()}
     if isinstance(kind := out.get("class_path"), str) and (name := public_name(kind)):
         out["class_path"] = name
+    return out
+
+
+def named_in_full(file: str, content: Any) -> Any:
+    """Return a configuration; of a shipped one, each of its experiment's classes by its full path.
+
+    By its last name alone it would be ambiguous beside an imported class of somebody's own that has the same one.
+    """
+    path = Path(file).resolve()
+    if not path.is_relative_to(folder().resolve()):
+        return content
+    start = f"lightning_toys.{path.parent.name}."
+    return in_full(content, {name: place for name, place in exported() if place.startswith(start)})
+
+
+def in_full(content: Any, places: Mapping[str, str]) -> Any:
+    """Return a configuration with some classes by their full path, wherever it names one by its last name."""
+    if isinstance(content, list):
+        return [in_full(item, places) for item in content]
+    if not isinstance(content, dict):
+        return content
+    out = {key: in_full(value, places) for key, value in content.items()}
+    if isinstance(kind := out.get("class_path"), str):
+        out["class_path"] = places.get(kind, kind)
     return out
 
 

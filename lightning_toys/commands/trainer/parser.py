@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 
 from lightning_toys.commands.shipped import by_name
 from lightning_toys.commands.trainer.arguments import SECTIONS, flags
-from lightning_toys.commands.trainer.own_classes import defined_here
+from lightning_toys.commands.trainer.own_classes import chosen_in, defined_here
 from lightning_toys.errors import did_you_mean
 
 
@@ -136,7 +136,7 @@ def explain(message: str, command: Sequence[str], parser: LightningArgumentParse
     """Say in one line what is wrong with the command line, or in which of its files."""
     line = reason(message, command, parser)
     m = re.match(r"--([\w.]+)(?=: )|'([^']+)' in the configuration", line)
-    if not m or m[0] in flags(command):
+    if not m or m[0] in flags(command) or re.search(r" \(in .*\)$", line):
         return line
     name = next((f for f, c in reversed(list(ToyParser.files.items())) if (m[1] or m[2]) in key_tails(c)), None)
     if name is None:
@@ -153,10 +153,26 @@ def key_tails(content: Any, above: tuple[str, ...] = ()) -> Iterator[str]:
         yield from key_tails(value, path)
 
 
+def two_classes(name: str, paths: Sequence[str], command: Sequence[str]) -> str:
+    """Say that a last name is that of several imported classes, and where it stands."""
+    said = f"{name!r} is not allowed, it is {len(paths)} classes here; give {' or '.join(paths)}"
+    if flag := next((f for f, value in flags(command).items() if value == name), ""):
+        return f"{flag}: {said}"
+    for file, content in reversed(list(ToyParser.files.items())):
+        for place, kind in chosen_in(content):
+            if kind == name:
+                return f"--{'.'.join(place)}: {said} (in {file})"
+    return f"class_path: {said}"
+
+
 def reason(message: str, command: Sequence[str], parser: LightningArgumentParser) -> str:
     """Say in one line what jsonargparse reports in many."""
     if m := re.search(r"^\s*-?\s*(--[\w.]+(?:, --[\w.]+)*: .*)$", message, re.MULTILINE):
         return m[1]  # a check of ours, reported through jsonargparse
+    if m := re.search(
+        r"Multiple subclasses with name (\w+)\. Give the full class path to avoid ambiguity: (.*)\.", message
+    ):
+        return two_classes(m[1], m[2].split(", "), command)
     if re.search(r"required: \w+\.model$", message):
         return "-c: no experiment chosen; give -c NAME (`lightning-toys list` shows the shipped ones) or --model CLASS"
     if m := re.search(r"the following arguments are required: ([\w, ]+)$", message.strip()):

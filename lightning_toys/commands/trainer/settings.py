@@ -23,7 +23,13 @@ from lightning_toys.commands.trainer.arguments import (
     split_configs,
 )
 from lightning_toys.commands.trainer.classes import experiment_class
-from lightning_toys.commands.trainer.own_classes import check_class_paths, owners_named, renewed, without_replaced
+from lightning_toys.commands.trainer.own_classes import (
+    check_class_paths,
+    named_in_full,
+    owners_named,
+    renewed,
+    without_replaced,
+)
 from lightning_toys.commands.trainer.parser import Refused, ToyParser
 from lightning_toys.errors import NothingToTrainError, ToyError, is_disk_full, note, process_rank, run_folder_error
 from lightning_toys.training.callbacks import RescueCheckpoint
@@ -57,7 +63,7 @@ class SettingsCLI(LightningCLI):
         self.words, self.dry = list(args), dry
         self.files, self.rest = split_configs(self.words[1:])
         given = check_configs(self.files)  # before the parser is built, which takes much longer
-        ToyParser.files = {name: renewed(content) for name, content in given.items()}
+        ToyParser.files = {name: renewed(named_in_full(name, content)) for name, content in given.items()}
         on_the_line = flags(self.rest)
         check_words(on_the_line)
         check_class_paths(ToyParser.files, on_the_line)

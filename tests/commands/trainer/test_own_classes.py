@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 
 from lightning_toys.cli import main
 from lightning_toys.commands.trainer.own_classes import named_in, renewed, same_class, without_replaced
+from tests.processes import fork
 
 OWN = '''
 import torch
@@ -118,6 +120,55 @@ def test_a_file_that_names_it_is_named(here: Path, capsys: pytest.CaptureFixture
     assert main(["fit", "-c", "mine"]) == 2
     err = capsys.readouterr().err
     assert "--model: 'own_things.Nothing' is not allowed: 'own_things' has no class 'Nothing' (in mine.yaml)" in err
+
+
+TWINS = """
+from lightning.pytorch import Callback
+
+from lightning_toys.flow_vs_regression import targets
+
+
+class Trigonometric(targets.Trigonometric):
+    pass
+
+
+class Nothing(Callback):
+    pass
+"""
+
+
+def outcome(words: list[str], says: Path) -> tuple[int, str]:
+    """Run a command in a child, whose imported classes are its own; return its exit code and what it said."""
+    pid = fork(lambda: main(words), says)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return code, says.read_text()
+
+
+def test_a_shipped_file_means_the_shipped_class(here: Path) -> None:
+    """Short names of shipped files are those of the package, whatever classes are imported beside it."""
+    (here / "twins.py").write_text(TWINS)
+    words = ["fit", "-c", "flow_vs_regression/drawn_targets", *SMALL, "--model.seeds", "[0]"]
+    code, said = outcome([*words, "--data.target", "twins.Trigonometric"], here / "said.txt")
+    assert code == 0, said
+    assert "the settings of Trigonometric in" in said  # which are another class's
+    settings = json.loads(next(here.rglob("results.json")).read_text())["settings"]
+    assert settings["data.target"] == "twins.Trigonometric"
+    code, said = outcome([*words, "--trainer.callbacks", "twins.Nothing", "--run.name", "b"], here / "b.txt")
+    assert code == 0, said
+    settings = json.loads(next(here.rglob("b/results.json")).read_text())["settings"]
+    assert settings["data.target"] == "Trigonometric"
+
+
+def test_a_name_of_two_classes_is_said_where_it_stands(here: Path) -> None:
+    (here / "twins.py").write_text(TWINS)
+    target = {"target": {"class_path": "Trigonometric"}}
+    content = {"model": {"class_path": "FlowVsRegression"}, "data": {"class_path": "InterpolationData"}}
+    (here / "mine.yaml").write_text(yaml.safe_dump(content | {"data": {**content["data"], "init_args": target}}))
+    (here / "later.yaml").write_text("data: {init_args: {target: {class_path: twins.Trigonometric}}}\n")
+    code, said = outcome(["fit", "-c", "mine", "-c", "later", *SMALL], here / "said.txt")
+    why = "it is 2 classes here; give lightning_toys.flow_vs_regression.Trigonometric or twins.Trigonometric"
+    assert code == 2
+    assert said == f"error: --data.target: 'Trigonometric' is not allowed, {why} (in mine.yaml)\n"
 
 
 def test_own_classes_lie_beside_the_shipped_ones(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
