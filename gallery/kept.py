@@ -18,6 +18,7 @@ from gallery.running import REPO
 PLACE = REPO / "gallery" / "kept"
 DIGITS = 7  # of each value: single precision has no more
 SETTINGS = "model.evaluation."  # those by which recipes tell a run's tests apart
+ARRAYS = ("trajectories",)  # that pictures are drawn from, to four digits
 
 
 def path_of(run: Run, place: Path = PLACE) -> Path:
@@ -32,7 +33,14 @@ def condensed(content: dict[str, Any]) -> dict[str, Any]:
         for name, metric in content["metrics"].items()
     }
     settings = {name: v for name, v in content["settings"].items() if name.startswith(SETTINGS)}
-    return {k: content[k] for k in ("stage", "seeds", "references")} | {"settings": settings, "metrics": metrics}
+    arrays = {name: rounded(x) for name, x in content.get("arrays", {}).items() if name in ARRAYS}
+    named = {k: content[k] for k in ("stage", "seeds", "references")}
+    return named | {"settings": settings, "metrics": metrics} | ({"arrays": arrays} if arrays else {})
+
+
+def rounded(array: Any) -> Any:
+    """Return nested lists of numbers to four significant digits."""
+    return [rounded(x) for x in array] if isinstance(array, list) else float(f"{array:.4g}")
 
 
 def keep(run: Run, root: Path, stamp: dict[str, Any], place: Path = PLACE) -> Path:

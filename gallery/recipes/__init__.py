@@ -1,6 +1,18 @@
 """The recipes, in the order in which they are built."""
 
-from gallery.recipes import bilevel, control, drawn, entropy, few_steps, flow, mirror, overview, policy, published
+from gallery.recipes import (
+    bandit,
+    bilevel,
+    control,
+    drawn,
+    entropy,
+    few_steps,
+    flow,
+    mirror,
+    overview,
+    policy,
+    published,
+)
 
 RECIPES = (
     flow.RECIPE,
@@ -8,6 +20,7 @@ RECIPES = (
     few_steps.RECIPE,
     published.RECIPE,
     policy.RECIPE,
+    bandit.RECIPE,
     mirror.RECIPE,
     entropy.RECIPE,
     bilevel.RECIPE,

@@ -116,6 +116,29 @@ def turns_to_states(turns: Tensor) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 
+def effective_hills(mode: Tensor, near: Tensor, hills: int = 3) -> Tensor:
+    """Return the effective number of hills that are acted on at a state, its mean over states (R,), float64.
+
+    At a state it is exp(-sum_i p_i log p_i), the Hill number of order 1 of the shares p_i of actions near hill i among
+    those near any: 1 where all are on one hill, 3 where three are equally common, 0 where no action is near a hill.
+
+    Args:
+        mode: the nearest hill of each action (R, S, M), int64.
+        near: whether the action is near it (R, S, M).
+        hills: how many there are.
+
+    Example:
+        >>> mode = torch.tensor([[[0, 0, 0, 0], [0, 0, 1, 1]]])
+        >>> effective_hills(mode, torch.ones_like(mode, dtype=torch.bool)).item()  # one hill, and two
+        1.5
+    """
+    counts = torch.stack([((mode == i) & near).double().sum(-1) for i in range(hills)], -1)
+    total = counts.sum(-1, keepdim=True)
+    p = counts / total.clamp(min=1.0)
+    entropy = -torch.special.xlogy(p, p).sum(-1)
+    return torch.where(total[..., 0] > 0, entropy.exp(), torch.zeros_like(entropy)).mean(-1)
+
+
 def sample_softmax(values: Tensor, temperature: float, uniform: Tensor) -> Tensor:
     """Sample from the mirror descent step pi_old exp(Q / lambda) by resampling candidates drawn from pi_old.
 

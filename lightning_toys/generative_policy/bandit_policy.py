@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lightning_toys.errors import LARGEST, REPEATS, WHOLE, bounded, require
 from lightning_toys.generative_policy import bandit_figures
 from lightning_toys.generative_policy.actors import Actor, FlowActor, GaussianActor, MeanFlowActor, MirrorGaussianActor
-from lightning_toys.generative_policy.bandit import sample_softmax, turns_to_states
+from lightning_toys.generative_policy.bandit import effective_hills, sample_softmax, turns_to_states
 from lightning_toys.generative_policy.bandit_data import BanditData
 from lightning_toys.generative_policy.meanflow import TimeDistribution
 from lightning_toys.generative_policy.plain_policy import PlainPolicy
@@ -86,6 +86,7 @@ class BanditPolicy(ToyModule):
     metric_labels: Mapping[str, str] = {
         "regret": "expected regret of an action",
         "off": "share of actions beyond 3 widths of every hill",
+        "effective_hills": "effective number of hills acted on at a state, of 3",
         "critic_error": "RMS error of the critic on the policy's actions",
         "critic_evaluations": "evaluations of the critic by the policy's updates",
         "alpha": "SAC's weight of the entropy",
@@ -388,6 +389,8 @@ class BanditPolicy(ToyModule):
         mode, distance = bandit.nearest(state, a)
         metrics = {"regret": bandit.max_reward - reward.mean(1), "off": (distance > 3).double().mean(1)}
         metrics |= {f"share_mode{i}": (mode == i).double().mean(1) for i in range(3)}
+        by_state = (len(self.seeds), NUM_STATES, self.draws)
+        metrics["effective_hills"] = effective_hills(mode.reshape(by_state), distance.reshape(by_state) <= 3)
         each = self.sac_actions if self.policy == "gaussian" else self.candidates
         steps = self.global_step or getattr(self, "loaded_step", 0)
         metrics["critic_evaluations"] = torch.full((len(self.seeds),), float(steps * self.sizes["batch_size"] * each))

@@ -91,12 +91,15 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
             found = read_results(folder / "results.json")["arrays"].get("trajectories")
             if found:
                 kept[label] = torch.tensor(found).numpy()
-    if not kept:
-        return {}
+    return {"episodes_side_by_side": draw_side_by_side(kept)} if kept else {}
+
+
+def draw_side_by_side(kept: dict[str, np.ndarray]) -> Figure:
+    """Draw the episodes (n, T + 1, 2) of up to six runs, by label."""
     names = list(kept)[:6]
     figure, axes = new_figure(1, len(names), size=(2.9 * len(names) + 0.4, 3.4), sharey=True)
     for ax, name in zip(axes[0], names, strict=True):
         draw_trajectories(ax, kept[name], name)
     axes[0, 0].set_ylabel("state 2")
     figure.suptitle("episodes of one seed of each", fontsize=10)
-    return {"episodes_side_by_side": figure}
+    return figure

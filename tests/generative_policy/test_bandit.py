@@ -14,7 +14,7 @@ from scipy.stats import chi2
 
 from lightning_toys.generative_policy import BanditData, BanditPolicy
 from lightning_toys.generative_policy.actors import GaussianActor, MirrorGaussianActor
-from lightning_toys.generative_policy.bandit import RotatingModes, sample_softmax, turns_to_states
+from lightning_toys.generative_policy.bandit import RotatingModes, effective_hills, sample_softmax, turns_to_states
 from lightning_toys.generative_policy.bandit_figures import lower_hills
 from lightning_toys.nets import Network
 from lightning_toys.training.noise import keyed_generator
@@ -96,6 +96,20 @@ def test_regret_of_uniform_actions(width: float) -> None:
     assert bandit.baselines["uniform"]["regret"] == pytest.approx(bandit.max_reward - mean, abs=1e-5)
     everywhere = 2 * math.pi * width**2 * 2.7 / 4
     assert abs(mean - everywhere) > 5e-4  # as if no hill reached over it
+
+
+def test_effective_hills_are_counted_state_by_state() -> None:
+    """A policy that is on another hill at each state has one, though over all states its shares are equal."""
+    turns_about = torch.arange(3).repeat_interleave(8).reshape(1, 3, 8)
+    spread = torch.arange(24).remainder(3).reshape(1, 3, 8)
+    mode = torch.cat([turns_about, turns_about.roll(1, 1), spread])
+    near = torch.ones_like(mode, dtype=torch.bool)
+    assert effective_hills(mode, near)[:2].tolist() == [1.0, 1.0]
+    p = np.array([3, 3, 2]) / 8  # of 8 actions, whichever hill has two
+    assert effective_hills(mode, near)[2].item() == pytest.approx(float(np.exp(-(p * np.log(p)).sum())), rel=1e-12)
+    near[0, 0] = False  # at a third of the states no action is on a hill
+    near[1, :, 0] = False  # strays do not count
+    assert effective_hills(mode, near)[:2].tolist() == pytest.approx([2 / 3, 1.0])
 
 
 def test_choose_draws_the_mirror_descent_step() -> None:

@@ -156,7 +156,7 @@ def test_a_shipped_file_means_the_shipped_class(here: Path) -> None:
     code, said = outcome([*words, "--trainer.callbacks", "twins.Nothing", "--run.name", "b"], here / "b.txt")
     assert code == 0, said
     settings = json.loads(next(here.rglob("b/results.json")).read_text())["settings"]
-    assert settings["data.target"] == "Trigonometric"
+    assert settings["data.target"] == "lightning_toys.flow_vs_regression.Trigonometric"
 
 
 def test_a_name_of_two_classes_is_said_where_it_stands(here: Path) -> None:

@@ -1,0 +1,98 @@
+"""The bandit's and MultiGoal's tables: signs, families and cells from made-up results of known differences."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gallery import kept
+from gallery.recipe import Folders
+from gallery.recipes import bandit as recipe
+
+# regret and soft_gap of each policy with the learned critic; the known one takes .05 away from the Gaussian alone
+LEVELS = {"gaussian": 0.3, "gaussian_mirror": 0.2, "meanflow": 0.1, "flow": 0.2}
+METRICS = {*recipe.BANDIT, *recipe.GOALS}
+
+
+def content(level: float, key: int, learned: bool) -> str:
+    seeds = np.random.default_rng(5).normal(0, 0.1, 8)  # shared by all, which pairing takes out
+    own = np.random.default_rng(key).normal(0, 0.01, 8)
+    metrics = {m: {"values": list(level + seeds + own)} for m in METRICS}
+    metrics["critic_evaluations"] = {"values": [64000.0] * 8}
+    if not learned:
+        del metrics["critic_error"]
+    references = {"uniform": {"regret": 0.905, "soft_gap": 2.0}, "optimal": {"soft_gap": 0.0, "goal_tv": 0.02}}
+    known = {"stage": "fit", "seeds": list(range(8)), "settings": {}, "metrics": metrics, "references": references}
+    walks = np.random.default_rng(key).normal(size=(6, 7, 2)).round(3).tolist()
+    return json.dumps(known | {"arrays": {"trajectories": walks}})
+
+
+@pytest.fixture(scope="module")
+def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    root = tmp_path_factory.mktemp("runs")
+    folders = {run.name: root / run.folder for run in recipe.RECIPE.runs}
+
+    def write(folder: Path, text: str) -> None:
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(text)
+
+    for k, run in enumerate((recipe.CONTROLS, recipe.EQUAL, recipe.MULTIGOAL)):
+        for j, (policy, critic) in enumerate(product(recipe.POLICIES, recipe.CRITICS)):
+            level = LEVELS[policy] - (0.05 if (policy, critic) == ("gaussian", "known") else 0)
+            write(
+                folders[run.name] / f"policy={policy},critic={critic}", content(level, 100 * k + j, critic == "learned")
+            )
+    for j, name in enumerate(recipe.CHANGES):
+        write(folders[recipe.CHANGED.name] / name, content(0.0, 900 + j, True))
+    return Folders(folders, full=True)
+
+
+def rows(table: str) -> dict[str, list[str]]:
+    """Return a table's rows by their first cell (or first two, joined)."""
+    lines = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines()[2:]]
+    return {line[0] if len(line) == 3 else f"{line[0]}, {line[1]}": line for line in lines}
+
+
+def test_questions_have_the_sign_of_a_minus_b(at: Folders) -> None:
+    found = rows(recipe.bandit_questions(at))
+    assert len(found) == len(recipe.QUESTIONS) + len(recipe.CHANGES) == 13
+    wanted = {
+        "SMFP, one step minus Gaussian, mirror descent, critic learned": -0.1,
+        "Gaussian, mirror descent minus Gaussian, SAC, critic learned": -0.1,
+        "Gaussian, SAC: critic learned minus known": 0.05,
+        "flow with SMFP's noise minus flow, 8 Euler steps": -0.2,
+    }
+    for name, difference in wanted.items():
+        assert float(found[name][1].split(" ± ")[0]) == pytest.approx(difference, abs=0.02), name
+        assert float(found[name][2]) < 0.05
+    assert float(found["flow, 8 Euler steps: critic learned minus known"][2]) > 0.05
+
+
+def test_p_values_are_of_the_whole_family(at: Folders) -> None:
+    by = recipe.cells(at, recipe.CONTROLS)
+    one = recipe.minus(by["meanflow", "learned"], by["gaussian_mirror", "learned"], "regret")
+    several = rows(recipe.difference_table("x", {"a": one, "b": one, "c": one}))
+    alone = rows(recipe.difference_table("x", {"a": one}))
+    assert float(several["a"][2]) == pytest.approx(3 * float(alone["a"][2]), rel=0.1)
+
+
+def test_tables_have_every_cell(at: Folders) -> None:
+    bandit, goals = rows(recipe.controls_table(at)), rows(recipe.multigoal_table(at))
+    assert len(bandit) == 8 + 1
+    assert bandit["flow, 8 Euler steps, known"][-1] == "6.4e+04"
+    assert bandit["reference: uniform, -"][2] == ".905"
+    assert len(goals) == 8 + 2
+    assert goals["Gaussian, SAC, known"][-1] == "-"
+    assert goals["reference: optimal, -"][2:4] == ["0", ".02"]
+
+
+def test_episodes_are_drawn_of_what_is_kept(at: Folders) -> None:
+    run = recipe.MULTIGOAL
+    cell = json.loads((at[run.name] / "policy=flow,critic=learned" / "results.json").read_text())
+    assert kept.condensed(cell)["arrays"]["trajectories"] == cell["arrays"]["trajectories"]
+    picture = Path(recipe.episodes(at))
+    assert picture.read_bytes().startswith(b"\x89PNG")
