@@ -18,7 +18,7 @@ from gallery.running import REPO
 PLACE = REPO / "gallery" / "kept"
 DIGITS = 7  # of each value: single precision has no more
 SETTINGS = "model.evaluation."  # those by which recipes tell a run's tests apart
-ARRAYS = ("trajectories",)  # that pictures are drawn from, to four digits
+ARRAYS = ("trajectories", "frontier", "verdicts")  # that pictures and tables are made from; numbers to four digits
 
 
 def path_of(run: Run, place: Path = PLACE) -> Path:
@@ -38,9 +38,13 @@ def condensed(content: dict[str, Any]) -> dict[str, Any]:
     return named | {"settings": settings, "metrics": metrics} | ({"arrays": arrays} if arrays else {})
 
 
-def rounded(array: Any) -> Any:
-    """Return nested lists of numbers to four significant digits."""
-    return [rounded(x) for x in array] if isinstance(array, list) else float(f"{array:.4g}")
+def rounded(content: Any) -> Any:
+    """Return nested lists and mappings, their numbers to four significant digits."""
+    if isinstance(content, dict):
+        return {key: rounded(x) for key, x in content.items()}
+    if isinstance(content, list):
+        return [rounded(x) for x in content]
+    return float(f"{content:.4g}") if isinstance(content, float) else content
 
 
 def keep(run: Run, root: Path, stamp: dict[str, Any], place: Path = PLACE) -> Path:

@@ -22,7 +22,7 @@ class Run:
 
     Attributes:
         name: unique over all recipes.
-        commands: words after ``python cli.py``, as the docs print them.
+        commands: words after ``python cli.py``, as the docs print them, or ``-m MODULE``, which takes ``--out FILE``.
         folder: of the run (or of the sweep), below the root of runs.
         seeds: as a reader would say it.
         minutes: what the full setting takes on one core, roughly.

@@ -20,6 +20,7 @@ from typing import Any
 from gallery.recipe import Run
 
 REPO = Path(__file__).resolve().parent.parent
+TABLE = "table.md"  # that a run by ``python -m`` writes into its folder
 SHARED = ("*.py", "training/*.py")  # below the package: the rooms that every experiment imports
 
 
@@ -62,6 +63,8 @@ def git_state() -> dict[str, Any]:
 def words_of(run: Run, command: str, root: Path, full: bool) -> list[str]:
     """Return the words that are run: those printed, the quick setting's, and the place."""
     words = shlex.split(command) + ([] if full else shlex.split(run.quick or ""))
+    if words[0] == "-m":  # a table of a module's own
+        return [*words, "--out", str(root / run.folder / TABLE)]
     words += ["--run.root", str(root)]
     if words[0] != "sweep" and "--run.name" not in words:  # else a cell of a sweep
         place = run.folder.split("/")
@@ -100,12 +103,13 @@ def finished(run: Run, root: Path, full: bool) -> bool:
 
 
 def start(words: Sequence[str], log: Path) -> int:
-    """Run cli.py to its end; return its exit code."""
+    """Run cli.py, or a module by -m, to its end; return its exit code."""
+    line = [] if words[0] == "-m" else ["cli.py"]
     with log.open("a") as out:
-        out.write(f"$ python cli.py {shlex.join(words)}\n")
+        out.write(f"$ python {shlex.join([*line, *words])}\n")
         out.flush()
         env = {"OMP_NUM_THREADS": "1", **os.environ}
-        done = subprocess.run([sys.executable, "cli.py", *words], cwd=REPO, env=env, stdout=out, stderr=out)
+        done = subprocess.run([sys.executable, *line, *words], cwd=REPO, env=env, stdout=out, stderr=out)
     return done.returncode
 
 
@@ -132,6 +136,8 @@ def perform(run: Run, root: Path, full: bool) -> None:
             words += ["--ckpt_path", "last"]
         elif words[0] != "sweep" and k == 0:
             shutil.rmtree(folder, ignore_errors=True)  # cut off before there was anything to go on from
+        if words[0] == "-m":
+            folder.mkdir(parents=True, exist_ok=True)
         stamp_path(run, root).write_text(json.dumps(stamp, indent=1))
         began = time.monotonic()
         code = start(words, log)

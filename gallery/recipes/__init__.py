@@ -12,6 +12,7 @@ from gallery.recipes import (
     overview,
     policy,
     published,
+    worlds,
 )
 
 RECIPES = (
@@ -22,6 +23,7 @@ RECIPES = (
     policy.RECIPE,
     bandit.RECIPE,
     mirror.RECIPE,
+    worlds.RECIPE,
     entropy.RECIPE,
     bilevel.RECIPE,
     control.RECIPE,

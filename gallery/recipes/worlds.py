@@ -1,0 +1,185 @@
+"""mirror_descent on mixtures and under non-quadratic rewards: which sampler at which budget, and how far off?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from gallery.read import Content, Make, entries, figures_of, results, short, table, values
+from gallery.recipe import Folders, Recipe, Run
+from gallery.running import TABLE
+from lightning_toys.plotting import COLOURS, GREY, MARKERS, new_figure
+from lightning_toys.stats import format_estimate, geometric_ci, mean_ci
+
+CONFIG = "-c configs/mirror_descent"
+SEEDS = "0 to 3"
+QUICK = "--model.chains 4096 --model.seeds '[0,1]'"
+COLUMNS = {
+    "w1": "W1",
+    "mode_tv": "modes: total variation",
+    "conditional_ks": "s' given a: KS",
+    "reward": "reward",
+}
+WORLDS = {
+    "mixture": "mixture.yaml",
+    "quartic": "quartic.yaml",
+    "step": "quartic.yaml --model.reward Step",
+}
+BUDGETS = "'[0.1,0.3,1,3]'"
+PARTICLES = (64, 256, 1024, 4096)
+BY_PARTICLES = ("smc_twisted", "smc_tempered", "fk_difference")
+
+
+def run_of(name: str, words: str, minutes: float) -> Run:
+    """Return a `test`, which trains nothing."""
+    folder = f"mirror_descent/gallery/{name}"
+    return Run(name, (f"test {CONFIG}/{words}",), folder, SEEDS, minutes, QUICK, 1, keeps=True)
+
+
+MAIN = {name: run_of(f"world_{name}", words, 4) for name, words in WORLDS.items()}
+FRONTIER = {
+    name: run_of(f"frontier_{name}", f"{words} --model.budgets {BUDGETS}", 15)
+    for name, words in WORLDS.items()
+    if name != "step"
+}
+MANY = {
+    n: run_of(
+        f"particles_{n}",
+        f"mixture.yaml --model.settings.smc_particles {n} --model.samplers '[{','.join(BY_PARTICLES)}]'",
+        1,
+    )
+    for n in PARTICLES
+}
+WRONG = Run(
+    name="wrong_versions",
+    commands=("-m lightning_toys.mirror_descent.wrong_versions",),
+    folder="mirror_descent/gallery/wrong_versions",
+    seeds=SEEDS,
+    minutes=3,
+    quick=None,
+)
+
+
+def content_of(at: Folders, run: Run) -> Content:
+    """Return a run's results."""
+    return results(at[run.name], "test")
+
+
+def samplers(content: Content) -> list[str]:
+    """Return the samplers of a run, in its order."""
+    return [name.partition("@")[2] for name in content["metrics"] if name.startswith("evaluations@")]
+
+
+def world_table(world: str) -> Make:
+    """Return what writes a world's samplers: distances, evaluations to a sample, and both verdicts."""
+
+    def make(at: Folders) -> str:
+        content, rows = content_of(at, MAIN[world]), []
+        present = [m for m in COLUMNS if f"{m}@{samplers(content)[0]}" in content["metrics"]]
+        for name in samplers(content):
+            said = [short(format_estimate(mean_ci(values(content, f"{m}@{name}")))) for m in present]
+            verdicts = content["arrays"]["verdicts"][name]
+            count = f"{values(content, f'evaluations@{name}')[0]:.0f}"
+            rows.append([name, *said, count, verdicts["implementation"], verdicts["goal"]])
+        for name in ("exact_draws", "untilted"):
+            known = content["references"][name]
+            said = [figures_of(known[m], 3) if m in known else "-" for m in present]
+            rows.append([f"*{name.replace('_', ' ')}*", *said, "-", "-", "-"])
+        heads = " | ".join(COLUMNS[m] for m in present)
+        return table(f"sampler | {heads} | evaluations | implementation | goal", rows)
+
+    return make
+
+
+def best_table(at: Folders) -> str:
+    """Return for each budget the sampler of least W1 whose draws all stayed, and those it is not told apart from.
+
+    A budget is the greatest number of evaluations to a sample; a sampler stands there with its best setting within it.
+    Told apart: the paired t-test of log W1 over seeds, adjusted by Holm over the samplers of a budget.
+    """
+    rows = []
+    for world in FRONTIER:
+        curves = content_of(at, FRONTIER[world])["arrays"]["frontier"]
+        for budget in (10, 30, 100, 300, 1000):
+            rows.append([world, str(budget), *best_at(curves, budget)])
+    return table("world | evaluations, at most | least W1 | its W1 | not told apart", rows, left=3)
+
+
+def best_at(curves: Content, budget: float) -> list[str]:
+    """Return the best sampler of a budget, its geometric mean of W1, and whom it is not told apart from."""
+    from gallery.verdicts import paired_ratio
+    from lightning_toys.stats import holm
+
+    within: dict[str, dict[int, float]] = {}
+    for name, curve in curves.items():
+        columns = np.array(curve["w1"], dtype=np.float64).reshape(-1, len(curve["evaluations"]))
+        for cost, column in zip(curve["evaluations"], columns.T, strict=True):
+            if cost > budget or not np.isfinite(column).all():
+                continue
+            old = within.get(name)
+            if old is None or np.log(column).mean() < np.log(list(old.values())).mean():
+                within[name] = dict(enumerate(column.tolist()))
+    if not within:
+        return ["-", "-", "-"]
+    means = {name: float(np.exp(np.log(list(found.values())).mean())) for name, found in within.items()}
+    best = min(means, key=means.__getitem__)
+    others = [name for name in within if name != best]
+    p_values = holm([paired_ratio(within[name], within[best]).p_value for name in others]) if others else []
+    alike = [name for name, p in zip(others, p_values, strict=True) if p >= 0.05]
+    return [best, figures_of(means[best], 2), ", ".join(alike) or "none"]
+
+
+def particles_table(at: Folders) -> str:
+    """Return W1 and the error of Z against the number of particles."""
+    rows = []
+    for name in BY_PARTICLES:
+        for n, run in MANY.items():
+            content = content_of(at, run)
+            said = [short(format_estimate(mean_ci(values(content, f"{m}@{name}")))) for m in ("w1", "mode_tv")]
+            rows.append([name, str(n), *said, content["arrays"]["verdicts"][name]["goal"]])
+    return table("sampler | particles | W1 | modes: total variation | goal", rows)
+
+
+def wrong_table(at: Folders) -> str:
+    """Return the table of wrong versions as the module printed it."""
+    text = (at[WRONG.name] / TABLE).read_text().strip()
+    said, _, rows = text.partition("\n\n")
+    return f"{rows}\n\n{said}"
+
+
+def reward_figure(at: Folders) -> str:
+    """Draw W1 against the reward that is reached, each sampler a point, a panel for each world."""
+    figure, axes = new_figure(1, len(MAIN), size=(4.2 * len(MAIN), 4.0))
+    for ax, (world, run) in zip(axes[0], MAIN.items(), strict=True):
+        content = content_of(at, run)
+        for k, name in enumerate(samplers(content)):
+            error, reward = geometric_ci(values(content, f"w1@{name}")), mean_ci(values(content, f"reward@{name}"))
+            if error is None:
+                continue
+            x = [[reward.half_width], [reward.half_width]]
+            y = [[error.mean - error.lo], [error.hi - error.mean]]
+            marker, colour = MARKERS[k % len(MARKERS)], COLOURS[k % len(COLOURS)]
+            ax.errorbar([reward.mean], [error.mean], y, x, color=colour, marker=marker, ms=5, lw=1, label=name)
+        exact = content["references"]["exact_draws"]
+        ax.axhline(exact["w1"], color=GREY, lw=1, ls="--")
+        ax.axvline(exact["reward"], color=GREY, lw=1, ls="--")
+        ax.set(yscale="log", xlabel="mean reward of the samples", title=world)
+    axes[0, 0].set_ylabel("W1 to the target, target's SD")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=7)
+    path = Path(at[MAIN["mixture"].name]) / "reward_frontier.png"
+    figure.savefig(path, dpi=110)
+    return str(path)
+
+
+RECIPE = Recipe(
+    name="worlds",
+    runs=(*MAIN.values(), *FRONTIER.values(), *MANY.values(), WRONG),
+    tables=(
+        *(e for world, run in MAIN.items() for e in entries([run.name], {f"mirror.{world}": world_table(world)})),
+        *entries([run.name for run in FRONTIER.values()], {"mirror.budgets": best_table}),
+        *entries([run.name for run in MANY.values()], {"mirror.particles": particles_table}),
+        *entries([WRONG.name], {"mirror.wrong": wrong_table}),
+    ),
+)

@@ -1,0 +1,89 @@
+"""The worlds' tables: who is best at a budget, and who is not told apart, from made-up curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gallery import kept, running
+from gallery.recipe import Folders, Run
+from gallery.recipes import worlds as recipe
+
+
+def curve(costs: list[float], levels: list[float], spread: float = 0.01, key: int = 0) -> dict[str, Any]:
+    noise = np.exp(spread * np.random.default_rng(key).normal(size=(4, len(costs))))
+    return {"evaluations": costs, "w1": (np.array(levels) * noise).tolist()}
+
+
+def test_best_at_a_budget() -> None:
+    curves = {
+        "cheap": curve([5.0, 50.0], [0.4, 0.3], key=1),
+        "like cheap": curve([8.0], [0.401], 0.05, key=2),
+        "good": curve([20.0, 200.0], [0.2, 0.05], key=3),
+        "lost": curve([10.0], [float("nan")], key=4),
+    }
+    assert recipe.best_at(curves, 1) == ["-", "-", "-"]
+    best, level, alike = recipe.best_at(curves, 10)
+    assert (best, alike) in {("cheap", "like cheap"), ("like cheap", "cheap")}
+    assert float(level) == pytest.approx(0.4, rel=0.05)
+    assert recipe.best_at(curves, 100)[::2] == ["good", "none"]
+    assert float(recipe.best_at(curves, 1000)[1]) == pytest.approx(0.05, rel=0.05)
+
+
+def test_more_budget_is_never_worse() -> None:
+    """A sampler that gets worse with more steps stands with its better setting."""
+    curves = {"drifts": curve([10.0, 100.0], [0.1, 0.5])}
+    assert recipe.best_at(curves, 1000) == recipe.best_at(curves, 10)
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Folders:
+    names = ["mala", "smc_twisted", "smc_tempered", "fk_difference"]
+    metrics = {f"{m}@{n}": {"values": [0.1, 0.11, 0.09, 0.1]} for n in names for m in recipe.COLUMNS}
+    metrics |= {f"evaluations@{n}": {"values": [100.0] * 4} for n in names}
+    verdicts = {n: {"implementation": "agrees", "goal": "differs"} for n in names}
+    curves = {n: curve([10.0, 100.0], [0.4, 0.1 * (k + 1)]) for k, n in enumerate(names)}
+    rows = {"exact_draws": {"w1": 0.003, "reward": 1.0}, "untilted": {"w1": 0.5, "reward": 0.2}}
+    content = {
+        "stage": "test",
+        "seeds": [0, 1, 2, 3],
+        "settings": {},
+        "metrics": metrics,
+        "references": rows,
+        "arrays": {"verdicts": verdicts, "frontier": curves, "checks": [1]},
+    }
+    folders = {}
+    for run in recipe.RECIPE.runs:
+        folders[run.name] = tmp_path / run.folder
+        folders[run.name].mkdir(parents=True)
+        content = json.loads(json.dumps(kept.condensed(content))) | {"arrays": content["arrays"]}
+        (folders[run.name] / "results.json").write_text(json.dumps(kept.condensed(content)))
+    (folders["wrong_versions"] / "table.md").write_text(
+        "131072 draws each; errors: ...\n\n| wrong | errors |\n|---|---:|\n"
+    )
+    return Folders(folders, full=True)
+
+
+def test_tables_are_made_of_what_is_kept(at: Folders) -> None:
+    made = {e.name: e.make(at) for e in recipe.RECIPE.tables if callable(e.make)}
+    assert made.keys() == {f"mirror.{n}" for n in ("mixture", "quartic", "step", "budgets", "particles", "wrong")}
+    lines = made["mirror.mixture"].splitlines()
+    assert lines[2].startswith("| mala | ")
+    assert lines[2].endswith("| 100 | agrees | differs |")
+    assert lines[-2].startswith("| *exact draws* | .00300 | - | - | 1.00 | - |")
+    assert len(made["mirror.budgets"].splitlines()) == 2 + 2 * 5
+    assert made["mirror.wrong"].startswith("| wrong | errors |")
+    assert Path(recipe.reward_figure(at)).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_module_is_run_with_its_table_as_out(tmp_path: Path) -> None:
+    run = Run("x", ("-m some.module --flag",), "mirror_descent/gallery/x", "0", 1, None)
+    words = running.words_of(run, run.commands[0], tmp_path, full=True)
+    assert words == ["-m", "some.module", "--flag", "--out", str(tmp_path / "mirror_descent/gallery/x/table.md")]
+    say = Run("x", ("-m this_module_is_not_there",), "mirror_descent/gallery/x", "0", 1, None)
+    with pytest.raises(RuntimeError, match="No module named this_module_is_not_there"):
+        running.perform(say, tmp_path, full=True)
