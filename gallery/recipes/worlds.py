@@ -9,8 +9,9 @@ import numpy as np
 from gallery.read import Content, Make, entries, figures_of, results, short, table, values
 from gallery.recipe import Folders, Recipe, Run
 from gallery.running import TABLE
+from gallery.verdicts import paired_ratio
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, new_figure
-from lightning_toys.stats import format_estimate, geometric_ci, mean_ci
+from lightning_toys.stats import format_estimate, geometric_ci, holm, mean_ci
 
 CONFIG = "-c configs/mirror_descent"
 SEEDS = "0 to 3"
@@ -108,9 +109,6 @@ def best_table(at: Folders) -> str:
 
 def best_at(curves: Content, budget: float) -> list[str]:
     """Return the best sampler of a budget, its geometric mean of W1, and whom it is not told apart from."""
-    from gallery.verdicts import paired_ratio
-    from lightning_toys.stats import holm
-
     within: dict[str, dict[int, float]] = {}
     for name, curve in curves.items():
         columns = np.array(curve["w1"], dtype=np.float64).reshape(-1, len(curve["evaluations"]))
@@ -125,8 +123,8 @@ def best_at(curves: Content, budget: float) -> list[str]:
     means = {name: float(np.exp(np.log(list(found.values())).mean())) for name, found in within.items()}
     best = min(means, key=means.__getitem__)
     others = [name for name in within if name != best]
-    p_values = holm([paired_ratio(within[name], within[best]).p_value for name in others]) if others else []
-    alike = [name for name, p in zip(others, p_values, strict=True) if p >= 0.05]
+    p_values = [paired_ratio(within[name], within[best]).p_value for name in others]
+    alike = [name for name, p in zip(others, holm(p_values) if others else [], strict=True) if p >= 0.05]
     return [best, figures_of(means[best], 2), ", ".join(alike) or "none"]
 
 
