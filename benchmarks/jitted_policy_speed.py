@@ -13,7 +13,7 @@ Muon), and the same with AdamW. One core, single precision.
   Newton and Schulz's steps are in single precision:
   XLA's half precision is slower on a CPU. Of ``jax.vmap`` and ``lax.map`` over replicas the faster. XLA has one thread.
 - limit: the products of a step at the speed of one large product in single precision (ours takes those of Newton and
-  Schulz in bfloat16, where a processor may do more), and one fused AdamW step of the weights in cache.
+  Schulz in bfloat16 where the processor has instructions for it), and one fused AdamW step of the weights in cache.
 
 Before anything is timed, JAX's loss and its gradient are held against ours on the same weights, pairs and times, and
 its Newton-Schulz against ours.

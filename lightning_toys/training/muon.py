@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,16 +15,27 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024; the same as torc
 ITERATIONS = 5
 
 
+@cache
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether a kind of device multiplies bfloat16 by instructions of its own; of CPUs, as far as torch can say.
+
+    A CPU that has none (AVX2) takes thirty times as long as in single precision.
+    """
+    known = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {"avx512_bf16": True}
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
 def orthogonalise(g: Tensor) -> Tensor:
     """Return about U V' of each matrix g = U S V', for g (R, m, n): singular values end between .68 and 1.2.
 
     Those below .002 of |g| come out smaller, as with any fixed number of steps. Here five of
-    X <- a X + (b A + c A A) X with A = X X', from X = g / |g|.
+    X <- a X + (b A + c A A) X with A = X X', from X = g / |g|; single precision is multiplied as bfloat16 where the
+    device has instructions for it.
     """
     a, b, c = COEFFICIENTS
     x = g.mT if g.shape[-2] > g.shape[-1] else g
     x = x / x.flatten(1).norm(dim=1).clamp_min(1e-7).view(-1, 1, 1)
-    if g.dtype == torch.float32:
+    if g.dtype == torch.float32 and multiplies_bfloat16(g.device.type):
         x = x.bfloat16()  # twice as fast, and as torch.optim.Muon does
     for _ in range(ITERATIONS):
         gram = torch.bmm(x, x.mT)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_toys.training import muon
 from lightning_toys.training.muon import ReplicaMuon, orthogonalise
 from lightning_toys.training.noise import keyed_generator
 
@@ -43,6 +44,33 @@ def test_orthogonalise_takes_each_replica_by_itself(m: int, n: int) -> None:
         torch.testing.assert_close(whole[r], orthogonalise(g[r : r + 1])[0], rtol=0, atol=0.02)
     torch.testing.assert_close(orthogonalise(g * scale), whole, rtol=0, atol=0.02)
     assert torch.equal(orthogonalise(torch.zeros(2, m, n)), torch.zeros(2, m, n))
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_bfloat16_only_where_the_processor_has_it(m: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    g = conditioned(m, n)[2]
+    exact = orthogonalise(g.double())
+    errors = {}
+    for native in (False, True):
+        monkeypatch.setattr(muon, "multiplies_bfloat16", lambda device, native=native: native)
+        errors[native] = float((orthogonalise(g) - exact).abs().max())
+    assert errors[False] < 1e-5
+    assert 1e-4 < errors[True] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("known", "native"),
+    [({"avx2": True}, False), ({"avx512_f": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)],
+)
+def test_what_torch_says_of_the_processor_decides(
+    known: dict[str, bool], native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    asked = muon.multiplies_bfloat16.__wrapped__
+    assert asked("cpu") is native
+    assert asked("cuda") is True
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # older torch does not say
+    assert asked("cpu") is False
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon is newer than this torch")
