@@ -37,7 +37,7 @@ def check_columns(inputs: Sequence[str], outputs: Sequence[str]) -> None:
 
 
 class Table(PointData):
-    """Rows of a CSV or npz file: what the inputs say of the outputs, without a known truth.
+    """Rows of a CSV, npz or Parquet file: what the inputs say of the outputs, without a known truth.
 
     The network sees each column less its mean, over its standard deviation, of the training rows (unless
     ``standardise`` is false). Predictions, errors and figures are in the file's units.
@@ -74,7 +74,7 @@ class Table(PointData):
         bounded("--data.seed", seed, 0, WHOLE)
         for flag, share in (("test_share", test_share), ("holdout", holdout)):
             require(0 <= share < 1, f"--data.{flag}: {share} is not allowed; give a share in [0, 1)")
-        require(bool(path), "--data.path: a file is missing; give a CSV or npz file")
+        require(bool(path), "--data.path: a file is missing; give a CSV, npz or Parquet file")
         check_columns(inputs, outputs)
         names = [*inputs, *outputs]
         rows = read_columns(path, names)

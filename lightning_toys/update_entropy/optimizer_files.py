@@ -34,10 +34,10 @@ from lightning_toys.update_entropy.checkpoints import (
     flag_error,
     join_limited,
 )
+from lightning_toys.update_entropy.deepspeed_files import Fit
 from lightning_toys.update_entropy.policy import import_optional, is_adapter
-from lightning_toys.update_entropy.state_formats import by_number, recorded_step
-
-OPTIMIZER = "--model.optimizer_state"
+from lightning_toys.update_entropy.state_files import read_state_file
+from lightning_toys.update_entropy.state_formats import OPTIMIZER, by_number, recorded_step
 
 # keys that no group of AdamW has, and switches that it has on
 NON_ADAMW_KEYS = ("momentum", "momentum_decay", "nesterov", "alpha", "rho", "lambd", "lr_decay", "etas", "ns_steps")
@@ -93,26 +93,17 @@ def load_optimizer_state(path: str | Path, model: nn.Module) -> AdamWState:
 
     Args:
         path: what :func:`save_optimizer_state` writes; ``optimizer.state_dict()``, named or of transformers' Trainer
-            (``optimizer.pt`` or the directory around it); keyed by names (FSDP2, torchtitan); or a Lightning
-            checkpoint.
+            (``optimizer.pt`` or the directory around it); keyed by names (FSDP2, torchtitan); a Lightning checkpoint;
+            or a folder of ``torch.distributed.checkpoint`` or DeepSpeed, see :mod:`~.state_files`.
         model: with the adapter that the state belongs to.
 
     Raises:
         ToyError: it is no such file, or it does not hold exactly what the model trains.
     """
-    file = Path(path).expanduser()
-    file = file / "optimizer.pt" if file.is_dir() else file
-    if not file.is_file():
-        raise flag_error(OPTIMIZER, f"{file} is not there; give an optimiser's state_dict, optimizer.pt or a .ckpt")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it holds a pickled {found[1]}, which could run code" if found else error_text(error)
-        raise flag_error(OPTIMIZER, f"{path} cannot be read: {why}") from error
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not wanted:
         raise flag_error(OPTIMIZER, f"{path} fits no model that trains nothing; give the adapter as {ADAPTER}")
+    content = read_state_file(path, moment_shaper(wanted))
     fitting: list[tuple[str, AdamWState]] = []
     mismatches: dict[str, list[str]] = {}  # of the best candidate of each optimiser
     for candidate in state_candidates(content, path, model, wanted):
@@ -129,6 +120,21 @@ def load_optimizer_state(path: str | Path, model: nn.Module) -> AdamWState:
         hint = whole_model_hint(content, model, wanted)
         raise flag_error(OPTIMIZER, f"{path} does not fit the model: {hint}{join_limited(wrong)}")
     return fitting[0][1]
+
+
+def moment_shaper(wanted: Mapping[str, Tensor]) -> Fit:
+    """Return what gives a flat moment the shape of the parameter that a name is of, where the sizes are alike.
+
+    Args:
+        wanted: the model's parameters that require a gradient, by name.
+    """
+    forms = unique_by_canonical_name(wanted)
+
+    def fit(name: str, moment: Tensor) -> Tensor:
+        own = wanted.get(forms.get(canonical_name(name), ""))
+        return moment if own is None or own.numel() != moment.numel() else moment.reshape(own.shape)
+
+    return fit
 
 
 def whole_model_hint(content: Any, model: nn.Module, wanted: Mapping[str, Tensor]) -> str:

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from lightning_toys.errors import ToyError, bounded, require
+from lightning_toys.training import parquet_files
 from lightning_toys.update_entropy.data import (
     Messages,
     ModelTextData,
     encode_chat,
     has_chat_template,
-    prompt_clusters,
 )
-from lightning_toys.update_entropy.rewards import checked_rewards, find_reward
-from lightning_toys.update_entropy.sequences import Sequences
+from lightning_toys.update_entropy.rewards import COMPARING, REWARD, checked_rewards, find_reward
+from lightning_toys.update_entropy.sequences import Sequences, prompt_clusters
 from lightning_toys.update_entropy.task import Problem
 
 FILE = "--data.file"
@@ -43,7 +43,7 @@ class PromptRow(Problem):
 
 
 def read_rows(path: Path, flag: str = FILE) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line number and columns of each row of a JSONL or CSV file.
+    """Yield line number (0: unknown) and columns of each row of a JSONL, CSV or Parquet file.
 
     Args:
         path: of the file.
@@ -52,14 +52,17 @@ def read_rows(path: Path, flag: str = FILE) -> Iterator[tuple[int, dict[str, Any
     Raises:
         ToyError: it is no such file, or a line of it is none.
     """
-    require(path.exists(), f"{flag}: {path} is not there; give a JSONL or CSV file")
-    require(path.is_file(), f"{flag}: {path} is no ordinary file; give a JSONL or CSV file")
+    require(path.exists(), f"{flag}: {path} is not there; give a JSONL, CSV or Parquet file")
+    require(path.is_file(), f"{flag}: {path} is no ordinary file; give a JSONL, CSV or Parquet file")
     require(path.stat().st_size <= LARGEST_FILE, f"{flag}: {path} is larger than 1 GiB; give a part of it")
     kind = path.suffix.lower()
     require(
-        kind in (".jsonl", ".csv"),
-        f"{flag}: {path} is not read; give .jsonl (an object a line) or .csv (with a header)",
+        kind in (".jsonl", ".csv", parquet_files.SUFFIX),
+        f"{flag}: {path} is not read; give .jsonl (an object a line), .csv (with a header) or {parquet_files.SUFFIX}",
     )
+    if kind == parquet_files.SUFFIX:
+        yield from ((0, row) for _, row in parquet_files.parquet_rows(path, flag))
+        return
     try:
         with path.open(newline="" if kind == ".csv" else None, encoding="utf-8") as file:
             if kind == ".csv":
@@ -99,10 +102,11 @@ class PromptTask:
     Args:
         rows: of the file.
         reward: name of the reward, see :func:`~lightning_toys.update_entropy.rewards.find_reward`.
+        arguments: of the reward.
     """
 
-    def __init__(self, rows: list[PromptRow], reward: str) -> None:
-        self.rows, self.name, self.function = rows, reward, find_reward(reward)
+    def __init__(self, rows: list[PromptRow], reward: str, arguments: dict[str, Any] | None = None) -> None:
+        self.rows, self.name, self.function = rows, reward, find_reward(reward, arguments)
 
     def problems(self, generator: np.random.Generator, count: int) -> list[Problem]:
         """See :meth:`Task.problems`: every row once before any comes again, in random order."""
@@ -117,7 +121,7 @@ class PromptTask:
             ToyError: the file has none.
         """
         assert isinstance(problem, PromptRow)
-        if "answer" not in problem.row:
+        if problem.row.get("answer") is None:
             raise ToyError(f"{FILE}: there is no answer to imitate in it; give --model.warm_steps 0")
         return problem.answer
 
@@ -135,11 +139,12 @@ class PromptData(ModelTextData):
     """Prompts out of a file, answered by a pretrained model, with a reward of one's own.
 
     Args:
-        file: JSONL (an object a line) or CSV (with a header).
+        file: JSONL (an object a line), CSV (with a header) or Parquet, in which messages are a list of structs.
         prompt: column of the prompt, a text or a list of messages; null: prompt, messages or question.
         answer: column of the answer; a file without it wants a reward that needs none.
-        reward: ``exact``, ``last_number``, ``regex``, or ``module.function`` of (prompts, responses, rows) that
-            returns a number for each response; rows are the file's, as dictionaries.
+        reward: ``exact``, ``last_number``, ``regex``, ``length``, or ``module.function`` of (prompts, responses, rows)
+            that returns a number for each response; rows are the file's, as dictionaries.
+        reward_arguments: of the reward's function, by name, such as ``{target: 200}`` of length.
         chat: whether a prompt that is a text becomes a user's turn in the tokenizer's chat template (TRL leaves such a
             prompt as it is: false); messages always do.
         system: text of a system's turn before it; null for none.
@@ -162,15 +167,22 @@ class PromptData(ModelTextData):
         tokens: str | None = None,
         longest: int = 128,
         batch_size: int = 8,
+        reward_arguments: dict[str, Any] | None = None,
     ) -> None:
         bounded("--data.longest", longest, 1)
         super().__init__(tokens, batch_size)
-        require(file is not None, f"{FILE}: null is not allowed; give a JSONL or CSV file of prompts")
+        require(file is not None, f"{FILE}: null is not allowed; give a JSONL, CSV or Parquet file of prompts")
         path = Path(str(file)).expanduser()
         rows = [self.as_row(path, i, number, row, prompt, answer) for i, (number, row) in enumerate(read_rows(path), 1)]
         require(len(rows) > 0, f"{FILE}: {path} has no rows; give at least one prompt")
         self.chat, self.system, self.max_response_length = chat, system, longest
-        self.prompt_task = PromptTask(rows, reward)
+        self.prompt_task = PromptTask(rows, reward, reward_arguments)
+        bare = next((i for i, row in enumerate(rows, 1) if row.row.get("answer") is None), 0)
+        require(
+            not bare or reward not in COMPARING,
+            f"{REWARD}: {reward} compares with answers, and row {bare} of {path} has none in {answer!r}; give the "
+            "column of answers as --data.answer, or another reward",
+        )
         self.task = self.prompt_task
 
     @staticmethod
@@ -194,7 +206,7 @@ class PromptData(ModelTextData):
             raise ToyError(f"{where} has no {column!r}; give --data.prompt, one of {', '.join(map(str, row))}"[:300])
         value = row[column]
         content = row if answer not in row else {**row, "answer": row[answer]}
-        text = "" if answer not in row else str(row[answer])
+        text = "" if row.get(answer) is None else str(row[answer])
         if is_messages(value):
             return PromptRow("\n".join(m["content"] for m in value), text, content, value)
         require(isinstance(value, str) and bool(value.strip()), f"{where}: {column} is neither a text nor messages")

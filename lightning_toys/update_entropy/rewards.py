@@ -6,17 +6,19 @@ prompts come from, as dictionaries in which ``answer`` is the answer's column. I
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
-from lightning_toys.errors import ToyError, did_you_mean, require
+from lightning_toys.errors import ToyError, bounded, did_you_mean, require
 from lightning_toys.imports import load_class
 from lightning_toys.update_entropy.word_problems import NUMBER
 
-REWARD = "--data.reward"
+REWARD, ARGUMENTS = "--data.reward", "--data.reward_arguments"
 Row = Mapping[str, Any]
 Reward = Callable[[list[str], list[str], list[Row]], Sequence[float]]
 
@@ -50,11 +52,74 @@ def reward_regex(prompts: list[str], responses: list[str], rows: list[Row]) -> l
     return [float(re.search(str(row["answer"]), x) is not None) for x, row in zip(responses, rows, strict=True)]
 
 
-REWARDS: dict[str, Reward] = {"exact": reward_exact, "last_number": reward_last_number, "regex": reward_regex}
+def reward_length(
+    prompts: list[str],
+    responses: list[str],
+    rows: list[Row],
+    target: int | None = None,
+    limit: int | None = None,
+    unit: str = "characters",
+) -> list[float]:
+    """Return how far a response's length is from what is wanted, as a number that is 0 at best and negative else.
+
+    Args:
+        prompts: not looked at.
+        responses: texts.
+        rows: not looked at.
+        target: the length wanted; the reward is -|length - target| (the first example of TRL's documentation).
+        limit: the greatest length wanted; the reward is -max(0, length - limit).
+        unit: of lengths, ``characters`` or ``words`` (what spaces part).
+
+    Raises:
+        ToyError: not one of target and limit is given, or a value is not allowed.
+
+    >>> reward_length(["", ""], ["abcd", "a b"], [{}, {}], target=3)
+    [-1.0, 0.0]
+    >>> reward_length(["", ""], ["a b c d", "a b"], [{}, {}], limit=3, unit="words")
+    [-1.0, 0.0]
+    """
+    given = {name: value for name, value in (("target", target), ("limit", limit)) if value is not None}
+    require(len(given) == 1, f"{ARGUMENTS}: {given} is not allowed for length; give {{target: N}} or {{limit: N}}")
+    ((name, wanted),) = given.items()
+    require(type(wanted) is int, f"{ARGUMENTS}.{name}: {wanted!r} is not allowed; give an integer >= 0")
+    bounded(f"{ARGUMENTS}.{name}", wanted, 0)
+    require(unit in UNITS, f"{ARGUMENTS}.unit: {unit} is not allowed; give {' or '.join(UNITS)}")
+    beyond = [UNITS[unit](x) - wanted for x in responses]
+    return [float(-abs(x) if name == "target" else -max(0, x)) for x in beyond]
 
 
-def find_reward(name: str) -> Reward:
+UNITS: dict[str, Callable[[str], int]] = {"characters": len, "words": lambda text: len(text.split())}
+REWARDS: dict[str, Callable[..., Sequence[float]]] = {
+    "exact": reward_exact, "last_number": reward_last_number, "regex": reward_regex, "length": reward_length,
+}  # fmt: skip
+COMPARING = ("exact", "last_number", "regex")  # with the answer
+
+
+def find_reward(name: str, arguments: Mapping[str, Any] | None = None) -> Reward:
     """Return a reward by its name in :data:`REWARDS`, or as ``module.function``.
+
+    Args:
+        name: of the reward.
+        arguments: of the function, by name, beside prompts, responses and rows.
+
+    Raises:
+        ToyError: there is none, or it takes no such arguments.
+    """
+    function, given = find_function(name), dict(arguments or {})
+    try:
+        inspect.signature(function).bind([], [], [], **given)
+    except TypeError as error:
+        raise ToyError(f"{ARGUMENTS}: {given} is not allowed for {name}: {error}") from None
+    except ValueError:  # a function written in C may have no signature
+        pass
+    reward: Reward = partial(function, **given) if given else function
+    if name in REWARDS:
+        reward([], [], [])  # looks at its arguments
+    return reward
+
+
+def find_function(name: str) -> Callable[..., Sequence[float]]:
+    """Return the function of a reward, without its arguments.
 
     Raises:
         ToyError: there is none.
@@ -68,8 +133,8 @@ def find_reward(name: str) -> Reward:
     except ToyError as error:
         raise ToyError(f"{REWARD}: {str(error).replace('has no class', 'has no function')}; {allowed}") from None
     require(callable(found), f"{REWARD}: {name} is no function; {allowed}")
-    reward: Reward = found
-    return reward
+    function: Callable[..., Sequence[float]] = found
+    return function
 
 
 def checked_rewards(

@@ -13,10 +13,10 @@ from torch import nn
 
 from lightning_toys.errors import ToyError, bounded, note, require
 from lightning_toys.training.loader import DrawnLoader
-from lightning_toys.update_entropy.data import EXTRA_TOKENS, ModelTextData, prompt_clusters
+from lightning_toys.update_entropy.data import EXTRA_TOKENS, ModelTextData
 from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.rollout_files import read_rollouts, to_sequences
-from lightning_toys.update_entropy.sequences import Sequences
+from lightning_toys.update_entropy.sequences import Sequences, prompt_clusters
 from lightning_toys.update_entropy.task import Problem
 
 FILE, EVALUATION = "--data.file", "--data.evaluation"
@@ -68,10 +68,11 @@ class RolloutData(ModelTextData):
     """The batch U of a step of somebody's training, which `test` probes without sampling it.
 
     Args:
-        file: JSONL (an object a line) or npz with token ids (``prompt_ids``, ``response_ids``) or texts (``prompt``,
-            ``response``), and ``reward`` or ``advantage``; of both, advantages are taken. Optional are ``old_logp``,
-            the log-probability of each response token under the policy that generated it (without it ratios are 1), and
-            ``group``, common to the responses of a prompt (without it, those of equal prompts are a group).
+        file: JSONL (an object a line), Parquet or npz with token ids (``prompt_ids``, ``response_ids``) or texts
+            (``prompt``, ``response``), and ``reward`` or ``advantage``; of both, advantages are taken. Optional are
+            ``old_logp``, the log-probability of each response token under the policy that generated it (without it
+            ratios are 1), and ``group``, common to the responses of a prompt (without it, those of equal prompts are a
+            group).
         evaluation: where E comes from: null samples responses to U's prompts from the policy, a file of the same form
             gives them, and ``update`` takes U itself. E is taken as the policy's own draw: of ``old_logp`` in it no
             ratio is taken, and a line says so where they are not the policy's.
@@ -95,7 +96,7 @@ class RolloutData(ModelTextData):
             bounded("--data.longest", longest, 1)
         super().__init__(tokens, 1)
         if file is None:
-            raise ToyError(f"{FILE}: null is not allowed; give a JSONL or npz file of responses")
+            raise ToyError(f"{FILE}: null is not allowed; give a JSONL, Parquet or npz file of responses")
         self.file, self.evaluation, self.longest = file, evaluation, longest
         self.rows = read_rollouts(file, FILE)
         require(

@@ -1,8 +1,8 @@
 """Files of responses that somebody's policy has given: token ids or texts, rewards or advantages, log-probabilities.
 
-JSONL has an object a line; npz has arrays with a row a response, ids padded with -1 (the form of a probe's own
-sequences.npz, whose advantages are read where they came with its batch, and else made anew of the rewards: the loss and
-its scale may be others now). Columns, by any of their names:
+JSONL has an object a line, Parquet a row a response with lists of ids. npz has arrays with a row a response, ids padded
+with -1 (the form of a probe's own sequences.npz, whose advantages are read where they came with its batch, and else
+made anew of the rewards: the loss and its scale may be others now). Columns, by any of their names:
 
     prompt_ids (or prompt: a text or messages), response_ids or completion_ids (or response, completion: a text),
     reward, advantage or advantages, old_logp or old_per_token_logps, group or prompt_number
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from lightning_toys.errors import MOST, ToyError, one_line, require
+from lightning_toys.training import parquet_files
 from lightning_toys.update_entropy.data import Messages, encode_chat
 from lightning_toys.update_entropy.prompt_data import LARGEST_FILE, is_messages, read_rows
 from lightning_toys.update_entropy.sequences import Sequences
@@ -58,7 +59,7 @@ class RolloutRow:
 
 
 def read_rollouts(source: str, flag: str) -> list[RolloutRow]:
-    """Return the responses of a JSONL or npz file.
+    """Return the responses of a JSONL, Parquet or npz file.
 
     Args:
         source: path.
@@ -68,14 +69,18 @@ def read_rollouts(source: str, flag: str) -> list[RolloutRow]:
         ToyError: names the file, the line or row, and what is wrong with it.
     """
     path = Path(source).expanduser()
+    kind = path.suffix.lower()
     require(
-        path.suffix.lower() in (".jsonl", ".npz"),
-        f"{flag}: {source} is not read; give .jsonl (an object a line) or .npz (arrays with a row a response)",
+        kind in (".jsonl", ".npz", parquet_files.SUFFIX),
+        f"{flag}: {source} is not read; give .jsonl (an object a line), {parquet_files.SUFFIX} or .npz (arrays with a "
+        "row a response)",
     )
-    raw = npz_rows(path, flag) if path.suffix.lower() == ".npz" else read_rows(path, flag)
+    raw = npz_rows(path, flag) if kind == ".npz" else read_rows(path, flag)
+    if kind == parquet_files.SUFFIX:
+        raw = ((i, row) for i, (_, row) in enumerate(raw, 1))
     rows, columns = [], set[str]()
     for number, row in raw:
-        where = f"{flag}: {source} {'row' if path.suffix.lower() == '.npz' else 'line'} {number}"
+        where = f"{flag}: {source} {'line' if kind == '.jsonl' else 'row'} {number}"
         present = {k for k, names in COLUMNS.items() if any(row.get(n) is not None for n in names)}
         for name in ("prompt", "response"):
             require(name in present, f"{where} has no {' or '.join(COLUMNS[name])}")
@@ -133,7 +138,7 @@ def npz_rows(path: Path, flag: str) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         ToyError: it is no such file, or its arrays do not fit each other.
     """
-    require(path.is_file(), f"{flag}: {path} is not there; give a .jsonl or .npz file")
+    require(path.is_file(), f"{flag}: {path} is not there; give a .jsonl, .parquet or .npz file")
     require(path.stat().st_size <= LARGEST_FILE, f"{flag}: {path} is larger than 1 GiB; give a part of it")
     wanted = [n for names in COLUMNS.values() for n in names]
     ids = {"prompt": PADDED[:1], "response": PADDED[1:]}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_toys.errors import require
 from lightning_toys.training.noise import keyed_generator
-from lightning_toys.update_entropy.sequences import Sequences, accepts_argument, eval_mode
+from lightning_toys.update_entropy.sequences import Sequences, accepts_argument, eval_mode, exact_softmax
 
 
 def uniforms(seed: int, step: int, stream: str, rows: Sequence[int], length: int) -> np.ndarray:
@@ -124,7 +124,7 @@ def generate_chunk(
             inputs["position_ids"] = position
         if accepts_argument(model, "logits_to_keep"):
             inputs["logits_to_keep"] = 1
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False), exact_softmax(model):
             out = model(**inputs, use_cache=True)
         cache = out.past_key_values
         token = inverse_cdf(out.logits[:, -1], uniform[live, k], temperature)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from lightning_toys.errors import require
 
@@ -111,6 +112,21 @@ def pad_ids(rows: Sequence[Sequence[int]]) -> np.ndarray:
     return out
 
 
+def prompt_clusters(responses: Sequences) -> list[int]:
+    """Return a number for each response, the same for those to equal prompts: their entropies are alike.
+
+    Where there is one prompt only, its draws stay apart: errors are then those of its responses, the prompt given.
+
+    >>> prompt_clusters(Sequences([[5, 6], [7], [5, 6]], [[1], [2], [3]], [0, 1, 2]))
+    [0, 1, 0]
+    >>> prompt_clusters(Sequences([[5, 6], [5, 6]], [[1], [2]], [0, 1]))
+    [0, 1]
+    """
+    numbers: dict[tuple[int, ...], int] = {}
+    found = [numbers.setdefault(tuple(p), len(numbers)) for p in responses.prompts]
+    return found if len(numbers) > 1 else list(responses.prompt_index)
+
+
 class PaddedBatch(NamedTuple):
     """Sequences as a padded batch of a causal language model.
 
@@ -175,6 +191,37 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             m.training = True
 
 
+class DoubleSoftmax(TorchFunctionMode):
+    """Takes a softmax of double precision in double precision while it is entered, where a model asks for single.
+
+    The attention of Llama, Qwen2 and others does, and masks by the least number of its own precision, which is -inf in
+    single. A query at padding on the left may look at nothing: its row is NaN then, the next layer's values there are
+    NaN, and 0 times that reaches every token.
+
+    >>> row = torch.full((2,), torch.finfo(torch.float64).min, dtype=torch.float64)
+    >>> with DoubleSoftmax():
+    ...     torch.nn.functional.softmax(row, dim=-1, dtype=torch.float32)
+    tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func``, a softmax without the precision that is asked for."""
+        options = dict(kwargs or {})
+        lower = func in SOFTMAXES and options.get("dtype") is torch.float32 and bool(args)
+        if lower and args[0].dtype is torch.float64:
+            options["dtype"] = None
+        return func(*args, **options)
+
+
+SOFTMAXES = (torch.nn.functional.softmax, torch.softmax, Tensor.softmax)
+
+
+def exact_softmax(model: nn.Module) -> AbstractContextManager[Any]:
+    """Return :class:`DoubleSoftmax` for a model in double precision, and a context that does nothing for others."""
+    first = next(model.parameters(), None)
+    return DoubleSoftmax() if first is not None and first.dtype is torch.float64 else nullcontext()
+
+
 @contextmanager
 def attention_implementation(model: nn.Module, kind: str) -> Iterator[None]:
     """Set the attention implementation of a transformers model meanwhile: ``eager``, or ``sdpa`` where it has that."""
@@ -213,7 +260,8 @@ def response_logits(model: nn.Module, batch: PaddedBatch, parameters: Mapping[st
     if accepts_argument(model, "logits_to_keep"):  # no logits where no response token is predicted
         kept -= batch.first_column
         options["logits_to_keep"] = kept
-    out = functional_call(model, dict(parameters or {}), (), inputs | options)
+    with exact_softmax(model):
+        out = functional_call(model, dict(parameters or {}), (), inputs | options)
     logits: Tensor = out.logits
     columns = batch.logit_columns - (batch.input_ids.shape[1] - kept)
     return logits.gather(1, columns.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
@@ -231,7 +279,7 @@ def next_token_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tenso
     if accepts_argument(model, "position_ids"):
         inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
     options: dict[str, object] = {"use_cache": False} if accepts_argument(model, "use_cache") else {}
-    with eval_mode(model), torch.autocast(input_ids.device.type, enabled=False):
+    with eval_mode(model), torch.autocast(input_ids.device.type, enabled=False), exact_softmax(model):
         logits: Tensor = model(**inputs, **options).logits
     return logits
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+OPTIMIZER = "--model.optimizer_state"
 LARGEST_JSON = 1 << 28  # bytes of a trainer_state.json, which holds the log of a whole training
 
 

@@ -102,7 +102,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     for path, says in (
         (tmp_path / "gone.csv", r"^--data\.test_path: no file '.*gone\.csv'$"),
         (tmp_path, "is no file$"),
-        (tmp_path / "points.xlsx", r"give a file of the kind \.csv, \.tsv, \.txt, \.npz$"),
+        (tmp_path / "points.xlsx", r"give a file of the kind \.csv, \.tsv, \.txt, \.npz, \.parquet$"),
     ):
         if path.suffix == ".xlsx":
             path.write_text("x")

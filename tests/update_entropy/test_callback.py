@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from torch.utils.data import DataLoader
 
 from lightning_toys.errors import ToyError
 from lightning_toys.update_entropy import callback as under_test
-from lightning_toys.update_entropy.adamw import AdamWStep
+from lightning_toys.update_entropy.adamw import AdamWState, AdamWStep, Hyperparameters, Moments
 from lightning_toys.update_entropy.callback import UpdateEntropyCallback
+from lightning_toys.update_entropy.entropy_derivatives import sequence_entropy_gradients
 from lightning_toys.update_entropy.policy import TinyPolicy
+from lightning_toys.update_entropy.sequences import Sequences
+from lightning_toys.update_entropy.step_prediction import PredictionSettings, predict_step
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*",
@@ -99,9 +103,16 @@ def test_the_predicted_step_is_the_step_taken(
             assert torch.allclose(then[name] - before[name], step.eta * v, atol=3e-7, rtol=1e-4), name
 
 
+class FivePrompts(Imitation):
+    """The same, where its five prompts are all that there are: errors are those of the responses to them."""
+
+    def entropy_clusters(self, responses: Sequences) -> list[int]:
+        return list(range(len(responses)))
+
+
 def test_prediction_and_measurement_agree(tmp_path: Path) -> None:
     """Entropy falls as the policy learns to imitate: both say so, within their errors."""
-    path = fit(tmp_path, Imitation(), UpdateEntropyCallback(prompts=200, measure_prompts=200))
+    path = fit(tmp_path, FivePrompts(), UpdateEntropyCallback(prompts=200, measure_prompts=200))
     table = np.genfromtxt(path, delimiter=",", names=True, deletechars="")
     rows = {
         k: table[f"entropy_step/{k}"]
@@ -114,6 +125,39 @@ def test_prediction_and_measurement_agree(tmp_path: Path) -> None:
     assert rows["momentum"] + rows["decay"] + rows["batch"] == pytest.approx(rows["predicted"], rel=1e-4)
     assert rows["momentum"][0] == 0  # nothing is remembered before the first step
     assert np.all(table["step"] == np.arange(1, 7))
+
+
+def test_prompts_that_repeat_are_one_cluster_of_the_errors(tmp_path: Path) -> None:
+    """As the probe counts them; of one prompt alone the errors are those of its responses."""
+    module, watch = Imitation(), UpdateEntropyCallback(prompts=30, measure_prompts=40)
+    responses = watch.sample_responses(module, module.lm, 0, 1, "predict", 30)
+    assert responses.prompt_index == [i % 5 for i in range(30)]
+    assert len({tuple(r) for r in responses.responses[::5]}) > 1  # of one prompt, and yet drawn apart
+    gradients = {n: torch.ones_like(p) for n, p in module.lm.named_parameters()}
+    state = AdamWState(
+        {n: Hyperparameters() for n in gradients},
+        {n: Moments.zeros_like(p.detach()) for n, p in module.lm.named_parameters()},
+    )
+    step = AdamWStep.from_gradient(dict(module.lm.named_parameters()), gradients, state)
+    found = predict_step(module.lm, step, responses, None, PredictionSettings(second_order=False)).metrics
+    slope = sequence_entropy_gradients(module.lm, responses, "token", 1.0, 32).directional_derivative(step.direction)
+    sums = torch.zeros(5, dtype=torch.float64).index_add_(0, torch.arange(30) % 5, slope.influence)
+    by_hand = step.eta * math.sqrt(5 / 4 * float(sums.square().sum()))
+    assert found["predicted_se"] == pytest.approx(by_hand, rel=1e-9)
+    apart = step.eta * math.sqrt(30 / 29 * float(slope.influence.square().sum()))
+    assert by_hand != pytest.approx(apart, rel=0.05)
+
+    class Alone(Imitation):
+        def entropy_prompts(self, seed: int, step: int, stream: str, count: int) -> list[list[int]]:
+            return [[3]] * count
+
+    own = FivePrompts()
+    assert watch.sample_responses(own, own.lm, 0, 1, "predict", 30).prompt_index == list(range(30))
+    path = fit(tmp_path, Alone(), UpdateEntropyCallback(prompts=8, measure_prompts=8))
+    table = np.genfromtxt(path, delimiter=",", names=True, deletechars="")
+    assert len(table) == 6
+    for name in ("predicted_se", "measured_se", "second_order_se"):
+        assert np.all(table[f"entropy_step/{name}"] > 0)
 
 
 def test_every_n_steps_from_the_first_on(tmp_path: Path) -> None:

@@ -357,7 +357,7 @@ def test_files_that_are_none(tmp_path: Path, stepped: tuple[Any, dict[str, Any]]
     model, content = stepped
     file = tmp_path / "state.pt"
     refused_state(file, model, "is not there")
-    refused_state(tmp_path, model, "optimizer.pt is not there")
+    refused_state(tmp_path, model, "holds no optimiser's state; give a folder with optimizer.pt")
     torch.save({**content, "when": datetime.timedelta(1)}, file)
     refused_state(file, model, "pickled datetime.timedelta")
     file.write_bytes(b"rubbish")

@@ -39,6 +39,10 @@ def letters(prompts: list[str], responses: list[str], rows: list[Any]) -> list[f
     return [sum(c in row["wanted"] for c in x) for x, row in zip(responses, rows, strict=True)]
 
 
+def counted(prompts: list[str], responses: list[str], rows: list[Any], letter: str) -> list[float]:
+    return [x.count(letter) for x in responses]
+
+
 def wrong(prompts: list[str], responses: list[str], rows: list[Any]) -> list[float]:
     return [1.0]
 
@@ -52,7 +56,10 @@ def failing(prompts: list[str], responses: list[str], rows: list[Any]) -> list[f
 
 
 def write(file: Path, rows: list[dict[str, Any]]) -> str:
-    if file.suffix == ".csv":
+    if file.suffix == ".parquet":
+        pa = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pa.Table.from_pylist(rows), file)
+    elif file.suffix == ".csv":
         with file.open("w", newline="") as f:
             writer = csv.DictWriter(f, list(rows[0]))
             writer.writeheader()
@@ -68,7 +75,7 @@ GSM8K = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_gsm8k_works_as_it_is(kind: str, tmp_path: Path) -> None:
     data = PromptData(write(tmp_path / f"p.{kind}", GSM8K))
     problems = data.problems(0, 0, "x", 7)
@@ -101,6 +108,60 @@ def test_other_columns_and_rewards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ({"target": 3}, [-3, -1, 0, -4]),
+        ({"limit": 3}, [0, 0, 0, -4]),
+        ({"target": 2, "unit": "words"}, [-2, -1, 0, 0]),
+        ({"limit": 1, "unit": "words"}, [0, 0, -1, -1]),
+    ],
+)
+def test_the_length_reward(arguments: dict[str, Any], wanted: list[float], tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "say"}])
+    data = PromptData(file, reward="length", reward_arguments=arguments)
+    problems = data.problems(0, 0, "x", 4)
+    assert data.rewards(problems, ["", "äb", "a b", "abc def"]) == wanted
+    assert data.rewards([], []) == []
+
+
+def test_a_reward_of_ones_own_with_arguments(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "say"}])
+    data = PromptData(file, reward=f"{__name__}.counted", reward_arguments={"letter": "b"})
+    assert data.rewards(data.problems(0, 0, "x", 2), ["abba", "xyx"]) == [2, 0]
+    with pytest.raises(ToyError, match=r"^--data.reward_arguments: {'leter': 'b'} is not allowed for .*counted: "):
+        PromptData(file, reward=f"{__name__}.counted", reward_arguments={"leter": "b"})
+    with pytest.raises(ToyError, match=r"^--data.reward_arguments: {} is not allowed for .*: missing .* 'letter'"):
+        PromptData(file, reward=f"{__name__}.counted")
+
+
+def test_parquet_gives_the_rows_that_jsonl_gives(tmp_path: Path) -> None:
+    """Turns that have keys which others lack, answers, and a column of lists for a reward of one's own."""
+    first = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c", "name": "x"}]
+    rows = [
+        {"messages": [*first, {"role": "user", "content": "d"}], "answer": "1", "wanted": ["a", "b"], "level": 3},
+        {"messages": [{"role": "user", "content": "ef"}], "answer": "2", "wanted": [], "level": None},
+    ]
+    found = []
+    for kind in ("jsonl", "parquet"):
+        data = PromptData(write(tmp_path / f"p.{kind}", rows))
+        found.append(sorted(data.problems(0, 0, "x", 2), key=lambda p: p.answer))
+    assert found[0] == found[1]
+    assert found[1][0].messages == rows[0]["messages"]
+    assert found[1][0].prompt == "ab\nc\nd"
+    said = {"p.parquet row 2: messages is neither a text nor messages": [*rows[:1], {**rows[1], "messages": None}]}
+    said["p.parquet row 1 has no 'prompt'; give --data.prompt, one of answer, level"] = [
+        {k: row[k] for k in ("answer", "level")} for row in rows
+    ]
+    said["has no rows"] = []
+    assert len(said) == 3
+    for text, changed in said.items():
+        with pytest.raises(ToyError) as caught:
+            PromptData(write(tmp_path / "p.parquet", changed))
+        assert text in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("text", "number"),
     [
         ("18 - 3 = 15", 15),
@@ -120,7 +181,7 @@ def test_prompts_follow_the_chat_template(tmp_path: Path) -> None:
     a_tokenizer(tmp_path / "m")
     plain = load_tokenizer(tmp_path / "m")
     chat = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}, {"role": "user", "content": "d"}]
-    file = write(tmp_path / "p.jsonl", [{"prompt": "ab"}, {"messages": chat}])
+    file = write(tmp_path / "p.jsonl", [{"prompt": "ab", "answer": "1"}, {"messages": chat, "answer": "2"}])
 
     def texts(**options: Any) -> list[str]:
         data = PromptData(file, tokens=str(tmp_path / "m"), **options)
@@ -138,10 +199,10 @@ def test_prompts_follow_the_chat_template(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
-    "nothing": ({"file": None}, "", "--data.file: null is not allowed; give a JSONL or CSV file"),
+    "nothing": ({"file": None}, "", "--data.file: null is not allowed; give a JSONL, CSV or Parquet file"),
     "absent": ({"file": "no.jsonl"}, "", "--data.file: no.jsonl is not there"),
     "folder": ({"file": "."}, "", "--data.file: . is no ordinary file"),
-    "kind": ({"name": "p.parquet"}, "x", "is not read; give .jsonl (an object a line) or .csv (with a header)"),
+    "kind": ({"name": "p.txt"}, "x", "is not read; give .jsonl (an object a line), .csv (with a header) or .parquet"),
     "json": ({}, '{"prompt": "a"}\n{"prompt"', "p.jsonl line 2 is no JSON"),
     "list": ({}, "[1]", "p.jsonl line 1 is no object"),
     "deep": ({}, "[" * 100_000, "p.jsonl line 1 is no JSON"),
@@ -156,6 +217,21 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "module": ({"reward": "no.f"}, '{"prompt": "a"}', "--data.reward: no module 'no'"),
     "function": ({"reward": "math.nothing"}, '{"prompt": "a"}', "--data.reward: 'math' has no function 'nothing'"),
     "value": ({"reward": "math.pi"}, '{"prompt": "a"}', "--data.reward: math.pi is no function"),
+    "answer": ({}, '{"prompt": "a", "answer": "b"}\n{"prompt": "a"}', "compares with answers, and row 2 of"),
+    "null answer": ({"reward": "exact", "answer": "gold"}, '{"prompt": "a", "gold": null}', "has none in 'gold'; give"),
+    "no arguments": ({"reward": "length"}, '{"prompt": "a"}', "--data.reward_arguments: {} is not allowed for length"),
+    "two lengths": ({"reward": "length", "reward_arguments": {"target": 1, "limit": 2}}, '{"prompt": "a"}',
+        "--data.reward_arguments: {'target': 1, 'limit': 2} is not allowed for length; give {target: N} or {limit: N}"),
+    "length": ({"reward": "length", "reward_arguments": {"limit": -1}}, '{"prompt": "a"}',
+        "--data.reward_arguments.limit: -1 is not allowed; give an integer >= 0"),
+    "half a length": ({"reward": "length", "reward_arguments": {"target": 2.5}}, '{"prompt": "a"}',
+        "--data.reward_arguments.target: 2.5 is not allowed"),
+    "unit": ({"reward": "length", "reward_arguments": {"target": 1, "unit": "lines"}}, '{"prompt": "a"}',
+        "--data.reward_arguments.unit: lines is not allowed; give characters or words"),
+    "argument": ({"reward": "length", "reward_arguments": {"goal": 1}}, '{"prompt": "a"}',
+        "--data.reward_arguments: {'goal': 1} is not allowed for length: got an unexpected keyword argument 'goal'"),
+    "none taken": ({"reward": "exact", "reward_arguments": {"target": 1}}, '{"prompt": "a", "answer": "b"}',
+        "--data.reward_arguments: {'target': 1} is not allowed for exact"),
     "longest": ({"longest": 0}, '{"prompt": "a"}', "--data.longest: 0 is not allowed"),
     "tokens": ({"tokens": "nowhere"}, '{"prompt": "a"}', "--data.tokens: nowhere is not there"),
 }  # fmt: skip

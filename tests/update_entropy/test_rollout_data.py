@@ -171,6 +171,19 @@ def test_what_is_no_file_of_responses_is_refused(name: str, tmp_path: Path) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_parquet_gives_the_responses_that_jsonl_gives(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    chat = [{"role": "user", "content": "ab"}]
+    for rows in (ROWS, [{"prompt": chat, "completion": "c", "advantage": i - 0.5, "group": "x"} for i in range(2)]):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "u.parquet")
+        found = read_rollouts(str(tmp_path / "u.parquet"), "--data.file")
+        assert found == read_rollouts(write(tmp_path / "u.jsonl", rows), "--data.file")
+        assert len(found) == len(rows)
+    pq.write_table(pa.Table.from_pylist([ROWS[0], {**ROWS[1], "response_ids": None}]), tmp_path / "u.parquet")
+    with pytest.raises(ToyError, match=r"^--data.file: .*u.parquet row 2 has no response_ids or completion_ids"):
+        RolloutData(str(tmp_path / "u.parquet"))
+
+
 def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     fine = {"prompt_ids": np.ones((2, 3), int), "response_ids": np.ones((2, 3), int), "reward": np.ones(2)}
     for changes, said in (

@@ -1,4 +1,4 @@
-"""A stream that somebody observed, read from a CSV file: y over time at points x that stay."""
+"""A stream that somebody observed, read from a CSV or Parquet file: y over time at points x that stay."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from lightning_toys.bilevel.regression.data import StreamData
 from lightning_toys.bilevel.regression.drift import EmpiricalLoss
 from lightning_toys.bilevel.regression.stream import StreamShape
 from lightning_toys.errors import ToyError, bounded, require
+from lightning_toys.training import parquet_files
+from lightning_toys.training.table_files import checked_file, read_columns
 
 MOST_ROWS = 10**7
 FORM = "give columns t, x1, x2, ..., y1, y2, ..., and every time the same points in the same order"
@@ -56,7 +59,7 @@ class ObservedStream:
 
 
 class CsvStream(StreamData):
-    """A stream from a CSV file with a row for each time and point: columns t, x1, x2, ..., y1, y2, ....
+    """A stream from a CSV or Parquet file with a row for each time and point: columns t, x1, x2, ..., y1, y2, ....
 
     Times are in the order of the file, and each has the same points in the same order. The first ``window`` times are
     the past of step 0, so a run has at most as many steps as there are times after them. Every replica sees the same
@@ -76,7 +79,7 @@ class CsvStream(StreamData):
         bounded("--data.window", window, 1, 10_000)
         if inner_points is not None:
             bounded("--data.inner_points", inner_points, 4)
-        require(bool(path), "--data.path: '' is not allowed; give a CSV file")
+        require(bool(path), "--data.path: '' is not allowed; give a CSV or Parquet file")
         x, y = read_stream(path)
         points = len(x)
         inner = points // 2 if inner_points is None else inner_points
@@ -104,7 +107,40 @@ class CsvStream(StreamData):
 
 
 def read_stream(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the points x (N, p) and the observations y (T, N, d) of a CSV file, see :class:`CsvStream`.
+    """Return the points x (N, p) and the observations y (T, N, d) of a CSV or Parquet file, see :class:`CsvStream`.
+
+    Raises:
+        ToyError: names the file and the line.
+    """
+    parquet = Path(path).suffix.lower() == parquet_files.SUFFIX
+    head, stamps, found = parquet_stream(path) if parquet else csv_stream(path)
+    _, xs, _ = columns_of(head, path)
+    points = next((i for i, s in enumerate(stamps) if s != stamps[0]), len(stamps))
+    require(points > 0 and len(found) % points == 0, f"--data.path: {path} has times of unlike length; {FORM}")
+    table = found.reshape(-1, points, len(head) - 1)
+    at = np.array(stamps, dtype=object).reshape(-1, points)
+    same = (at == at[:, :1]).all() and len(set(at[:, 0])) == len(at)
+    same = same and (table[:, :, : len(xs)] == table[:1, :, : len(xs)]).all()
+    require(bool(same), f"--data.path: {path} has other points at other times; {FORM}")
+    return table[0, :, : len(xs)].copy(), table[:, :, len(xs) :].copy()
+
+
+def columns_of(head: Sequence[str], path: str) -> tuple[int, list[int], list[int]]:
+    """Return where the columns of time, of x and of y are.
+
+    Raises:
+        ToyError: the file has others.
+    """
+    times, xs, ys = ([i for i, n in enumerate(head) if n[:1] == letter] for letter in "txy")
+    require(
+        len(times) == 1 and bool(xs and ys) and len(times) + len(xs) + len(ys) == len(head),
+        f"--data.path: {path} has the columns {', '.join(head)[:60]}; {FORM}",
+    )
+    return times[0], xs, ys
+
+
+def csv_stream(path: str) -> tuple[list[str], list[Any], np.ndarray]:
+    """Return the names of a CSV's columns, the time of each row, and its numbers, those of x first.
 
     Raises:
         ToyError: names the file and the line.
@@ -118,13 +154,9 @@ def read_stream(path: str) -> tuple[np.ndarray, np.ndarray]:
         ) from error
     require(0 < len(rows) <= MOST_ROWS, f"--data.path: {path} has {len(rows)} lines; give 1 to {MOST_ROWS}")
     head = [name.strip() for name in rows[0]]
-    times, xs, ys = ([i for i, n in enumerate(head) if n[:1] == letter] for letter in "txy")
-    require(
-        len(times) == 1 and xs and ys and len(times) + len(xs) + len(ys) == len(head),  # type: ignore[arg-type]
-        f"--data.path: {path} has the columns {', '.join(head)[:60]}; {FORM}",
-    )
+    t, xs, ys = columns_of(head, path)
     found: list[list[float]] = []
-    stamps: list[str] = []
+    stamps: list[Any] = []
     for line, row in enumerate(rows[1:], 2):
         try:
             numbers = [float(row[i]) for i in (*xs, *ys)] if len(row) == len(head) else []
@@ -133,12 +165,19 @@ def read_stream(path: str) -> tuple[np.ndarray, np.ndarray]:
         right = bool(numbers) and all(math.isfinite(v) for v in numbers)
         require(right, f"--data.path: {path} line {line} is {','.join(row)[:60]!r}; give {len(head)} numbers")
         found.append(numbers)
-        stamps.append(row[times[0]])
-    points = next((i for i, s in enumerate(stamps) if s != stamps[0]), len(stamps))
-    require(points > 0 and len(found) % points == 0, f"--data.path: {path} has times of unlike length; {FORM}")
-    table = np.array(found).reshape(-1, points, len(xs) + len(ys))
-    at = np.array(stamps, dtype=object).reshape(-1, points)
-    same = (at == at[:, :1]).all() and len(set(at[:, 0])) == len(at)
-    same = same and (table[:, :, : len(xs)] == table[:1, :, : len(xs)]).all()
-    require(bool(same), f"--data.path: {path} has other points at other times; {FORM}")
-    return table[0, :, : len(xs)].copy(), table[:, :, len(xs) :].copy()
+        stamps.append(row[t])
+    return head, stamps, np.array(found)
+
+
+def parquet_stream(path: str) -> tuple[list[str], list[Any], np.ndarray]:
+    """Return the same as :func:`csv_stream` of a Parquet file.
+
+    Raises:
+        ToyError: names the file, the column and the row.
+    """
+    file = checked_file(path, "--data.path")
+    head = parquet_files.parquet_names(file, (), "--data.path")
+    t, xs, ys = columns_of(head, path)
+    numbers = read_columns(path, [head[i] for i in (*xs, *ys)])
+    stamps = parquet_files.parquet_values(file, head[t], "--data.path")
+    return head, stamps, numbers
