@@ -23,7 +23,7 @@ from lightning_toys.errors import (
 )
 
 TRAINER_VERBS = ("fit", "validate", "test", "predict")
-VERBS = (*TRAINER_VERBS, "compare", "sweep", "list", "show", "copy", "new")
+VERBS = (*TRAINER_VERBS, "compare", "sweep", "list", "show", "copy", "new", "completion")
 
 HELP = """\
 usage: lightning-toys VERB -c EXPERIMENT/VARIANT [--flag value ...]      (in a clone also: python cli.py VERB ...)
@@ -32,7 +32,7 @@ usage: lightning-toys VERB -c EXPERIMENT/VARIANT [--flag value ...]      (in a c
   validate  score a checkpoint as training does (validation.json)
   test      score a checkpoint under every sampler
   predict   write a checkpoint's predictions to the run folder
-  compare   put runs side by side: compare RUN_OR_FOLDER ... [--baseline LABEL] [--out FOLDER]
+  compare   put runs side by side: compare RUN_OR_FOLDER ... [--baseline LABEL] [--out FOLDER] [--html FILE]
   sweep     fit and test every cell of a grid, or the trials of a search, then compare (sweep --help):
             sweep -c FILE --grid.model.mode '[regression,flow]' [--grid.ANY.FLAG '[...]'] [--flag value ...]
 
@@ -40,6 +40,8 @@ usage: lightning-toys VERB -c EXPERIMENT/VARIANT [--flag value ...]      (in a c
   show      print one: show flow_vs_regression/flow
   copy      write one into a file of your own: copy flow_vs_regression/flow [FILE]
   new       start an experiment of your own: new NAME writes NAME.py, NAME.yaml and test_NAME.py here
+  completion
+            print a script that completes all of this at a TAB: completion bash, or zsh
 
 flags (VERB --help lists all; fit --model.help CLASS lists an experiment's own, fit --data.help CLASS its data's)
   -c FILE                     configuration: a file, or the name of a shipped one; several are stacked, flags beat files
@@ -128,12 +130,20 @@ def new(verb: str, args: Sequence[str]) -> None:
     new_command(args)
 
 
+def completion(verb: str, args: Sequence[str]) -> None:
+    """Run `completion`."""
+    from lightning_toys.commands.completion import completion_command
+
+    completion_command(args)
+
+
 COMMANDS: dict[str, Callable[[str, Sequence[str]], None]] = {
     **dict.fromkeys(TRAINER_VERBS, trainer),
     "compare": compare,
     "sweep": sweep,
     **dict.fromkeys(("list", "show", "copy"), configurations),
     "new": new,
+    "completion": completion,
 }
 
 

@@ -95,6 +95,7 @@ COMPARE: list[Any] = [
     *(["--out", w] for w in ("out", "", "file", "case.yaml/x", "x" * 300, "case.yaml")),
     ["--baseline", "x"], ["--baseline", ""], ["--nonsense", "1"], ["nowhere", None], ["case.yaml", None],
     ["--out", None],
+    *(["--html", w] for w in ("page.html", "out/page.html", "page", "", "file/page.html", "x" * 300 + ".html")),
 ]  # fmt: skip
 VALUES: list[Any] = [
     *(

@@ -1,123 +1,26 @@
-"""What TensorBoard shows of a real run, seen by a real browser: scalars, images and the HParams page.
-
-Needs Debian's packages chromium and chromium-driver; `make browser` installs them where there is apt and root.
-"""
+"""What TensorBoard shows of a real run, seen by a real browser: scalars, images and the HParams page."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.browser import WALK, Browser, call, free_port, opened_browser, wait_until_up
 from tests.conftest import Runner
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-ARGUMENTS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1500,1000"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
-)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
-
-
-def call(url: str, body: dict[str, Any] | None = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read())
-
-
-def wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
-        assert process.poll() is None, "the server stopped"
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(f"{url} did not come up")
-
-
-class Browser:
-    """Chromium through the WebDriver protocol: no client library is needed for three pages."""
-
-    def __init__(self, base: str, profile: Path) -> None:
-        options = {"args": [*ARGUMENTS, f"--user-data-dir={profile}"], "binary": CHROMIUM}
-        wanted = {"capabilities": {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}}
-        self.url = f"{base}/session/{call(f'{base}/session', wanted)['value']['sessionId']}"
-
-    def open(self, url: str) -> None:
-        call(f"{self.url}/url", {"url": url})
-
-    def run(self, script: str) -> Any:
-        return call(f"{self.url}/execute/sync", {"script": script, "args": []})["value"]
-
-    def wait(self, script: str, seconds: float = 60) -> Any:
-        end = time.monotonic() + seconds
-        while not (value := self.run(script)):
-            assert time.monotonic() < end, f"never true: {script}\n{self.run(TEXT)[:2000]}"
-            time.sleep(0.3)
-        return value
-
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(call(f"{self.url}/screenshot")["value"]))
-
-    def close(self) -> None:
-        request = urllib.request.Request(self.url, method="DELETE")
-        urllib.request.urlopen(request, timeout=60).close()
-
-
-# the pages are web components: text and images hide in shadow roots
-WALK = """
-function walk(node, out) {
-  if (node.nodeType === 3) { out.text.push(node.textContent); }
-  if (node.tagName === 'IMG') { out.images.push(node); }
-  if (node.shadowRoot) { walk(node.shadowRoot, out); }
-  for (const child of node.childNodes) {
-    if (!['SCRIPT', 'STYLE'].includes(child.tagName)) { walk(child, out); }
-  }
-  return out;
-}
-const page = walk(document.body, {text: [], images: []});
-const text = page.text.join(' ');
-"""
-TEXT = WALK + "return text;"
 
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Browser]:
-    if CHROMIUM is None or DRIVER is None:
-        assert not os.environ.get("CI"), "in CI the browser test is not skipped: .ci/run installs chromium"
-        pytest.skip("chromium and chromedriver are not installed: `make browser` (Debian, as root) installs them")
-    port = free_port()
-    log = (tmp_path / "driver.log").open("wb")
-    process = subprocess.Popen([DRIVER, f"--port={port}"], stdout=log, stderr=log)
-    try:
-        wait_until_up(f"http://127.0.0.1:{port}/status", process)
-        session = Browser(f"http://127.0.0.1:{port}", tmp_path / "profile")
-        yield session
-        session.close()
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-        log.close()
+    with opened_browser(tmp_path) as found:
+        yield found
 
 
 @contextlib.contextmanager

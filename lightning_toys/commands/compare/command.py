@@ -9,7 +9,11 @@ from typing import NoReturn
 
 from lightning_toys.errors import ToyError, did_you_mean, printable
 
-FLAGS = {"--baseline": "the label of a run, part of it, or its folder's name", "--out": "a folder"}
+FLAGS = {
+    "--baseline": "the label of a run, part of it, or its folder's name",
+    "--out": "a folder",
+    "--html": "a file that ends in .html",
+}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -51,6 +55,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
         "--baseline", help="label (or part of one) or folder name that differences are taken from; default: the first"
     )
     parser.add_argument("--out", help="folder for the files; default: comparison/ beside the runs")
+    parser.add_argument("--html", metavar="FILE", help="one page with all of it: FILE.html; without it none is made")
     given, unknown = parser.parse_known_intermixed_args(joined(args))
     if unknown:
         flag = unknown[0].partition("=")[0]
@@ -62,30 +67,31 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
 
 
 def compare_command(args: Sequence[str]) -> None:
-    """Run `compare RUN_OR_FOLDER ... [--baseline LABEL] [--out FOLDER]`.
+    """Run `compare RUN_OR_FOLDER ... [--baseline LABEL] [--out FOLDER] [--html FILE]`.
 
     Raises:
         ToyError: says on one line what is not allowed, whatever characters are in the names of others' files.
     """
     given = parse(args)
     try:
-        compare_named([Path(x) for x in given.runs], given.baseline, given.out)
+        compare_named([Path(x) for x in given.runs], given.baseline, given.out, given.html)
     except ToyError as error:
         raise ToyError(printable(str(error))) from None
 
 
-def compare_named(paths: Sequence[Path], baseline: str | None, out: str | None) -> None:
+def compare_named(paths: Sequence[Path], baseline: str | None, out: str | None, html: str | None) -> None:
     """Compare the runs in some folders."""
     # after the help, which need not wait for them
-    from lightning_toys.commands.compare.output import check_folder
+    from lightning_toys.commands.compare.output import check_folder, check_page
     from lightning_toys.commands.compare.report import baselines_named, compare_runs
     from lightning_toys.commands.compare.runs import find_results, load_runs
 
     folder = None if out is None else check_folder(out)
+    page = None if html is None else check_page(html)
     runs = load_runs(find_results(paths))
     baselines = {} if baseline is None else baselines_named(runs, baseline)
     if folder is None:
         first = paths[0]
         above = first.is_dir() and not (first / "results.json").exists()
         folder = check_folder(str((first if above else runs[0].folder.parent) / "comparison"))
-    compare_runs(runs, folder, baselines)
+    compare_runs(runs, folder, baselines, page)

@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from lightning_toys.commands.compare.names import distinct, encodable, file_stem
-from lightning_toys.commands.compare.output import write_together
+from lightning_toys.commands.compare.output import Place, write_together
 from lightning_toys.commands.compare.own_figures import own_figures
+from lightning_toys.commands.compare.page import build_page
 from lightning_toys.commands.compare.plots import pictures_of, png
 from lightning_toys.commands.compare.runs import Run, find_results, load_runs, questions
 from lightning_toys.commands.compare.tables import (
@@ -57,8 +58,10 @@ def file_names(pictures: Sequence[str]) -> list[str]:
     return [f"{stem}.png" for stem in distinct(map(file_stem, pictures))]
 
 
-def compare_runs(runs: Sequence[Run], out: Path, baselines: Mapping[str, Run] | None = None) -> None:
-    """Print the comparison and write it as Markdown, CSV, LaTeX and pictures into ``out``.
+def compare_runs(
+    runs: Sequence[Run], out: Path, baselines: Mapping[str, Run] | None = None, page: Path | None = None
+) -> None:
+    """Print the comparison and write it as Markdown, CSV, LaTeX and pictures into ``out``, and as a page.
 
     All of it is made before the first file is written.
 
@@ -66,13 +69,15 @@ def compare_runs(runs: Sequence[Run], out: Path, baselines: Mapping[str, Run] | 
         runs: of one experiment.
         out: a folder.
         baselines: by group, what differences are taken from; the first run of a group else.
+        page: the HTML file, if one is wanted.
 
     Raises:
-        ToyError: the folder cannot be written, or an experiment's own figures fail; nothing is written.
+        ToyError: a folder cannot be written, or an experiment's own figures fail; nothing is written.
     """
     groups = by_group(runs)
-    first = {name: members[0] for name, members in groups.items()}
-    tables = [s for name, x in groups.items() for s in tables_of(x, {**first, **(baselines or {})}[name])]
+    chosen = {name: members[0] for name, members in groups.items()} | dict(baselines or {})
+    by_target = {name: tables_of(x, chosen[name]) for name, x in groups.items()}
+    tables = [s for x in by_target.values() for s in x]
     texts = {
         "comparison.md": "\n".join(s.markdown() for s in tables),
         "comparison.csv": to_csv(runs),
@@ -82,12 +87,21 @@ def compare_runs(runs: Sequence[Run], out: Path, baselines: Mapping[str, Run] | 
     drawn = [(name, png(figure)) for x in groups.values() for name, figure in pictures_of(x).items()]
     drawn += own.items()
     pictures = dict(zip(file_names([name for name, _ in drawn]), (content for _, content in drawn), strict=True))
-    write_together(out, {name: text.encode() for name, text in texts.items()} | pictures)
-    for remark in (*question_remarks(runs), *remarks):
+    places = [Place("--out", out, {name: text.encode() for name, text in texts.items()} | pictures)]
+    remarks = [*question_remarks(runs), *remarks]
+    if page:
+        files = {name: (out / name, content) for name, content in pictures.items()}
+        places.append(
+            Place("--html", page.parent, {page.name: build_page(runs, chosen, by_target, files, remarks, page)})
+        )
+    write_together(places)
+    for remark in remarks:
         note(printable(remark))
     show(tables)  # last: whoever reads them may stop, as `head` does
     note(printable(f"tables: {out}/comparison.md, .csv, .tex"))
     note(printable(f"pictures: {', '.join(str(out / name) for name in pictures)}"))
+    if page:
+        note(printable(f"page: {page}"))
 
 
 def show(tables: Sequence[ResultTable]) -> None:
@@ -102,7 +116,8 @@ def show(tables: Sequence[ResultTable]) -> None:
 
 def compare_folder(folder: Path, runs: Sequence[Path]) -> None:
     """Compare a sweep's cells, and say how to look at them."""
-    compare_runs(load_runs(find_results(runs)), folder / "comparison")
+    out = folder / "comparison"
+    compare_runs(load_runs(find_results(runs)), out, page=out / "comparison.html")
     note(f"curves and figures: tensorboard --logdir {folder}")
 
 

@@ -107,7 +107,17 @@ def find_results(paths: Sequence[Path]) -> list[Path]:
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """Return a run's flat model and data settings."""
+    """Return a run's flat model and data settings, of its config.yaml."""
+    loaded = whole_config(folder)
+    return flatten({k: loaded.get(k) for k in ("model", "data")}) if loaded else {}
+
+
+def whole_config(folder: Path) -> dict[str, Any]:
+    """Return what a run's config.yaml says; nothing where there is none.
+
+    Raises:
+        ToyError: it cannot be read, or is no configuration.
+    """
     config = folder / "config.yaml"
     if not os.path.lexists(config):
         return {}
@@ -117,7 +127,7 @@ def settings(folder: Path) -> dict[str, Any]:
         raise ToyError(f"compare: {config} cannot be read ({reason(error)})") from None
     if not isinstance(loaded, dict):
         raise ToyError(f"compare: {config} is not a configuration")
-    return flatten({k: loaded.get(k) for k in ("model", "data")})
+    return loaded
 
 
 def reason(error: Exception) -> str:

@@ -58,15 +58,21 @@ def defined_class(path: str) -> type:
 
 def option_names(parser: LightningArgumentParser) -> set[str]:
     """Return every flag that the parser and the experiments' classes take."""
+    names = {s for action in parser._actions for s in action.option_strings if s.startswith("--")}
+    for action in parser._actions:  # of the verbs
+        for verb in action.choices.values() if isinstance(action.choices, dict) else ():
+            names |= {s for inner in verb._actions for s in inner.option_strings if s.startswith("--")}
+    return names | class_options()
+
+
+def class_options() -> set[str]:
+    """Return every flag of the experiments' classes that are imported."""
     import inspect
 
     from lightning_toys.training.data import ToyDataModule
     from lightning_toys.training.module import ToyModule
 
-    names = {s for action in parser._actions for s in action.option_strings if s.startswith("--")}
-    for action in parser._actions:  # of the verbs
-        for verb in action.choices.values() if isinstance(action.choices, dict) else ():
-            names |= {s for inner in verb._actions for s in inner.option_strings if s.startswith("--")}
+    names: set[str] = set()
     for prefix, base in (("--model", ToyModule), ("--data", ToyDataModule)):
         for cls in all_subclasses(base):
             for name, parameter in inspect.signature(cls).parameters.items():

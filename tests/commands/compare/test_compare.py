@@ -58,7 +58,9 @@ def test_cells_run_once_and_compare(
     assert len(calls) == 8
     folder = runner.root / "flow_vs_regression" / "grid"
     out = folder / "comparison"
-    assert {p.name for p in out.iterdir()} >= {"comparison.md", "comparison.csv", "comparison.tex", "l2.png", "l1.png"}
+    assert {p.name for p in out.iterdir()} >= {
+        *("comparison.md", "comparison.csv", "comparison.tex", "comparison.html", "l2.png", "l1.png")
+    }
     calls.clear()
     err = runner.ok("sweep", "flow", *FLAGS, *GRID)
     assert calls == []

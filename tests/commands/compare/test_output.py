@@ -155,10 +155,10 @@ def test_a_picture_that_fails_comes_before_the_first_file(
 
 
 FLAGS = [
-    (["--nonsense"], "--nonsense: no such flag; give --baseline, --out"),
-    (["--ou", "x"], "--ou: no such flag; give --baseline, --out; did you mean '--out'?"),
-    (["--basline=x"], "--basline: no such flag; give --baseline, --out; did you mean '--baseline'?"),
-    (["-x"], "-x: no such flag; give --baseline, --out; a run of that name is ./-x"),
+    (["--nonsense"], "--nonsense: no such flag; give --baseline, --out, --html"),
+    (["--ou", "x"], "--ou: no such flag; give --baseline, --out, --html; did you mean '--out'?"),
+    (["--basline=x"], "--basline: no such flag; give --baseline, --out, --html; did you mean '--baseline'?"),
+    (["-x"], "-x: no such flag; give --baseline, --out, --html; a run of that name is ./-x"),
     (["--out"], "--out: a value is missing; give a folder"),
     (["--baseline", "--out", "x"], "--baseline: a value is missing; give the label"),
     (["--baseline", "-zzz"], "--baseline: '-zzz' fits 0 of the runs; give one of 'a'"),
