@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.demo
 BENCH_STAMP := $(VENV)/.bench
 
-.PHONY: demo test test-all test-floors style lint audit fuzz bench gallery notebooks browser screenshots clean
+.PHONY: demo test test-all test-floors style lint audit fuzz bench gallery notebooks docs browser screenshots clean
 
 # no bytecode for the whole of each package, which takes a minute: what is imported is compiled then
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
@@ -121,6 +121,11 @@ gallery: $(STAMP)
 # The outputs of docs/notebooks, by executing them; a minute and a half.
 notebooks: $(STAMP)
 	$(PY) gallery/notebooks.py
+
+# The site, out of docs and the docstrings: open build/site/index.html. A warning is an error. Some minutes, since every module
+# is imported and has a page; what has not changed is not built again.
+docs: $(STAMP)
+	$(PY) -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/site
 
 # The browser test needs Debian's chromium; without it the test is skipped, outside of CI.
 browser:

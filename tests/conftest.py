@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lightning_toys.cli import main
+from tests.browser import Browser, opened_browser
 from tests.malformed import Refusal
 
 REPO = Path(__file__).resolve().parent.parent
@@ -127,6 +128,13 @@ class Runner:
         words = [sys.executable, "cli.py", *self.words(verb, variant, *flags)]
         full = {**os.environ, "OMP_NUM_THREADS": "1", **env}
         return subprocess.Popen(words, cwd=REPO, env=full, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    """A browser, for tests that look at a page."""
+    with opened_browser(tmp_path) as found:
+        yield found
 
 
 @pytest.fixture

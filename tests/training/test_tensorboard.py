@@ -13,14 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.browser import WALK, Browser, call, free_port, opened_browser, wait_until_up
+from tests.browser import WALK, Browser, call, free_port, wait_until_up
 from tests.conftest import Runner
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    with opened_browser(tmp_path) as found:
-        yield found
 
 
 @contextlib.contextmanager

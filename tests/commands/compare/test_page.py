@@ -7,7 +7,6 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from lightning_toys.commands.compare.page_pictures import FULL_DPI, LEAST_DPI, e
 from lightning_toys.commands.compare.plots import png
 from lightning_toys.commands.compare.report import compare_folder
 from lightning_toys.plotting import new_figure
-from tests.browser import Browser, opened_browser
+from tests.browser import Browser
 from tests.commands.compare.runs_of_others import METRIC, WHOLE, a_run
 from tests.commands.compare.test_names import NAMES, UNSEEN
 from tests.malformed import Refusal
@@ -435,12 +434,6 @@ def test_a_page_imports_neither_torch_nor_lightning(tmp_path: Path) -> None:
     a_run(tmp_path / "runs" / "a")
     assert imported(("compare", "runs", "--html", "page.html"), tmp_path) == []
     assert (tmp_path / "page.html").is_file()
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    with opened_browser(tmp_path) as found:
-        yield found
 
 
 COLUMN = "[...document.querySelector('table').tBodies[0].rows].map(r => r.cells[%d].textContent)"
