@@ -39,7 +39,7 @@ html_theme_options = {
 # every module has a page, written anew by each build; what it no longer writes is removed
 apidoc_modules = [
     {
-        "path": "../lightning_toys",
+        "path": str(REPO / "lightning_toys"),  # as the patterns below begin
         "destination": "api/modules",
         "exclude_patterns": [str(REPO / "lightning_toys" / name) for name in ("__main__.py", "commands/template*")],
         "separate_modules": True,
@@ -106,7 +106,7 @@ def names_as_they_are(app: Sphinx, doctree: Any) -> None:
     """Look a name up as it is: else, of several classes that are called so, any is linked."""
     for node in doctree.findall(pending_xref):
         if node.get("refdomain") == "py":
-            node["refspecific"] = False
+            node.attributes.pop("refspecific", None)  # that it is there counts, whatever its value
 
 
 @cache

@@ -1,7 +1,8 @@
 """Parquet files, of numbers or of rows of anything; pyarrow, an extra, is imported when there is one to read.
 
 A file is checked by what it says of itself before it is read, and no larger than a table of another kind may be: a few
-bytes of Parquet can say a value a billion times.
+bytes of Parquet can say a value a billion times. Texts are read as Arrow's dictionaries, which hold each once, and
+measured before they are made objects.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lightning_toys.errors import MOST, ToyError, one_line, require
 
 SUFFIX = ".parquet"
 MOST_ROWS = 10**7  # of a file whose rows are made objects
-MOST_BYTES = 1 << 30  # of those rows
+MOST_BYTES = 1 << 30  # of those rows, and of what a file unpacks to
 ROWS_AT_ONCE = 256
 
 
@@ -53,11 +54,63 @@ def opened(path: Path, flag: str) -> Iterator[tuple[Any, Any]]:
     where = f"{flag}: {str(path)!r}"
     pa = import_pyarrow(where)
     try:
-        with path.open("rb") as raw, pa.parquet.ParquetFile(raw) as file:
-            yield pa, file
+        with path.open("rb") as raw:
+            with pa.parquet.ParquetFile(raw) as file:
+                texts = text_columns(file)
+            raw.seek(0)
+            with pa.parquet.ParquetFile(raw, read_dictionary=texts) as file:
+                yield pa, file
     # Arrow's own errors are of these kinds too
     except (OSError, ValueError, TypeError, NotImplementedError, KeyError, MemoryError, pa.ArrowException) as error:
         raise ToyError(f"{where} is no Parquet file that can be read: {one_line(error)[:120]}") from None
+
+
+def text_columns(file: Any) -> list[str]:
+    """Return the paths of the columns of texts or bytes, nested ones too."""
+    columns = [file.schema.column(i) for i in range(len(file.schema))]
+    plain = ("NONE", "STRING", "JSON", "ENUM")  # decimals may be bytes too
+    return [c.path for c in columns if c.physical_type == "BYTE_ARRAY" and c.logical_type.type in plain]
+
+
+def require_room(file: Any, names: Sequence[str], where: str) -> None:
+    """Refuse columns that say more than may be read, before anything of them is.
+
+    Args:
+        file: a ``ParquetFile``.
+        names: of columns.
+        where: flag and file, for the error.
+
+    Raises:
+        ToyError: they have too many values, those of lists among them, or unpack to too many bytes.
+    """
+    values = size = 0
+    for g in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(g)
+        for c in map(group.column, range(group.num_columns)):
+            if any(c.path_in_schema == name or c.path_in_schema.startswith(f"{name}.") for name in names):
+                values, size = values + c.num_values, size + c.total_uncompressed_size
+    require(values <= MOST, f"{where} has {values} values in these columns; give at most {MOST}, a part of it")
+    require(size <= MOST_BYTES, f"{where} unpacks to more than 1 GiB; give a part of it")
+
+
+def expanded_bytes(pa: Any, array: Any) -> int:
+    """Return the bytes of a column or array when each value stands for itself, where a dictionary has it once."""
+    t = pa.types
+    if isinstance(array, pa.ChunkedArray):
+        return sum(expanded_bytes(pa, chunk) for chunk in array.chunks)
+    if t.is_dictionary(array.type):
+        held = array.dictionary
+        if not (t.is_string(held.type) or t.is_large_string(held.type) or t.is_binary(held.type)):
+            return int(array.nbytes) + 8 * len(array)
+        lengths = pa.compute.binary_length(held).cast(pa.int64())
+        return int(pa.compute.sum(lengths.take(array.indices)).as_py() or 0) + 4 * len(array)
+    if t.is_map(array.type):
+        return expanded_bytes(pa, array.keys) + expanded_bytes(pa, array.items) + 4 * len(array)
+    if element_type(pa, array.type) != array.type:
+        return expanded_bytes(pa, array.flatten()) + 4 * len(array)
+    if t.is_struct(array.type):
+        return sum(expanded_bytes(pa, part) for part in array.flatten())
+    return int(array.nbytes)
 
 
 def parquet_names(path: Path, names: Sequence[str], flag: str) -> list[str]:
@@ -85,8 +138,10 @@ def parquet_arrays(
         check(file.schema_arrow.names)
         numbers = file.metadata.num_rows * len(names)
         require(numbers <= MOST, f"{where} has {numbers} values in these columns; give at most {MOST}")
+        require_room(file, names, where)
         for name in names:
             kind = file.schema_arrow.field(name).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) and not is_number(pa, kind.value_type) else kind
             fits = is_number(pa, element_type(pa, kind))
             require(fits, f"{where}, column {name!r}: {one_line(kind)[:80]} is not allowed; give numbers")
         table = file.read(columns=list(names), use_threads=False)
@@ -154,8 +209,11 @@ def parquet_values(path: Path, name: str, flag: str) -> list[Any]:
         require(count <= MOST_ROWS, f"{where} has {count} rows; give at most {MOST_ROWS}")
         plain = not pa.types.is_nested(kind)
         require(plain, f"{where}, column {name!r}: {one_line(kind)[:80]} is not allowed; give a text, number or time")
+        require_room(file, [name], where)
         column = file.read(columns=[name], use_threads=False).column(name)
         require_no_nulls(column, 1, f"{where}, column {name!r}")
+        fits = expanded_bytes(pa, column) <= MOST_BYTES
+        require(fits, f"{where}, column {name!r}, has more than 1 GiB in its rows; give a part of it")
         found: list[Any] = column.to_pylist()
     return found
 
@@ -174,15 +232,16 @@ def parquet_rows(path: Path, flag: str) -> Iterator[tuple[int, dict[str, Any]]]:
         ToyError: it is no Parquet file, two columns have one name, or it has too much in it.
     """
     where = f"{flag}: {str(path)!r}"
-    with opened(path, flag) as (_, file):
+    with opened(path, flag) as (pa, file):
         names = file.schema_arrow.names
         twice = next((n for n in names if names.count(n) > 1), "")
         require(len(set(names)) == len(names), f"{where} has {names.count(twice)} columns {twice!r}; rename one")
         count = file.metadata.num_rows
         require(count <= MOST_ROWS, f"{where} has {count} rows; give at most {MOST_ROWS}")
+        require_room(file, names, where)
         size = number = 0
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, use_threads=False):
-            size += batch.nbytes
+            size += sum(expanded_bytes(pa, column) for column in batch.columns)
             require(size <= MOST_BYTES, f"{where} has more than 1 GiB in its rows; give a part of it")
             for row in batch.to_pylist():
                 number += 1

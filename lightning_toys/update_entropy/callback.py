@@ -234,7 +234,7 @@ class UpdateEntropyCallback(Callback):
                 metrics.setdefault(name, []).append(value)
         pending.metrics = metrics | pending.metrics
         self.warned = self.warned or warn_of_mismatch("UpdateEntropyCallback", pending.step, max(metrics["missed"]))
-        self.inside += within_interval(pending.metrics)
+        self.inside += within_interval(pending.metrics, [p.clusters for p in pending.predictions])
         self.log_metrics(trainer, pl_module, pending)
         self.seconds += time.perf_counter() - begin
 

@@ -11,6 +11,7 @@ import io
 import pickle
 import pickletools
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -27,7 +28,7 @@ from lightning_toys.update_entropy.state_formats import OPTIMIZER
 
 METADATA = ".metadata"
 LARGEST_METADATA = 1 << 28  # bytes
-FLAT = re.compile(r"(?:(?P<root>.+)\.)?(?P<rest>(?:state|param_groups)\..+)")
+FLAT = re.compile(r"(?:(?P<root>.+?)\.)??(?P<rest>(?:state|param_groups)\..+)")
 PARTS = ("state", "param_groups")
 
 
@@ -121,6 +122,12 @@ def read_dcp(folder: Path) -> dict[str, Any]:
         raise flag_error(OPTIMIZER, f"{folder} holds several optimisers' states: {names}; give a folder with one")
     (found,) = roots.values()
     room = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
+    tensors = sum(prod(e.size) * e.dtype.itemsize for e in found.values() if e.size is not None and e.dtype is not None)
+    for entry in found.values():
+        for chunk in entry.chunks.values():
+            chunk_file(folder, chunk, f"{folder}: {'.'.join(map(str, entry.path))}")
+    if max(tensors, sum(c.length for e in found.values() for c in e.chunks.values())) > room:
+        raise flag_error(OPTIMIZER, f"{folder} says more values than its files hold")
     return nested({path: read_entry(folder, entry, room) for path, entry in found.items()})
 
 
@@ -169,6 +176,50 @@ def check_opcodes(raw: bytes) -> None:
             raise ValueError(f"{op.name} {arg} in it")
 
 
+def check_archive(file: Any, size: int) -> None:
+    """Refuse a file of torch's that unpacks to more than its size: torch itself compresses nothing.
+
+    Args:
+        file: a path, or something to read from.
+        size: in bytes.
+
+    Raises:
+        ValueError: it is such a file, or none of torch's archives.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"it is no archive of torch's ({error})") from error
+    if sum(m.file_size for m in members) > size or any(m.compress_type != zipfile.ZIP_STORED for m in members):
+        raise ValueError("it is compressed, which torch's files are not")
+
+
+def check_tensors(value: Any) -> Any:
+    """Return a value; refuse tensors in it that say more elements than lie in the file, such as those of stride 0.
+
+    Raises:
+        ValueError: there is one, or one that is not plain memory.
+    """
+    todo, seen = [value], set[int]()
+    while todo:
+        item = todo.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            plain = item.layout is torch.strided and item.device.type == "cpu" and not item.is_quantized
+            if not plain or item.nbytes > item.untyped_storage().nbytes():
+                raise ValueError(f"a tensor of shape {tuple(item.shape)} in it has fewer values than that")
+        elif isinstance(item, Mapping):
+            todo += item.values()
+        elif isinstance(item, list | tuple | set):
+            todo += item
+        elif isinstance(item, Record):
+            todo += vars(item).values()
+    return value
+
+
 def split_path(path: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
     """Return the keys that lead to an optimiser's state, and those within it; None where a path leads to none.
 
@@ -211,7 +262,7 @@ def nested(values: Mapping[tuple[Any, ...], Any]) -> dict[str, Any]:
         out["param_groups"] = [groups[i] for i in sorted(groups)]
     listed = out.get("param_groups")
     numbered = isinstance(listed, list) and all(
-        isinstance(n, int) for g in listed if isinstance(g, dict) for n in g.get("params") or ["none"]
+        isinstance(n, int) for g in listed if isinstance(g, dict) for n in g.get("params", ["none"])
     )
     if numbered and isinstance(out.get("state"), dict):
         out["state"] = {int(k) if str(k).isdecimal() else k: v for k, v in out["state"].items()}
@@ -254,20 +305,31 @@ def read_entry(folder: Path, entry: Entry, room: int) -> Any:
     return out
 
 
+def chunk_file(folder: Path, chunk: Chunk, where: str) -> Path:
+    """Return the file of a chunk.
+
+    Raises:
+        ToyError: it is not there.
+    """
+    file = folder / str(chunk.file)
+    if Path(str(chunk.file)).name != str(chunk.file) or not file.is_file():
+        raise flag_error(OPTIMIZER, f"{where}: its file {chunk.file} is not there")
+    return file
+
+
 def load_chunk(folder: Path, chunk: Chunk, where: str) -> Any:
     """Return what lies at some place of a checkpoint's files; nothing is unpickled but tensors and plain values.
 
     Raises:
         ToyError: it cannot be read so.
     """
-    file = folder / str(chunk.file)
-    if Path(str(chunk.file)).name != str(chunk.file) or not file.is_file():
-        raise flag_error(OPTIMIZER, f"{where}: its file {chunk.file} is not there")
+    file = chunk_file(folder, chunk, where)
     try:
         with file.open("rb") as opened:
             opened.seek(chunk.start)
             raw = opened.read(max(0, chunk.length))
-        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        check_archive(io.BytesIO(raw), len(raw))
+        return check_tensors(torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True))
     except Exception as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         why = f"it holds a pickled {found[1]}, which could run code" if found else error_text(error)

@@ -2,12 +2,13 @@
 
 ZeRO 1 and 2 lay the parameters of a group end to end, pad that, and cut it into one partition a rank; what a rank's
 file says of a parameter is where its fragment begins in the rank's partition, and how long it is
-(``param_slice_mappings``). A universal checkpoint has a folder a parameter. Both are pickles with classes of
-DeepSpeed's in them: records take their place, which hold values and do nothing (:class:`~.dcp_files.Record`).
+(``param_slice_mappings``). A universal checkpoint has a folder a parameter. What a checkpoint says of itself beside
+that is :mod:`~.deepspeed_record`'s.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,46 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_toys.training.files import special_kind
-from lightning_toys.update_entropy.checkpoints import error_text, flag_error, join_limited
-from lightning_toys.update_entropy.dcp_files import Record
+from lightning_toys.update_entropy.checkpoints import flag_error, join_limited
+from lightning_toys.update_entropy.deepspeed_record import (
+    ModelRecord,
+    check_layout,
+    check_optimizer,
+    check_universal_layout,
+    load_inert,
+    model_record,
+    refuse,
+)
 from lightning_toys.update_entropy.state_formats import OPTIMIZER
 
 SHARD = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 MOMENTS = ("exp_avg", "exp_avg_sq")
-RECIPE = (
-    "convert it, python -m deepspeed.checkpoint.ds_to_universal --input_folder {folder} --output_folder "
-    "{folder}_universal, and give that folder"
-)
+AMSGRAD = (*MOMENTS, "max_exp_avg_sq")
 Fit = Callable[[str, Tensor], Tensor]  # gives a parameter's flat moment its shape
-
-
-def refuse(path: Path, why: str) -> Exception:
-    """Return the error that a checkpoint of DeepSpeed's is not read as it is, with what to do."""
-    return flag_error(OPTIMIZER, f"{path} {why}; {RECIPE.format(folder=path)}")
-
-
-def load_inert(file: Path) -> Any:
-    """Return what a file of ``torch.save`` holds, with a record for each object of DeepSpeed's; nothing of it is run.
-
-    Raises:
-        ToyError: it is no such file, or holds objects of others.
-    """
-    if special_kind(file) or not file.is_file():
-        raise flag_error(OPTIMIZER, f"{file} is no ordinary file")
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
-        if foreign := [n for n in names if not n.startswith("deepspeed.")]:
-            raise flag_error(OPTIMIZER, f"{file} holds a pickled {foreign[0]}, which could run code")
-        stand_ins: list[Any] = [(type(n.rpartition(".")[2], (Record,), {}), n) for n in names]
-        with torch.serialization.safe_globals(stand_ins):
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, ValueError, TypeError, KeyError, OSError, EOFError, AttributeError, IndexError) as error:
-        raise flag_error(OPTIMIZER, f"{file} cannot be read: {error_text(error)}") from error
-    except Exception as error:
-        if "UnpicklingError" not in type(error).__name__:
-            raise
-        raise flag_error(OPTIMIZER, f"{file} cannot be read: {error_text(error)}") from error
 
 
 def zero_shards(folder: Path) -> list[Path]:
@@ -81,28 +58,77 @@ def read_zero(folder: Path, fit: Fit) -> dict[str, Any]:
         if rank in files:
             raise flag_error(OPTIMIZER, f"{folder} has two files of rank {rank}: {files[rank].name}, {file.name}")
         files[rank] = file
-    parts = []
+    parts, config = [], None
     for rank in range(len(files)):
         if rank not in files:
             raise flag_error(OPTIMIZER, f"{folder} has {len(files)} ranks' files, and none of rank {rank}")
-        parts.append(shard_content(files[rank], folder))
+        found, own = shard_content(files[rank], folder)
+        parts.append(found)
+        config = config if isinstance(config, dict) else own
     counts = parts[0].get("partition_count")
     wanted = max(counts) if isinstance(counts, list | tuple) and counts else counts
     if isinstance(wanted, int) and wanted != len(parts):
         raise flag_error(OPTIMIZER, f"{folder} has files of {len(parts)} ranks, where {wanted} wrote it")
-    groups = parts[0]["base_optimizer_state"]["param_groups"]
+    if len(sizes := {len(part["param_slice_mappings"]) for part in parts}) > 1:
+        raise flag_error(OPTIMIZER, f"{folder}: its ranks have {min(sizes)} to {max(sizes)} groups")
+    groups, record = parts[0]["base_optimizer_state"]["param_groups"], model_record(folder)
+    room = sum(file.stat().st_size for file in files.values())
+    config = config if isinstance(config, dict) else record.config
+    check_optimizer(folder, config, groups)
+    names = [names_by_address(parts, i) for i in range(len(groups))]
+    check_layout(folder, config, record, names, len(parts))
+    kept = [moment_keys(parts, i, folder) for i in range(len(groups))]
     out: dict[str, Any] = {"param_groups": [], "state": {}}
     for i, group in enumerate(groups):
-        names = dict.fromkeys(name for part in parts for name in part["param_slice_mappings"][i])
-        out["param_groups"].append({**settings(group), "params": list(names)})
-        for name in names:
-            entry: dict[str, Any] = {k: fit(name, joined(parts, i, name, k, folder)) for k in MOMENTS}
+        out["param_groups"].append({**settings(group), "params": names[i]})
+        for name in names[i]:
+            moments = {k: joined(parts, i, name, k, folder) for k in kept[i]}
+            entry: dict[str, Any] = {k: fit(name, shaped(m, name, record, folder)) for k, m in moments.items()}
+            room -= sum(m.nbytes for m in moments.values())
+            if room < 0:  # fragments that lie upon each other
+                raise flag_error(OPTIMIZER, f"{folder} says more values than its files hold")
             out["state"][name] = {"step": one_step(parts, i, folder), **entry}
     return out
 
 
-def shard_content(file: Path, folder: Path) -> dict[str, Any]:
-    """Return what a rank's file says of the optimiser, of the form that ZeRO 1 and 2 write.
+def moment_keys(parts: list[dict[str, Any]], group: int, folder: Path) -> list[str]:
+    """Return which moments a group has.
+
+    Raises:
+        ToyError: it has other state too, which AdamW does not keep.
+    """
+    held = {str(k) for part in parts for k in flat_state(part, group)}
+    if other := held - {*AMSGRAD, "step"}:
+        raise flag_error(OPTIMIZER, f"{folder} has {join_limited(sorted(other))}, which AdamW does not keep")
+    return [k for k in AMSGRAD if k in MOMENTS or k in held]
+
+
+def names_by_address(parts: list[dict[str, Any]], group: int) -> list[str]:
+    """Return the names of a group's parameters in the order in which their fragments lie, rank after rank."""
+    out: dict[str, None] = {}
+    for part in parts:
+        addresses = part["param_slice_mappings"][group]
+        out |= dict.fromkeys(sorted(addresses, key=lambda name: vars(addresses[name]).get("start", 0)))
+    return list(out)
+
+
+def shaped(moment: Tensor, name: str, record: ModelRecord, folder: Path) -> Tensor:
+    """Return a flat moment in the shape that the model's file gives its parameter; as it is where that has none.
+
+    Raises:
+        ToyError: it has another size.
+    """
+    shape = record.shape_of.get(name)
+    if shape is None or moment.dim() != 1:
+        return moment
+    if moment.numel() != math.prod(shape):
+        size = moment.numel()
+        raise flag_error(OPTIMIZER, f"{folder} has {size} values of {name}, of shape {shape} by the model's file")
+    return moment.reshape(shape)
+
+
+def shard_content(file: Path, folder: Path) -> tuple[dict[str, Any], Any]:
+    """Return what a rank's file says of the optimiser, of the form that ZeRO 1 and 2 write, and DeepSpeed's config.
 
     Raises:
         ToyError: it is of another form.
@@ -131,18 +157,7 @@ def shard_content(file: Path, folder: Path) -> dict[str, Any]:
         or not all(isinstance(g, dict) and len(g.get("params", ())) == 1 for g in groups)
     ):
         raise flag_error(OPTIMIZER, f"{file} has groups that do not fit its param_slice_mappings")
-    if coupled_decay(content.get("ds_config")) and any(g.get("weight_decay") for g in groups):
-        raise flag_error(OPTIMIZER, f"{folder} is of Adam with adam_w_mode false: its weight decay is not AdamW's")
-    return found
-
-
-def coupled_decay(config: Any) -> bool:
-    """Whether a configuration of DeepSpeed's makes weight decay a part of the gradient."""
-    optimizer = config.get("optimizer") if isinstance(config, dict) else None
-    if not isinstance(optimizer, dict) or str(optimizer.get("type")).lower() != "adam":
-        return False
-    params = optimizer.get("params")
-    return isinstance(params, dict) and params.get("adam_w_mode") is False
+    return found, content.get("ds_config")
 
 
 def flat_state(part: Mapping[str, Any], group: int) -> dict[str, Any]:
@@ -185,12 +200,11 @@ def one_step(parts: list[dict[str, Any]], group: int, folder: Path) -> Any:
     Raises:
         ToyError: they have several, or none.
     """
-    found = []
+    steps: set[float] = set()
     for part in parts:
         kept = part["base_optimizer_state"]["param_groups"][group].get("step")
-        found.append(flat_state(part, group).get("step", kept))
-    steps = {float(s) for s in found if isinstance(s, int | float | Tensor)}
-    if len(steps) != 1 or None in found:
+        steps.add(number(flat_state(part, group).get("step", kept), folder))
+    if len(steps) > 1:
         raise flag_error(OPTIMIZER, f"{folder}: its ranks are of steps {sorted(steps)}; give shards of one checkpoint")
     return steps.pop()
 
@@ -201,19 +215,37 @@ def settings(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def universal_folder(folder: Path) -> Path | None:
-    """Return the universal checkpoint in a folder, or that which ``latest_universal`` there names; None without one."""
-    named = pointed(folder, "latest_universal")
-    return next((f for f in (folder, named) if f is not None and (f / "zero" / "optimizer_state.pt").exists()), None)
+    """Return the universal checkpoint in a folder, or that which ``latest_universal`` there names; None without one.
+
+    Raises:
+        ToyError: ``latest`` there names a checkpoint that the universal one was not made of.
+    """
+    if (folder / "zero" / "optimizer_state.pt").exists():
+        return folder
+    named, last = pointed(folder, "latest_universal"), text_of(folder / "latest")
+    if named is None or not (named / "zero" / "optimizer_state.pt").exists():
+        return None
+    if last and not re.fullmatch(re.escape(last) + r"(\D.*)?", named.name):
+        raise flag_error(
+            OPTIMIZER,
+            f"{folder} has a universal checkpoint {named.name} and, by the file latest, another {last}; "
+            f"give one of both folders, {named} or {folder / last}",
+        )
+    return named
 
 
 def pointed(folder: Path, name: str) -> Path | None:
     """Return the folder that a file such as ``latest`` names, if it names one in its own folder."""
-    file = folder / name
-    try:
-        text = file.read_text()[:256].strip() if file.is_file() and file.stat().st_size < 4096 else ""
-    except (OSError, UnicodeDecodeError):
-        return None
+    text = text_of(folder / name)
     return folder / text if text and Path(text).name == text and (folder / text).is_dir() else None
+
+
+def text_of(file: Path) -> str:
+    """Return what a small file says, empty where there is none that can be read."""
+    try:
+        return file.read_text()[:256].strip() if file.is_file() and file.stat().st_size < 4096 else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def read_universal(folder: Path, fit: Fit) -> dict[str, Any]:
@@ -230,21 +262,72 @@ def read_universal(folder: Path, fit: Fit) -> dict[str, Any]:
     groups = top.get("param_groups") if isinstance(top, dict) else None
     if not isinstance(groups, list) or not groups or not all(isinstance(g, dict) for g in groups):
         raise flag_error(OPTIMIZER, f"{folder} has no param_groups in zero/optimizer_state.pt")
-    inner = top.get("optimizer_state_dict")  # of ZeRO 3, whose parameters have no step.pt
-    flat = inner.get("state") if isinstance(inner, dict) else None
-    steps = [s["step"] for s in (flat or {}).values() if isinstance(s, dict) and "step" in s]
-    steps += [g["step"] for g in groups if "step" in g]
+    record, inner = model_record(folder), top.get("optimizer_state_dict")
+    check_optimizer(folder, record.config, groups)
+    if inner is None:  # of ZeRO 1 or 2: in ZeRO 3 parameters have no step.pt
+        check_universal_layout(folder, record, top)
+    taken: dict[str, float] = {}
     state: dict[str, Any] = {}
     for place in sorted(p for p in (folder / "zero").iterdir() if p.is_dir()):
-        name = place.name
-        state[name] = {k: fit(name, universal_tensor(place / f"{k}.pt")) for k in MOMENTS}
-        step = load_inert(place / "step.pt") if (place / "step.pt").exists() else steps[0] if steps else None
+        name, held = place.name, {f.name for f in place.iterdir()}
+        if not held - {"fp32.pt", "step.pt"}:  # a weight that is not trained
+            continue
+        if other := held - {f"{k}.pt" for k in (*AMSGRAD, "fp32", "step")}:
+            raise flag_error(OPTIMIZER, f"{place} holds {join_limited(sorted(other))}, which AdamW does not keep")
+        keys = [k for k in AMSGRAD if k in MOMENTS or f"{k}.pt" in held]
+        moments = {k: universal_tensor(place / f"{k}.pt") for k in keys}
+        state[name] = {k: fit(name, shaped(m, name, record, folder)) for k, m in moments.items()}
+        step = (
+            number(load_inert(place / "step.pt"), place / "step.pt")
+            if "step.pt" in held
+            else shared_step(inner, groups, folder)
+        )
         if step is None:
             raise flag_error(OPTIMIZER, f"{folder} has no step of {name}; convert it by a newer DeepSpeed")
-        state[name]["step"] = step
-    members = group_names(folder, [settings(g) for g in groups], list(state))
+        state[name]["step"] = taken[name] = step
+    if len(set(taken.values())) > 1:
+        first = {step: name for name, step in reversed(taken.items())}
+        each = join_limited([f"{step:g} of {name}" for step, name in sorted(first.items())])
+        raise flag_error(OPTIMIZER, f"{folder} has steps {each}; convert shards of one checkpoint")
+    counts = [len(g["params"]) if isinstance(g.get("params"), list) else 1 for g in groups]
+    members = group_names(folder, [settings(g) for g in groups], counts, list(state), record)
     named = [{**settings(g), "params": n} for g, n in zip(groups, members, strict=True)]
     return {"param_groups": named, "state": state}
+
+
+def shared_step(inner: Any, groups: list[dict[str, Any]], folder: Path) -> float | None:
+    """Return the step of a universal checkpoint whose parameters have none of their own; None where there is none.
+
+    Args:
+        inner: the optimiser's own state, which ZeRO 3 leaves there.
+        groups: of the optimiser, some of which keep a step.
+        folder: of the checkpoint.
+
+    Raises:
+        ToyError: there are several, or one is no number.
+    """
+    flat = inner.get("state") if isinstance(inner, dict) else None
+    states = flat.values() if isinstance(flat, dict) else ()
+    found = [s["step"] for s in states if isinstance(s, dict) and "step" in s] or [
+        g["step"] for g in groups if "step" in g
+    ]
+    steps = {number(s, folder / "zero" / "optimizer_state.pt") for s in found}
+    if len(steps) > 1:
+        raise flag_error(OPTIMIZER, f"{folder} is of steps {sorted(steps)}; convert shards of one checkpoint")
+    return steps.pop() if steps else None
+
+
+def number(value: Any, file: Path) -> float:
+    """Return a step as a number.
+
+    Raises:
+        ToyError: it is none.
+    """
+    if type(value) in (int, float):
+        return float(value)
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        return float(value)
+    raise flag_error(OPTIMIZER, f"{file} holds a step that is no number, but of type {type(value).__name__}")
 
 
 def universal_tensor(file: Path) -> Tensor:
@@ -260,26 +343,34 @@ def universal_tensor(file: Path) -> Tensor:
     return tensor
 
 
-def group_names(folder: Path, groups: list[dict[str, Any]], names: list[str]) -> list[list[str]]:
+def group_names(
+    folder: Path, groups: list[dict[str, Any]], counts: list[int], names: list[str], record: ModelRecord
+) -> list[list[str]]:
     """Return the names of each group's parameters.
 
     Where groups differ in their settings, the shapes in the model's file say which parameter is in which.
+
+    Args:
+        folder: of the checkpoint.
+        groups: the settings of each.
+        counts: flat tensors of each group: 1, or in ZeRO 3 the number of its sub-groups, each of which has its shapes.
+        names: of the parameters.
+        record: of the model's file.
 
     Raises:
         ToyError: nothing says so.
     """
     if all(g == groups[0] for g in groups):
         return [names, *([] for _ in groups[1:])]
-    for file in sorted(folder.glob("*_model_states.pt"))[:1]:
-        content = load_inert(file)
-        shapes = content.get("param_shapes") if isinstance(content, dict) else None
-        if isinstance(shapes, list) and len(shapes) == len(groups) and all(isinstance(s, dict) for s in shapes):
-            if set(names) == {n for s in shapes for n in s}:
-                return [[n for n in s if n in set(names)] for s in shapes]
-            other = join_limited(sorted(set(names) ^ {n for s in shapes for n in s}))
-            raise flag_error(OPTIMIZER, f"{folder}: {file.name} and the folder zero differ in {other}")
+    if record.shapes is not None and len(record.shapes) == sum(counts):
+        listed = {n for part in record.shapes for n in part}
+        if set(names) != listed:
+            other = join_limited(sorted(set(names) ^ listed))
+            raise flag_error(OPTIMIZER, f"{folder}: the model's file and the folder zero differ in {other}")
+        parts = iter(record.shapes)
+        return [[n for _ in range(count) for n in next(parts)] for count in counts]
     raise flag_error(
         OPTIMIZER,
         f"{folder} has {len(groups)} groups with unlike settings, and no *_model_states.pt says which parameter is in "
-        "which; give the folder as ds_to_universal wrote it, of ZeRO 1 or 2",
+        f"which{record.why}; give the folder as ds_to_universal wrote it",
     )

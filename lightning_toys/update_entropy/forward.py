@@ -20,6 +20,7 @@ from lightning_toys.update_entropy.sequences import (
     merge_chunks,
     pad_batch,
     policy_scores,
+    require_numbers,
 )
 
 
@@ -134,4 +135,5 @@ def evaluate(
         batch = pad_batch(sequences.take(rows), model.device, side)
         parts.append((rows, (*policy_scores(model.model, batch, temperature, values), batch.mask)))
     logp, h, mask = merge_chunks(parts, len(sequences), max(1, *sequences.lengths))
+    require_numbers(model.model, logp[mask > 0], values.values())
     return Scores(logp, h, mask, torch.tensor(sequences.prompt_index, device=model.device))

@@ -239,7 +239,7 @@ class EntropyProbe(TrainerCallback):  # type: ignore[misc]  # transformers has n
         with plain_forward(model):
             self.metrics = measure_step(model, pending, self.settings)
         self.warned = self.warned or warn_of_mismatch(WHO, state.global_step + 1, self.metrics["missed"])
-        self.inside += within_interval({name: [value] for name, value in self.metrics.items()})
+        self.inside += within_interval({name: [value] for name, value in self.metrics.items()}, [pending.clusters])
         self.seconds += time.perf_counter() - begin
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

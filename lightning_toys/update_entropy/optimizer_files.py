@@ -40,7 +40,10 @@ from lightning_toys.update_entropy.state_files import read_state_file
 from lightning_toys.update_entropy.state_formats import OPTIMIZER, by_number, recorded_step
 
 # keys that no group of AdamW has, and switches that it has on
-NON_ADAMW_KEYS = ("momentum", "momentum_decay", "nesterov", "alpha", "rho", "lambd", "lr_decay", "etas", "ns_steps")
+NON_ADAMW_KEYS = (
+    "momentum", "momentum_decay", "nesterov", "alpha", "rho", "lambd", "lr_decay", "etas", "ns_steps",
+    "max_coeff", "min_coeff", "grad_averaging", "freeze_step",  # of LAMB and 1-bit Adam
+)  # fmt: skip
 REQUIRED_SWITCHES = ("bias_correction", "correct_bias", "adam_w_mode")
 
 
@@ -125,6 +128,8 @@ def load_optimizer_state(path: str | Path, model: nn.Module) -> AdamWState:
 def moment_shaper(wanted: Mapping[str, Tensor]) -> Fit:
     """Return what gives a flat moment the shape of the parameter that a name is of, where the sizes are alike.
 
+    A moment that has a shape keeps it: one of the same size in another order would be scrambled.
+
     Args:
         wanted: the model's parameters that require a gradient, by name.
     """
@@ -132,7 +137,8 @@ def moment_shaper(wanted: Mapping[str, Tensor]) -> Fit:
 
     def fit(name: str, moment: Tensor) -> Tensor:
         own = wanted.get(forms.get(canonical_name(name), ""))
-        return moment if own is None or own.numel() != moment.numel() else moment.reshape(own.shape)
+        flat = own is not None and moment.dim() == 1 and own.numel() == moment.numel()
+        return moment.reshape(own.shape) if own is not None and flat else moment
 
     return fit
 

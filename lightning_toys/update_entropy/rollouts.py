@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from lightning_toys.errors import require
 from lightning_toys.training.noise import keyed_generator
-from lightning_toys.update_entropy.sequences import Sequences, accepts_argument, eval_mode, exact_softmax
+from lightning_toys.update_entropy.sequences import (
+    Sequences,
+    accepts_argument,
+    eval_mode,
+    exact_softmax,
+    require_numbers,
+)
 
 
 def uniforms(seed: int, step: int, stream: str, rows: Sequence[int], length: int) -> np.ndarray:
@@ -127,6 +133,8 @@ def generate_chunk(
         with torch.autocast(device.type, enabled=False), exact_softmax(model):
             out = model(**inputs, use_cache=True)
         cache = out.past_key_values
+        if k == 0:
+            require_numbers(model, out.logits[:, -1])
         token = inverse_cdf(out.logits[:, -1], uniform[live, k], temperature)
         responses[live, k] = token
         ended = torch.isin(token, stops)

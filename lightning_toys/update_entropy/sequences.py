@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -206,14 +206,40 @@ class DoubleSoftmax(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``, a softmax without the precision that is asked for."""
-        options = dict(kwargs or {})
-        lower = func in SOFTMAXES and options.get("dtype") is torch.float32 and bool(args)
-        if lower and args[0].dtype is torch.float64:
-            options["dtype"] = None
-        return func(*args, **options)
+        options, given = dict(kwargs or {}), list(args)
+        place = SOFTMAXES.get(func)
+        if place is not None and given and given[0].dtype is torch.float64:
+            if options.get("dtype") is torch.float32:
+                options["dtype"] = None
+            elif given[place:] == [torch.float32]:
+                given[place] = None
+        return func(*given, **options)
 
 
-SOFTMAXES = (torch.nn.functional.softmax, torch.softmax, Tensor.softmax)
+# which argument the precision is
+SOFTMAXES = {torch.nn.functional.softmax: 3, torch.softmax: 2, Tensor.softmax: 2}
+
+
+def require_numbers(model: nn.Module, values: Tensor, weights: Iterable[Tensor] = ()) -> None:
+    """Refuse NaN out of a model in double precision whose weights are finite.
+
+    Some models (MPT) cast to single precision before their softmax, which :class:`DoubleSoftmax` cannot see.
+
+    Args:
+        model: of finite weights, or it is no fault of its padding.
+        values: what it made of tokens, none of padding.
+        weights: that stood in the place of some of its own.
+
+    Raises:
+        ToyError: there is NaN.
+    """
+    if not isinstance(exact_softmax(model), DoubleSoftmax) or not bool(values.isnan().any()):
+        return
+    require(
+        not all(bool(p.isfinite().all()) for p in (*model.parameters(), *weights)),
+        f"{type(model).__name__}: its logits are not finite in double precision where prompts of unequal length are "
+        "padded; its attention works in single precision. Give it in single precision",
+    )
 
 
 def exact_softmax(model: nn.Module) -> AbstractContextManager[Any]:

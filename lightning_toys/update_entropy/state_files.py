@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lightning_toys.errors import ToyError
 from lightning_toys.update_entropy.checkpoints import error_text, flag_error
 from lightning_toys.update_entropy.dcp_files import METADATA, read_dcp
 from lightning_toys.update_entropy.deepspeed_files import (
@@ -54,17 +56,31 @@ def read_folder(folder: Path, fit: Fit) -> Any:
             return load_file(folder / name, folder / name)
     for place in (folder, *(folder / name for name in FOLDERS)):
         if (place / METADATA).is_file():
-            return read_dcp(place)
+            return orderly(read_dcp, place)
     if found := universal_folder(folder):
-        return read_universal(found, fit)
+        return orderly(read_universal, found, fit)
     for shards in (folder, pointed(folder, "latest")):
         if shards is not None and zero_shards(shards):
-            return read_zero(shards, fit)
+            return orderly(read_zero, shards, fit)
     raise flag_error(
         OPTIMIZER,
         f"{folder} holds no optimiser's state; give a folder with optimizer.pt, optimizer.bin, {METADATA} "
         "(torch.distributed.checkpoint), zero/ (DeepSpeed, universal) or *_optim_states.pt (ZeRO 1 and 2)",
     )
+
+
+def orderly(read: Callable[..., Any], folder: Path, *rest: Any) -> Any:
+    """Return ``read(folder, *rest)``; what is wrong with a checkpoint in a way that nothing looks for is one line too.
+
+    Raises:
+        ToyError: the checkpoint is not of the form that its names promise.
+    """
+    try:
+        return read(folder, *rest)
+    except ToyError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
+        raise flag_error(OPTIMIZER, f"{folder} is malformed: {error_text(error)}; {SAFE}") from error
 
 
 def load_file(file: Path, path: str | Path) -> Any:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from lightning_toys.errors import ToyError, note
+from lightning_toys.stats import t_quantile
 from lightning_toys.update_entropy.adamw import AdamWState, AdamWStep, Tensors
 from lightning_toys.update_entropy.derivatives import score_second_jvp
 from lightning_toys.update_entropy.entropy_derivatives import (
@@ -85,12 +86,14 @@ class StepPrediction:
         expected: the weights after the step.
         responses: that it is measured on; None for no measurement.
         before: scores of those before the step.
+        clusters: of the prediction's responses or the measurement's, whichever has fewer.
     """
 
     metrics: dict[str, float]
     expected: PredictedStep
     responses: Sequences | None = None
     before: Scores | None = None
+    clusters: int = 0
 
 
 def predict_step(
@@ -127,7 +130,8 @@ def predict_step(
         metrics["second_order"], metrics["second_order_se"] = bent.value, bent.se
     metrics["entropy"] = entropy(derivatives.scores, kind).value
     before = None if fresh is None else evaluate(model, fresh, temperature, chunk=chunk)
-    return StepPrediction(metrics, expected, fresh, before)
+    clusters = min(len(set(x.prompt_index)) for x in (responses, fresh) if x is not None)
+    return StepPrediction(metrics, expected, fresh, before, clusters)
 
 
 def measure_step(model: nn.Module, prediction: StepPrediction, settings: PredictionSettings) -> dict[str, float]:
@@ -206,15 +210,26 @@ def second_order_change(
     return Estimate.from_influence(contributions.sum(), contributions, influence, scores.prompt_index)
 
 
-def within_interval(metrics: Mapping[str, Sequence[float]]) -> list[bool]:
+def within_interval(metrics: Mapping[str, Sequence[float]], clusters: Sequence[int]) -> list[bool]:
     """Return of each policy whether the measured change lies within the predicted one's 95 % interval, by both errors.
 
-    >>> within_interval({"predicted": [0.0], "predicted_se": [3.0], "measured": [9.0], "measured_se": [4.0]})
-    [True]
+    The interval is Student's t, with one degree of freedom less than there are clusters of prompts; a normal one would
+    be too narrow where there are few.
+
+    Args:
+        metrics: by name, a value for each policy.
+        clusters: of each policy, those of the prediction or of the measurement, whichever has fewer.
+
+    >>> found = {"predicted": [0.0], "predicted_se": [3.0], "measured": [11.0], "measured_se": [4.0]}
+    >>> within_interval(found, [5]), within_interval(found, [200])
+    ([True], [False])
     """
     name = "second_order" if "second_order" in metrics else "predicted"
     columns = [metrics.get(key, ()) for key in (name, f"{name}_se", "measured", "measured_se")]
-    return [abs(y - x) <= 1.96 * math.hypot(a, b) for x, a, y, b in zip(*columns, strict=False)]
+    return [
+        n > 1 and abs(y - x) <= t_quantile(0.975, n - 1) * math.hypot(a, b)
+        for x, a, y, b, n in zip(*columns, clusters, strict=False)
+    ]
 
 
 def restrict_to_policy(

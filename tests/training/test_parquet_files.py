@@ -126,6 +126,41 @@ def test_a_file_that_says_one_value_a_billion_times_is_refused_unread(
     refused(lambda: list(parquet_files.parquet_rows(path, "--data.file")), "has 20000 rows; give at most 10000")
 
 
+def test_lists_and_dictionaries_are_measured_by_what_they_stand_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any of it is read where the file says so, and before it is made objects where it does not."""
+    lists = Path(write(tmp_path / "l.parquet", {"a": pa.array([[1.0] * 2000] * 300)}))
+    assert lists.stat().st_size < 10_000
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet_files, "MOST", 100_000)
+        refused(lambda: read_table(str(lists)), "has 600000 values in these columns; give at most 100000")
+        refused(lambda: list(parquet_files.parquet_rows(lists, "--data.file")), "has 600000 values")
+    long = "x" * 1000
+    texts: dict[str, Any] = {
+        "plain": pa.array([long] * 2000),
+        "dictionary": pa.array([long] * 2000).dictionary_encode(),
+        "lists": pa.array([[long] * 200] * 10),
+        "chat": pa.array([[{"role": "user", "content": long}] * 200] * 10),
+    }
+    for name, column in texts.items():
+        path = Path(write(tmp_path / f"{name}.parquet", {"t": column}))
+        rows = list(parquet_files.parquet_rows(path, "--data.file"))
+        assert [row["t"] for _, row in rows] == column.to_pylist()
+        with monkeypatch.context() as patch:
+            patch.setattr(parquet_files, "MOST_BYTES", 1_000_000)
+            refused(lambda p=path: list(parquet_files.parquet_rows(p, "--data.file")), "1 GiB in its rows")
+            if name in ("plain", "dictionary"):
+                refused(lambda p=path: parquet_files.parquet_values(p, "t", "--data.path"), "column 't', has more than")
+        if name in ("plain", "dictionary"):
+            assert parquet_files.parquet_values(path, "t", "--data.path") == [long] * 2000
+    packed = Path(write(tmp_path / "p.parquet", {"t": ["y" * 2_000_000]}, compression="zstd", use_dictionary=False))
+    assert packed.stat().st_size < 10_000
+    monkeypatch.setattr(parquet_files, "MOST_BYTES", 1_000_000)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)  # nothing is read
+    refused(lambda: list(parquet_files.parquet_rows(packed, "--data.file")), "unpacks to more than 1 GiB")
+
+
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, real = write(tmp_path / "x.parquet", a_table()), parquet_files.importlib.import_module
     assert read_columns(path, ["a"]).shape == (ROWS, 1)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 transformers = pytest.importorskip("transformers")
+from lightning_toys.errors import ToyError  # noqa: E402
 from lightning_toys.update_entropy.derivatives import score_jvp, score_second_jvp  # noqa: E402
 from lightning_toys.update_entropy.entropy_derivatives import sequence_entropy_gradients  # noqa: E402
 from lightning_toys.update_entropy.forward import evaluate  # noqa: E402
@@ -96,7 +97,34 @@ def test_only_a_softmax_of_doubles_is_kept() -> None:
         for softmax in (torch.nn.functional.softmax, torch.softmax):
             assert torch.equal(softmax(x, dim=-1, dtype=torch.float32), torch.softmax(x, -1))
         assert torch.equal(x.softmax(-1, dtype=torch.float32), torch.softmax(x, -1))
+        for found in (
+            torch.softmax(x, -1, torch.float32),
+            x.softmax(-1, torch.float32),
+            torch.nn.functional.softmax(x, -1, 3, torch.float32),
+        ):
+            assert torch.equal(found, torch.softmax(x, -1))
         assert torch.softmax(x, dim=-1, dtype=torch.float16).dtype is torch.float16
         assert torch.softmax(x.bfloat16(), dim=-1, dtype=torch.float32).dtype is torch.float32
     assert isinstance(exact_softmax(a_model("llama", "eager")), DoubleSoftmax)
     assert not isinstance(exact_softmax(a_model("llama", "eager", torch.float32)), DoubleSoftmax)
+
+
+def test_a_model_that_casts_before_its_softmax_is_refused_in_one_line() -> None:
+    torch.manual_seed(0)
+    config = transformers.MptConfig(d_model=16, n_heads=2, n_layers=2, vocab_size=32, max_seq_len=64)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+    u = uniforms(0, 0, "x", range(3), 4)
+    for act in (
+        lambda: evaluate(model, SEQUENCES),
+        lambda: generate(model, SEQUENCES.prompts, range(3), u, [2]),
+    ):
+        with pytest.raises(ToyError, match="MptForCausalLM: its logits are not finite in double precision"):
+            act()
+    assert bool(evaluate(model, SEQUENCES.take([1])).logp.isfinite().all())
+    gone = {n: torch.full_like(p, float("nan")) for n, p in model.named_parameters()}
+    assert bool(evaluate(model, SEQUENCES, parameters=gone).logp.isnan().any())  # a step too far is none of this
+    model = model.float()
+    assert bool(evaluate(model, SEQUENCES).logp.isfinite().all())
+    model.double()
+    next(model.parameters()).data[:] = float("nan")  # a training that has diverged is none of this
+    assert bool(evaluate(model, SEQUENCES).logp.isnan().any())
