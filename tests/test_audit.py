@@ -18,7 +18,7 @@ NEVER = {
     *(f"yaml.{f}{all_}" for f in ("unsafe_load", "full_load") for all_ in ("", "_all")),
     *("eval", "exec", "compile", "builtins.eval", "builtins.exec", "marshal.load", "marshal.loads"),
     *("os.system", "os.popen", "runpy.run_path", "runpy.run_module", "shelve.open", "pandas.read_pickle"),
-    *("tarfile.open", "zipfile.ZipFile", "shutil.unpack_archive", "tempfile.mktemp"),
+    *("tarfile.open", "shutil.unpack_archive", "tempfile.mktemp"),
     *("torch.hub.load", "torch.hub.load_state_dict_from_url"),
     # archives of programs, and an index of weights that may name any path: advisories of 2026, without a fix as yet
     *("torch.export.load", "torch.jit.load", "torch._inductor.aoti_load_package", "torch.package.PackageImporter"),
@@ -103,6 +103,7 @@ FLAGGED = [
     "import subprocess as s; s.Popen(words, shell=flag)",
     "import tarfile; tarfile.open(f)",
     "import zipfile; zipfile.ZipFile(f).extractall(d)",
+    "import zipfile; zipfile.ZipFile(f).extract(n, d)",
     "archive.extractall(d)",
     "AutoModel.from_pretrained(p, trust_remote_code=True)",
     "AutoModel.from_pretrained(p, trust_remote_code=ours)",
@@ -117,6 +118,7 @@ ALLOWED = [
     "import yaml; yaml.load(t, Loader=yaml.SafeLoader)",
     "import subprocess; subprocess.run(['ls'])",
     "import json; json.load(f); model.eval(); re.compile('x')",
+    "import zipfile; zipfile.ZipFile(f).infolist()",
     "options = {'trust_remote_code': False}",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from scipy.stats import t
 from torch import Tensor, nn
 
 from lightning_toys.update_entropy.callback import UpdateEntropyCallback
@@ -23,6 +25,7 @@ from lightning_toys.update_entropy.estimators import (
 )
 from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.rollouts import generate, uniforms
+from lightning_toys.update_entropy.sequences import Sequences, prompt_clusters
 from tests.update_entropy.test_callback import Imitation, fit
 
 pytestmark = pytest.mark.filterwarnings(
@@ -124,7 +127,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
 def generated(module: DoubleImitation, step: int, stream: str, count: int, temperature: float) -> Any:
     asked = module.entropy_prompts(0, step, stream, count)
     u = uniforms(0, step, f"tokens/{stream}", range(count), module.entropy_length)
-    return generate(module.lm, asked, range(count), u, module.entropy_ends, temperature)
+    found = generate(module.lm, asked, range(count), u, module.entropy_ends, temperature)
+    return replace(found, prompt_index=prompt_clusters(found))  # errors are those of prompts, some of which are equal
 
 
 @pytest.mark.parametrize(
@@ -182,7 +186,9 @@ def check(
         assert found["second_order_se"][k] == pytest.approx(se, rel=1e-4, abs=1e-8), step
         for name, x in wanted.items():
             assert found[name][k] == pytest.approx(x.value, rel=1e-6, abs=1e-11), (name, step)
-            assert found[f"{name}_se"][k] == pytest.approx(x.se, rel=1e-6, abs=1e-11), (name, step)
+            of = fresh if name == "measured" else asked
+            se = clustered_standard_error(x.influence, torch.tensor(of.prompt_index))[0]
+            assert found[f"{name}_se"][k] == pytest.approx(se, rel=1e-6, abs=1e-11), (name, step)
         assert found["entropy"][k] == pytest.approx(entropy(scores, watch.kind).value, rel=1e-9)
         rest = found["predicted"][k] - found["decay"][k] - found["momentum"][k]
         assert found["batch"][k] == pytest.approx(rest, rel=1e-6)
@@ -217,7 +223,10 @@ def test_single_precision_is_no_reason_to_warn(
 
 
 class Hurried(DoubleImitation):
-    """The same at a rate at which steps are bent."""
+    """The same at a rate at which steps are bent; its five prompts are all that there are."""
+
+    def entropy_clusters(self, responses: Sequences) -> list[int]:
+        return list(range(len(responses)))
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.lm.parameters(), lr=0.004)
@@ -233,7 +242,7 @@ def test_a_long_step_is_predicted_with_its_curvature(tmp_path: Path, capsys: pyt
     }
     assert np.square(z["predicted"]).sum() > 12.6  # the 95 % quantile of chi-square with six degrees of freedom
     assert np.square(z["second_order"]).sum() < 12.6
-    inside = int((z["second_order"] <= 1.96).sum())
+    inside = int((z["second_order"] <= t.ppf(0.975, 299)).sum())
     said = f"{inside} of 6 measured changes are within the second-order prediction's 95 % interval (both errors)"
     assert said in capsys.readouterr().err
 
@@ -244,4 +253,5 @@ def test_the_curvature_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFix
     )
     assert "second_order" not in found
     z = np.abs(found["predicted"] - found["measured"]) / np.hypot(found["predicted_se"], found["measured_se"])
-    assert f"{int((z <= 1.96).sum())} of 6 measured changes are within the first-order" in capsys.readouterr().err
+    inside = int((z <= t.ppf(0.975, 3)).sum())  # of four prompts
+    assert f"{inside} of 6 measured changes are within the first-order" in capsys.readouterr().err
