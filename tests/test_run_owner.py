@@ -174,6 +174,7 @@ def test_one_that_was_stopped_writes_nothing_more(
     pid = run.start("fit")
     stops(pid)
     capsys.readouterr()
+    time.sleep(1.1)  # TensorBoard reads files in the order of their names, which have the second of their making
     assert main(run.words("fit", "--ckpt_path", "last", "--run.takeover", "true")) == 0
     assert f"process {pid}" in capsys.readouterr().err
     after = run.files()

@@ -122,11 +122,11 @@ def typed(call: list[str], setup: str, line: str, folder: Path) -> list[str]:
         os.execve(call[0], call, {"PATH": "", "TERM": "dumb", "HOME": str(folder), "LANG": "C.UTF-8"})
     try:
         said = ""
-        # what was typed is made an argument of a command that prints its words
-        for keys, until in ((f"{setup}; printf 'rea%s' dy\n", "ready"), (f"{line}\t\x01printf '<%s>\\n' \n", "<end>")):
-            os.write(terminal, keys.replace("<end>", "").encode())
-            if until == "<end>":
-                os.write(terminal, b"printf '<%s>\\n' end\n")
+        # what was typed is made the arguments of a command that prints them (Ctrl-A), in one line with the end (Ctrl-E):
+        # what is typed while a command runs is echoed amid what it prints
+        asked = f"{line}\t\x01printf '<%s>\\n' \x05; printf '<%s>\\n' end\n"
+        for keys, until in ((f"{setup}; printf 'rea%s' dy\n", "ready"), (asked, "<end>")):
+            os.write(terminal, keys.encode())
             end = time.monotonic() + 120
             while until not in said:
                 assert time.monotonic() < end, said
