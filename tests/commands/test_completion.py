@@ -122,7 +122,7 @@ def typed(call: list[str], setup: str, line: str, folder: Path) -> list[str]:
         os.execve(call[0], call, {"PATH": "", "TERM": "dumb", "HOME": str(folder), "LANG": "C.UTF-8"})
     try:
         said = ""
-        # what was typed is made the arguments of a command that prints them (Ctrl-A), in one line with the end (Ctrl-E):
+        # what was typed is made the arguments of a command that prints them (Ctrl-A), in a line with the end (Ctrl-E):
         # what is typed while a command runs is echoed amid what it prints
         asked = f"{line}\t\x01printf '<%s>\\n' \x05; printf '<%s>\\n' end\n"
         for keys, until in ((f"{setup}; printf 'rea%s' dy\n", "ready"), (asked, "<end>")):
