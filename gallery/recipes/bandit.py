@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
 
 import numpy as np
 
-from gallery.read import Content, by_seed, entries, results, short, table, values
+from gallery.read import Content, adjusted, difference, entries, results, short, table, values
 from gallery.recipe import Folders, Recipe, Run
 from gallery.verdicts import p_words
-from lightning_toys.stats import PairedDifference, format_estimate, holm, mean_ci, paired_difference
+from lightning_toys.stats import PairedDifference, format_estimate, mean_ci
 
 CONFIG = "-c configs/generative_policy"
 POLICIES = {
@@ -20,54 +20,36 @@ POLICIES = {
     "flow": "flow, 8 Euler steps",
 }
 CRITICS = ("learned", "known")
-GRID = f"--grid.model.policy '[{','.join(POLICIES)}]'"
-BOTH = f"{GRID} --grid.model.critic '[{','.join(CRITICS)}]'"
+BOTH = f"--grid.model.policy '[{','.join(POLICIES)}]' --grid.model.critic '[{','.join(CRITICS)}]'"
 
-CONTROLS = Run(
-    name="bandit_controls",
-    commands=(f"sweep {CONFIG}/bandit.yaml {BOTH} --run.variant bandit-controls",),
-    folder="generative_policy/bandit-controls",
-    seeds="0 to 7",
-    minutes=25,
-    quick=None,
-    keeps=True,
-)
+
+def run_of(name: str, commands: tuple[str, ...], minutes: float) -> Run:
+    """Return a run of eight seeds that is kept; its folder is that of ``--run.variant``."""
+    folder = f"generative_policy/{name.replace('_', '-')}"
+    return Run(name, commands, folder, "0 to 7", minutes, quick=None, keeps=True)
+
+
+CONTROLS = run_of("bandit_controls", (f"sweep {CONFIG}/bandit.yaml {BOTH} --run.variant bandit-controls",), 25)
 # one thing changed of a policy with the learned critic
 CHANGES = {
     "temperature": ("gaussian", "--model.policy gaussian --model.target_entropy -2", "Gaussian, SAC's automatic alpha"),
     "flow_noise": ("flow", "--model.policy flow --model.flow_std 0.03", "flow with SMFP's noise"),
     "no_noise": ("meanflow", "--model.target_std 0", "SMFP without noise"),
 }
-CHANGED = Run(
-    name="bandit_changes",
-    commands=tuple(
+CHANGED = run_of(
+    "bandit_changes",
+    tuple(
         f"fit {CONFIG}/bandit.yaml {words} --run.variant bandit-changes --run.name {name}"
         for name, (_, words, _) in CHANGES.items()
     ),
-    folder="generative_policy/bandit-changes",
-    seeds="0 to 7",
-    minutes=10,
-    quick=None,
-    keeps=True,
+    10,
 )
-EQUAL = Run(
-    name="bandit_equal",
-    commands=(f"sweep {CONFIG}/bandit.yaml --data.heights '[1,1,1]' {BOTH} --run.variant bandit-equal",),
-    folder="generative_policy/bandit-equal",
-    seeds="0 to 7",
-    minutes=25,
-    quick=None,
-    keeps=True,
+EQUAL = run_of(
+    "bandit_equal",
+    (f"sweep {CONFIG}/bandit.yaml --data.heights '[1,1,1]' {BOTH} --run.variant bandit-equal",),
+    25,
 )
-MULTIGOAL = Run(
-    name="multigoal",
-    commands=(f"sweep {CONFIG}/multigoal.yaml {BOTH} --run.variant multigoal-sweep",),
-    folder="generative_policy/multigoal-sweep",
-    seeds="0 to 7",
-    minutes=90,
-    quick=None,
-    keeps=True,
-)
+MULTIGOAL = run_of("multigoal_sweep", (f"sweep {CONFIG}/multigoal.yaml {BOTH} --run.variant multigoal-sweep",), 90)
 # the questions, each a difference of two cells (policy, critic), paired by seed
 QUESTIONS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     **{
@@ -97,26 +79,6 @@ def change(at: Folders, name: str) -> Content:
     return results(at[CHANGED.name] / name)
 
 
-def minus(a: Content, b: Content, metric: str) -> PairedDifference:
-    """Return a - b of a metric, paired by seed.
-
-    Raises:
-        ValueError: fewer than two seeds are shared.
-    """
-    found = paired_difference(by_seed(a, metric), by_seed(b, metric))
-    if found is None:
-        raise ValueError(f"{metric}: fewer than two seeds are shared")
-    return found
-
-
-def level_rows(found: Cells, metrics: Sequence[str]) -> list[list[str]]:
-    """Return a row of each policy and critic: means with half of their 95 % intervals."""
-    rows = []
-    for (policy, critic), content in found.items():
-        rows.append([POLICIES[policy], critic, *(said(content, m) for m in metrics)])
-    return rows
-
-
 def said(content: Content, metric: str) -> str:
     """Write a metric's mean and half of its 95 % interval, of which there is none where all seeds agree."""
     found = values(content, metric) if metric in content["metrics"] else []
@@ -128,7 +90,7 @@ def said(content: Content, metric: str) -> str:
 def levels(run: Run, metrics: Mapping[str, str], reference: str, at: Folders) -> str:
     """Return the table of a sweep's metrics, and its reference rows."""
     found = cells(at, run)
-    rows = level_rows(found, list(metrics))
+    rows = [[POLICIES[p], critic, *(said(content, m) for m in metrics)] for (p, critic), content in found.items()]
     references = next(iter(found.values()))["references"]
     for name, row in references.items():
         if name.startswith(reference):
@@ -139,28 +101,25 @@ def levels(run: Run, metrics: Mapping[str, str], reference: str, at: Folders) ->
 
 def difference_table(what: str, found: Mapping[str, PairedDifference]) -> str:
     """Return a row of each question; all of them are one family."""
-    p_values = holm([d.p_value for d in found.values()])
     rows = [
-        [name, short(format_estimate(d.estimate)), p_words(float(p))]
-        for (name, d), p in zip(found.items(), p_values, strict=True)
+        [name, short(format_estimate(d.estimate)), p_words(p)]
+        for (name, d), p in zip(found.items(), adjusted(found.values()), strict=True)
     ]
     return table(f"difference of {what}, paired by seed | mean ± half of the 95 % interval | p (Holm)", rows)
 
 
+def answers(at: Folders, run: Run, metric: str) -> dict[str, PairedDifference]:
+    """Return the differences of a metric that a sweep's questions ask for."""
+    by = cells(at, run)
+    return {name: difference(by[a], by[b], metric) for name, (a, b) in QUESTIONS.items()}
+
+
 def bandit_questions(at: Folders) -> str:
     """Return the bandit's differences of regret: class, update, critic, and one thing changed at a time."""
-    by = cells(at, CONTROLS)
-    found = {name: minus(by[a], by[b], "regret") for name, (a, b) in QUESTIONS.items()}
+    by, found = cells(at, CONTROLS), answers(at, CONTROLS, "regret")
     for name, (policy, _, label) in CHANGES.items():
-        found[f"{label} minus {POLICIES[policy]}"] = minus(change(at, name), by[policy, "learned"], "regret")
+        found[f"{label} minus {POLICIES[policy]}"] = difference(change(at, name), by[policy, "learned"], "regret")
     return difference_table("regret", found)
-
-
-def questions(run: Run, metric: str, what: str, at: Folders) -> str:
-    """Return a sweep's differences of a metric."""
-    by = cells(at, run)
-    found = {name: minus(by[a], by[b], metric) for name, (a, b) in QUESTIONS.items()}
-    return difference_table(what, found)
 
 
 BANDIT = {
@@ -190,7 +149,7 @@ def equal_table(at: Folders) -> str:
 
 def equal_questions(at: Folders) -> str:
     """Return the differences of the effective number of hills, where all are equally high."""
-    return questions(EQUAL, "effective_hills", "the effective number of hills", at)
+    return difference_table("the effective number of hills", answers(at, EQUAL, "effective_hills"))
 
 
 def multigoal_table(at: Folders) -> str:
@@ -200,7 +159,7 @@ def multigoal_table(at: Folders) -> str:
 
 def multigoal_questions(at: Folders) -> str:
     """Return MultiGoal's differences of the gap to the optimum's soft return."""
-    return questions(MULTIGOAL, "soft_gap", "soft_gap", at)
+    return difference_table("soft_gap", answers(at, MULTIGOAL, "soft_gap"))
 
 
 def episodes(at: Folders) -> str:

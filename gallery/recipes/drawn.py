@@ -75,6 +75,11 @@ def ratios(at: Folders) -> dict[tuple[str, int, str], Ratio]:
     return out
 
 
+def adjusted(found: Mapping[tuple[str, int, str], Ratio]) -> dict[tuple[str, int, str], float]:
+    """Return the p-values of all ratios, which are one family, by Holm's rule."""
+    return dict(zip(found, holm([r.p_value for r in found.values()]).tolist(), strict=True))
+
+
 def sign(ratio: Ratio, p: float) -> str:
     """Return ``+`` where a rival's error is shown to be greater than regression's, ``-`` smaller, else ``?``."""
     return "?" if p >= 0.05 else "+" if ratio.log > 0 else "-"
@@ -82,9 +87,8 @@ def sign(ratio: Ratio, p: float) -> str:
 
 def study_table(at: Folders) -> str:
     """Return regression's error and the rivals' ratios to it; all of the ratios are one family."""
-    found = ratios(at)
-    p_values = dict(zip(found, holm([r.p_value for r in found.values()]), strict=True))
-    rows = []
+    found, rows = ratios(at), []
+    p_values = adjusted(found)
     for run, terms in product(POINTS, TERMS):
         own = geometric_mean(errors(at, run, terms)["regression"].values())
         keys = [(run, terms, name) for name in RIVALS]
@@ -95,9 +99,7 @@ def study_table(at: Folders) -> str:
 
 def worst_p(at: Folders) -> str:
     """Return the greatest adjusted p-value of flow / regression."""
-    found = ratios(at)
-    p_values = dict(zip(found, holm([r.p_value for r in found.values()]), strict=True))
-    return p_words(max(p for (_, _, name), p in p_values.items() if name == "flow"))
+    return p_words(max(p for (_, _, name), p in adjusted(ratios(at)).items() if name == "flow"))
 
 
 def counts(at: Folders) -> str:

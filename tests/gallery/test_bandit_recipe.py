@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gallery import kept
+from gallery import kept, read
 from gallery.recipe import Folders
 from gallery.recipes import bandit as recipe
+from tests.gallery.made_up import write_results
 
 # regret and soft_gap of each policy with the learned critic; the known one takes .05 away from the Gaussian alone
 LEVELS = {"gaussian": 0.3, "gaussian_mirror": 0.2, "meanflow": 0.1, "flow": 0.2}
@@ -36,18 +37,14 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     root = tmp_path_factory.mktemp("runs")
     folders = {run.name: root / run.folder for run in recipe.RECIPE.runs}
 
-    def write(folder: Path, text: str) -> None:
-        folder.mkdir(parents=True)
-        (folder / "results.json").write_text(text)
-
     for k, run in enumerate((recipe.CONTROLS, recipe.EQUAL, recipe.MULTIGOAL)):
         for j, (policy, critic) in enumerate(product(recipe.POLICIES, recipe.CRITICS)):
             level = LEVELS[policy] - (0.05 if (policy, critic) == ("gaussian", "known") else 0)
-            write(
+            write_results(
                 folders[run.name] / f"policy={policy},critic={critic}", content(level, 100 * k + j, critic == "learned")
             )
     for j, name in enumerate(recipe.CHANGES):
-        write(folders[recipe.CHANGED.name] / name, content(0.0, 900 + j, True))
+        write_results(folders[recipe.CHANGED.name] / name, content(0.0, 900 + j, True))
     return Folders(folders, full=True)
 
 
@@ -74,7 +71,7 @@ def test_questions_have_the_sign_of_a_minus_b(at: Folders) -> None:
 
 def test_p_values_are_of_the_whole_family(at: Folders) -> None:
     by = recipe.cells(at, recipe.CONTROLS)
-    one = recipe.minus(by["meanflow", "learned"], by["gaussian_mirror", "learned"], "regret")
+    one = read.difference(by["meanflow", "learned"], by["gaussian_mirror", "learned"], "regret")
     several = rows(recipe.difference_table("x", {"a": one, "b": one, "c": one}))
     alone = rows(recipe.difference_table("x", {"a": one}))
     assert float(several["a"][2]) == pytest.approx(3 * float(alone["a"][2]), rel=0.1)

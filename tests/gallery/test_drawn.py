@@ -12,6 +12,7 @@ import pytest
 
 from gallery.recipe import Folders
 from gallery.recipes import drawn as recipe
+from tests.gallery.made_up import write_results
 
 # rival / regression
 FACTORS = {"flow": 1.5, "linear": 0.5, "cubic_spline": 0.01, "gaussian_process": 1.0}
@@ -33,9 +34,8 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
             # of four seeds the mean counts, of which one is far off
             values = [near(factor) * x for x in (0.5, 0.5, 0.5, 2.5)]
             folder = root / run.folder / f"mode={mode},phase_seed={k},components={terms}"
-            folder.mkdir(parents=True)
             content = {"stage": "test", "seeds": [0, 1, 2, 3], "settings": {}, "references": references}
-            (folder / "results.json").write_text(json.dumps(content | {"metrics": {"l2": {"values": values}}}))
+            write_results(folder, json.dumps(content | {"metrics": {"l2": {"values": values}}}))
     return Folders({run.name: root / run.folder for run in recipe.RUNS}, full=True)
 
 

@@ -12,6 +12,7 @@ import pytest
 from gallery.recipe import Folders
 from gallery.recipes import few_steps as recipe
 from lightning_toys.flow_vs_regression import flow_maps, objectives, parametrisations
+from tests.gallery.made_up import write_results
 
 # error over regression's: alike, twice, half, and too scattered to say
 FACTORS = {"Flow": 2.0, "MeanFlow": 0.5, "VPrediction": 1.01}
@@ -31,19 +32,15 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     root = tmp_path_factory.mktemp("runs")
     folders = {run.name: root / run.folder for run in recipe.RECIPE.runs}
 
-    def write(folder: Path, text: str) -> None:
-        folder.mkdir(parents=True)
-        (folder / "results.json").write_text(text)
-
     for name, noise in product(recipe.OBJECTIVES, recipe.NOISES):
         readouts = list(recipe.READOUTS[name].values())
         for rate in recipe.RATES:
             place = folders["few_steps_rates"] / f"objective={name},lr={rate},noise={noise}"
-            write(place, content(1.0 if rate == recipe.CHOSEN[name] else 1.5, readouts, [100, 101, 102, 103]))
+            write_results(place, content(1.0 if rate == recipe.CHOSEN[name] else 1.5, readouts, [100, 101, 102, 103]))
         for points in recipe.POINTS:
             spread = 1.0 if name == SCATTERED else 0.02
             place = folders["few_steps"] / f"objective={name},num_train={points},noise={noise}"
-            write(place, content(FACTORS.get(name, 1.0), readouts, list(range(8)), spread))
+            write_results(place, content(FACTORS.get(name, 1.0), readouts, list(range(8)), spread))
     return Folders(folders, full=True)
 
 

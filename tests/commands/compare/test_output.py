@@ -46,23 +46,28 @@ def test_a_folder_that_may_not_be_written(refuse: Refusal, monkeypatch: pytest.M
     )
 
 
-@pytest.mark.parametrize("after", [0, 1, 3])
-def test_nothing_is_left_where_writing_fails(after: int, refuse: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that turns read-only between two files."""
-    a_run(refuse.folder / "a")
-    true_write, count = output.write_atomic, 0
+def fail_writes(after: int, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Have the disk turn read-only after so many files; return what is tried from here on."""
+    true_write, tried = output.write_atomic, []
 
     def write(path: Path, content: bytes) -> None:
-        nonlocal count
-        count += 1
-        if count > after:
+        tried.append(path)
+        if len(tried) > after:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
         true_write(path, content)
 
     monkeypatch.setattr(output, "write_atomic", write)
+    return tried
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_nothing_is_left_where_writing_fails(after: int, refuse: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that turns read-only between two files."""
+    a_run(refuse.folder / "a")
+    tried = fail_writes(after, monkeypatch)
     refuse(["compare", "a", "--out", "new/out"], "--out: 'new/out' is not allowed (Read-only file system)")
     refuse(["compare", "a"], "comparison' is not allowed (Read-only file system)")
-    assert count >= 2
+    assert len(tried) >= 2
 
 
 def test_what_was_there_is_set_aside(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -17,7 +16,7 @@ import pytest
 import yaml
 
 from lightning_toys.cli import main
-from lightning_toys.commands.compare import output, page_pictures
+from lightning_toys.commands.compare import page_pictures
 from lightning_toys.commands.compare.page import link_to, order
 from lightning_toys.commands.compare.page_facts import MOST_COLUMNS
 from lightning_toys.commands.compare.page_pictures import FULL_DPI, LEAST_DPI, embed, embed_all
@@ -27,6 +26,7 @@ from lightning_toys.plotting import new_figure
 from tests.browser import Browser
 from tests.commands.compare.runs_of_others import METRIC, WHOLE, a_run
 from tests.commands.compare.test_names import NAMES, UNSEEN
+from tests.commands.compare.test_output import fail_writes
 from tests.malformed import Refusal
 from tests.test_house import imported
 
@@ -398,16 +398,7 @@ def test_other_refusals(refuse: Refusal, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_nothing_is_left_where_writing_fails(after: int, refuse: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four files for the folder, one page elsewhere: a disk that turns read-only leaves none of them."""
     a_run(refuse.folder / "a")
-    true_write, count = output.write_atomic, 0
-
-    def write(path: Path, content: bytes) -> None:
-        nonlocal count
-        count += 1
-        if count > after:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-        true_write(path, content)
-
-    monkeypatch.setattr(output, "write_atomic", write)
+    fail_writes(after, monkeypatch)
     flag = "--html: 'new/deep' is" if after == 4 else "--out: 'new/out' is"
     refuse(["compare", "a", "--out", "new/out", "--html", "new/deep/page.html"], flag, "(Read-only file system)")
 
