@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gallery.read import Content, entries, figures_of, geometric, paired, ratio, results, values
+from gallery.read import Content, csv_rows, entries, figures_of, geometric, paired, ratio, results, values
 from gallery.recipe import Entry, Folders, Recipe, Run
+from lightning_toys.plotting import COLOURS, new_figure
 
 DEMO = Run(
     name="demo",
@@ -28,6 +29,27 @@ AVERAGED = Run(
     quick="--trainer.max_epochs 500 --model.seeds '[0,1,2]'",
 )
 
+# both again, ten times as long: does more training close the gap?
+LONGER = tuple(
+    Run(
+        name=f"demo_{name}",
+        commands=(
+            "sweep -c configs/flow_vs_regression/demo.yaml --grid.model.mode '[regression,flow]' "
+            f"--trainer.max_epochs 50000 --trainer.check_val_every_n_epoch 1000 {words}--run.variant demo-{name}",
+        ),
+        folder=f"flow_vs_regression/demo-{name}",
+        seeds="0 to 7",
+        minutes=15,
+        quick="--trainer.max_epochs 500 --trainer.check_val_every_n_epoch 100 --model.seeds '[0,1,2]'",
+    )
+    for name, words in {
+        "longer": "",
+        "longer_averaged": "--model.ema_decay 0.999 --model.evaluation.weights ema ",
+    }.items()
+)
+
+STEPS = 2  # an epoch: 50 points in batches of 32, the last batch kept
+
 
 def cell(at: Folders, run: str, mode: str) -> Content:
     """Return a cell's results."""
@@ -51,21 +73,46 @@ def flow_and_regression(run: str, name: str) -> tuple[Entry, ...]:
     )
 
 
+def error_by_epochs(at: Folders) -> str:
+    """Draw the error of both modes and both weights against the epochs, with intervals."""
+    figure, axes = new_figure(size=(7.0, 4.2))
+    ax = axes[0, 0]
+    for run, style, weights in zip(LONGER, ("-", "--"), ("last step", "averaged"), strict=True):
+        for mode, colour in zip(("regression", "flow"), COLOURS, strict=False):
+            rows = [r for r in csv_rows(at[run.name] / f"mode={mode}" / "metrics.csv") if r["eval/l2"]]
+            assert len(rows) > 1, f"{run.name}, {mode}: no curve"
+            epochs = [int(r["step"]) / STEPS for r in rows]
+            mean, lo, hi = (
+                [float(r[f"interval/eval/l2/{which}"]) for r in rows] for which in ("geometric_mean", "lo", "hi")
+            )
+            ax.plot(epochs, mean, style, color=colour, lw=1.4, label=f"{mode}, {weights}")
+            ax.fill_between(epochs, lo, hi, color=colour, alpha=0.15, lw=0)
+    ax.set(xlabel="epochs", ylabel="l2, geometric mean, 95 % interval", yscale="log")
+    ax.legend(frameon=False, ncols=2)
+    path = at[LONGER[0].name] / "error_by_epochs.png"
+    figure.savefig(path, dpi=110)
+    return str(path)
+
+
 RECIPE = Recipe(
     name="flow",
-    runs=(DEMO, AVERAGED),
-    figures=entries(
-        ["demo"],
-        {
-            "demo_l2": "comparison/l2.png",
-            "demo_flow_predictions": "mode=flow/figures/predictions.png",
-            "demo_flow_samplers": "mode=flow/figures/samplers.png",
-        },
+    runs=(DEMO, AVERAGED, *LONGER),
+    figures=(
+        *entries(
+            ["demo"],
+            {
+                "demo_l2": "comparison/l2.png",
+                "demo_flow_predictions": "mode=flow/figures/predictions.png",
+                "demo_flow_samplers": "mode=flow/figures/samplers.png",
+            },
+        ),
+        *entries([run.name for run in LONGER], {"demo_error_by_epochs": error_by_epochs}),
     ),
     tables=entries(["demo"], {"flow.demo": lambda at: (at["demo"] / "comparison/comparison.md").read_text().strip()}),
     numbers=(
         *flow_and_regression("demo", "demo"),
         *flow_and_regression("demo_averaged", "averaged"),
+        *(entry for run in LONGER for entry in flow_and_regression(run.name, run.name.removeprefix("demo_"))),
         *entries(
             ["demo"],
             {
