@@ -35,12 +35,12 @@ LONGER = tuple(
         name=f"demo_{name}",
         commands=(
             "sweep -c configs/flow_vs_regression/demo.yaml --grid.model.mode '[regression,flow]' "
-            f"--trainer.max_epochs 50000 --trainer.check_val_every_n_epoch 1000 {words}--run.variant demo-{name}",
+            f"--trainer.max_epochs 50000 --trainer.val_check_interval 2000 {words}--run.variant demo-{name}",
         ),
         folder=f"flow_vs_regression/demo-{name}",
         seeds="0 to 7",
         minutes=15,
-        quick="--trainer.max_epochs 500 --trainer.check_val_every_n_epoch 100 --model.seeds '[0,1,2]'",
+        quick="--trainer.max_epochs 500 --trainer.val_check_interval 200 --model.seeds '[0,1,2]'",
     )
     for name, words in {
         "longer": "",
