@@ -33,9 +33,9 @@ READOUTS = {
 }
 OBJECTIVES = tuple(READOUTS)
 POINTS, NOISES = (10, 20, 50, 200), ("0", "0.1")
-RATES = ("0.0003", "0.001", "0.003")
+RATES = ("0.0001", "0.0003", "0.001", "0.003", "0.01")
 # the rate of each objective: that of the least error in the search, which :func:`chosen` holds against it
-CHOSEN = dict.fromkeys(OBJECTIVES, "0.001")
+CHOSEN = dict.fromkeys(OBJECTIVES, "0.003") | {"Regression": "0.0003", "ConsistencyTraining": "0.001"}
 CONFIG = "configs/flow_vs_regression/few_steps.yaml"
 ALIKE = 1.25  # ratios within this factor of 1 are called alike, where that is shown
 
@@ -48,7 +48,7 @@ SEARCH = Run(
     ),
     folder="flow_vs_regression/few_steps_rates",
     seeds="100 to 103",
-    minutes=60,
+    minutes=30,
     quick=None,
     keeps=True,
 )
