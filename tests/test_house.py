@@ -52,7 +52,7 @@ def room(name: str) -> str:
 
 def test_the_walk_sees_the_package() -> None:
     assert len(MODULES) > 100
-    assert "lightning_toys.training.module" in set(imports("lightning_toys.flow_vs_regression.module", False))
+    assert "lightning_toys.training.module" in set(imports("lightning_toys.flow_vs_regression.prediction", False))
     assert {room(n) for n in MODULES} == {"lightning_toys", *SHARED, *EXPERIMENTS, *COMMANDS}
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from lightning_toys.commands.sweep.pruning import PrunedError, Pruner, pruning
 from lightning_toys.commands.trainer.arguments import split_configs, without
-from lightning_toys.commands.trainer.toys_cli import run_trainer, without_summary
+from lightning_toys.commands.trainer.surroundings import without_summary
+from lightning_toys.commands.trainer.toys_cli import run_trainer
 from lightning_toys.errors import NonFiniteError, OwnershipLostError, RunFolderError, ToyError, is_disk_full, note
 from lightning_toys.training.files import write_atomic
 from lightning_toys.training.ownership import HeldError, acquire, last_record

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_toys.commands.trainer.toys_cli import with_callbacks
+from lightning_toys.commands.trainer.surroundings import with_callbacks
 from lightning_toys.errors import ToyError
 from lightning_toys.training.module import ToyModule
 

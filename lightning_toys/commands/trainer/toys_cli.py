@@ -6,12 +6,8 @@ import atexit
 import os
 import re
 import shutil
-import threading
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,7 +15,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
@@ -29,10 +25,16 @@ from lightning_toys.commands.trainer.memory import beyond_memory, check_numbers,
 from lightning_toys.commands.trainer.parser import ToyParser, explain
 from lightning_toys.commands.trainer.rules import callbacks_of, check_figures, check_trainer, note_unused
 from lightning_toys.commands.trainer.settings import SettingsCLI
-from lightning_toys.errors import OwnershipLostError, ToyError, note, process_rank, require, run_folder_error
+from lightning_toys.commands.trainer.surroundings import (
+    keep_in_run_folder,
+    more_callbacks,
+    summarises,
+    without_writers_traces,
+)
+from lightning_toys.errors import ToyError, note, process_rank, require, run_folder_error
 from lightning_toys.stats import format_estimate, mean_ci
 from lightning_toys.training.checkpoint_format import malformed_optimizers
-from lightning_toys.training.files import make_folder, set_aside, whole_file, write_atomic, write_beside
+from lightning_toys.training.files import make_folder, set_aside, whole_file, write_beside
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.metrics_reader import read_run
 from lightning_toys.training.monitors import MonitorCheck, monitoring
@@ -324,66 +326,6 @@ def summary(report: Report, names: Sequence[str]) -> str:
     words = [f"{n} {format_estimate(mean_ci(report.metrics[n]))}" for n in names if n in report.metrics]
     seeds = len(report.seeds)
     return f"{', '.join(words)} ({seeds} seed{'s' if seeds > 1 else ''}{'; ± half of the 95 % interval' * (seeds > 1)})"
-
-
-@contextmanager
-def without_writers_traces() -> Iterator[None]:
-    """Let TensorBoard's thread end without a traceback where it cannot write: the next row raises its error here."""
-    before = threading.excepthook
-
-    def hook(args: threading.ExceptHookArgs) -> None:
-        told = isinstance(args.exc_value, OSError | OwnershipLostError)
-        if not (told and type(args.thread).__module__.startswith("tensorboard.")):
-            before(args)
-
-    threading.excepthook = hook
-    try:
-        yield
-    finally:
-        threading.excepthook = before
-
-
-summarises: ContextVar[bool] = ContextVar("summarises", default=True)
-
-
-@contextmanager
-def without_summary() -> Iterator[None]:
-    """Let a verb end without its line of results: of a sweep's cell, where `test` follows `fit` and says the same."""
-    token = summarises.set(False)
-    try:
-        yield
-    finally:
-        summarises.reset(token)
-
-
-more_callbacks: ContextVar[tuple[Callback, ...]] = ContextVar("more_callbacks", default=())
-
-
-@contextmanager
-def with_callbacks(*callbacks: Callback) -> Iterator[None]:
-    """Give the verbs run within it callbacks that are no settings. They come last: a checkpoint is written then."""
-    token = more_callbacks.set(callbacks)
-    try:
-        yield
-    finally:
-        more_callbacks.reset(token)
-
-
-def keep_in_run_folder(logger: WandbLogger, folder: Path) -> None:
-    """Have W&B write into the run's folder, and a resumed run go on in its own W&B run.
-
-    What the user gave (``save_dir``, ``id``) stays. Lightning's logger settles both when it is made, before the
-    folder is known; W&B itself begins with the first thing that is logged.
-    """
-    settings = logger._wandb_init
-    if logger._save_dir in (None, "."):
-        logger._save_dir = settings["dir"] = str(folder)
-    if settings.get("id") is None and process_rank() == 0:
-        kept = folder / "wandb-id.txt"
-        if not kept.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(kept, uuid.uuid4().hex[:16] + "\n")
-        settings["id"] = logger._id = kept.read_text().strip()
 
 
 def tell_trial(cli: ToysCLI, verb: str) -> None:

@@ -12,7 +12,7 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 from lightning_toys.cli import main, verb_first
-from lightning_toys.commands.trainer.toys_cli import keep_in_run_folder
+from lightning_toys.commands.trainer.surroundings import keep_in_run_folder
 from lightning_toys.training.progress_bar import Progress
 from tests.conftest import Runner
 
