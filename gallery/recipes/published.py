@@ -300,7 +300,7 @@ def whole_table(at: Folders, task: str) -> str:
 
 
 def hours(at: Folders) -> str:
-    """Write what the sweeps and their tests took, two at a time."""
+    """Write what all sweeps and their tests took, each on one core."""
     names = names_of(*TASKS)
     stamps = [json.loads((at[name].parents[1] / f"stamps/{name}.json").read_text()) for name in names]
     return f"{sum(s['seconds'] for s in stamps) / 3600:.1f} hours"
