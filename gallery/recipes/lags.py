@@ -44,7 +44,7 @@ def searches(grids: Sequence[str], variant: str) -> tuple[str, ...]:
     """Return the commands of a search: the long streams' at half of their length."""
     out = []
     for settings, more in ((SHORT, ""), (LONG, " --trainer.max_steps 1500")):
-        for word in words:
+        for word in grids:
             out.append(
                 f"sweep {configs(settings)} {word} --model.seeds '{TUNING}' {EVERY}{more} --run.variant {variant}"
             )
