@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -207,10 +208,15 @@ def returns(content: Mapping[str, Any]) -> np.ndarray:
 
 
 def scores(at: Folders, run: Run, k: int = 0) -> np.ndarray:
-    """Return each seed's return at the k-th number of steps of a run."""
-    import json
+    """Return each seed's return at the k-th number of steps of a run.
 
-    return returns(json.loads(steps_of(at[run.name])[k].read_text()))
+    Raises:
+        ValueError: the run has not one result for each number of steps.
+    """
+    found = steps_of(at[run.name])
+    if len(found) != len(run.commands):
+        raise ValueError(f"{run.name}: {len(found)} results of {len(run.commands)} fits")
+    return returns(json.loads(found[k].read_text()))
 
 
 Cell = tuple[str, str, int]  # agent, width of its model, steps
