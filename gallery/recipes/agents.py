@@ -14,6 +14,7 @@ from scipy import stats as scipy_stats
 from gallery.read import csv_rows, entries, figures_of, results, short, table
 from gallery.recipe import Folders, Recipe, Run
 from lightning_toys.bilevel.score_table import bootstrap, interquartile_mean, probability_of_improvement
+from lightning_toys.plotting import COLOURS, new_figure
 from lightning_toys.stats import holm
 from lightning_toys.training.noise import keyed_generator
 
@@ -262,12 +263,14 @@ def permutation_p(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 def within_p(a: np.ndarray, b: np.ndarray, margin: float) -> float:
     """Return the p-value of two one-sided Welch tests: that the means differ by less than a margin."""
+    gap = abs(float(a.mean() - b.mean()))
+    if max(np.ptp(a), np.ptp(b)) == 0:  # all seeds at the ceiling: there is no spread to test against
+        return 0.0 if gap < margin else 1.0
     tests = [
         scipy_stats.ttest_ind(a + margin, b, equal_var=False, alternative="greater"),
         scipy_stats.ttest_ind(a - margin, b, equal_var=False, alternative="less"),
     ]
-    found = [float(t.pvalue) for t in tests]
-    return max(p if np.isfinite(p) else 0.0 if abs(a.mean() - b.mean()) < margin else 1.0 for p in found)
+    return max(float(t.pvalue) for t in tests)
 
 
 BASES = ("model_free", "mle")
@@ -303,7 +306,8 @@ def compared(found: Mapping[Cell, np.ndarray], cell: Cell, base: str) -> str:
         return ""
     chance = bootstrap(probability_of_improvement, found[cell], found[other])
     text = short(f"{chance.value:.2f} [{chance.low:.2f}, {chance.high:.2f}], p = {p[0]:.2g}")
-    return f"{text}, within 50" if p[1] < 0.05 else f"**{text}**" if p[0] < 0.05 else text
+    text = f"**{text}**" if p[0] < 0.05 else text
+    return f"{text}, alike" if p[1] < 0.05 else text
 
 
 _VERDICTS: dict[int, dict[tuple[Cell, Cell], tuple[float, float]]] = {}
@@ -385,6 +389,26 @@ def errors_table(at: Folders) -> str:
             cells.append(f"{figures_of(float(np.median(found)), 2)} ({figures_of(low, 2)} to {figures_of(high, 2)})")
         rows.append([LABELS[name], *cells])
     return table("agent | d - y | next state | reward", rows)
+
+
+def drawing(at: Folders) -> str:
+    """Draw every seed's return and the interquartile mean with its interval: by steps, then by the model's width."""
+    found = all_scores(at)
+    panels = [("8", n) for n in STEPS] + [(w, STEPS[0]) for w in WIDTHS]
+    figure, axes = new_figure(1, len(panels), size=(13.0, 4.2), sharey=True)
+    for ax, (width, n) in zip(axes[0], panels, strict=True):
+        for k, name in enumerate(AGENTS):
+            cell = (name, "8" if name == "model_free" else width, n)
+            x = found[cell]
+            ax.plot(k + np.linspace(-0.28, 0.28, len(x)), x, ".", color=COLOURS[k], alpha=0.6, markersize=5)
+            e = bootstrap(interquartile_mean, x)
+            ax.errorbar([k], [e.value], [[e.value - e.low], [e.high - e.value]], color="black", marker="_", ms=14)
+        ax.set_xticks(range(len(AGENTS)), [name.replace("_", "\n") for name in AGENTS], rotation=90)
+        ax.set_title(f"{n:,} steps,\nmodel width {width}".replace(",", " ", 1), fontsize=9)
+    axes[0, 0].set_ylabel("return: seeds;\ninterquartile mean, 95 % interval")
+    path = at[LONG["mle"].name] / "agents.png"
+    figure.savefig(path, dpi=110)
+    return str(path)
 
 
 def drift_scores(folder: Path) -> dict[int, float]:

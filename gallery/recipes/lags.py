@@ -9,6 +9,7 @@ import numpy as np
 
 from gallery.read import Content, adjusted, by_seed, difference, entries, figures_of, results, short, table, values
 from gallery.recipe import Folders, Recipe, Run
+from lightning_toys.plotting import COLOURS, GREY, new_figure
 from lightning_toys.stats import PairedDifference, format_estimate, geometric_ci, holm, mean_ci, paired_ratio
 
 SETTINGS = {
@@ -286,6 +287,29 @@ def verdict_table(at: Folders) -> str:
     return table(
         "stream | method | whole stream, minus lag_1 | p | verdict | last sixth, minus lag_1 | p", rows, left=2
     )
+
+
+def drawing(at: Folders) -> str:
+    """Draw each seed's loss over the whole stream minus its loss with lag 1, a panel for each stream."""
+    figure, axes = new_figure(1, len(SETTINGS), size=(13.0, 4.0))
+    names = [n for n in METHODS if n not in ("lag_1", "uniform", "no_tracking")]  # those two are far off
+    found = comparisons(at)
+    for ax, (setting, label) in zip(axes[0], SETTINGS.items(), strict=True):
+        base = by_seed(cell(at, setting, "lag_1"), SCORE)
+        for k, name in enumerate(names):
+            each = by_seed(cell(at, setting, name), SCORE)
+            gaps = [each[s] - base[s] for s in base]
+            colour = COLOURS[k]
+            ax.plot(k + np.linspace(-0.25, 0.25, len(gaps)), gaps, ".", color=colour, alpha=0.6, markersize=6)
+            e = found[setting, name, "lag_1", SCORE].estimate
+            ax.errorbar([k], [e.mean], [[e.mean - e.lo], [e.hi - e.mean]], color="black", marker="_", markersize=14)
+        ax.axhline(0.0, color=GREY, linestyle="--", linewidth=1)
+        ax.set_xticks(range(len(names)), names, rotation=90)
+        ax.set_title(label, fontsize=10)
+    axes[0, 0].set_ylabel("loss over the stream minus lag_1's:\nseeds; mean, 95 % interval")
+    path = at[run_name("regression")] / "lags.png"
+    figure.savefig(path, dpi=110)
+    return str(path)
 
 
 # smoothing
