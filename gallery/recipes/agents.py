@@ -48,7 +48,14 @@ SCORED = f"[{','.join(map(str, range(10, 26)))}]"
 RATES = ("3e-4", "1e-3", "3e-3")
 CROSS = tuple((r, "1e-3") for r in RATES) + tuple(("1e-3", r) for r in RATES if r != "1e-3")  # (lr, inner_lr)
 # of each agent the rates of its model and of its values; what the search says, see rates_table
-CHOSEN: dict[str, tuple[str, str]] = dict.fromkeys(AGENTS, ("1e-3", "1e-3"))
+CHOSEN: dict[str, tuple[str, str]] = {
+    "model_free": ("1e-3", "1e-3"),
+    "mle": ("1e-3", "1e-3"),
+    "vep": ("1e-3", "1e-3"),
+    "omd": ("1e-3", "1e-3"),
+    "omd_published": ("1e-3", "1e-3"),
+    "vaml": ("1e-3", "1e-3"),
+}
 CHOSEN |= dict.fromkeys(PARTS, CHOSEN["vaml"])
 STEPS = (30_000, 50_000, 200_000)
 WIDTHS = ("3", "32")
@@ -110,7 +117,12 @@ WIDE = {(n, w): study(n, LONG_MINUTES[n] / 6, w) for w in WIDTHS for n in AGENTS
 DRIFTING, SMOOTHING = ("vaml", "omd"), ("1", "10")
 DRIFT = "--model.disturbance.drift 8 --model.regret_every 100 --model.inner_lr 1e-3 --model.model_hidden_dim 8"
 # of each agent and smoothing the rate of its model
-CHOSEN_DRIFT: dict[tuple[str, str], str] = {(a, n): "1e-3" for a in DRIFTING for n in SMOOTHING}
+CHOSEN_DRIFT: dict[tuple[str, str], str] = {
+    ("vaml", "1"): "1e-3",
+    ("vaml", "10"): "1e-3",
+    ("omd", "1"): "1e-3",
+    ("omd", "10"): "1e-3",
+}
 DRIFT_EVERY = f"--trainer.val_check_interval 2000 --checkpoint.every_n_steps 30000 --model.eval_episodes 20 {QUIET}"
 
 
