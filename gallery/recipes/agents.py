@@ -77,6 +77,7 @@ def search(name: str, minutes: float) -> Run:
         seeds="100 to 103",
         minutes=minutes,
         quick=None,
+        may_diverge=True,
     )
 
 
@@ -102,6 +103,7 @@ def study(name: str, minutes: float, width: str = "8", steps: Sequence[int] = (3
         seeds="10 to 25",
         minutes=minutes,
         quick=None,
+        may_diverge=True,
         keeps=True,
     )
 
@@ -139,6 +141,7 @@ def drift_search(name: str, minutes: float) -> Run:
         seeds="100 to 103",
         minutes=minutes,
         quick=None,
+        may_diverge=True,
     )
 
 
@@ -155,6 +158,7 @@ def drift_study(name: str, minutes: float) -> Run:
         seeds="10 to 25",
         minutes=minutes,
         quick=None,
+        may_diverge=True,
     )
 
 
@@ -174,9 +178,21 @@ def validated(folder: Path, since: int) -> list[float]:
 
 
 def score(at: Folders, name: str, pair: tuple[str, str]) -> float:
-    """Return what the search compares: the mean return of the validations from step 20 000 on."""
+    """Return what the search compares: the mean return of the validations from step 20 000 on; 0 if it did not end."""
     lr, inner = pair
-    return float(np.mean(validated(at[SEARCHES[name].name] / f"lr={lr},inner_lr={inner}", 20_000)))
+    folder = at[SEARCHES[name].name] / f"lr={lr},inner_lr={inner}"
+    return float(np.mean(validated(folder, 20_000))) if ended(folder) else 0.0
+
+
+def ended(folder: Path) -> bool:
+    """Whether a cell's training came to its end, and did not go non-finite.
+
+    Raises:
+        FileNotFoundError: there is no such cell.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not there")
+    return (folder / "results.json").is_file()
 
 
 def tried(name: str) -> list[tuple[str, str]]:
@@ -212,7 +228,7 @@ def rates_table(at: Folders) -> str:
 def steps_of(folder: Path) -> list[Path]:
     """Return the results of a run's fits, the oldest first."""
     before = sorted(folder.glob("results-*.json"), key=lambda p: int(p.stem.split("-")[1]))
-    return [*before, folder / "results.json"]
+    return [p for p in (*before, folder / "results.json") if p.is_file()]
 
 
 def returns(content: Mapping[str, Any]) -> np.ndarray:
@@ -220,32 +236,35 @@ def returns(content: Mapping[str, Any]) -> np.ndarray:
     return np.array(content["metrics"]["return"]["values"], dtype=np.float64)
 
 
-def scores(at: Folders, run: Run, k: int = 0) -> np.ndarray:
-    """Return each seed's return at the k-th number of steps of a run.
+def scores(at: Folders, run: Run, k: int = 0) -> np.ndarray | None:
+    """Return each seed's return at the k-th number of steps of a run; None if it had gone non-finite by then.
 
     Raises:
-        ValueError: the run has not one result for each number of steps.
+        ValueError: the run has more results than numbers of steps.
     """
     found = steps_of(at[run.name])
-    if len(found) != len(run.commands):
+    if len(found) > len(run.commands):
         raise ValueError(f"{run.name}: {len(found)} results of {len(run.commands)} fits")
-    return returns(json.loads(found[k].read_text()))
+    return returns(json.loads(found[k].read_text())) if k < len(found) else None
 
 
 Cell = tuple[str, str, int]  # agent, width of its model, steps
 
 
 def all_scores(at: Folders) -> dict[Cell, np.ndarray]:
-    """Return each seed's return by agent, width and steps; of model_free, which has no model, width 8 alone."""
-    out: dict[Cell, np.ndarray] = {}
+    """Return each seed's return by agent, width and steps; of model_free, which has no model, width 8 alone.
+
+    A run of which a seed went non-finite stops with all of its seeds: it has no score from there on.
+    """
+    cells: dict[Cell, np.ndarray | None] = {}
     for name, run in LONG.items():
         for k, n in enumerate(STEPS):
-            out[name, "8", n] = scores(at, run, k)
+            cells[name, "8", n] = scores(at, run, k)
     for name, run in PART.items():
-        out[name, "8", STEPS[0]] = scores(at, run)
+        cells[name, "8", STEPS[0]] = scores(at, run)
     for (name, width), run in WIDE.items():
-        out[name, width, STEPS[0]] = scores(at, run)
-    return out
+        cells[name, width, STEPS[0]] = scores(at, run)
+    return {cell: x for cell, x in cells.items() if x is not None}
 
 
 def base_cell(cell: Cell, base: str) -> Cell:
@@ -299,7 +318,7 @@ def comparisons(found: Mapping[Cell, np.ndarray]) -> list[tuple[Cell, Cell]]:
             out.append((cell, base_cell(cell, base)))
         if cell[0] in PARTS:
             out.append((cell, base_cell(cell, "vaml")))
-    return out
+    return [(a, b) for a, b in out if b in found]
 
 
 def verdicts(found: Mapping[Cell, np.ndarray]) -> dict[tuple[Cell, Cell], tuple[float, float]]:
@@ -345,7 +364,10 @@ def study_table(at: Folders) -> str:
     rows = []
     for n in STEPS:
         for name in AGENTS:
-            x = found[name, "8", n]
+            x = found.get((name, "8", n))
+            if x is None:
+                rows.append([f"{n:,}".replace(",", " "), LABELS[name], "went non-finite", "", "", "", ""])
+                continue
             cells = [compared(found, (name, "8", n), base) for base in BASES]
             solved = f"{int((x >= 475).sum())} of {len(x)}"
             rows.append([f"{n:,}".replace(",", " "), LABELS[name], iqm(x), f"{x.mean():.0f}", solved, *cells])
@@ -361,7 +383,10 @@ def width_table(at: Folders) -> str:
         for name in AGENTS:
             if name == "model_free":
                 continue
-            x = found[name, width, STEPS[0]]
+            x = found.get((name, width, STEPS[0]))
+            if x is None:
+                rows.append([width, LABELS[name], "went non-finite", "", "", ""])
+                continue
             rows.append(
                 [
                     width,
@@ -380,7 +405,10 @@ def part_table(at: Folders) -> str:
     found = all_scores(at)
     rows = []
     for name in ("vaml", *PARTS):
-        x = found[name, "8", STEPS[0]]
+        x = found.get((name, "8", STEPS[0]))
+        if x is None:
+            rows.append([LABELS[name], "went non-finite", "", "", "", ""])
+            continue
         cells = [compared(found, (name, "8", STEPS[0]), base) for base in ("vaml", "mle")]
         rows.append([LABELS[name], iqm(x), f"{x.mean():.0f}", *cells, " ".join(f"{v:.0f}" for v in x)])
     return table("agent | interquartile mean | mean | P(above vaml) | P(above mle) | each seed", rows)
@@ -390,6 +418,9 @@ def errors_table(at: Folders) -> str:
     """Return the median over seeds of each agent's errors at the end, and the range of the model's."""
     rows = []
     for name, run in LONG.items():
+        if len(steps_of(at[run.name])) < len(STEPS):
+            rows.append([LABELS[name], "went non-finite", "", ""])
+            continue
         content = results(at[run.name], "fit")
         cells = []
         for metric in ("td_error", "model_error", "reward_error"):
@@ -411,6 +442,8 @@ def drawing(at: Folders) -> str:
     for ax, (width, n) in zip(axes[0], panels, strict=True):
         for k, name in enumerate(AGENTS):
             cell = (name, "8" if name == "model_free" else width, n)
+            if cell not in found:  # went non-finite
+                continue
             x = found[cell]
             ax.plot(k + np.linspace(-0.28, 0.28, len(x)), x, ".", color=COLOURS[k], alpha=0.6, markersize=5)
             e = bootstrap(interquartile_mean, x)
@@ -438,7 +471,8 @@ def drift_found(at: Folders) -> dict[tuple[str, str], dict[str, float]]:
     for name, run in DRIFT_SEARCHES.items():
         for n in SMOOTHING:
             cells = {r: at[run.name] / f"smoothing={n},lr={r}" for r in RATES}
-            out[name, n] = {r: float(np.mean(list(drift_scores(c).values()))) for r, c in cells.items()}
+            means = {r: float(np.mean(list(drift_scores(c).values()))) if ended(c) else 0.0 for r, c in cells.items()}
+            out[name, n] = means
     return out
 
 

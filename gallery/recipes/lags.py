@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 
@@ -124,6 +125,7 @@ RATES_LEARNED = Run(
     minutes=14,
     quick=None,
     keeps=True,
+    may_diverge=True,
 )
 RATES_CONTROLS = Run(
     name="lags_rates_controls",
@@ -140,6 +142,7 @@ RATES_CONTROLS = Run(
     minutes=10,
     quick=None,
     keeps=True,
+    may_diverge=True,
 )
 
 
@@ -170,6 +173,7 @@ def study(setting: str, minutes: float) -> Run:
         minutes=minutes,
         quick=None,
         keeps=True,
+        may_diverge=True,
     )
 
 
@@ -206,6 +210,7 @@ RATES_SMOOTH = Run(
     minutes=5,
     quick=None,
     keeps=True,
+    may_diverge=True,
 )
 SMOOTH = Run(
     name="lags_smooth",
@@ -220,6 +225,7 @@ SMOOTH = Run(
     minutes=4,
     quick=None,
     keeps=True,
+    may_diverge=True,
 )
 
 
@@ -235,17 +241,33 @@ def tried(setting: str, name: str) -> list[tuple[str, str]]:
     return list(FIXED_CROSS) if name == "fixed" else [(i, "") for i in INNER]
 
 
-def search_cell(at: Folders, setting: str, name: str, pair: tuple[str, str]) -> Content:
-    """Return a cell of the search."""
+def search_cell(at: Folders, setting: str, name: str, pair: tuple[str, str]) -> Content | None:
+    """Return a cell of the search; None where its training went non-finite."""
     inner, other = pair
     run = RATES_LEARNED if name in LEARNED else RATES_CONTROLS
     key = "outer_lr" if name in LEARNED else "fixed_weights"
     more = f",{key}={other}" if other else ""
-    return results(at[run.name] / f"config={setting},algorithm={name},inner_lr={inner}{more}", "fit")
+    return finished(at[run.name] / f"config={setting},algorithm={name},inner_lr={inner}{more}")
 
 
-def mean_score(content: Content) -> float:
+def finished(folder: Path) -> Content | None:
+    """Return the results of a cell; None where its training went non-finite, so that it has none.
+
+    Raises:
+        FileNotFoundError: there is no such cell.
+    """
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(f"{folder.parent} is not there")
+    try:
+        return results(folder, "fit")
+    except FileNotFoundError:
+        return None
+
+
+def mean_score(content: Content | None) -> float:
     """Return what a search compares; infinite where a seed has no finite loss."""
+    if content is None:
+        return float("inf")
     found = values(content, SCORE)
     return float(np.mean(found)) if len(found) == len(content["seeds"]) else float("inf")
 
@@ -381,10 +403,10 @@ def drawing(at: Folders) -> str:
 # smoothing
 
 
-def smooth_search(at: Folders, stream: str, name: str, n: str, rate: str) -> Content:
-    """Return a cell of the search for the rates of smoothed runs."""
+def smooth_search(at: Folders, stream: str, name: str, n: str, rate: str) -> Content | None:
+    """Return a cell of the search for the rates of smoothed runs; None as :func:`search_cell`."""
     words = f"config={stream},algorithm={name},smoothing={n},outer_lr={rate}"
-    return results(at[RATES_SMOOTH.name] / words, "fit")
+    return finished(at[RATES_SMOOTH.name] / words)
 
 
 def smooth_rates(at: Folders) -> dict[tuple[str, str, str], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,8 @@ def content(mean: float, seeds: list[int], key: int, spread: float = 10.0) -> st
 
 
 def write_curve(folder: Path, steps: range, seeds: list[int], level: float) -> None:
-    heads = ["step", "eval/return", *(f"replicas/eval/return/seed_{s}" for s in seeds)]
-    rows = [[k, level, *(level + s % 7 for s in seeds)] for k in steps]
+    heads: list[object] = ["step", "eval/return", *(f"replicas/eval/return/seed_{s}" for s in seeds)]
+    rows: list[list[object]] = [[k, level, *(level + s % 7 for s in seeds)] for k in steps]
     folder.mkdir(parents=True, exist_ok=True)
     lines = [",".join(map(str, row)) for row in [heads, *rows]]
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
@@ -44,7 +45,9 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     for name, run in recipe.SEARCHES.items():
         for lr, inner in recipe.tried(name):
             level = 300.0 if (lr, inner) == recipe.CHOSEN[name] else 200.0
-            write_curve(folders[run.name] / f"lr={lr},inner_lr={inner}", range(2000, 30001, 2000), [100, 101], level)
+            place = folders[run.name] / f"lr={lr},inner_lr={inner}"
+            write_results(place, content(1.0, [100, 101], 0))
+            write_curve(place, range(2000, 30001, 2000), [100, 101], level)
 
     def study(name: str, run: Run) -> None:
         for k in range(len(run.commands)):
@@ -120,11 +123,31 @@ def test_rates_that_the_search_did_not_choose_are_refused(at: Folders, monkeypat
         recipe.drift_table(at)
 
 
-def test_a_run_that_lacks_a_result_is_refused(at: Folders, tmp_path: Path) -> None:
-    run = recipe.LONG["mle"]
-    write_results(tmp_path / "mle", content(1.0, SEEDS, 0))
-    with pytest.raises(ValueError, match="1 results of 3 fits"):
-        recipe.scores(Folders({run.name: tmp_path / "mle"}, full=True), run)
+def test_a_run_that_went_non_finite_has_no_score_from_there_on(at: Folders, tmp_path: Path) -> None:
+    run = recipe.LONG["omd"]
+    shutil.copytree(at[run.name], tmp_path / "omd")
+    (tmp_path / "omd" / "results.json").unlink()
+    cut = Folders({**at, run.name: tmp_path / "omd"}, full=True)
+    assert ("omd", "8", 50_000) in recipe.all_scores(cut)
+    assert ("omd", "8", 200_000) not in recipe.all_scores(cut)
+    row = next(line for line in recipe.study_table(cut).split("\n") if line.startswith("| 200 000 | omd (opt"))
+    assert "went non-finite" in row
+    assert "went non-finite" in recipe.errors_table(cut)
+    assert Path(recipe.drawing(cut)).is_file()
+    (tmp_path / "omd" / "results.json").write_text("{}")
+    (tmp_path / "omd" / "results-3.json").write_text("{}")
+    with pytest.raises(ValueError, match="4 results of 3 fits"):
+        recipe.scores(cut, run)
+
+
+def test_a_cell_of_the_search_that_went_non_finite_is_the_worst(at: Folders, tmp_path: Path) -> None:
+    run = recipe.SEARCHES["vep"]
+    shutil.copytree(at[run.name], tmp_path / "vep")
+    (tmp_path / "vep" / "lr=1e-3,inner_lr=1e-3" / "results.json").unlink()
+    cut = Folders({**at, run.name: tmp_path / "vep"}, full=True)
+    assert recipe.score(cut, "vep", ("1e-3", "1e-3")) == 0.0
+    with pytest.raises(FileNotFoundError):
+        recipe.score(cut, "vep", ("1e-2", "1e-3"))
 
 
 def test_a_permutation_test_has_its_level_and_its_power() -> None:

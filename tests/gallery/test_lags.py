@@ -102,6 +102,13 @@ def test_a_seed_without_a_finite_loss_is_no_choice() -> None:
     text = json.loads(content(1.0, TUNED))
     text["metrics"]["outer_loss_all"]["values"][2] = None
     assert recipe.mean_score(text) == float("inf")
+    assert recipe.mean_score(None) == float("inf")
+
+
+def test_a_cell_that_went_non_finite_is_told_from_a_search_that_was_not_run(at: Folders, tmp_path: Path) -> None:
+    assert recipe.search_cell(at, "regression", "aid", ("1e-1", "0.1")) is None
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        recipe.finished(tmp_path / "search" / "cell")
 
 
 def test_methods_are_those_of_the_package() -> None:
