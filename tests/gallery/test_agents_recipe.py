@@ -78,19 +78,20 @@ def test_scores_are_those_of_their_steps(at: Folders) -> None:
     found = recipe.all_scores(at)
     means = [found["vep", "8", n].mean() for n in recipe.STEPS]
     assert means == pytest.approx([80.0, 90.0, 100.0], abs=8)
-    assert len(found) == 6 * 3 + 2 + 5 * 2
+    assert len(found) == 6 * 3 + 3 + 5 * 2
 
 
 def test_verdicts_are_those_of_the_returns(at: Folders) -> None:
     found = recipe.all_scores(at)
     verdicts = recipe.verdicts(found)
-    assert len(verdicts) == 3 * 5 + 3 * 4 + 2 * 3 + 2 * (5 + 4)
+    assert len(verdicts) == 3 * 5 + 3 * 4 + 3 * 3 + 2 * (5 + 4)
     p, alike = verdicts[("vep", "8", 200_000), ("model_free", "8", 200_000)]
     assert p < 0.05 < alike
     p, alike = verdicts[("omd", "8", 200_000), ("mle", "8", 200_000)]
     assert alike < 0.05 < p
     p, _ = verdicts[("vaml_reward", "8", 30_000), ("vaml", "8", 30_000)]
     assert p < 0.05
+    assert (("vaml_still", "8", 30_000), ("vaml_residual", "8", 30_000)) in verdicts
     assert (("vep", "3", 30_000), ("model_free", "8", 30_000)) in verdicts
 
 
@@ -103,8 +104,9 @@ def test_tables_have_every_agent(at: Folders) -> None:
     assert ", alike" in next(line for line in steps if line.startswith("| 200 000 | vaml"))
     assert len(recipe.width_table(at).split("\n")) == 2 + 3 * 5
     parts = recipe.part_table(at).split("\n")
-    assert len(parts) == 2 + 3
-    assert "**" in parts[4]
+    assert len(parts) == 2 + 4
+    assert "| vaml, s'_T := s + a network: " in parts[4], parts
+    assert "**" in parts[5]
     assert len(recipe.errors_table(at).split("\n")) == 2 + 6
     drift = recipe.drift_table(at).split("\n")
     assert len(drift) == 2 + 4
