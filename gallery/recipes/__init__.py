@@ -1,6 +1,7 @@
 """The recipes, in the order in which they are built."""
 
 from gallery.recipes import (
+    agents,
     bandit,
     bilevel,
     control,
@@ -8,6 +9,7 @@ from gallery.recipes import (
     entropy,
     few_steps,
     flow,
+    lags,
     mirror,
     overview,
     policy,
@@ -27,5 +29,7 @@ RECIPES = (
     entropy.RECIPE,
     bilevel.RECIPE,
     control.RECIPE,
+    lags.RECIPE,
+    agents.RECIPE,
     overview.RECIPE,
 )

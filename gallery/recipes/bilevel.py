@@ -1,4 +1,4 @@
-"""bilevel's regression: which lags should a follower of a drifting stream be fitted to?"""
+"""bilevel's regression at one rate for all: what is learned, and variations; the findings are of lags.py."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ import numpy as np
 from gallery.read import (
     between,
     csv_rows,
-    difference,
     entries,
     figures_of,
     fixed,
-    paired,
     results,
-    short,
     spread,
     table,
     values,
@@ -151,24 +148,6 @@ def variations_table(at: Folders) -> str:
     return table("variation (shipped configuration else) | last sixth | J(lambda)", rows)
 
 
-def against(at: Folders, algorithm: str, metric: str, holm: int = 0) -> str:
-    """Write a difference from funcbo; ``holm``: with its p-value, adjusted as `compare` does over that many runs."""
-    from lightning_toys.stats import holm as adjust
-
-    base = results(cell(at, "funcbo"))
-    text = paired(results(cell(at, algorithm)), base, metric)
-    if holm:
-        every = [difference(results(cell(at, a)), base, metric).p_value for a in ALGORITHMS[1:]]
-        p = float(adjust(every)[ALGORITHMS[1:].index(algorithm)])
-        return f"{text} (p = {short(f'{p:.2g}')}{', Holm' if holm > 1 else ''})"
-    return text
-
-
-def signed(text: str) -> str:
-    """Put a plus before a number that has no sign."""
-    return text if text.startswith("-") else f"+{text}"
-
-
 def left(at: Folders) -> list[float]:
     """Return the outer loss minus J(lambda) at seed 0, of the runs that learn their weights."""
     found = [results(cell(at, a)) for a in ALGORITHMS[:3]]
@@ -207,13 +186,6 @@ RECIPE = Recipe(
         *entries(
             ["window"],
             {
-                "bilevel.unroll1.stream": lambda at: against(at, "unroll1", "outer_loss_all", 1),
-                "bilevel.unroll1.J": lambda at: against(at, "unroll1", "exact_loss", 3),
-                "bilevel.unroll1.sixth": lambda at: against(at, "unroll1", "outer_loss"),
-                "bilevel.aid.sixth": lambda at: against(at, "aid", "outer_loss"),
-                "bilevel.unroll1.regret": lambda at: against(at, "unroll1", "local_regret"),
-                "bilevel.aid.regret": lambda at: signed(against(at, "aid", "local_regret")),
-                "bilevel.uniform.regret": lambda at: signed(against(at, "uniform", "local_regret")),
                 "bilevel.uniform.loss": lambda at: spread(values(results(cell(at, "uniform")), "outer_loss")),
                 "bilevel.window.losses": lambda at: between(
                     [float(np.mean(values(results(cell(at, a)), "outer_loss"))) for a in ALGORITHMS[:3]], 1

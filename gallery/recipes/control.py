@@ -1,17 +1,15 @@
-"""bilevel's control: what must a model of the world get right?"""
+"""bilevel's control at one rate for all: the table from before rates were chosen (agents.py), and README's numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gallery.read import (
     Content,
-    Make,
     adjusted,
     difference,
     entries,
     figures_of,
-    paired,
     results,
     short,
     spread,
@@ -54,7 +52,6 @@ AGENT_SWEEP = Run(
 )
 FOUR_OMD = sweep("four_omd", f"--grid.model.agent '[omd]' {WIDE} --model.solver.num_q_steps 4", 20)
 FOUR = sweep("four", "--grid.model.agent '[funcbo,mle]' --grid.model.solver.num_q_steps '[4]'", 20)
-STOPPED = sweep("stopped", f"--model.agent funcbo {WIDE} --model.solver.state_gradient false", 10)
 METRICS = ("return", "td_error", "model_error", "reward_error")
 
 
@@ -87,31 +84,12 @@ def returned(r: Content) -> str:
     return spread(values(r, "return"))
 
 
-def behind(a: tuple[str, str], b: tuple[str, str]) -> Make:
-    """Return what writes a difference of returns of the sweep, paired by seed."""
-    return lambda at: paired(agent(at, *a), agent(at, *b), "return")
-
-
-AGAINST_MLE = [(a, w) for a in ("omd", "funcbo", "vep") for w in WIDTHS]
-
-
 def returns_p(pairs: Sequence[tuple[Content, Content]], which: int) -> str:
     """Write the p-value of one paired difference of returns among several, adjusted by Holm."""
     return short(f"{adjusted(difference(a, b, 'return') for a, b in pairs)[which]:.2g}")
 
 
-def behind_mle(name: str, width: str) -> Make:
-    """Return what writes the p-value of an agent's difference from mle, adjusted over every agent and width."""
-    which = AGAINST_MLE.index((name, width))
-    return lambda at: returns_p([(agent(at, a, w), agent(at, "mle", w)) for a, w in AGAINST_MLE], which)
-
-
-def more_omd(width: str) -> Make:
-    """Return what writes the p-value of what four inner steps add to omd, adjusted over both widths."""
-    return lambda at: returns_p([(four(at, "omd", w), agent(at, "omd", w)) for w in WIDTHS], WIDTHS.index(width))
-
-
-def of_four(which: int) -> Make:
+def of_four(which: int) -> Callable[[Folders], str]:
     """Return what writes a p-value with four inner steps: mle's gain, its lead on funcbo, on omd; of those three."""
 
     def write(at: Folders) -> str:
@@ -121,20 +99,9 @@ def of_four(which: int) -> Make:
     return write
 
 
-def stopped_p(at: Folders) -> str:
-    """Write the p-values of what the stopped gradient costs at each width, adjusted over both."""
-    pairs = [(agent(at, "funcbo", w), results(at["stopped"] / f"model_hidden_dim={w}", "test")) for w in WIDTHS]
-    return " and ".join(returns_p(pairs, i) for i in range(len(pairs)))
-
-
-def more(at: Folders, name: str, width: str = "32") -> str:
-    """Write how much four inner steps add."""
-    return paired(four(at, name, width), agent(at, name, width), "return")
-
-
 RECIPE = Recipe(
     name="control",
-    runs=(AGENT_SWEEP, FOUR_OMD, FOUR, STOPPED),
+    runs=(AGENT_SWEEP, FOUR_OMD, FOUR),
     figures=entries(["agents"], {"bilevel_agents": "comparison/agents.png"}),
     tables=entries(["agents"], {"control.agents": agents_table}),
     numbers=(
@@ -145,63 +112,16 @@ RECIPE = Recipe(
                 "control.funcbo32.state": lambda at: spread(values(agent(at, "funcbo", "32"), "model_error")),
                 "control.mle32.return": lambda at: returned(agent(at, "mle", "32")),
                 "control.mle32.state": lambda at: spread_to(values(agent(at, "mle", "32"), "model_error"), 4),
-                "control.funcbo_mle.3": behind(("funcbo", "3"), ("mle", "3")),
-                "control.funcbo_mle.32": behind(("funcbo", "32"), ("mle", "32")),
-                "control.omd_mle.32": behind(("omd", "32"), ("mle", "32")),
-                "control.vep_mle.32": behind(("vep", "32"), ("mle", "32")),
-                "control.omd_mle.32.p": behind_mle("omd", "32"),
-                "control.vep_mle.32.p": behind_mle("vep", "32"),
             },
         ),
-        *entries(
-            ["four_omd", "agents"],
-            {
-                "control.four.omd.3": lambda at: returned(four(at, "omd", "3")),
-                "control.four.omd.3.more": lambda at: more(at, "omd", "3"),
-                "control.four.omd": lambda at: returned(four(at, "omd")),
-                "control.four.omd.more": lambda at: more(at, "omd"),
-                "control.four.omd.3.p": more_omd("3"),
-                "control.four.omd.p": more_omd("32"),
-            },
-        ),
+        *entries(["four_omd", "agents"], {"control.four.omd": lambda at: returned(four(at, "omd"))}),
         *entries(
             ["four", "agents"],
             {
-                "control.four.mle": lambda at: returned(four(at, "mle")),
                 "control.four.mle.short": lambda at: spread_to(values(four(at, "mle"), "return"), 0),
-                "control.four.mle.more": lambda at: more(at, "mle"),
                 "control.four.funcbo": lambda at: returned(four(at, "funcbo")),
-                "control.four.mle_funcbo": lambda at: paired(four(at, "mle"), four(at, "funcbo"), "return"),
             },
         ),
-        *entries(
-            ["four", "four_omd"],
-            {"control.four.mle_omd": lambda at: paired(four(at, "mle"), four(at, "omd"), "return")},
-        ),
-        *entries(
-            ["four", "four_omd", "agents"],
-            {
-                "control.four.mle.p": of_four(0),
-                "control.four.mle_funcbo.p": of_four(1),
-                "control.four.mle_omd.p": of_four(2),
-            },
-        ),
-        *entries(
-            ["stopped", "agents"],
-            {
-                f"control.stopped.{w}{more}": stopped
-                for w in WIDTHS
-                for more, stopped in (
-                    ("", lambda at, w=w: returned(results(at["stopped"] / f"model_hidden_dim={w}", "test"))),
-                    (
-                        ".more",
-                        lambda at, w=w: paired(
-                            agent(at, "funcbo", w), results(at["stopped"] / f"model_hidden_dim={w}", "test"), "return"
-                        ),
-                    ),
-                )
-            }
-            | {"control.stopped.p": stopped_p},
-        ),
+        *entries(["four", "four_omd", "agents"], {"control.four.mle_omd.p": of_four(2)}),
     ),
 )

@@ -285,6 +285,29 @@ def test_a_cut_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert calls[1][-2:] == ["--ckpt_path", "last"]
 
 
+def test_a_run_that_may_diverge_goes_on_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "git_state", lambda: {"commit": "0", "dirty": False})
+    said = iter(
+        (
+            "error: 1 of 5 cells went non-finite: lr=1 (--sweep.retry true runs them again); kept",
+            "error: the losses are not finite at step 7 in the replicas of seeds 3; kept",
+            "error: x.yaml: no such file",
+        )
+    )
+
+    def start(words: list[str], log: Path) -> int:
+        log.write_text(f"$ python\n{next(said)}\n")
+        (tmp_path / "bilevel/x").mkdir(parents=True, exist_ok=True)
+        return 1
+
+    monkeypatch.setattr(running, "start", start)
+    run = Run("x", ("sweep -c x.yaml", "sweep -c y.yaml"), "bilevel/x", "0", 1, may_diverge=True)
+    running.perform(run, tmp_path, full=True)
+    assert running.finished(run, tmp_path, full=True)
+    with pytest.raises(RuntimeError, match="no such file"):
+        running.perform(dataclasses.replace(run, name="y"), tmp_path, full=True)
+
+
 def test_what_a_sweep_left_is_not_taken_away_by_a_test_of_a_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,547 @@
+"""bilevel's control, tuned alike: what must a model of the world get right?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+from gallery.read import csv_rows, entries, figures_of, results, short, table
+from gallery.recipe import Folders, Recipe, Run
+from lightning_toys.bilevel.score_table import bootstrap, interquartile_mean, probability_of_improvement
+from lightning_toys.plotting import COLOURS, new_figure
+from lightning_toys.stats import holm
+from lightning_toys.training.noise import keyed_generator
+
+CONFIG = "-c configs/bilevel/control.yaml"
+RESIDUAL = "--model.agent vaml --model.world_model docs.examples.own_classes.own_world_model.Residual"
+AGENTS = {
+    "model_free": "--model.agent model_free",
+    "mle": "--model.agent mle",
+    "vep": "--model.agent vep",
+    "omd": "--model.agent omd",
+    "omd_published": "--model.agent omd --model.form published",
+    "vaml": "--model.agent vaml",
+}
+LABELS = {
+    "model_free": "model-free (no model: real targets)",
+    "mle": "mle (maximum likelihood)",
+    "vep": "vep (value equivalence)",
+    "omd": "omd (optimal model design)",
+    "omd_published": "omd, published form",
+    "vaml": "vaml (value-aware; funcbo)",
+    "vaml_residual": "vaml, s'_T := s + a network",
+    "vaml_still": "vaml, s'_T := s",
+    "vaml_reward": "vaml, no gradient through V(s'_T)",
+}
+# whether the predicted state is used: without it, by the same class of model; and without its gradient
+PARTS = {
+    "vaml_residual": f"{RESIDUAL} --model.world_model.scale 1",
+    "vaml_still": f"{RESIDUAL} --model.world_model.scale 0",
+    "vaml_reward": "--model.agent vaml --model.solver.state_gradient false",
+}
+PART_BASES = {"vaml_residual": "vaml", "vaml_still": "vaml_residual", "vaml_reward": "vaml"}
+TUNING = "[100,101,102,103]"
+SCORED = f"[{','.join(map(str, range(10, 26)))}]"
+RATES = ("3e-4", "1e-3", "3e-3")
+CROSS = tuple((r, "1e-3") for r in RATES) + tuple(("1e-3", r) for r in RATES if r != "1e-3")  # (lr, inner_lr)
+# of each agent the rates of its model and of its values; what the search says, see rates_table
+CHOSEN: dict[str, tuple[str, str]] = {
+    "model_free": ("1e-3", "1e-3"),
+    "mle": ("1e-3", "1e-3"),
+    "vep": ("1e-3", "1e-3"),
+    "omd": ("1e-3", "1e-3"),
+    "omd_published": ("1e-3", "1e-3"),
+    "vaml": ("1e-3", "1e-3"),
+}
+CHOSEN |= dict.fromkeys(PARTS, CHOSEN["vaml"])
+STEPS = (30_000, 50_000, 200_000)
+WIDTHS = ("3", "32")
+QUIET = "--figures.enabled false"
+
+
+def search(name: str, minutes: float) -> Run:
+    """Return the search for an agent's rates: a cross around 1e-3, not the square."""
+    at = f"{CONFIG} {AGENTS[name]} --model.model_hidden_dim 8 --model.seeds '{TUNING}'"
+    every = f"--trainer.val_check_interval 2000 --checkpoint.every_n_steps 30000 --model.eval_episodes 20 {QUIET}"
+    variant = f"--run.variant control_rates_{name}"
+    grids = [f"--grid.model.lr '[1e-3]' --grid.model.inner_lr '[{','.join(RATES)}]'"]
+    if name != "model_free":
+        grids.append("--grid.model.lr '[3e-4,3e-3]' --grid.model.inner_lr '[1e-3]'")
+    return Run(
+        name=f"control_rates_{name}",
+        commands=tuple(f"sweep {at} {g} {every} {variant}" for g in grids),
+        folder=f"bilevel/control_rates_{name}",
+        seeds="100 to 103",
+        minutes=minutes,
+        quick=None,
+        may_diverge=True,
+    )
+
+
+SEARCH_MINUTES = {"model_free": 2.5, "mle": 5, "vep": 6, "omd": 8, "omd_published": 9, "vaml": 6}
+SEARCHES = {name: search(name, m) for name, m in SEARCH_MINUTES.items()}
+
+
+def words_of(name: str, width: str) -> str:
+    """Return the words of an agent with its rates."""
+    lr, inner = CHOSEN[name]
+    every = f"--model.seeds '{SCORED}' --model.eval_episodes 100 --trainer.val_check_interval 10000"
+    every += f" --checkpoint.every_n_steps 10000 {QUIET}"
+    agent = (AGENTS | PARTS)[name]
+    return f"fit {CONFIG} {agent} --model.lr {lr} --model.inner_lr {inner} --model.model_hidden_dim {width} {every}"
+
+
+def study(name: str, minutes: float, width: str = "8", steps: Sequence[int] = (30_000,)) -> Run:
+    """Return the run of an agent: one training, which stops at each number of steps, is scored there and goes on."""
+    return Run(
+        name=f"control_{name}_{width}",
+        commands=tuple(f"{words_of(name, width)} --trainer.max_steps {n}" for n in steps),
+        folder=f"bilevel/control_{width}/{name}",
+        seeds="10 to 25",
+        minutes=minutes,
+        quick=None,
+        may_diverge=True,
+        keeps=True,
+    )
+
+
+LONG_MINUTES = {"model_free": 8, "mle": 11, "vep": 13, "omd": 18, "omd_published": 20, "vaml": 14}
+LONG = {name: study(name, m, steps=STEPS) for name, m in LONG_MINUTES.items()}
+PART = {name: study(name, 2.5) for name in PARTS}
+WIDE = {(n, w): study(n, LONG_MINUTES[n] / 6, w) for w in WIDTHS for n in AGENTS if n != "model_free"}
+
+
+# drift
+
+DRIFTING, SMOOTHING = ("vaml", "omd"), ("1", "10")
+DRIFT = "--model.disturbance.drift 8 --model.regret_every 100 --model.inner_lr 1e-3 --model.model_hidden_dim 8"
+# of each agent and smoothing the rate of its model
+CHOSEN_DRIFT: dict[tuple[str, str], str] = {
+    ("vaml", "1"): "1e-3",
+    ("vaml", "10"): "1e-3",
+    ("omd", "1"): "1e-3",
+    ("omd", "10"): "1e-3",
+}
+DRIFT_EVERY = f"--trainer.val_check_interval 2000 --checkpoint.every_n_steps 30000 --model.eval_episodes 20 {QUIET}"
+
+
+def drift_search(name: str, minutes: float) -> Run:
+    """Return the search for the rates of an agent's model where the reward drifts."""
+    grid = f"--grid.model.solver.smoothing '[{','.join(SMOOTHING)}]' --grid.model.lr '[{','.join(RATES)}]'"
+    return Run(
+        name=f"drift_rates_{name}",
+        commands=(
+            f"sweep {CONFIG} {AGENTS[name]} {DRIFT} {grid} --model.seeds '{TUNING}' {DRIFT_EVERY} "
+            f"--run.variant drift_rates_{name}",
+        ),
+        folder=f"bilevel/drift_rates_{name}",
+        seeds="100 to 103",
+        minutes=minutes,
+        quick=None,
+        may_diverge=True,
+    )
+
+
+def drift_study(name: str, minutes: float) -> Run:
+    """Return the run of an agent where the reward drifts, with and without smoothing."""
+    return Run(
+        name=f"drift_{name}",
+        commands=tuple(
+            f"fit {CONFIG} {AGENTS[name]} {DRIFT} --model.solver.smoothing {n} --model.lr {CHOSEN_DRIFT[name, n]} "
+            f"--model.seeds '{SCORED}' {DRIFT_EVERY} --run.variant drift_{name} --run.name smoothing-{n}"
+            for n in SMOOTHING
+        ),
+        folder=f"bilevel/drift_{name}",
+        seeds="10 to 25",
+        minutes=minutes,
+        quick=None,
+        may_diverge=True,
+    )
+
+
+DRIFT_SEARCHES = {"vaml": drift_search("vaml", 7), "omd": drift_search("omd", 9)}
+DRIFTS = {"vaml": drift_study("vaml", 4.5), "omd": drift_study("omd", 6)}
+
+
+# the search
+
+
+def validated(folder: Path, since: int) -> list[float]:
+    """Return the returns of a run's validations from a step on, all seeds' means."""
+    rows = [r for r in csv_rows(folder / "metrics.csv") if r.get("eval/return") and int(r["step"]) >= since]
+    if not rows:
+        raise ValueError(f"{folder}: no validation from step {since} on")
+    return [float(r["eval/return"]) for r in rows]
+
+
+def score(at: Folders, name: str, pair: tuple[str, str]) -> float:
+    """Return what the search compares: the mean return of the validations from step 20 000 on; 0 if it did not end."""
+    lr, inner = pair
+    folder = at[SEARCHES[name].name] / f"lr={lr},inner_lr={inner}"
+    return float(np.mean(validated(folder, 20_000))) if ended(folder) else 0.0
+
+
+def ended(folder: Path) -> bool:
+    """Whether a cell's training came to its end, and did not go non-finite.
+
+    Raises:
+        FileNotFoundError: there is no such cell.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not there")
+    return (folder / "results.json").is_file()
+
+
+def tried(name: str) -> list[tuple[str, str]]:
+    """Return the pairs that an agent's search tried."""
+    return [p for p in CROSS if name != "model_free" or p[0] == "1e-3"]
+
+
+def found_rates(at: Folders) -> dict[str, dict[tuple[str, str], float]]:
+    """Return every score of the search by agent and pair of rates."""
+    return {name: {pair: score(at, name, pair) for pair in tried(name)} for name in AGENTS}
+
+
+def rates_table(at: Folders) -> str:
+    """Return the search's scores.
+
+    Raises:
+        ValueError: an agent's rates are not those of the greatest score.
+    """
+    rows = []
+    for name, scores in found_rates(at).items():
+        best = max(scores, key=lambda k: scores[k])
+        if best != CHOSEN[name]:
+            raise ValueError(f"{name}: the search chose {best}, the recipe has {CHOSEN[name]}")
+        cells = [f"{scores[p]:.0f}" if p in scores else "" for p in CROSS]
+        rows.append([LABELS[name], *(f"**{c}**" if p == best else c for p, c in zip(CROSS, cells, strict=True))])
+    heads = [short(f"{float(lr):g}, {float(inner):g}") for lr, inner in CROSS]
+    return table(f"agent | {' | '.join(heads)}", rows)
+
+
+# the study
+
+
+def steps_of(folder: Path) -> list[Path]:
+    """Return the results of a run's fits, the oldest first."""
+    before = sorted(folder.glob("results-*.json"), key=lambda p: int(p.stem.split("-")[1]))
+    return [p for p in (*before, folder / "results.json") if p.is_file()]
+
+
+def returns(content: Mapping[str, Any]) -> np.ndarray:
+    """Return each seed's return."""
+    return np.array(content["metrics"]["return"]["values"], dtype=np.float64)
+
+
+def scores(at: Folders, run: Run, k: int = 0) -> np.ndarray | None:
+    """Return each seed's return at the k-th number of steps of a run; None if it had gone non-finite by then.
+
+    Raises:
+        ValueError: the run has more results than numbers of steps.
+    """
+    found = steps_of(at[run.name])
+    if len(found) > len(run.commands):
+        raise ValueError(f"{run.name}: {len(found)} results of {len(run.commands)} fits")
+    return returns(json.loads(found[k].read_text())) if k < len(found) else None
+
+
+Cell = tuple[str, str, int]  # agent, width of its model, steps
+
+
+def all_scores(at: Folders) -> dict[Cell, np.ndarray]:
+    """Return each seed's return by agent, width and steps; of model_free, which has no model, width 8 alone.
+
+    A run of which a seed went non-finite stops with all of its seeds: it has no score from there on.
+    """
+    cells: dict[Cell, np.ndarray | None] = {}
+    for name, run in LONG.items():
+        for k, n in enumerate(STEPS):
+            cells[name, "8", n] = scores(at, run, k)
+    for name, run in PART.items():
+        cells[name, "8", STEPS[0]] = scores(at, run)
+    for (name, width), run in WIDE.items():
+        cells[name, width, STEPS[0]] = scores(at, run)
+    return {cell: x for cell, x in cells.items() if x is not None}
+
+
+def base_cell(cell: Cell, base: str) -> Cell:
+    """Return the cell of another agent that a cell is compared with."""
+    _, width, steps = cell
+    return (base, "8" if base == "model_free" else width, steps)
+
+
+@lru_cache(maxsize=4096)
+def permutation_p(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Return the two-sided p-value of a permutation test of Welch's t, 9999 random relabellings.
+
+    >>> permutation_p((1.0, 2.0, 3.0), (1.0, 2.0, 3.0)) > 0.9
+    True
+    """
+
+    def statistic(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        gap = x.mean(axis) - y.mean(axis)
+        spread = x.var(axis, ddof=1) / x.shape[axis] + y.var(axis, ddof=1) / y.shape[axis]
+        found: np.ndarray = gap / np.sqrt(np.maximum(spread, 1e-12))
+        return found
+
+    rng = keyed_generator(0, len(a), "agents/permutation")
+    found = scipy_stats.permutation_test((a, b), statistic, vectorized=True, n_resamples=9999, axis=-1, rng=rng)
+    return float(found.pvalue)
+
+
+def within_p(a: np.ndarray, b: np.ndarray, margin: float) -> float:
+    """Return the p-value of two one-sided Welch tests: that the means differ by less than a margin."""
+    gap = abs(float(a.mean() - b.mean()))
+    if max(np.ptp(a), np.ptp(b)) == 0:  # all seeds at the ceiling: there is no spread to test against
+        return 0.0 if gap < margin else 1.0
+    tests = [
+        scipy_stats.ttest_ind(a + margin, b, equal_var=False, alternative="greater"),
+        scipy_stats.ttest_ind(a - margin, b, equal_var=False, alternative="less"),
+    ]
+    return max(float(t.pvalue) for t in tests)
+
+
+BASES = ("model_free", "mle")
+MARGIN = 50.0  # of equivalence, of 500
+
+
+def comparisons(found: Mapping[Cell, np.ndarray]) -> list[tuple[Cell, Cell]]:
+    """Return every pair that the page compares, each once."""
+    out = []
+    for cell in found:
+        for k, base in enumerate(BASES):
+            if cell[0] == base or cell[0] in BASES[:k]:
+                continue
+            out.append((cell, base_cell(cell, base)))
+        if cell[0] in PARTS:
+            out.append((cell, base_cell(cell, PART_BASES[cell[0]])))
+    return [(a, b) for a, b in out if b in found]
+
+
+def verdicts(found: Mapping[Cell, np.ndarray]) -> dict[tuple[Cell, Cell], tuple[float, float]]:
+    """Return of every pair p of a difference and p of equivalence, each adjusted by Holm as one family."""
+    pairs = comparisons(found)
+    differ = holm([permutation_p(tuple(found[a].tolist()), tuple(found[b].tolist())) for a, b in pairs]).tolist()
+    alike = holm([within_p(found[a], found[b], MARGIN) for a, b in pairs]).tolist()
+    return {pair: (p, q) for pair, p, q in zip(pairs, differ, alike, strict=True)}
+
+
+def compared(found: Mapping[Cell, np.ndarray], cell: Cell, base: str) -> str:
+    """Write the probability that a cell is above a base, with its interval, and the verdict."""
+    other = base_cell(cell, base)
+    p = verdicts_of(found).get((cell, other))
+    if p is None:
+        return ""
+    chance = bootstrap(probability_of_improvement, found[cell], found[other])
+    text = short(f"{chance.value:.2f} [{chance.low:.2f}, {chance.high:.2f}], p = {p[0]:.2g}")
+    text = f"**{text}**" if p[0] < 0.05 else text
+    return f"{text}, alike" if p[1] < 0.05 else text
+
+
+_VERDICTS: dict[int, dict[tuple[Cell, Cell], tuple[float, float]]] = {}
+
+
+def verdicts_of(found: Mapping[Cell, np.ndarray]) -> dict[tuple[Cell, Cell], tuple[float, float]]:
+    """Return :func:`verdicts`, worked out once for a mapping."""
+    if id(found) not in _VERDICTS:
+        _VERDICTS.clear()
+        _VERDICTS[id(found)] = verdicts(found)
+    return _VERDICTS[id(found)]
+
+
+def iqm(x: np.ndarray) -> str:
+    """Write an interquartile mean with its interval."""
+    e = bootstrap(interquartile_mean, x)
+    return f"{e.value:.0f} [{e.low:.0f}, {e.high:.0f}]"
+
+
+def study_table(at: Folders) -> str:
+    """Return every agent at width 8 by steps."""
+    found = all_scores(at)
+    rows = []
+    for n in STEPS:
+        for name in AGENTS:
+            x = found.get((name, "8", n))
+            if x is None:
+                rows.append([f"{n:,}".replace(",", " "), LABELS[name], "went non-finite", "", "", "", ""])
+                continue
+            cells = [compared(found, (name, "8", n), base) for base in BASES]
+            solved = f"{int((x >= 475).sum())} of {len(x)}"
+            rows.append([f"{n:,}".replace(",", " "), LABELS[name], iqm(x), f"{x.mean():.0f}", solved, *cells])
+    head = "steps | agent | interquartile mean | mean | seeds at 475 or more | P(above model-free) | P(above mle)"
+    return table(head, rows, left=2)
+
+
+def width_table(at: Folders) -> str:
+    """Return every agent by the width of its model, after 30 000 steps."""
+    found = all_scores(at)
+    rows = []
+    for width in ("3", "8", "32"):
+        for name in AGENTS:
+            if name == "model_free":
+                continue
+            x = found.get((name, width, STEPS[0]))
+            if x is None:
+                rows.append([width, LABELS[name], "went non-finite", "", "", ""])
+                continue
+            rows.append(
+                [
+                    width,
+                    LABELS[name],
+                    iqm(x),
+                    f"{x.mean():.0f}",
+                    *(compared(found, (name, width, STEPS[0]), base) for base in BASES),
+                ]
+            )
+    head = "model width | agent | interquartile mean | mean | P(above model-free) | P(above mle)"
+    return table(head, rows, left=2)
+
+
+def part_table(at: Folders) -> str:
+    """Return vaml beside vaml without a predicted state, and without that state's gradient."""
+    found = all_scores(at)
+    rows = []
+    for name in ("vaml", *PARTS):
+        x = found.get((name, "8", STEPS[0]))
+        if x is None:
+            rows.append([LABELS[name], "went non-finite", "", "", "", ""])
+            continue
+        bases = (PART_BASES.get(name, "vaml"), "mle")
+        cells = [compared(found, (name, "8", STEPS[0]), base) for base in bases]
+        cells[0] = cells[0] and f"{LABELS[bases[0]]}: {cells[0]}"
+        rows.append([LABELS[name], iqm(x), f"{x.mean():.0f}", *cells, " ".join(f"{v:.0f}" for v in x)])
+    return table("agent | interquartile mean | mean | P(above) | P(above mle) | each seed", rows)
+
+
+def errors_table(at: Folders) -> str:
+    """Return the median over seeds of each agent's errors at the end, and the range of the model's."""
+    rows = []
+    for name, run in LONG.items():
+        if len(steps_of(at[run.name])) < len(STEPS):
+            rows.append([LABELS[name], "went non-finite", "", ""])
+            continue
+        content = results(at[run.name], "fit")
+        cells = []
+        for metric in ("td_error", "model_error", "reward_error"):
+            found = [v for v in content["metrics"].get(metric, {"values": []})["values"] if v is not None]
+            if not found:
+                cells.append("")
+                continue
+            low, high = min(found), max(found)
+            cells.append(f"{figures_of(float(np.median(found)), 2)} ({figures_of(low, 2)} to {figures_of(high, 2)})")
+        rows.append([LABELS[name], *cells])
+    return table("agent | d - y | next state | reward", rows)
+
+
+def drawing(at: Folders) -> str:
+    """Draw every seed's return and the interquartile mean with its interval: by steps, then by the model's width."""
+    found = all_scores(at)
+    panels = [("8", n) for n in STEPS] + [(w, STEPS[0]) for w in WIDTHS]
+    figure, axes = new_figure(1, len(panels), size=(13.0, 4.2), sharey=True)
+    for ax, (width, n) in zip(axes[0], panels, strict=True):
+        for k, name in enumerate(AGENTS):
+            cell = (name, "8" if name == "model_free" else width, n)
+            if cell not in found:  # went non-finite
+                continue
+            x = found[cell]
+            ax.plot(k + np.linspace(-0.28, 0.28, len(x)), x, ".", color=COLOURS[k], alpha=0.6, markersize=5)
+            e = bootstrap(interquartile_mean, x)
+            ax.errorbar([k], [e.value], [[e.value - e.low], [e.high - e.value]], color="black", marker="_", ms=14)
+        ax.set_xticks(range(len(AGENTS)), [name.replace("_", "\n") for name in AGENTS], rotation=90)
+        ax.set_title(f"{n:,} steps,\nmodel width {width}".replace(",", " ", 1), fontsize=9)
+    axes[0, 0].set_ylabel("return: seeds;\ninterquartile mean, 95 % interval")
+    path = at[LONG["mle"].name] / "agents.png"
+    figure.savefig(path, dpi=110)
+    return str(path)
+
+
+def drift_scores(folder: Path) -> dict[int, float]:
+    """Return each seed's mean return of the validations from step 12 000 on: two whole swings of the reward."""
+    from lightning_toys.training.metrics_reader import read_run, replica_columns
+
+    seeds = [int(s) for s in results(folder)["seeds"]]
+    steps, found = replica_columns(read_run(folder), "eval/return", seeds)
+    return dict(zip(seeds, found[:, steps >= 12_000].mean(1).tolist(), strict=True))
+
+
+def drift_found(at: Folders) -> dict[tuple[str, str], dict[str, float]]:
+    """Return of each agent and smoothing what the search found, by rate."""
+    out = {}
+    for name, run in DRIFT_SEARCHES.items():
+        for n in SMOOTHING:
+            cells = {r: at[run.name] / f"smoothing={n},lr={r}" for r in RATES}
+            means = {r: float(np.mean(list(drift_scores(c).values()))) if ended(c) else 0.0 for r, c in cells.items()}
+            out[name, n] = means
+    return out
+
+
+def drift_table(at: Folders) -> str:
+    """Return return and local regret with and without smoothing where the reward drifts.
+
+    Raises:
+        ValueError: the rates of the recipe are not those of the search.
+    """
+    from lightning_toys.bilevel.paired_table import difference
+    from lightning_toys.stats import geometric_ci
+
+    for key, by_rate in drift_found(at).items():
+        best = max(by_rate, key=lambda k: by_rate[k])
+        if best != CHOSEN_DRIFT[key]:
+            raise ValueError(f"{key}: the search chose {best}, the recipe has {CHOSEN_DRIFT[key]}")
+    each: dict[tuple[str, str], tuple[dict[int, float], dict[int, float]]] = {}
+    for name, run in DRIFTS.items():
+        for n in SMOOTHING:
+            folder = at[run.name] / f"smoothing-{n}"
+            content = results(folder, "fit")
+            regrets = dict(zip(content["seeds"], content["metrics"]["local_regret"]["values"], strict=True))
+            each[name, n] = drift_scores(folder), regrets
+    gaps = [difference(each[a, "10"][0], each[a, "1"][0], unpaired=True) for a in DRIFTING]
+    ratios = [difference(each[a, "10"][1], each[a, "1"][1], ratio=True, unpaired=True) for a in DRIFTING]
+    kept = [d for d in (*gaps, *ratios) if d is not None]
+    assert len(kept) == 2 * len(DRIFTING)
+    p = [short(f"{q:.2g}") for q in holm([d.p_value for d in kept])]
+    rows = []
+    for k, name in enumerate(DRIFTING):
+        for n in SMOOTHING:
+            regret = geometric_ci(list(each[name, n][1].values()))
+            assert regret is not None
+            returned = np.array(list(each[name, n][0].values()))
+            row = [LABELS[name], n, short(f"{float(CHOSEN_DRIFT[name, n]):g}"), iqm(returned)]
+            row.append(figures_of(regret.mean, 2))
+            if n != "1":
+                gap, ratio = kept[k].estimate, kept[len(DRIFTING) + k].estimate
+                row += [f"{gap.mean:.0f} ± {gap.half_width:.0f}", p[k]]
+                row.append(f"{figures_of(ratio.mean, 2)} ({figures_of(ratio.lo, 2)} to {figures_of(ratio.hi, 2)})")
+                row.append(p[len(DRIFTING) + k])
+            rows.append(row + [""] * (9 - len(row)))
+    head = "agent | mean of | lr | return, interquartile mean | local regret | return minus unsmoothed | p"
+    return table(f"{head} | regret / unsmoothed | p", rows, left=1)
+
+
+STUDY_RUNS = [run.name for run in (*LONG.values(), *PART.values(), *WIDE.values())]
+RECIPE = Recipe(
+    name="agents",
+    runs=(
+        *SEARCHES.values(),
+        *LONG.values(),
+        *PART.values(),
+        *WIDE.values(),
+        *DRIFT_SEARCHES.values(),
+        *DRIFTS.values(),
+    ),
+    tables=(
+        *entries([run.name for run in SEARCHES.values()], {"agents.rates": rates_table}),
+        *entries(STUDY_RUNS, {"agents.steps": study_table, "agents.widths": width_table, "agents.parts": part_table}),
+        *entries([run.name for run in LONG.values()], {"agents.errors": errors_table}),
+        *entries(
+            [run.name for run in (*DRIFT_SEARCHES.values(), *DRIFTS.values())],
+            {"agents.drift": drift_table},
+        ),
+    ),
+)
