@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from gallery.read import Content, by_seed, entries, figures_of, results, table, values
 from gallery.recipe import Folders, Recipe, Run
@@ -168,6 +170,25 @@ def counts(at: Folders) -> str:
     return table("objective | evaluations | smaller | within 1.25 | greater | cannot tell", rows)
 
 
+VELOCITIES = ("Flow", "VPrediction", "Shortcut", "MeanFlow", "LagrangianFlowMap", "ConsistencyTraining")
+
+
+def span(at: Folders, names: Sequence[str], evaluations: Sequence[int], points: Sequence[int], noise: str) -> str:
+    """Write the least and the greatest ratio among some objectives, evaluations and numbers of points."""
+    keys = set(product(names, evaluations, points, [noise]))
+    found = [r.value for key, r in ratios(at).items() if key in keys]
+    low, high = figures_of(min(found), 2), figures_of(max(found), 2)
+    return f"{low} to {high}"
+
+
+def signs_of(at: Folders, sign: str, names: Sequence[str], points: Sequence[int], noises: Sequence[str]) -> str:
+    """Write how many comparisons have a sign, of how many."""
+    found = [
+        s for (who, _, n, noise), s in verdicts(ratios(at)).items() if who in names and n in points and noise in noises
+    ]
+    return f"{found.count(sign)} of {len(found)}"
+
+
 def drawing(at: Folders) -> str:
     """Draw the error against the number of points, a panel for each noise and number of evaluations."""
     figure, axes = new_figure(2, 3, size=(11.0, 7.0), sharey="row", sharex=True)
@@ -190,6 +211,8 @@ def drawing(at: Folders) -> str:
         ax.set(xscale="log", yscale="log", title=f"noise {noise}, {n} evaluation{'s' if n > 1 else ''}")
         ax.set_xticks(POINTS, [str(N) for N in POINTS])
         ax.minorticks_off()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
         if i == 1:
             ax.set_xlabel("training points")
         if j == 0:
@@ -203,8 +226,23 @@ def drawing(at: Folders) -> str:
 RECIPE = Recipe(
     name="few_steps",
     runs=(SEARCH, FEW_STEPS),
+    figures=entries([FEW_STEPS.name], {"few_steps": drawing}),
     tables=(
         *entries([SEARCH.name], {"flow.few_steps.rates": rates_table}),
         *entries([FEW_STEPS.name], {"flow.few_steps": study_table, "flow.few_steps.counts": counts}),
+    ),
+    numbers=entries(
+        [FEW_STEPS.name],
+        {
+            "flow.few_steps.smaller": lambda at: signs_of(at, "-", OBJECTIVES, POINTS, NOISES),
+            "flow.few_steps.one": lambda at: span(at, VELOCITIES, [1], [50, 200], "0"),
+            "flow.few_steps.one_greater": lambda at: signs_of(at, "+", VELOCITIES, [50, 200], ["0"]),
+            "flow.few_steps.x": lambda at: span(at, ["XPrediction"], [1, 2, 4], POINTS, "0"),
+            "flow.few_steps.x_greater": lambda at: signs_of(at, "+", ["XPrediction"], POINTS, NOISES),
+            "flow.few_steps.map": lambda at: span(at, ["LagrangianFlowMap"], [4], POINTS, "0"),
+            "flow.few_steps.noisy": lambda at: span(at, OBJECTIVES, [1, 2, 4], [20, 50], "0.1"),
+            "flow.few_steps.noisy_greater": lambda at: signs_of(at, "+", OBJECTIVES, [20, 50], ["0.1"]),
+            "flow.few_steps.noisy_alike": lambda at: signs_of(at, "=", OBJECTIVES, [20, 50], ["0.1"]),
+        },
     ),
 )
