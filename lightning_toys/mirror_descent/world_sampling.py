@@ -239,13 +239,7 @@ class WorldSampling(SamplerEvaluation):
         Raises:
             ToyError: most of them ran away, or one of a group that depends on the others.
         """
-        sampler = self.maker(name)(problem)
-        with torch.autocast(self.device.type, enabled=False):  # scores are small differences
-            samples = self.run_samplers([sampler] * len(self.seeds), chains, progress)
-        truth = self.truth(problem)
-        std = np.sqrt(np.maximum(np.diag(truth.covariance), np.diag(truth.prior.covariance)))
-        with np.errstate(invalid="ignore", over="ignore"):
-            near = [(np.abs(points_of(x) - truth.mean) < FAR * std).all(1) for x in samples]
+        sampler, samples, near = self.drawn_near(name, problem, chains, progress)
         lost = 1 - float(np.mean(near))
         if lost == 0:
             return sampler, samples, 0.0
@@ -260,6 +254,19 @@ class WorldSampling(SamplerEvaluation):
         )
         kept = [dataclasses.replace(x, a=x.a[..., ok], s=x.s[..., ok]) for x, ok in zip(samples, near, strict=True)]
         return sampler, kept, lost
+
+    def drawn_near(
+        self, name: str, problem: Problem, chains: int, progress: WorkProgress
+    ) -> tuple[Sampler, list[Sample], list[Array]]:
+        """Return a sampler, its samples, one a seed, and for each whether its draws (n,) are near the target."""
+        sampler = self.maker(name)(problem)
+        with torch.autocast(self.device.type, enabled=False):  # scores are small differences
+            samples = self.run_samplers([sampler] * len(self.seeds), chains, progress)
+        truth = self.truth(problem)
+        std = np.sqrt(np.maximum(np.diag(truth.covariance), np.diag(truth.prior.covariance)))
+        with np.errstate(invalid="ignore", over="ignore"):
+            near = [(np.abs(points_of(x) - truth.mean) < FAR * std).all(1) for x in samples]
+        return sampler, samples, near
 
     def evaluate(self) -> Report:
         """Run every sampler, and return its distances to the exact law."""
@@ -315,10 +322,15 @@ class WorldSampling(SamplerEvaluation):
             scaled = dataclasses.replace(problem, settings=scaled_settings(self.settings, factor))
             if costs and float(self.maker(name)(scaled).cost().total) == costs[-1]:
                 continue  # its work does not depend on these settings
-            sampler, samples, lost = self.drawn(name, scaled, self.budget_chains, progress)
+            sampler, samples, near = self.drawn_near(name, scaled, self.budget_chains, progress)
             costs.append(float(sampler.cost().total))
-            found = [distances(world, self.reward, truth, points_of(x))["w1"] for x in samples]
-            columns.append([math.nan] * len(found) if lost else found)
+            if np.all(near):
+                columns.append([distances(world, self.reward, truth, points_of(x))["w1"] for x in samples])
+                continue
+            # no reason to lose what else was drawn: at a small budget steps are long
+            lost = 1 - float(np.mean(near))
+            note(f"warning: {name} ran away in {lost:.2g} of its draws at {factor:g} times its budget, left out there")
+            columns.append([math.nan] * len(samples))
         return costs, np.array(columns).T
 
     def references(self, world: Any, truth: Truth) -> dict[str, dict[str, float]]:

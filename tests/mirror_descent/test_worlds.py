@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,19 @@ def test_bad_input_is_one_line(
     assert says in err
     assert err.count("\n") == 1, err
     assert not mirror.root.exists()
+
+
+def test_a_budget_at_which_draws_run_away_costs_no_other_result(mirror: Runner) -> None:
+    """Ten levels of a guided reverse process under a quartic run away: nothing is known there, all else is written."""
+    flags = ("--model.samplers", "[sde_poe,mala]", "--model.settings.predictor_K", "100", "--model.budgets", "[0.1,1]")
+    err = mirror.ok("test", "quartic", *flags, "--figures.enabled", "true")
+    assert re.search(r"warning: sde_poe ran away in 0\.\d+ of its draws at 0\.1 times its budget", err)
+    found = json.loads((mirror.folder("quartic") / "results.json").read_text())
+    poe, mala = (found["arrays"]["frontier"][name]["w1"] for name in ("sde_poe", "mala"))
+    assert len(poe) == len(found["seeds"]) > 0
+    assert all(small is None and np.isfinite(whole) for small, whole in poe)
+    assert np.isfinite(np.array(mala, dtype=float)).all()
+    assert (mirror.folder("quartic") / "figures" / "frontier.png").is_file()
 
 
 def test_draws_that_ran_away_are_told(mirror: Runner) -> None:
