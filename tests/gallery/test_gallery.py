@@ -78,7 +78,7 @@ def test_a_picture_that_is_missing_new_or_another_fails(docs: check.Docs) -> Non
     pictures = dict(docs.pictures)
     del pictures["mirror_frontier"]
     assert any("mirror_frontier.png is not there" in p for p in problems(dataclasses.replace(docs, pictures=pictures)))
-    shown = changed(docs, "README.md", 'src="docs/images/meanflow_samples.png"', 'src="docs/images/nothing.png"')
+    shown = changed(docs, "README.md", "](docs/images/sheet.png)", "](docs/images/nothing.png)")
     assert "README.md: docs/images/nothing.png is not there" in problems(shown)
     for name, digest, why in (("stray", "0", "is not among the figures"), ("demo_l2", "0", "is not the picture")):
         found = problems(dataclasses.replace(docs, pictures={**docs.pictures, name: digest}))
