@@ -16,6 +16,7 @@ import yaml
 from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 
+from lightning_toys import __version__
 from lightning_toys.cli import main
 from tests.conftest import REPO
 from tests.dist import problems, tracked
@@ -172,3 +173,12 @@ def test_the_citation_file() -> None:
     assert cited["license"] == PROJECT["license"]
     assert cited["repository-code"] == PROJECT["urls"]["Homepage"]
     assert [a["name"] for a in cited["authors"]] == [a["name"] for a in PROJECT["authors"]]
+
+
+def test_one_version() -> None:
+    """The package's is the one; what cannot read it agrees."""
+    assert yaml.safe_load((REPO / "CITATION.cff").read_text())["version"] == __version__
+    newest = re.search(r"^## (\S+)", (REPO / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == __version__
+    assert "version" in PROJECT["dynamic"]
