@@ -85,6 +85,33 @@ def test_a_checkpoint_in_a_script() -> None:
         assert module(torch.linspace(0, 1, 5)[:, None]).shape == (8, 5, 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "hint", "further", "readout"),
+    [
+        ("made", "give --model.mip_form path", ("--model.mip_form", "path"), "l2@zeros/two-step"),
+        (
+            "one",
+            "give --model.mode mip --model.mip_form path",
+            ("--model.mode", "mip", "--model.mip_form", "path"),
+            "l2@zeros/one-step",
+        ),
+    ],
+)
+def test_mip_has_its_form_by_another_name(
+    name: str, hint: str, further: tuple[str, ...], readout: str, tmp_path: Path, capsys: Capture
+) -> None:
+    """What was `published` is `path`, and mip_one_step was mip's first step: no number may change unseen."""
+    run = a_copy(MORE / "flow_vs_regression" / "mip" / name, tmp_path / "logs")
+    before = json.loads((run / "results.json").read_text())["metrics"]["l2"]["values"]
+    own = ["-c", str(run / "config.yaml"), "--ckpt_path", "last", *QUIET]
+    for verb in ("fit", "test", "predict", "validate"):
+        length = ["--trainer.max_steps", "3"] if verb == "fit" else []
+        assert refused([verb, *own, *length], run, capsys).endswith(hint)
+    assert main(["test", *own, *further]) == 0, capsys.readouterr().err
+    after = json.loads((run / "results.json").read_text())["metrics"]
+    assert after[readout]["values"] == pytest.approx(before, rel=1e-5)
+
+
 def test_a_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """By the same line and the same file: what is done stays, what was cut off is ended; another file is refused."""
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_toys.errors import bounded, require
 from lightning_toys.flow_vs_regression import figures
@@ -56,6 +56,11 @@ from lightning_toys.training.results import Report
 
 CHUNK = 2**21  # activations of one layer that are evaluated at a time: 8 MiB, which stays in a CPU's cache
 GPU_CHUNK = 2**27  # on a GPU, 512 MiB: each chunk reads all weights anew
+
+
+def from_0_1_0(toy: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's entry is of that release, where c was one number and its length not kept."""
+    return "condition_dim" not in toy["sizes"]
 
 
 class FlowVsRegression(ToyModule):
@@ -122,7 +127,7 @@ class FlowVsRegression(ToyModule):
         metrics: list[Metric] | Metric | None = None,
     ) -> None:
         super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, parallel=parallel, compile=compile)
-        self.mode, self.loss = mode, loss
+        self.mode, self.loss, self.mip_form = mode, loss, mip_form
         # a checkpoint's hyper-parameters are plain values: load_from_checkpoint hands dicts over
         self.network: Network | Architecture = (
             network if isinstance(network, Architecture) else as_dataclass(Network, from_hparam(network, "network"))
@@ -257,8 +262,17 @@ class FlowVsRegression(ToyModule):
         super().on_load_checkpoint(checkpoint)
         self.sizes["units"] = checkpoint["toy"]["sizes"].get("units")
 
+    def network_mismatch(self, checkpoint: dict[str, Any], net: nn.Module) -> str | None:
+        """See :meth:`ToyModule.network_mismatch`."""
+        why = super().network_mismatch(checkpoint, net)
+        if why is None or self.mode != "mip_one_step" or not from_0_1_0(checkpoint["toy"]):
+            return why
+        return "in 0.1.0 mip_one_step was the first step of mip's network; give --model.mode mip --model.mip_form path"
+
     def extras_mismatch(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
         """See :meth:`ToyModule.extras_mismatch`: units that are none, or, of a resumed run, those of other rows."""
+        if self.mode == "mip" and self.mip_form == "published" and not self.own_objective and from_0_1_0(toy):
+            return "config is of 0.1.0, where 'published' was what is 'path' now; give --model.mip_form path"
         given, mine = toy["sizes"].get("units"), self.sizes["units"]
         if given != mine and resumes:
             return "sizes.units are those of other training rows; go on with the rows that the run began with"
