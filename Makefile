@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.demo
 BENCH_STAMP := $(VENV)/.bench
 
-.PHONY: demo test test-all test-floors style lint audit fuzz bench gallery notebooks docs browser screenshots clean
+.PHONY: help demo test test-all test-floors style lint audit fuzz bench gallery notebooks docs dist browser screenshots clean
 
 # no bytecode for the whole of each package, which takes a minute: what is imported is compiled then
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
@@ -29,24 +29,27 @@ $(STAMP): $(DEMO_STAMP)
 	$(PIP) -c constraints.txt -e ".[dev]"
 	@touch $@
 
-demo: $(DEMO_STAMP)
+demo: $(DEMO_STAMP)  ## train regression and flow with 8 seeds each, and compare them
 	$(PY) cli.py sweep -c configs/flow_vs_regression/demo.yaml --grid.model.mode '[regression,flow]'
 
-style: $(STAMP)
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
+
+style: $(STAMP)  ## ruff
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-lint: style
+lint: style  ## ruff and mypy
 	$(VENV)/bin/mypy
 
 # mypy, which takes one core, runs beside the tests
-test: style
+test: style  ## the gate: ruff, mypy, pytest
 	@$(VENV)/bin/mypy > $(VENV)/mypy.txt 2>&1 & types=$$!; \
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m "not slow"; tests=$$?; \
 	wait $$types; types=$$?; echo "mypy: $$(cat $(VENV)/mypy.txt)"; exit $$((tests ? tests : types))
 
 # The whole matrix of configurations, verbs, precisions and ranks, and what is marked slow.
-test-all: lint
+test-all: lint  ## all configurations, verbs, precisions and ranks, and what is slow
 	LIGHTNING_TOYS_MATRIX=all OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 
 # The oldest version that pyproject.toml allows of all that it names, in an environment of its own; torch alone stays at its
@@ -67,7 +70,7 @@ $(FLOORS)/.installed: pyproject.toml constraints.txt tests/floors.py
 	@touch $@
 
 # Old packages beside new ones that they came before are told so (matplotlib by pyparsing): such warnings are not ours.
-test-floors: $(FLOORS)/.installed
+test-floors: $(FLOORS)/.installed  ## the command line with the oldest dependencies allowed (Python 3.11)
 	@root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && $(FLOORS_PY) cli.py sweep -c flow_vs_regression/demo \
 	  --grid.model.mode '[regression,flow]' --trainer.max_epochs 20 --run.root "$$root"
 	OMP_NUM_THREADS=1 $(FLOORS_PY) -m pytest -n auto --dist worksteal -m "not slow" -W ignore::DeprecationWarning \
@@ -79,7 +82,7 @@ FUZZ_CASES ?= 5000
 FUZZ_SEED ?= 0
 FUZZ_JOBS ?= $(shell nproc)
 
-fuzz: $(STAMP)
+fuzz: $(STAMP)  ## changed input at random, some two hours
 	OMP_NUM_THREADS=1 $(PY) -m tests.fuzz --cases $(FUZZ_CASES) --seed $(FUZZ_SEED) --jobs $(FUZZ_JOBS)
 
 # jax and blackjax, which only the benchmarks want
@@ -88,7 +91,7 @@ $(BENCH_STAMP): $(STAMP)
 	@touch $@
 
 # Hours of a core, with nothing beside it. The last line writes RESULTS.md's first table from the others' sections.
-bench: $(BENCH_STAMP)
+bench: $(BENCH_STAMP)  ## benchmarks, hours; writes benchmarks/RESULTS.md
 	$(PY) benchmarks/startup_speed.py --write
 	$(PY) benchmarks/training_speed.py --write
 	$(PY) benchmarks/policy_speed.py --write
@@ -106,7 +109,7 @@ bench: $(BENCH_STAMP)
 
 # What is known of the pinned versions' holes, from PyPI's advisories: a fresh environment, so that nothing of it is ours.
 # --strict: a package that the service does not know is a failure too, and not a clean bill.
-audit:
+audit:  ## known holes of the pinned versions (needs the network)
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder/venv" && \
 	  "$$folder/venv/bin/pip" install --quiet --disable-pip-version-check pip-audit && \
 	  { "$$folder/venv/bin/pip-audit" -r constraints.txt --no-deps --disable-pip --strict || { \
@@ -115,25 +118,40 @@ audit:
 
 # Every figure, table and number of README and docs, from the code: in a quick setting to build/gallery-quick (some
 # twenty minutes), or with FULL=1 as documented, into the docs (some ten hours of a core). What is finished stays.
-gallery: $(STAMP)
+gallery: $(STAMP)  ## figures, tables and numbers of the docs; FULL=1 writes them, ONLY="a b" some
 	OMP_NUM_THREADS=1 $(PY) gallery/build.py $(if $(FULL),--full) $(if $(ONLY),--only $(ONLY))
 
 # The outputs of docs/notebooks, by executing them; a minute and a half.
-notebooks: $(STAMP)
+notebooks: $(STAMP)  ## outputs of docs/notebooks
 	$(PY) gallery/notebooks.py
 
 # The site, out of docs and the docstrings: open build/site/index.html. A warning is an error. Some minutes, since every module
 # is imported and has a page; what has not changed is not built again.
-docs: $(STAMP)
+docs: $(STAMP)  ## the site, into build/site
 	$(PY) -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/site
 
+# What would be published, into dist/: the sdist and the wheel, their page as an index would show it, and whether both are whole
+# and the wheel is small. In an environment of its own; the backend is installed by `build`, as it is by whoever installs us.
+DIST := .venv-dist
+
+$(DIST)/.installed: constraints.txt
+	test -x $(DIST)/bin/python || $(PYTHON) -m venv $(DIST)
+	$(DIST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build twine
+	@touch $@
+
+dist: $(DIST)/.installed  ## wheel and sdist, checked, into dist/
+	rm -rf dist
+	$(DIST)/bin/python -m build --outdir dist
+	$(DIST)/bin/twine check --strict dist/*
+	$(DIST)/bin/python tests/dist.py dist
+
 # The browser test needs Debian's chromium; without it the test is skipped, outside of CI.
-browser:
+browser:  ## Chromium for the tests that look at pages (Debian, root)
 	@command -v chromedriver >/dev/null && command -v chromium >/dev/null || \
 	  (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core)
 
-screenshots: $(STAMP) browser
+screenshots: $(STAMP) browser  ## TensorBoard's pictures of the docs
 	LIGHTNING_TOYS_SCREENSHOTS=docs/images $(PY) -m pytest -q tests/training/test_tensorboard.py
 
-clean:
-	rm -rf $(VENV) $(FLOORS) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean:  ## remove the environments and caches
+	rm -rf $(VENV) $(FLOORS) $(DIST) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

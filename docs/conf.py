@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from functools import cache
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 
@@ -64,22 +65,38 @@ if tags.has("pages"):  # noqa: F821  # the pages alone, without the API: quick
     exclude_patterns += ["api/modules"]
     suppress_warnings = ["toc.excluded", "toc.not_readable", "myst.xref_missing"]
 
-PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "benchmarks/RESULTS.md": "benchmarks.md"}
+PAGES = {  # files outside of docs that a page includes
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+    "benchmarks/RESULTS.md": "benchmarks.md",
+}
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 INLINE_CODE = re.compile(r"(``.+?``|`[^`]+`)")
 
 
-def link_to_repository(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Lead a page's links out of docs, and those to folders, to the repository, as README's in the wheel are."""
+def relinked(text: str, folder: Path, docname: str) -> str:
+    """Lead links that are written from a folder to pages, else to the repository, as README's in the wheel are."""
+    page = (DOCS / docname).parent
 
     def target(match: re.Match[str]) -> str:
-        path = (DOCS / docname).parent / match[1]
-        relative = Path(path).resolve().relative_to(REPO).as_posix()
-        if path.resolve().is_relative_to(DOCS) and not path.is_dir():
-            return match[1]
+        path = (folder / match[1]).resolve()
+        if path.is_relative_to(DOCS) and not path.is_dir():
+            return relpath(path, page)
+        relative = path.relative_to(REPO).as_posix()
         return PAGES.get(relative) or f"{PROJECT['urls']['Homepage']}/tree/main/{relative}"
 
-    source[0] = LINK.sub(target, source[0])
+    return LINK.sub(target, text)
+
+
+def link_to_repository(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Rewrite the links of a page."""
+    source[0] = relinked(source[0], (DOCS / docname).parent, docname)
+
+
+def link_included(app: Sphinx, relative_path: Path, docname: str, source: list[str]) -> None:
+    """Rewrite the links of a file outside of docs that a page includes."""
+    source[0] = relinked(source[0], (DOCS / relative_path).resolve().parent, docname)
 
 
 def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -139,6 +156,7 @@ def find_short(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
 def setup(app: Sphinx) -> None:
     """Join the above to the build."""
     app.connect("source-read", link_to_repository)
+    app.connect("include-read", link_included)
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)  # before napoleon
     app.connect("doctree-read", names_as_they_are)
     app.connect("missing-reference", find_short)

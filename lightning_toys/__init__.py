@@ -1,3 +1,3 @@
 """Small, exact research experiments in PyTorch Lightning."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

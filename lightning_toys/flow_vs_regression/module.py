@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_toys.errors import require
 from lightning_toys.flow_vs_regression import figures
@@ -52,6 +52,11 @@ from lightning_toys.training.loader import Batch, Block, DrawnBlock
 from lightning_toys.training.noise import NoiseStream, uniform
 from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
+
+
+def from_0_1_0(toy: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's entry is of that release, where c was one number and its length not kept."""
+    return "condition_dim" not in toy["sizes"]
 
 
 class FlowVsRegression(Predictor):
@@ -118,7 +123,7 @@ class FlowVsRegression(Predictor):
         metrics: list[Metric] | Metric | None = None,
     ) -> None:
         super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, parallel=parallel, compile=compile)
-        self.mode, self.loss = mode, loss
+        self.mode, self.loss, self.mip_form = mode, loss, mip_form
         # a checkpoint's hyper-parameters are plain values: load_from_checkpoint hands dicts over
         self.network: Network | Architecture = (
             network if isinstance(network, Architecture) else as_dataclass(Network, from_hparam(network, "network"))
@@ -242,8 +247,17 @@ class FlowVsRegression(Predictor):
         super().on_load_checkpoint(checkpoint)
         self.sizes["units"] = checkpoint["toy"]["sizes"].get("units")
 
+    def network_mismatch(self, checkpoint: dict[str, Any], net: nn.Module) -> str | None:
+        """See :meth:`ToyModule.network_mismatch`."""
+        why = super().network_mismatch(checkpoint, net)
+        if why is None or self.mode != "mip_one_step" or not from_0_1_0(checkpoint["toy"]):
+            return why
+        return "in 0.1.0 mip_one_step was the first step of mip's network; give --model.mode mip --model.mip_form path"
+
     def extras_mismatch(self, toy: dict[str, Any], step: int, resumes: bool) -> str:
         """See :meth:`ToyModule.extras_mismatch`: units that are none, or, of a resumed run, those of other rows."""
+        if self.mode == "mip" and self.mip_form == "published" and not self.own_objective and from_0_1_0(toy):
+            return "config is of 0.1.0, where 'published' was what is 'path' now; give --model.mip_form path"
         given, mine = toy["sizes"].get("units"), self.sizes["units"]
         if given != mine and resumes:
             return "sizes.units are those of other training rows; go on with the rows that the run began with"
