@@ -105,7 +105,10 @@ def world_table(world: str) -> Make:
             said = [figures_of(known[m], 3) if m in known else "-" for m in present]
             rows.append([f"*{name.replace('_', ' ')}*", *said, "-", "-", "-"])
         heads = " | ".join(COLUMNS[m] for m in present)
-        return table(f"sampler | {heads} | evaluations | implementation | goal", rows)
+        out = table(f"sampler | {heads} | evaluations | implementation | goal", rows)
+        if world == "strong":
+            out += f"\n\nEffective sample size of importance weights, of a draw: {ess_fraction(content)}."
+        return out
 
     return make
 
@@ -169,9 +172,9 @@ def grid_table(at: Folders) -> str:
     return f"{rows}\n\n{said}"
 
 
-def ess_fraction(at: Folders) -> str:
-    """Return the effective sample size of importance weights under the strong tilt, per draw."""
-    return figures_of(mean_ci(values(content_of(at, MAIN["strong"]), "ess_fraction@importance")).mean, 2)
+def ess_fraction(content: Content) -> str:
+    """Return the effective sample size of a run's importance weights, of a draw."""
+    return figures_of(mean_ci(values(content, "ess_fraction@importance")).mean, 2)
 
 
 def reward_figure(at: Folders) -> str:
@@ -215,5 +218,4 @@ RECIPE = Recipe(
         *entries([WRONG.name], {"mirror.wrong": wrong_table}),
         *entries([GRID.name], {"mirror.grid": grid_table}),
     ),
-    numbers=(*entries([MAIN["strong"].name], {"mirror.strong.ess": ess_fraction}),),
 )
