@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -198,7 +199,7 @@ def reward_figure(at: Folders) -> str:
         ax.set(yscale="log", xlabel="mean reward of the samples", title=world)
     for ax in axes[:, 0]:
         ax.set_ylabel("W1 to the target, target's SD")
-    named = {}
+    named: dict[str, Any] = {}
     for ax in axes.flat:
         handles, labels = ax.get_legend_handles_labels()
         named |= dict(zip(labels, handles, strict=True))

@@ -132,7 +132,7 @@ def weighed(x: Gaussian, M: Array, n: Array) -> tuple[Gaussian, float] | None:
     P = np.linalg.inv(x.C) + M
     if np.linalg.eigvalsh(P).min() <= 0:
         return None
-    C: Array = np.linalg.inv(P)
+    C: Array = np.linalg.inv(P).astype(np.float64)
     b = np.linalg.solve(x.C, x.m)
     m: Array = C @ (b + n)
     log_det = np.linalg.slogdet(C)[1] - np.linalg.slogdet(x.C)[1]
