@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from gallery.read import Content, Make, entries, figures_of, results, short, table, values
 from gallery.recipe import Folders, Recipe, Run
@@ -195,12 +196,13 @@ def reward_figure(at: Folders) -> str:
                 continue
             x = [[reward.half_width], [reward.half_width]]
             y = [[error.mean - error.lo], [error.hi - error.mean]]
-            marker, colour = MARKERS[k % len(MARKERS)], COLOURS[k % len(COLOURS)]
+            marker, colour = MARKERS[k // len(COLOURS) % len(MARKERS)], COLOURS[k % len(COLOURS)]  # no pair twice
             ax.errorbar([reward.mean], [error.mean], y, x, color=colour, marker=marker, ms=5, lw=1, label=name)
         exact = content["references"]["exact_draws"]
         ax.axhline(exact["w1"], color=GREY, lw=1, ls="--")
         ax.axvline(exact["reward"], color=GREY, lw=1, ls="--")
         ax.set(yscale="log", xlabel="mean reward of the samples", title=world)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
     for ax in axes[:, 0]:
         ax.set_ylabel("W1 to the target, target's SD")
     named: dict[str, Any] = {}
@@ -216,6 +218,7 @@ def reward_figure(at: Folders) -> str:
 RECIPE = Recipe(
     name="worlds",
     runs=(GRID, WRONG, *MANY.values(), *MAIN.values(), *FRONTIER.values()),
+    figures=entries([run.name for run in MAIN.values()], {"mirror_reward": reward_figure}),
     tables=(
         *(e for world, run in MAIN.items() for e in entries([run.name], {f"mirror.{world}": world_table(world)})),
         *entries([run.name for run in FRONTIER.values()], {"mirror.budgets": best_table}),
