@@ -28,8 +28,10 @@ NEEDED: dict[str, dict[str, Any]] = {  # what a class cannot be made without
     "WordProblemData": {"tokens": "."},
     "Reflow": {"teacher": "none"},
     **{name: {"problem": None} for name in ("Predictor", "BestOfN", "SVDD", "TemperedSMC")},
+    "SoftValue": {"joint": None, "reward": None, "lambda_scale": 1.0},
 }
 GIVEN = ("Problem",)  # what the program hands over, no setting
+HANDED_OVER = (("SoftValue", "lambda_scale"),)  # likewise, of a class that has settings too
 MAY_BE_NEGATIVE = {("every_n_train_steps", -1)}
 
 
@@ -70,7 +72,7 @@ def settings() -> Iterator[tuple[type, str, Any]]:
     for kind in classes():
         hints = typing.get_type_hints(kind.__init__)
         for name in inspect.signature(kind).parameters:
-            if {int, float} & kinds_in(hints.get(name)):
+            if {int, float} & kinds_in(hints.get(name)) and (kind.__name__, name) not in HANDED_OVER:
                 yield kind, name, hints[name]
 
 

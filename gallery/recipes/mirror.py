@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from gallery.read import by_seed, entries, figures_of, fixed, results, short, spread_to, table, values
@@ -24,6 +25,7 @@ SHOWN = {  # rows of facts.md that the page shows
     "ode_poe": "slope, cond_ratio",
     "smc_twisted": "mean, var, cond_ratio, Z / exact Z",
 }
+MOST_OFF = 3  # rows of the largest |z| that it shows beside those
 GUIDED: dict[str, tuple[str, ...]] = {"Linear": ("sde_poe", "sde_dps", "sde_tfg", "sde_h_transform", "ode_poe")}
 GUIDED["Constant"] = ("sde_poe", "sde_dps", "sde_tfg", "ode_poe")
 
@@ -89,6 +91,29 @@ def fact(folder: Path, sampler: str, quantity: str, column: int) -> str:
     return next(row[column] for row in rows if row[:2] == [sampler, quantity])
 
 
+def abs_z(line: str) -> float:
+    """Return |z| of a row of facts.md; 0 where there is none."""
+    z = cells(line)[6]
+    return 0.0 if z == "-" else abs(float(z))
+
+
+def rows_of_facts(at: Folders) -> str:
+    """Return how many rows of facts.md have a closed form."""
+    return str(sum(cells(r)[6] != "-" for r in tables(at["analytic"])[0][2:]))
+
+
+def least_adjusted_p(at: Folders) -> str:
+    """Return the smallest p-value of an implementation after Holm's adjustment."""
+    found = [c["p_holm"] for c in results(at["analytic"], "test")["arrays"]["checks"]]
+    return figures_of(min(p for p in found if p is not None and not math.isnan(p)), 2)
+
+
+def refreshes(at: Folders) -> str:
+    """Return the table of pc_ula's exact action KL by refreshes."""
+    found = [part for part in tables(at["analytic"]) if part[0].startswith("| action steps a level")]
+    return "\n".join(found[0])
+
+
 def interval(folder: Path, sampler: str, quantity: str, digits: int) -> str:
     """Write a measured quantity of facts.md with half of its 95 % interval."""
     measured, error = (float(fact(folder, sampler, quantity, column)) for column in (4, 5))
@@ -98,8 +123,10 @@ def interval(folder: Path, sampler: str, quantity: str, digits: int) -> str:
 def facts_table(at: Folders) -> str:
     """Return the rows of facts.md that the page shows."""
     head, rule, *rows = tables(at["analytic"])[0]
-    shown = [r for r in rows if cells(r)[1] in SHOWN.get(cells(r)[0], "").split(", ")]
-    return "\n".join([head, rule, *shown])
+    far = sorted({abs_z(r) for r in rows}, reverse=True)[:MOST_OFF]
+    shown = [r for r in rows if cells(r)[1] in SHOWN.get(cells(r)[0], "").split(", ") or abs_z(r) in far]
+    said = f"Of {rows_of_facts(at)} rows with a closed form the smallest p, adjusted (Holm), is {least_adjusted_p(at)}."
+    return "\n".join([head, rule, *shown, "", said])
 
 
 def law(folder: Path, sampler: str) -> list[str]:
@@ -125,7 +152,7 @@ def fine(at: Folders, schedule: str, sampler: str, column: int) -> float:
 
 def largest_z(at: Folders, place: int) -> str:
     """Return the |z| of facts.md at a place from the largest, 0."""
-    found = sorted((abs(float(cells(line)[6])) for line in tables(at["analytic"])[0][2:]), reverse=True)
+    found = sorted((abs_z(line) for line in tables(at["analytic"])[0][2:]), reverse=True)
     return f"{found[place]:.1f}"
 
 
@@ -154,7 +181,11 @@ RECIPE = Recipe(
     tables=(
         *entries(
             ["analytic"],
-            {"mirror.facts": facts_table, "mirror.laws": lambda at: "\n".join(tables(at["analytic"])[1])},
+            {
+                "mirror.facts": facts_table,
+                "mirror.refreshes": refreshes,
+                "mirror.laws": lambda at: "\n".join(tables(at["analytic"])[1]),
+            },
         ),
         *entries([run.name for run in FINE.values()], {"mirror.laws_4000": fine_table}),
         *entries(

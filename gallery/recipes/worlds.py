@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from gallery.read import Content, Make, entries, figures_of, results, short, table, values
 from gallery.recipe import Folders, Recipe, Run
@@ -22,14 +24,27 @@ COLUMNS = {
     "conditional_ks": "s' given a: KS",
     "reward": "reward",
 }
+# a tilt that leaves importance weights an effective sample size of .01
+STRONG = (
+    "mixture.yaml --model.lambda_scale 9 "
+    "--model.reward '{class_path: QuadraticReward, init_args: {weights: [1.0, 1.0], optimum: [0.0, 0.0]}}' "
+    "--model.samplers '[importance,mala,pc_mala,sde_dps,sde_tfg,sde_h_transform,sde_soft_value,smc_twisted,"
+    "smc_tempered,fk_difference,fkc,svdd_8,best_of_8]'"
+)
 WORLDS = {
     "mixture": "mixture.yaml",
     "quartic": "quartic.yaml",
     "step": "quartic.yaml --model.reward Step",
+    "strong": STRONG,
 }
-BUDGETS = "'[0.1,0.3,1,3]'"
+BUDGETS = "'[0.3,1,3]'"  # with a tenth of the levels guided processes run away
 PARTICLES = (64, 256, 1024, 4096)
-BY_PARTICLES = ("smc_twisted", "smc_tempered", "fk_difference")
+BY_PARTICLES = ("smc_twisted", "smc_tempered", "fk_difference", "fkc")
+QUARTIC = (  # all of quartic.yaml but fkc, which runs away there with less than its 40 levels
+    "importance,independence_mh,ula,mala,pc_mala,sde_none,sde_poe,sde_dps,sde_tfg,sde_h_transform,sde_soft_value,"
+    "ode_dps,ddim1_dps,smc_twisted,smc_tempered,fk_difference,svdd_8,best_of_8"
+)
+SMALL = "--model.chains 4096 --model.budget_chains 16384"  # of a run whose frontier alone is shown
 
 
 def run_of(name: str, words: str, minutes: float) -> Run:
@@ -40,9 +55,8 @@ def run_of(name: str, words: str, minutes: float) -> Run:
 
 MAIN = {name: run_of(f"world_{name}", words, 4) for name, words in WORLDS.items()}
 FRONTIER = {
-    name: run_of(f"frontier_{name}", f"{words} --model.budgets {BUDGETS}", 15)
-    for name, words in WORLDS.items()
-    if name != "step"
+    name: run_of(f"frontier_{name}", f"{WORLDS[name]} --model.budgets {BUDGETS} {SMALL}{words}", 8)
+    for name, words in (("mixture", ""), ("quartic", f" --model.samplers '[{QUARTIC}]'"))
 }
 MANY = {
     n: run_of(
@@ -52,6 +66,15 @@ MANY = {
     )
     for n in PARTICLES
 }
+GRID = Run(
+    name="guidance_grid",
+    commands=("-m lightning_toys.mirror_descent.guidance_grid",),
+    folder="mirror_descent/gallery/guidance_grid",
+    seeds="none",
+    minutes=0.2,
+    quick="",
+    quick_minutes=0.2,
+)
 WRONG = Run(
     name="wrong_versions",
     commands=("-m lightning_toys.mirror_descent.wrong_versions",),
@@ -88,7 +111,10 @@ def world_table(world: str) -> Make:
             said = [figures_of(known[m], 3) if m in known else "-" for m in present]
             rows.append([f"*{name.replace('_', ' ')}*", *said, "-", "-", "-"])
         heads = " | ".join(COLUMNS[m] for m in present)
-        return table(f"sampler | {heads} | evaluations | implementation | goal", rows)
+        out = table(f"sampler | {heads} | evaluations | implementation | goal", rows)
+        if world == "strong":
+            out += f"\n\nEffective sample size of importance weights, of a draw: {ess_fraction(content)}."
+        return out
 
     return make
 
@@ -146,26 +172,44 @@ def wrong_table(at: Folders) -> str:
     return f"{rows}\n\n{said}"
 
 
+def grid_table(at: Folders) -> str:
+    """Return the table of guidance rules as the module printed it."""
+    said, _, rows = (at[GRID.name] / TABLE).read_text().strip().partition("\n\n")
+    return f"{rows}\n\n{said}"
+
+
+def ess_fraction(content: Content) -> str:
+    """Return the effective sample size of a run's importance weights, of a draw."""
+    return figures_of(mean_ci(values(content, "ess_fraction@importance")).mean, 2)
+
+
 def reward_figure(at: Folders) -> str:
     """Draw W1 against the reward that is reached, each sampler a point, a panel for each world."""
-    figure, axes = new_figure(1, len(MAIN), size=(4.2 * len(MAIN), 4.0))
-    for ax, (world, run) in zip(axes[0], MAIN.items(), strict=True):
+    figure, axes = new_figure(2, 2, size=(9.0, 8.4))
+    order = list(dict.fromkeys(name for run in MAIN.values() for name in samplers(content_of(at, run))))
+    for ax, (world, run) in zip(axes.flat, MAIN.items(), strict=True):
         content = content_of(at, run)
-        for k, name in enumerate(samplers(content)):
+        for name in samplers(content):
+            k = order.index(name)
             error, reward = geometric_ci(values(content, f"w1@{name}")), mean_ci(values(content, f"reward@{name}"))
             if error is None:
                 continue
             x = [[reward.half_width], [reward.half_width]]
             y = [[error.mean - error.lo], [error.hi - error.mean]]
-            marker, colour = MARKERS[k % len(MARKERS)], COLOURS[k % len(COLOURS)]
+            marker, colour = MARKERS[k // len(COLOURS) % len(MARKERS)], COLOURS[k % len(COLOURS)]  # no pair twice
             ax.errorbar([reward.mean], [error.mean], y, x, color=colour, marker=marker, ms=5, lw=1, label=name)
         exact = content["references"]["exact_draws"]
         ax.axhline(exact["w1"], color=GREY, lw=1, ls="--")
         ax.axvline(exact["reward"], color=GREY, lw=1, ls="--")
         ax.set(yscale="log", xlabel="mean reward of the samples", title=world)
-    axes[0, 0].set_ylabel("W1 to the target, target's SD")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=7)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+    for ax in axes[:, 0]:
+        ax.set_ylabel("W1 to the target, target's SD")
+    named: dict[str, Any] = {}
+    for ax in axes.flat:
+        handles, labels = ax.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=6, frameon=False, fontsize=7)
     path = Path(at[MAIN["mixture"].name]) / "reward_frontier.png"
     figure.savefig(path, dpi=110)
     return str(path)
@@ -173,11 +217,13 @@ def reward_figure(at: Folders) -> str:
 
 RECIPE = Recipe(
     name="worlds",
-    runs=(*MAIN.values(), *FRONTIER.values(), *MANY.values(), WRONG),
+    runs=(GRID, WRONG, *MANY.values(), *MAIN.values(), *FRONTIER.values()),
+    figures=entries([run.name for run in MAIN.values()], {"mirror_reward": reward_figure}),
     tables=(
         *(e for world, run in MAIN.items() for e in entries([run.name], {f"mirror.{world}": world_table(world)})),
         *entries([run.name for run in FRONTIER.values()], {"mirror.budgets": best_table}),
         *entries([run.name for run in MANY.values()], {"mirror.particles": particles_table}),
         *entries([WRONG.name], {"mirror.wrong": wrong_table}),
+        *entries([GRID.name], {"mirror.grid": grid_table}),
     ),
 )

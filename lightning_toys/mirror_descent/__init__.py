@@ -15,6 +15,7 @@ from lightning_toys.imports import lazy_exports
 if TYPE_CHECKING:
     from lightning_toys.mirror_descent.best_of_n import BestOfN
     from lightning_toys.mirror_descent.data import LinearGaussian
+    from lightning_toys.mirror_descent.feynman_kac_correctors import FeynmanKacCorrectors
     from lightning_toys.mirror_descent.guidance import GuidanceRule, action_gradient
     from lightning_toys.mirror_descent.joint import Gaussian, NoiseLevel
     from lightning_toys.mirror_descent.learned import LearnedSampling
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         SigmaPower,
         TFGPlusFinalMALA,
     )
+    from lightning_toys.mirror_descent.soft_value import SoftValue
     from lightning_toys.mirror_descent.steering import SVDD, Difference, FKSteering, Max, Potential, Sum
     from lightning_toys.mirror_descent.tempered_smc import TemperedSMC
     from lightning_toys.mirror_descent.tilt import ActionValue, Quadratic, QuadraticForm, Reward, StateReward
@@ -52,6 +54,7 @@ __all__ = [
     "Difference",
     "Draws",
     "FKSteering",
+    "FeynmanKacCorrectors",
     "Gaussian",
     "GaussianMixture",
     "GaussianMixtureJoint",
@@ -80,6 +83,7 @@ __all__ = [
     "Schedule",
     "Settings",
     "SigmaPower",
+    "SoftValue",
     "StateReward",
     "Step",
     "Sum",
@@ -99,6 +103,7 @@ __getattr__, __dir__, PLACES = lazy_exports(
     {
         "best_of_n": ["BestOfN"],
         "data": ["LinearGaussian"],
+        "feynman_kac_correctors": ["FeynmanKacCorrectors"],
         "learned": ["LearnedSampling"],
         "mixture_data": ["GaussianMixture"],
         "module": ["TiltedSampling"],
@@ -107,6 +112,7 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "resampling": ["Multinomial", "Residual", "Systematic"],
         "rewards": ["QuadraticReward", "Quartic", "Step"],
         "schedules": ["Constant", "LateConstant", "LateRamp", "Linear", "SigmaPower", "TFGPlusFinalMALA"],
+        "soft_value": ["SoftValue"],
         "steering": ["SVDD", "Difference", "FKSteering", "Max", "Sum"],
         "tempered_smc": ["TemperedSMC"],
         "tilt": ["ActionValue", "StateReward"],

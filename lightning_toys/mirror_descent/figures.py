@@ -9,6 +9,7 @@ import numpy as np
 from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats as scipy_stats
 from scipy.optimize import isotonic_regression
 
 from lightning_toys.mirror_descent.diagnostics import Array
@@ -16,12 +17,15 @@ from lightning_toys.mirror_descent.problem import Settings
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, new_figure
 from lightning_toys.stats import mean_ci
 
+PARAMETERS = {"joint_kl": 5, "action_kl": 2}  # of the Gaussians that are compared
+
 
 def draw_error_vs_cost(
     metrics: Mapping[str, list[float]],
     costs: Mapping[str, int],
     families: Mapping[str, str],
-    exact: Mapping[str, float],
+    seeds: int,
+    chains: int,
 ) -> Figure:
     """Draw the KL to the target against evaluations per sample, all samplers in one figure.
 
@@ -29,7 +33,8 @@ def draw_error_vs_cost(
         metrics: has ``joint_kl@NAME`` and ``action_kl@NAME`` of each sampler, one value a seed.
         costs: evaluations per sample of each sampler.
         families: family of each sampler, which has one colour.
-        exact: ``joint_kl`` and ``action_kl`` of exact draws.
+        seeds: how many there are.
+        chains: draws of each.
     """
     figure, axes = new_figure(1, 2, size=(12.5, 5.4), sharex=True)
     kinds = list(dict.fromkeys(families.values()))
@@ -48,7 +53,9 @@ def draw_error_vs_cost(
             low = min(half, e.mean * 0.9)
             ax.errorbar(cost, e.mean, yerr=[[low], [half]], color=colour, marker=marker, capsize=2, markersize=6)
             points.append((float(cost), e.mean, name, colour))
-        ax.axhline(exact[metric], color=GREY, linestyle=":", linewidth=1)
+        low, middle, high = exact_draws_kl(PARAMETERS[metric], seeds, chains)
+        ax.axhline(middle, color=GREY, linestyle=":", linewidth=1)
+        ax.axhspan(low, high, color=GREY, alpha=0.2, linewidth=0)
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_xlabel("evaluations of score, Q and refresh to a sample")
@@ -58,10 +65,25 @@ def draw_error_vs_cost(
     for label in kinds:
         colour, marker = style[next(n for n, family in families.items() if family == label)]
         axes[0, 0].plot([], [], color=colour, marker=marker, linestyle="none", label=label)
-    axes[0, 0].plot([], [], color=GREY, linestyle=":", label="what exact draws would show")
+    axes[0, 0].plot([], [], color=GREY, linestyle=":", label="exact draws: expectation and 95 % band")
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.suptitle("error of the law against cost: mean and 95 % interval over seeds", fontsize=10)
     return figure
+
+
+def exact_draws_kl(parameters: int, seeds: int, chains: int) -> tuple[float, float, float]:
+    """Return the 2.5 % quantile, expectation and 97.5 % quantile of the mean over seeds of exact draws' KL by moments.
+
+    Of n draws of a Gaussian 2 n KL is chi-squared, to first order in 1 / n, with a degree of freedom for each of its
+    parameters: 2 of one coordinate, 5 of two.
+
+    >>> [round(v, 4) for v in exact_draws_kl(2, 1, 100)]
+    [0.0003, 0.01, 0.0369]
+    """
+    law = scipy_stats.chi2(parameters * seeds)
+    low, high = law.ppf([0.025, 0.975])
+    scale = 1 / (2 * chains * seeds)
+    return float(low * scale), parameters * seeds * scale, float(high * scale)
 
 
 def label_points(ax: Axes, points: Sequence[tuple[float, float, str, str]], gap: float = 0.046) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
+from scipy import stats as scipy_stats
 from torch import Tensor
 
 from lightning_toys.errors import note, require
@@ -340,7 +341,8 @@ class LearnedSampling(TiltedSampling):
             errors = ", ".join(f"{e:.4f}" for e in report.metrics[f"score_error@{abar:g}"])
             lines.append(f"| {abar:g} | {errors} |")
         lines += ["", "| sampler | joint KL, learned | joint KL, exact law | difference | action KL, learned |"
-                  " Var(s' given a), ratio, learned |", "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
+                  " Var(s' given a), ratio, learned | p of exact draws, learned |",
+                  "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
         for name in self.sampler_names:
             found = report.metrics
             learned, exact = (
@@ -352,6 +354,9 @@ class LearnedSampling(TiltedSampling):
                 format_estimate(paired.estimate) if paired else f"{learned[self.seeds[0]] - exact[self.seeds[0]]:.2g}"
             )
             cells += [format_estimate(mean_ci(found[f"{k}@{name}"])) for k in ("action_kl", "cond_ratio")]
+            # of independent exact draws 2 n KL is chi-squared with 5 degrees of freedom
+            chi2 = 2 * self.chains * sum(learned.values())
+            cells.append(f"{scipy_stats.chi2.sf(chi2, 5 * len(learned)):.2g}")
             lines.append(f"| {name} | {' | '.join(cells)} |")
         return lines
 

@@ -32,7 +32,7 @@ from lightning_toys.mirror_descent.problem import Problem, Settings
 from lightning_toys.mirror_descent.sampler import Sampler
 from lightning_toys.mirror_descent.schedules import Linear, Schedule
 from lightning_toys.mirror_descent.shipped import KNOWN, SHORT_NAMES, class_path_of, make_samplers
-from lightning_toys.mirror_descent.sweeps import Curves, sweep_settings
+from lightning_toys.mirror_descent.sweeps import Curves, refresh_lines, sweep_settings
 from lightning_toys.mirror_descent.tilt import Reward, StateReward
 from lightning_toys.training.configuration import as_dataclass, require_data
 from lightning_toys.training.files import make_folder, partial_name, put_in_place, set_aside, write_atomic
@@ -236,7 +236,9 @@ class TiltedSampling(SamplerEvaluation):
         exact = {n: x for n, x in known.items() if x is not None}
         measured = {n: report.metrics[f"joint_kl@{n}"] for n in self.sampler_names}
         laws = distribution_table(problem, exact, measured)
-        return [*check_table(self.rows), "", *laws, "", *verdict_lines(self.rows)]
+        refreshes = refresh_lines(problem, self.sweep_max_refresh) if "pc_ula" in self.reference_samplers else []
+        lines = [*check_table(self.rows), "", *laws, "", *verdict_lines(self.rows)]
+        return [*lines, "", *refreshes] if refreshes else lines
 
     def write_animations(self) -> None:
         """Write anim_<sampler>.gif of each sampler that records its steps."""
@@ -270,7 +272,6 @@ class TiltedSampling(SamplerEvaluation):
         if not self.samples or self.last_report is None:
             return {}
         problem, report, references = self.problem, self.last_report, self.reference_samplers
-        exact = report.references["exact_draws"]
         out = {
             f"match_{name}": sample_figures.draw_sample(
                 problem, name, self.samples[name][0], self.exact_samples[0], self.bins
@@ -279,7 +280,7 @@ class TiltedSampling(SamplerEvaluation):
         }
         costs = {name: self.costs[name] for name in self.sampler_names}
         families = {name: references[name].family for name in self.sampler_names}
-        out["frontier"] = figures.draw_error_vs_cost(report.metrics, costs, families, exact)
+        out["frontier"] = figures.draw_error_vs_cost(report.metrics, costs, families, len(self.seeds), self.chains)
         if self.curves:
             plans = sweep_settings(self.settings, self.sweep_max_refresh)
             out["kl_vs_refresh"] = figures.draw_sweeps(self.curves, plans, 1 / self.sweep_chains)

@@ -10,6 +10,7 @@ from lightning_toys.errors import ToyError, did_you_mean, require
 from lightning_toys.imports import load_class
 from lightning_toys.mirror_descent.annealed import PCMALA, PCULA, PCJointMALA
 from lightning_toys.mirror_descent.best_of_n import BestOfN
+from lightning_toys.mirror_descent.feynman_kac_correctors import FeynmanKacCorrectors
 from lightning_toys.mirror_descent.guidance import (
     DiffusionPosteriorSampling,
     GuidanceRule,
@@ -23,6 +24,7 @@ from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.mirror_descent.resampling import Multinomial, Residual
 from lightning_toys.mirror_descent.sampler import Sampler
 from lightning_toys.mirror_descent.samplers import MALA, ULA, Gibbs, Importance, IndependenceMH
+from lightning_toys.mirror_descent.soft_value import SoftValue
 from lightning_toys.mirror_descent.steering import SVDD, Difference, FKSteering, Max, Sum
 from lightning_toys.mirror_descent.tempered_smc import TemperedSMC
 from lightning_toys.mirror_descent.twisted_smc import TwistedSMC
@@ -48,6 +50,10 @@ SHORT_NAMES[TwistedSMC.name] = TwistedSMC
 MORE_NAMES: dict[str, MakeSampler] = {"best_of_8": BestOfN, "svdd_8": SVDD, TemperedSMC.name: TemperedSMC}
 MORE_NAMES |= {f"ddim1_{name}": partial(Predictor, process="ddim", rule=rule) for name, rule in RULES.items()}
 MORE_NAMES |= {f"fk_{kind.name}": partial(FKSteering, potential=kind) for kind in (Difference, Max, Sum)}
+MORE_NAMES[FeynmanKacCorrectors.name] = FeynmanKacCorrectors
+MORE_NAMES |= {
+    f"{process}_{SoftValue.name}": partial(Predictor, process=process, rule=SoftValue) for process in ("sde", "ode")
+}
 MORE_NAMES |= {
     f"{TwistedSMC.name}_{kind.__name__.lower()}": partial(TwistedSMC, resampling=kind)
     for kind in (Residual, Multinomial)

@@ -124,42 +124,41 @@ class Steering(Sampler):
         return without_rows(x[:d]), without_rows(x[d:])
 
 
-class FKSteering(Steering):
-    """Feynman-Kac steering (Singhal et al. 2025, arXiv 2501.06848): particles weighed by intermediate rewards.
+class ParticleSteering(Steering, ABC):
+    """Steered particles that carry weights, and are resampled when these are uneven.
 
-    Proposals are the untilted kernels, weights the potentials. Particles are resampled when their effective sample size
-    falls below ``ess_threshold`` of ``smc_particles``. Exact as the particles grow, and unbiased in Z.
-
-    ``extra`` has each run's ``log_z``, final ``ess_fraction`` and number of resamplings, ``resampled``.
+    Particles are resampled when their effective sample size falls below ``ess_threshold`` of ``smc_particles``. A block
+    holds BLOCK_SIZE / smc_particles independent runs. ``extra`` has each run's ``log_z``, final ``ess_fraction`` and
+    number of resamplings, ``resampled``.
 
     Args:
         problem: the sampling problem.
-        potential: its class.
         resampling: the scheme's class.
     """
 
     whole_groups = True
 
-    def __init__(
-        self,
-        problem: Problem,
-        potential: Callable[[], Potential] = Difference,
-        resampling: Callable[[], Resampling] = Systematic,
-    ) -> None:
+    def __init__(self, problem: Problem, resampling: Callable[[], Resampling] = Systematic) -> None:
         super().__init__(problem)
-        self.potential, self.resampling = potential(), resampling()
-        self.name, self.group = f"fk_{self.potential.name}", problem.settings.smc_particles
-        self.exact_in_the_limit = self.potential.near_limit
+        self.resampling, self.group = resampling(), problem.settings.smc_particles
+
+    @abstractmethod
+    def first_weights(self, x: Tensor, runs: int) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return log weights (runs, n), in double, at x (D, runs n) of the noisiest level, and a memory of such."""
+
+    @abstractmethod
+    def advance(
+        self, noise: Noise, k: int, x: Tensor, memory: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        """Return x (D, runs n) at level k + 1 given x at level k, what is added to log weights, and the new memory."""
 
     def draw(self, noise: Noise) -> Draws:
-        """See :meth:`Sampler.draw`: a block holds BLOCK_SIZE / smc_particles independent runs."""
+        """See :meth:`Sampler.draw`."""
         s, dim = self.problem.settings, self.problem.world.dim
         n, runs = s.smc_particles, noise.blocks * (BLOCK_SIZE // s.smc_particles)
-        model, resampling = self.problem.model, self.resampling
-        x = model.draw(noise, self.levels[0])
-        r = self.value(0, x).view(runs, n)
-        log_w, memory = self.potential.step(self.potential.start(r), r)
-        paid = log_w  # log of all potentials of a particle's past
+        resampling = self.resampling
+        x = self.problem.model.draw(noise, self.levels[0])
+        log_w, memory = self.first_weights(x, runs)
         log_z, resampled = torch.zeros(runs, dtype=torch.float64, device=x.device), torch.zeros(runs)
         own = torch.arange(n, device=x.device)
         for k in range(self.steps):
@@ -170,15 +169,11 @@ class FKSteering(Steering):
                 resampled += low.cpu()
                 kept = torch.where(low[:, None], resampling.indices(weight, uniform), own)
                 x = x.view(dim, runs, n).gather(2, kept.expand(dim, runs, n)).flatten(1)
-                memory, paid = memory.gather(1, kept), paid.gather(1, kept)
+                memory = [v.gather(1, kept) for v in memory]
                 log_z = torch.where(low, log_z + torch.logsumexp(log_w, -1) - math.log(n), log_z)
                 log_w = torch.where(low[:, None], torch.zeros_like(log_w), log_w)
-            x = model.draw_reverse(noise, self.levels[k], self.levels[k + 1], x)
-            r = self.value(k + 1, x).view(runs, n)
-            log_g, memory = self.potential.step(memory, r)
-            if k + 1 == self.steps:
-                log_g = self.last_potential(log_g, r, paid)
-            log_w, paid = log_w + log_g, paid + log_g
+            x, log_g, memory = self.advance(noise, k, x, memory)
+            log_w = log_w + log_g
         log_z = log_z + torch.logsumexp(log_w, -1) - math.log(n)
         weight = torch.softmax(log_w, -1)
         kept = resampling.indices(weight, resampling.uniforms(noise, runs, n))
@@ -189,6 +184,47 @@ class FKSteering(Steering):
             "resampled": resampled.tolist(),
         }
         return Draws(*self.split(x), extra=extra)
+
+
+class FKSteering(ParticleSteering):
+    """Feynman-Kac steering (Singhal et al. 2025, arXiv 2501.06848): particles weighed by intermediate rewards.
+
+    Proposals are the untilted kernels, weights the potentials. Exact as the particles grow, and unbiased in Z.
+
+    Args:
+        problem: the sampling problem.
+        potential: its class.
+        resampling: the scheme's class.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        potential: Callable[[], Potential] = Difference,
+        resampling: Callable[[], Resampling] = Systematic,
+    ) -> None:
+        super().__init__(problem, resampling)
+        self.potential = potential()
+        self.name = f"fk_{self.potential.name}"
+        self.exact_in_the_limit = self.potential.near_limit
+
+    def first_weights(self, x: Tensor, runs: int) -> tuple[Tensor, Sequence[Tensor]]:
+        """See :meth:`ParticleSteering.first_weights`: the memory is the potential's, and log of all potentials."""
+        r = self.value(0, x).view(runs, -1)
+        log_w, memory = self.potential.step(self.potential.start(r), r)
+        return log_w, (memory, log_w)
+
+    def advance(
+        self, noise: Noise, k: int, x: Tensor, memory: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        """See :meth:`ParticleSteering.advance`."""
+        past, paid = memory
+        x = self.problem.model.draw_reverse(noise, self.levels[k], self.levels[k + 1], x)
+        r = self.value(k + 1, x).view(paid.shape)
+        log_g, past = self.potential.step(past, r)
+        if k + 1 == self.steps:
+            log_g = self.last_potential(log_g, r, paid)
+        return x, log_g, (past, paid + log_g)
 
     def last_potential(self, log_g: Tensor, r: Tensor, paid: Tensor) -> Tensor:
         """Return log G of the clean level (runs, n): what makes the product exp(r), whatever the potential says."""

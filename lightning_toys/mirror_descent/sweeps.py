@@ -6,7 +6,9 @@ import dataclasses
 
 import numpy as np
 
-from lightning_toys.mirror_descent.problem import Settings
+from lightning_toys.mirror_descent.annealed import PCULA
+from lightning_toys.mirror_descent.joint import gaussian_kl
+from lightning_toys.mirror_descent.problem import Problem, Settings
 
 # knob to metric to values (R, number of settings)
 Curves = dict[str, dict[str, np.ndarray]]
@@ -26,6 +28,37 @@ def sweep_settings(settings: Settings, most: int) -> dict[str, dict[int, Setting
     refreshes = {n: dataclasses.replace(still, refresh_L=n, action_steps_per_level=steps) for n in range(most + 1)}
     actions = {n: dataclasses.replace(still, action_steps_per_level=n) for n in range(1, most + 1)}
     return {"refresh_L": refreshes, "action_steps_per_level": actions}
+
+
+def refresh_lines(problem: Problem, most: int) -> list[str]:
+    """Return a Markdown table of pc_ula's exact action KL (nats) by refreshes and action steps a level.
+
+    Empty where its law is not known, or where the reward does not read s', so that refreshes change nothing.
+
+    Args:
+        problem: gives the target and all other settings.
+        most: largest ``refresh_L``.
+    """
+    s, target = problem.settings, problem.target
+    steps = sorted({s.action_steps_per_level, most, 1})
+    if most == 0 or problem.reward.state_weight == 0:
+        return []
+    head = " | ".join(f"refresh_L {n}" for n in range(most + 1))
+    lines = [f"| action steps a level | {head} |", "|---|" + "---:|" * (most + 1)]
+    for n in steps:
+        cells = []
+        for L in range(most + 1):
+            settings = dataclasses.replace(s, refresh_L=L, action_steps_per_level=n)
+            x = PCULA(dataclasses.replace(problem, settings=settings)).exact_distribution()
+            if x is None:
+                return []
+            cells.append(f"{gaussian_kl(x.m[0], x.C[0, 0], target.mu, 1 / target.tau):.3g}" if n >= L else "-")
+        lines.append(f"| {n} | {' | '.join(cells)} |")
+    return [
+        "KL of pc_ula's action to the target's (nats), exact, by refreshes and action steps at each level:",
+        "",
+        *lines,
+    ]
 
 
 def scaled_settings(settings: Settings, factor: float) -> Settings:

@@ -21,6 +21,7 @@ from lightning_toys.mirror_descent.tilt import Reward
 from lightning_toys.mirror_descent.truth import Truth
 
 LIMIT_GROUP = 2**8  # particles from which a limit is tested: the bias falls as 1 over their number
+MIN_POOLED = 8.0  # groups, in effect, below which estimates that are pooled by Z are not tested
 
 
 def points_of(sample: Sample) -> Array:
@@ -65,11 +66,20 @@ def exact_statistics(world: GaussianMixtureJoint, law: Truth) -> dict[str, float
 
 
 def statistics(
-    world: GaussianMixtureJoint, reward: Reward, law: Truth, x: Array
+    world: GaussianMixtureJoint, reward: Reward, law: Truth, x: Array, weight: Array | None = None
 ) -> tuple[dict[str, float], dict[str, Array]]:
-    """Return the moments of draws x (n, D), and what each draw adds to them, times n, to first order (n,)."""
+    """Return the moments of draws x (n, D), and what each draw adds to them, times n, to first order (n,).
+
+    Args:
+        world: of the mixture.
+        reward: gives Q.
+        law: gives the distribution function of s' | a.
+        x: the draws.
+        weight: of each draw (n,), of mean 1; all 1 if left out.
+    """
     names, d = world.coordinates, world.action_dim
-    mean = x.mean(0)
+    w = np.ones(len(x)) if weight is None else weight
+    mean = (w[:, None] * x).mean(0)
     away = x - mean
     columns: dict[str, Array] = {}
     r = world.clean.responsibilities(x)
@@ -81,8 +91,32 @@ def statistics(
     u = law.conditional_cdf(x)
     for i, c in enumerate(names[d:]):
         columns |= {f"u({c}|a) mean": u[:, i], f"u({c}|a) var": np.square(u[:, i] - 0.5)}
-    values = {k: float(v.mean()) for k, v in columns.items()}
-    return values, {k: v - values[k] for k, v in columns.items()}
+    values = {k: float((w * v).mean()) for k, v in columns.items()}
+    return values, {k: w * (v - values[k]) for k, v in columns.items()}
+
+
+def pooling_weights(samples: Sequence[Sample], group: int) -> Array | None:
+    """Return the weight of each draw (n,), of mean 1, that its group's estimate of Z gives it.
+
+    For any number of particles E[Z_g f_g] = Z E f, f_g the mean of f over a group's draws and Z_g its estimate of Z: so
+    the mean of f over draws with these weights tends to the target's as the groups, not the particles, grow in number.
+    None where groups have no estimates, where draws are no whole groups, or where the weights leave fewer than
+    ``MIN_POOLED`` groups in effect.
+
+    Args:
+        samples: one a seed.
+        group: draws of a group.
+    """
+    log_z: list[float] = []
+    for sample in samples:
+        n, found = len(points_of(sample)), (sample.extra or {}).get("log_z", [])
+        if not group or n % group or len(found) < n // group:
+            return None
+        log_z += found[: n // group]
+    z = np.exp(np.array(log_z) - max(log_z))
+    if z.sum() ** 2 < MIN_POOLED * np.square(z).sum():
+        return None
+    return np.repeat(z / z.mean(), group)
 
 
 def world_checks(
@@ -93,7 +127,8 @@ def world_checks(
     *Implementation* is the law of what the sampler does where it is known (``law``), the target of one that is exact as
     its groups grow (``limit``), else unknown. *Goal* is the target in any case. Groups below ``LIMIT_GROUP`` are not
     tested against their limit: their bias shows. Nor are draws from which some are left out: no law is known of those
-    that remain.
+    that remain. Groups of any size that estimate Z are tested once more, pooled by Z: rows ``pooled ...``. They have
+    no goal, since their weights are not the draws'.
 
     Args:
         sampler: that drew.
@@ -113,6 +148,11 @@ def world_checks(
     values, influences = statistics(world, sampler.problem.reward, target, x)
     sizes = [len(points_of(s)) for s in samples]
     out = checks_of(sampler.name, values, influences, sizes, exact, source, goal, sampler.group)
+    weight = pooling_weights(samples, sampler.group) if complete and sampler.exact_in_the_limit else None
+    if weight is not None:
+        values, influences = statistics(world, sampler.problem.reward, target, x, weight)
+        pooled = checks_of(sampler.name, values, influences, sizes, goal, "limit", goal, sampler.group)
+        out += [replace(c, quantity=f"pooled {c.quantity}", target=None) for c in pooled]
     return [*out, *sampler.own_checks(samples)]
 
 

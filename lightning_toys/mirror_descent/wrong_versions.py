@@ -23,6 +23,7 @@ from lightning_toys.mirror_descent.best_of_n import BestOfN
 from lightning_toys.mirror_descent.chain_runner import run_chains
 from lightning_toys.mirror_descent.closed_form_checks import closed_form_checks
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck
+from lightning_toys.mirror_descent.feynman_kac_correctors import FeynmanKacCorrectors
 from lightning_toys.mirror_descent.guidance import DiffusionPosteriorSampling
 from lightning_toys.mirror_descent.joint import Joint
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise, accept, init_state, select_state, ula
@@ -115,6 +116,29 @@ class UnpaidFK(FKSteering):
         return log_g
 
 
+class UncorrectedFKC(FeynmanKacCorrectors):
+    """Feynman-Kac correctors without weights: half of the guidance is then missing."""
+
+    def advance(
+        self, noise: Noise, k: int, x: Tensor, memory: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        """See :meth:`ParticleSteering.advance`."""
+        x, log_g, memory = super().advance(noise, k, x, memory)
+        return x, torch.zeros_like(log_g), memory
+
+
+class ScorelessFKC(FeynmanKacCorrectors):
+    """Feynman-Kac correctors whose weights leave grad V . S out."""
+
+    def advance(
+        self, noise: Noise, k: int, x: Tensor, memory: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        """See :meth:`ParticleSteering.advance`."""
+        wide, g = x[: self.problem.world.action_dim].double(), self.growth(k)
+        x, log_g, memory = super().advance(noise, k, x, memory)
+        return x, (self.tilts[k + 1].value(g * wide) - self.tilts[k].value(wide)).view_as(log_g), memory
+
+
 class PriorComponents(MixtureModel):
     """A mixture whose reverse kernel draws the component by its weight, not by its probability given x."""
 
@@ -203,6 +227,8 @@ WRONG_VERSIONS: Sequence[WrongVersion] = (
                  lambda p: TwistedSMC(p, Sharpened)),
     WrongVersion("FK steering (max) does not pay back at the end", "mixture", MIXTURE,
                  lambda p: FKSteering(p, Max), lambda p: UnpaidFK(p, Max)),
+    WrongVersion("FKC without its weights", "linear-Gaussian", LINEAR, FeynmanKacCorrectors, UncorrectedFKC),
+    WrongVersion("FKC's weights leave the score out", "linear-Gaussian", LINEAR, FeynmanKacCorrectors, ScorelessFKC),
     WrongVersion("the reverse kernel's component is q's", "mixture", MIXTURE, FKSteering,
                  lambda p: FKSteering(replace(p, model=PriorComponents()))),
     WrongVersion("tempered SMC stops at 0.95 lambda", "quartic", QUARTIC, TemperedSMC,

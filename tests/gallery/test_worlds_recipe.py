@@ -42,8 +42,9 @@ def test_more_budget_is_never_worse() -> None:
 
 @pytest.fixture
 def at(tmp_path: Path) -> Folders:
-    names = ["mala", "smc_twisted", "smc_tempered", "fk_difference"]
+    names = ["mala", "smc_twisted", "smc_tempered", "fk_difference", "fkc"]
     metrics = {f"{m}@{n}": {"values": [0.1, 0.11, 0.09, 0.1]} for n in names for m in recipe.COLUMNS}
+    metrics["ess_fraction@importance"] = {"values": [0.4, 0.5, 0.3, 0.4]}
     metrics |= {f"evaluations@{n}": {"values": [100.0] * 4} for n in names}
     verdicts = {n: {"implementation": "agrees", "goal": "differs"} for n in names}
     curves = {n: curve([10.0, 100.0], [0.4, 0.1 * (k + 1)]) for k, n in enumerate(names)}
@@ -62,15 +63,15 @@ def at(tmp_path: Path) -> Folders:
         folders[run.name].mkdir(parents=True)
         content = json.loads(json.dumps(kept.condensed(content))) | {"arrays": content["arrays"]}
         (folders[run.name] / "results.json").write_text(json.dumps(kept.condensed(content)))
-    (folders["wrong_versions"] / "table.md").write_text(
-        "131072 draws each; errors: ...\n\n| wrong | errors |\n|---|---:|\n"
-    )
+    for name in ("wrong_versions", "guidance_grid"):
+        (folders[name] / "table.md").write_text("131072 draws each; errors: ...\n\n| wrong | errors |\n|---|---:|\n")
     return Folders(folders, full=True)
 
 
 def test_tables_are_made_of_what_is_kept(at: Folders) -> None:
     made = {e.name: e.make(at) for e in recipe.RECIPE.tables if callable(e.make)}
-    assert made.keys() == {f"mirror.{n}" for n in ("mixture", "quartic", "step", "budgets", "particles", "wrong")}
+    assert made.keys() == {f"mirror.{n}" for n in (*recipe.MAIN, "budgets", "particles", "wrong", "grid")}
+    assert made["mirror.strong"].endswith("importance weights, of a draw: .40.")
     lines = made["mirror.mixture"].splitlines()
     assert lines[2].startswith("| mala | ")
     assert lines[2].endswith("| 100 | agrees | differs |")

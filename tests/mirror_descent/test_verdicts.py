@@ -40,6 +40,7 @@ from lightning_toys.mirror_descent.problem import Problem, Settings
 from lightning_toys.mirror_descent.sampler import gaussian_moments
 from lightning_toys.mirror_descent.schedules import Constant, LateRamp, TFGPlusFinalMALA
 from lightning_toys.mirror_descent.shipped import SHORT_NAMES
+from lightning_toys.mirror_descent.sweeps import refresh_lines
 from lightning_toys.mirror_descent.tilt import ActionValue, StateReward
 from lightning_toys.training.noise import keyed_generator
 from tests.conftest import Runner
@@ -197,6 +198,14 @@ def test_refreshes_are_seen_by_ula() -> None:
 
     assert kl(refresh_L=0) == pytest.approx(0.4855, abs=1e-4)
     assert kl(refresh_L=1) == pytest.approx(0.0113, abs=1e-4)
+    lines = refresh_lines(PROBLEM, 4)
+    assert lines[2:5] == [
+        "| action steps a level | refresh_L 0 | refresh_L 1 | refresh_L 2 | refresh_L 3 | refresh_L 4 |",
+        "|---|---:|---:|---:|---:|---:|",
+        "| 1 | 0.486 | 0.0113 | - | - | - |",
+    ]
+    assert lines[5].startswith(f"| 4 | {kl(refresh_L=0, action_steps_per_level=4):.3g} | ")
+    assert refresh_lines(dataclasses.replace(PROBLEM, reward=ActionValue()), 4) == refresh_lines(PROBLEM, 0) == []
     # refreshes do not multiply the steps
     assert kl(refresh_L=3) == kl(refresh_L=1)
     assert kl(refresh_L=3, action_steps_per_level=3) != kl(refresh_L=1, action_steps_per_level=3)

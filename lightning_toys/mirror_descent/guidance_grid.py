@@ -1,0 +1,106 @@
+"""Guidance rules at every schedule, process and scale: each rule's default beside its best, by exact laws.
+
+``python -m lightning_toys.mirror_descent.guidance_grid`` prints the table. In the linear-Gaussian world a guided
+reverse process ends at a Gaussian that is known, so that nothing is drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from lightning_toys.mirror_descent.guidance import (
+    DiffusionPosteriorSampling,
+    GuidanceRule,
+    ProductOfExperts,
+    TrainingFreeGuidance,
+)
+from lightning_toys.mirror_descent.joint import Joint, gaussian_kl
+from lightning_toys.mirror_descent.predictors import Predictor
+from lightning_toys.mirror_descent.problem import Problem, Settings
+from lightning_toys.mirror_descent.schedules import Constant, LateConstant, LateRamp, Linear, Schedule, SigmaPower
+from lightning_toys.mirror_descent.tilt import StateReward
+
+RULES: Sequence[type[GuidanceRule]] = (ProductOfExperts, DiffusionPosteriorSampling, TrainingFreeGuidance)
+SCHEDULES: Sequence[Schedule] = (Linear(), Constant(), LateConstant(), LateRamp(), SigmaPower())
+SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+PROCESSES = ("sde", "ode")
+
+
+class Setting(NamedTuple):
+    """A cell of the grid, and what it comes to.
+
+    Attributes:
+        schedule: the schedule's name.
+        scale: the guidance scale.
+        kl: joint KL to the target (nats), exact.
+        mean: of the action.
+        slope: of s' on it.
+    """
+
+    schedule: str
+    scale: float
+    kl: float
+    mean: float
+    slope: float
+
+
+def problem_of(levels: int) -> Problem:
+    """Return the problem of configs/mirror_descent/analytic.yaml with so many levels of the reverse processes."""
+    return Problem(Joint(), StateReward(), Linear(), 1.5, Settings(predictor_K=levels))
+
+
+def settings_of(problem: Problem, rule: type[GuidanceRule], process: str) -> Iterator[Setting]:
+    """Yield the cells of a rule and a process."""
+    target = problem.tilted_joint
+    for schedule, scale in itertools.product(SCHEDULES, SCALES):
+        sampler = Predictor(replace(problem, schedule=schedule), process, rule, scale=scale)  # type: ignore[arg-type]
+        x = sampler.exact_distribution()
+        assert x is not None
+        kl = gaussian_kl(x.m, x.C, target.m, target.C)
+        yield Setting(type(schedule).__name__, scale, kl, float(x.m[0]), x.rho)
+
+
+def table(levels: int = 200) -> list[str]:
+    """Return the lines of a Markdown table: of each rule and process the default, and the cell of least KL."""
+    problem = problem_of(levels)
+    lines = [
+        f"Exact laws, {levels} levels; default: Linear, scale 1; the best of {len(SCHEDULES)} schedules and "
+        f"{len(SCALES)} scales from {SCALES[0]:g} to {SCALES[-1]:g}.",
+        "",
+        "| rule | process | joint KL, default | least joint KL | schedule | scale | mean there | slope of s' there |",
+        "|---|---|---:|---:|---|---:|---:|---:|",
+    ]
+    for rule, process in itertools.product(RULES, PROCESSES):
+        cells = list(settings_of(problem, rule, process))
+        default = next(c for c in cells if (c.schedule, c.scale) == ("Linear", 1.0))
+        best = min(cells, key=lambda c: c.kl)
+        lines.append(
+            f"| {rule.name} | {process.upper()} | {default.kl:.3g} | {best.kl:.3g} | {best.schedule} | {best.scale:g} "
+            f"| {best.mean:.4f} | {best.slope:.4f} |"
+        )
+    return lines
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Print the table; with ``--out FILE`` write it there too, where no file is yet. Return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="a Markdown file that is not there yet")
+    out: Path | None = parser.parse_args(args).out
+    if out is not None and (out.exists() or not out.parent.is_dir()):
+        print(f"error: --out: {str(out)!r} is not allowed; give a new file in a folder that exists", file=sys.stderr)
+        return 2
+    text = "\n".join(table())
+    print(text)
+    if out is not None:
+        out.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
