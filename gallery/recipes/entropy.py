@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from gallery.read import between, csv_rows, entries, fixed, results, short, spread, spread_to, table, values
+from gallery.read import adjusted, between, csv_rows, entries, fixed, results, short, spread, spread_to, table, values
 from gallery.recipe import Folders, Recipe, Run
 from lightning_toys.stats import mean_ci, paired_difference, t_quantile
 
@@ -71,7 +71,7 @@ SMOLLM2 = Run(
 
 def folders(at: Folders, run: str = "arithmetic", **plan: Any) -> dict[int, Path]:
     """Return each seed's folder of the probe, or of an earlier one whose plan has these settings."""
-    found = {}
+    found: dict[int, Path] = {}
     for place in [at[run] / "probe", *sorted(at[run].glob("probe-[0-9]*"))] if plan else [at[run] / "probe"]:
         for path in sorted(place.glob("seed_*/summary.json")):
             content = json.loads(path.read_text())
@@ -149,17 +149,17 @@ def gained(at: Folders, metric: str, run: str = "arithmetic") -> list[float]:
 
 def permuted_table(at: Folders) -> str:
     """Return what the training does to reward and entropy, with advantages as they are and permuted."""
-    rows = []
-    columns = []
-    for metric in ("reward", "entropy"):
-        one, other = (gained(at, metric, run) for run in ("arithmetic", "permuted"))
-        found = paired_difference(dict(enumerate(one)), dict(enumerate(other)))
-        assert found is not None
-        e = found.estimate
-        p = figure(found.p_value)
-        columns.append([spread_to(one, 4), spread_to(other, 4), f"{fixed_pair(e.mean, e.half_width, 4)} (p {p})"])
-    for k, name in enumerate(("advantages as they are", "permuted within their groups", "difference, paired by seed")):
-        rows.append([name, *(column[k] for column in columns)])
+    gains = [[gained(at, metric, run) for run in ("arithmetic", "permuted")] for metric in ("reward", "entropy")]
+    pairs = [paired_difference(dict(enumerate(a)), dict(enumerate(b))) for a, b in gains]
+    differences = [d for d in pairs if d is not None]
+    rows = [[name, *(spread_to(pair[k], 4) for pair in gains)]
+            for k, name in enumerate(("advantages as they are", "permuted within their groups"))]  # fmt: skip
+    estimates = [d.estimate for d in differences]
+    cells = [
+        f"{fixed_pair(e.mean, e.half_width, 4)} (p {figure(p)})"
+        for e, p in zip(estimates, adjusted(differences), strict=True)
+    ]
+    rows.append(["difference, paired by seed (p adjusted)", *cells])
     return table("training | change of the reward | change of the entropy", rows)
 
 
@@ -289,7 +289,7 @@ def correlations(at: Folders, eta: str, digits: int = 3) -> str:
 def look_share(at: Folders) -> str:
     """Return the share of the training's time that the looks take, in percent, as `fit` says at its end."""
     said = (at["watched"].parents[2] / "logs" / "watched.txt").read_text()
-    return re.findall(r"looks of [\d.]+ s, (\d+)% of", said)[-1] + " %"
+    return f"{re.findall(r'looks of [0-9.]+ s, ([0-9]+)% of', said)[-1]} %"
 
 
 def steps_of(at: Folders, name: str) -> np.ndarray:

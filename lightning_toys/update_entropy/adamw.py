@@ -294,16 +294,19 @@ class AdamWStep:
         # torch's own guard against division by zero, which moves c by 1e-6 / |g|
         c = 1.0 if max_norm is None else min(1.0, max_norm / (size + 1e-6))
 
-        def parts(name: str, wanted: Sequence[str]) -> list[Tensor]:
+        def parts(name: str, wanted: Sequence[str]) -> dict[str, Tensor]:
             theta, old, h = parameters[name], state.moments[name], state.hyperparameters[name]
             return step_parts(theta, gradient[name], old, h, rates[name], c, wanted)
 
-        if keep:
-            found = {n: parts(n, STEP_PARTS) for n in gradient}
-            tensors = [dict(zip(found, column, strict=True)) for column in zip(*found.values(), strict=True)]
-            return cls(state.lr, *(tensors or [{}, {}, {}, {}]), c, size)
-        whole = [ComputedTensors(gradient, lambda n, k=k: parts(n, [k])[0]) for k in STEP_PARTS]  # type: ignore[misc]
-        return cls(state.lr, *whole, c, size)
+        found = {n: parts(n, STEP_PARTS) for n in gradient} if keep else {}
+
+        def tensors(part: str) -> Mapping[str, Tensor]:
+            if keep:
+                return {n: x[part] for n, x in found.items()}
+            return ComputedTensors(gradient, lambda n: parts(n, [part])[part])
+
+        direction, momentum, decay, preconditioner = map(tensors, STEP_PARTS)
+        return cls(state.lr, direction, momentum, decay, preconditioner, c, size)
 
     def precondition(self, gradient: Mapping[str, Tensor]) -> Tensors:
         """Return the part of the direction that a part of the batch's gradient makes, at the batch's D and c."""
@@ -332,8 +335,8 @@ def step_parts(
     relative: float,
     clip: float,
     wanted: Sequence[str],
-) -> list[Tensor]:
-    """Return some of :data:`STEP_PARTS` of one parameter, computed in double precision, of theta's dtype.
+) -> dict[str, Tensor]:
+    """Return some of :data:`STEP_PARTS` of one parameter by name, computed in double precision, of theta's dtype.
 
     Args:
         theta: the parameter.
@@ -347,21 +350,21 @@ def step_parts(
     h, t = hyperparameters, moments.step + 1
     b1, b2 = h.betas
     sign = -1.0 if h.maximize else 1.0
-    has_maximum = h.amsgrad and moments.max_exp_avg_sq is not None
+    maximum = moments.max_exp_avg_sq if h.amsgrad else None
     out = {k: torch.empty(theta.shape, dtype=theta.dtype, device=theta.device) for k in wanted}
-    given = [theta, gradient, moments.exp_avg, moments.exp_avg_sq]
+    given = [theta, gradient, moments.exp_avg, moments.exp_avg_sq, *([] if maximum is None else [maximum])]
     start = 0
-    for x, g, m, s, *maximum in double_slices(*given, *([moments.max_exp_avg_sq] if has_maximum else [])):  # type: ignore[list-item]
+    for x, g, m, s, *largest in double_slices(*given):
         second = b2 * s + (1 - b2) * (sign * clip * g).square()
-        if maximum:
-            second = torch.maximum(second, maximum[0])
+        if largest:
+            second = torch.maximum(second, largest[0])
         scale = -relative / ((1 - b1**t) * (second.sqrt() / math.sqrt(1 - b2**t) + h.eps))
         momentum, decay, d = scale * b1 * m, -relative * h.weight_decay * x, scale * (1 - b1) * sign * clip
         parts = {"direction": momentum + decay + d * g, "momentum": momentum, "decay": decay, "preconditioner": d}
         for k, whole in out.items():
             whole.view(-1)[start : start + len(g)] = parts[k]
         start += len(g)
-    return [out[k] for k in wanted]
+    return out
 
 
 def single_tensor_adamw(

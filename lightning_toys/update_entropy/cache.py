@@ -31,7 +31,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     out = hashlib.blake2b(digest_size=12)
     for name in sorted(tensors):
         out.update(name.encode())
-        out.update(to_numpy(tensors[name].detach().reshape(-1).view(torch.uint8)))  # NumPy has no bf16
+        out.update(to_numpy(tensors[name].detach().reshape(-1).view(torch.uint8)).data)  # NumPy has no bf16
     return out.hexdigest()
 
 

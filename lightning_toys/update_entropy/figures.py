@@ -116,7 +116,8 @@ def t_quantiles(clusters: np.ndarray) -> np.ndarray:
     >>> t_quantiles(np.array([1.0, 2.0, 1e9])).round(2)
     array([  inf, 12.71,  1.96])
     """
-    return np.vectorize(lambda n: t_quantile(0.975, n - 1) if n > 1 else np.inf, otypes=[float])(clusters)
+    found: np.ndarray = np.vectorize(lambda n: t_quantile(0.975, n - 1) if n > 1 else np.inf, otypes=[float])(clusters)
+    return found
 
 
 def interval_factor(e: EvaluationResult) -> float:
