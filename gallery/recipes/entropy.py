@@ -236,10 +236,16 @@ def both_errors(e: dict[str, Any], part: str) -> str:
     return f"{fixed(s['value'], 2)} ± {fixed(math.hypot(s['se'], s['update_se']), 2)}"
 
 
+def eta_star(e: dict[str, Any]) -> str:
+    """Write the step size up to which a step is linear, where E tells."""
+    return "not known" if e["linear_until"] is None else fixed(float(e["linear_until"]), 4)
+
+
 def chord(at: Folders) -> list[float]:
     """Return each seed's change of entropy over the policy gradient, a step and unit of the learning rate."""
-    settings = results(at["arithmetic"], "fit")["settings"]
-    steps = int(settings["trainer.max_steps"]) - int(settings["model.warm_steps"])
+    settings = results(at["arithmetic"])["settings"]
+    last = max(int(r["step"]) for r in csv_rows(at["arithmetic"] / "metrics.csv") if r.get("eval/entropy"))
+    steps = last - int(settings["model.warm_steps"])
     return [x / (steps * float(settings["model.lr"])) for x in gained(at, "entropy")]
 
 
@@ -398,7 +404,7 @@ RECIPE = Recipe(
                 "entropy.bend": lambda at: between(bend(at), 5),
                 "entropy.linear": lambda at: between(each(at, lambda e: 0.001 * slope(e)), 4),
                 "entropy.ten": lambda at: spread(each(at, lambda e: change(e, "0.01"))),
-                "entropy.eta_star": lambda at: fixed(float(first(probes(at)[3])["linear_until"]), 4),
+                "entropy.eta_star": lambda at: eta_star(first(probes(at)[3])),
                 "entropy.correlation.0001": lambda at: correlations(at, "0.0001"),
                 "entropy.correlation.0003": lambda at: correlations(at, "0.0003"),
                 "entropy.correlation.001": lambda at: correlations(at, "0.001"),

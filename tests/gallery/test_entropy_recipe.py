@@ -27,7 +27,7 @@ def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 def trained(folder: Path, fall: float) -> None:
     """A run whose entropy falls by ``fall`` and a seed's own hundredth of it, in steps 400 to 480."""
-    settings = {"model.warm_steps": 400, "trainer.max_steps": 480, "model.lr": 0.001}
+    settings = {"model.warm_steps": 400, "model.lr": 0.001}
     write_results(folder, json.dumps({"stage": "fit", "settings": settings, "seeds": list(SEEDS), "metrics": {}}))
     rows = []
     for step, done in ((400, 0.0), (480, 1.0)):
@@ -37,6 +37,11 @@ def trained(folder: Path, fall: float) -> None:
             row |= {f"replicas/eval/{metric}/seed_{s}": 0.5 + done * change * (1 + s / 100) for s in SEEDS}
         rows.append(row)
     write_metrics(folder, rows)
+
+
+def test_a_step_size_that_is_not_known() -> None:
+    assert recipe.eta_star({"linear_until": None}) == "not known"
+    assert recipe.eta_star({"linear_until": 0.00034}) == ".0003"
 
 
 def write_probe(folder: Path, plan: dict[str, Any], seed: int, **content: Any) -> Path:
