@@ -3,34 +3,60 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from gallery.read import between, csv_rows, entries, fixed, results, short, spread, spread_to, table, values
-from gallery.recipe import Folders, Recipe, Run
-from lightning_toys.stats import mean_ci
+import numpy as np
+from scipy import stats
 
+from gallery.read import adjusted, between, csv_rows, entries, fixed, results, short, spread, spread_to, table, values
+from gallery.recipe import Folders, Recipe, Run
+from lightning_toys.stats import mean_ci, paired_difference, t_quantile
+
+SEEDS = "--model.seeds '[0,1,2,3,4]'"
+CONFIGURATION = "-c configs/update_entropy/arithmetic.yaml"
+QUICK = "--model.seeds '[0,3]' --model.warm_steps 200 --trainer.max_steps 240"
 ARITHMETIC = Run(
     name="arithmetic",
     commands=(
-        "fit -c configs/update_entropy/arithmetic.yaml --model.seeds '[0,1,2,3,4]'",
-        "test -c configs/update_entropy/arithmetic.yaml --model.seeds '[0,1,2,3,4]'",
+        f"fit {CONFIGURATION} {SEEDS}",
+        # the step against others of its size, each on responses of its own
+        f"test {CONFIGURATION} {SEEDS} --model.plan.controls 4 --model.plan.eval_prompts 512 "
+        "--model.plan.etas '[0.001, 0.01]' --model.plan.per_sequence false --model.plan.counterfactuals false "
+        "--model.plan.second_order false",
+        # a batch as the training's own
+        f"test {CONFIGURATION} {SEEDS} --model.plan.prompts 16 --model.plan.group 8 "
+        "--model.plan.filter_zero_advantage false --model.plan.etas '[0.001]' --model.plan.per_sequence false",
+        # the page's probe; the last, since its figures stay; the second E is for what is checked on other draws
+        f"test {CONFIGURATION} {SEEDS} --model.plan.eval_batches 2",
     ),
     folder="update_entropy/gallery/arithmetic",
     seeds="0 to 4",
-    minutes=12,
-    quick="--model.seeds '[0,3]' --model.warm_steps 200 --trainer.max_steps 240",
-    quick_minutes=2.5,
+    minutes=15,
+    quick=QUICK,
+    quick_minutes=4,
+)
+PERMUTED = Run(
+    name="permuted",
+    commands=(f"fit {CONFIGURATION} {SEEDS} --model.rollouts.permute_rewards true",),
+    folder="update_entropy/gallery/permuted",
+    seeds="0 to 4",
+    minutes=5,
+    quick=QUICK,
+    quick_minutes=1,
 )
 WATCHED = Run(
     name="watched",
-    commands=("fit -c configs/update_entropy/watched.yaml",),
+    commands=(f"fit -c configs/update_entropy/watched.yaml {SEEDS}",),
     folder="update_entropy/gallery/watched",
-    seeds="0",
-    minutes=4,
-    quick="--model.warm_steps 100 --trainer.max_steps 120 --trainer.callbacks.init_args.first_step 100",
-    quick_minutes=1,
+    seeds="0 to 4",
+    minutes=14,
+    quick="--model.seeds '[0,3]' --model.warm_steps 100 --trainer.max_steps 120 "
+    "--trainer.callbacks.init_args.first_step 100",
+    quick_minutes=1.5,
 )
 SMOLLM2 = Run(
     name="smollm2",
@@ -43,13 +69,20 @@ SMOLLM2 = Run(
 )
 
 
-def probes(at: Folders, run: str = "arithmetic") -> dict[int, dict[str, Any]]:
-    """Return each seed's summary of the probe."""
-    found = {}
-    for path in sorted(at[run].glob("probe/seed_*/summary.json")):
-        content = json.loads(path.read_text())
-        found[int(content["seed"])] = content
+def folders(at: Folders, run: str = "arithmetic", **plan: Any) -> dict[int, Path]:
+    """Return each seed's folder of the probe, or of an earlier one whose plan has these settings."""
+    found: dict[int, Path] = {}
+    for place in [at[run] / "probe", *sorted(at[run].glob("probe-[0-9]*"))] if plan else [at[run] / "probe"]:
+        for path in sorted(place.glob("seed_*/summary.json")):
+            content = json.loads(path.read_text())
+            if all(content["plan"][k] == v for k, v in plan.items()):
+                found.setdefault(int(content["seed"]), path.parent)
     return found
+
+
+def probes(at: Folders, run: str = "arithmetic", **plan: Any) -> dict[int, dict[str, Any]]:
+    """Return each seed's summary of the probe; ``plan`` as :func:`folders`."""
+    return {s: json.loads((f / "summary.json").read_text()) for s, f in folders(at, run, **plan).items()}
 
 
 def first(content: dict[str, Any]) -> dict[str, Any]:
@@ -99,19 +132,148 @@ def with_error(found: dict[str, float], digits: int) -> str:
     return f"{fixed(found['value'], digits)} ± {fixed(found['se'], digits)}"
 
 
-def trained(at: Folders, metric: str) -> tuple[list[float], list[float]]:
+def trained(at: Folders, metric: str, run: str = "arithmetic") -> tuple[list[float], list[float]]:
     """Return a validated metric of each seed when the policy gradient began, and at the end."""
-    start = int(results(at["arithmetic"])["settings"]["model.warm_steps"])
-    rows = [r for r in csv_rows(at["arithmetic"] / "metrics.csv") if r.get(f"eval/{metric}")]
+    start = int(results(at[run])["settings"]["model.warm_steps"])
+    rows = [r for r in csv_rows(at[run] / "metrics.csv") if r.get(f"eval/{metric}")]
     before = [r for r in rows if int(r["step"]) <= start][-1]
     keys = [k for k in rows[0] if k.startswith(f"replicas/eval/{metric}/")]
     return [float(before[k]) for k in keys], [float(rows[-1][k]) for k in keys]
 
 
-def gained(at: Folders, metric: str) -> list[float]:
+def gained(at: Folders, metric: str, run: str = "arithmetic") -> list[float]:
     """Return each seed's difference over the policy gradient."""
-    before, after = trained(at, metric)
+    before, after = trained(at, metric, run)
     return [b - a for a, b in zip(before, after, strict=True)]
+
+
+def permuted_table(at: Folders) -> str:
+    """Return what the training does to reward and entropy, with advantages as they are and permuted."""
+    gains = [[gained(at, metric, run) for run in ("arithmetic", "permuted")] for metric in ("reward", "entropy")]
+    pairs = [paired_difference(dict(enumerate(a)), dict(enumerate(b))) for a, b in gains]
+    differences = [d for d in pairs if d is not None]
+    rows = [[name, *(spread_to(pair[k], 4) for pair in gains)]
+            for k, name in enumerate(("advantages as they are", "permuted within their groups"))]  # fmt: skip
+    estimates = [d.estimate for d in differences]
+    cells = [
+        f"{fixed_pair(e.mean, e.half_width, 4)} (p {figure(p)})"
+        for e, p in zip(estimates, adjusted(differences), strict=True)
+    ]
+    rows.append(["difference, paired by seed (p adjusted)", *cells])
+    return table("training | change of the reward | change of the entropy", rows)
+
+
+def fixed_pair(value: float, half: float, digits: int) -> str:
+    """Write a value ± half of its interval to so many decimals."""
+    return f"{fixed(value, digits)} ± {fixed(half, digits)}"
+
+
+def figure(p: float) -> str:
+    """Write a p-value: ``= .03``, ``< .001``."""
+    return "< .001" if p < 0.001 else f"= {short(f'{p:.2g}')}"
+
+
+def controls(at: Folders) -> list[dict[str, dict[str, dict[str, float]]]]:
+    """Return each seed's changes along the step and its controls, by direction and eta."""
+    return [p["controls"]["changes"] for p in probes(at, controls=4).values()]
+
+
+def control(at: Folders, name: str, eta: str) -> list[float]:
+    """Return each seed's change along a direction, or the mean over its random directions."""
+    found = []
+    for changes in controls(at):
+        chosen = [x[eta]["value"] for n, x in changes.items() if n.split("_")[0] == name]
+        found.append(sum(chosen) / len(chosen))
+    return found
+
+
+def controls_table(at: Folders) -> str:
+    """Return the change along the step, the step reversed and random directions of its size."""
+    names = {"step": "the step", "reversed": "the step reversed", "random": "random signs, mean of 4 directions"}
+    rows = [[label, *(spread_to(control(at, name, eta), 5) for eta in ("0.001", "0.01"))]
+            for name, label in names.items()]  # fmt: skip
+    for eta, column in (("0.001", 1), ("0.01", 2)):
+        pairs = zip(control(at, "step", eta), control(at, "random", eta), strict=True)
+        difference = [a - b for a, b in pairs]
+        if column == 1:
+            rows.append(["the step less the random directions", spread_to(difference, 5), ""])
+        else:
+            rows[-1][2] = spread_to(difference, 5)
+    return table("direction | dH at eta = .001 | dH at eta = .01", rows)
+
+
+def batch_table(at: Folders) -> str:
+    """Return each seed's slope of a step on a batch as the training's, with both errors."""
+    rows = []
+    for seed, p in whole_batch(at).items():
+        s = first(p)["slopes"]
+        moved = first(p)["changes"]["full"]["0.001"]
+        rows.append([
+            str(seed), with_error(s["full"], 2), fixed(s["full"]["update_se"], 2), with_error(s["momentum"], 2),
+            with_error(s["grad"], 2), with_error(moved, 5),
+        ])  # fmt: skip
+    return table("seed | dH/d eta | (U) | momentum | batch | dH at eta = lr = .001", rows, 0)
+
+
+def whole_batch(at: Folders) -> dict[int, dict[str, Any]]:
+    """Return each seed's summary of the probe on a batch as the training's."""
+    return probes(at, prompts=16, filter_zero_advantage=False)
+
+
+def distinct(found: dict[int, dict[str, Any]]) -> str:
+    """Return of how many seeds the slope differs from 0 by both errors, 95 %: ``2 of 5``."""
+    count = 0
+    for p in found.values():
+        s = first(p)["slopes"]["full"]
+        prompts = min(first(p)["prompts"], p["plan"]["prompts"])
+        count += abs(s["value"]) > t_quantile(0.975, prompts - 1) * math.hypot(s["se"], s["update_se"])
+    return f"{count} of {len(found)}"
+
+
+def both_errors(e: dict[str, Any], part: str) -> str:
+    """Write a part's slope with one standard error of both draws together."""
+    s = e["slopes"][part]
+    return f"{fixed(s['value'], 2)} ± {fixed(math.hypot(s['se'], s['update_se']), 2)}"
+
+
+def eta_star(e: dict[str, Any]) -> str:
+    """Write the step size up to which a step is linear, where E tells."""
+    return "not known" if e["linear_until"] is None else fixed(float(e["linear_until"]), 4)
+
+
+def chord(at: Folders) -> list[float]:
+    """Return each seed's change of entropy over the policy gradient, a step and unit of the learning rate."""
+    settings = results(at["arithmetic"])["settings"]
+    last = max(int(r["step"]) for r in csv_rows(at["arithmetic"] / "metrics.csv") if r.get("eval/entropy"))
+    steps = last - int(settings["model.warm_steps"])
+    return [x / (steps * float(settings["model.lr"])) for x in gained(at, "entropy")]
+
+
+def agreement(at: Folders, eta: float, other: int) -> Iterator[dict[str, float]]:
+    """Yield of each seed how first-order shares on the first E agree with measured changes on one of the two.
+
+    ``slope`` is that of the changes on eta times the shares, through 0; ``error`` is |change - eta share| / |change|.
+    """
+    for place in folders(at, eval_batches=2).values():
+        x = eta * np.load(place / "eval_00_first_order_matrix.npy").sum(0)
+        y = np.load(place / f"eval_{other:02d}_grad_eta" / f"eta_{eta:g}.npy").sum(0)
+        yield {
+            "correlation": float(np.corrcoef(x, y)[0, 1]),
+            "rank": float(stats.spearmanr(x, y).statistic),
+            "slope": float(x @ y / (x @ x)),
+            "error": float(np.linalg.norm(y - x) / np.linalg.norm(y)),
+        }
+
+
+def halves_table(at: Folders) -> str:
+    """Return how shares and measured changes of sequences agree, both of one E, and of two that share no draw."""
+    rows = []
+    for eta in (0.0001, 0.0003, 0.001, 0.003):
+        for other, name in ((0, "the same E"), (1, "another E")):
+            found = list(agreement(at, eta, other))
+            cells = [between([f[k] for f in found], 2) for k in ("correlation", "rank", "slope", "error")]
+            rows.append([short(f"{eta:g}"), name, *cells])
+    return table("eta | measured on | correlation | of ranks | slope | relative error", rows, 2)
 
 
 def mean(found: list[float], digits: int) -> str:
@@ -130,19 +292,54 @@ def correlations(at: Folders, eta: str, digits: int = 3) -> str:
     return between(each(at, lambda e: float(e["linearity"][eta])), digits)
 
 
-def look(at: Folders) -> str:
-    """Return the seconds of a look, as `fit` says at its end."""
+def look_share(at: Folders) -> str:
+    """Return the share of the training's time that the looks take, in percent, as `fit` says at its end."""
     said = (at["watched"].parents[2] / "logs" / "watched.txt").read_text()
-    found = re.findall(r"looks of ([\d.]+) s,", said)
-    return short(found[-1])
+    return f"{re.findall(r'looks of [0-9.]+ s, ([0-9]+)% of', said)[-1]} %"
 
 
-def summed(at: Folders, name: str) -> str:
-    """Write the sum of a number over the watched steps, with its standard error."""
-    rows = [r for r in csv_rows(at["watched"] / "metrics.csv") if r.get(f"entropy_step/{name}")]
-    value = sum(float(r[f"entropy_step/{name}"]) for r in rows)
-    se = sum(float(r[f"entropy_step/{name}_se"]) ** 2 for r in rows) ** 0.5
-    return f"{fixed(value, 4)} ± {fixed(se, 4)}"
+def steps_of(at: Folders, name: str) -> np.ndarray:
+    """Return a number of every watched step, (seeds, steps)."""
+    rows = [r for r in csv_rows(at["watched"] / "metrics.csv") if r.get("entropy_step/measured")]
+    prefix = f"replicas/entropy_step/{name}/"
+    keys = sorted(k for k in rows[0] if k.startswith(prefix))
+    return np.array([[float(r[k]) for r in rows] for k in keys])
+
+
+def sums(at: Folders, name: str) -> list[float]:
+    """Return each seed's sum of a number over the watched steps; ``curvature`` is what the second order adds."""
+    if name == "curvature":
+        return [b - a for a, b in zip(sums(at, "predicted"), sums(at, "second_order"), strict=True)]
+    return [float(x) for x in steps_of(at, name).sum(1)]
+
+
+def parts_table(at: Folders) -> str:
+    """Return what momentum, decay, batch and curvature are predicted to do over all steps, and what came of it."""
+    names = {"batch": "batch", "momentum": "momentum", "decay": "weight decay", "predicted": "their sum, first order",
+             "curvature": "curvature", "second_order": "prediction with curvature",
+             "measured": "measured, other responses"}  # fmt: skip
+    rows = [[label, spread_to(sums(at, name), 4)] for name, label in names.items()]
+    return table("summed over the steps | dH, nats a token", rows)
+
+
+def within(at: Folders, order: str) -> np.ndarray:
+    """Return whether each measured change is within the 95 % interval of a prediction, (seeds, steps)."""
+    off = np.abs(steps_of(at, "measured") - steps_of(at, order))
+    error = np.hypot(steps_of(at, "measured_se"), steps_of(at, f"{order}_se"))
+    quantile = np.vectorize(lambda n: t_quantile(0.975, n - 1))(steps_of(at, "clusters"))
+    inside: np.ndarray = off <= quantile * error
+    return inside
+
+
+def coverage(at: Folders, order: str) -> str:
+    """Write the share of the steps within the interval, in percent: mean over seeds ± half of its interval."""
+    return spread_to([100 * float(x) for x in within(at, order).mean(1)], 0) + " %"
+
+
+def missed_by(at: Folders) -> str:
+    """Write prediction with curvature less measurement, summed over the steps, over seeds."""
+    pairs = zip(sums(at, "second_order"), sums(at, "measured"), strict=True)
+    return spread_to([a - b for a, b in pairs], 4)
 
 
 def real(at: Folders) -> dict[str, Any]:
@@ -164,7 +361,7 @@ def bend(at: Folders) -> list[float]:
 
 RECIPE = Recipe(
     name="entropy",
-    runs=(ARITHMETIC, WATCHED, SMOLLM2),
+    runs=(ARITHMETIC, PERMUTED, WATCHED, SMOLLM2),
     figures=(
         *entries(
             ["arithmetic"],
@@ -177,7 +374,19 @@ RECIPE = Recipe(
         *entries(["watched"], {"entropy_predictions": "figures/predictions.png"}),
         *entries(["smollm2"], {"entropy_smollm2_tokens": "figures/tokens.png"}),
     ),
-    tables=entries(["arithmetic"], {"entropy.seeds": seeds_table}),
+    tables=(
+        *entries(
+            ["arithmetic"],
+            {
+                "entropy.seeds": seeds_table,
+                "entropy.batch": batch_table,
+                "entropy.controls": controls_table,
+                "entropy.halves": halves_table,
+            },
+        ),
+        *entries(["arithmetic", "permuted"], {"entropy.permuted": permuted_table}),
+        *entries(["watched"], {"watched.parts": parts_table}),
+    ),
     numbers=(
         *entries(
             ["arithmetic"],
@@ -195,14 +404,19 @@ RECIPE = Recipe(
                 "entropy.bend": lambda at: between(bend(at), 5),
                 "entropy.linear": lambda at: between(each(at, lambda e: 0.001 * slope(e)), 4),
                 "entropy.ten": lambda at: spread(each(at, lambda e: change(e, "0.01"))),
-                "entropy.eta_star": lambda at: fixed(float(first(probes(at)[3])["linear_until"]), 4),
+                "entropy.eta_star": lambda at: eta_star(first(probes(at)[3])),
                 "entropy.correlation.0001": lambda at: correlations(at, "0.0001"),
                 "entropy.correlation.0003": lambda at: correlations(at, "0.0003"),
                 "entropy.correlation.001": lambda at: correlations(at, "0.001"),
                 "entropy.correlation.003": lambda at: correlations(at, "0.003", 2),
                 "entropy.decay": lambda at: between(each(at, lambda e: slope(e, "decay")), 5, greatest_first=True),
-                "entropy.seed3.momentum": lambda at: with_error(first(probes(at)[3])["slopes"]["momentum"], 2),
-                "entropy.seed0.momentum": lambda at: with_error(first(probes(at)[0])["slopes"]["momentum"], 2),
+                "entropy.distinct": lambda at: distinct(probes(at)),
+                "entropy.batch.distinct": lambda at: distinct(whole_batch(at)),
+                "entropy.batch.slope": lambda at: spread([slope(first(p)) for p in whole_batch(at).values()]),
+                "entropy.chord": lambda at: spread_to(chord(at), 2),
+                "entropy.momentum": lambda at: ", ".join(
+                    both_errors(first(p), "momentum") for p in probes(at).values()
+                ),
                 "entropy.kl_cov": lambda at: listed(each(at, lambda e: e["counterfactual_slopes"]["kl_cov"]["value"])),
                 "entropy.clip_cov": lambda at: listed(
                     each(at, lambda e: e["counterfactual_slopes"]["clip_cov"]["value"])
@@ -212,9 +426,15 @@ RECIPE = Recipe(
         *entries(
             ["watched"],
             {
-                "watched.predicted": lambda at: summed(at, "predicted"),
-                "watched.measured": lambda at: summed(at, "measured"),
-                "watched.look": look,
+                "watched.predicted": lambda at: spread_to(sums(at, "predicted"), 4),
+                "watched.curvature": lambda at: spread_to(sums(at, "curvature"), 4),
+                "watched.second": lambda at: spread_to(sums(at, "second_order"), 4),
+                "watched.measured": lambda at: spread_to(sums(at, "measured"), 4),
+                "watched.missed": missed_by,
+                "watched.inside.first": lambda at: coverage(at, "predicted"),
+                "watched.inside.second": lambda at: coverage(at, "second_order"),
+                "watched.inside.seeds": lambda at: between(within(at, "second_order").mean(1), 2),
+                "watched.looks": look_share,
             },
         ),
         *entries(

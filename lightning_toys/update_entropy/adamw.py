@@ -14,7 +14,7 @@ with the D and c of the gradient that is left.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,46 @@ from torch import Tensor
 from lightning_toys.errors import ToyError
 
 Tensors = dict[str, Tensor]  # by the parameter's name
+SLICE = 1 << 22  # elements that double precision is taken of at a time: an embedding's would be gibibytes
+
+
+class ComputedTensors(Mapping[str, Tensor]):
+    """Tensors by name that are computed whenever they are asked for, and not kept.
+
+    Args:
+        names: of the tensors.
+        compute: returns one of them.
+
+    >>> twice = ComputedTensors(["a"], lambda name: torch.tensor([2.0]))
+    >>> dict(twice)
+    {'a': tensor([2.])}
+    """
+
+    def __init__(self, names: Iterable[str], compute: Callable[[str], Tensor]) -> None:
+        self.names, self.compute = tuple(names), compute
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.compute(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def tensors_of(names: Iterable[str], compute: Callable[[str], Tensor], keep: bool) -> Mapping[str, Tensor]:
+    """Return tensors by name, computed once and kept, or whenever they are asked for."""
+    return {n: compute(n) for n in names} if keep else ComputedTensors(names, compute)
+
+
+def double_slices(*tensors: Tensor) -> Iterator[list[Tensor]]:
+    """Yield the elements of tensors of one shape in double precision, :data:`SLICE` of each at a time."""
+    flat = [t.detach().reshape(-1) for t in tensors]
+    for start in range(0, max(1, flat[0].numel()), SLICE):
+        yield [t[start : start + SLICE].double() for t in flat]
 
 
 @dataclass(frozen=True)
@@ -188,12 +228,12 @@ def moments_from_state(state: Mapping[str, Any]) -> Moments:
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
     """Return the Euclidean norm of all tensors together, summed in double precision."""
-    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors.values()))
+    return math.sqrt(sum(float(x.square().sum()) for t in tensors.values() for (x,) in double_slices(t)))
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """Return the inner product over the names of ``a``, summed in double precision."""
-    return sum(float((t.double() * b[name].double()).sum()) for name, t in a.items())
+    return sum(float((x * y).sum()) for name, t in a.items() for x, y in double_slices(t, b[name]))
 
 
 def sum_tensors(parts: Iterable[Mapping[str, Tensor]]) -> Tensors:
@@ -211,7 +251,7 @@ class AdamWStep:
 
     Where groups have learning rates of their own, eta is the largest of them, and each group's part of the direction
     carries the ratio of its own to that (:meth:`AdamWState.relative_rates`). Tensors are by parameter name, of the
-    parameters' shapes and dtypes.
+    parameters' shapes and dtypes; of a step that keeps none, each is computed whenever it is asked for.
 
     Attributes:
         eta: learning rate of a whole step.
@@ -224,10 +264,10 @@ class AdamWStep:
     """
 
     eta: float
-    direction: Tensors
-    momentum: Tensors
-    decay: Tensors
-    preconditioner: Tensors
+    direction: Mapping[str, Tensor]
+    momentum: Mapping[str, Tensor]
+    decay: Mapping[str, Tensor]
+    preconditioner: Mapping[str, Tensor]
     clip_scale: float
     grad_norm: float
 
@@ -238,6 +278,7 @@ class AdamWStep:
         gradient: Mapping[str, Tensor],
         state: AdamWState,
         max_norm: float | None = None,
+        keep: bool = True,
     ) -> AdamWStep:
         """Return the step from ``parameters`` with the unclipped gradient of the whole batch.
 
@@ -246,39 +287,84 @@ class AdamWStep:
             gradient: g, by name, of every parameter that the optimiser steps.
             state: settings and moments.
             max_norm: bound on |g| over all parameters, as ``torch.nn.utils.clip_grad_norm_`` takes it; None: none.
+            keep: whether the step's four tensors of a parameter are kept, or computed from the others whenever they are
+                asked for; ``parameters``, ``gradient`` and ``state`` have to stay as they are then.
         """
-        size, eta, rates = norm(gradient), state.lr, state.relative_rates()
+        size, rates = norm(gradient), state.relative_rates()
         # torch's own guard against division by zero, which moves c by 1e-6 / |g|
         c = 1.0 if max_norm is None else min(1.0, max_norm / (size + 1e-6))
-        direction: Tensors = {}
-        momentum: Tensors = {}
-        decay: Tensors = {}
-        preconditioner: Tensors = {}
-        for name, g in gradient.items():
-            h, old, theta = state.hyperparameters[name], state.moments[name], parameters[name].detach()
-            b1, b2 = h.betas
-            t, relative = old.step + 1, rates[name]
-            sign = -1.0 if h.maximize else 1.0
-            clipped = sign * c * g.detach().double()
-            second = b2 * old.exp_avg_sq.double() + (1 - b2) * clipped.square()
-            if h.amsgrad and old.max_exp_avg_sq is not None:
-                second = torch.maximum(second, old.max_exp_avg_sq.double())
-            scale = -relative / ((1 - b1**t) * (second.sqrt() / math.sqrt(1 - b2**t) + h.eps))
-            parts = (scale * b1 * old.exp_avg.double(), -relative * h.weight_decay * theta.double())
-            d = scale * (1 - b1) * sign * c
-            momentum[name], decay[name] = (p.to(theta.dtype) for p in parts)
-            preconditioner[name] = d.to(theta.dtype)
-            direction[name] = (parts[0] + parts[1] + d * g.detach().double()).to(theta.dtype)
-        return cls(eta, direction, momentum, decay, preconditioner, c, size)
+
+        def parts(name: str, wanted: Sequence[str]) -> dict[str, Tensor]:
+            theta, old, h = parameters[name], state.moments[name], state.hyperparameters[name]
+            return step_parts(theta, gradient[name], old, h, rates[name], c, wanted)
+
+        found = {n: parts(n, STEP_PARTS) for n in gradient} if keep else {}
+
+        def tensors(part: str) -> Mapping[str, Tensor]:
+            if keep:
+                return {n: x[part] for n, x in found.items()}
+            return ComputedTensors(gradient, lambda n: parts(n, [part])[part])
+
+        direction, momentum, decay, preconditioner = map(tensors, STEP_PARTS)
+        return cls(state.lr, direction, momentum, decay, preconditioner, c, size)
 
     def precondition(self, gradient: Mapping[str, Tensor]) -> Tensors:
         """Return the part of the direction that a part of the batch's gradient makes, at the batch's D and c."""
         return {name: self.preconditioner[name] * g for name, g in gradient.items()}
 
+    def precondition_in_place(self, gradient: Tensors) -> Tensors:
+        """Turn a gradient into what :meth:`precondition` returns, and return it: no other copy is made."""
+        for name, g in gradient.items():
+            g.mul_(self.preconditioner[name])
+        return gradient
+
     def residual(self, gradients: Iterable[Mapping[str, Tensor]]) -> float:
         """Return |v - momentum - decay - sum_i v_i| / |v|, which is rounding if the g_i sum to g."""
         parts = sum_tensors([self.momentum, self.decay, *(self.precondition(g) for g in gradients)])
         return norm({n: v - parts[n] for n, v in self.direction.items()}) / max(norm(self.direction), 1e-300)
+
+
+STEP_PARTS = ("direction", "momentum", "decay", "preconditioner")
+
+
+def step_parts(
+    theta: Tensor,
+    gradient: Tensor,
+    moments: Moments,
+    hyperparameters: Hyperparameters,
+    relative: float,
+    clip: float,
+    wanted: Sequence[str],
+) -> dict[str, Tensor]:
+    """Return some of :data:`STEP_PARTS` of one parameter by name, computed in double precision, of theta's dtype.
+
+    Args:
+        theta: the parameter.
+        gradient: g, unclipped.
+        moments: before the step.
+        hyperparameters: of its group.
+        relative: its learning rate in units of the largest.
+        clip: c.
+        wanted: which parts.
+    """
+    h, t = hyperparameters, moments.step + 1
+    b1, b2 = h.betas
+    sign = -1.0 if h.maximize else 1.0
+    maximum = moments.max_exp_avg_sq if h.amsgrad else None
+    out = {k: torch.empty(theta.shape, dtype=theta.dtype, device=theta.device) for k in wanted}
+    given = [theta, gradient, moments.exp_avg, moments.exp_avg_sq, *([] if maximum is None else [maximum])]
+    start = 0
+    for x, g, m, s, *largest in double_slices(*given):
+        second = b2 * s + (1 - b2) * (sign * clip * g).square()
+        if largest:
+            second = torch.maximum(second, largest[0])
+        scale = -relative / ((1 - b1**t) * (second.sqrt() / math.sqrt(1 - b2**t) + h.eps))
+        momentum, decay, d = scale * b1 * m, -relative * h.weight_decay * x, scale * (1 - b1) * sign * clip
+        parts = {"direction": momentum + decay + d * g, "momentum": momentum, "decay": decay, "preconditioner": d}
+        for k, whole in out.items():
+            whole.view(-1)[start : start + len(g)] = parts[k]
+        start += len(g)
+    return out
 
 
 def single_tensor_adamw(

@@ -42,7 +42,9 @@ class FirstOrderInfluences:
     tokens: Tensor
 
 
-def token_influences(model: nn.Module, update: Update, h: Tensors, temperature: float = 1.0, chunk: int = 64) -> Tensor:
+def token_influences(
+    model: nn.Module, update: Update, h: Tensors, temperature: float = 1.0, chunk: int = 64, overwrite: bool = False
+) -> Tensor:
     """Return the influence of each token of the batch, a term of dH/d eta (N_U, T), by one forward-mode pass over U.
 
     Args:
@@ -51,8 +53,9 @@ def token_influences(model: nn.Module, update: Update, h: Tensors, temperature: 
         h: gradient of the entropy, by parameter name.
         temperature: the batch was generated at.
         chunk: sequences in one pass.
+        overwrite: whether ``h`` may be overwritten, which saves a copy of what is trained.
     """
-    direction = {n: update.step.preconditioner[n] * h[n] for n in h}
+    direction = (update.step.precondition_in_place if overwrite else update.step.precondition)(h)
     dlogp, dentropy = score_jvp(model, update.sequences, direction, temperature, chunk)
     found = -update.weights.to(dlogp) * dlogp
     return found if update.entropy_weights is None else found - update.entropy_weights.to(dlogp) * dentropy

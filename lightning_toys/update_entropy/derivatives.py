@@ -106,6 +106,7 @@ def score_jvp(
     theta = {n: dict(model.named_parameters())[n].detach() for n in direction}
     device = next(model.parameters()).device
     parts: list[tuple[list[int], tuple[Tensor, ...]]] = []
+    v = dict(direction)  # once, where it is computed when it is asked for
     with eval_mode(model), attention_implementation(model, "eager"), torch.no_grad():
         for rows in length_sorted_chunks(sequences, chunk):
             batch = pad_batch(sequences.take(rows), device)
@@ -113,7 +114,7 @@ def score_jvp(
             def f(p: Tensors) -> TokenDerivatives:
                 return policy_scores(model, batch, temperature, p)  # noqa: B023
 
-            found: Any = jvp(f, (theta,), (dict(direction),))[1]
+            found: Any = jvp(f, (theta,), (v,))[1]
             parts.append((rows, found))
     if not parts:  # a process that has none of the sequences
         nothing = torch.zeros(0, 1, dtype=torch.float64, device=device)
@@ -171,23 +172,21 @@ def weighted_gradient(
         temperature: of the distribution that tokens are sampled from.
         chunk: sequences in one pass.
     """
-    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    # leaves of our own on the same memory: a backward pass adds each parameter's gradient to what is there as soon as
+    # it has it, so that one copy is held; no hook of the model's own parameters (DDP's) hears of it
+    leaves = {n: p.requires_grad_() for n, p in trainable_parameters(model).items()}
     device = next(model.parameters()).device
-    total = [torch.zeros_like(p) for p in named.values()]  # added to in place: two of a kind are held, not three
     with eval_mode(model), torch.enable_grad():
         for rows in length_sorted_chunks(sequences, chunk):
             batch = pad_batch(sequences.take(rows), device)
-            logp, h = policy_scores(model, batch, temperature)
+            logp, h = policy_scores(model, batch, temperature, leaves)
             index, width = torch.tensor(rows), logp.shape[1]
             value = (logp_weights[index, :width].to(logp) * logp).sum()
             if entropy_weights is not None:
                 value = value + (entropy_weights[index, :width].to(h) * h).sum()
-            found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
-            for whole, part in zip(total, found, strict=True):
-                if part is not None:
-                    whole += part
-            del found
-    return dict(zip(named, total, strict=True))
+            torch.autograd.backward(value)
+            del logp, h, value  # the graph, before the next one is made
+    return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in leaves.items()}
 
 
 def entropy_gradient(

@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, band, new_figure
+from lightning_toys.stats import t_quantile
 from lightning_toys.training.metrics_reader import read_run, replica_columns
 from lightning_toys.update_entropy.cache import to_numpy
 from lightning_toys.update_entropy.estimators import EntropyKind
 from lightning_toys.update_entropy.history import moving_average, validation_changes
-from lightning_toys.update_entropy.probe_result import ProbeResult
+from lightning_toys.update_entropy.probe_result import EvaluationResult, ProbeResult
 from lightning_toys.update_entropy.report import correlation, entropy_unit
 from lightning_toys.update_entropy.task import Tokenizer
 
@@ -70,23 +71,30 @@ def draw_predictions(folder: Path, seeds: Sequence[int], first_step: int = 0) ->
         k: replica_columns(rows, f"entropy_step/{k}", seeds)[1] for k in ("predicted_se", "measured", "measured_se")
     }
     parts = {k: replica_columns(rows, f"entropy_step/{k}", seeds)[1][0] for k in ("momentum", "decay", "batch")}
-    error = np.sqrt(found["predicted_se"] ** 2 + found["measured_se"] ** 2)
-    off = np.abs(found["measured"] - predicted)
-    inside, alone = np.mean(off < 1.96 * error), np.mean(off < 1.96 * found["predicted_se"])
+    bent = any(r.get("entropy_step/second_order") for r in rows)
+    order, name = ("second", "second_order") if bent else ("first", "predicted")
+    best, best_se = (replica_columns(rows, f"entropy_step/{k}", seeds)[1] for k in (name, f"{name}_se"))
+    clusters = replica_columns(rows, "entropy_step/clusters", seeds)[1]  # nothing in a run of before they were logged
+    quantiles = t_quantiles(clusters) if clusters.shape == predicted.shape else np.full(predicted.shape, 1.96)
+    error = np.sqrt(best_se**2 + found["measured_se"] ** 2)
+    inside = np.abs(found["measured"] - best) <= quantiles * error
     sums = [
         f"{v[0].sum():.4f} ± {np.sqrt((e[0] ** 2).sum()):.4f}"
-        for v, e in ((predicted, found["predicted_se"]), (found["measured"], found["measured_se"]))
+        for v, e in ((best, best_se), (found["measured"], found["measured_se"]))
     ]
     figure, axes = new_figure(1, 2, size=(11.0, 3.8))
     ax, x = axes[0, 0], steps - first_step
-    half = 1.96 * found["predicted_se"][0]
-    ax.fill_between(x, predicted[0] - half, predicted[0] + half, color=COLOURS[0], alpha=0.22, linewidth=0)
-    ax.plot(x, predicted[0], color=COLOURS[0], label="predicted, 95 %")
-    ax.errorbar(x, found["measured"][0], yerr=1.96 * found["measured_se"][0], fmt="s", color=COLOURS[1], markersize=4,
-                capsize=2, linewidth=0.8, label="measured, 95 %")  # fmt: skip
+    half = quantiles[0] * best_se[0]
+    ax.fill_between(x, best[0] - half, best[0] + half, color=COLOURS[0], alpha=0.22, linewidth=0)
+    ax.plot(x, best[0], color=COLOURS[0], label=f"predicted, {order} order, 95 %")
+    if bent:
+        ax.plot(x, predicted[0], color=GREY, linewidth=0.9, linestyle="--", label="first order")
+    ax.errorbar(x, found["measured"][0], yerr=quantiles[0] * found["measured_se"][0], fmt="s", color=COLOURS[1],
+                markersize=4, capsize=2, linewidth=0.8, label="measured, 95 %")  # fmt: skip
+    among = f"{inside.size} steps" + (f" of {len(inside)} seeds" if len(inside) > 1 else "")
     ax.set_title(
-        f"within the predicted interval at {alone:.0%} of the steps, within both errors at {inside:.0%}\n"
-        f"seed {seeds[0]}, sums (± one s.e.): {sums[0]} predicted, {sums[1]} measured",
+        f"within the {order}-order prediction's 95 % interval (both errors) at {inside.mean():.0%} of {among}\n"
+        f"drawn: seed {seeds[0]}; sums (± one s.e.): {sums[0]} predicted, {sums[1]} measured",
         fontsize=8.5,
     )
     ax.set_ylabel("change of entropy, nats a token")
@@ -102,15 +110,31 @@ def draw_predictions(folder: Path, seeds: Sequence[int], first_step: int = 0) ->
     return {"predictions": figure}
 
 
+def t_quantiles(clusters: np.ndarray) -> np.ndarray:
+    """Return Student's t of 95 % intervals whose errors are of so many clusters of prompts; infinite for one.
+
+    >>> t_quantiles(np.array([1.0, 2.0, 1e9])).round(2)
+    array([  inf, 12.71,  1.96])
+    """
+    found: np.ndarray = np.vectorize(lambda n: t_quantile(0.975, n - 1) if n > 1 else np.inf, otypes=[float])(clusters)
+    return found
+
+
+def interval_factor(e: EvaluationResult) -> float:
+    """Return how many standard errors half a 95 % interval is, by the prompts of E; 0, no bar, where there is one."""
+    return t_quantile(0.975, e.entropy.prompts - 1) if e.entropy.prompts > 1 else 0.0
+
+
 def draw_changes(ax: Axes, result: ProbeResult, title: str, unit: str) -> None:
     """Draw dH / eta against eta: it tends to dH/d eta as eta falls, and the curvature adds a straight line in eta."""
     e = result.evaluations[0]
     etas = np.array(sorted(e.changes["full"]))
     found = [e.changes["full"][x].change for x in etas]
     derivative, se = e.derivatives["full"]
+    wide = interval_factor(e) * se
     line = np.geomspace(etas[0] / 3, etas[-1] * 1.5, 200)
     ax.axhline(derivative, color=GREY, linestyle="--", label="slope: first order")
-    ax.axhspan(derivative - 1.96 * se, derivative + 1.96 * se, color=GREY, alpha=0.15, linewidth=0)
+    ax.axhspan(derivative - wide, derivative + wide, color=GREY, alpha=0.15, linewidth=0)
     if e.curvature is not None:
         second_order = derivative + 0.5 * line * e.curvature.value
         ax.plot(line, second_order, color="black", linewidth=1.2, label="with curvature")
@@ -138,8 +162,9 @@ def draw_decomposition(ax: Axes, result: ProbeResult, unit: str) -> None:
     names = {"whole step": "full", "momentum": "momentum", "weight decay": "decay", "batch": "grad"}
     for i, key in enumerate(names.values()):
         value, se = e.derivatives[key]
-        ax.bar(i, value, color=GREY if i else COLOURS[0], width=0.65, yerr=1.96 * se, capsize=4)
-        high = max(0.0, value + 1.96 * se)
+        half = interval_factor(e) * se
+        ax.bar(i, value, color=GREY if i else COLOURS[0], width=0.65, yerr=half, capsize=4)
+        high = max(0.0, value + half)
         ax.annotate(f"{value:.2g}", (i, high), (0, 3), textcoords="offset points", ha="center", fontsize=8)
     ax.axhline(0, color="black", linewidth=0.6)
     ax.set_xticks(range(len(names)), list(names))
@@ -149,13 +174,14 @@ def draw_decomposition(ax: Axes, result: ProbeResult, unit: str) -> None:
 
 def draw_influences(ax: Axes, result: ProbeResult, unit: str) -> None:
     """Draw each update sequence's influence, sorted; colour and marker show the sign of its advantage."""
-    values, errors = (to_numpy(x) for x in result.evaluations[0].sequence_influences)
+    e = result.evaluations[0]
+    values, half = to_numpy(e.sequence_influences[0]), interval_factor(e) * to_numpy(e.sequence_influences[1])
     A = to_numpy(result.update.objective.advantages(result.update.sequences))
     order = np.argsort(values)
     for k, (colour, name) in enumerate(((COLOURS[1], "below its group's mean reward"), (COLOURS[0], "above it"))):
         chosen = [i for i, j in enumerate(order) if (A[j] > 0) == bool(k) and A[j] != 0]
         picked = order[chosen]
-        ax.errorbar(chosen, values[picked], yerr=1.96 * errors[picked], fmt=MARKERS[k], color=colour, markersize=5,
+        ax.errorbar(chosen, values[picked], yerr=half[picked], fmt=MARKERS[k], color=colour, markersize=5,
                     capsize=2, label=name)  # fmt: skip
     ax.axhline(0, color="black", linewidth=0.6)
     ax.set_xlabel("rank of the update sequence, by its share")
@@ -169,7 +195,7 @@ def draw_linearity(ax: Axes, result: ProbeResult, unit: str) -> None:
     e = result.evaluations[0]
     at = e.sequence_changes[result.reference_eta]
     x = result.reference_eta * to_numpy(e.sequence_influences[0])
-    y, half = np.array([w.change.value for w in at]), np.array([1.96 * w.change.se for w in at])
+    y, half = np.array([w.change.value for w in at]), np.array([interval_factor(e) * w.change.se for w in at])
     ax.errorbar(x, y, yerr=half, fmt="o", color=COLOURS[2], markersize=4, capsize=2, linewidth=0.8)
     ends = np.array([min(x.min(), y.min()), max(x.max(), y.max())])
     ax.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, label="equal")
@@ -192,10 +218,11 @@ def draw_tradeoff(result: ProbeResult, unit: str) -> dict[str, Figure]:
     ax = axes[0, 0]
     x, y = to_numpy(e.reward.tokens.sum(1)), to_numpy(e.sequence_influences[0])
     A = to_numpy(result.update.objective.advantages(result.update.sequences))
+    half = interval_factor(e) * to_numpy(e.sequence_influences[1])
     for k, (colour, name) in enumerate(((COLOURS[1], "below its group's mean reward"), (COLOURS[0], "above it"))):
         chosen = (A != 0) & ((A > 0) == bool(k))
-        ax.errorbar(x[chosen], y[chosen], yerr=1.96 * to_numpy(e.sequence_influences[1])[chosen], fmt=MARKERS[k],
-                    color=colour, markersize=5, capsize=2, linewidth=0.8, label=name)  # fmt: skip
+        ax.errorbar(x[chosen], y[chosen], yerr=half[chosen], fmt=MARKERS[k], color=colour,
+                    markersize=5, capsize=2, linewidth=0.8, label=name)  # fmt: skip
     (dj, dj_se), (dh, dh_se) = e.reward.slopes["full"], e.derivatives["full"]
     for line in (ax.axhline, ax.axvline):
         line(0, color="black", linewidth=0.6)

@@ -14,10 +14,13 @@ from lightning_toys.update_entropy.plan import Plan
 GIB = 1 << 30
 TOLD_FROM = 2 * GIB  # an estimate below is not worth a line
 CGROUP = Path("/sys/fs/cgroup")
-# what every probe holds, each as large as all that is trained: AdamW's two moments; the gradient; the step, its two
-# parts and its gain; three sums of parts; of another step as many as of this one; h and what is taken of it; a
-# direction, its gradient and the weights along it
+# what a probe holds beside the sequences' gradients, each as large as all that is trained: AdamW's two moments; the
+# gradient; the step, its two parts and its gain; three sums of parts; of another step as many as of this one; h and
+# what is taken of it; a direction, its gradient and the weights along it
 COPIES = 20
+# and where no gradient is kept: the moments; the gradient; a direction, the weights along it, and what is on its way
+FEW = 6
+OTHER_STATE = 2  # the moments of a counterfactual
 
 
 def trained_bytes(model: nn.Module) -> int:
@@ -25,7 +28,7 @@ def trained_bytes(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
-def probe_copies(update: int, evaluation: int, chunk: int, kept: bool) -> int:
+def probe_copies(update: int, evaluation: int, chunk: int, kept: bool, counterfactuals: bool = True) -> int:
     """Return how many times what is trained a probe keeps at once.
 
     Args:
@@ -33,11 +36,14 @@ def probe_copies(update: int, evaluation: int, chunk: int, kept: bool) -> int:
         evaluation: sequences of one batch E on one process.
         chunk: sequences of a batched reverse pass.
         kept: whether the gradient of each sequence is kept; else a few are held whatever the number of sequences.
+        counterfactuals: whether the plan has steps of other settings.
 
-    >>> probe_copies(16, 64, 32, True), probe_copies(16, 64, 32, False)
-    (132, 20)
+    >>> probe_copies(16, 64, 32, True), probe_copies(16, 64, 32, False), probe_copies(16, 64, 32, False, False)
+    (132, 8, 6)
     """
-    return COPIES + (update + evaluation + min(chunk, max(update, evaluation)) if kept else 0)
+    if not kept:
+        return FEW + (OTHER_STATE if counterfactuals else 0)
+    return COPIES + update + evaluation + min(chunk, max(update, evaluation))
 
 
 def probe_bytes(
@@ -60,7 +66,8 @@ def probe_bytes(
     """
     n_u = plan.prompts * plan.group if update is None else update
     n_e = plan.eval_prompts * plan.eval_group if evaluation is None else evaluation
-    return trained_bytes(model) * probe_copies(n_u, -(-n_e // world_size), plan.grad_chunk_size, kept)
+    copies = probe_copies(n_u, -(-n_e // world_size), plan.grad_chunk_size, kept, plan.counterfactuals)
+    return trained_bytes(model) * copies
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -133,12 +140,14 @@ def memory_table(parameters: dict[str, int], plan: Plan, element: int = 4) -> It
         element: bytes of one.
 
     >>> list(memory_table({"tiny": 1 << 28}, Plan(prompts=4, group=4, eval_prompts=64, eval_group=1)))[-1]
-    '| tiny | 268,435,456 | 1.0 | 132.0 | 20.0 |'
+    '| tiny | 268,435,456 | 1.0 | 132.0 | 8.0 |'
     """
     n_u, n_e = plan.prompts * plan.group, plan.eval_prompts * plan.eval_group
     yield f"| trained | parameters | GiB | gradients of {n_e} + {n_u} sequences kept, GiB | none kept, GiB |"
     yield "|---|---:|---:|---:|---:|"
     for name, count in parameters.items():
         one = count * element / GIB
-        both = (one * probe_copies(n_u, n_e, plan.grad_chunk_size, kept) for kept in (True, False))
+        both = (
+            one * probe_copies(n_u, n_e, plan.grad_chunk_size, kept, plan.counterfactuals) for kept in (True, False)
+        )
         yield f"| {name} | {count:,} | {one:.1f} | " + " | ".join(f"{x:.1f}" for x in both) + " |"

@@ -22,6 +22,7 @@ from lightning_toys.update_entropy.adamw import (
     moments_from_state,
 )
 from lightning_toys.update_entropy.cache import ScoreCache
+from lightning_toys.update_entropy.controls import measure_controls
 from lightning_toys.update_entropy.data import EXTRA_TOKENS
 from lightning_toys.update_entropy.entropy_derivatives import Sharding
 from lightning_toys.update_entropy.grpo import ClipRange
@@ -327,8 +328,9 @@ class UpdateEntropy(PolicyModule):
 
         def sample(stream: str, attempt: int, prompts: int, group: int) -> Sequences:
             number = (step << 8) + attempt
-            ends = self.rollouts.stop_tokens
-            return sample_rollouts(model, data, seed, number, stream, range(prompts), group, temperature, prompts, ends)
+            ends, permute = self.rollouts.stop_tokens, self.rollouts.permute_rewards and stream == "update"
+            rows = range(prompts)
+            return sample_rollouts(model, data, seed, number, stream, rows, group, temperature, prompts, ends, permute)
 
         if given is None:
             update, attempts = sample_update_batch(lambda k: sample("update", k, plan.prompts, plan.group), plan)
@@ -346,10 +348,16 @@ class UpdateEntropy(PolicyModule):
         if not batches:
             batches = [sample("evaluation", k, plan.eval_prompts, plan.eval_group) for k in range(plan.eval_batches)]
             batches = [replace(x, prompt_index=data.clusters(x)) for x in batches]
-        return probe(
+        result = probe(
             model, update, batches, state, plan, self.clip_grad_norm, temperature, sharding, attempts, cache,
             self.objective, self.reference_policy(),
         )  # fmt: skip
+        if plan.controls:
+            result.controls = measure_controls(
+                model, result.update.step.direction, lambda: sample("control", 0, plan.eval_prompts, plan.eval_group),
+                plan, seed, temperature,
+            )  # fmt: skip
+        return result
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightning_toys.errors import LARGEST, bounded, require
+from lightning_toys.errors import LARGEST, REPEATS, bounded, require
 from lightning_toys.update_entropy.estimators import EntropyKind
 
 
@@ -26,6 +26,8 @@ class Plan:
         per_sequence: measure every update sequence's direction at every eta too.
         counterfactuals: leave-one-out, no momentum, other betas, Clip-Cov, KL-Cov; standard errors of sampling U.
         second_order: the curvature along the step.
+        controls: random directions of the step's size that it is compared with, beside the step reversed, at every eta
+            on responses sampled anew from the policy there, ``eval_prompts`` times ``eval_group``; 0 for no comparison.
         filter_zero_advantage: replace prompts whose responses all earn the same reward.
         max_resample_attempts: times that U is sampled before the probe gives up.
         tolerance: greatest advantage that counts as zero.
@@ -54,6 +56,7 @@ class Plan:
     per_sequence: bool = True
     counterfactuals: bool = True
     second_order: bool = True
+    controls: int = 0
     filter_zero_advantage: bool = True
     max_resample_attempts: int = 20
     tolerance: float = 1e-8
@@ -71,6 +74,7 @@ class Plan:
         for name, low in minimum.items():
             value = getattr(self, name)
             bounded(f"--model.plan.{name}", value, low)
+        bounded("--model.plan.controls", self.controls, 0, REPEATS)
         require(len(self.etas) > 0, "--model.plan.etas: [] is not allowed; give at least one step size")
         for eta in self.etas:
             bounded("--model.plan.etas", eta, 0.0, above=True)

@@ -282,6 +282,7 @@ class PolicyModule(PolicyInference):
                     spec.temperature,
                     spec.prompts,
                     spec.stop_tokens,
+                    spec.permute_rewards,
                 )
                 for m, s in zip(self.policies, self.seeds, strict=True)
             ]

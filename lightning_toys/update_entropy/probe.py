@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_toys.errors import ToyError
 from lightning_toys.training.noise import keyed_generator
-from lightning_toys.update_entropy.adamw import AdamWState, Tensors, norm, sum_tensors
+from lightning_toys.update_entropy.adamw import AdamWState, ComputedTensors, norm, sum_tensors, tensors_of
 from lightning_toys.update_entropy.attribution import clip_cov, covariances, kl_cov, token_influences
 from lightning_toys.update_entropy.cache import ScoreCache, digest, fingerprint
 from lightning_toys.update_entropy.derivatives import (
@@ -146,15 +146,22 @@ def probe(
     with timer.time("update"):
         update = make_update(model, sequences, state, max_norm, temperature, chunk, objective, reference, keep)
         batch_scores = evaluate(model, sequences, temperature, chunk=plan.tf_batch_size)
-        batch = sum_tensors(update.sequence_directions())
-    step = update.step
-    baseline = sum_tensors([step.momentum, step.decay])
-    together = sum_tensors([baseline, batch])
-    residual = norm({n: v - together[n] for n, v in step.direction.items()}) / max(norm(step.direction), 1e-300)
+        step, g = update.step, update.gradient
+        batch: Mapping[str, Tensor]
+        if keep:
+            batch = sum_tensors(update.sequence_directions())
+        else:  # the sequences' gradients have been summed as they were taken
+            batch = ComputedTensors(g, lambda n: step.preconditioner[n] * g[n])
+    baseline = tensors_of(g, lambda n: step.momentum[n] + step.decay[n], keep)
+    together = tensors_of(g, lambda n: baseline[n] + batch[n], keep)
+    difference = ComputedTensors(g, lambda n: step.direction[n] - together[n])
+    residual = norm(difference) / max(norm(step.direction), 1e-300)
     if close := residual <= CLOSURE_TOLERANCE:
         together = step.direction  # one of the two is enough
-    directions = {"full": step.direction, "baseline": baseline, "grad": batch, "momentum": step.momentum,
-                  "decay": step.decay, "baseline_plus_grad": together}  # fmt: skip
+    directions: dict[str, Mapping[str, Tensor]] = {
+        "full": step.direction, "baseline": baseline, "grad": batch, "momentum": step.momentum, "decay": step.decay,
+        "baseline_plus_grad": together,
+    }  # fmt: skip
     A = update.objective.advantages(sequences).to(batch_scores.logp)
     cov = covariances(batch_scores.logp, A, batch_scores.mask)
     eta = plan.reference_eta or step.eta
@@ -165,7 +172,7 @@ def probe(
         if number == 0:
             with timer.time("tokens"):
                 h = one.gradients.entropy_gradient
-                tokens = token_influences(model, update, h, temperature, plan.tf_batch_size)
+                tokens = token_influences(model, update, h, temperature, plan.tf_batch_size, overwrite=True)
         del one  # its gradients, before those of the next batch are taken
     norms = {name: norm(v) for name, v in directions.items()}
     return ProbeResult(update, batch_scores, residual, norms, tokens, cov, results, eta, attempts, timer.seconds)
@@ -196,7 +203,7 @@ class EvaluationProbe:
         model: nn.Module,
         evaluation: Sequences,
         update: Update,
-        directions: dict[str, Tensors],
+        directions: dict[str, Mapping[str, Tensor]],
         parts_close: bool,
         plan: Plan,
         temperature: float,
@@ -310,7 +317,7 @@ class EvaluationProbe:
             weights = reward_weights(self.base, rewards)[rows]
             h = weighted_gradient(self.model, part, weights, None, self.temperature, chunk)
             h = {n: self.sharding.all_reduce(g) for n, g in h.items()}
-            tokens = token_influences(self.model, self.update, h, self.temperature, chunk)
+            tokens = token_influences(self.model, self.update, h, self.temperature, chunk, overwrite=True)
         return RewardResult(ratio_estimate(r, torch.ones_like(r), self.base.prompt_index), slopes, tokens)
 
     def curvature(self) -> Estimate:
@@ -336,7 +343,7 @@ class EvaluationProbe:
             "betas_0_0.999": lambda: state.with_hyperparameters(betas=(0.0, 0.999)),
         }
 
-        def directions() -> Iterator[Tensors]:
+        def directions() -> Iterator[Mapping[str, Tensor]]:
             """One at a time: each is as large as what is trained."""
             yield from (update.step_with_state(make(), self.theta).direction for make in states.values())
             yield from (update.step_with_tokens(keep, self.theta, chunk).direction for keep in kept.values())
@@ -356,11 +363,12 @@ class EvaluationProbe:
         if n < 2:
             return {}
 
-        def directions() -> Iterator[Tensors]:
+        def directions() -> Iterator[Mapping[str, Tensor]]:
             for rows in groups:
                 s = self.update.step_without(rows, self.theta)
                 yield from (s.direction, s.momentum, s.decay)
                 yield {k: s.direction[k] - s.momentum[k] - s.decay[k] for k in s.direction}
+                del s  # before the next one is made
 
         _, values, _ = self.gradients.directional_derivatives(directions())
         variances = (n - 1) * values.view(n, 4).var(0, correction=0)

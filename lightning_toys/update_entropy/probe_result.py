@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from lightning_toys.update_entropy.controls import ControlResult
 from lightning_toys.update_entropy.estimators import Estimate, ImportanceEstimate, Scores, ratio_interval
 from lightning_toys.update_entropy.reward_change import RewardResult
 from lightning_toys.update_entropy.sequences import Sequences
@@ -86,6 +87,7 @@ class ProbeResult:
         reference_eta: step size of the matrix of E against U.
         attempts: times that U was sampled.
         seconds: wall time, by part of the probe.
+        controls: the step beside others of its size, where the plan asks for it.
     """
 
     update: Update
@@ -98,3 +100,4 @@ class ProbeResult:
     reference_eta: float
     attempts: int
     seconds: dict[str, float]
+    controls: ControlResult | None = None

@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_toys.training.files import partial_name, put_in_place, set_aside, write_atomic
 from lightning_toys.training.results import Report, to_json
 from lightning_toys.update_entropy.cache import to_numpy
+from lightning_toys.update_entropy.controls import REVERSED, STEP, ControlResult
 from lightning_toys.update_entropy.estimators import EntropyKind, Estimate, ImportanceEstimate
 from lightning_toys.update_entropy.plan import Plan
 from lightning_toys.update_entropy.probe_result import EvaluationResult, ProbeResult
@@ -136,6 +137,12 @@ def evaluation_json(e: EvaluationResult) -> dict[str, Any]:
     return out
 
 
+def controls_json(controls: ControlResult) -> dict[str, Any]:
+    """Return summary.json's entry of the step's controls."""
+    changes = {n: {f"{eta:g}": estimate_json(x) for eta, x in found.items()} for n, found in controls.changes.items()}
+    return {"responses": controls.responses, "changes": changes}
+
+
 def summary_json(result: ProbeResult, seed: int, plan: Plan, step: int) -> dict[str, Any]:
     """Return the content of a replica's summary.json; ``step`` is that of the checkpoint."""
     s, objective = result.update.step, result.update.objective
@@ -161,6 +168,7 @@ def summary_json(result: ProbeResult, seed: int, plan: Plan, step: int) -> dict[
         "adamw": {n: asdict(h) for n, h in list(result.update.state.hyperparameters.items())[:1]},
         "adamw_step": max(m.step for m in result.update.state.moments.values()),
         "evaluations": [evaluation_json(e) for e in result.evaluations],
+        **({} if result.controls is None else {"controls": controls_json(result.controls)}),
         "seconds": result.seconds,
     }
 
@@ -325,6 +333,20 @@ def linear_line(e: EvaluationResult) -> str:
     return f"linear within a tenth up to an eta whose 95 % interval is {between}: E does not tell the {which} from 0"
 
 
+def control_lines(controls: ControlResult) -> list[str]:
+    """Return the lines on the screen that hold the step against its controls."""
+    out = []
+    for eta, step in controls.changes[STEP].items():
+        random = np.array(controls.random(eta))
+        reverse = controls.changes[REVERSED][eta]
+        out.append(
+            f"  eta {eta:g}, {controls.responses} responses sampled anew: dH {with_error(step.value, step.se)}, "
+            f"reversed {with_error(reverse.value, reverse.se)}, {len(random)} random directions "
+            f"{random.min():.4g} to {random.max():.4g}"
+        )
+    return out
+
+
 def summary_lines(seeds: Sequence[int], results: Sequence[ProbeResult], folder: Path, kind: EntropyKind) -> list[str]:
     """Return the lines on the screen, a few for each replica.
 
@@ -348,6 +370,8 @@ def summary_lines(seeds: Sequence[int], results: Sequence[ProbeResult], folder: 
                 f"  eta {eta:g}: dH {with_error(w.change.value, w.change.se)}, linear {linear:.4g}, "
                 f"effective sample size {w.ess:.0f} of {len(e.sequences)}{warning}"
             )
+        if result.controls is not None:
+            out += control_lines(result.controls)
         if e.reward is not None:
             j = ", ".join(f"{n} {with_error(*e.reward.slopes[k])}" for n, k in NAMED)
             out.append(f"  reward {with_error(e.reward.mean.value, e.reward.mean.se)}; dJ/d eta of the same step: {j}")

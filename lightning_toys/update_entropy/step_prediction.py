@@ -81,8 +81,8 @@ class StepPrediction:
 
     Attributes:
         metrics: ``predicted``, ``momentum``, ``decay``, ``batch``, ``second_order`` and ``entropy``, each but the last
-            with its standard error ``..._se``; in nats. :func:`measure_step` adds ``missed``, ``measured`` and
-            ``measured_se``.
+            with its standard error ``..._se``; in nats; and ``clusters``. :func:`measure_step` adds ``missed``,
+            ``measured`` and ``measured_se``.
         expected: the weights after the step.
         responses: that it is measured on; None for no measurement.
         before: scores of those before the step.
@@ -131,6 +131,7 @@ def predict_step(
     metrics["entropy"] = entropy(derivatives.scores, kind).value
     before = None if fresh is None else evaluate(model, fresh, temperature, chunk=chunk)
     clusters = min(len(set(x.prompt_index)) for x in (responses, fresh) if x is not None)
+    metrics["clusters"] = clusters
     return StepPrediction(metrics, expected, fresh, before, clusters)
 
 

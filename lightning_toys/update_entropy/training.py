@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_toys.errors import REPEATS, bounded, require
+from lightning_toys.training.noise import keyed_generator
 from lightning_toys.update_entropy.data import EXTRA_TOKENS, TextData
 from lightning_toys.update_entropy.estimators import effective_sample_size
 from lightning_toys.update_entropy.objective import Objective, ResponseWeights, kl_penalty
@@ -40,6 +41,8 @@ class Rollouts:
         micro_batch: responses of one pass; less memory, the same step; 0 for all at once.
         stop_tokens: token ids that end a response; null for those of tokenizer, configuration and generation
             configuration together.
+        permute_rewards: give the rewards of each prompt's responses to those responses in a random order: a negative
+            control, whose advantages have the same values and nothing to do with what was said.
 
     Raises:
         ToyError: a value is not allowed.
@@ -51,6 +54,7 @@ class Rollouts:
     inner_steps: int = 1
     micro_batch: int = 0
     stop_tokens: list[int] | None = None
+    permute_rewards: bool = False
 
     def __post_init__(self) -> None:
         for name, minimum in (("prompts", 1), ("group", 2), ("inner_steps", 1), ("micro_batch", 0)):
@@ -80,6 +84,7 @@ def sample_rollouts(
     temperature: float,
     total: int,
     ends: Sequence[int] | None = None,
+    permute_rewards: bool = False,
 ) -> Sequences:
     """Return responses with their rewards; a response depends on its own key (seed, step, stream, row) only.
 
@@ -94,6 +99,7 @@ def sample_rollouts(
         temperature: of the softmax.
         total: prompts of the step on all ranks together.
         ends: tokens that end a response; None for :func:`~lightning_toys.update_entropy.rollouts.stop_tokens`.
+        permute_rewards: see :func:`permuted_within_prompts`.
     """
     problems = data.problems(seed, step, stream, total)
     chosen = [(number, problems[number]) for number in prompts for _ in range(group)]
@@ -103,7 +109,33 @@ def sample_rollouts(
     chosen_ends = ends or stop_tokens(model, data.tokenizer.eos_token_id)
     found = generate(model, encoded, [number for number, _ in chosen], u, chosen_ends, temperature)
     rewards = data.rewards([problem for _, problem in chosen], [data.tokenizer.decode(x) for x in found.responses])
+    if permute_rewards:
+        rewards = permuted_within_prompts(rewards, found.prompt_index, seed, step, stream)
     return Sequences(found.prompts, found.responses, found.prompt_index, rewards)
+
+
+def permuted_within_prompts(
+    rewards: Sequence[float], prompt_index: Sequence[int], seed: int, step: int, stream: str
+) -> list[float]:
+    """Return rewards with those of each prompt's responses in a random order, of its own key (seed, step, stream).
+
+    Args:
+        rewards: of the responses.
+        prompt_index: number of each response's prompt within the step, below 2^32.
+        seed: of the replica.
+        step: optimiser step, or another number.
+        stream: name of the use.
+
+    >>> sorted(permuted_within_prompts([1.0, 2.0, 3.0], [0, 0, 0], 0, 0, "example"))
+    [1.0, 2.0, 3.0]
+    """
+    out = list(rewards)
+    for number in dict.fromkeys(prompt_index):
+        rows = [i for i, k in enumerate(prompt_index) if k == number]
+        order = keyed_generator(seed, (step << 32) + number, f"permutation/{stream}").permutation(len(rows))
+        for i, j in zip(rows, order.tolist(), strict=True):
+            out[i] = rewards[rows[j]]
+    return out
 
 
 def supervised_loss(model: nn.Module, tokens: Tensor, response: Tensor, total: int) -> Tensor:

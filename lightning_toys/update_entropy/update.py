@@ -40,6 +40,8 @@ class Update:
         temperature: the sequences were generated at.
         logp: l_k of the policy (N_U, T), where ratios or a penalty want it.
         reference_logp: l_k of the reference (N_U, T), where there is a KL penalty.
+        keep_gradients: whether steps are kept too, or computed anew whenever they are asked for.
+        chunk: sequences of one reverse pass, where gradients are taken anew.
     """
 
     model: nn.Module
@@ -55,6 +57,8 @@ class Update:
     temperature: float = 1.0
     logp: Tensor | None = None
     reference_logp: Tensor | None = None
+    keep_gradients: bool = True
+    chunk: int = 64
 
     @property
     def sequence_weights(self) -> Tensor:
@@ -70,7 +74,7 @@ class Update:
 
     def sequence_direction(self, i: int) -> Tensors:
         """Return v_i of a sequence, at the batch's D and c."""
-        return self.step.precondition(self.sequence_gradient(i))
+        return self.step.precondition_in_place(self.sequence_gradient(i))
 
     def sequence_directions(self) -> Iterator[Tensors]:
         """Yield v_i of every sequence, one at a time."""
@@ -96,19 +100,19 @@ class Update:
             gradient = loss_gradient(whole, self.logp_gradients)  # no copy of the other sequences' gradients
         else:
             bonus = None if e is None else -e
-            gradient = weighted_gradient(self.model, part, -weights, bonus, self.temperature)
-        return AdamWStep.from_gradient(parameters, gradient, self.state, self.max_norm)
+            gradient = weighted_gradient(self.model, part, -weights, bonus, self.temperature, self.chunk)
+        return AdamWStep.from_gradient(parameters, gradient, self.state, self.max_norm, self.keep_gradients)
 
     def step_with_state(self, state: AdamWState, parameters: Mapping[str, Tensor]) -> AdamWStep:
         """Return the step of the same gradient from another state of AdamW: without momentum, other betas, ..."""
-        return AdamWStep.from_gradient(parameters, self.gradient, state, self.max_norm)
+        return AdamWStep.from_gradient(parameters, self.gradient, state, self.max_norm, self.keep_gradients)
 
     def step_with_tokens(self, keep: Tensor, parameters: Mapping[str, Tensor], chunk: int = 64) -> AdamWStep:
         """Return the step in which only some tokens, 1 in ``keep`` (N_U, T), have a gradient."""
         kept = keep.to(self.weights)
         e = None if self.entropy_weights is None else -self.entropy_weights * kept
         gradient = weighted_gradient(self.model, self.sequences, -self.weights * kept, e, self.temperature, chunk)
-        return AdamWStep.from_gradient(parameters, gradient, self.state, self.max_norm)
+        return AdamWStep.from_gradient(parameters, gradient, self.state, self.max_norm, self.keep_gradients)
 
 
 def has_one_weight_a_response(weights: Tensor, lengths: Sequence[int]) -> bool:
@@ -172,7 +176,8 @@ def make_update(
         gradient = loss_gradient(weights[:, 0], kept)
     else:
         gradient = weighted_gradient(model, sequences, -weights, None if e is None else -e, temperature, chunk)
-    step = AdamWStep.from_gradient(trainable_parameters(model), gradient, state, max_norm)
+    step = AdamWStep.from_gradient(trainable_parameters(model), gradient, state, max_norm, keep_gradients)
     return Update(
-        model, sequences, weights, e, gradient, kept, state, step, max_norm, objective, temperature, logp, other
-    )
+        model, sequences, weights, e, gradient, kept, state, step, max_norm, objective, temperature, logp, other,
+        keep_gradients, chunk,
+    )  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_toys.errors import ToyError
+from lightning_toys.update_entropy import adamw
 from lightning_toys.update_entropy.adamw import (
     AdamWState,
     AdamWStep,
@@ -217,3 +218,40 @@ def test_sums_and_products() -> None:
     assert dot(a, {"x": torch.tensor([2.0]), "y": torch.tensor([-1.0])}) == 2
     assert sum_tensors([a, a])["y"] == 8
     assert a["y"] == 4  # the parts are left alone
+
+
+@pytest.mark.parametrize("slice_size", [1 << 22, 3])
+def test_a_step_that_keeps_nothing_is_the_same_step(slice_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit by bit, in slices too; norms and inner products of slices are those of the whole but for rounding."""
+    g = torch.Generator().manual_seed(3)
+    theta = {n: torch.randn(shape, generator=g) for n, shape in (("a", (4, 5)), ("b", ()), ("c", (7,)))}
+    gradient = {n: torch.randn(p.shape, generator=g) for n, p in theta.items()}
+    moments = {
+        n: Moments(
+            4, torch.randn(p.shape, generator=g), torch.rand(p.shape, generator=g), torch.rand(p.shape, generator=g)
+        )
+        for n, p in theta.items()
+    }
+    hyper = {
+        n: Hyperparameters(lr, weight_decay=0.3, amsgrad=n == "a") for n, lr in zip(theta, (0.1, 0.2, 0.1), strict=True)
+    }
+    state = AdamWState(hyper, moments)
+    whole = AdamWStep.from_gradient(theta, gradient, state, 0.5)
+    sizes = norm(gradient), dot(gradient, whole.direction)
+    monkeypatch.setattr(adamw, "SLICE", slice_size)
+    lean = AdamWStep.from_gradient(theta, gradient, state, 0.5, keep=False)
+    assert (lean.eta, lean.clip_scale) == (whole.eta, pytest.approx(whole.clip_scale, rel=1e-14))
+    for part in ("direction", "momentum", "decay", "preconditioner"):
+        kept, computed = getattr(whole, part), getattr(lean, part)
+        assert isinstance(kept, dict)
+        assert not isinstance(computed, dict)
+        assert list(computed) == list(kept) == list(theta)
+        for n in theta:
+            torch.testing.assert_close(computed[n], kept[n], rtol=0 if slice_size > 9 else 1e-6, atol=0)
+        with pytest.raises(KeyError):
+            computed["d"]
+    assert (norm(gradient), dot(gradient, lean.direction)) == pytest.approx(sizes, rel=1e-12)
+    mine = {n: x.clone() for n, x in gradient.items()}
+    wanted = whole.precondition(gradient)
+    assert lean.precondition_in_place(mine) is mine
+    assert all(torch.equal(mine[n], wanted[n]) for n in theta) or slice_size < 9

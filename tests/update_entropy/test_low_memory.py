@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("peft")
 from lightning_toys.update_entropy import entropy_derivatives, update
-from lightning_toys.update_entropy.derivatives import score_second_jvp, trainable_parameters
+from lightning_toys.update_entropy.derivatives import score_second_jvp, trainable_parameters, weighted_gradient
 from lightning_toys.update_entropy.entropy_derivatives import (
     ForwardEntropyDerivatives,
     Sharding,
@@ -21,7 +21,7 @@ from lightning_toys.update_entropy.plan import Plan
 from lightning_toys.update_entropy.probe import probe
 from lightning_toys.update_entropy.probe_result import ProbeResult
 from lightning_toys.update_entropy.rollouts import generate, uniforms
-from lightning_toys.update_entropy.sequences import Sequences
+from lightning_toys.update_entropy.sequences import Sequences, pad_batch, policy_scores
 from tests.update_entropy.test_objective import TEMPERATURE, a_batch, a_policy, a_state, objective
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -80,6 +80,30 @@ def test_the_numbers_are_the_same(case: str, monkeypatch: pytest.MonkeyPatch) ->
     if case == "plain":
         with pytest.raises(AssertionError, match="at once"):
             run(True)
+
+
+def test_a_gradient_leaves_the_model_alone() -> None:
+    """Nothing is put into its gradients, no hook of its parameters hears of it, and parts add up to the whole."""
+    model = a_policy()
+    batch = a_batch(model)
+    heard: list[str] = []
+    marked = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    for n, p in marked.items():
+        p.register_hook(lambda g, n=n: heard.append(n))  # type: ignore[misc]
+        p.grad = torch.full_like(p, 3.0)
+    weights = torch.rand(len(batch), max(batch.lengths), generator=torch.Generator().manual_seed(2)).double()
+    whole = weighted_gradient(model, batch, weights, weights.sqrt(), TEMPERATURE, 64)
+    parts = weighted_gradient(model, batch, weights, weights.sqrt(), TEMPERATURE, 2)
+    logp, h = policy_scores(model, pad_batch(batch), TEMPERATURE)
+    value = (weights * logp + weights.sqrt() * h).sum()
+    assert all(bool((p.grad == 3.0).all()) for p in marked.values() if p.grad is not None)
+    assert heard == []
+    by_hand = dict(zip(marked, torch.autograd.grad(value, list(marked.values())), strict=True))
+    assert len(heard) == len(marked) > 0  # the hooks do hear of a gradient of the parameters themselves
+    for n, g in by_hand.items():
+        torch.testing.assert_close(whole[n], g, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(parts[n], g, rtol=1e-9, atol=1e-13)
+        assert not whole[n].requires_grad
 
 
 @pytest.mark.parametrize("kind", ["token", "sequence", "surprisal"])

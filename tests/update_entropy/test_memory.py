@@ -25,12 +25,13 @@ def a_model(numbers: int, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def test_what_is_kept_by_hand() -> None:
-    """16 gradients of U, 64 of E, 32 that are being taken, 20 more; 20 alone where none is kept."""
+    """16 gradients of U, 64 of E, 32 that are being taken, 20 more; where none is kept 8, 6 without counterfactuals."""
     assert probe_bytes(a_model(1000), PLAN) == 4000 * (16 + 64 + 32 + 20)
     assert probe_bytes(a_model(1000, torch.bfloat16), PLAN) == 2000 * 132
     assert probe_bytes(a_model(1000), PLAN, world_size=4) == 4000 * (16 + 16 + 16 + 20)
     assert probe_bytes(a_model(1000), PLAN, update=8, evaluation=6) == 4000 * (8 + 6 + 8 + 20)
-    assert probe_bytes(a_model(1000), PLAN, kept=False) == 4000 * 20
+    assert probe_bytes(a_model(1000), PLAN, kept=False) == 4000 * 8
+    assert probe_bytes(a_model(1000), replace(PLAN, counterfactuals=False), kept=False) == 4000 * 6
     few = replace(PLAN, grad_chunk_size=2)
     assert probe_bytes(a_model(1000), few) == 4000 * (16 + 64 + 2 + 20)
 
@@ -50,17 +51,17 @@ def test_gradients_are_kept_where_they_fit(monkeypatch: pytest.MonkeyPatch, caps
     found, said = ask(kept - 1, None)
     assert not found
     assert "which is more than is free: none is kept; without kept gradients, a probe by 124,000,000" in said
-    assert "takes about 9.2 GiB, and more time" in said
+    assert "takes about 3.7 GiB, and more time" in said
     found, said = ask(kept, False)  # as asked for
     assert not found
-    assert said == "the probe: without kept gradients, a probe by 124,000,000 parameters takes about 9.2 GiB\n"
+    assert said == "the probe: without kept gradients, a probe by 124,000,000 parameters takes about 3.7 GiB\n"
     for keep, free, words in (
         (
             True,
             kept - 1,
-            ("keep_gradients: true is not allowed here: gradients of 64 + 16 ", "null or false (9.2 GiB)"),
+            ("keep_gradients: true is not allowed here: gradients of 64 + 16 ", "null or false (3.7 GiB)"),
         ),
-        (None, anew - 1, ("keep_gradients: null is not allowed here: without kept gradients", "9.2 GiB are free")),
+        (None, anew - 1, ("keep_gradients: null is not allowed here: without kept gradients", "3.7 GiB are free")),
         (False, anew - 1, ("keep_gradients: false is not allowed here", "give an adapter (--model.policy.lora_rank)")),
     ):
         with pytest.raises(ToyError) as caught:
