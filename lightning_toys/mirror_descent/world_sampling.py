@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
@@ -257,7 +258,7 @@ class WorldSampling(SamplerEvaluation):
 
     def drawn_near(
         self, name: str, problem: Problem, chains: int, progress: WorkProgress
-    ) -> tuple[Sampler, list[Sample], list[Array]]:
+    ) -> tuple[Sampler, list[Sample], list[npt.NDArray[np.bool_]]]:
         """Return a sampler, its samples, one a seed, and for each whether its draws (n,) are near the target."""
         sampler = self.maker(name)(problem)
         with torch.autocast(self.device.type, enabled=False):  # scores are small differences
@@ -265,7 +266,7 @@ class WorldSampling(SamplerEvaluation):
         truth = self.truth(problem)
         std = np.sqrt(np.maximum(np.diag(truth.covariance), np.diag(truth.prior.covariance)))
         with np.errstate(invalid="ignore", over="ignore"):
-            near = [(np.abs(points_of(x) - truth.mean) < FAR * std).all(1) for x in samples]
+            near = [np.all(np.abs(points_of(x) - truth.mean) < FAR * std, axis=1) for x in samples]
         return sampler, samples, near
 
     def evaluate(self) -> Report:
