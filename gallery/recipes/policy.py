@@ -55,15 +55,41 @@ FLOW = Run(
 ABLATION = {
     name: Run(
         name=f"ablation_{name}",
-        commands=(f"fit {CONFIG}/meanflow.yaml --trainer.max_steps 5000 {words}".strip(),),
+        commands=(f"fit {CONFIG}/meanflow.yaml --trainer.max_steps 5000 {words}".strip(), "-m gallery.shares --samples 500000"),
         folder=f"generative_policy/ablation/{name}",
         seeds="0 to 3",
-        minutes=3,
-        quick=QUICK,
-        quick_minutes=0.4,
+        minutes=4,
+        quick=None,
     )
     for name, words in CHANGES.items()
 }
+
+
+def fresh(name: str, config: str, words: str, readouts: str, minutes: float) -> Run:
+    """Return a run of a frozen recipe with seeds and samples that no choice was made by."""
+    fit = f"fit {CONFIG}/{config}.yaml --model.seeds '[10,11,12,13]' {words}".strip()
+    folder = f"generative_policy/fresh/{name}"
+    return Run(f"fresh_{name}", (fit, f"-m gallery.shares {readouts}"), folder, "10 to 13", minutes, quick=None)
+
+
+def short_run(name: str, words: str) -> Run:
+    """Return a run of 2000 steps, evaluated by averaged and by raw weights."""
+    fit = f"fit {CONFIG}/meanflow.yaml --trainer.max_steps 2000 {words}".strip()
+    check = "-m gallery.shares --weights ema raw --samples 200000"
+    return Run(name, (fit, check), f"generative_policy/gallery/{name}", "0 to 3", 2, quick=None)
+
+
+SHORT = short_run("short_run", "")
+SHORT_CONSTANT = short_run("short_run_constant", "--model.ema_warmup false")
+EIGHT = "--data.target EightGaussians"
+ONE = "--readouts 1 2 noise --samples 200000"
+EULER = "--readouts euler-8 log-8 euler-16 log-16 --samples 50000"
+FRESH = fresh("three", "meanflow", "", ONE, 14)
+FRESH_EIGHT = fresh("eight", "meanflow", EIGHT, ONE, 14)
+FRESH_FLOW = fresh("flow", "flow", "", EULER, 10)
+DECONVOLVED = fresh(
+    "deconvolved", "meanflow", "--model.target_std_as deconvolved", "--readouts 1 2 --samples 200000", 14
+)
 EDM = Run(
     name="edm",
     commands=(f"fit {CONFIG}/meanflow.yaml --model.form edm --model.target_std 0.006",),
@@ -79,6 +105,45 @@ GAUSSIAN = Run(
     seeds="0 to 63",
     minutes=8,
     quick="--trainer.max_steps 3000 --model.seeds '[0,1,2,3,4,5,6,7]' --model.lr 0.003",
+)
+PLACES = "--data.target Mixture --data.target.means '[[0,0.5],[-0.5,-0.5],[0.5,-0.5]]' --data.target.stds 0.02"
+WEIGHTS = {"as_shipped": "[1.4,1.2,1]", "turned": "[1,1.2,1.4]", "equal": "[1,1,1]"}
+PERMUTED = {
+    name: Run(
+        name=f"gaussian_{name}",
+        commands=(
+            f"fit {CONFIG}/gaussian.yaml --trainer.max_steps 10000 {PLACES} --data.target.weights '{weights}'",
+        ),
+        folder=f"generative_policy/gaussian-weights/{name}",
+        seeds="0 to 63",
+        minutes=4,
+        quick=None,
+    )
+    for name, weights in WEIGHTS.items()
+}
+SIXTEEN = "[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15]"
+MIXTURE = (
+    f"fit {CONFIG}/flow.yaml --model docs.examples.own.my_policy.MixturePolicy --model.components 3"
+    f" --model.seeds '{SIXTEEN}' --data.coupling Independent --trainer.max_steps 10000"
+)
+CLASSES = {
+    "gaussian_forward": f"fit {CONFIG}/gaussian.yaml --model.divergence forward_kl --model.seeds '{SIXTEEN}'"
+    " --model.lr 0.003 --trainer.max_steps 10000",
+    "mixture_reverse": f"{MIXTURE} --model.divergence reverse_kl",
+    "mixture_forward": f"{MIXTURE} --model.divergence forward_kl",
+}
+BY_CLASS = {
+    name: Run(name, (words,), f"generative_policy/classes/{name}", "0 to 15", 3, quick=None)
+    for name, words in CLASSES.items()
+}
+PENDULUM = Run(
+    name="pendulum",
+    commands=("-m docs.examples.pendulum",),
+    folder="generative_policy/gallery/pendulum",
+    seeds="0 to 3",
+    minutes=10,
+    quick=None,
+    needs="gymnasium",
 )
 BANDIT = Run(
     name="bandit",
@@ -253,7 +318,23 @@ FLOW_STEPS = {"1 (Euler)": "@euler-1", **{str(n): f"@euler-{n}" for n in (2, 4, 
 
 RECIPE = Recipe(
     name="policy",
-    runs=(TARGET_STD, FLOW, *ABLATION.values(), EDM, GAUSSIAN, BANDIT),
+    runs=(
+        TARGET_STD,
+        FLOW,
+        EDM,
+        GAUSSIAN,
+        BANDIT,
+        SHORT,
+        SHORT_CONSTANT,
+        *ABLATION.values(),
+        *BY_CLASS.values(),
+        *PERMUTED.values(),
+        PENDULUM,
+        FRESH,
+        DECONVOLVED,
+        FRESH_FLOW,
+        FRESH_EIGHT,
+    ),
     figures=(
         *entries(
             ["target_std"],
