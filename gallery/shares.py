@@ -11,6 +11,7 @@ import importlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def load(folder: Path, checkpoint: str = "last") -> tuple[GenerativePolicy, Targ
     config = yaml.safe_load((folder / "config.yaml").read_text())
     module, _, name = config["model"]["class_path"].rpartition(".")
     cls = getattr(importlib.import_module(module), name)
-    policy = cls.load_from_checkpoint(folder / "checkpoints" / f"{checkpoint}.ckpt", weights_only=True, map_location="cpu")
+    policy = cls.load_from_checkpoint(
+        folder / "checkpoints" / f"{checkpoint}.ckpt", weights_only=True, map_location="cpu"
+    )
     return policy.eval(), named(config["data"]["init_args"]["target"])
 
 
@@ -62,13 +65,13 @@ def log_times(nfe: int) -> list[float]:
 def euler(velocity: Callable[[Tensor, Tensor], Tensor], e: Tensor, times: Sequence[float]) -> Tensor:
     """Return z_0 of dz/dt = velocity(z, t) from z_1 = e (R, n, D), by a step between each two times."""
     z = e
-    for t, after in zip(times[:-1], times[1:], strict=True):
+    for t, after in pairwise(times):
         z = z + (after - t) * velocity(z, torch.full_like(z[..., :1], t))
     return z
 
 
 def drawer(policy: Any, readout: str) -> Draw:
-    """Return what draws actions by a readout: one of the policy's own, ``log-N``, or ``map``, one step without noise."""
+    """Return what draws actions by a readout: one of the policy's own, ``log-N``, or ``map``: one step, no noise."""
     if not readout.startswith("log-") and readout != "map":
         return lambda n, index: policy.sample(n, readout, index)
     net = policy.evaluation_net

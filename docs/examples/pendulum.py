@@ -38,8 +38,8 @@ def train(steps: int, kind: str = "meanflow", seed: int = 0) -> list[float]:
             total, (state, _) = 0.0, env.reset()
         if step < 200:
             continue
-        rows = torch.randint(len(memory), (128,), generator=g).tolist()
-        s, a, r, s2 = (torch.tensor(np.array(x), dtype=torch.float32) for x in zip(*(memory[i] for i in rows)))
+        rows = (memory[i] for i in torch.randint(len(memory), (128,), generator=g).tolist())
+        s, a, r, s2 = (torch.tensor(np.array(x), dtype=torch.float32) for x in zip(*rows, strict=True))
         with torch.no_grad():
             goal = r + 0.98 * slow(torch.cat([s2, policy.act(s2, seed=step)[0]], 1))
             # a step of mirror descent: of 16 actions at each state one is kept, with probability exp(Q / temperature)
@@ -53,7 +53,7 @@ def train(steps: int, kind: str = "meanflow", seed: int = 0) -> list[float]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        for p, other in zip(slow.parameters(), q.parameters()):
+        for p, other in zip(slow.parameters(), q.parameters(), strict=True):
             p.data.lerp_(other.data, 0.01)
     return returns
 
@@ -83,7 +83,7 @@ def main() -> None:
         rows[kind] = [(np.mean(r[:10]), np.mean(r[-10:])) for r in returns]
     text = "| policy | first ten episodes | last ten episodes |\n|---|---:|---:|\n"
     for name, pairs in rows.items():
-        first, last = (mean_ci(x) for x in zip(*pairs))
+        first, last = (mean_ci(x) for x in zip(*pairs, strict=True))
         text += f"| {name} | {format_estimate(first)} | {format_estimate(last)} |\n"
     print(text, end="")
     if args.out:

@@ -105,7 +105,7 @@ def difference_table(what: str, found: Mapping[str, PairedDifference]) -> str:
         [name, short(format_estimate(d.estimate)), p_words(p)]
         for (name, d), p in zip(found.items(), adjusted(found.values()), strict=True)
     ]
-    return table(f"difference of {what}, paired by seed | mean ± half of the 95 % interval | p (Holm)", rows)
+    return table(f"{what}, paired by seed | mean ± half of the 95 % interval | p (Holm)", rows)
 
 
 def answers(at: Folders, run: Run, metric: str) -> dict[str, PairedDifference]:
@@ -119,7 +119,7 @@ def bandit_questions(at: Folders) -> str:
     by, found = cells(at, CONTROLS), answers(at, CONTROLS, "regret")
     for name, (policy, _, label) in CHANGES.items():
         found[f"{label} minus {POLICIES[policy]}"] = difference(change(at, name), by[policy, "learned"], "regret")
-    return difference_table("regret", found)
+    return difference_table("difference of regret", found)
 
 
 BANDIT = {
@@ -149,7 +149,7 @@ def equal_table(at: Folders) -> str:
 
 def equal_questions(at: Folders) -> str:
     """Return the differences of the effective number of hills, where all are equally high."""
-    return difference_table("the effective number of hills", answers(at, EQUAL, "effective_hills"))
+    return difference_table("difference of the effective number of hills", answers(at, EQUAL, "effective_hills"))
 
 
 def multigoal_table(at: Folders) -> str:
@@ -159,7 +159,7 @@ def multigoal_table(at: Folders) -> str:
 
 def multigoal_questions(at: Folders) -> str:
     """Return MultiGoal's differences of the gap to the optimum's soft return."""
-    return difference_table("soft_gap", answers(at, MULTIGOAL, "soft_gap"))
+    return difference_table("difference of soft_gap", answers(at, MULTIGOAL, "soft_gap"))
 
 
 def episodes(at: Folders) -> str:

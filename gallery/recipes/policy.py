@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from gallery.read import (
@@ -14,6 +16,7 @@ from gallery.read import (
     entries,
     fixed,
     paired,
+    ratio,
     results,
     short,
     spread,
@@ -22,7 +25,10 @@ from gallery.read import (
     values,
 )
 from gallery.recipe import Folders, Recipe, Run
-from lightning_toys.stats import PairedDifference, format_estimate, mean_ci
+from gallery.recipes.bandit import difference_table
+from gallery.running import TABLE
+from gallery.verdicts import p_words
+from lightning_toys.stats import PairedDifference, format_estimate, holm, mean_ci
 
 QUICK = "--trainer.max_steps 300 --model.seeds '[0,1]' --model.evaluation.samples 3000"
 CONFIG = "-c configs/generative_policy"
@@ -55,7 +61,10 @@ FLOW = Run(
 ABLATION = {
     name: Run(
         name=f"ablation_{name}",
-        commands=(f"fit {CONFIG}/meanflow.yaml --trainer.max_steps 5000 {words}".strip(), "-m gallery.shares --samples 500000"),
+        commands=(
+            f"fit {CONFIG}/meanflow.yaml --trainer.max_steps 5000 {words}".strip(),
+            "-m gallery.shares --samples 500000",
+        ),
         folder=f"generative_policy/ablation/{name}",
         seeds="0 to 3",
         minutes=4,
@@ -111,9 +120,7 @@ WEIGHTS = {"as_shipped": "[1.4,1.2,1]", "turned": "[1,1.2,1.4]", "equal": "[1,1,
 PERMUTED = {
     name: Run(
         name=f"gaussian_{name}",
-        commands=(
-            f"fit {CONFIG}/gaussian.yaml --trainer.max_steps 10000 {PLACES} --data.target.weights '{weights}'",
-        ),
+        commands=(f"fit {CONFIG}/gaussian.yaml --trainer.max_steps 10000 {PLACES} --data.target.weights '{weights}'",),
         folder=f"generative_policy/gaussian-weights/{name}",
         seeds="0 to 63",
         minutes=4,
@@ -203,32 +210,189 @@ def steps_table(r: Content, readouts: dict[str, str], head: str) -> str:
     return table(f"{head} | TV | off 3 sd | off 5 sd | entropy, k-NN", rows)
 
 
-def changes(at: Folders, metric: str) -> dict[str, tuple[PairedDifference, float]]:
-    """Return what each change adds to a metric, paired with what is shipped, and its p-value by Holm."""
-    found = {n: results(at[run.name]) for n, run in ABLATION.items()}
-    against = {n: difference(r, found["shipped"], metric) for n, r in found.items() if n != "shipped"}
-    return dict(zip(against, zip(against.values(), adjusted(against.values()), strict=True), strict=True))
+def of_actions(at: Folders, run: Run, label: str) -> Content:
+    """Return what gallery/shares.py measured of a run, in the form of results.
+
+    ``entropy_gap`` is the k-NN entropy less the target's, and ``entropy_error`` its absolute value.
+    """
+    from lightning_toys.generative_policy import EightGaussians, ThreeModes
+
+    found = json.loads((at[run.name] / "shares.json").read_text())
+    row = dict(found["rows"][label])
+    exact = (EightGaussians() if EIGHT in run.commands[0] else ThreeModes()).entropy()
+    row["entropy_gap"] = [v - exact for v in row["entropy_knn"]]
+    row["entropy_error"] = [abs(v) for v in row["entropy_gap"]]
+    return {"seeds": found["seeds"], "metrics": {name: {"values": v} for name, v in row.items()}}
+
+
+SHARES = {
+    "tv": "TV",
+    "off5": "off 5 sd",
+    "off10": "off 10 sd",
+    "off3": "off 3 sd",
+    "entropy_gap": "entropy minus target's",
+}
+SHARES_HEAD = " | ".join(SHARES.values())
+
+
+def short_table(at: Folders) -> str:
+    """Return 2000 steps by averaged and by raw weights, with the warmed up decay and the constant one."""
+    rows = []
+    for label, run in {"warmed up": SHORT, "constant": SHORT_CONSTANT}.items():
+        for kind, readout in {"averaged": "1", "last step's": "1 raw"}.items():
+            rows.append([label, kind, *words(of_actions(at, run, readout), *SHARES)])
+    return table(f"decay of the average | weights | {SHARES_HEAD}", rows, left=2)
+
+
+def averaged_minus_raw(run: Run) -> Make:
+    """Return what writes how much more of the actions averaged weights leave beyond 3 sd than the raw ones."""
+    return lambda at: paired(of_actions(at, run, "1"), of_actions(at, run, "1 raw"), "off3")
 
 
 def ablation_table(at: Folders) -> str:
-    """Return one change at a time, paired with what is shipped."""
-    against, rows = changes(at, "off3"), []
-    for name, run in ABLATION.items():
-        row = [f"`{CHANGES[name]}`" if CHANGES[name] else "as shipped"]
-        row += words(results(at[run.name]), "tv", "off3", "off5", "entropy_knn")
-        more = ["", ""]
-        if name in against:
-            d, p = against[name]
-            more = [format_estimate(d.estimate), short(f"{p:.2g}")]
-        rows.append([*row, *more])
-    head = "after 5000 steps | TV | off 3 sd | off 5 sd | entropy, k-NN | off 3 sd minus shipped, paired | p (Holm)"
-    return table(head, rows).replace("|  |  |", "| | |")
+    """Return one change at a time."""
+    rows = [
+        [f"`{CHANGES[name]}`" if CHANGES[name] else "as shipped", *words(of_actions(at, run, "1"), *SHARES)]
+        for name, run in ABLATION.items()
+    ]
+    shipped_run = json.loads((at[ABLATION["shipped"].name] / "shares.json").read_text())
+    rows.append(["reference: as many of the target's own", f"{shipped_run['target']['tv']:.5f}", *["-"] * 4])
+    return table(f"after 5000 steps | {SHARES_HEAD}", rows)
 
 
-def ablation_off5(at: Folders) -> str:
-    """Write what each change adds to the share beyond 5 standard deviations."""
-    found = [f"{short(format_estimate(d.estimate))} (p = {short(f'{p:.2g}')})" for d, p in changes(at, "off5").values()]
-    return f"{', '.join(found[:-1])} and {found[-1]}"
+def ablation_questions(at: Folders) -> str:
+    """Return what each change adds to the error of the mode weights and to the share beyond 5 sd: one family."""
+    base = of_actions(at, ABLATION["shipped"], "1")
+    return difference_table(
+        "with the change minus as shipped",
+        {
+            f"`{CHANGES[name]}`: {SHARES[metric]}": difference(of_actions(at, run, "1"), base, metric)
+            for metric in ("tv", "off5")
+            for name, run in ABLATION.items()
+            if CHANGES[name]
+        },
+    )
+
+
+def tv_ratio(at: Folders) -> str:
+    """Write how many times the error of the mode weights is what it is with optimal transport, and its interval."""
+    return ratio(of_actions(at, ABLATION["independent"], "1"), of_actions(at, ABLATION["shipped"], "1"), "tv")
+
+
+FROZEN = {
+    "three modes: SMFP, one step": (FRESH, "1"),
+    "three modes: SMFP, two steps": (FRESH, "2"),
+    "three modes: flow, 8 even Euler steps": (FRESH_FLOW, "euler-8"),
+    "three modes: flow, 8 logarithmic": (FRESH_FLOW, "log-8"),
+    "three modes: flow, 16 even": (FRESH_FLOW, "euler-16"),
+    "three modes: flow, 16 logarithmic": (FRESH_FLOW, "log-16"),
+}
+EIGHT_FROZEN = {
+    "eight Gaussians: SMFP, one step": (FRESH_EIGHT, "1"),
+    "eight Gaussians: SMFP, two steps": (FRESH_EIGHT, "2"),
+}
+
+
+def frozen_table(rows: Mapping[str, tuple[Run, str]]) -> Make:
+    """Return what writes the frozen recipes on fresh seeds."""
+    return lambda at: table(
+        f"seeds 10 to 13 | {SHARES_HEAD}",
+        [[label, *words(of_actions(at, *of), *SHARES)] for label, of in rows.items()],
+    )
+
+
+def frozen_questions(at: Folders) -> str:
+    """Return whether one step has the target's entropy, and what logarithmic times change of the flow: one family."""
+
+    def from_target(run: Run, label: str) -> PairedDifference:
+        found = of_actions(at, run, label)
+        zero = {"seeds": found["seeds"], "metrics": {"entropy_gap": {"values": [0.0] * len(found["seeds"])}}}
+        return difference(found, zero, "entropy_gap")
+
+    asked = {
+        "three modes: SMFP's entropy minus the target's": from_target(FRESH, "1"),
+        "eight Gaussians: SMFP's entropy minus the target's": from_target(FRESH_EIGHT, "1"),
+    }
+    for n in (8, 16):
+        even, logarithmic = (of_actions(at, FRESH_FLOW, f"{kind}-{n}") for kind in ("euler", "log"))
+        for metric, name in {"off5": "off 5 sd", "entropy_error": "error of the entropy"}.items():
+            asked[f"flow, {n} steps: {name}, logarithmic minus even"] = difference(logarithmic, even, metric)
+    one, eight = of_actions(at, FRESH, "1"), of_actions(at, FRESH_FLOW, "log-8")
+    asked["off 5 sd: SMFP by one step minus flow by 8 logarithmic"] = difference(one, eight, "off5")
+    return difference_table("difference", asked)
+
+
+NOISES = {
+    "`head`, as shipped": (FRESH, "1"),
+    "the same map, noise of the likeliest width": (FRESH, "noise"),
+    "`deconvolved`": (DECONVOLVED, "1"),
+}
+
+
+def noise_table(at: Folders) -> str:
+    """Return the ways to add noise."""
+    rows = []
+    for label, of in NOISES.items():
+        found = of_actions(at, *of)
+        width = between(values(found, "width"), 3) if "width" in found["metrics"] else ".01"
+        rows.append([label, width, *words(found, *SHARES)])
+    return table(f"noise | its width | {SHARES_HEAD}", rows)
+
+
+def noise_questions(at: Folders) -> str:
+    """Return what the other two change against the head: one family."""
+    (_, head), *others = ((label, of_actions(at, *of)) for label, of in NOISES.items())
+    return difference_table(
+        "difference",
+        {
+            f"{label} minus `head`: {name}": difference(found, head, metric)
+            for label, found in others
+            for metric, name in {"off5": "off 5 sd", "entropy_error": "error of the entropy"}.items()
+        },
+    )
+
+
+TARGET_WEIGHTS = (1.4 / 3.6, 1.2 / 3.6, 1.0 / 3.6)
+
+
+def kept_modes(r: Content) -> list[int]:
+    """Return how many modes each seed keeps: those with at least half of their weight; none if most actions are off."""
+    each = zip(*(values(r, f"weight_mode{i}") for i in range(3)), strict=True)
+    counts = [sum(x >= w / 2 for x, w in zip(found, TARGET_WEIGHTS, strict=True)) for found in each]
+    return [0 if off > 0.5 else n for n, off in zip(counts, values(r, "off5"), strict=True)]
+
+
+def classes_table(at: Folders) -> str:
+    """Return policy classes by the divergence that they are fitted by."""
+    runs = {
+        ("Gaussian", "reverse KL"): PERMUTED["as_shipped"],
+        ("Gaussian", "maximum likelihood"): BY_CLASS["gaussian_forward"],
+        ("mixture of three", "reverse KL"): BY_CLASS["mixture_reverse"],
+        ("mixture of three", "maximum likelihood"): BY_CLASS["mixture_forward"],
+    }
+    rows = []
+    for (policy, divergence), run in runs.items():
+        r = results(at[run.name])
+        kept = kept_modes(r)
+        by_count = ", ".join(f"{kept.count(n)} keep {n}" for n in sorted(set(kept)))
+        rows.append([policy, divergence, str(len(kept)), by_count, *words(r, "tv", "off5", "off10")])
+    return table("policy | fitted by | seeds | modes | TV | off 5 sd | off 10 sd", rows, left=2)
+
+
+def weights_table(at: Folders) -> str:
+    """Return on which mode the Gaussian settles, by the modes' weights, and a test against these weights."""
+    from scipy.stats import chisquare
+
+    found, p = [], []
+    for name, run in PERMUTED.items():
+        r = results(at[run.name])
+        weights = [float(w) for w in WEIGHTS[name].strip("[]").split(",")]
+        counts = [int(sum(values(r, f"chose_mode{i}"))) for i in range(3)]
+        found.append([" : ".join(f"{w:g}" for w in weights), *map(str, counts)])
+        p.append(float(chisquare(counts, [w / sum(weights) * sum(counts) for w in weights]).pvalue))
+    rows = [[*row, p_words(x)] for row, x in zip(found, holm(p), strict=True)]
+    places = " | ".join(f"at ({x})" for x in ("0, .5", "-.5, -.5", ".5, -.5"))
+    return table(f"weights | {places} | p of counts in proportion to the weights (Holm)", rows)
 
 
 def gaussian_table(at: Folders) -> str:
@@ -360,7 +524,22 @@ RECIPE = Recipe(
                 )
             },
         ),
-        *entries([run.name for run in ABLATION.values()], {"policy.ablation": ablation_table}),
+        *entries(
+            [run.name for run in ABLATION.values()],
+            {"policy.ablation": ablation_table, "policy.ablation.differences": ablation_questions},
+        ),
+        *entries([SHORT.name, SHORT_CONSTANT.name], {"policy.short": short_table}),
+        *entries([FRESH.name, FRESH_FLOW.name], {"policy.fresh": frozen_table(FROZEN)}),
+        *entries([FRESH_EIGHT.name], {"policy.fresh.eight": frozen_table(EIGHT_FROZEN)}),
+        *entries([FRESH.name, FRESH_FLOW.name, FRESH_EIGHT.name], {"policy.fresh.differences": frozen_questions}),
+        *entries(
+            [FRESH.name, DECONVOLVED.name], {"policy.noise": noise_table, "policy.noise.differences": noise_questions}
+        ),
+        *entries(
+            [PERMUTED["as_shipped"].name, *(run.name for run in BY_CLASS.values())], {"policy.classes": classes_table}
+        ),
+        *entries([run.name for run in PERMUTED.values()], {"policy.weights": weights_table}),
+        *entries([PENDULUM.name], {"policy.pendulum": lambda at: (at[PENDULUM.name] / TABLE).read_text().strip()}),
         *entries(["gaussian"], {"policy.gaussian_modes": gaussian_table}),
         *entries(["bandit"], {"policy.bandit": bandit_table}),
     ),
@@ -370,7 +549,8 @@ RECIPE = Recipe(
             {
                 "policy.tv": lambda at: spread_to(values(shipped(at), "tv"), 3),
                 "policy.off3": lambda at: spread_to(values(shipped(at), "off3"), 3),
-                "policy.off3.mean": meanflow("off3", 3),
+                "policy.off5": lambda at: spread(values(shipped(at), "off5")),
+                "policy.off5.mean": meanflow("off5", 4),
                 "policy.off3.two": meanflow("off3@2", 3),
                 "policy.off3.64": meanflow("off3@64", 3),
                 "policy.entropy.two": meanflow("entropy_knn@2", 2),
@@ -406,7 +586,9 @@ RECIPE = Recipe(
                 ),
             },
         ),
-        *entries([run.name for run in ABLATION.values()], {"policy.ablation.off5": ablation_off5}),
+        *entries([SHORT.name], {"policy.short.difference": averaged_minus_raw(SHORT)}),
+        *entries([SHORT_CONSTANT.name], {"policy.short.constant": averaged_minus_raw(SHORT_CONSTANT)}),
+        *entries([run.name for run in ABLATION.values()], {"policy.ablation.ratio": tv_ratio}),
         *entries(
             ["edm"],
             {

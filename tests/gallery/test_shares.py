@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_log_times() -> None:
     assert len(times) == 9
     assert times[0] == 1
     assert times[-2:] == pytest.approx([shares.LAST, 0.0])
-    ratios = [b / a for a, b in zip(times[:7], times[1:8], strict=True)]
+    ratios = [b / a for a, b in pairwise(times[:8])]
     assert ratios == pytest.approx([ratios[0]] * 7)
 
 
@@ -63,7 +64,7 @@ def test_euler_goes_from_noise_to_data() -> None:
     found = shares.euler(lambda z, t: (z - x) / t, e, times)
     assert torch.allclose(found, x.double().expand_as(e), atol=1e-6)
     # dz/dt = z from t = 1 to 0: each step takes the factor 1 - (its length)
-    factor = math.prod(1 - (a - b) for a, b in zip(times[:-1], times[1:], strict=True))
+    factor = math.prod(1 - (a - b) for a, b in pairwise(times))
     assert torch.allclose(shares.euler(lambda z, t: z, e, times), factor * e)
 
 
