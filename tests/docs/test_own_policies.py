@@ -74,7 +74,7 @@ def test_a_mixture_by_the_reverse_kl(here: Path, capsys: pytest.CaptureFixture[s
     exact = (log_q.exp() * (log_q - target.log_prob(x))).sum() * float(x[0, 1] - x[0, 0])
     e = torch.special.ndtri((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000).expand(1, 2, -1)[..., None]
     found = net.reverse_kl(target.log_prob, e).sum()
-    assert float(found) == pytest.approx(float(exact), rel=1e-3)
+    assert found.item() == pytest.approx(exact.item(), rel=1e-3)
     wanted = torch.autograd.grad(exact, list(net.parameters()))
     for a, b in zip(torch.autograd.grad(found, list(net.parameters())), wanted, strict=True):
         assert torch.allclose(a, b, rtol=0.01, atol=1e-3)
