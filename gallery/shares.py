@@ -78,7 +78,7 @@ def drawer(policy: Any, readout: str) -> Draw:
 
     @torch.no_grad()
     def draw(n: int, index: int) -> Tensor:
-        rows = policy.evaluation_noise("e", n, index).to(next(net.parameters())).split(CHUNK_ROWS, dim=1)
+        rows = torch.split(policy.evaluation_noise("e", n, index).to(next(net.parameters())), CHUNK_ROWS, dim=1)
         if readout == "map":
             return torch.cat([one_step(net, e, 1)[0] for e in rows], dim=1)
         times = log_times(int(readout.partition("-")[2]))
@@ -137,7 +137,7 @@ def likeliest_width(points: Tensor, held_out: Tensor, widths: Sequence[float] = 
     >>> likeliest_width(x[:2000] * math.sqrt(0.75), x[2000:], [0.25, 0.5, 1.0])
     0.5
     """
-    square = [torch.cdist(rows, points).square() for rows in held_out.split(500)]
+    square = [torch.cdist(rows, points).square() for rows in torch.split(held_out, 500)]
     dim, found = points.shape[1], {}
     for s in widths:
         if s > 0:

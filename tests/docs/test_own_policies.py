@@ -66,7 +66,7 @@ def test_a_policy_of_ones_own(here: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_mixture_by_the_reverse_kl(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The divergence and its gradient in all parameters against quadrature on a line; then a fit, which has kl."""
-    from my_policy import MixtureParameters  # type: ignore[import-not-found]
+    from my_policy import MixtureParameters
 
     target, net = Mixture([[-0.5], [0.6]], 0.2, [1.0, 2.0]), MixtureParameters([3], 2, 1).double()
     x = torch.linspace(-8, 8, 4001, dtype=torch.float64).view(1, -1, 1)
