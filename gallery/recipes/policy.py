@@ -362,6 +362,12 @@ def kept_modes(r: Content) -> list[int]:
     return [0 if off > 0.5 else n for n, off in zip(counts, values(r, "off5"), strict=True)]
 
 
+def kept_in_words(at: Folders, name: str) -> str:
+    """Write how many seeds keep three modes, two and one."""
+    kept = kept_modes(results(at[name]))
+    return f"{kept.count(3)}, {kept.count(2)} and {kept.count(1)} of {len(kept)}"
+
+
 def classes_table(at: Folders) -> str:
     """Return policy classes by the divergence that they are fitted by."""
     runs = {
@@ -379,15 +385,25 @@ def classes_table(at: Folders) -> str:
     return table("policy | fitted by | seeds | modes | TV | off 5 sd | off 10 sd", rows, left=2)
 
 
+def counts_of(at: Folders, name: str) -> list[int]:
+    """Return on which mode how many seeds of a Gaussian settle."""
+    r = results(at[PERMUTED[name].name])
+    return [int(sum(values(r, f"chose_mode{i}"))) for i in range(3)]
+
+
+def counts_in_words(name: str) -> Make:
+    """Return what writes how many seeds settle on each mode."""
+    return lambda at: "{}, {} and {}".format(*counts_of(at, name))
+
+
 def weights_table(at: Folders) -> str:
     """Return on which mode the Gaussian settles, by the modes' weights, and a test against these weights."""
     from scipy.stats import chisquare
 
     found, p = [], []
-    for name, run in PERMUTED.items():
-        r = results(at[run.name])
+    for name in PERMUTED:
         weights = [float(w) for w in WEIGHTS[name].strip("[]").split(",")]
-        counts = [int(sum(values(r, f"chose_mode{i}"))) for i in range(3)]
+        counts = counts_of(at, name)
         found.append([" : ".join(f"{w:g}" for w in weights), *map(str, counts)])
         p.append(float(chisquare(counts, [w / sum(weights) * sum(counts) for w in weights]).pvalue))
     rows = [[*row, p_words(x)] for row, x in zip(found, holm(p), strict=True)]
@@ -589,6 +605,9 @@ RECIPE = Recipe(
         *entries([SHORT.name], {"policy.short.difference": averaged_minus_raw(SHORT)}),
         *entries([SHORT_CONSTANT.name], {"policy.short.constant": averaged_minus_raw(SHORT_CONSTANT)}),
         *entries([run.name for run in ABLATION.values()], {"policy.ablation.ratio": tv_ratio}),
+        *entries([PERMUTED["turned"].name], {"policy.weights.turned": counts_in_words("turned")}),
+        *entries([PERMUTED["equal"].name], {"policy.weights.equal": counts_in_words("equal")}),
+        *entries(["mixture_reverse"], {"policy.mixture.kept": lambda at: kept_in_words(at, "mixture_reverse")}),
         *entries(
             ["edm"],
             {

@@ -136,6 +136,10 @@ def test_a_mode_is_kept_with_half_of_its_weight_and_no_mode_by_actions_that_are_
     ]
 
 
+def test_kept_modes_in_words(at: Folders) -> None:
+    assert recipe.kept_in_words(at, "mixture_reverse") == "1, 1 and 1 of 3"
+
+
 def test_counts_are_held_against_the_weights(at: Folders) -> None:
     """Pearson's statistic by hand for 44, 10, 10 with the weights turned; the least of three p-values is tripled."""
     lines = [line.strip("| ").split(" | ") for line in recipe.weights_table(at).splitlines()[2:]]
