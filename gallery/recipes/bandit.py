@@ -105,7 +105,7 @@ def difference_table(what: str, found: Mapping[str, PairedDifference]) -> str:
         [name, short(format_estimate(d.estimate)), p_words(p)]
         for (name, d), p in zip(found.items(), adjusted(found.values()), strict=True)
     ]
-    return table(f"difference of {what}, paired by seed | mean ± half of the 95 % interval | p (Holm)", rows)
+    return table(f"{what}, paired by seed | mean ± half of the 95 % interval | p (Holm)", rows)
 
 
 def answers(at: Folders, run: Run, metric: str) -> dict[str, PairedDifference]:
@@ -119,7 +119,7 @@ def bandit_questions(at: Folders) -> str:
     by, found = cells(at, CONTROLS), answers(at, CONTROLS, "regret")
     for name, (policy, _, label) in CHANGES.items():
         found[f"{label} minus {POLICIES[policy]}"] = difference(change(at, name), by[policy, "learned"], "regret")
-    return difference_table("regret", found)
+    return difference_table("difference of regret", found)
 
 
 BANDIT = {
@@ -149,7 +149,7 @@ def equal_table(at: Folders) -> str:
 
 def equal_questions(at: Folders) -> str:
     """Return the differences of the effective number of hills, where all are equally high."""
-    return difference_table("the effective number of hills", answers(at, EQUAL, "effective_hills"))
+    return difference_table("difference of the effective number of hills", answers(at, EQUAL, "effective_hills"))
 
 
 def multigoal_table(at: Folders) -> str:
@@ -159,17 +159,52 @@ def multigoal_table(at: Folders) -> str:
 
 def multigoal_questions(at: Folders) -> str:
     """Return MultiGoal's differences of the gap to the optimum's soft return."""
-    return difference_table("soft_gap", answers(at, MULTIGOAL, "soft_gap"))
+    return difference_table("difference of soft_gap", answers(at, MULTIGOAL, "soft_gap"))
+
+
+DPI = 110
 
 
 def episodes(at: Folders) -> str:
-    """Draw episodes of one seed of each policy with the learned critic."""
-    from lightning_toys.generative_policy.multigoal_figures import draw_side_by_side
+    """Draw episodes of one seed of each policy with the learned critic, two in a row: legible on a narrow page."""
+    from lightning_toys.generative_policy.multigoal_figures import draw_trajectories
+    from lightning_toys.plotting import new_figure
 
     by = cells(at, MULTIGOAL)
-    walks = {label: np.array(by[p, "learned"]["arrays"]["trajectories"]) for p, label in POLICIES.items()}
+    figure, axes = new_figure(2, 2, size=(5.4, 5.6), sharex=True, sharey=True)
+    for ax, (policy, label) in zip(axes.flat, POLICIES.items(), strict=True):
+        draw_trajectories(ax, np.array(by[policy, "learned"]["arrays"]["trajectories"]), label)
+    for ax in axes[0]:
+        ax.set_xlabel("")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("state 2")
     path = at[MULTIGOAL.name] / "episodes.png"
-    draw_side_by_side(walks).savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
+    return str(path)
+
+
+def regrets(at: Folders) -> str:
+    """Draw the regret of each seed by policy and critic, and what the tops of the lower hills have."""
+    from lightning_toys.plotting import COLOURS, GREY, new_figure
+
+    by = cells(at, CONTROLS)
+    figure, axes = new_figure(size=(5.4, 3.6))
+    ax, places = axes[0, 0], np.arange(len(POLICIES))
+    for k, (critic, marker) in enumerate(zip(CRITICS, "os", strict=True)):
+        for place, policy in zip(places, POLICIES, strict=True):
+            found = values(by[policy, critic], "regret")
+            at_x = place + 0.3 * (k - 0.5) + np.linspace(-0.06, 0.06, len(found))
+            label = f"critic {critic}" if place == 0 else None
+            ax.plot(at_x, sorted(found), marker, color=COLOURS[k], markersize=4, label=label)
+    tops = [row["regret"] for name, row in by["gaussian", "learned"]["references"].items() if "top_of_hill" in name]
+    for k, top in enumerate(sorted(tops)[1:]):
+        ax.axhline(top, color=GREY, linestyle="--", linewidth=1, label="top of a lower hill" if k == 0 else None)
+    ax.set_yscale("log")
+    ax.set_xticks(places, [label.replace(", ", ",\n") for label in POLICIES.values()], fontsize=9)
+    ax.set_ylabel("regret of an action, by seed")
+    ax.legend(frameon=False, fontsize=8)
+    path = at[CONTROLS.name] / "regrets.png"
+    figure.savefig(path, dpi=DPI)
     return str(path)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from gallery.read import (
@@ -14,6 +16,7 @@ from gallery.read import (
     entries,
     fixed,
     paired,
+    ratio,
     results,
     short,
     spread,
@@ -22,7 +25,10 @@ from gallery.read import (
     values,
 )
 from gallery.recipe import Folders, Recipe, Run
-from lightning_toys.stats import PairedDifference, format_estimate, mean_ci
+from gallery.recipes.bandit import difference_table
+from gallery.running import TABLE
+from gallery.verdicts import p_words
+from lightning_toys.stats import PairedDifference, format_estimate, holm, mean_ci
 
 QUICK = "--trainer.max_steps 300 --model.seeds '[0,1]' --model.evaluation.samples 3000"
 CONFIG = "-c configs/generative_policy"
@@ -55,15 +61,44 @@ FLOW = Run(
 ABLATION = {
     name: Run(
         name=f"ablation_{name}",
-        commands=(f"fit {CONFIG}/meanflow.yaml --trainer.max_steps 5000 {words}".strip(),),
+        commands=(
+            f"fit {CONFIG}/meanflow.yaml --trainer.max_steps 5000 {words}".strip(),
+            "-m gallery.shares --samples 500000",
+        ),
         folder=f"generative_policy/ablation/{name}",
         seeds="0 to 3",
-        minutes=3,
-        quick=QUICK,
-        quick_minutes=0.4,
+        minutes=4,
+        quick=None,
     )
     for name, words in CHANGES.items()
 }
+
+
+def fresh(name: str, config: str, words: str, readouts: str, minutes: float) -> Run:
+    """Return a run of a frozen recipe with seeds and samples that no choice was made by."""
+    fit = f"fit {CONFIG}/{config}.yaml --model.seeds '[10,11,12,13]' {words}".strip()
+    folder = f"generative_policy/fresh/{name}"
+    return Run(f"fresh_{name}", (fit, f"-m gallery.shares {readouts}"), folder, "10 to 13", minutes, quick=None)
+
+
+def short_run(name: str, words: str) -> Run:
+    """Return a run of 2000 steps, evaluated by averaged and by raw weights."""
+    fit = f"fit {CONFIG}/meanflow.yaml --trainer.max_steps 2000 {words}".strip()
+    check = "-m gallery.shares --weights ema raw --samples 200000"
+    return Run(name, (fit, check), f"generative_policy/gallery/{name}", "0 to 3", 2, quick=None)
+
+
+SHORT = short_run("short_run", "")
+SHORT_CONSTANT = short_run("short_run_constant", "--model.ema_warmup false")
+EIGHT = "--data.target EightGaussians"
+ONE = "--readouts 1 2 noise --samples 200000"
+EULER = "--readouts euler-8 log-8 euler-16 log-16 --samples 50000"
+FRESH = fresh("three", "meanflow", "", ONE, 14)
+FRESH_EIGHT = fresh("eight", "meanflow", EIGHT, ONE, 14)
+FRESH_FLOW = fresh("flow", "flow", "", EULER, 10)
+DECONVOLVED = fresh(
+    "deconvolved", "meanflow", "--model.target_std_as deconvolved", "--readouts 1 2 --samples 200000", 14
+)
 EDM = Run(
     name="edm",
     commands=(f"fit {CONFIG}/meanflow.yaml --model.form edm --model.target_std 0.006",),
@@ -79,6 +114,43 @@ GAUSSIAN = Run(
     seeds="0 to 63",
     minutes=8,
     quick="--trainer.max_steps 3000 --model.seeds '[0,1,2,3,4,5,6,7]' --model.lr 0.003",
+)
+PLACES = "--data.target Mixture --data.target.means '[[0,0.5],[-0.5,-0.5],[0.5,-0.5]]' --data.target.stds 0.02"
+WEIGHTS = {"as_shipped": "[1.4,1.2,1]", "turned": "[1,1.2,1.4]", "equal": "[1,1,1]"}
+PERMUTED = {
+    name: Run(
+        name=f"gaussian_{name}",
+        commands=(f"fit {CONFIG}/gaussian.yaml --trainer.max_steps 10000 {PLACES} --data.target.weights '{weights}'",),
+        folder=f"generative_policy/gaussian-weights/{name}",
+        seeds="0 to 63",
+        minutes=4,
+        quick=None,
+    )
+    for name, weights in WEIGHTS.items()
+}
+SIXTEEN = "[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15]"
+MIXTURE = (
+    f"fit {CONFIG}/flow.yaml --model docs.examples.own.my_policy.MixturePolicy --model.components 3"
+    f" --model.seeds '{SIXTEEN}' --data.coupling Independent --trainer.max_steps 10000"
+)
+CLASSES = {
+    "gaussian_forward": f"fit {CONFIG}/gaussian.yaml --model.divergence forward_kl --model.seeds '{SIXTEEN}'"
+    " --model.lr 0.003 --trainer.max_steps 10000",
+    "mixture_reverse": f"{MIXTURE} --model.divergence reverse_kl",
+    "mixture_forward": f"{MIXTURE} --model.divergence forward_kl",
+}
+BY_CLASS = {
+    name: Run(name, (words,), f"generative_policy/classes/{name}", "0 to 15", 3, quick=None)
+    for name, words in CLASSES.items()
+}
+PENDULUM = Run(
+    name="pendulum",
+    commands=("-m docs.examples.pendulum",),
+    folder="generative_policy/gallery/pendulum",
+    seeds="0 to 3",
+    minutes=10,
+    quick=None,
+    needs="gymnasium",
 )
 BANDIT = Run(
     name="bandit",
@@ -138,32 +210,205 @@ def steps_table(r: Content, readouts: dict[str, str], head: str) -> str:
     return table(f"{head} | TV | off 3 sd | off 5 sd | entropy, k-NN", rows)
 
 
-def changes(at: Folders, metric: str) -> dict[str, tuple[PairedDifference, float]]:
-    """Return what each change adds to a metric, paired with what is shipped, and its p-value by Holm."""
-    found = {n: results(at[run.name]) for n, run in ABLATION.items()}
-    against = {n: difference(r, found["shipped"], metric) for n, r in found.items() if n != "shipped"}
-    return dict(zip(against, zip(against.values(), adjusted(against.values()), strict=True), strict=True))
+def of_actions(at: Folders, run: Run, label: str) -> Content:
+    """Return what gallery/shares.py measured of a run, in the form of results.
+
+    ``entropy_gap`` is the k-NN entropy less the target's, and ``entropy_error`` its absolute value.
+    """
+    from lightning_toys.generative_policy import EightGaussians, ThreeModes
+
+    found = json.loads((at[run.name] / "shares.json").read_text())
+    row = dict(found["rows"][label])
+    exact = (EightGaussians() if EIGHT in run.commands[0] else ThreeModes()).entropy()
+    row["entropy_gap"] = [v - exact for v in row["entropy_knn"]]
+    row["entropy_error"] = [abs(v) for v in row["entropy_gap"]]
+    return {"seeds": found["seeds"], "metrics": {name: {"values": v} for name, v in row.items()}}
+
+
+SHARES = {
+    "tv": "TV",
+    "off5": "off 5 sd",
+    "off10": "off 10 sd",
+    "off3": "off 3 sd",
+    "entropy_gap": "entropy minus target's",
+}
+SHARES_HEAD = " | ".join(SHARES.values())
+
+
+def short_table(at: Folders) -> str:
+    """Return 2000 steps by averaged and by raw weights, with the warmed up decay and the constant one."""
+    rows = []
+    for label, run in {"warmed up": SHORT, "constant": SHORT_CONSTANT}.items():
+        for kind, readout in {"averaged": "1", "last step's": "1 raw"}.items():
+            rows.append([label, kind, *words(of_actions(at, run, readout), *SHARES)])
+    return table(f"decay of the average | weights | {SHARES_HEAD}", rows, left=2)
+
+
+def averaged_minus_raw(run: Run) -> Make:
+    """Return what writes how much more of the actions averaged weights leave beyond 3 sd than the raw ones."""
+    return lambda at: paired(of_actions(at, run, "1"), of_actions(at, run, "1 raw"), "off3")
 
 
 def ablation_table(at: Folders) -> str:
-    """Return one change at a time, paired with what is shipped."""
-    against, rows = changes(at, "off3"), []
-    for name, run in ABLATION.items():
-        row = [f"`{CHANGES[name]}`" if CHANGES[name] else "as shipped"]
-        row += words(results(at[run.name]), "tv", "off3", "off5", "entropy_knn")
-        more = ["", ""]
-        if name in against:
-            d, p = against[name]
-            more = [format_estimate(d.estimate), short(f"{p:.2g}")]
-        rows.append([*row, *more])
-    head = "after 5000 steps | TV | off 3 sd | off 5 sd | entropy, k-NN | off 3 sd minus shipped, paired | p (Holm)"
-    return table(head, rows).replace("|  |  |", "| | |")
+    """Return one change at a time."""
+    rows = [
+        [f"`{CHANGES[name]}`" if CHANGES[name] else "as shipped", *words(of_actions(at, run, "1"), *SHARES)]
+        for name, run in ABLATION.items()
+    ]
+    shipped_run = json.loads((at[ABLATION["shipped"].name] / "shares.json").read_text())
+    rows.append(["reference: as many of the target's own", f"{shipped_run['target']['tv']:.5f}", *["-"] * 4])
+    return table(f"after 5000 steps | {SHARES_HEAD}", rows)
 
 
-def ablation_off5(at: Folders) -> str:
-    """Write what each change adds to the share beyond 5 standard deviations."""
-    found = [f"{short(format_estimate(d.estimate))} (p = {short(f'{p:.2g}')})" for d, p in changes(at, "off5").values()]
-    return f"{', '.join(found[:-1])} and {found[-1]}"
+def ablation_questions(at: Folders) -> str:
+    """Return what each change adds to the error of the mode weights and to the share beyond 5 sd: one family."""
+    base = of_actions(at, ABLATION["shipped"], "1")
+    return difference_table(
+        "with the change minus as shipped",
+        {
+            f"`{CHANGES[name]}`: {SHARES[metric]}": difference(of_actions(at, run, "1"), base, metric)
+            for metric in ("tv", "off5")
+            for name, run in ABLATION.items()
+            if CHANGES[name]
+        },
+    )
+
+
+def tv_ratio(at: Folders) -> str:
+    """Write how many times the error of the mode weights is what it is with optimal transport, and its interval."""
+    return ratio(of_actions(at, ABLATION["independent"], "1"), of_actions(at, ABLATION["shipped"], "1"), "tv")
+
+
+FROZEN = {
+    "three modes: SMFP, one step": (FRESH, "1"),
+    "three modes: SMFP, two steps": (FRESH, "2"),
+    "three modes: flow, 8 even Euler steps": (FRESH_FLOW, "euler-8"),
+    "three modes: flow, 8 logarithmic": (FRESH_FLOW, "log-8"),
+    "three modes: flow, 16 even": (FRESH_FLOW, "euler-16"),
+    "three modes: flow, 16 logarithmic": (FRESH_FLOW, "log-16"),
+}
+EIGHT_FROZEN = {
+    "eight Gaussians: SMFP, one step": (FRESH_EIGHT, "1"),
+    "eight Gaussians: SMFP, two steps": (FRESH_EIGHT, "2"),
+}
+
+
+def frozen_table(rows: Mapping[str, tuple[Run, str]]) -> Make:
+    """Return what writes the frozen recipes on fresh seeds."""
+    return lambda at: table(
+        f"seeds 10 to 13 | {SHARES_HEAD}",
+        [[label, *words(of_actions(at, *of), *SHARES)] for label, of in rows.items()],
+    )
+
+
+def frozen_questions(at: Folders) -> str:
+    """Return whether one step has the target's entropy, and what logarithmic times change of the flow: one family."""
+
+    def from_target(run: Run, label: str) -> PairedDifference:
+        found = of_actions(at, run, label)
+        zero = {"seeds": found["seeds"], "metrics": {"entropy_gap": {"values": [0.0] * len(found["seeds"])}}}
+        return difference(found, zero, "entropy_gap")
+
+    asked = {
+        "three modes: SMFP's entropy minus the target's": from_target(FRESH, "1"),
+        "eight Gaussians: SMFP's entropy minus the target's": from_target(FRESH_EIGHT, "1"),
+    }
+    for n in (8, 16):
+        even, logarithmic = (of_actions(at, FRESH_FLOW, f"{kind}-{n}") for kind in ("euler", "log"))
+        for metric, name in {"off5": "off 5 sd", "entropy_error": "error of the entropy"}.items():
+            asked[f"flow, {n} steps: {name}, logarithmic minus even"] = difference(logarithmic, even, metric)
+    one, eight = of_actions(at, FRESH, "1"), of_actions(at, FRESH_FLOW, "log-8")
+    asked["off 5 sd: SMFP by one step minus flow by 8 logarithmic"] = difference(one, eight, "off5")
+    return difference_table("difference", asked)
+
+
+NOISES = {
+    "`head`, as shipped": (FRESH, "1"),
+    "the same map, noise of the likeliest width": (FRESH, "noise"),
+    "`deconvolved`": (DECONVOLVED, "1"),
+}
+
+
+def noise_table(at: Folders) -> str:
+    """Return the ways to add noise."""
+    rows = []
+    for label, of in NOISES.items():
+        found = of_actions(at, *of)
+        width = between(values(found, "width"), 3) if "width" in found["metrics"] else ".01"
+        rows.append([label, width, *words(found, *SHARES)])
+    return table(f"noise | its width | {SHARES_HEAD}", rows)
+
+
+def noise_questions(at: Folders) -> str:
+    """Return what the other two change against the head: one family."""
+    (_, head), *others = ((label, of_actions(at, *of)) for label, of in NOISES.items())
+    return difference_table(
+        "difference",
+        {
+            f"{label} minus `head`: {name}": difference(found, head, metric)
+            for label, found in others
+            for metric, name in {"off5": "off 5 sd", "entropy_error": "error of the entropy"}.items()
+        },
+    )
+
+
+TARGET_WEIGHTS = (1.4 / 3.6, 1.2 / 3.6, 1.0 / 3.6)
+
+
+def kept_modes(r: Content) -> list[int]:
+    """Return how many modes each seed keeps: those with at least half of their weight; none if most actions are off."""
+    each = zip(*(values(r, f"weight_mode{i}") for i in range(3)), strict=True)
+    counts = [sum(x >= w / 2 for x, w in zip(found, TARGET_WEIGHTS, strict=True)) for found in each]
+    return [0 if off > 0.5 else n for n, off in zip(counts, values(r, "off5"), strict=True)]
+
+
+def kept_in_words(at: Folders, name: str) -> str:
+    """Write how many seeds keep three modes, two and one."""
+    kept = kept_modes(results(at[name]))
+    return f"{kept.count(3)}, {kept.count(2)} and {kept.count(1)} of {len(kept)}"
+
+
+def classes_table(at: Folders) -> str:
+    """Return policy classes by the divergence that they are fitted by."""
+    runs = {
+        ("Gaussian", "reverse KL"): PERMUTED["as_shipped"],
+        ("Gaussian", "maximum likelihood"): BY_CLASS["gaussian_forward"],
+        ("mixture of three", "reverse KL"): BY_CLASS["mixture_reverse"],
+        ("mixture of three", "maximum likelihood"): BY_CLASS["mixture_forward"],
+    }
+    rows = []
+    for (policy, divergence), run in runs.items():
+        r = results(at[run.name])
+        kept = kept_modes(r)
+        by_count = ", ".join(f"{kept.count(n)} keep {n}" for n in sorted(set(kept)))
+        rows.append([policy, divergence, str(len(kept)), by_count, *words(r, "tv", "off5", "off10")])
+    return table("policy | fitted by | seeds | modes | TV | off 5 sd | off 10 sd", rows, left=2)
+
+
+def counts_of(at: Folders, name: str) -> list[int]:
+    """Return on which mode how many seeds of a Gaussian settle."""
+    r = results(at[PERMUTED[name].name])
+    return [int(sum(values(r, f"chose_mode{i}"))) for i in range(3)]
+
+
+def counts_in_words(name: str) -> Make:
+    """Return what writes how many seeds settle on each mode."""
+    return lambda at: "{}, {} and {}".format(*counts_of(at, name))
+
+
+def weights_table(at: Folders) -> str:
+    """Return on which mode the Gaussian settles, by the modes' weights, and a test against these weights."""
+    from scipy.stats import chisquare
+
+    found, p = [], []
+    for name in PERMUTED:
+        weights = [float(w) for w in WEIGHTS[name].strip("[]").split(",")]
+        counts = counts_of(at, name)
+        found.append([" : ".join(f"{w:g}" for w in weights), *map(str, counts)])
+        p.append(float(chisquare(counts, [w / sum(weights) * sum(counts) for w in weights]).pvalue))
+    rows = [[*row, p_words(x)] for row, x in zip(found, holm(p), strict=True)]
+    places = " | ".join(f"at ({x})" for x in ("0, .5", "-.5, -.5", ".5, -.5"))
+    return table(f"weights | {places} | p of counts in proportion to the weights (Holm)", rows)
 
 
 def gaussian_table(at: Folders) -> str:
@@ -253,7 +498,23 @@ FLOW_STEPS = {"1 (Euler)": "@euler-1", **{str(n): f"@euler-{n}" for n in (2, 4, 
 
 RECIPE = Recipe(
     name="policy",
-    runs=(TARGET_STD, FLOW, *ABLATION.values(), EDM, GAUSSIAN, BANDIT),
+    runs=(
+        TARGET_STD,
+        FLOW,
+        EDM,
+        GAUSSIAN,
+        BANDIT,
+        SHORT,
+        SHORT_CONSTANT,
+        *ABLATION.values(),
+        *BY_CLASS.values(),
+        *PERMUTED.values(),
+        PENDULUM,
+        FRESH,
+        DECONVOLVED,
+        FRESH_FLOW,
+        FRESH_EIGHT,
+    ),
     figures=(
         *entries(
             ["target_std"],
@@ -279,7 +540,22 @@ RECIPE = Recipe(
                 )
             },
         ),
-        *entries([run.name for run in ABLATION.values()], {"policy.ablation": ablation_table}),
+        *entries(
+            [run.name for run in ABLATION.values()],
+            {"policy.ablation": ablation_table, "policy.ablation.differences": ablation_questions},
+        ),
+        *entries([SHORT.name, SHORT_CONSTANT.name], {"policy.short": short_table}),
+        *entries([FRESH.name, FRESH_FLOW.name], {"policy.fresh": frozen_table(FROZEN)}),
+        *entries([FRESH_EIGHT.name], {"policy.fresh.eight": frozen_table(EIGHT_FROZEN)}),
+        *entries([FRESH.name, FRESH_FLOW.name, FRESH_EIGHT.name], {"policy.fresh.differences": frozen_questions}),
+        *entries(
+            [FRESH.name, DECONVOLVED.name], {"policy.noise": noise_table, "policy.noise.differences": noise_questions}
+        ),
+        *entries(
+            [PERMUTED["as_shipped"].name, *(run.name for run in BY_CLASS.values())], {"policy.classes": classes_table}
+        ),
+        *entries([run.name for run in PERMUTED.values()], {"policy.weights": weights_table}),
+        *entries([PENDULUM.name], {"policy.pendulum": lambda at: (at[PENDULUM.name] / TABLE).read_text().strip()}),
         *entries(["gaussian"], {"policy.gaussian_modes": gaussian_table}),
         *entries(["bandit"], {"policy.bandit": bandit_table}),
     ),
@@ -289,7 +565,8 @@ RECIPE = Recipe(
             {
                 "policy.tv": lambda at: spread_to(values(shipped(at), "tv"), 3),
                 "policy.off3": lambda at: spread_to(values(shipped(at), "off3"), 3),
-                "policy.off3.mean": meanflow("off3", 3),
+                "policy.off5": lambda at: spread(values(shipped(at), "off5")),
+                "policy.off5.mean": meanflow("off5", 4),
                 "policy.off3.two": meanflow("off3@2", 3),
                 "policy.off3.64": meanflow("off3@64", 3),
                 "policy.entropy.two": meanflow("entropy_knn@2", 2),
@@ -325,7 +602,12 @@ RECIPE = Recipe(
                 ),
             },
         ),
-        *entries([run.name for run in ABLATION.values()], {"policy.ablation.off5": ablation_off5}),
+        *entries([SHORT.name], {"policy.short.difference": averaged_minus_raw(SHORT)}),
+        *entries([SHORT_CONSTANT.name], {"policy.short.constant": averaged_minus_raw(SHORT_CONSTANT)}),
+        *entries([run.name for run in ABLATION.values()], {"policy.ablation.ratio": tv_ratio}),
+        *entries([PERMUTED["turned"].name], {"policy.weights.turned": counts_in_words("turned")}),
+        *entries([PERMUTED["equal"].name], {"policy.weights.equal": counts_in_words("equal")}),
+        *entries(["mixture_reverse"], {"policy.mixture.kept": lambda at: kept_in_words(at, "mixture_reverse")}),
         *entries(
             ["edm"],
             {

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lightning_toys.cli import main
 from lightning_toys.errors import ToyError
-from lightning_toys.generative_policy import Coupling, MixtureData
+from lightning_toys.generative_policy import Coupling, Mixture, MixtureData
 from tests.conftest import REPO
 
 CONFIG = ("-c", "generative_policy/flow")
@@ -61,6 +62,26 @@ def test_a_policy_of_ones_own(here: Path, capsys: pytest.CaptureFixture[str]) ->
     checkpoint = FOLDER / "mixture/checkpoints/last.ckpt"
     module = MixturePolicy.load_from_checkpoint(checkpoint, weights_only=True)
     assert module.sample(50).shape == (2, 50, 2)
+
+
+def test_a_mixture_by_the_reverse_kl(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The divergence and its gradient in all parameters against quadrature on a line; then a fit, which has kl."""
+    from my_policy import MixtureParameters
+
+    target, net = Mixture([[-0.5], [0.6]], 0.2, [1.0, 2.0]), MixtureParameters([3], 2, 1).double()
+    x = torch.linspace(-8, 8, 4001, dtype=torch.float64).view(1, -1, 1)
+    log_q = net.log_prob(x)
+    exact = (log_q.exp() * (log_q - target.log_prob(x))).sum() * float(x[0, 1] - x[0, 0])
+    e = torch.special.ndtri((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000).expand(1, 2, -1)[..., None]
+    found = net.reverse_kl(target.log_prob, e).sum()
+    assert found.item() == pytest.approx(exact.item(), rel=1e-3)
+    wanted = torch.autograd.grad(exact, list(net.parameters()))
+    for a, b in zip(torch.autograd.grad(found, list(net.parameters())), wanted, strict=True):
+        assert torch.allclose(a, b, rtol=0.01, atol=1e-3)
+    own = ("--model", "my_policy.MixturePolicy", "--model.components", "2", "--model.divergence", "reverse_kl")
+    kl = fit(capsys, "reverse", *own, "--trainer.max_steps", "30")["metrics"]["kl"]["values"]
+    longer = fit(capsys, "longer", *own, "--trainer.max_steps", "300")["metrics"]["kl"]["values"]
+    assert all(0 < b < a for a, b in zip(kl, longer, strict=True))
 
 
 def test_a_density_of_ones_own(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,14 +19,15 @@ LEVELS = {"gaussian": 0.3, "gaussian_mirror": 0.2, "meanflow": 0.1, "flow": 0.2}
 METRICS = {*recipe.BANDIT, *recipe.GOALS}
 
 
-def content(level: float, key: int, learned: bool) -> str:
+def content(level: float, key: int, learned: bool, hills: int = 0) -> str:
     seeds = np.random.default_rng(5).normal(0, 0.1, 8)  # shared by all, which pairing takes out
     own = np.random.default_rng(key).normal(0, 0.01, 8)
     metrics = {m: {"values": list(level + seeds + own)} for m in METRICS}
     metrics["critic_evaluations"] = {"values": [64000.0] * 8}
     if not learned:
         del metrics["critic_error"]
-    references = {"uniform": {"regret": 0.905, "soft_gap": 2.0}, "optimal": {"soft_gap": 0.0, "goal_tv": 0.02}}
+    references = {f"top_of_hill_{k}": {"regret": 0.1 * k} for k in range(hills)}
+    references |= {"uniform": {"regret": 0.905, "soft_gap": 2.0}, "optimal": {"soft_gap": 0.0, "goal_tv": 0.02}}
     known = {"stage": "fit", "seeds": list(range(8)), "settings": {}, "metrics": metrics, "references": references}
     walks = np.random.default_rng(key).normal(size=(6, 7, 2)).round(3).tolist()
     return json.dumps(known | {"arrays": {"trajectories": walks}})
@@ -41,7 +42,8 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
         for j, (policy, critic) in enumerate(product(recipe.POLICIES, recipe.CRITICS)):
             level = LEVELS[policy] - (0.05 if (policy, critic) == ("gaussian", "known") else 0)
             write_results(
-                folders[run.name] / f"policy={policy},critic={critic}", content(level, 100 * k + j, critic == "learned")
+                folders[run.name] / f"policy={policy},critic={critic}",
+                content(level, 100 * k + j, critic == "learned", hills=3 if run is recipe.CONTROLS else 0),
             )
     for j, name in enumerate(recipe.CHANGES):
         write_results(folders[recipe.CHANGED.name] / name, content(0.0, 900 + j, True))
@@ -91,5 +93,7 @@ def test_episodes_are_drawn_of_what_is_kept(at: Folders) -> None:
     run = recipe.MULTIGOAL
     cell = json.loads((at[run.name] / "policy=flow,critic=learned" / "results.json").read_text())
     assert kept.condensed(cell)["arrays"]["trajectories"] == cell["arrays"]["trajectories"]
-    picture = Path(recipe.episodes(at))
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    for picture in (Path(recipe.episodes(at)), Path(recipe.regrets(at))):
+        head = picture.read_bytes()[:24]
+        assert head.startswith(b"\x89PNG")
+        assert int.from_bytes(head[16:20], "big") <= 600  # legible on a narrow page
