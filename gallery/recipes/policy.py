@@ -396,6 +396,14 @@ def counts_in_words(name: str) -> Make:
     return lambda at: "{}, {} and {}".format(*counts_of(at, name))
 
 
+def same_mode(at: Folders) -> str:
+    """Write how many seeds end on the same mode with the weights turned as with equal ones."""
+    turned, equal = (results(at[PERMUTED[name].name]) for name in ("turned", "equal"))
+    each = [zip(*(values(r, f"chose_mode{i}") for i in range(3)), strict=True) for r in (turned, equal)]
+    same = [x == y for x, y in zip(*each, strict=True)]
+    return f"{sum(same)} of {len(same)}"
+
+
 def weights_table(at: Folders) -> str:
     """Return on which mode the Gaussian settles, by the modes' weights, and a test against these weights."""
     from scipy.stats import chisquare
@@ -607,6 +615,7 @@ RECIPE = Recipe(
         *entries([run.name for run in ABLATION.values()], {"policy.ablation.ratio": tv_ratio}),
         *entries([PERMUTED["turned"].name], {"policy.weights.turned": counts_in_words("turned")}),
         *entries([PERMUTED["equal"].name], {"policy.weights.equal": counts_in_words("equal")}),
+        *entries([PERMUTED[n].name for n in ("turned", "equal")], {"policy.weights.same": same_mode}),
         *entries(["mixture_reverse"], {"policy.mixture.kept": lambda at: kept_in_words(at, "mixture_reverse")}),
         *entries(
             ["edm"],

@@ -140,6 +140,11 @@ def test_kept_modes_in_words(at: Folders) -> None:
     assert recipe.kept_in_words(at, "mixture_reverse") == "1, 1 and 1 of 3"
 
 
+def test_seeds_on_the_same_mode(at: Folders) -> None:
+    """44, 10, 10 and 22, 21, 21 in the seeds' order: 22 agree on the first, none on the second, 10 on the third."""
+    assert recipe.same_mode(at) == "32 of 64"
+
+
 def test_counts_are_held_against_the_weights(at: Folders) -> None:
     """Pearson's statistic by hand for 44, 10, 10 with the weights turned; the least of three p-values is tripled."""
     lines = [line.strip("| ").split(" | ") for line in recipe.weights_table(at).splitlines()[2:]]
