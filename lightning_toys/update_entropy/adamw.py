@@ -24,7 +24,7 @@ from torch import Tensor
 from lightning_toys.errors import ToyError
 
 Tensors = dict[str, Tensor]  # by the parameter's name
-SLICE = 1 << 22  # elements that double precision is taken of at a time: an embedding's would be gibibytes
+SLICE = 1 << 16  # elements that double precision is taken of at a time: an embedding's would be gibibytes, and slow out of cache
 
 
 class ComputedTensors(Mapping[str, Tensor]):
