@@ -24,7 +24,8 @@ from torch import Tensor
 from lightning_toys.errors import ToyError
 
 Tensors = dict[str, Tensor]  # by the parameter's name
-SLICE = 1 << 16  # elements that double precision is taken of at a time: an embedding's would be gibibytes, and slow out of cache
+# elements that double precision is taken of at a time: of a whole embedding it would be gibibytes, and out of the cache
+SLICE = 1 << 16
 
 
 class ComputedTensors(Mapping[str, Tensor]):
