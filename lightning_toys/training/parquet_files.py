@@ -24,7 +24,7 @@ ROWS_AT_ONCE = 256
 
 
 def import_pyarrow(where: str) -> Any:
-    """Return ``pyarrow`` with ``pyarrow.parquet`` imported.
+    """Return ``pyarrow`` with ``pyarrow.parquet`` and ``pyarrow.compute`` imported.
 
     Args:
         where: flag and file, for the error.
@@ -33,7 +33,8 @@ def import_pyarrow(where: str) -> Any:
         ToyError: it is not installed.
     """
     try:
-        importlib.import_module("pyarrow.parquet")
+        for part in ("parquet", "compute"):  # pyarrow itself brings neither
+            importlib.import_module(f"pyarrow.{part}")
         return importlib.import_module("pyarrow")
     except ImportError:
         advice = "give pip install 'lightning-toys[parquet]', or a file of another kind"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import decimal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -221,3 +223,15 @@ def test_a_stream_of_parquet_is_that_of_the_csv(tmp_path: Path) -> None:
         lambda: read_stream(write(tmp_path / "a.parquet", a_table())), "has the columns a, b, y; give columns t, x1"
     )
     refused(lambda: read_stream(str(tmp_path / "none.parquet")), "no file")
+
+
+def test_a_fresh_process_reads_repeated_texts(tmp_path: Path) -> None:
+    """Parts of pyarrow that the reader asks for are imported by it, not by whoever came before."""
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"prompt": ["what is 1 + 1"] * 50, "answer": ["2"] * 50}), path)
+    code = (
+        "import sys; from pathlib import Path; from lightning_toys.training.parquet_files import parquet_rows; "
+        "print(len(list(parquet_rows(Path(sys.argv[1]), '--data.file'))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "50"), done.stderr
