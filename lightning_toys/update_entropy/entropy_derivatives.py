@@ -110,6 +110,7 @@ class EntropyDerivatives(ABC):
             column[rows] = found
             columns.append(column)
             denominators.append(denominator)
+            del direction  # before the next one is made: each is as large as what is trained
         if not columns:
             return like.new_zeros(len(like), 0), like.new_zeros(0)
         both = torch.stack(columns, 1), torch.tensor(denominators, dtype=like.dtype, device=like.device)

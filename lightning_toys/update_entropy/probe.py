@@ -291,6 +291,7 @@ class EvaluationProbe:
             with prepared_for_inference(self.model) as policy:  # not around the derivatives, which a direction may take
                 for eta in sorted({*plan.etas, reference_eta}):
                     out.sequence_changes.setdefault(eta, []).append(self.measure_change(policy, v, eta)[0])
+            del v  # before the next one is made
         if plan.second_order:
             out.curvature = self.curvature()
         if plan.counterfactuals:
