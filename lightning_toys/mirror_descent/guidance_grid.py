@@ -6,12 +6,9 @@ reverse process ends at a Gaussian that is known, so that nothing is drawn.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from lightning_toys.mirror_descent.guidance import (
@@ -22,6 +19,7 @@ from lightning_toys.mirror_descent.guidance import (
 )
 from lightning_toys.mirror_descent.joint import Joint, gaussian_kl
 from lightning_toys.mirror_descent.predictors import Predictor
+from lightning_toys.mirror_descent.printed_table import print_table
 from lightning_toys.mirror_descent.problem import Problem, Settings
 from lightning_toys.mirror_descent.schedules import Constant, LateConstant, LateRamp, Linear, Schedule, SigmaPower
 from lightning_toys.mirror_descent.tilt import StateReward
@@ -89,17 +87,7 @@ def table(levels: int = 200) -> list[str]:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Print the table; with ``--out FILE`` write it there too, where no file is yet. Return the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="a Markdown file that is not there yet")
-    out: Path | None = parser.parse_args(args).out
-    if out is not None and (out.exists() or not out.parent.is_dir()):
-        print(f"error: --out: {str(out)!r} is not allowed; give a new file in a folder that exists", file=sys.stderr)
-        return 2
-    text = "\n".join(table())
-    print(text)
-    if out is not None:
-        out.write_text(text + "\n")
-    return 0
+    return print_table(table, __doc__, args)
 
 
 if __name__ == "__main__":

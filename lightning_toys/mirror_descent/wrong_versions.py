@@ -6,12 +6,9 @@ the right one, and its draws are compared with the right one's exact moments, as
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +27,7 @@ from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise, accept, ini
 from lightning_toys.mirror_descent.mixture import GaussianMixtureJoint, Mixture
 from lightning_toys.mirror_descent.mixture_model import MixtureModel, component_of, like, pick
 from lightning_toys.mirror_descent.predictors import Predictor
+from lightning_toys.mirror_descent.printed_table import print_table
 from lightning_toys.mirror_descent.problem import Problem, Settings
 from lightning_toys.mirror_descent.resampling import Resampling, Systematic, systematic_resampling
 from lightning_toys.mirror_descent.reverse_process import ReverseStep
@@ -273,18 +271,8 @@ def table(seeds: Sequence[int] = (0, 1, 2, 3), blocks: int = 1) -> list[str]:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Print the table; with ``--out FILE`` write it there too, where no file is yet. Return the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="a Markdown file that is not there yet")
-    out: Path | None = parser.parse_args(args).out
-    if out is not None and (out.exists() or not out.parent.is_dir()):
-        print(f"error: --out: {str(out)!r} is not allowed; give a new file in a folder that exists", file=sys.stderr)
-        return 2
     torch.set_num_threads(1)
-    text = "\n".join(table())
-    print(text)
-    if out is not None:
-        out.write_text(text + "\n")
-    return 0
+    return print_table(table, __doc__, args)
 
 
 if __name__ == "__main__":

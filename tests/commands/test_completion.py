@@ -125,10 +125,8 @@ def typed(call: list[str], setup: str, line: str, folder: Path) -> list[str]:
         # what was typed is made the arguments of a command that prints them (Ctrl-A), in a line with the end (Ctrl-E):
         # what is typed while a command runs is echoed amid what it prints
         asked = f"{line}\t\x01printf '<%s>\\n' \x05; printf '<%s>\\n' end\n"
-        for keys, until in (
-            (f"{setup}; printf 'rea%s' dy\n", "ready"),
-            (asked, "<end>\r"),
-        ):  # whole, or its line is not read as one
+        # the end with its line's: else what is read by lines below may lack it
+        for keys, until in ((f"{setup}; printf 'rea%s' dy\n", "ready"), (asked, "<end>\r")):
             os.write(terminal, keys.encode())
             end = time.monotonic() + 120
             while until not in said:
