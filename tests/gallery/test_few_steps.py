@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gallery import kept, manifest
 from gallery.recipe import Folders
 from gallery.recipes import few_steps as recipe
 from lightning_toys.flow_vs_regression import flow_maps, objectives, parametrisations
@@ -79,3 +80,29 @@ def test_readouts_are_those_of_the_objectives() -> None:
     assert all(f"objective '[{name}]'" in command for name, command in
                zip(recipe.OBJECTIVES, recipe.FEW_STEPS.commands, strict=True))  # fmt: skip
     assert recipe.SEARCH.keeps
+
+
+def test_the_findings_count_and_span_what_they_name(at: Folders) -> None:
+    every = recipe.POINTS, recipe.NOISES
+    assert recipe.signs_of(at, "+", ["Flow"], *every) == "24 of 24"
+    assert recipe.signs_of(at, "-", ["Flow"], *every) == "0 of 24"
+    assert recipe.signs_of(at, "-", ["Flow", "MeanFlow"], [50], ["0"]) == "3 of 6"
+    assert recipe.signs_of(at, "+", recipe.OBJECTIVES, *every).endswith(" of 184")
+    for name, factor in {"Flow": 2.0, "MeanFlow": 0.5}.items():
+        low, high = map(float, recipe.span(at, [name], [1, 2, 4], recipe.POINTS, "0").split(" to "))
+        assert (low, high) == pytest.approx((factor, factor), rel=0.05)
+    low, high = map(float, recipe.span(at, ["MeanFlow", "Flow"], [4], [50], "0").split(" to "))
+    assert (low, high) == pytest.approx((0.5, 2.0), rel=0.05)
+
+
+def test_the_page_is_what_the_kept_runs_say(tmp_path: Path) -> None:
+    """Made again from gallery/kept, every table and number of the study is that of the manifest, to the digit."""
+    runs = {run.name: run for run in recipe.RECIPE.runs}
+    assert all(kept.unpack(run, tmp_path) for run in runs.values())
+    folders = Folders({name: tmp_path / run.folder for name, run in runs.items()}, full=True)
+    found = json.loads(manifest.DOCS.read_text())
+    made = [(kind, e) for kind in ("tables", "numbers") for e in getattr(recipe.RECIPE, kind)]
+    assert len(made) == 3 + 9
+    for kind, entry in made:
+        assert callable(entry.make)
+        assert found[kind][entry.name]["text" if kind == "tables" else "value"] == entry.make(folders)
