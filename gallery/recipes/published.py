@@ -163,6 +163,11 @@ def count_table(at: Folders) -> str:
     return table(f"task | metric | {' | '.join(WORDS)}", rows, left=2)
 
 
+def cells_of(at: Folders, word: str) -> str:
+    """Return of how many cells a verdict holds, over all metrics of the record."""
+    return str(sum(level.verdict == word for task, metric in COMPARED for level in family(at, task, metric)))
+
+
 CLAIM_WORDS = ("holds", "reversed", "artefact", "cannot tell")
 
 
@@ -375,6 +380,13 @@ RECIPE = Recipe(
             },
         ),
         *entries([run_name("piecewise", "regression")], {"published.boundary": boundary_change}),
-        *entries(names_of(*TASKS), {"published.hours": hours}),
+        *entries(
+            names_of(*TASKS),
+            {
+                "published.hours": hours,
+                "published.reproduced": partial(cells_of, word="reproduced"),
+                "published.undecided": partial(cells_of, word="cannot tell"),
+            },
+        ),
     ),
 )

@@ -230,6 +230,7 @@ def test_tables_have_every_cell_and_metric(at: Folders) -> None:
     for task in METRICS:
         assert len(recipe.level_table(at, task).split("\n")) == 2 + 20
     assert len(recipe.count_table(at).split("\n")) == 2 + 11
+    assert sum(int(recipe.cells_of(at, word)) for word in recipe.WORDS) == 11 * 20
     for line in recipe.count_table(at).split("\n")[2:]:
         assert sum(map(int, re.findall(r"\| (\d+) (?=\|)", line))) == 20
     assert ".438 .513 .431" in recipe.level_table(at, "piecewise")
