@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from gallery.read import by_seed, entries, figures_of, fixed, results, short, spread_to, table, values
+from scipy import stats
+
+from gallery.read import Content, by_seed, entries, figures_of, fixed, results, short, spread_to, table, values
 from gallery.recipe import Folders, Recipe, Run
+from lightning_toys.stats import format_estimate, mean_ci, paired_difference
 
 CONFIG = "-c configs/mirror_descent/analytic.yaml"
 SEEDS = "0 to 3"
@@ -59,16 +62,21 @@ UNREFRESHED = sampling(
     "--model.samplers '[pc_joint_mala]' --model.settings.refresh_L 0 --model.settings.final_refresh false",
     0.3,
 )
+JOINT, EXACT_JOINT = "pc_joint_mala", "pc_joint_mala_exact"  # with the learned energy, and with the exact law
+JOINT_PARAMETERS = 5  # of a Gaussian of (a, s')
+STEPS, LONGER_STEPS = 10, 40  # of the joint sampler at each level: as configured, and more
 LEARNED = Run(
     name="learned",
     commands=(
         "fit -c configs/mirror_descent/learned.yaml",
-        "test -c configs/mirror_descent/learned.yaml --model.samplers '[pc_joint_mala]' --model.chains 131072",
+        f"test -c configs/mirror_descent/learned.yaml --model.samplers '[{JOINT}]' --model.chains 131072",
+        f"test -c configs/mirror_descent/learned.yaml --model.samplers '[{JOINT}]' --model.chains 131072 "
+        f"--model.settings.action_steps_per_level {LONGER_STEPS}",
         "test -c configs/mirror_descent/learned.yaml",  # last: the plain names of the run's files are then its
     ),
     folder="mirror_descent/gallery/learned",
     seeds=SEEDS,
-    minutes=25,
+    minutes=35,
     quick="--trainer.max_steps 500 --model.seeds '[0,1]' --model.chains 4096 --model.settings.predictor_K 30 "
     "--model.settings.smc_K 10 --model.settings.mcmc_steps 30 --model.settings.K 10",
     quick_minutes=1.5,
@@ -162,10 +170,35 @@ def score_bound(at: Folders) -> str:
     return short(f"{(int(worst * 1000) + 1) / 1000:.3f}")
 
 
+def joint_content(at: Folders, steps: int) -> Content:
+    """Return the test of the joint sampler alone, with many chains and so many steps a level."""
+    chosen = {"model__samplers": f"['{JOINT}']", "model__settings__action_steps_per_level": str(steps)}
+    return results(at["learned"], "test", **chosen)
+
+
 def joint(at: Folders, metric: str) -> list[float]:
-    """Return a metric of pc_joint_mala with 131 072 chains."""
-    r = results(at["learned"], "test", model__samplers="['pc_joint_mala']")
-    return list(by_seed(r, f"{metric}@pc_joint_mala").values())
+    """Return a metric of the joint sampler, with as many steps a level as configured."""
+    return list(by_seed(joint_content(at, STEPS), f"{metric}@{JOINT}").values())
+
+
+def joint_table(at: Folders) -> str:
+    """Return the joint sampler's laws by steps a level: learned, exact, and whether either passes for exact draws."""
+    rows = []
+    for steps in (STEPS, LONGER_STEPS):
+        content = joint_content(at, steps)
+        learned, exact = (by_seed(content, f"joint_kl@{name}") for name in (JOINT, EXACT_JOINT))
+        paired = paired_difference(learned, exact)
+        assert paired is not None
+        row = [str(steps)]
+        for found in (learned, exact):
+            total = 2 * int(content["settings"]["model.chains"]) * sum(found.values())  # chi-squared for exact draws
+            p = stats.chi2.sf(total, JOINT_PARAMETERS * len(found))
+            row += [format_estimate(mean_ci(list(found.values()))), f"{total:.0f}", short(f"{p:.1g}")]
+        row.append(format_estimate(paired.estimate))
+        rows.append([*row, *(spread_to(values(content, f"cond_ratio@{n}"), 4) for n in (JOINT, EXACT_JOINT))])
+    said = [f"{kind}: {what}" for kind in ("learned", "exact") for what in ("joint KL", "sum of 2 n KL", "p")]
+    said += ["difference of the KLs", *(f"{kind}: Var(s' given a), ratio" for kind in ("learned", "exact"))]
+    return table(f"steps a level | {' | '.join(said)}", rows)
 
 
 RECIPE = Recipe(
@@ -193,7 +226,7 @@ RECIPE = Recipe(
             {
                 "mirror.score_error": lambda at: "\n".join(tables(at["learned"])[0]),
                 "mirror.learned": lambda at: "\n".join(tables(at["learned"])[1]),
-                "mirror.learned_joint": lambda at: "\n".join(tables(at["learned"], "facts-1.md")[1]),
+                "mirror.learned_joint": joint_table,
             },
         ),
     ),
