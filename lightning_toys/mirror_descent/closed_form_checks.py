@@ -18,6 +18,7 @@ from scipy import stats as scipy_stats
 from lightning_toys.mirror_descent.annealed import PCMALA, PCULA
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample, check_moments
 from lightning_toys.mirror_descent.joint import Gaussian, gaussian_kl
+from lightning_toys.mirror_descent.particle_groups import group_estimates, limit_bias
 from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.mirror_descent.sampler import Sampler, gaussian_moments
 from lightning_toys.stats import format_estimate, holm, mean_ci
@@ -56,6 +57,9 @@ def closed_form_checks(sampler: Sampler, samples: list[Sample], label: str = "")
     source = "limit" if sampler.exact_in_the_limit else "law"
     target = gaussian_moments(problem.tilted_joint, sigma)
     out = check_moments(sampler.name, samples, exact, source, target, sigma, sampler.group)
+    if closed and sampler.exact_in_the_limit:
+        bias = limit_bias(group_estimates(samples))
+        out = [replace(c, bias=bias * c.standard_error) for c in out]
     out += sampler.own_checks(samples) if closed else []
     return [replace(c, sampler=label or sampler.name) for c in out]
 
@@ -113,7 +117,7 @@ def detectable_error(check: ClosedFormCheck, family: int) -> float:
     """Return the error that would be found with probability ``POWER`` in a family of so many tests (Bonferroni)."""
     level = 1 - ALPHA / (2 * family)
     law = scipy_stats.t(check.groups - 1) if check.groups > 1 else scipy_stats.norm
-    return float((law.ppf(level) + law.ppf(POWER)) * check.standard_error)
+    return check.bias + float((law.ppf(level) + law.ppf(POWER)) * check.standard_error)
 
 
 def verdicts(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:

@@ -16,12 +16,12 @@ import torch
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample, checks_of
 from lightning_toys.mirror_descent.joint import Array, gaussian_kl
 from lightning_toys.mirror_descent.mixture import GaussianMixtureJoint
+from lightning_toys.mirror_descent.particle_groups import group_estimates, limit_bias, too_skewed
 from lightning_toys.mirror_descent.sampler import Sampler
 from lightning_toys.mirror_descent.tilt import Reward
 from lightning_toys.mirror_descent.truth import Truth
 
 LIMIT_GROUP = 2**8  # particles from which a limit is tested: the bias falls as 1 over their number
-MIN_POOLED = 8.0  # groups, in effect, below which estimates that are pooled by Z are not tested
 
 
 def points_of(sample: Sample) -> Array:
@@ -100,8 +100,8 @@ def pooling_weights(samples: Sequence[Sample], group: int) -> Array | None:
 
     For any number of particles E[Z_g f_g] = Z E f, f_g the mean of f over a group's draws and Z_g its estimate of Z: so
     the mean of f over draws with these weights tends to the target's as the groups, not the particles, grow in number.
-    None where groups have no estimates, where draws are no whole groups, or where the weights leave fewer than
-    ``MIN_POOLED`` groups in effect.
+    None where groups have no estimates, where draws are no whole groups, or where the estimates are too skewed for the
+    pooled means to be normal.
 
     Args:
         samples: one a seed.
@@ -114,7 +114,7 @@ def pooling_weights(samples: Sequence[Sample], group: int) -> Array | None:
             return None
         log_z += found[: n // group]
     z = np.exp(np.array(log_z) - max(log_z))
-    if z.sum() ** 2 < MIN_POOLED * np.square(z).sum():
+    if too_skewed(z):
         return None
     return np.repeat(z / z.mean(), group)
 
@@ -126,9 +126,10 @@ def world_checks(
 
     *Implementation* is the law of what the sampler does where it is known (``law``), the target of one that is exact as
     its groups grow (``limit``), else unknown. *Goal* is the target in any case. Groups below ``LIMIT_GROUP`` are not
-    tested against their limit: their bias shows. Nor are draws from which some are left out: no law is known of those
-    that remain. Groups of any size that estimate Z are tested once more, pooled by Z: rows ``pooled ...``. They have
-    no goal, since their weights are not the draws'.
+    tested against their limit: their bias shows. What bias larger ones may have is no error (``particle_groups.py``).
+    Nor are draws tested from which some are left out: no law is known of those that remain. Groups of any size that
+    estimate Z are tested once more, pooled by Z: rows ``pooled ...``. They have no goal, since their weights are not
+    the draws'.
 
     Args:
         sampler: that drew.
@@ -148,6 +149,9 @@ def world_checks(
     values, influences = statistics(world, sampler.problem.reward, target, x)
     sizes = [len(points_of(s)) for s in samples]
     out = checks_of(sampler.name, values, influences, sizes, exact, source, goal, sampler.group)
+    if source == "limit":
+        bias = limit_bias(group_estimates(samples))
+        out = [replace(c, bias=bias * c.standard_error) for c in out]
     weight = pooling_weights(samples, sampler.group) if complete and sampler.exact_in_the_limit else None
     if weight is not None:
         values, influences = statistics(world, sampler.problem.reward, target, x, weight)

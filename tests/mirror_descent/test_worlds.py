@@ -294,17 +294,17 @@ def test_few_particles_are_not_tested_against_their_limit(name: str) -> None:
     tested = {k: c.z for k, c in few.items() if not math.isnan(c.z)}
     assert set(tested) == {"Z / exact Z"} | {f"pooled {k}" for k, c in few.items() if c.target is not None}
     assert max(map(abs, tested.values())) < 4.5
-    assert max(abs(c.goal_z) for c in few.values() if c.target is not None) > 6
+    assert max(abs(c.goal_z) for c in few.values() if c.target is not None) > 4.5
     assert {c.source for c in many.values()} == {"limit", "law"}
     assert worst(list(many.values())) > 1e-3
 
 
 def test_pooling_weights() -> None:
     """Each draw weighs as its group's estimate of Z; no weights where these are none, or where one group has it all."""
-    sample = Sample(np.zeros(40), np.zeros(40), extra={"log_z": [0.0] * 9 + [math.log(2.0)] + [50.0]})
+    sample = Sample(np.zeros(40), np.zeros(40), extra={"log_z": [0.0] * 5 + [math.log(2.0)] * 5 + [50.0]})
     weight = pooling_weights([sample], 4)  # the eleventh group's draws were not asked for
     assert weight is not None
-    np.testing.assert_allclose(weight, [10 / 11] * 36 + [20 / 11] * 4)
+    np.testing.assert_allclose(weight, [2 / 3] * 20 + [4 / 3] * 20)
     uneven = dataclasses.replace(sample, extra={"log_z": [0.0] * 9 + [9.0]})
     assert pooling_weights([uneven], 4) is None
     assert pooling_weights([sample], 3) is None
