@@ -106,6 +106,7 @@ RECIPE = Recipe(
                 "demo_flow_samplers": "mode=flow/figures/samplers.png",
             },
         ),
+        *entries([run.name for run in LONGER], {"demo_error_by_epochs": error_by_epochs}),
     ),
     tables=entries(["demo"], {"flow.demo": lambda at: (at["demo"] / "comparison/comparison.md").read_text().strip()}),
     numbers=(
