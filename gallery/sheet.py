@@ -13,13 +13,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 
-from gallery.read import between, fixed, results, values
+from gallery.read import between, by_seed, figures_of, fixed, results, values
 from gallery.recipe import Folders
+from gallery.verdicts import paired_ratio
 from lightning_toys.bilevel.curves import draw_seeds
 from lightning_toys.plotting import COLOURS, GREY, MARKERS
 from lightning_toys.stats import mean_ci
 
-RUNS = ("demo", "one_gaussian", "one_meanflow", "analytic", "arithmetic", "window")
+RUNS = ("demo", "demo_averaged", "one_gaussian", "one_meanflow", "analytic", "arithmetic", "window")
 INK = "#222222"
 Painter = Callable[[SubFigure, Folders], None]
 
@@ -46,43 +47,50 @@ def headed(part: SubFigure, name: str, question: str, finding: str) -> None:
 
 
 def points(ax: Axes, y: float, found: list[float], colour: str, marker: str = "o") -> None:
-    """Draw each seed, and mean and 95 % interval, on a line."""
-    e = mean_ci(found)
+    """Draw each seed, and geometric mean and 95 % interval, on a line."""
+    e = mean_ci([math.log(v) for v in found])
     half = 0.0 if math.isnan(e.half_width) else e.half_width
     ax.plot(found, np.full(len(found), y), "o", color=colour, alpha=0.35, markersize=4)
-    left = min(half, 0.9 * e.mean)  # a logarithmic axis has no 0
-    ax.errorbar(e.mean, y, xerr=[[left], [half]], fmt=marker, color=colour, capsize=3, markersize=6, linewidth=1.6)
+    mean, low, high = (math.exp(v) for v in (e.mean, e.mean - half, e.mean + half))
+    ax.errorbar(
+        mean, y, xerr=[[mean - low], [high - mean]], fmt=marker, color=colour, capsize=3, markersize=6, linewidth=1.6
+    )
 
 
 def flow(part: SubFigure, at: Folders) -> None:
-    """Draw the error of regression and flow beside the rows without a network."""
+    """Draw the error of regression and flow, by both weights, beside the rows without a network."""
     ax = part.subplots()
     plain(ax)
-    cells = {mode: results(at["demo"] / f"mode={mode}") for mode in ("regression", "flow")}
-    rows = {
-        "regression": values(cells["regression"], "l2"),
-        **{f"flow, {n} step{'s'[: n > 1]}": values(cells["flow"], f"l2@zeros/euler-{n}") for n in (9, 4, 1)},
+    cells = {
+        (weights, mode): results(at[run] / f"mode={mode}")
+        for weights, run in (("averaged", "demo_averaged"), ("last step", "demo"))
+        for mode in ("regression", "flow")
     }
-    for i, found in enumerate(rows.values()):
-        points(ax, i, found, COLOURS[min(i, 1)], MARKERS[min(i, 1)])
-    means = {mode: mean_ci(values(r, "l2")).mean for mode, r in cells.items()}
+    for i, ((_, mode), r) in enumerate(cells.items()):
+        k = ("regression", "flow").index(mode)
+        points(ax, i, values(r, "l2"), COLOURS[k], MARKERS[k])
+    references = cells["last step", "flow"]["references"]
     place = blended_transform_factory(ax.transData, ax.transAxes)
     shown = {"linear": "straight lines", "nearest": "nearest point", "zero": "zero"}
     for name, label in shown.items():
-        value = cells["flow"]["references"][name]["l2"]
+        value = references[name]["l2"]
         ax.axvline(value, color=GREY, linestyle=":", linewidth=1.3)
         ax.text(value, 1.01, label, ha="center", va="bottom", fontsize=9, color=GREY, transform=place)
     ax.set_xscale("log")
-    ax.set_yticks(range(len(rows)), list(rows), fontsize=9.5)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_xlabel("RMSE between the points (each seed; mean and 95 % interval)", fontsize=9.5)
-    linear = cells["flow"]["references"]["linear"]["l2"]
+    ax.set_yticks(range(len(cells)), [f"{mode}, {weights}" for weights, mode in cells], fontsize=9.5)
+    ax.set_ylim(len(cells) - 0.4, -0.6)
+    ax.set_xlabel("RMSE between the points (each seed; geometric mean, 95 % interval)", fontsize=9.5)
+    ratios = {
+        weights: paired_ratio(by_seed(cells[weights, "flow"], "l2"), by_seed(cells[weights, "regression"], "l2"))
+        for weights in ("averaged", "last step")
+    }
+    times = {weights: figures_of(math.exp(r.log), 2) for weights, r in ratios.items()}
     headed(
         part,
         "flow_vs_regression",
         "What do flows and regression do between 50 points?",
-        f"Trained alike, the flow's error is {means['flow'] / means['regression']:.0f} times regression's;\n"
-        f"straight lines, which train nothing, are at {fixed(linear, 4)}.",
+        f"Trained alike on one noiseless target, the flow's error is {times['averaged']}\n"
+        f"times regression's with averaged weights, {times['last step']} times with the last.",
     )
 
 
@@ -111,8 +119,8 @@ def policy(part: SubFigure, at: Folders) -> None:
         part,
         "generative_policy",
         "Which policies keep several modes, in one step?",
-        "A Gaussian settles on one mode; one step of a MeanFlow keeps all\n"
-        f"three, with weights off by {fixed(tv, 3)} (total variation).",
+        "A Gaussian by the reverse KL settles on one mode; one step of a MeanFlow,\n"
+        f"trained on samples, keeps three, weights off by {fixed(tv, 3)} (total variation).",
     )
 
 
@@ -127,6 +135,8 @@ FAMILIES = (
 
 def mirror(part: SubFigure, at: Folders) -> None:
     """Draw every sampler's distance from the tilted law."""
+    from lightning_toys.mirror_descent.figures import exact_draws_kl
+
     ax = part.subplots()
     plain(ax)
     r = results(at["analytic"])
@@ -141,8 +151,9 @@ def mirror(part: SubFigure, at: Folders) -> None:
         ax.errorbar(e.mean, i, xerr=[[left], [half]], fmt=marker, color=colour, capsize=2, markersize=5, linewidth=1.3)
     for k, (label, _) in enumerate(FAMILIES):
         ax.plot([], [], MARKERS[k], color=COLOURS[k], markersize=5, label=label)
-    exact = r["references"]["exact_draws"]["joint_kl"]
-    ax.axvline(exact, color=GREY, linestyle=":", linewidth=1.3, label="exact draws")
+    low, expected, high = exact_draws_kl(5, len(r["seeds"]), int(r["settings"]["model.chains"]))
+    ax.axvspan(low, high, color=GREY, alpha=0.2, linewidth=0, label="exact draws, 95 %")
+    ax.axvline(expected, color=GREY, linestyle=":", linewidth=1.3)
     ax.set_xscale("log")
     ax.set_yticks(range(len(order)), order, fontsize=8)
     ax.set_ylim(len(order) - 0.4, -0.6)
@@ -152,7 +163,7 @@ def mirror(part: SubFigure, at: Folders) -> None:
         part,
         "mirror_descent",
         "Which samplers reach a tilted law that is known?",
-        "Corrected ones cannot be told from exact draws; guidance by a\n"
+        "Plain Metropolis steps and weights do, within their errors; guidance by a\n"
         f"product of experts (sde_poe) ends {fixed(float(np.mean(found['sde_poe'])), 2)} nats off.",
     )
 
@@ -224,8 +235,8 @@ def bilevel(part: SubFigure, at: Folders) -> None:
         part,
         "bilevel",
         "Can a hypergradient find which past to learn from?",
-        f"Three algorithms find the drift's period, 31.4 steps: their loss ends at {between(learned, 1)}, "
-        f"where equal weights have {fixed(even, 1)}.",
+        f"On one drift, of period 31.4 steps, three algorithms weigh the lags near it: their loss ends at "
+        f"{between(learned, 1)}, equal weights' at {fixed(even, 1)}.",
     )
 
 
