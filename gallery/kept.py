@@ -1,14 +1,17 @@
 """What runs of many hours came to, kept in the repository: a page of theirs can be built where they were not run.
 
 A run that ``keeps`` leaves gallery/kept/NAME.json when the full setting has run it: its stamp (commands, commit, day,
-machine), and of every results.json below its folder what recipes read. As long as the file is there and its commands
-are the run's, the run is not run again; whoever wants it anew deletes the file.
+machine), of every results.json below its folder what recipes read, and of every metrics.csv the columns that the run's
+``curves`` name. As long as the file is there and its commands are the run's, the run is not run again; whoever wants it
+anew deletes the file.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +50,43 @@ def rounded(content: Any) -> Any:
     return float(f"{content:.4g}") if isinstance(content, float) else content
 
 
+def curves(run: Run, path: Path) -> dict[str, list[str]]:
+    """Return the columns of a metrics.csv that match a run's ``curves``, the step's first, where any has a value."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    names = [k for k in (rows[0] if rows else {}) if any(fnmatch(k, pattern) for pattern in run.curves)]
+    rows = [row for row in rows if any(row[k] for k in names)]
+    return {name: [short_number(row[name]) for row in rows] for name in ("step", *names)} if rows else {}
+
+
+def short_number(text: str) -> str:
+    """Return a number's text with no more digits than are kept; no number where there is none."""
+    return f"{float(text):.{DIGITS}g}" if text else text
+
+
+def write_curves(columns: dict[str, list[str]], path: Path) -> None:
+    """Write :func:`curves` as a metrics.csv."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
 def keep(run: Run, root: Path, stamp: dict[str, Any], place: Path = PLACE) -> Path:
     """Write what a finished run came to; return where."""
     folder = root / run.folder
     found = sorted(path for place in run.places(root) for path in place.rglob("results*.json"))
     results = {str(path.relative_to(folder)): condensed(json.loads(path.read_text())) for path in found}
+    csvs = sorted(path for place in run.places(root) for path in place.rglob("metrics.csv")) if run.curves else []
+    parts = {"results": results, "curves": {str(path.relative_to(folder)): curves(run, path) for path in csvs}}
     path = path_of(run, place)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{json.dumps(name)}: {json.dumps(content)}" for name, content in results.items()]
-    path.write_text(f'{{"stamp": {json.dumps(stamp)},\n"results": {{\n' + ",\n".join(lines) + "\n}}\n")
+    text = f'{{"stamp": {json.dumps(stamp)}'
+    for part, found_there in parts.items():
+        if found_there:
+            lines = [f"{json.dumps(name)}: {json.dumps(content)}" for name, content in found_there.items()]
+            text += f',\n"{part}": {{\n' + ",\n".join(lines) + "\n}"
+    path.write_text(text + "}\n")
     return path
 
 
@@ -76,10 +107,14 @@ def unpack(run: Run, root: Path, place: Path = PLACE) -> dict[str, Any] | None:
     folder, stamps = root / run.folder, root / "stamps"
     for place in run.places(root):
         shutil.rmtree(place)
-    for name, content in found["results"].items():
+    for name, content in found.get("results", {}).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
+    for name, columns in found.get("curves", {}).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_curves(columns, path)
     stamps.mkdir(parents=True, exist_ok=True)
     (stamps / f"{run.name}.json").write_text(json.dumps(found["stamp"]))
     stamp: dict[str, Any] = found["stamp"]

@@ -63,6 +63,7 @@ CHOSEN |= dict.fromkeys(PARTS, CHOSEN["vaml"])
 STEPS = (30_000, 50_000, 200_000)
 WIDTHS = ("3", "32")
 QUIET = "--figures.enabled false"
+CURVES = ("eval/return", "replicas/eval/return/*")  # that recipes read
 
 
 def search(name: str, minutes: float) -> Run:
@@ -80,6 +81,8 @@ def search(name: str, minutes: float) -> Run:
         seeds="100 to 103",
         minutes=minutes,
         quick=None,
+        keeps=True,
+        curves=CURVES,
         may_diverge=True,
     )
 
@@ -144,6 +147,8 @@ def drift_search(name: str, minutes: float) -> Run:
         seeds="100 to 103",
         minutes=minutes,
         quick=None,
+        keeps=True,
+        curves=CURVES,
         may_diverge=True,
     )
 
@@ -161,6 +166,8 @@ def drift_study(name: str, minutes: float) -> Run:
         seeds="10 to 25",
         minutes=minutes,
         quick=None,
+        keeps=True,
+        curves=CURVES,
         may_diverge=True,
     )
 

@@ -41,6 +41,8 @@ LONGER = tuple(
         seeds="0 to 7",
         minutes=15,
         quick="--trainer.max_epochs 500 --trainer.val_check_interval 200 --model.seeds '[0,1,2]'",
+        keeps=True,
+        curves=("eval/l2", "interval/eval/l2/*"),
     )
     for name, words in {
         "longer": "",

@@ -1,0 +1,71 @@
+"""What is kept of a run: results to seven digits, and the columns of metrics.csv that the run names."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from gallery import kept
+from gallery.recipe import Run
+
+RUN = Run(
+    name="searched",
+    commands=("sweep -c a.yaml",),
+    folder="bilevel/searched",
+    seeds="0",
+    minutes=1,
+    keeps=True,
+    curves=("eval/return", "replicas/eval/return/*"),
+)
+ROWS = [
+    {"step": "1", "train/loss": "0.5", "eval/return": "", "replicas/eval/return/seed_0": ""},
+    {"step": "2", "train/loss": "0.4", "eval/return": "123.456789012", "replicas/eval/return/seed_0": "1e-05"},
+    {"step": "3", "train/loss": "", "eval/return": "nan", "replicas/eval/return/seed_0": ""},
+]
+
+
+def run_folder(root: Path, cell: str, ended: bool) -> None:
+    """Write a cell as a run leaves it."""
+    folder = root / RUN.folder / cell
+    folder.mkdir(parents=True)
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(ROWS[0]))
+        writer.writeheader()
+        writer.writerows(ROWS)
+    if ended:
+        content = {"metrics": {"return": {"values": [1 / 3]}}, "stage": "fit", "seeds": [0], "references": {}}
+        (folder / "results.json").write_text(json.dumps(content | {"settings": {}}))
+
+
+def test_curves_are_kept_with_what_ended_and_what_did_not(tmp_path: Path) -> None:
+    """Rows and columns that the run names come back, to seven digits; a cell that went non-finite has no results."""
+    run_folder(tmp_path / "runs", "lr=1", ended=True)
+    run_folder(tmp_path / "runs", "lr=2", ended=False)
+    stamp = {"identity": {"commands": list(RUN.commands)}, "seconds": 60}
+    kept.keep(RUN, tmp_path / "runs", stamp, tmp_path / "kept")
+    assert kept.unpack(RUN, tmp_path / "other", tmp_path / "kept") == stamp
+    for cell, ended in (("lr=1", True), ("lr=2", False)):
+        folder = tmp_path / "other" / RUN.folder / cell
+        with (folder / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert rows == [
+            {"step": "2", "eval/return": "123.4568", "replicas/eval/return/seed_0": "1e-05"},
+            {"step": "3", "eval/return": "nan", "replicas/eval/return/seed_0": ""},
+        ]
+        assert (folder / "results.json").is_file() == ended
+
+
+def test_a_run_without_curves_keeps_none(tmp_path: Path) -> None:
+    """Its file is what it was: a stamp and results."""
+    plain = Run(name="plain", commands=RUN.commands, folder=RUN.folder, seeds="0", minutes=1, keeps=True)
+    run_folder(tmp_path / "runs", "lr=1", ended=True)
+    path = kept.keep(plain, tmp_path / "runs", {"identity": {"commands": []}}, tmp_path / "kept")
+    assert list(json.loads(path.read_text())) == ["stamp", "results"]
+
+
+def test_metrics_of_no_match_are_no_curves(tmp_path: Path) -> None:
+    """A file without such columns, and one without rows, keep nothing."""
+    for text in ("step,train/loss\n1,2\n", "step,eval/return\n", ""):
+        (tmp_path / "metrics.csv").write_text(text)
+        assert kept.curves(RUN, tmp_path / "metrics.csv") == {}
