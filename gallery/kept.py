@@ -1,9 +1,9 @@
 """What runs of many hours came to, kept in the repository: a page of theirs can be built where they were not run.
 
 A run that ``keeps`` leaves gallery/kept/NAME.json when the full setting has run it: its stamp (commands, commit, day,
-machine), of every results.json below its folder what recipes read, and of every metrics.csv the columns that the run's
-``curves`` name. As long as the file is there and its commands are the run's, the run is not run again; whoever wants it
-anew deletes the file.
+machine), of every results.json below its folder what recipes read, of every metrics.csv the columns that the run's
+``curves`` name, and small files that its ``files`` name, as they are. As long as the file is there and its commands are
+the run's, the run is not run again; whoever wants it anew deletes the file.
 """
 
 from __future__ import annotations
@@ -78,7 +78,11 @@ def keep(run: Run, root: Path, stamp: dict[str, Any], place: Path = PLACE) -> Pa
     found = sorted(path for place in run.places(root) for path in place.rglob("results*.json"))
     results = {str(path.relative_to(folder)): condensed(json.loads(path.read_text())) for path in found}
     csvs = sorted(path for place in run.places(root) for path in place.rglob("metrics.csv")) if run.curves else []
-    parts = {"results": results, "curves": {str(path.relative_to(folder)): curves(run, path) for path in csvs}}
+    parts: dict[str, dict[str, Any]] = {
+        "results": results,
+        "curves": {str(path.relative_to(folder)): curves(run, path) for path in csvs},
+        "files": {name: (folder / name).read_text() for name in run.files if (folder / name).is_file()},
+    }
     path = path_of(run, place)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = f'{{"stamp": {json.dumps(stamp)}'
@@ -115,6 +119,9 @@ def unpack(run: Run, root: Path, place: Path = PLACE) -> dict[str, Any] | None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_curves(columns, path)
+    for name, text in found.get("files", {}).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
     stamps.mkdir(parents=True, exist_ok=True)
     (stamps / f"{run.name}.json").write_text(json.dumps(found["stamp"]))
     stamp: dict[str, Any] = found["stamp"]

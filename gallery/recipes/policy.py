@@ -32,6 +32,7 @@ from lightning_toys.stats import PairedDifference, format_estimate, holm, mean_c
 
 QUICK = "--trainer.max_steps 300 --model.seeds '[0,1]' --model.evaluation.samples 3000"
 CONFIG = "-c configs/generative_policy"
+KEPT = ("shares.json", TABLE)  # beside results, of runs that gallery/shares.py measures
 STDS = {"0.0": "0", "0.001": ".001", "0.01": ".01", "0.1": ".1"}
 CHANGES = {
     "shipped": "",
@@ -69,6 +70,8 @@ ABLATION = {
         seeds="0 to 3",
         minutes=4,
         quick=None,
+        keeps=True,
+        files=KEPT,
     )
     for name, words in CHANGES.items()
 }
@@ -78,14 +81,16 @@ def fresh(name: str, config: str, words: str, readouts: str, minutes: float) -> 
     """Return a run of a frozen recipe with seeds and samples that no choice was made by."""
     fit = f"fit {CONFIG}/{config}.yaml --model.seeds '[10,11,12,13]' {words}".strip()
     folder = f"generative_policy/fresh/{name}"
-    return Run(f"fresh_{name}", (fit, f"-m gallery.shares {readouts}"), folder, "10 to 13", minutes, quick=None)
+    commands = (fit, f"-m gallery.shares {readouts}")
+    return Run(f"fresh_{name}", commands, folder, "10 to 13", minutes, quick=None, keeps=True, files=KEPT)
 
 
 def short_run(name: str, words: str) -> Run:
     """Return a run of 2000 steps, evaluated by averaged and by raw weights."""
     fit = f"fit {CONFIG}/meanflow.yaml --trainer.max_steps 2000 {words}".strip()
     check = "-m gallery.shares --weights ema raw --samples 200000"
-    return Run(name, (fit, check), f"generative_policy/gallery/{name}", "0 to 3", 2, quick=None)
+    folder = f"generative_policy/gallery/{name}"
+    return Run(name, (fit, check), folder, "0 to 3", 2, quick=None, keeps=True, files=KEPT)
 
 
 SHORT = short_run("short_run", "")
@@ -125,6 +130,7 @@ PERMUTED = {
         seeds="0 to 63",
         minutes=4,
         quick=None,
+        keeps=True,
     )
     for name, weights in WEIGHTS.items()
 }
@@ -140,7 +146,7 @@ CLASSES = {
     "mixture_forward": f"{MIXTURE} --model.divergence forward_kl",
 }
 BY_CLASS = {
-    name: Run(name, (words,), f"generative_policy/classes/{name}", "0 to 15", 3, quick=None)
+    name: Run(name, (words,), f"generative_policy/classes/{name}", "0 to 15", 3, quick=None, keeps=True)
     for name, words in CLASSES.items()
 }
 PENDULUM = Run(
@@ -151,6 +157,8 @@ PENDULUM = Run(
     minutes=10,
     quick=None,
     needs="gymnasium",
+    keeps=True,
+    files=KEPT,
 )
 BANDIT = Run(
     name="bandit",

@@ -56,6 +56,20 @@ def test_curves_are_kept_with_what_ended_and_what_did_not(tmp_path: Path) -> Non
         assert (folder / "results.json").is_file() == ended
 
 
+def test_files_are_kept_as_they_are(tmp_path: Path) -> None:
+    """A table that a module wrote comes back to the letter; one that is not there is left out."""
+    run = Run("tabled", ("-m module",), RUN.folder, "0", 1, keeps=True, files=("table.md", "shares.json"))
+    folder = tmp_path / "runs" / run.folder
+    folder.mkdir(parents=True)
+    (folder / "table.md").write_text('| "a" |\n|---|\n| ± 1 |\n')
+    stamp = {"identity": {"commands": list(run.commands)}, "seconds": 60}
+    kept.keep(run, tmp_path / "runs", stamp, tmp_path / "kept")
+    assert kept.unpack(run, tmp_path / "other", tmp_path / "kept") == stamp
+    other = tmp_path / "other" / run.folder
+    assert (other / "table.md").read_text() == (folder / "table.md").read_text()
+    assert not (other / "shares.json").exists()
+
+
 def test_a_run_without_curves_keeps_none(tmp_path: Path) -> None:
     """Its file is what it was: a stamp and results."""
     plain = Run(name="plain", commands=RUN.commands, folder=RUN.folder, seeds="0", minutes=1, keeps=True)
