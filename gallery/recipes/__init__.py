@@ -14,6 +14,7 @@ from gallery.recipes import (
     overview,
     policy,
     published,
+    world_controls,
     worlds,
 )
 
@@ -26,6 +27,7 @@ RECIPES = (
     bandit.RECIPE,
     mirror.RECIPE,
     worlds.RECIPE,
+    world_controls.RECIPE,
     entropy.RECIPE,
     bilevel.RECIPE,
     control.RECIPE,

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_toys.bilevel.control import figures
-from lightning_toys.bilevel.control.agents import SoftValue, softmax_policy
+from lightning_toys.bilevel.control.acting import ActingAgent
+from lightning_toys.bilevel.control.agents import SoftValue
 from lightning_toys.bilevel.control.data import ReplayData
 from lightning_toys.bilevel.control.environments import (
     Disturbance,
@@ -24,12 +25,8 @@ from lightning_toys.bilevel.control.environments import (
     make_environments,
 )
 from lightning_toys.bilevel.control.episodes import (
-    RandomPolicy,
-    SampledPolicy,
     check_repeatable,
     render_episode,
-    rollout,
-    uniform_actions,
     write_gif,
 )
 from lightning_toys.bilevel.control.gradient_check import cosine_similarity, directional_differences, to_double
@@ -38,25 +35,22 @@ from lightning_toys.bilevel.control.own_model import Dynamics, check_dynamics
 from lightning_toys.bilevel.control.regret import LocalRegret, model_size
 from lightning_toys.bilevel.control.replay import ReplayBuffer
 from lightning_toys.bilevel.control.settings import Details, Solver, form_label
+from lightning_toys.bilevel.control.stored_environments import environments_mismatch
 from lightning_toys.bilevel.control.unused import unused_settings
 from lightning_toys.bilevel.control.updates import AgentUpdate, make_agent
-from lightning_toys.bilevel.control.world_model import ModelPrediction
 from lightning_toys.bilevel.vectors import flatten
 from lightning_toys.errors import REPEATS, bounded, note, require
-from lightning_toys.training.checkpoint_format import Like, unlike
 from lightning_toys.training.configuration import as_dataclass, require_data
 from lightning_toys.training.denormals import denormals_flushed
 from lightning_toys.training.files import make_folder, partial_name, put_in_place, set_aside
-from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.loader import Block, DrawnBlock
-from lightning_toys.training.module import ToyModule
 from lightning_toys.training.noise import NoiseStream, uniform
 from lightning_toys.training.results import Report
 
 EVALUATION_TRANSITIONS = 1024  # that errors are measured on
 
 
-class BilevelControl(ToyModule):
+class BilevelControl(ActingAgent):
     """Model-based reinforcement learning with discrete actions; a step of the Trainer is one of the environment.
 
     Args:
@@ -216,12 +210,6 @@ class BilevelControl(ToyModule):
                 self.regret = LocalRegret(len(self.seeds), model_size(list(self.nets.model.parameters())))
 
     @property
-    def nets(self) -> AgentNetworks:
-        """The agent's networks."""
-        assert isinstance(self.net, AgentNetworks)
-        return self.net
-
-    @property
     def learner(self) -> Learner:
         """Runs outer iterations on the networks."""
         value, clip = self.soft_value, self.clip_grad_norm
@@ -232,103 +220,6 @@ class BilevelControl(ToyModule):
         fused = self.device.type in ("cpu", "cuda")
         outer = torch.optim.Adam(self.nets.model.parameters(), lr=self.lr, fused=fused)
         return outer, torch.optim.Adam(self.nets.q.parameters(), lr=self.inner_lr, fused=fused)
-
-    # acting
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """Return action values Q (R, B, A), the mean over heads, on which the agent acts.
-
-        With gradients disabled they are those of evaluations bit for bit; else they have a graph and agree to rounding.
-
-        Args:
-            observations: (R, B, S), or (B, S) for every replica alike.
-
-        Raises:
-            ToyError: the shape is another one, or the networks are not built.
-
-        >>> agent = BilevelControl(seeds=[0, 1, 2])  # or BilevelControl.load_from_checkpoint(path)
-        >>> agent.sizes = agent.measure(ReplayData())
-        >>> agent.configure_model()
-        >>> agent(torch.zeros(7, 4)).shape
-        torch.Size([3, 7, 2])
-        """
-        states = self.to_states(observations)
-        return self.nets.q.values(states).mean(1)
-
-    @torch.no_grad()
-    def act(self, observations: Tensor) -> Tensor:
-        """Return greedy actions (R, B), int64: those of the greatest :meth:`forward`, as evaluations take them.
-
-        Args:
-            observations: (R, B, S), or (B, S) for every replica alike.
-
-        Raises:
-            ToyError: the shape is another one, or the networks are not built.
-        """
-        actions: Tensor = self(observations).argmax(-1)
-        return actions
-
-    @torch.no_grad()
-    def predict_next(self, observations: Tensor, actions: Tensor) -> ModelPrediction:
-        """Return the learned model's prediction, ``next_state`` (R, B, S) and ``reward`` (R, B).
-
-        The model does not predict whether an episode ends.
-
-        Args:
-            observations: (R, B, S), or (B, S) for every replica alike.
-            actions: (R, B), or (B,) for every replica alike; integers from 0 to A - 1.
-
-        Raises:
-            ToyError: a shape or an action is not allowed, or the networks are not built.
-        """
-        states, a = self.to_states(observations), self.sizes["actions"]
-        given = with_replica_axis(actions, len(self.seeds), (), "actions").to(states.device)
-        require(
-            given.shape == states.shape[:2],
-            f"actions for {given.shape[1]} observations are not allowed; give one for each of {states.shape[1]}",
-        )
-        integers = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
-        require(integers, f"actions of {given.dtype} are not allowed; give integers from 0 to {a - 1}")
-        outside = given[(given < 0) | (given >= a)].tolist()
-        require(not outside, f"actions {outside[:3]} are not allowed; give integers from 0 to {a - 1}")
-        found: ModelPrediction = self.nets.model(states, given)
-        return found
-
-    def to_states(self, observations: Tensor) -> Tensor:
-        """Return observations as (R, B, S) on the device and in the precision of the networks."""
-        require_built(self)
-        states = with_replica_axis(observations, len(self.seeds), (self.sizes["states"],), "observations")
-        return states.to(self.nets.q.weights()["w0"])
-
-    def greedy_actions(self, observation: np.ndarray) -> np.ndarray:
-        """Return :meth:`act` of observations (R, B, S) as an array (R, B)."""
-        actions: np.ndarray = self.act(torch.from_numpy(observation)).cpu().numpy()
-        return actions
-
-    @torch.no_grad()
-    def probabilities(self, observation: np.ndarray) -> np.ndarray:
-        """Return softmax(mean_k Q / alpha) (R, B, A), float64, at observations (R, B, S)."""
-        q = self.nets.q.values(self.to_states(torch.from_numpy(observation)))
-        found: np.ndarray = softmax_policy(q, self.soft_value.alpha).double().cpu().numpy()
-        return found
-
-    @torch.no_grad()
-    def exploration_actions(self, observation: np.ndarray, step: int, random: bool) -> np.ndarray:
-        """Return the actions (R, 1) of an environment step: random, or drawn from softmax(mean_k Q / alpha).
-
-        Args:
-            observation: (R, 1, S).
-            step: of the environment; keys the draws.
-            random: whether all actions are.
-        """
-        u = self.action_noise.at(step, torch.empty(0)).numpy().astype(np.float64)
-        uniform_action = uniform_actions(u[:, 1], self.sizes["actions"])
-        if random:
-            return np.asarray(uniform_action[:, None])
-        probabilities = self.probabilities(observation)[:, 0]
-        policy_action = np.minimum((probabilities.cumsum(1) < u[:, 2:3]).sum(1), self.sizes["actions"] - 1)
-        action: np.ndarray = np.where(u[:, 0] < self.eps, uniform_action, policy_action)[:, None]
-        return action
 
     # training
 
@@ -455,41 +346,9 @@ class BilevelControl(ToyModule):
         """See :meth:`ToyModule.extras_mismatch`: the environments, and returns not yet logged; a test reads neither."""
         if not resumes:
             return ""
-        fresh = make_environments(self.env, self.seeds, "train", 1, self.disturbance)
-        form: dict[str, Any] = {k: Like(v.dtype, tuple(v.shape)) for k, v in fresh.state_dict().items()}
-        fresh.close()
-        if "history" in form:  # the actions of an episode
-            form["history"] = Like(form["history"].dtype, (len(self.seeds), 1, None))
-        if why := next(unlike(toy, {"environments": form, "returns": []}), ""):
-            return why
-        environments: dict[str, Tensor] = toy["environments"]
-        lengths, at = environments["lengths"], int(environments["where"][1])
-        if at != step:
-            return f"environments are at step {at}, the weights are of step {step}"
-        if bool((lengths < 0).any()) or ("history" in form and environments["history"].shape[2] < int(lengths.max())):
-            return "environments.lengths are not of these episodes"
-        totals = toy["returns"]
-        if len(totals) != len(self.seeds) or not all(
-            isinstance(x, list) and all(isinstance(v, float) for v in x) for x in totals
-        ):
-            return "returns are no list of numbers for each replica"
-        return ""
+        return environments_mismatch(self.env, self.seeds, self.disturbance, toy, step)
 
     # evaluating
-
-    def rollout_returns(self, stream: str, episodes: int, greedy: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Return sums of rewards and lengths (R, episodes) under greedy actions, or random ones; the drift as now.
-
-        In the published form ``greedy`` actions are drawn from softmax(mean_k Q / alpha).
-        """
-        environments = make_environments(self.env, self.seeds, stream, episodes, self.disturbance)
-        policy: Any = RandomPolicy(environments)
-        if greedy:
-            sampled = self.form.sampled_evaluation
-            policy = SampledPolicy(environments, self.probabilities) if sampled else self.greedy_actions
-        found = rollout(environments, policy, drift_step=self.weights_step)
-        environments.close()
-        return found
 
     def evaluate(self, stream: str, episodes: int) -> Report:
         """Roll out episodes with greedy actions, the same first states each time; measure errors on the replay."""
@@ -553,11 +412,6 @@ class BilevelControl(ToyModule):
                 set_aside(path)
                 put_in_place(unfinished, path)
                 self.tell(f"{path}: {len(frames) - 1} steps")
-
-    def greedy_action_of(self, observation: np.ndarray, r: int) -> int:
-        """Return one replica's greedy action at one observation (S,)."""
-        broadcast = np.broadcast_to(observation, (len(self.seeds), 1, len(observation))).copy()
-        return int(self.greedy_actions(broadcast)[r, 0])
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""
