@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning_toys.stats import t_quantile
 from lightning_toys.training.metrics_reader import read_run, replica_columns
 from lightning_toys.update_entropy.cache import to_numpy
 from lightning_toys.update_entropy.estimators import EntropyKind
+from lightning_toys.update_entropy.grpo import rows_by_prompt
 from lightning_toys.update_entropy.history import moving_average, validation_changes
 from lightning_toys.update_entropy.probe_result import EvaluationResult, ProbeResult
 from lightning_toys.update_entropy.report import correlation, entropy_unit
@@ -125,16 +127,29 @@ def interval_factor(e: EvaluationResult) -> float:
     return t_quantile(0.975, e.entropy.prompts - 1) if e.entropy.prompts > 1 else 0.0
 
 
+def half_with_update(result: ProbeResult, key: str) -> float:
+    """Return half of the 95 % interval of a derivative by both errors, E's and U's draw; NaN where U's is not known.
+
+    Student's t is that of the prompts of U, which are fewer.
+    """
+    e, prompts = result.evaluations[0], len(rows_by_prompt(result.update.sequences))
+    if key not in e.update_se or prompts < 2:
+        return math.nan
+    return t_quantile(0.975, prompts - 1) * math.hypot(e.derivatives[key][1], e.update_se[key])
+
+
 def draw_changes(ax: Axes, result: ProbeResult, title: str, unit: str) -> None:
     """Draw dH / eta against eta: it tends to dH/d eta as eta falls, and the curvature adds a straight line in eta."""
     e = result.evaluations[0]
     etas = np.array(sorted(e.changes["full"]))
     found = [e.changes["full"][x].change for x in etas]
     derivative, se = e.derivatives["full"]
-    wide = interval_factor(e) * se
+    wide, wider = interval_factor(e) * se, half_with_update(result, "full")
     line = np.geomspace(etas[0] / 3, etas[-1] * 1.5, 200)
     ax.axhline(derivative, color=GREY, linestyle="--", label="slope: first order")
-    ax.axhspan(derivative - wide, derivative + wide, color=GREY, alpha=0.15, linewidth=0)
+    ax.axhspan(derivative - wide, derivative + wide, color=GREY, alpha=0.25, linewidth=0, label="its 95 %, E's draws")
+    if not math.isnan(wider):
+        ax.axhspan(derivative - wider, derivative + wider, color=GREY, alpha=0.1, linewidth=0, label="with U's draw")
     if e.curvature is not None:
         second_order = derivative + 0.5 * line * e.curvature.value
         ax.plot(line, second_order, color="black", linewidth=1.2, label="with curvature")
@@ -142,6 +157,8 @@ def draw_changes(ax: Axes, result: ProbeResult, title: str, unit: str) -> None:
     values = np.array([x.value for x in found]) / etas
     ax.errorbar(etas, values, yerr=half / etas, fmt="o", color=COLOURS[0], capsize=3, label="measured", markersize=5)
     shown = np.concatenate([values + half / etas, values - half / etas, [derivative, 0.0]])
+    if not math.isnan(wider):
+        shown = np.concatenate([shown, [derivative - wider, derivative + wider]])
     margin = 0.12 * (shown.max() - shown.min()) or 1.0
     ax.set_ylim(shown.min() - margin, shown.max() + margin)
     ax.axvline(result.update.step.eta, color=COLOURS[3], linewidth=1, linestyle=":", label="learning rate")
@@ -163,13 +180,18 @@ def draw_decomposition(ax: Axes, result: ProbeResult, unit: str) -> None:
     for i, key in enumerate(names.values()):
         value, se = e.derivatives[key]
         half = interval_factor(e) * se
-        ax.bar(i, value, color=GREY if i else COLOURS[0], width=0.65, yerr=half, capsize=4)
-        high = max(0.0, value + half)
+        both = half_with_update(result, key)
+        ax.bar(i, value, color=GREY if i else COLOURS[0], alpha=0.75, width=0.65)
+        ax.errorbar(i, value, yerr=half, fmt="none", color="black", linewidth=3, capsize=0)
+        if not math.isnan(both):
+            ax.errorbar(i, value, yerr=both, fmt="none", color="black", linewidth=1, capsize=4)
+        high = max(0.0, value + (half if math.isnan(both) else both))
         ax.annotate(f"{value:.2g}", (i, high), (0, 3), textcoords="offset points", ha="center", fontsize=8)
     ax.axhline(0, color="black", linewidth=0.6)
     ax.set_xticks(range(len(names)), list(names))
     ax.set_ylabel(f"dH / d eta, {unit}")
-    ax.set_title("whose share it is (bars: 95 %)", fontsize=9)
+    thin = "; thin: with U's" if e.update_se else ""
+    ax.set_title(f"whose share it is (95 %, thick: E's draws{thin})", fontsize=9)
 
 
 def draw_influences(ax: Axes, result: ProbeResult, unit: str) -> None:

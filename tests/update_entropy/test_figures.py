@@ -25,17 +25,27 @@ def test_quantiles() -> None:
     assert [interval_factor(e) for e in of] == pytest.approx([T_2, 0.0])  # type: ignore[arg-type]
 
 
-def test_the_bars_of_a_probe_are_students() -> None:
+def drawn(update_se: dict[str, float]) -> list[float]:
+    """Return the half widths of the bars of a probe of five prompts of E and three of U, in the order drawn."""
     derivatives = dict.fromkeys(("full", "momentum", "decay", "grad"), (1.0, 0.5))
-    e = SimpleNamespace(entropy=SimpleNamespace(prompts=5), derivatives=derivatives)
+    e = SimpleNamespace(entropy=SimpleNamespace(prompts=5), derivatives=derivatives, update_se=update_se)
     _, axes = new_figure(1, 1, size=(4, 3))
-    result: Any = SimpleNamespace(evaluations=[e])
+    update = SimpleNamespace(sequences=SimpleNamespace(prompt_index=[1, 1, 2, 3]))
+    result: Any = SimpleNamespace(evaluations=[e], update=update)
     draw_decomposition(axes[0, 0], result, "nats")
     bars = [c for c in axes[0, 0].containers if isinstance(c, ErrorbarContainer)]
-    assert len(bars) == 4
-    for bar in bars:
-        low, high = bar.lines[2][0].get_segments()[0][:, 1]
-        assert (high - low) / 2 == pytest.approx(0.5 * T_4)
+    ends = [bar.lines[2][0].get_segments()[0][:, 1] for bar in bars]
+    return [float(high - low) / 2 for low, high in ends]
+
+
+def test_the_bars_of_a_probe_are_students() -> None:
+    assert drawn({}) == pytest.approx([0.5 * T_4] * 4)
+
+
+def test_the_bars_of_a_probe_have_both_errors() -> None:
+    """Beside E's bar the one of both draws: its errors add up as squares, its t is that of U's prompts."""
+    both = (0.5**2 + 1.2**2) ** 0.5 * T_2
+    assert drawn({"full": 1.2}) == pytest.approx([0.5 * T_4, both, *[0.5 * T_4] * 3])
 
 
 @pytest.mark.parametrize(("clusters", "share"), [(3, "100%"), (None, "0%"), (1000, "0%")])
