@@ -97,21 +97,25 @@ def study_table(at: Folders) -> str:
     return table(f"points | terms | regression: l2 | {' | '.join(RIVALS.values())}", rows)
 
 
-def worst_p(at: Folders) -> str:
-    """Return the greatest adjusted p-value of flow / regression."""
-    return p_words(max(p for (_, _, name), p in adjusted(ratios(at)).items() if name == "flow"))
+def flow_p(at: Folders) -> str:
+    """Return the adjusted p-values of flow / regression, in the table's order."""
+    *first, last = [p_words(p) for (_, _, name), p in adjusted(ratios(at)).items() if name == "flow"]
+    return f"{', '.join(first)} and {last}"
 
 
 def counts(at: Folders) -> str:
-    """Return on how many targets of how many the flow's error is the greater one."""
-    pairs: list[Mapping[str, Mapping[int, float]]] = [errors(at, run, terms) for run, terms in product(POINTS, TERMS)]
-    greater = [math.log(e["flow"][k] / e["regression"][k]) > 0 for e in pairs for k in TARGETS]
-    return f"{sum(greater)} of {len(greater)}"
+    """Return on how many targets of each kind the flow's error is the greater one, in the table's order."""
+    greater = []
+    for run, terms in product(POINTS, TERMS):
+        found = errors(at, run, terms)
+        greater.append(str(sum(math.log(found["flow"][k] / found["regression"][k]) > 0 for k in TARGETS)))
+    *first, last = greater
+    return f"{', '.join(first)} and {last} of {len(TARGETS)}"
 
 
 RECIPE = Recipe(
     name="drawn",
     runs=RUNS,
     tables=entries([run.name for run in RUNS], {"flow.drawn": study_table}),
-    numbers=entries([run.name for run in RUNS], {"flow.drawn.counts": counts, "flow.drawn.p": worst_p}),
+    numbers=entries([run.name for run in RUNS], {"flow.drawn.counts": counts, "flow.drawn.p": flow_p}),
 )

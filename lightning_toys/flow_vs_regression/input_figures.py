@@ -102,16 +102,18 @@ def draw_pairs(data: FigureData, title: str) -> Figure:
             ax.tick_params(labelsize=6)
             if i == j:
                 ax.plot(c[:, i], error, ".", color=COLOURS[1], markersize=3)
-                ax.set_ylabel("error", fontsize=7)
+                ax.set_ylabel(f"{data.output_label(0)}, error", fontsize=7)
             elif j > i:
                 drawn["predicted"] = ax.scatter(c[:, j], c[:, i], c=predicted, cmap="cividis", s=6, linewidths=0)
             else:
                 drawn["error"] = ax.scatter(c[:, j], c[:, i], c=error, cmap="magma_r", vmin=0, s=6, linewidths=0)
             if i == count - 1:
                 ax.set_xlabel(data.input_label(j), fontsize=8)
-            if j == 0 and i > 0:
+            if (j == 0 and i > 0) or j == i + 1:  # the diagonal's vertical axis is the error
                 ax.set_ylabel(data.input_label(i), fontsize=8)
     figure.colorbar(drawn["predicted"], ax=axes[: max(1, count // 2)], label=f"{data.output_label(0)}, predicted")
-    figure.colorbar(drawn["error"], ax=axes[max(1, count // 2) :], label="root mean square error")
+    figure.colorbar(
+        drawn["error"], ax=axes[max(1, count // 2) :], label=f"{data.output_label(0)}, root mean square error"
+    )
     figure.suptitle(title, fontsize=10)
     return figure

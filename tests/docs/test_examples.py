@@ -29,7 +29,10 @@ LIGHTNINGS = re.compile(
     r"(GPU|TPU) available: .*|💡 Tip: .*|.*isinstance\(treespec, LeafSpec\).*|`Trainer.fit` stopped: .*"
     r"|\S*setup\.py:\d+: GPU available but not used\..*"
 )
-CALLBACK = re.compile(r"UpdateEntropyCallback: \d+ looks of [\d.]+ s, \d+% of the training's \d+ s")
+CALLBACK = re.compile(
+    r"UpdateEntropyCallback: (\d+ looks of [\d.]+ s, \d+% of the training's \d+ s"
+    r"|\d+ of \d+ measured changes are within the second-order prediction's 95 % interval \(both errors\))"
+)
 OFF_TARGET = re.compile(
     r"warning: schedule LateRamp does not end at the target .*"
 )  # of mirror_descent's script, on purpose

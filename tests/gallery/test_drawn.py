@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -48,14 +49,46 @@ def test_ratios_are_paired_by_target(at: Folders) -> None:
         assert ratio.error < 0.1, "not paired: targets differ by a factor of e"
 
 
+def numbers(text: str) -> list[float]:
+    return [float(word) for word in text.replace(" and", ",").split(", ")]
+
+
 def test_signs_and_counts(at: Folders) -> None:
     rows = recipe.study_table(at).splitlines()[2:]
     assert len(rows) == 4
     for row in rows:
         signs = [cell.split()[-1] for cell in row.strip("| ").split(" | ")[3:]]
-        assert signs[:3] == ["+", "-", "-"]
-    assert recipe.counts(at) == "32 of 32"
-    assert float(recipe.worst_p(at)) < 0.05
+        assert signs == ["+", "-", "-", "?"]
+    assert recipe.counts(at) == "8, 8, 8 and 8 of 8"
+    assert all(0 < p < 1e-3 for p in numbers(recipe.flow_p(at)))
+
+
+def test_a_sign_is_shown_after_holms_adjustment_alone(at: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ratio of p = .01 is none of sixteen; in the family's place it is the first that fails."""
+    found = recipe.ratios(at)
+    keys = list(found)
+    weak = {key: replace(found[key], log=0.1, error=0.1 / 3.5) for key in keys}  # t of 7 degrees: p = .01
+    assert weak[keys[0]].p_value == pytest.approx(0.01, abs=0.001)
+    assert {recipe.sign(weak[k], p) for k, p in recipe.adjusted(weak).items()} == {"?"}
+    strong = weak | {keys[0]: replace(weak[keys[0]], error=0.01)}
+    p_values = recipe.adjusted(strong)
+    assert [recipe.sign(strong[k], p_values[k]) for k in keys] == ["+", *["?"] * 15]
+    assert recipe.sign(replace(strong[keys[0]], log=-0.1), 0.01) == "-"
+    assert recipe.sign(strong[keys[0]], 0.05) == "?"
+
+
+def test_counts_and_p_are_of_each_kind(at: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the table's order: kinds of points, then terms."""
+    levels = {"drawn_grid": {3: 2.0, 8: 0.5}, "drawn_random": {3: 0.5, 8: 2.0}}
+
+    def errors(_: Folders, run: str, terms: int) -> dict[str, dict[int, float]]:
+        base = {k: 1.0 + 0.01 * k * k for k in recipe.TARGETS}
+        flow = {k: levels[run][terms] * (1 + 0.01 * k) for k in recipe.TARGETS}
+        return {"regression": base, "flow": flow} | dict.fromkeys(list(recipe.RIVALS)[1:], base)
+
+    monkeypatch.setattr(recipe, "errors", errors)
+    assert recipe.counts(at) == "8, 0, 0 and 8 of 8"
+    assert len(numbers(recipe.flow_p(at))) == 4
 
 
 @pytest.mark.parametrize("run", recipe.RUNS, ids=lambda run: run.name)
