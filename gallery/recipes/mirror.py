@@ -9,7 +9,7 @@ from scipy import stats
 
 from gallery.read import Content, by_seed, entries, figures_of, fixed, results, short, spread_to, table, values
 from gallery.recipe import Folders, Recipe, Run
-from lightning_toys.stats import format_estimate, mean_ci, paired_difference
+from lightning_toys.stats import format_estimate, holm, mean_ci, paired_difference
 
 CONFIG = "-c configs/mirror_descent/analytic.yaml"
 SEEDS = "0 to 3"
@@ -21,7 +21,7 @@ SHOWN = {  # rows of facts.md that the page shows
     "gibbs": "mean, var, lag-1 autocorrelation",
     "pc_ula": "mean, var",
     "pc_mala": "mean, var, cond_ratio",
-    "pc_joint_mala": "cond_ratio",
+    "pc_joint_mala": "mean, var, slope, cond_ratio",
     "sde_poe": "mean, slope",
     "sde_tfg": "mean",
     "sde_h_transform": "mean, var",
@@ -62,7 +62,8 @@ UNREFRESHED = sampling(
     "--model.samplers '[pc_joint_mala]' --model.settings.refresh_L 0 --model.settings.final_refresh false",
     0.3,
 )
-JOINT, EXACT_JOINT = "pc_joint_mala", "pc_joint_mala_exact"  # with the learned energy, and with the exact law
+EXACT = "_exact"  # after the names of samplers with the exact law, beside those with the learned energy
+JOINT, EXACT_JOINT = "pc_joint_mala", "pc_joint_mala_exact"
 JOINT_PARAMETERS = 5  # of a Gaussian of (a, s')
 STEPS, LONGER_STEPS = 10, 40  # of the joint sampler at each level: as configured, and more
 LEARNED = Run(
@@ -201,6 +202,29 @@ def joint_table(at: Folders) -> str:
     return table(f"steps a level | {' | '.join(said)}", rows)
 
 
+def learned_differences(at: Folders) -> dict[str, tuple[float, float, float]]:
+    """Return each sampler's joint KL, learned less exact on the same noise, half of its interval, and p (Holm)."""
+    content = results(at["learned"], "test")
+    names = [n.partition("@")[2] for n in content["metrics"] if n.startswith("joint_kl@")]
+    found = {}
+    for name in (n for n in names if n + EXACT in names):
+        pair = paired_difference(*(by_seed(content, f"joint_kl@{n}") for n in (name, name + EXACT)))
+        assert pair is not None
+        found[name] = pair
+    p_values = holm([pair.p_value for pair in found.values()]).tolist()
+    return {
+        name: (pair.estimate.mean, pair.estimate.half_width, p)
+        for (name, pair), p in zip(found.items(), p_values, strict=True)
+    }
+
+
+def learned_shown(at: Folders) -> str:
+    """Say of how many samplers the learned energy's effect on the joint KL is shown, and of which."""
+    found = learned_differences(at)
+    shown = [f"`{name}`" for name, (_, _, p) in found.items() if p < 0.05]
+    return f"{len(shown)} of {len(found)}" + (f" ({', '.join(shown)})" if shown else "")
+
+
 RECIPE = Recipe(
     name="mirror",
     runs=(ANALYTIC, *FINE.values(), PLAIN_TWIST, MANY, UNREFRESHED, LEARNED),
@@ -280,6 +304,7 @@ RECIPE = Recipe(
             ["learned"],
             {
                 "mirror.score_error.bound": score_bound,
+                "mirror.learned.shown": learned_shown,
                 "mirror.learned_joint.ratio": lambda at: ", ".join(f"{x:.4f}" for x in joint(at, "cond_ratio")),
                 "mirror.learned_joint.kl": lambda at: ", ".join(f"{x:.1e}" for x in joint(at, "action_kl")),
             },
