@@ -208,7 +208,7 @@ def learned_differences(at: Folders) -> dict[str, tuple[float, float, float]]:
     names = [n.partition("@")[2] for n in content["metrics"] if n.startswith("joint_kl@")]
     found = {}
     for name in (n for n in names if n + EXACT in names):
-        pair = paired_difference(*(by_seed(content, f"joint_kl@{n}") for n in (name, name + EXACT)))
+        pair = paired_difference(by_seed(content, f"joint_kl@{name}"), by_seed(content, f"joint_kl@{name}{EXACT}"))
         assert pair is not None
         found[name] = pair
     p_values = holm([pair.p_value for pair in found.values()]).tolist()

@@ -127,10 +127,11 @@ def best_table(at: Folders) -> str:
     """
     rows = []
     for world in FRONTIER:
-        curves = content_of(at, FRONTIER[world])["arrays"]["frontier"]
+        content = content_of(at, FRONTIER[world])
+        exact = figures_of(content["references"]["exact_draws_of_budgets"]["w1"], 2)
         for budget in (10, 30, 100, 300, 1000):
-            rows.append([world, str(budget), *best_at(curves, budget)])
-    return table("world | evaluations, at most | least W1 | its W1 | not told apart", rows, left=3)
+            rows.append([world, str(budget), *best_at(content["arrays"]["frontier"], budget), exact])
+    return table("world | evaluations, at most | least W1 | its W1 | not told apart | exact draws", rows, left=3)
 
 
 def best_at(curves: Content, budget: float) -> list[str]:
@@ -175,7 +176,7 @@ def wrong_table(at: Folders) -> str:
 def grid_table(at: Folders) -> str:
     """Return the table of guidance rules as the module printed it."""
     said, _, rows = (at[GRID.name] / TABLE).read_text().strip().partition("\n\n")
-    return f"{rows}\n\n{said}"
+    return f"{said}\n\n{rows}"
 
 
 def ess_fraction(content: Content) -> str:
