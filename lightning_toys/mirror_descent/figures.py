@@ -48,11 +48,9 @@ def draw_error_vs_cost(
         for name, cost in costs.items():
             colour, marker = style[name]
             values = np.maximum(np.array(metrics[f"{metric}@{name}"]), 1e-12)
-            e = mean_ci(values)
-            half = 0.0 if math.isnan(e.half_width) else e.half_width
-            low = min(half, e.mean * 0.9)
-            ax.errorbar(cost, e.mean, yerr=[[low], [half]], color=colour, marker=marker, capsize=2, markersize=6)
-            points.append((float(cost), e.mean, name, colour))
+            mean, bars = geometric_bars(values[:, None])
+            ax.errorbar(cost, mean, yerr=bars, color=colour, marker=marker, capsize=2, markersize=6)
+            points.append((float(cost), float(mean[0]), name, colour))
         low, middle, high = exact_draws_kl(PARAMETERS[metric], seeds, chains)
         ax.axhline(middle, color=GREY, linestyle=":", linewidth=1)
         ax.axhspan(low, high, color=GREY, alpha=0.2, linewidth=0)
@@ -67,8 +65,22 @@ def draw_error_vs_cost(
         axes[0, 0].plot([], [], color=colour, marker=marker, linestyle="none", label=label)
     axes[0, 0].plot([], [], color=GREY, linestyle=":", label="exact draws: expectation and 95 % band")
     axes[0, 0].legend(frameon=False, fontsize=8)
-    figure.suptitle("error of the law against cost: mean and 95 % interval over seeds", fontsize=10)
+    figure.suptitle("error of the law against cost: geometric mean and 95 % interval over seeds", fontsize=10)
     return figure
+
+
+def geometric_bars(rows: Array) -> tuple[Array, Array]:
+    """Return geometric means (n,) over seeds of positive numbers (R, n), and what errorbar takes for 95 % (2, n).
+
+    >>> middle, bars = geometric_bars(np.array([[1.0], [100.0]]))
+    >>> middle.round(9).tolist(), bool((bars[0] < middle).all())
+    ([10.0], True)
+    """
+    found = [mean_ci(column) for column in np.log(rows).T]
+    half = np.array([0.0 if math.isnan(e.half_width) else e.half_width for e in found])
+    mean = np.array([e.mean for e in found])
+    middle = np.exp(mean)
+    return middle, np.stack([middle - np.exp(mean - half), np.exp(mean + half) - middle])
 
 
 def exact_draws_kl(parameters: int, seeds: int, chains: int) -> tuple[float, float, float]:
@@ -126,18 +138,15 @@ def draw_sweeps(
         for ax, metric, title in ((row[0], "action_kl", "action"), (row[1], "state_kl", "next state")):
             for i, (name, found) in enumerate(curves.items()):
                 rows = np.maximum(found[knob][metric], 1e-9)
-                estimates = [mean_ci(column) for column in rows.T]
-                half = np.array([0.0 if math.isnan(e.half_width) else e.half_width for e in estimates])
-                mean = np.array([e.mean for e in estimates])
-                low = np.minimum(half, 0.9 * mean)
+                mean, bars = geometric_bars(rows)
                 colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-                ax.errorbar(list(plan), mean, yerr=[low, half], color=colour, marker=marker, capsize=3, label=name)
+                ax.errorbar(list(plan), mean, yerr=bars, color=colour, marker=marker, capsize=3, label=name)
             ax.axhline(floor, color=GREY, linestyle=":", linewidth=1, label="exact draws, on average")
             ax.set_yscale("log")
             ax.set_xticks(list(plan))
             ax.set_xlabel(f"{knob}: {'refreshes' if knob == 'refresh_L' else 'action steps'} at each level")
             ax.set_ylabel("KL to the tilted law (nats)")
-            ax.set_title(f"{title}; {stays} stays", fontsize=9)
+            ax.set_title(f"{title}; {stays} stays; geometric mean, 95 %", fontsize=9)
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=4, loc="outside upper center"
     )

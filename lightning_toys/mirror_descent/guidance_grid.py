@@ -1,6 +1,6 @@
-"""Guidance rules at every schedule, process and scale: each rule's default beside its best, by exact laws.
+"""Guidance rules at every schedule, process and scale, by exact laws: each rule's default beside its best, and scale 1.
 
-``python -m lightning_toys.mirror_descent.guidance_grid`` prints the table. In the linear-Gaussian world a guided
+``python -m lightning_toys.mirror_descent.guidance_grid`` prints the tables. In the linear-Gaussian world a guided
 reverse process ends at a Gaussian that is known, so that nothing is drawn.
 """
 
@@ -65,7 +65,9 @@ def settings_of(problem: Problem, rule: type[GuidanceRule], process: str) -> Ite
 
 
 def table(levels: int = 200) -> list[str]:
-    """Return the lines of a Markdown table: of each rule and process the default, and the cell of least KL."""
+    """Return the lines of two Markdown tables: of each rule and process the default and the cell of least KL; and scale
+    1 at each schedule.
+    """
     problem = problem_of(levels)
     lines = [
         f"Exact laws, {levels} levels; default: Linear, scale 1; the best of {len(SCHEDULES)} schedules and "
@@ -74,15 +76,21 @@ def table(levels: int = 200) -> list[str]:
         "| rule | process | joint KL, default | least joint KL | schedule | scale | mean there | slope of s' there |",
         "|---|---|---:|---:|---|---:|---:|---:|",
     ]
+    plain = []
     for rule, process in itertools.product(RULES, PROCESSES):
         cells = list(settings_of(problem, rule, process))
+        plain.append(
+            f"| {rule.name} | {process.upper()} | {' | '.join(f'{c.kl:.3g}' for c in cells if c.scale == 1)} |"
+        )
         default = next(c for c in cells if (c.schedule, c.scale) == ("Linear", 1.0))
         best = min(cells, key=lambda c: c.kl)
         lines.append(
             f"| {rule.name} | {process.upper()} | {default.kl:.3g} | {best.kl:.3g} | {best.schedule} | {best.scale:g} "
             f"| {best.mean:.4f} | {best.slope:.4f} |"
         )
-    return lines
+    names = [type(schedule).__name__ for schedule in SCHEDULES]
+    heads = ["", f"| joint KL at scale 1 | process | {' | '.join(names)} |", f"|---|---|{'---:|' * len(names)}"]
+    return [*lines, *heads, *plain]
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -342,7 +342,7 @@ class WorldSampling(SamplerEvaluation):
         out = {}
         for name, points in (
             ("exact_draws", self.exact_points),
-            ("exact_draws_of_budgets", [x[: self.budget_chains] for x in self.exact_points]),
+            ("exact_draws_of_budgets", [truth.draw(seed, self.budget_chains) for seed in self.seeds]),
             ("untilted", [untilted.draw(seed, self.chains) for seed in self.seeds]),
         ):
             rows = [distances(world, self.reward, truth, x) for x in points]

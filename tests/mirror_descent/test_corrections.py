@@ -178,8 +178,13 @@ def test_the_grid_of_guidance(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     target = problem.tilted_joint
     assert default.kl == pytest.approx(gaussian_kl(x.m, x.C, target.m, target.C), rel=1e-12)
     lines = table(30)
-    assert len(lines) == 4 + 6
-    shown = [line.split(" | ") for line in lines[4:]]
+    assert len(lines) == 4 + 6 + 3 + 6
+    shown = [line.split(" | ") for line in lines[4:10]]
+    plain = [line.strip("| ").split(" | ") for line in lines[13:]]
+    assert [row[2] for row in shown] == [row[2] for row in plain]  # the default is Linear's scale 1
+    wanted = [f"{c.kl:.3g}" for c in cells if c.scale == 1.0]
+    assert plain[2] == ["dps", "SDE", *wanted]
+    assert len(wanted) == len(SCHEDULES)
     assert all(float(row[3]) <= float(row[2]) for row in shown)
     there = tmp_path / "table.md"
     there.write_text("mine")

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -344,3 +345,13 @@ def test_own_classes_run_on_a_mixture(tmp_path: Path, monkeypatch: pytest.Monkey
     assert far["walk"][0] == "agrees"
     assert far["rule"][0] == "differs"
     assert far["walk"][1] < 0.02 < far["rule"][1]
+
+
+def test_the_floor_of_budgets_is_of_as_many_draws_as_budgets_have() -> None:
+    """More draws than the main tables', or fewer: the error of exact draws falls as the root of their number."""
+    problem = problem_of(PLANE, Quartic(0.8, 1.2, 0.2), 1.0)
+    truth: Any = problem.tilted.truth  # type: ignore[attr-defined]
+    fake = SimpleNamespace(problem=problem, reward=problem.reward, seeds=range(8), chains=256, budget_chains=16384)
+    found = WorldSampling.references(fake, problem.world, truth)  # type: ignore[arg-type]
+    ratio = found["exact_draws"]["w1"] / found["exact_draws_of_budgets"]["w1"]
+    assert 5 < ratio < 13  # the root of 64 is 8
