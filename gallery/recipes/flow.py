@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gallery.read import Content, csv_rows, entries, figures_of, geometric, paired, ratio, results, values
 from gallery.recipe import Entry, Folders, Recipe, Run
-from lightning_toys.plotting import COLOURS, new_figure
+from lightning_toys.plotting import COLOURS, GREY, new_figure
 
 DEMO = Run(
     name="demo",
@@ -79,16 +79,20 @@ def error_by_epochs(at: Folders) -> str:
     """Draw the error of both modes and both weights against the epochs, with intervals."""
     figure, axes = new_figure(size=(7.0, 4.2))
     ax = axes[0, 0]
-    for run, style, weights in zip(LONGER, ("-", "--"), ("last step", "averaged"), strict=True):
-        for mode, colour in zip(("regression", "flow"), COLOURS, strict=False):
-            rows = [r for r in csv_rows(at[run.name] / f"mode={mode}" / "metrics.csv") if r["eval/l2"]]
-            assert len(rows) > 1, f"{run.name}, {mode}: no curve"
-            epochs = [int(r["step"]) / STEPS for r in rows]
-            mean, lo, hi = (
-                [float(r[f"interval/eval/l2/{which}"]) for r in rows] for which in ("geometric_mean", "lo", "hi")
-            )
-            ax.plot(epochs, mean, style, color=colour, lw=1.4, label=f"{mode}, {weights}")
-            ax.fill_between(epochs, lo, hi, color=colour, alpha=0.15, lw=0)
+    kinds = [(run, mode) for run in LONGER for mode in ("regression", "flow")]
+    for k, (run, mode) in enumerate(kinds):
+        rows = [r for r in csv_rows(at[run.name] / f"mode={mode}" / "metrics.csv") if r["eval/l2"]]
+        assert len(rows) > 1, f"{run.name}, {mode}: no curve"
+        epochs = [int(r["step"]) / STEPS for r in rows]
+        mean, lo, hi = (
+            [float(r[f"interval/eval/l2/{which}"]) for r in rows] for which in ("geometric_mean", "lo", "hi")
+        )
+        weights = "last step" if run is LONGER[0] else "averaged"
+        style = "-" if run is LONGER[0] else "--"
+        ax.plot(epochs, mean, style, color=COLOURS[k], lw=1.4, label=f"{mode}, {weights}")
+        ax.fill_between(epochs, lo, hi, color=COLOURS[k], alpha=0.2, lw=0)
+    straight = cell(at, LONGER[0].name, "flow")["references"]["linear"]["l2"]
+    ax.axhline(straight, color=GREY, ls=":", lw=1.2, label="straight lines")
     ax.set(xlabel="epochs", ylabel="l2, geometric mean, 95 % interval", yscale="log")
     ax.legend(frameon=False, ncols=2)
     path = at[LONGER[0].name] / "error_by_epochs.png"
