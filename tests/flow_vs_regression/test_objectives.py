@@ -294,6 +294,14 @@ def test_forms_that_are_trained_alike_read_out_each_other_s_second_step() -> Non
     assert all(torch.equal(a, b) for a, b in zip(*terms, strict=True))
 
 
+def test_the_second_step_is_the_published_one_by_default() -> None:
+    """``--model.mode mip`` alone hands the first prediction on as it is, as the published code does."""
+    c, _, x0, _ = draw()
+    module = FlowVsRegression(mode="mip")
+    (two,) = (r for r in module.objective.readouts(["euler"], [1]) if r.name == "two-step")
+    assert torch.equal(two.sample(Affine(), c, x0), MIP(form="published").second_step(Affine(), c, x0))
+
+
 def test_which_step_is_reported_first() -> None:
     assert MIP().readout("euler", 1).name == "two-step"
     assert MIPOneStep().readout("euler", 1).name == "one-step"
