@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -184,35 +183,53 @@ def ess_fraction(content: Content) -> str:
     return figures_of(mean_ci(values(content, "ess_fraction@importance")).mean, 2)
 
 
+FAMILIES = (
+    ("particles with weights", ("importance", "smc_", "fk", "svdd", "best_of")),
+    ("chains", ("mala", "pc_", "ula", "independence")),
+    ("guidance", ("sde_", "ode_", "ddim")),
+)
+
+
+def family_of(name: str) -> int:
+    """Return which family a sampler is of."""
+    return next(k for k, (_, starts) in enumerate(FAMILIES) if name.startswith(starts))
+
+
 def reward_figure(at: Folders) -> str:
-    """Draw W1 against the reward that is reached, each sampler a point, a panel for each world."""
-    figure, axes = new_figure(2, 2, size=(9.0, 8.4))
-    order = list(dict.fromkeys(name for run in MAIN.values() for name in samplers(content_of(at, run))))
+    """Draw W1 against the reward that is reached, each sampler a point with its name, a panel for each world."""
+    from lightning_toys.mirror_descent.figures import label_points
+
+    figure, axes = new_figure(2, 2, size=(12.0, 10.0))
     for ax, (world, run) in zip(axes.flat, MAIN.items(), strict=True):
         content = content_of(at, run)
+        points: list[tuple[float, float, str, str]] = []
         for name in samplers(content):
-            k = order.index(name)
             error, reward = geometric_ci(values(content, f"w1@{name}")), mean_ci(values(content, f"reward@{name}"))
             if error is None:
                 continue
+            k = family_of(name)
             x = [[reward.half_width], [reward.half_width]]
             y = [[error.mean - error.lo], [error.hi - error.mean]]
-            marker, colour = MARKERS[k // len(COLOURS) % len(MARKERS)], COLOURS[k % len(COLOURS)]  # no pair twice
-            ax.errorbar([reward.mean], [error.mean], y, x, color=colour, marker=marker, ms=5, lw=1, label=name)
+            ax.errorbar([reward.mean], [error.mean], y, x, color=COLOURS[k], marker=MARKERS[k], ms=5, lw=1)
+            points.append((reward.mean, error.mean, name, COLOURS[k]))
         exact = content["references"]["exact_draws"]
         ax.axhline(exact["w1"], color=GREY, lw=1, ls="--")
         ax.axvline(exact["reward"], color=GREY, lw=1, ls="--")
         ax.set(yscale="log", xlabel="mean reward of the samples", title=world)
-        ax.xaxis.set_major_locator(MaxNLocator(5))
+        low, high = min(p[0] for p in points), max(p[0] for p in points)
+        wide = high - low or 1.0
+        ax.set_xlim(low - 0.05 * wide, high + 0.45 * wide)  # room for names
+        ax.xaxis.set_major_locator(MaxNLocator(6))
+        if points:
+            label_points(ax, points)
     for ax in axes[:, 0]:
         ax.set_ylabel("W1 to the target, target's SD")
-    named: dict[str, Any] = {}
-    for ax in axes.flat:
-        handles, labels = ax.get_legend_handles_labels()
-        named |= dict(zip(labels, handles, strict=True))
-    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=6, frameon=False, fontsize=7)
+    for k, (label, _) in enumerate(FAMILIES):
+        axes[0, 0].plot([], [], MARKERS[k], color=COLOURS[k], label=label)
+    axes[0, 0].plot([], [], color=GREY, ls="--", label="exact draws")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     path = Path(at[MAIN["mixture"].name]) / "reward_frontier.png"
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     return str(path)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from gallery import kept, running
 from gallery.recipe import Folders, Run
+from gallery.recipes import world_controls as controls
 from gallery.recipes import worlds as recipe
 
 
@@ -49,6 +50,7 @@ def at(tmp_path: Path) -> Folders:
     verdicts = {n: {"implementation": "agrees", "goal": "differs"} for n in names}
     curves = {n: curve([10.0, 100.0], [0.4, 0.1 * (k + 1)]) for k, n in enumerate(names)}
     rows = {"exact_draws": {"w1": 0.003, "reward": 1.0}, "untilted": {"w1": 0.5, "reward": 0.2}}
+    rows["exact_draws_of_budgets"] = {"w1": 0.007}
     content = {
         "stage": "test",
         "seeds": [0, 1, 2, 3],
@@ -76,7 +78,9 @@ def test_tables_are_made_of_what_is_kept(at: Folders) -> None:
     assert lines[2].startswith("| mala | ")
     assert lines[2].endswith("| 100 | agrees | differs |")
     assert lines[-2].startswith("| *exact draws* | .00300 | - | - | 1.00 | - |")
-    assert len(made["mirror.budgets"].splitlines()) == 2 + 2 * 5
+    budgets = made["mirror.budgets"].splitlines()
+    assert len(budgets) == 2 + 2 * 5
+    assert all(line.endswith("| .0070 |") for line in budgets[2:])
     assert made["mirror.wrong"].startswith("| wrong | errors |")
     assert Path(recipe.reward_figure(at)).read_bytes().startswith(b"\x89PNG")
 
@@ -88,3 +92,36 @@ def test_a_module_is_run_with_its_table_as_out(tmp_path: Path) -> None:
     say = Run("x", ("-m this_module_is_not_there",), "mirror_descent/gallery/x", "0", 1, None)
     with pytest.raises(RuntimeError, match="No module named this_module_is_not_there"):
         running.perform(say, tmp_path, full=True)
+
+
+def test_the_controls_of_worlds(tmp_path: Path) -> None:
+    """W1 of each sampler by strength and by dimension; what guidance leaves is a share of the untilted error."""
+    folders = {}
+    for run in controls.RECIPE.runs:
+        names = list(controls.SAMPLERS)
+        if run in controls.GUIDED.values():
+            names = [f"sde_{rule}_{scale}" for rule in controls.RULES for scale in controls.SCALES]
+        level = 0.2 if run is controls.GUIDED["Linear"] else 0.3
+        metrics = {f"evaluations@{n}": {"values": [1.0] * 4} for n in names}
+        for metric in ("w1", "mode_tv", "reward"):
+            metrics |= {f"{metric}@{n}": {"values": [level + 0.01 * k] * 4} for k, n in enumerate(names)}
+        metrics["ess_fraction@importance"] = {"values": [0.4] * 4}
+        known = {"w1": 0.003, "mode_tv": 0.4, "reward": 1.0}
+        folders[run.name] = tmp_path / run.folder
+        folders[run.name].mkdir(parents=True)
+        content = {"stage": "test", "seeds": [0, 1, 2, 3], "settings": {}, "metrics": metrics, "arrays": {}}
+        content["references"] = {"exact_draws": known, "untilted": known}
+        (folders[run.name] / "results.json").write_text(json.dumps(content))
+    at = Folders(folders, full=True)
+    made = {e.name: e.make(at) for e in (*controls.RECIPE.tables, *controls.RECIPE.numbers) if callable(e.make)}
+    assert made["mirror.guided.left"] == "50 %"
+    assert made["mirror.strong_4096"].startswith(".33")
+    for name, count in (("strengths", len(controls.STRENGTHS)), ("dimensions", len(controls.DIMENSIONS))):
+        rows = made[f"mirror.{name}"].splitlines()[2:]
+        assert len(rows) == count
+        assert all(row.startswith(("| 1 | .40 |", "| 1 + 1 | .40 |")) for row in rows[:1])
+        assert all(row.endswith("| .0030 |") for row in rows)
+    guided = made["mirror.guided"].splitlines()[2:]
+    assert len(guided) == 2 * 2 * 3 + 2
+    assert guided[0].startswith("| dps | Linear | 0.7 | ")
+    assert guided[9].startswith("| tfg | Constant | 0.7 | ")
