@@ -324,18 +324,32 @@ def parts_table(at: Folders) -> str:
     return table("summed over the steps | dH, nats a token", rows)
 
 
-def within(at: Folders, order: str) -> np.ndarray:
-    """Return whether each measured change is within the 95 % interval of a prediction, (seeds, steps)."""
-    off = np.abs(steps_of(at, "measured") - steps_of(at, order))
+def within(at: Folders, order: str, scale: float = 1.0) -> np.ndarray:
+    """Return whether each measured change is within the 95 % interval of a prediction, (seeds, steps).
+
+    ``scale`` 0 is the control that predicts no change, with an interval as wide.
+    """
+    off = np.abs(steps_of(at, "measured") - scale * steps_of(at, order))
     error = np.hypot(steps_of(at, "measured_se"), steps_of(at, f"{order}_se"))
     quantile = np.vectorize(lambda n: t_quantile(0.975, n - 1))(steps_of(at, "clusters"))
     inside: np.ndarray = off <= quantile * error
     return inside
 
 
-def coverage(at: Folders, order: str) -> str:
+def coverage(at: Folders, order: str, scale: float = 1.0) -> str:
     """Write the share of the steps within the interval, in percent: mean over seeds ± half of its interval."""
-    return spread_to([100 * float(x) for x in within(at, order).mean(1)], 0) + " %"
+    return spread_to([100 * float(x) for x in within(at, order, scale).mean(1)], 0) + " %"
+
+
+def error_ratio(at: Folders, order: str) -> str:
+    """Write the mean squared error of a prediction over that of no change, of all seeds' steps: mean and interval.
+
+    What the measurement's own draws add to both is taken off: their squared standard errors, on average.
+    """
+    measured = steps_of(at, "measured")
+    noise = np.square(steps_of(at, "measured_se")).mean(1)
+    ratios = (np.square(measured - steps_of(at, order)).mean(1) - noise) / (np.square(measured).mean(1) - noise)
+    return between(ratios.tolist(), 1)
 
 
 def missed_by(at: Folders) -> str:
@@ -435,6 +449,8 @@ RECIPE = Recipe(
                 "watched.missed": missed_by,
                 "watched.inside.first": lambda at: coverage(at, "predicted"),
                 "watched.inside.second": lambda at: coverage(at, "second_order"),
+                "watched.inside.zero": lambda at: coverage(at, "second_order", 0.0),
+                "watched.errors": lambda at: error_ratio(at, "second_order"),
                 "watched.inside.seeds": lambda at: between(within(at, "second_order").mean(1), 2),
                 "watched.looks": look_share,
             },
