@@ -233,10 +233,49 @@ def reward_figure(at: Folders) -> str:
     return str(path)
 
 
+def budgets_figure(at: Folders) -> str:
+    """Draw W1 against evaluations, a line a sampler, a panel for each world."""
+    from lightning_toys.mirror_descent.figures import label_points
+
+    figure, axes = new_figure(1, len(FRONTIER), size=(12.0, 5.6))
+    for ax, (world, run) in zip(axes.flat, FRONTIER.items(), strict=True):
+        content = content_of(at, run)
+        points: list[tuple[float, float, str, str]] = []
+        for name, curve in content["arrays"]["frontier"].items():
+            k = family_of(name)
+            columns = np.array(curve["w1"], dtype=np.float64).reshape(-1, len(curve["evaluations"]))
+            kept = [(x, c) for x, c in zip(curve["evaluations"], columns.T, strict=True) if np.isfinite(c).all()]
+            found = [(x, geometric_ci(c.tolist())) for x, c in kept]
+            shown = [(x, e) for x, e in found if e is not None]
+            if not shown:
+                continue
+            x, mean = [x for x, _ in shown], [e.mean for _, e in shown]
+            bars = [[e.mean - e.lo for _, e in shown], [e.hi - e.mean for _, e in shown]]
+            ax.errorbar(x, mean, bars, color=COLOURS[k], marker=MARKERS[k], ms=4, lw=0.8, capsize=2)
+            points.append((x[-1], mean[-1], name, COLOURS[k]))
+        ax.axhline(content["references"]["exact_draws_of_budgets"]["w1"], color=GREY, lw=1, ls="--")
+        ax.set(xscale="log", yscale="log", xlabel="evaluations to a sample", title=world)
+        low, high = ax.get_xlim()
+        ax.set_xlim(low, high * 12)  # room for names
+        if points:
+            label_points(ax, points)
+    axes[0, 0].set_ylabel("W1 to the target, target's SD")
+    for k, (label, _) in enumerate(FAMILIES):
+        axes[0, 0].plot([], [], MARKERS[k], color=COLOURS[k], label=label)
+    axes[0, 0].plot([], [], color=GREY, ls="--", label="exact draws")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    path = Path(at[FRONTIER["mixture"].name]) / "budgets.png"
+    figure.savefig(path, dpi=100)
+    return str(path)
+
+
 RECIPE = Recipe(
     name="worlds",
     runs=(GRID, WRONG, *MANY.values(), *MAIN.values(), *FRONTIER.values()),
-    figures=entries([run.name for run in MAIN.values()], {"mirror_reward": reward_figure}),
+    figures=(
+        *entries([run.name for run in MAIN.values()], {"mirror_reward": reward_figure}),
+        *entries([run.name for run in FRONTIER.values()], {"mirror_budgets": budgets_figure}),
+    ),
     tables=(
         *(e for world, run in MAIN.items() for e in entries([run.name], {f"mirror.{world}": world_table(world)})),
         *entries([run.name for run in FRONTIER.values()], {"mirror.budgets": best_table}),

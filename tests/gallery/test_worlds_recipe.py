@@ -82,7 +82,8 @@ def test_tables_are_made_of_what_is_kept(at: Folders) -> None:
     assert len(budgets) == 2 + 2 * 5
     assert all(line.endswith("| .0070 |") for line in budgets[2:])
     assert made["mirror.wrong"].startswith("| wrong | errors |")
-    assert Path(recipe.reward_figure(at)).read_bytes().startswith(b"\x89PNG")
+    for figure in (recipe.reward_figure, recipe.budgets_figure):
+        assert Path(figure(at)).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_module_is_run_with_its_table_as_out(tmp_path: Path) -> None:
