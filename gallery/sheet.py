@@ -79,7 +79,7 @@ def flow(part: SubFigure, at: Folders) -> None:
     ax.set_xscale("log")
     ax.set_yticks(range(len(cells)), [f"{mode}, {weights}" for weights, mode in cells], fontsize=9.5)
     ax.set_ylim(len(cells) - 0.4, -0.6)
-    ax.set_xlabel("RMSE between the points (each seed; geometric mean, 95 % interval)", fontsize=9.5)
+    ax.set_xlabel("RMSE between points (seeds; geometric mean, 95 %)", fontsize=9.5)
     ratios = {
         weights: paired_ratio(by_seed(cells[weights, "flow"], "l2"), by_seed(cells[weights, "regression"], "l2"))
         for weights in ("averaged", "last step")
@@ -119,8 +119,8 @@ def policy(part: SubFigure, at: Folders) -> None:
         part,
         "generative_policy",
         "Which policies keep several modes, in one step?",
-        "A Gaussian by the reverse KL settles on one mode; one step of a MeanFlow,\n"
-        f"trained on samples, keeps three, weights off by {fixed(tv, 3)} (total variation).",
+        "By the reverse KL a Gaussian settles on one mode; a MeanFlow,\n"
+        f"trained on samples, keeps three in one step (weights off by {fixed(tv, 3)}).",
     )
 
 
@@ -226,7 +226,7 @@ def bilevel(part: SubFigure, at: Folders) -> None:
                    "equal weights" if a == "uniform" else a)  # fmt: skip
     right.set_yscale("log")
     right.set_xlabel("time (steps)", fontsize=9.5)
-    right.set_ylabel("loss on the present (each seed, and the median)", fontsize=9.5)
+    right.set_ylabel("loss on the present (seeds, median)", fontsize=9.5)
     right.legend(frameon=False, fontsize=8.5, loc="upper right", ncols=2)
     right.set_ylim(bottom=0.9)
     learned = [float(np.mean(values(found[a], "outer_loss"))) for a in ("funcbo", "aid", "unroll1")]
