@@ -159,8 +159,8 @@ def draw_sweeps(
             ax.set_yscale("log")
             ax.set_xticks(list(plan))
             ax.set_xlabel(f"{knob}: {'refreshes' if knob == 'refresh_L' else 'action steps'} at each level")
-            ax.set_ylabel("KL to the tilted law (nats)")
-            ax.set_title(f"{title}; {stays} stays; geometric mean, 95 %", fontsize=9)
+            ax.set_ylabel("KL (nats), geometric mean, 95 %")
+            ax.set_title(f"{title}; {stays} stays", fontsize=9)
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=4, loc="outside upper center"
     )
