@@ -32,6 +32,8 @@ def group_estimates(samples: Sequence[Sample], log_z: float = math.nan) -> Array
 def too_skewed(values: Array) -> bool:
     """Whether a t-test of the mean of values does not hold (Cochran 1977, Sampling Techniques, equation 2.24).
 
+    Their skewness is taken less its standard error, sqrt(6 / n): of few values it is mostly chance.
+
     >>> too_skewed(np.array([1.0, 1.2, 0.9, 1.1])), too_skewed(np.array([0.1] * 99 + [20.0])), too_skewed(np.ones(5))
     (False, True, False)
     """
@@ -39,7 +41,7 @@ def too_skewed(values: Array) -> bool:
     square = float(np.square(away).mean())
     if len(values) < 2 or square <= (1e-12 * abs(values.mean())) ** 2:
         return False
-    skewness = float((away**3).mean()) / square**1.5
+    skewness = max(0.0, abs(float((away**3).mean())) / square**1.5 - math.sqrt(6 / len(values)))
     return bool(len(values) <= COCHRAN * skewness**2)
 
 
