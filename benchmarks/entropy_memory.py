@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -166,6 +167,8 @@ def main() -> None:
         f"Small models: U of {n_u} sequences, E of {n_e}, {LENGTH} tokens each; published shapes: {SHAPE_LENGTH} "
         "tokens after 4, one sequence a pass. Single precision, one thread."
     )
+    if threshold := os.environ.get("MALLOC_MMAP_THRESHOLD_"):  # glibc gives freed matrices back
+        about += f" MALLOC_MMAP_THRESHOLD_={threshold}."
     report("entropy_memory.py", "update_entropy memory", about, lines, options.write)
 
 
