@@ -17,6 +17,7 @@ from lightning_toys.mirror_descent.diagnostics import Sample
 from lightning_toys.mirror_descent.joint import Array
 
 SKEWED = "skewed"  # the source of checks that are left out for that
+MOST_NATS = 200.0  # that an estimate of log Z counts as too large: squares of what is more have no number
 COCHRAN = 25  # a mean of n values may be taken for normal where n exceeds this times their skewness squared
 
 
@@ -25,7 +26,8 @@ def group_estimates(samples: Sequence[Sample], log_z: float = math.nan) -> Array
     found = np.array([v for sample in samples for v in (sample.extra or {}).get("log_z", [])], np.float64)
     if not len(found):
         return found
-    out: Array = np.exp(found - (found.max() if math.isnan(log_z) else log_z))
+    away = found - (found.max() if math.isnan(log_z) else log_z)
+    out: Array = np.exp(np.minimum(away, MOST_NATS))
     return out
 
 
@@ -37,9 +39,12 @@ def too_skewed(values: Array) -> bool:
     >>> too_skewed(np.array([1.0, 1.2, 0.9, 1.1])), too_skewed(np.array([0.1] * 99 + [20.0])), too_skewed(np.ones(5))
     (False, True, False)
     """
-    away = values - values.mean()
+    if len(values) < 2:
+        return False
+    scaled = values / (np.abs(values).max() or 1.0)  # cubes of large numbers have no number
+    away = scaled - scaled.mean()
     square = float(np.square(away).mean())
-    if len(values) < 2 or square <= (1e-12 * abs(values.mean())) ** 2:
+    if square <= (1e-12 * abs(scaled.mean())) ** 2:
         return False
     skewness = max(0.0, abs(float((away**3).mean())) / square**1.5 - math.sqrt(6 / len(values)))
     return bool(len(values) <= COCHRAN * skewness**2)

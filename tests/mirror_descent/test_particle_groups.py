@@ -92,3 +92,16 @@ def test_few_even_values_are_tested() -> None:
     for n in (4, 8, 32):
         assert np.mean([too_skewed(1 + 0.1 * rng.normal(size=n)) for _ in range(500)]) < 0.05
     assert too_skewed(np.array([1.0] * 9 + [5.0]))
+
+
+def test_astronomical_estimates_differ() -> None:
+    """Estimates of Z that are off by thousands of nats are numbers still, and wrong ones: never "not tested"."""
+    found = np.array([5000.0, 5001.0, 5002.0, 5000.5]) + PROBLEM.tilted.log_z
+    large = z_check(Importance(PROBLEM), [Sample(np.zeros(1), np.zeros(1), extra={"log_z": found.tolist()})])
+    assert large.z > 5
+    found = np.random.default_rng(0).normal(150.0, 3.0, 64) + PROBLEM.tilted.log_z
+    spread = z_check(Importance(PROBLEM), [Sample(np.zeros(1), np.zeros(1), extra={"log_z": found.tolist()})])
+    assert math.isfinite(spread.z)
+    assert spread.z > 0
+    small = z_check(Importance(PROBLEM), [Sample(np.zeros(1), np.zeros(1), extra={"log_z": [-9000.0] * 4})])
+    assert small.z < -5
