@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import product
 
-from gallery.read import Content, entries, figures_of, results, short, table, values
+from gallery.read import Content, entries, figures_of, short, table, values
 from gallery.recipe import Folders, Recipe, Run
+from gallery.recipes.worlds import content_of, samplers
 from lightning_toys.stats import format_estimate, mean_ci
 
 CONFIG = "-c configs/mirror_descent/mixture.yaml"
@@ -66,11 +67,6 @@ MORE = run_of(
 )
 
 
-def content_of(at: Folders, run: Run) -> Content:
-    """Return a run's results."""
-    return results(at[run.name], "test")
-
-
 def said(content: Content, name: str, metric: str = "w1") -> str:
     """Write a sampler's mean over seeds ± half of its interval."""
     return short(format_estimate(mean_ci(values(content, f"{metric}@{name}"))))
@@ -92,8 +88,7 @@ def guided_table(at: Folders) -> str:
     rows = []
     for schedule, run in GUIDED.items():
         content = content_of(at, run)
-        names = [n.partition("@")[2] for n in content["metrics"] if n.startswith("evaluations@")]
-        for (rule, scale), name in zip(product(RULES, SCALES), names, strict=True):
+        for (rule, scale), name in zip(product(RULES, SCALES), samplers(content), strict=True):
             assert rule in name
             rows.append([rule, schedule, scale, *(said(content, name, m) for m in ("w1", "mode_tv", "reward"))])
     for label in ("exact_draws", "untilted"):

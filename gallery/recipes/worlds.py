@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gallery.read import Content, Make, entries, figures_of, results, short, table, values
@@ -195,6 +197,16 @@ def family_of(name: str) -> int:
     return next(k for k, (_, starts) in enumerate(FAMILIES) if name.startswith(starts))
 
 
+def with_legend(figure: Figure, ax: Axes, path: Path) -> str:
+    """Write a figure with the families and the level of exact draws below it; return where."""
+    for k, (label, _) in enumerate(FAMILIES):
+        ax.plot([], [], MARKERS[k], color=COLOURS[k], label=label)
+    ax.plot([], [], color=GREY, ls="--", label="exact draws")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=100)
+    return str(path)
+
+
 def reward_figure(at: Folders) -> str:
     """Draw W1 against the reward that is reached, each sampler a point with its name, a panel for each world."""
     from lightning_toys.mirror_descent.figures import label_points
@@ -224,13 +236,7 @@ def reward_figure(at: Folders) -> str:
             label_points(ax, points)
     for ax in axes[:, 0]:
         ax.set_ylabel("W1 to the target, target's SD")
-    for k, (label, _) in enumerate(FAMILIES):
-        axes[0, 0].plot([], [], MARKERS[k], color=COLOURS[k], label=label)
-    axes[0, 0].plot([], [], color=GREY, ls="--", label="exact draws")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    path = Path(at[MAIN["mixture"].name]) / "reward_frontier.png"
-    figure.savefig(path, dpi=100)
-    return str(path)
+    return with_legend(figure, axes[0, 0], Path(at[MAIN["mixture"].name]) / "reward_frontier.png")
 
 
 def budgets_figure(at: Folders) -> str:
@@ -260,13 +266,7 @@ def budgets_figure(at: Folders) -> str:
         if points:
             label_points(ax, points)
     axes[0, 0].set_ylabel("W1 to the target, target's SD")
-    for k, (label, _) in enumerate(FAMILIES):
-        axes[0, 0].plot([], [], MARKERS[k], color=COLOURS[k], label=label)
-    axes[0, 0].plot([], [], color=GREY, ls="--", label="exact draws")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    path = Path(at[FRONTIER["mixture"].name]) / "budgets.png"
-    figure.savefig(path, dpi=100)
-    return str(path)
+    return with_legend(figure, axes[0, 0], Path(at[FRONTIER["mixture"].name]) / "budgets.png")
 
 
 RECIPE = Recipe(
