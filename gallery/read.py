@@ -58,6 +58,12 @@ def short(text: str) -> str:
     return re.sub(r"(?<![\d.])0(?=\.\d)", "", text)
 
 
+def estimates(content: Content, *metrics: str) -> list[str]:
+    """Write metrics with their intervals, as tables do; those that a run lacks as a dash."""
+    found = [values(content, m) if m in content["metrics"] else [] for m in metrics]
+    return ["0" if v and not any(v) else format_estimate(mean_ci(v)) if v else "-" for v in found]
+
+
 def spread(found: Sequence[float]) -> str:
     """Write mean ± half of the 95 % interval, as prose does."""
     return short(format_estimate(mean_ci(found)))

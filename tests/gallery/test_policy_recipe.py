@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gallery.recipe import Folders, Run
-from gallery.recipes import policy as recipe
+from gallery.recipes import policy_actions as recipe
+from gallery.recipes import policy_modes as modes
 from tests.gallery.made_up import write_results
 from tests.gallery.test_bandit_recipe import rows
 
@@ -34,7 +35,7 @@ def write_shares(folder: Path, found: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     root = tmp_path_factory.mktemp("runs")
-    folders = {run.name: root / run.folder for run in recipe.RECIPE.runs}
+    folders = {run.name: root / run.folder for run in (*recipe.RECIPE.runs, *modes.RECIPE.runs)}
 
     def shares(run: Run, found: dict[str, dict[str, list[float]]]) -> None:
         write_shares(folders[run.name], found)
@@ -49,9 +50,9 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     shares(recipe.FRESH_EIGHT, {"1": row(0.005, EIGHT, 24), "2": row(0.005, EIGHT, 25)})
     flow = {"euler-8": (0.02, 0.3), "log-8": (0.01, 0.1), "euler-16": (0.01, 0.2), "log-16": (0.01, 0.0)}
     shares(recipe.FRESH_FLOW, {name: row(o, THREE - gap, 30 + k) for k, (name, (o, gap)) in enumerate(flow.items())})
-    for name, run in recipe.BY_CLASS.items():
+    for name, run in modes.BY_CLASS.items():
         write_results(folders[run.name], weights(name))
-    for name, run in recipe.PERMUTED.items():
+    for name, run in modes.PERMUTED.items():
         write_results(folders[run.name], chosen(name))
     return Folders(folders, full=True)
 
@@ -127,7 +128,7 @@ def test_fresh_seeds_and_noise_have_the_sign_of_a_minus_b(at: Folders) -> None:
 
 
 def test_a_mode_is_kept_with_half_of_its_weight_and_no_mode_by_actions_that_are_off(at: Folders) -> None:
-    lines = [line.strip("| ").split(" | ") for line in recipe.classes_table(at).splitlines()[2:]]
+    lines = [line.strip("| ").split(" | ") for line in modes.classes_table(at).splitlines()[2:]]
     assert [line[3] for line in lines] == [
         "64 keep 1",
         "3 keep 0",
@@ -137,17 +138,17 @@ def test_a_mode_is_kept_with_half_of_its_weight_and_no_mode_by_actions_that_are_
 
 
 def test_kept_modes_in_words(at: Folders) -> None:
-    assert recipe.kept_in_words(at, "mixture_reverse") == "1, 1 and 1 of 3"
+    assert modes.kept_in_words(at, "mixture_reverse") == "1, 1 and 1 of 3"
 
 
 def test_seeds_on_the_same_mode(at: Folders) -> None:
     """44, 10, 10 and 22, 21, 21 in the seeds' order: 22 agree on the first, none on the second, 10 on the third."""
-    assert recipe.same_mode(at) == "32 of 64"
+    assert modes.same_mode(at) == "32 of 64"
 
 
 def test_counts_are_held_against_the_weights(at: Folders) -> None:
     """Pearson's statistic by hand for 44, 10, 10 with the weights turned; the least of three p-values is tripled."""
-    lines = [line.strip("| ").split(" | ") for line in recipe.weights_table(at).splitlines()[2:]]
+    lines = [line.strip("| ").split(" | ") for line in modes.weights_table(at).splitlines()[2:]]
     assert [line[0] for line in lines] == ["1.4 : 1.2 : 1", "1 : 1.2 : 1.4", "1 : 1 : 1"]
     expected = [64 * w / 3.6 for w in (1, 1.2, 1.4)]
     x2 = sum((n - e) ** 2 / e for n, e in zip((44, 10, 10), expected, strict=True))
