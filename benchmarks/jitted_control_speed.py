@@ -37,7 +37,7 @@ from measuring import arguments, fit, report
 from peers import peer_head, peer_line
 
 from lightning_toys.bilevel.control.agents import SoftValue
-from lightning_toys.bilevel.control.environments import CartPole
+from lightning_toys.bilevel.control.cartpole import CartPole
 from lightning_toys.bilevel.control.learner import AgentNetworks, Learner, Solver
 from lightning_toys.bilevel.control.replay import Batch
 from lightning_toys.training.allocator import keep_freed_memory

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_toys.bilevel.control.agents import SoftValue, softmax_policy
-from lightning_toys.bilevel.control.environments import Disturbance, make_environments
+from lightning_toys.bilevel.control.environments import Disturbance
 from lightning_toys.bilevel.control.episodes import RandomPolicy, SampledPolicy, rollout, uniform_actions
+from lightning_toys.bilevel.control.gymnasium_environments import make_environments
 from lightning_toys.bilevel.control.learner import AgentNetworks
 from lightning_toys.bilevel.control.settings import Form
 from lightning_toys.bilevel.control.world_model import ModelPrediction

@@ -8,14 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_toys.bilevel.control.environments import (
-    FLOAT32_CPU,
-    Disturbance,
-    Environments,
-    GymnasiumEnvironments,
-    make_environments,
-    one_line,
-)
+from lightning_toys.bilevel.control.environments import FLOAT32_CPU, Disturbance, Environments
+from lightning_toys.bilevel.control.gymnasium_environments import GymnasiumEnvironments, make_environments, one_line
 from lightning_toys.errors import ToyError, require
 from lightning_toys.training.noise import NoiseStream, uniform
 

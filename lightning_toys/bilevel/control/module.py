@@ -19,17 +19,10 @@ from lightning_toys.bilevel.control import figures
 from lightning_toys.bilevel.control.acting import ActingAgent
 from lightning_toys.bilevel.control.agents import SoftValue
 from lightning_toys.bilevel.control.data import ReplayData
-from lightning_toys.bilevel.control.environments import (
-    Disturbance,
-    Environments,
-    make_environments,
-)
-from lightning_toys.bilevel.control.episodes import (
-    check_repeatable,
-    render_episode,
-    write_gif,
-)
+from lightning_toys.bilevel.control.environments import Disturbance, Environments
+from lightning_toys.bilevel.control.episodes import check_repeatable, render_episode, write_gif
 from lightning_toys.bilevel.control.gradient_check import cosine_similarity, directional_differences, to_double
+from lightning_toys.bilevel.control.gymnasium_environments import make_environments
 from lightning_toys.bilevel.control.learner import AgentNetworks, Learner
 from lightning_toys.bilevel.control.own_model import Dynamics, check_dynamics
 from lightning_toys.bilevel.control.regret import LocalRegret, model_size

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_toys.bilevel.control.environments import Disturbance, make_environments
+from lightning_toys.bilevel.control.environments import Disturbance
+from lightning_toys.bilevel.control.gymnasium_environments import make_environments
 from lightning_toys.training.checkpoint_format import Like, unlike
 
 

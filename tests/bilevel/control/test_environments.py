@@ -13,17 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_toys.bilevel.control.environments import (
-    CartPole,
-    Disturbance,
-    Environments,
-    GymnasiumEnvironments,
-    Transition,
-    make_environments,
-    reset_seed,
-    vectoriser,
-)
+from lightning_toys.bilevel.control.cartpole import CartPole
+from lightning_toys.bilevel.control.environments import Disturbance, Environments, Transition, reset_seed
 from lightning_toys.bilevel.control.episodes import RandomPolicy, check_repeatable, render_episode, rollout, write_gif
+from lightning_toys.bilevel.control.gymnasium_environments import GymnasiumEnvironments, make_environments, vectoriser
 from lightning_toys.errors import ToyError
 
 NONE = Disturbance()

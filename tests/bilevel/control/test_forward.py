@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lightning_toys.bilevel import BilevelControl, ReplayData
 from lightning_toys.bilevel.control.agents import q_of_actions
-from lightning_toys.bilevel.control.environments import make_environments
 from lightning_toys.bilevel.control.episodes import rollout
+from lightning_toys.bilevel.control.gymnasium_environments import make_environments
 from lightning_toys.bilevel.control.nets import MultiHeadMLP
 from lightning_toys.errors import ToyError
 from tests.bilevel.control.test_cli import SMALL

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chisquare
 from torch import nn
 
-from lightning_toys.bilevel.control.environments import make_environments
+from lightning_toys.bilevel.control.gymnasium_environments import make_environments
 from lightning_toys.bilevel.control.replay import Batch, ReplayBuffer, uniform_float64
 from lightning_toys.errors import ToyError
 from lightning_toys.training.noise import keyed_generator

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lightning_toys.bilevel import BilevelControl
 from lightning_toys.bilevel.control.agents import half_squared_error, mle_loss, q_of_actions
-from lightning_toys.bilevel.control.environments import make_environments
 from lightning_toys.bilevel.control.episodes import SampledPolicy
+from lightning_toys.bilevel.control.gymnasium_environments import make_environments
 from lightning_toys.bilevel.control.learner import AgentNetworks, Learner
 from lightning_toys.bilevel.control.nets import MultiHeadMLP, keyed_orthogonal
 from lightning_toys.bilevel.control.replay import Batch
