@@ -2,6 +2,7 @@
 
 from gallery.recipes import (
     agents,
+    agents_drift,
     bandit,
     bilevel,
     control,
@@ -10,6 +11,7 @@ from gallery.recipes import (
     few_steps,
     flow,
     lags,
+    lags_smooth,
     mirror,
     overview,
     policy,
@@ -36,6 +38,8 @@ RECIPES = (
     bilevel.RECIPE,
     control.RECIPE,
     lags.RECIPE,
+    lags_smooth.RECIPE,
     agents.RECIPE,
+    agents_drift.RECIPE,
     overview.RECIPE,
 )

@@ -1,4 +1,4 @@
-"""bilevel's regression, tuned alike: does learning the weights of lags pay, and does smoothing their hypergradient?"""
+"""bilevel's regression, tuned alike: does learning the weights of lags pay?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from gallery.read import Content, adjusted, by_seed, difference, entries, figures_of, results, short, table, values
 from gallery.recipe import Folders, Recipe, Run
 from lightning_toys.plotting import COLOURS, GREY, new_figure
-from lightning_toys.stats import PairedDifference, format_estimate, geometric_ci, holm, mean_ci, paired_ratio
+from lightning_toys.stats import PairedDifference, format_estimate, mean_ci
 
 SETTINGS = {
     "regression": "shipped",
@@ -178,55 +178,6 @@ def study(setting: str, minutes: float) -> Run:
 
 
 STUDIES = tuple(study(s, m) for s, m in zip(SETTINGS, (1.5, 1.5, 6, 2, 6), strict=True))
-
-
-# smoothing
-
-SMOOTHED, SMOOTHING = ("funcbo", "aid"), ("1", "10", "100")
-STREAMS = ("regression", "regression_noisy")
-# of each stream, algorithm and smoothing its outer rate
-CHOSEN_SMOOTH: dict[tuple[str, str, str], str] = {
-    ("regression", "funcbo", "1"): "0.1",
-    ("regression", "funcbo", "10"): "0.1",
-    ("regression", "funcbo", "100"): "0.1",
-    ("regression", "aid", "1"): "0.1",
-    ("regression", "aid", "10"): "0.1",
-    ("regression", "aid", "100"): "0.1",
-    ("regression_noisy", "funcbo", "1"): "0.1",
-    ("regression_noisy", "funcbo", "10"): "0.1",
-    ("regression_noisy", "funcbo", "100"): "0.1",
-    ("regression_noisy", "aid", "1"): "0.1",
-    ("regression_noisy", "aid", "10"): "0.1",
-    ("regression_noisy", "aid", "100"): "0.1",
-}
-RATES_SMOOTH = Run(
-    name="lags_rates_smooth",
-    commands=(
-        f"sweep {configs(STREAMS)} {grid(algorithm=SMOOTHED, smoothing=SMOOTHING, outer_lr=OUTER)} "
-        f"--model.seeds '{TUNING}' {EVERY} --run.variant lags_rates_smooth",
-    ),
-    folder="bilevel/lags_rates_smooth",
-    seeds="100 to 103",
-    minutes=5,
-    quick=None,
-    keeps=True,
-    may_diverge=True,
-)
-SMOOTH = Run(
-    name="lags_smooth",
-    commands=tuple(
-        f"fit -c configs/bilevel/{stream}.yaml --model.algorithm {name} --model.smoothing {n} "
-        f"--model.outer_lr {CHOSEN_SMOOTH[stream, name, n]} --model.seeds '{SCORED}' {EVERY} "
-        f"--run.variant lags_smooth --run.name {stream},{name},{n}"
-        for stream, name, n in product(STREAMS, SMOOTHED, SMOOTHING)
-    ),
-    folder="bilevel/lags_smooth",
-    seeds="10 to 17",
-    minutes=4,
-    quick=None,
-    keeps=True,
-    may_diverge=True,
-)
 
 
 # the search
@@ -400,74 +351,14 @@ def drawing(at: Folders) -> str:
     return str(path)
 
 
-# smoothing
-
-
-def smooth_search(at: Folders, stream: str, name: str, n: str, rate: str) -> Content | None:
-    """Return a cell of the search for the rates of smoothed runs; None as :func:`search_cell`."""
-    words = f"config={stream},algorithm={name},smoothing={n},outer_lr={rate}"
-    return finished(at[RATES_SMOOTH.name] / words)
-
-
-def smooth_rates(at: Folders) -> dict[tuple[str, str, str], str]:
-    """Return the rates that the search chooses."""
-    return {
-        key: min(OUTER, key=lambda rate: mean_score(smooth_search(at, *key, rate)))
-        for key in product(STREAMS, SMOOTHED, SMOOTHING)
-    }
-
-
-def smooth_cell(at: Folders, stream: str, name: str, n: str) -> Content:
-    """Return a run of the study of smoothing."""
-    return results(at[SMOOTH.name] / f"{stream},{name},{n}")
-
-
-def smooth_table(at: Folders) -> str:
-    """Return the loss and the regret of every smoothed run, and what it is beside the same algorithm unsmoothed.
-
-    Raises:
-        ValueError: the rates of the recipe are not those of the search.
-    """
-    chosen = smooth_rates(at)
-    for key, rate in chosen.items():
-        if rate != CHOSEN_SMOOTH[key]:
-            raise ValueError(f"{key}: the search chose {rate}, the recipe has {CHOSEN_SMOOTH[key]}")
-    keys = [k for k in chosen if k[2] != "1"]
-    losses, regrets = {}, {}
-    for stream, name, n in keys:
-        one, other = smooth_cell(at, stream, name, n), smooth_cell(at, stream, name, "1")
-        losses[stream, name, n] = difference(one, other, SCORE)
-        ratio = paired_ratio(by_seed(one, "local_regret_all"), by_seed(other, "local_regret_all"))
-        assert ratio is not None
-        regrets[stream, name, n] = ratio
-    p = holm([d.p_value for d in (*losses.values(), *regrets.values())]).tolist()
-    p_loss, p_regret = dict(zip(keys, p, strict=False)), dict(zip(keys, p[len(keys) :], strict=True))
-    rows = []
-    for key in chosen:
-        content = smooth_cell(at, *key)
-        regret = geometric_ci(values(content, "local_regret_all"))
-        assert regret is not None
-        row = [SETTINGS[key[0]], key[1], key[2], written(("", chosen[key]), [("", r) for r in OUTER])]
-        row += [short(format_estimate(mean_ci(values(content, SCORE)))), figures_of(regret.mean, 3)]
-        if key in losses:
-            d, r = losses[key], regrets[key].estimate
-            row += [short(format_estimate(d.estimate)), short(f"{p_loss[key]:.2g}")]
-            row.append(f"{figures_of(r.mean, 2)} ({figures_of(r.lo, 2)} to {figures_of(r.hi, 2)})")
-            row.append(short(f"{p_regret[key]:.2g}"))
-        rows.append(row + [""] * (10 - len(row)))
-    head = "stream | algorithm | mean of | outer_lr | whole stream | local regret | loss minus unsmoothed | p"
-    return table(f"{head} | regret / unsmoothed | p", rows, left=2)
-
-
 RECIPE = Recipe(
     name="lags",
-    runs=(RATES_LEARNED, RATES_CONTROLS, *STUDIES, RATES_SMOOTH, SMOOTH),
+    runs=(RATES_LEARNED, RATES_CONTROLS, *STUDIES),
     tables=(
         *entries([RATES_LEARNED.name, RATES_CONTROLS.name], {"lags.rates": rates_table}),
         *entries(
             [run.name for run in STUDIES],
             {f"lags.{s}": lambda at, s=s: study_table(at, s) for s in SETTINGS} | {"lags.verdicts": verdict_table},
         ),
-        *entries([RATES_SMOOTH.name, SMOOTH.name], {"lags.smooth": smooth_table}),
     ),
 )

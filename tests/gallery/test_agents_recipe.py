@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 import shlex
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from gallery.recipe import Folders, Run
 from gallery.recipes import agents as recipe
+from gallery.recipes import agents_drift
 from tests.gallery.made_up import write_results
 
 SEEDS = list(range(10, 26))
@@ -41,7 +43,7 @@ def write_curve(folder: Path, steps: range, seeds: list[int], level: float) -> N
 @pytest.fixture(scope="module")
 def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     root = tmp_path_factory.mktemp("runs")
-    folders = {run.name: root / run.folder for run in recipe.RECIPE.runs}
+    folders = {run.name: root / run.folder for run in (*recipe.RECIPE.runs, *agents_drift.RECIPE.runs)}
     for name, run in recipe.SEARCHES.items():
         for lr, inner in recipe.tried(name):
             level = 300.0 if (lr, inner) == recipe.CHOSEN[name] else 200.0
@@ -52,7 +54,7 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     def study(name: str, run: Run) -> None:
         for k in range(len(run.commands)):
             later = len(run.commands) - 1 - k
-            text = content(RETURN.get(name, 465.0) - 10 * later, SEEDS, abs(hash(run.folder)) % 1000 + k)
+            text = content(RETURN.get(name, 465.0) - 10 * later, SEEDS, zlib.crc32(run.folder.encode()) + k)
             place = folders[run.name]
             place.mkdir(parents=True, exist_ok=True)
             (place / (f"results-{k + 1}.json" if later else "results.json")).write_text(text)
@@ -61,12 +63,12 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
         study(name, run)
     for (name, _), run in recipe.WIDE.items():
         study(name, run)
-    for name in recipe.DRIFTING:
-        for n in recipe.SMOOTHING:
+    for name in agents_drift.DRIFTING:
+        for n in agents_drift.SMOOTHING:
             for rate in recipe.RATES:
                 place = folders[f"drift_rates_{name}"] / f"smoothing={n},lr={rate}"
                 write_results(place, content(1.0, [100, 101], 0))
-                level = 300.0 if rate == recipe.CHOSEN_DRIFT[name, n] else 200.0
+                level = 300.0 if rate == agents_drift.CHOSEN_DRIFT[name, n] else 200.0
                 write_curve(place, range(2000, 30001, 2000), [100, 101], level)
             place = folders[f"drift_{name}"] / f"smoothing-{n}"
             write_results(place, content(50.0 if n == "10" else 100.0, SEEDS, int(n), 1.0))
@@ -108,7 +110,7 @@ def test_tables_have_every_agent(at: Folders) -> None:
     assert "| vaml, s'_T := s + a network: " in parts[4], parts
     assert "**" in parts[5]
     assert len(recipe.errors_table(at).split("\n")) == 2 + 6
-    drift = recipe.drift_table(at).split("\n")
+    drift = agents_drift.drift_table(at).split("\n")
     assert len(drift) == 2 + 4
     assert {line.count("|") for line in drift} == {10}
     assert "| 50 ±" in drift[3], drift[3]
@@ -120,9 +122,9 @@ def test_rates_that_the_search_did_not_choose_are_refused(at: Folders, monkeypat
     monkeypatch.setitem(recipe.CHOSEN, "vep", ("3e-3", "1e-3"))
     with pytest.raises(ValueError, match="vep: the search chose"):
         recipe.rates_table(at)
-    monkeypatch.setitem(recipe.CHOSEN_DRIFT, ("omd", "10"), "3e-3")
+    monkeypatch.setitem(agents_drift.CHOSEN_DRIFT, ("omd", "10"), "3e-3")
     with pytest.raises(ValueError, match="the search chose 1e-3, the recipe has 3e-3"):
-        recipe.drift_table(at)
+        agents_drift.drift_table(at)
 
 
 def test_a_run_that_went_non_finite_has_no_score_from_there_on(at: Folders, tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_equivalence_needs_the_margin() -> None:
 
 
 def test_each_run_has_its_own_folder_and_the_rates_chosen() -> None:
-    folders = [run.folder for run in recipe.RECIPE.runs]
+    folders = [run.folder for run in (*recipe.RECIPE.runs, *agents_drift.RECIPE.runs)]
     assert len(folders) == len(set(folders))
     for name, run in (recipe.LONG | recipe.PART).items():
         words = shlex.split(run.commands[0])

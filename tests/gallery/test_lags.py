@@ -11,6 +11,7 @@ import pytest
 
 from gallery.recipe import Folders
 from gallery.recipes import lags as recipe
+from gallery.recipes import lags_smooth
 from lightning_toys.bilevel.regression.algorithms import NAMED
 from tests.gallery.made_up import write_results
 
@@ -29,7 +30,7 @@ def content(loss: float, seeds: list[int], regret: float = 1.0, key: int = 0) ->
 @pytest.fixture(scope="module")
 def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     root = tmp_path_factory.mktemp("runs")
-    folders = {run.name: root / run.folder for run in recipe.RECIPE.runs}
+    folders = {run.name: root / run.folder for run in (*recipe.RECIPE.runs, *lags_smooth.RECIPE.runs)}
     for setting, name in product(recipe.SETTINGS, recipe.METHODS):
         run = recipe.RATES_LEARNED if name in recipe.LEARNED else recipe.RATES_CONTROLS
         key = "outer_lr" if name in recipe.LEARNED else "fixed_weights"
@@ -39,10 +40,10 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
             write_results(folders[run.name] / place, content(1.0 if best else 2.0, TUNED))
         text = content(LOSS.get(name, 3.0), SCORED, key=recipe.METHODS.index(name))
         write_results(folders[recipe.run_name(setting)] / name, text)
-    for stream, name, n in product(recipe.STREAMS, recipe.SMOOTHED, recipe.SMOOTHING):
+    for stream, name, n in product(lags_smooth.STREAMS, lags_smooth.SMOOTHED, lags_smooth.SMOOTHING):
         for rate in recipe.OUTER:
             place = f"config={stream},algorithm={name},smoothing={n},outer_lr={rate}"
-            loss = 1.0 if rate == recipe.CHOSEN_SMOOTH[stream, name, n] else 2.0
+            loss = 1.0 if rate == lags_smooth.CHOSEN_SMOOTH[stream, name, n] else 2.0
             write_results(folders["lags_rates_smooth"] / place, content(loss, TUNED))
         text = content(3.0 + int(n) / 100, SCORED, 1 / int(n), int(n))
         write_results(folders["lags_smooth"] / f"{stream},{name},{n}", text)
@@ -80,7 +81,7 @@ def test_tables_have_every_method(at: Folders) -> None:
         assert {line.count("|") for line in lines} == {8}
     assert "| funcbo | 1.9" in recipe.study_table(at, "regression")
     assert Path(recipe.drawing(at)).read_bytes().startswith(b"\x89PNG")
-    smooth = recipe.smooth_table(at).split("\n")
+    smooth = lags_smooth.smooth_table(at).split("\n")
     assert len(smooth) == 2 + 2 * 2 * 3
     assert {line.count("|") for line in smooth} == {11}
     row = next(line for line in smooth if "| shipped | funcbo | 100 |" in line)
@@ -93,9 +94,9 @@ def test_rates_that_the_search_did_not_choose_are_refused(at: Folders, monkeypat
     monkeypatch.setitem(recipe.CHOSEN["regression_slow"], "aid", ("1e-2", "0.1"))
     with pytest.raises(ValueError, match="regression_slow, aid: the search chose"):
         recipe.rates_table(at)
-    monkeypatch.setitem(recipe.CHOSEN_SMOOTH, ("regression", "aid", "10"), "0.3")
+    monkeypatch.setitem(lags_smooth.CHOSEN_SMOOTH, ("regression", "aid", "10"), "0.3")
     with pytest.raises(ValueError, match=r"the search chose 0\.1, the recipe has 0\.3"):
-        recipe.smooth_table(at)
+        lags_smooth.smooth_table(at)
 
 
 def test_a_seed_without_a_finite_loss_is_no_choice() -> None:
@@ -113,7 +114,7 @@ def test_a_cell_that_went_non_finite_is_told_from_a_search_that_was_not_run(at: 
 
 def test_methods_are_those_of_the_package() -> None:
     assert set(recipe.METHODS) == set(NAMED)
-    folders = [run.folder for run in recipe.RECIPE.runs]
+    folders = [run.folder for run in (*recipe.RECIPE.runs, *lags_smooth.RECIPE.runs)]
     assert len(folders) == len(set(folders))  # a fit that begins anew empties its run's folder
-    for run in recipe.RECIPE.runs:
+    for run in (*recipe.RECIPE.runs, *lags_smooth.RECIPE.runs):
         assert all(f"--run.variant {Path(run.folder).name}" in c for c in run.commands), run.name

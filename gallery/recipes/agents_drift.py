@@ -1,0 +1,135 @@
+"""bilevel's control where the reward drifts: does averaging the model's gradient over the last ones pay?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from gallery.read import entries, figures_of, results, short, table
+from gallery.recipe import Folders, Recipe, Run
+from gallery.recipes.agents import AGENTS, CONFIG, CURVES, LABELS, QUIET, RATES, SCORED, TUNING, ended, iqm
+from lightning_toys.stats import holm
+
+DRIFTING, SMOOTHING = ("vaml", "omd"), ("1", "10")
+DRIFT = "--model.disturbance.drift 8 --model.regret_every 100 --model.inner_lr 1e-3 --model.model_hidden_dim 8"
+# of each agent and smoothing the rate of its model
+CHOSEN_DRIFT: dict[tuple[str, str], str] = {
+    ("vaml", "1"): "1e-3",
+    ("vaml", "10"): "1e-3",
+    ("omd", "1"): "1e-3",
+    ("omd", "10"): "1e-3",
+}
+DRIFT_EVERY = f"--trainer.val_check_interval 2000 --checkpoint.every_n_steps 30000 --model.eval_episodes 20 {QUIET}"
+
+
+def drift_search(name: str, minutes: float) -> Run:
+    """Return the search for the rates of an agent's model where the reward drifts."""
+    grid = f"--grid.model.solver.smoothing '[{','.join(SMOOTHING)}]' --grid.model.lr '[{','.join(RATES)}]'"
+    return Run(
+        name=f"drift_rates_{name}",
+        commands=(
+            f"sweep {CONFIG} {AGENTS[name]} {DRIFT} {grid} --model.seeds '{TUNING}' {DRIFT_EVERY} "
+            f"--run.variant drift_rates_{name}",
+        ),
+        folder=f"bilevel/drift_rates_{name}",
+        seeds="100 to 103",
+        minutes=minutes,
+        quick=None,
+        keeps=True,
+        curves=CURVES,
+        may_diverge=True,
+    )
+
+
+def drift_study(name: str, minutes: float) -> Run:
+    """Return the run of an agent where the reward drifts, with and without smoothing."""
+    return Run(
+        name=f"drift_{name}",
+        commands=tuple(
+            f"fit {CONFIG} {AGENTS[name]} {DRIFT} --model.solver.smoothing {n} --model.lr {CHOSEN_DRIFT[name, n]} "
+            f"--model.seeds '{SCORED}' {DRIFT_EVERY} --run.variant drift_{name} --run.name smoothing-{n}"
+            for n in SMOOTHING
+        ),
+        folder=f"bilevel/drift_{name}",
+        seeds="10 to 25",
+        minutes=minutes,
+        quick=None,
+        keeps=True,
+        curves=CURVES,
+        may_diverge=True,
+    )
+
+
+DRIFT_SEARCHES = {"vaml": drift_search("vaml", 7), "omd": drift_search("omd", 9)}
+DRIFTS = {"vaml": drift_study("vaml", 4.5), "omd": drift_study("omd", 6)}
+
+
+def drift_scores(folder: Path) -> dict[int, float]:
+    """Return each seed's mean return of the validations from step 12 000 on: two whole swings of the reward."""
+    from lightning_toys.training.metrics_reader import read_run, replica_columns
+
+    seeds = [int(s) for s in results(folder)["seeds"]]
+    steps, found = replica_columns(read_run(folder), "eval/return", seeds)
+    return dict(zip(seeds, found[:, steps >= 12_000].mean(1).tolist(), strict=True))
+
+
+def drift_found(at: Folders) -> dict[tuple[str, str], dict[str, float]]:
+    """Return of each agent and smoothing what the search found, by rate."""
+    out = {}
+    for name, run in DRIFT_SEARCHES.items():
+        for n in SMOOTHING:
+            cells = {r: at[run.name] / f"smoothing={n},lr={r}" for r in RATES}
+            means = {r: float(np.mean(list(drift_scores(c).values()))) if ended(c) else 0.0 for r, c in cells.items()}
+            out[name, n] = means
+    return out
+
+
+def drift_table(at: Folders) -> str:
+    """Return return and local regret with and without smoothing where the reward drifts.
+
+    Raises:
+        ValueError: the rates of the recipe are not those of the search.
+    """
+    from lightning_toys.bilevel.paired_table import difference
+    from lightning_toys.stats import geometric_ci
+
+    for key, by_rate in drift_found(at).items():
+        best = max(by_rate, key=lambda k: by_rate[k])
+        if best != CHOSEN_DRIFT[key]:
+            raise ValueError(f"{key}: the search chose {best}, the recipe has {CHOSEN_DRIFT[key]}")
+    each: dict[tuple[str, str], tuple[dict[int, float], dict[int, float]]] = {}
+    for name, run in DRIFTS.items():
+        for n in SMOOTHING:
+            folder = at[run.name] / f"smoothing-{n}"
+            content = results(folder, "fit")
+            regrets = dict(zip(content["seeds"], content["metrics"]["local_regret"]["values"], strict=True))
+            each[name, n] = drift_scores(folder), regrets
+    gaps = [difference(each[a, "10"][0], each[a, "1"][0], unpaired=True) for a in DRIFTING]
+    ratios = [difference(each[a, "10"][1], each[a, "1"][1], ratio=True, unpaired=True) for a in DRIFTING]
+    kept = [d for d in (*gaps, *ratios) if d is not None]
+    assert len(kept) == 2 * len(DRIFTING)
+    p = [short(f"{q:.2g}") for q in holm([d.p_value for d in kept])]
+    rows = []
+    for k, name in enumerate(DRIFTING):
+        for n in SMOOTHING:
+            regret = geometric_ci(list(each[name, n][1].values()))
+            assert regret is not None
+            returned = np.array(list(each[name, n][0].values()))
+            row = [LABELS[name], n, short(f"{float(CHOSEN_DRIFT[name, n]):g}"), iqm(returned)]
+            row.append(figures_of(regret.mean, 2))
+            if n != "1":
+                gap, ratio = kept[k].estimate, kept[len(DRIFTING) + k].estimate
+                row += [f"{gap.mean:.0f} ± {gap.half_width:.0f}", p[k]]
+                row.append(f"{figures_of(ratio.mean, 2)} ({figures_of(ratio.lo, 2)} to {figures_of(ratio.hi, 2)})")
+                row.append(p[len(DRIFTING) + k])
+            rows.append(row + [""] * (9 - len(row)))
+    head = "agent | mean of | lr | return, interquartile mean | local regret | return minus unsmoothed | p"
+    return table(f"{head} | regret / unsmoothed | p", rows, left=1)
+
+
+RECIPE = Recipe(
+    name="agents_drift",
+    runs=(*DRIFT_SEARCHES.values(), *DRIFTS.values()),
+    tables=entries([run.name for run in (*DRIFT_SEARCHES.values(), *DRIFTS.values())], {"agents.drift": drift_table}),
+)
