@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import zlib
 import shlex
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
