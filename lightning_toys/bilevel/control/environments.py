@@ -73,8 +73,10 @@ class Disturbance:
         distractors: further observed numbers that have nothing to do with the task: x' = .9 x + sqrt(1 - .81) noise, of
             variance 1, going on over the ends of episodes.
         drift: degrees; CartPole's reward is 1 only where the pole's angle after the step is within ``drift_width`` of a
-            centre ``drift * sin(2 pi t / drift_period)``, else 0. 0 is off: the reward is gymnasium's.
-        drift_period: environment steps from one swing of the centre to the next.
+            centre that drifts, else 0. 0 is off: the reward is gymnasium's.
+        drift_shape: ``sine``, the centre is ``drift * sin(2 pi t / drift_period)``; or ``linear``, it goes from -drift
+            to drift within ``drift_period`` steps, and stays there (OFBO's non-stationary reward).
+        drift_period: environment steps from one swing of the centre to the next, or of the way.
         drift_width: degrees, half the band's width. An episode ends at 12 degrees.
 
     Raises:
@@ -82,10 +84,13 @@ class Disturbance:
 
     >>> Disturbance(drift=6.0, drift_period=8).centre(2)
     6.0
+    >>> [Disturbance(drift=6.0, drift_shape="linear", drift_period=8).centre(t) for t in (0, 2, 8, 20)]
+    [-6.0, -3.0, 6.0, 6.0]
     """
 
     distractors: int = 0
     drift: float = 0.0
+    drift_shape: str = "sine"
     drift_period: int = 10_000
     drift_width: float = 6.0
 
@@ -94,11 +99,15 @@ class Disturbance:
         n, period, width = self.distractors, self.drift_period, self.drift_width
         require(0 <= n <= 10_000, f"{flag}.distractors: {n} is not allowed; give an integer from 0 to 10000")
         require(0 <= self.drift < 12, f"{flag}.drift: {self.drift} is not allowed; give degrees from 0 to below 12")
+        shape = self.drift_shape
+        require(shape in ("sine", "linear"), f"{flag}.drift_shape: {shape!r} is not allowed; give sine or linear")
         bounded(f"{flag}.drift_period", period, 1, WHOLE)
         require(0 < width <= 24, f"{flag}.drift_width: {width} is not allowed; give degrees above 0, at most 24")
 
     def centre(self, step: int) -> float:
         """Return the middle of the rewarded band of angles at environment step ``step``, in degrees."""
+        if self.drift_shape == "linear":
+            return self.drift * (2 * min(1.0, step / self.drift_period) - 1)
         return self.drift * math.sin(2 * math.pi * step / self.drift_period)
 
 

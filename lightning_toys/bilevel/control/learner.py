@@ -250,7 +250,8 @@ class Learner:
     def step_model(self, gradient: Tensors, outer: torch.optim.Optimizer) -> None:
         """Step the model along its gradient, by name: smoothed, and clipped by each replica's own norm, if set so."""
         if self.solver.smoothing > 1:
-            gradient = self.nets.smooth_gradient(gradient)
+            b, mean = self.solver.smoothing_present, self.nets.smooth_gradient(gradient)
+            gradient = {name: b * gradient[name] + (1 - b) * g for name, g in mean.items()} if b else mean
         scale: Tensor | None = None
         if self.max_grad_norm is not None:
             scale = (self.max_grad_norm / (flatten(gradient).norm(dim=1) + 1e-6)).clamp(max=1.0)

@@ -96,6 +96,8 @@ class Solver:
         lag_target: ``lagged`` takes the target values in the place of the values.
         vep_values: random value functions of ``vep``.
         smoothing: the model follows the mean of the last so many outer gradients (arXiv 2601.15363); 1 is without.
+        smoothing_present: b, the model follows b of the present gradient and 1 - b of that mean, which has the present
+            one in it (OFBO's ``beta``).
         state_gradient: ``omd``, ``funcbo``, ``vaml`` and ``lagged`` send the gradient through V(s'_T) too; false trains
             the predicted reward alone, which is what the code published for funcbo does.
 
@@ -116,6 +118,7 @@ class Solver:
     lag_target: bool = False
     vep_values: int = 5
     smoothing: int = 1
+    smoothing_present: float = 0.0
     state_gradient: bool = True
 
     def __post_init__(self) -> None:
@@ -124,6 +127,8 @@ class Solver:
             bounded(f"--model.solver.{name}", value, 1, REPEATS)
         c = self.lag_damping
         require(0 <= c <= 1, f"--model.solver.lag_damping: {c} is not allowed; give a number from 0 to 1")
+        b = self.smoothing_present
+        require(0 <= b <= 1, f"--model.solver.smoothing_present: {b} is not allowed; give a number from 0 to 1")
         if self.lag_clip is not None:
             bounded("--model.solver.lag_clip", self.lag_clip, 0.0, above=True)
         damping = self.cg_damping

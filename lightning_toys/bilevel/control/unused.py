@@ -34,13 +34,16 @@ def unused_settings(module: Any) -> dict[str, str]:
     if not method.uses_model:
         wants = "an agent that learns a model"
         out |= unused_flags(wants, "model_hidden_dim", "lr", "clip_grad_norm", "check_gradient", "regret_every")
-        out |= unused_flags(wants, "solver.smoothing", "details.separate_reward", "world_model")
-    elif module.dynamics is not None:
+        out |= unused_flags(wants, "solver.smoothing", "solver.smoothing_present")
+        out |= unused_flags(wants, "details.separate_reward", "world_model")
+    elif solver.smoothing == 1:
+        out |= unused_flags("--model.solver.smoothing above 1", "solver.smoothing_present")
+    if method.uses_model and module.dynamics is not None:
         out |= unused_flags("the shipped --model.world_model", "details.separate_reward")
     out |= unused_by_batches(module)
     if not module.disturbance.drift:
         wants = "--model.disturbance.drift above 0"
-        out |= unused_flags(wants, "disturbance.drift_period", "disturbance.drift_width")
+        out |= unused_flags(wants, *(f"disturbance.drift_{x}" for x in ("shape", "period", "width")))
     return out
 
 

@@ -474,6 +474,20 @@ def test_smoothing_is_the_mean_of_the_last() -> None:
     assert found == pytest.approx([1, 1.5, 3, 6])
 
 
+def test_the_present_gradient_has_its_share_of_the_step() -> None:
+    """b g + (1 - b) mean: OFBO's rule by hand, over gradients 1, 2 and 6 of which the last two are averaged."""
+    solver = Solver(smoothing=2, smoothing_present=0.3)
+    nets = nets_of("omd", solver)
+    learner = Learner(nets, "omd", solver, VALUE, 0.1)
+    sgd = torch.optim.SGD(nets.model.parameters(), lr=1.0)
+    moves = []
+    for k in (1.0, 2.0, 6.0):
+        before = nets.model.net.b0.detach().clone()  # type: ignore[union-attr]
+        learner.step_model({n: torch.full_like(p, k) for n, p in nets.model.named_parameters()}, sgd)
+        moves.append(float((before - nets.model.net.b0.detach())[0, 0, 0, 0]))  # type: ignore[union-attr]
+    assert moves == pytest.approx([1.0, 0.3 * 2 + 0.7 * 1.5, 0.3 * 6 + 0.7 * 4], rel=1e-6)
+
+
 def test_clipping_is_a_replicas_own() -> None:
     nets = nets_of()
     learner = Learner(nets, "omd", Solver(), VALUE, 0.1, 1.0)

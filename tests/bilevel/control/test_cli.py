@@ -184,6 +184,8 @@ def test_double_precision(control: Runner) -> None:
         (("--model.solver.inner_value", "now"), "--model.solver.inner_value"),
         (("--model.solver.num_q_steps", "0"), "--model.solver.num_q_steps: 0 is not allowed"),
         (("--model.solver.smoothing", "0"), "--model.solver.smoothing: 0 is not allowed"),
+        (("--model.solver.smoothing_present", "1.5"), "--model.solver.smoothing_present: 1.5 is not allowed"),
+        (("--model.disturbance.drift_shape", "lin"), "--model.disturbance.drift_shape: 'lin' is not allowed"),
         (("--trainer.precision", "bf16-mixed"), "--trainer.precision: 'bf16-mixed' is not allowed"),
     ],
 )
@@ -244,6 +246,8 @@ def test_every_flag_moves_what_is_learned(control: Runner, flags: tuple[str, str
         ("solver.cg_steps", "2", ("--model.solver.inverse", "gauss_newton")),
         ("solver.vep_values", "2", ("--model.agent", "vep")),
         ("solver.inner_value", "lagged", ("--model.agent", "funcbo")),
+        ("solver.smoothing_present", "0.5", ("--model.solver.smoothing", "3")),
+        ("disturbance.drift_shape", "linear", ("--model.disturbance.drift", "8")),
         ("disturbance.drift_period", "50", ("--model.disturbance.drift", "8")),
         ("disturbance.drift_width", "3", ("--model.disturbance.drift", "8")),
     ],

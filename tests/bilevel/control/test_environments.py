@@ -288,6 +288,11 @@ def test_the_rewarded_band_moves() -> None:
         if one.steps == t:  # the last was undone
             one.step(a)
     assert len(seen) == 6
+    ofbo = Disturbance(drift=4.283, drift_shape="linear", drift_period=200_000, drift_width=7.721)
+    centres = [ofbo.centre(t) for t in (0, 100_000, 200_000, 300_000)]
+    ends = [(c - ofbo.drift_width, c + ofbo.drift_width) for c in centres]
+    expected = [(-0.2095, 0.06), (-0.13475, 0.13475), (-0.06, 0.2095), (-0.06, 0.2095)]  # radians, of its trainer.py
+    assert np.radians(ends) == pytest.approx(np.array(expected), abs=2e-5)
     still = make_environments("CartPole-v1", [0], "train", 1, Disturbance(drift=0.0, drift_width=1e-9))
     assert all((still.step(np.ones((1, 1))).reward == 1).all() for _ in range(30))
 
@@ -331,6 +336,7 @@ def test_actions_from_one_and_dictionaries_are_refused(kind: type[Wilful]) -> No
         ({"distractors": -1}, r"--model\.disturbance\.distractors: -1 is not allowed"),
         ({"drift": 12.0}, r"--model\.disturbance\.drift: 12\.0 is not allowed"),
         ({"drift": float("nan")}, r"--model\.disturbance\.drift: nan is not allowed"),
+        ({"drift_shape": "saw"}, r"--model\.disturbance\.drift_shape: 'saw' is not allowed; give sine or linear"),
         ({"drift_period": 0}, r"--model\.disturbance\.drift_period: 0 is not allowed"),
         ({"drift_width": 0.0}, r"--model\.disturbance\.drift_width: 0\.0 is not allowed"),
     ],
