@@ -83,6 +83,7 @@ class BanditPolicy(ToyModule):
     experiment = "generative_policy"
     comparison_figures = "lightning_toys.generative_policy.bandit_figures.compare_figures"
     headline = ("regret",)
+    error_metrics: Sequence[str] = ("regret",)
     metric_labels: Mapping[str, str] = {
         "regret": "expected regret of an action",
         "off": "share of actions beyond 3 widths of every hill",

@@ -84,7 +84,7 @@ class GaussianPolicy(GenerativePolicy):
 
     readout_pattern = "direct"
     headline = ("kl", "tv", "entropy_exact")
-    error_metrics: Sequence[str] = ("kl",)
+    error_metrics: Sequence[str] = (*GenerativePolicy.error_metrics, "kl")
 
     def __init__(
         self,

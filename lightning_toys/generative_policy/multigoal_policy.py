@@ -81,6 +81,7 @@ class MultiGoalPolicy(ToyModule):
     experiment = "generative_policy"
     comparison_figures = "lightning_toys.generative_policy.multigoal_figures.compare_figures"
     headline = ("soft_gap", "goal_tv", "entropy")
+    error_metrics: Sequence[str] = ("goal_tv", "critic_error")
     metric_labels: Mapping[str, str] = {
         "soft_gap": "soft return of the optimum less the policy's",
         "return": "return of an episode",

@@ -95,6 +95,7 @@ class GenerativePolicy(ToyModule):
     comparison_figures = "lightning_toys.generative_policy.figures.compare_figures"
     evaluation: Evaluation
     headline: Sequence[str] = ("tv", "off3", "entropy_knn")
+    error_metrics: Sequence[str] = ("tv", "sliced_w2", "sigma")
     metric_labels: Mapping[str, str] = {
         "tv": "total variation of the mode weights",
         "off3": "share of samples beyond 3 standard deviations of every mode",
@@ -333,7 +334,7 @@ class GenerativePolicy(ToyModule):
         report = self.evaluate(full=True)
         self.last_report = report
         main = {f"test/{k}": torch.tensor(report.metrics[k]) for k in self.headline if k in report.metrics}
-        self.write_scalars(main, self.loaded_step)
+        self.write_scalars(main, self.loaded_step, {f"test/{k}": n for k, n in report.shares.items()})
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Return ``samples`` (R, n, D) by the main readout, and the ``target``'s (R, m, D).

@@ -84,7 +84,7 @@ class LearnedSampling(TiltedSampling):
     trains = True
     learned = True
     headline = ("score_error", "joint_kl", "action_kl", "cond_ratio")
-    error_metrics: Sequence[str] = ("score_error",)
+    error_metrics: Sequence[str] = (*TiltedSampling.error_metrics, "score_error")
     metric_labels: Mapping[str, str] = {
         **TiltedSampling.metric_labels,
         "score_error": "relative error of the score, the worst level's",

@@ -74,6 +74,7 @@ class TiltedSampling(SamplerEvaluation):
     experiment = "mirror_descent"
     trains = False
     headline: Sequence[str] = ("joint_kl", "action_kl", "cond_ratio")
+    error_metrics: Sequence[str] = ("joint_kl", "action_kl")
     metric_labels: Mapping[str, str] = {
         "joint_kl": "KL of (a, s') to the tilted law, by moments (nats)",
         "action_kl": "KL of the action to the tilted law, by moments (nats)",

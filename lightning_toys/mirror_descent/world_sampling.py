@@ -77,6 +77,7 @@ class WorldSampling(SamplerEvaluation):
     experiment = "mirror_descent"
     trains = False
     headline: Sequence[str] = ("w1", "mode_tv", "moment_kl")
+    error_metrics: Sequence[str] = ("w1", "mode_tv", "moment_kl")
     metric_labels: Mapping[str, str] = {
         "w1": "1-Wasserstein distance of the marginals to the tilted law's (its standard deviations)",
         "mode_tv": "total variation distance of the components' weights",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_toys.errors import NonFiniteError, note
-from lightning_toys.stats import geometric_ci, mean_ci
+from lightning_toys.stats import geometric_ci, mean_ci, share_ci
 from lightning_toys.training.ownership import check_owned
 from lightning_toys.training.replica_parallel import ReplicaParallel
 from lightning_toys.training.results import Report
@@ -44,26 +44,32 @@ class ReplicaLogging(ReplicaParallel):
         self.last_losses = torch.zeros(0)
         self.loaded_step = 0
 
-    def write_scalars(self, metrics: dict[str, Tensor], step: int | None = None) -> None:
+    def write_scalars(
+        self, metrics: dict[str, Tensor], step: int | None = None, shares: Mapping[str, float] | None = None
+    ) -> None:
         """Write metrics (R,) to every logger: mean, 95 % interval, and each replica's value.
+
+        The intervals of ``shares`` lie in [0, 1]: by name how many samples each value is of, as :class:`Report` says.
 
         This goes past ``self.log``: a call of that costs as much as a quarter of a training step, and its x-axis
         counts Trainer batches, not optimiser steps.
         """
-        self.write_rows([(step or self.weights_step, metrics)])
+        self.write_rows([(step or self.weights_step, metrics)], shares)
 
-    def write_rows(self, rows: Sequence[tuple[int, dict[str, Tensor]]]) -> None:
+    def write_rows(
+        self, rows: Sequence[tuple[int, dict[str, Tensor]]], shares: Mapping[str, float] | None = None
+    ) -> None:
         """Write several steps' metrics as :meth:`write_scalars` writes one step's."""
         if not rows or not self.trainer.is_global_zero:
             return
         if self.run_path is not None:
             check_owned(self.run_path)  # before a logger's own thread appends what it is given
-        found = [(step, self.scalars(metrics)) for step, metrics in rows]
+        found = [(step, self.scalars(metrics, shares)) for step, metrics in rows]
         for logger in self.trainer.loggers:
             log_rows(logger, found)
 
-    def scalars(self, metrics: dict[str, Tensor]) -> dict[str, float]:
-        """Return metrics (R,) as a row of scalars."""
+    def scalars(self, metrics: dict[str, Tensor], shares: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Return metrics (R,) as a row of scalars, see :meth:`write_scalars`."""
         row: dict[str, float] = {}
         for name, values in metrics.items():
             v = values.detach().double().cpu().tolist()
@@ -76,6 +82,8 @@ class ReplicaLogging(ReplicaParallel):
                 if multiplies:  # whose bands reach no 0; where a value is 0 after all, the arithmetic mean's
                     estimate = geometric_ci(v) or estimate
                     row[f"interval/{name}/geometric_mean"] = estimate.mean
+                elif shares and name in shares:
+                    estimate = share_ci(v, shares[name])
                 row[f"interval/{name}/lo"], row[f"interval/{name}/hi"] = estimate.lo, estimate.hi
                 row.update({f"replicas/{name}/seed_{s}": x for s, x in zip(self.seeds, v, strict=True)})
         return row
@@ -120,7 +128,9 @@ class ReplicaLogging(ReplicaParallel):
         if not self.trainer.sanity_checking:
             shown = {k: torch.tensor(v) for k, v in report.metrics.items() if "_dim" not in k}
             # a group of their own: TensorBoard's first cards are those of the whole law
-            self.write_scalars({f"{'modes' if '_mode' in k else 'eval'}/{k}": v for k, v in shown.items()})
+            tags = {k: f"{'modes' if '_mode' in k else 'eval'}/{k}" for k in shown}
+            shares = {tags[k]: n for k, n in report.shares.items() if k in tags}
+            self.write_scalars({tags[k]: v for k, v in shown.items()}, shares=shares)
 
     def refuse_non_finite(self, what: str, bad: Tensor, step: int) -> NoReturn:
         """Stop the run, naming the replicas where ``bad`` (R,) is true."""

@@ -181,7 +181,8 @@ class ToyModule(ReplicaOptimization):
         self.last_report = checked_report(self.report("test"), type(self).__name__, self.headline)
         found = self.last_report.metrics
         shown = {f"test/{n}": torch.tensor(found[n]) for n in self.headline if n in found}
-        self.write_scalars(shown, self.loaded_step)
+        shares = {f"test/{n}": count for n, count in self.last_report.shares.items()}
+        self.write_scalars(shown, self.loaded_step, shares)
 
     @property
     def label(self) -> str:
