@@ -72,6 +72,13 @@ def words_of(run: Run, command: str, root: Path, full: bool) -> list[str]:
     return words
 
 
+def place_of(run: Run, command: str, root: Path) -> Path:
+    """Return where a command's own run is: a folder below the run's where the command names it."""
+    words = shlex.split(command)
+    folder = root / run.folder
+    return folder / words[words.index("--run.name") + 1] if "--run.name" in words else folder
+
+
 def stamp_path(run: Run, root: Path) -> Path:
     """Return where a run's stamp is."""
     return root / "stamps" / f"{run.name}.json"
@@ -137,11 +144,11 @@ def perform(run: Run, root: Path, full: bool) -> None:
         if k < stamp["done"]:
             continue
         words = words_of(run, command, root, full)
-        last = folder / "checkpoints" / "last.ckpt"
-        if words[0] != "sweep" and last.is_file():
+        place = place_of(run, command, root)
+        if words[0] not in ("sweep", "-m") and (place / "checkpoints" / "last.ckpt").is_file():
             words += ["--ckpt_path", "last"]
-        elif words[0] != "sweep" and k == 0:
-            shutil.rmtree(folder, ignore_errors=True)  # cut off before there was anything to go on from
+        elif words[0] == "fit" and (k == 0 or place != folder):
+            shutil.rmtree(place, ignore_errors=True)  # cut off before there was anything to go on from
         if words[0] == "-m":
             folder.mkdir(parents=True, exist_ok=True)
         stamp_path(run, root).write_text(json.dumps(stamp, indent=1))

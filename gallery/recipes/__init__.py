@@ -3,6 +3,7 @@
 from gallery.recipes import (
     agents,
     agents_drift,
+    agents_parts,
     bandit,
     bilevel,
     control,
@@ -10,6 +11,7 @@ from gallery.recipes import (
     entropy,
     few_steps,
     flow,
+    lagged,
     lags,
     lags_smooth,
     mirror,
@@ -42,6 +44,8 @@ RECIPES = (
     lags_smooth.RECIPE,
     ofbo.RECIPE,
     agents.RECIPE,
+    agents_parts.RECIPE,
     agents_drift.RECIPE,
+    lagged.RECIPE,
     overview.RECIPE,
 )

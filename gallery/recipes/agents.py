@@ -45,21 +45,12 @@ PARTS = {
     "vaml_still": f"{RESIDUAL} --model.world_model.scale 0",
     "vaml_reward": "--model.agent vaml --model.solver.state_gradient false",
 }
-PART_BASES = {"vaml_residual": "vaml", "vaml_still": "vaml_residual", "vaml_reward": "vaml"}
-TUNING = "[100,101,102,103]"
+TUNING = "[100,101,102,103,104,105,106,107]"
 SCORED = f"[{','.join(map(str, range(10, 26)))}]"
 RATES = ("3e-4", "1e-3", "3e-3")
 CROSS = tuple((r, "1e-3") for r in RATES) + tuple(("1e-3", r) for r in RATES if r != "1e-3")  # (lr, inner_lr)
-# of each agent the rates of its model and of its values; what the search says, see rates_table
-CHOSEN: dict[str, tuple[str, str]] = {
-    "model_free": ("1e-3", "1e-3"),
-    "mle": ("1e-3", "1e-3"),
-    "vep": ("1e-3", "1e-3"),
-    "omd": ("1e-3", "1e-3"),
-    "omd_published": ("1e-3", "1e-3"),
-    "vaml": ("1e-3", "1e-3"),
-}
-CHOSEN |= dict.fromkeys(PARTS, CHOSEN["vaml"])
+# of each agent the rates of its model and of its values; what the search says, see check_rates
+CHOSEN: dict[str, tuple[str, str]] = dict.fromkeys((*AGENTS, *PARTS), ("1e-3", "1e-3"))
 STEPS = (30_000, 50_000, 200_000)
 WIDTHS = ("3", "32")
 QUIET = "--figures.enabled false"
@@ -68,7 +59,7 @@ CURVES = ("eval/return", "replicas/eval/return/*")  # that recipes read
 
 def search(name: str, minutes: float) -> Run:
     """Return the search for an agent's rates: a cross around 1e-3, not the square."""
-    at = f"{CONFIG} {AGENTS[name]} --model.model_hidden_dim 8 --model.seeds '{TUNING}'"
+    at = f"{CONFIG} {(AGENTS | PARTS)[name]} --model.model_hidden_dim 8 --model.seeds '{TUNING}'"
     every = f"--trainer.val_check_interval 2000 --checkpoint.every_n_steps 30000 --model.eval_episodes 20 {QUIET}"
     variant = f"--run.variant control_rates_{name}"
     grids = [f"--grid.model.lr '[1e-3]' --grid.model.inner_lr '[{','.join(RATES)}]'"]
@@ -78,7 +69,7 @@ def search(name: str, minutes: float) -> Run:
         name=f"control_rates_{name}",
         commands=tuple(f"sweep {at} {g} {every} {variant}" for g in grids),
         folder=f"bilevel/control_rates_{name}",
-        seeds="100 to 103",
+        seeds="100 to 107",
         minutes=minutes,
         quick=None,
         keeps=True,
@@ -87,14 +78,15 @@ def search(name: str, minutes: float) -> Run:
     )
 
 
-SEARCH_MINUTES = {"model_free": 2.5, "mle": 5, "vep": 6, "omd": 8, "omd_published": 9, "vaml": 6}
+SEARCH_MINUTES = {"model_free": 3.5, "mle": 7, "vep": 9, "omd": 11, "omd_published": 13, "vaml": 9}
+SEARCH_MINUTES |= dict.fromkeys(PARTS, 9)
 SEARCHES = {name: search(name, m) for name, m in SEARCH_MINUTES.items()}
 
 
-def words_of(name: str, width: str) -> str:
+def words_of(name: str, width: str, seeds: str = SCORED) -> str:
     """Return the words of an agent with its rates."""
     lr, inner = CHOSEN[name]
-    every = f"--model.seeds '{SCORED}' --model.eval_episodes 100 --trainer.val_check_interval 10000"
+    every = f"--model.seeds '{seeds}' --model.eval_episodes 100 --trainer.val_check_interval 10000"
     every += f" --checkpoint.every_n_steps 10000 {QUIET}"
     agent = (AGENTS | PARTS)[name]
     return f"fit {CONFIG} {agent} --model.lr {lr} --model.inner_lr {inner} --model.model_hidden_dim {width} {every}"
@@ -116,7 +108,6 @@ def study(name: str, minutes: float, width: str = "8", steps: Sequence[int] = (3
 
 LONG_MINUTES = {"model_free": 8, "mle": 11, "vep": 13, "omd": 18, "omd_published": 20, "vaml": 14}
 LONG = {name: study(name, m, steps=STEPS) for name, m in LONG_MINUTES.items()}
-PART = {name: study(name, 2.5) for name in PARTS}
 WIDE = {(n, w): study(n, LONG_MINUTES[n] / 6, w) for w in WIDTHS for n in AGENTS if n != "model_free"}
 
 
@@ -154,24 +145,28 @@ def tried(name: str) -> list[tuple[str, str]]:
     return [p for p in CROSS if name != "model_free" or p[0] == "1e-3"]
 
 
-def found_rates(at: Folders) -> dict[str, dict[tuple[str, str], float]]:
-    """Return every score of the search by agent and pair of rates."""
-    return {name: {pair: score(at, name, pair) for pair in tried(name)} for name in AGENTS}
-
-
-def rates_table(at: Folders) -> str:
-    """Return the search's scores.
+def check_rates(at: Folders) -> dict[str, dict[tuple[str, str], float]]:
+    """Return every score of the search by agent and pair of rates.
 
     Raises:
         ValueError: an agent's rates are not those of the greatest score.
     """
-    rows = []
-    for name, scores in found_rates(at).items():
+    found = {name: {pair: score(at, name, pair) for pair in tried(name)} for name in SEARCHES}
+    for name, scores in found.items():
         best = max(scores, key=lambda k: scores[k])
         if best != CHOSEN[name]:
             raise ValueError(f"{name}: the search chose {best}, the recipe has {CHOSEN[name]}")
-        cells = [f"{scores[p]:.0f}" if p in scores else "" for p in CROSS]
-        rows.append([LABELS[name], *(f"**{c}**" if p == best else c for p, c in zip(CROSS, cells, strict=True))])
+    return found
+
+
+def rates_table(at: Folders) -> str:
+    """Return the search's scores; a star where a chosen rate is the least or the greatest of those tried."""
+    rows = []
+    for name, scores in check_rates(at).items():
+        cells = {p: f"{scores[p]:.0f}" if p in scores else "" for p in CROSS}
+        edge = any(rate in (RATES[0], RATES[-1]) for rate in CHOSEN[name])
+        cells[CHOSEN[name]] = f"**{cells[CHOSEN[name]]}**" + ("*" if edge else "")
+        rows.append([LABELS[name], *cells.values()])
     heads = [short(f"{float(lr):g}, {float(inner):g}") for lr, inner in CROSS]
     return table(f"agent | {' | '.join(heads)}", rows)
 
@@ -214,8 +209,6 @@ def all_scores(at: Folders) -> dict[Cell, np.ndarray]:
     for name, run in LONG.items():
         for k, n in enumerate(STEPS):
             cells[name, "8", n] = scores(at, run, k)
-    for name, run in PART.items():
-        cells[name, "8", STEPS[0]] = scores(at, run)
     for (name, width), run in WIDE.items():
         cells[name, width, STEPS[0]] = scores(at, run)
     return {cell: x for cell, x in cells.items() if x is not None}
@@ -246,64 +239,43 @@ def permutation_p(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     return float(found.pvalue)
 
 
-def within_p(a: np.ndarray, b: np.ndarray, margin: float) -> float:
-    """Return the p-value of two one-sided Welch tests: that the means differ by less than a margin."""
-    gap = abs(float(a.mean() - b.mean()))
-    if max(np.ptp(a), np.ptp(b)) == 0:  # all seeds at the ceiling: there is no spread to test against
-        return 0.0 if gap < margin else 1.0
-    tests = [
-        scipy_stats.ttest_ind(a + margin, b, equal_var=False, alternative="greater"),
-        scipy_stats.ttest_ind(a - margin, b, equal_var=False, alternative="less"),
-    ]
-    return max(float(t.pvalue) for t in tests)
-
-
+FAILED = "went non-finite"
 BASES = ("model_free", "mle")
-MARGIN = 50.0  # of equivalence, of 500
+OWN_FORM = {"omd_published": ("omd",)}  # it is another form than theirs
+
+
+def bases_of(name: str) -> tuple[str, ...]:
+    """Return the agents that an agent is compared with."""
+    return OWN_FORM.get(name, BASES)
 
 
 def comparisons(found: Mapping[Cell, np.ndarray]) -> list[tuple[Cell, Cell]]:
-    """Return every pair that the page compares, each once."""
+    """Return every pair that the tables by steps and by width compare, each once."""
     out = []
     for cell in found:
-        for k, base in enumerate(BASES):
-            if cell[0] == base or cell[0] in BASES[:k]:
-                continue
-            out.append((cell, base_cell(cell, base)))
-        if cell[0] in PARTS:
-            out.append((cell, base_cell(cell, PART_BASES[cell[0]])))
+        bases = bases_of(cell[0])
+        out += [(cell, base_cell(cell, b)) for k, b in enumerate(bases) if cell[0] != b and cell[0] not in bases[:k]]
     return [(a, b) for a, b in out if b in found]
 
 
-def verdicts(found: Mapping[Cell, np.ndarray]) -> dict[tuple[Cell, Cell], tuple[float, float]]:
-    """Return of every pair p of a difference and p of equivalence, each adjusted by Holm as one family."""
+def p_values(found: Mapping[Cell, np.ndarray]) -> dict[tuple[Cell, Cell], float]:
+    """Return of every pair p of a difference, adjusted by Holm as one family."""
     pairs = comparisons(found)
-    differ = holm([permutation_p(tuple(found[a].tolist()), tuple(found[b].tolist())) for a, b in pairs]).tolist()
-    alike = holm([within_p(found[a], found[b], MARGIN) for a, b in pairs]).tolist()
-    return {pair: (p, q) for pair, p, q in zip(pairs, differ, alike, strict=True)}
+    p = holm([permutation_p(tuple(found[a].tolist()), tuple(found[b].tolist())) for a, b in pairs]).tolist()
+    return dict(zip(pairs, p, strict=True))
 
 
-def compared(found: Mapping[Cell, np.ndarray], cell: Cell, base: str) -> str:
-    """Write the probability that a cell is above a base, with its interval, and the verdict."""
+def chance_words(x: np.ndarray, y: np.ndarray, p: float) -> str:
+    """Write the probability that one run of x is above one of y, its interval, and p: in bold type below 5 %."""
+    chance = bootstrap(probability_of_improvement, x, y)
+    text = short(f"{chance.value:.2f} [{chance.low:.2f}, {chance.high:.2f}], p = {p:.2g}")
+    return f"**{text}**" if p < 0.05 else text
+
+
+def compared(found: Mapping[Cell, np.ndarray], p: Mapping[tuple[Cell, Cell], float], cell: Cell, base: str) -> str:
+    """Write how often a cell is above a base; nothing where the two are not compared."""
     other = base_cell(cell, base)
-    p = verdicts_of(found).get((cell, other))
-    if p is None:
-        return ""
-    chance = bootstrap(probability_of_improvement, found[cell], found[other])
-    text = short(f"{chance.value:.2f} [{chance.low:.2f}, {chance.high:.2f}], p = {p[0]:.2g}")
-    text = f"**{text}**" if p[0] < 0.05 else text
-    return f"{text}, alike" if p[1] < 0.05 else text
-
-
-_VERDICTS: dict[int, dict[tuple[Cell, Cell], tuple[float, float]]] = {}
-
-
-def verdicts_of(found: Mapping[Cell, np.ndarray]) -> dict[tuple[Cell, Cell], tuple[float, float]]:
-    """Return :func:`verdicts`, worked out once for a mapping."""
-    if id(found) not in _VERDICTS:
-        _VERDICTS.clear()
-        _VERDICTS[id(found)] = verdicts(found)
-    return _VERDICTS[id(found)]
+    return chance_words(found[cell], found[other], p[cell, other]) if (cell, other) in p else ""
 
 
 def iqm(x: np.ndarray) -> str:
@@ -312,62 +284,37 @@ def iqm(x: np.ndarray) -> str:
     return f"{e.value:.0f} [{e.low:.0f}, {e.high:.0f}]"
 
 
+def row_of(found: Mapping[Cell, np.ndarray], p: Mapping[tuple[Cell, Cell], float], cell: Cell) -> list[str]:
+    """Return what the tables say of a cell: levels, seeds at the top, and comparisons."""
+    x = found.get(cell)
+    if x is None:
+        return [FAILED, *[""] * 5]
+    solved = f"{int((x >= 475).sum())} of {len(x)}"
+    return [iqm(x), f"{x.mean():.0f}", solved, *(compared(found, p, cell, b) for b in (*BASES, "omd"))]
+
+
+HEAD = "agent | interquartile mean | mean | seeds at 475 or more | P(above model-free) | P(above mle) | P(above omd)"
+
+
 def study_table(at: Folders) -> str:
     """Return every agent at width 8 by steps."""
+    check_rates(at)
     found = all_scores(at)
-    rows = []
-    for n in STEPS:
-        for name in AGENTS:
-            x = found.get((name, "8", n))
-            if x is None:
-                rows.append([f"{n:,}".replace(",", " "), LABELS[name], "went non-finite", "", "", "", ""])
-                continue
-            cells = [compared(found, (name, "8", n), base) for base in BASES]
-            solved = f"{int((x >= 475).sum())} of {len(x)}"
-            rows.append([f"{n:,}".replace(",", " "), LABELS[name], iqm(x), f"{x.mean():.0f}", solved, *cells])
-    head = "steps | agent | interquartile mean | mean | seeds at 475 or more | P(above model-free) | P(above mle)"
-    return table(head, rows, left=2)
+    p = p_values(found)
+    rows = [
+        [f"{n:,}".replace(",", " "), LABELS[name], *row_of(found, p, (name, "8", n))] for n in STEPS for name in AGENTS
+    ]
+    return table(f"steps | {HEAD}", rows, left=2)
 
 
 def width_table(at: Folders) -> str:
     """Return every agent by the width of its model, after 30 000 steps."""
+    check_rates(at)
     found = all_scores(at)
-    rows = []
-    for width in ("3", "8", "32"):
-        for name in AGENTS:
-            if name == "model_free":
-                continue
-            x = found.get((name, width, STEPS[0]))
-            if x is None:
-                rows.append([width, LABELS[name], "went non-finite", "", "", ""])
-                continue
-            rows.append(
-                [
-                    width,
-                    LABELS[name],
-                    iqm(x),
-                    f"{x.mean():.0f}",
-                    *(compared(found, (name, width, STEPS[0]), base) for base in BASES),
-                ]
-            )
-    head = "model width | agent | interquartile mean | mean | P(above model-free) | P(above mle)"
-    return table(head, rows, left=2)
-
-
-def part_table(at: Folders) -> str:
-    """Return vaml beside vaml without a predicted state, and without that state's gradient."""
-    found = all_scores(at)
-    rows = []
-    for name in ("vaml", *PARTS):
-        x = found.get((name, "8", STEPS[0]))
-        if x is None:
-            rows.append([LABELS[name], "went non-finite", "", "", "", ""])
-            continue
-        bases = (PART_BASES.get(name, "vaml"), "mle")
-        cells = [compared(found, (name, "8", STEPS[0]), base) for base in bases]
-        cells[0] = cells[0] and f"{LABELS[bases[0]]}: {cells[0]}"
-        rows.append([LABELS[name], iqm(x), f"{x.mean():.0f}", *cells, " ".join(f"{v:.0f}" for v in x)])
-    return table("agent | interquartile mean | mean | P(above) | P(above mle) | each seed", rows)
+    p = p_values(found)
+    with_models = [name for name in AGENTS if name != "model_free"]
+    rows = [[w, LABELS[name], *row_of(found, p, (name, w, STEPS[0]))] for w in ("3", "8", "32") for name in with_models]
+    return table(f"model width | {HEAD}", rows, left=2)
 
 
 def errors_table(at: Folders) -> str:
@@ -375,7 +322,7 @@ def errors_table(at: Folders) -> str:
     rows = []
     for name, run in LONG.items():
         if len(steps_of(at[run.name])) < len(STEPS):
-            rows.append([LABELS[name], "went non-finite", "", ""])
+            rows.append([LABELS[name], FAILED, "", ""])
             continue
         content = results(at[run.name], "fit")
         cells = []
@@ -392,6 +339,7 @@ def errors_table(at: Folders) -> str:
 
 def drawing(at: Folders) -> str:
     """Draw every seed's return and the interquartile mean with its interval: by steps, then by the model's width."""
+    check_rates(at)
     found = all_scores(at)
     panels = [("8", n) for n in STEPS] + [(w, STEPS[0]) for w in WIDTHS]
     figure, axes = new_figure(1, len(panels), size=(13.0, 4.2), sharey=True)
@@ -412,18 +360,18 @@ def drawing(at: Folders) -> str:
     return str(path)
 
 
-STUDY_RUNS = [run.name for run in (*LONG.values(), *PART.values(), *WIDE.values())]
+SEARCH_RUNS = [run.name for run in SEARCHES.values()]
+STUDY_RUNS = [*SEARCH_RUNS, *(run.name for run in (*LONG.values(), *WIDE.values()))]
 RECIPE = Recipe(
     name="agents",
     runs=(
         *SEARCHES.values(),
         *LONG.values(),
-        *PART.values(),
         *WIDE.values(),
     ),
     tables=(
-        *entries([run.name for run in SEARCHES.values()], {"agents.rates": rates_table}),
-        *entries(STUDY_RUNS, {"agents.steps": study_table, "agents.widths": width_table, "agents.parts": part_table}),
+        *entries(SEARCH_RUNS, {"agents.rates": rates_table}),
+        *entries(STUDY_RUNS, {"agents.steps": study_table, "agents.widths": width_table}),
         *entries([run.name for run in LONG.values()], {"agents.errors": errors_table}),
     ),
 )

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from gallery.read import entries, figures_of, results, short, table
 from gallery.recipe import Folders, Recipe, Run
-from gallery.recipes.agents import AGENTS, CONFIG, CURVES, LABELS, QUIET, RATES, SCORED, TUNING, ended, iqm
-from lightning_toys.stats import holm
+from gallery.recipes.agents import (
+    AGENTS,
+    CONFIG,
+    CURVES,
+    FAILED,
+    LABELS,
+    QUIET,
+    RATES,
+    SCORED,
+    TUNING,
+    ended,
+    iqm,
+)
+from lightning_toys.bilevel.paired_table import difference
+from lightning_toys.stats import geometric_ci, holm
 
-DRIFTING, SMOOTHING = ("vaml", "omd"), ("1", "10")
+DRIFTING, SMOOTHING = ("vaml", "omd"), ("1", "10", "100")
 DRIFT = "--model.disturbance.drift 8 --model.regret_every 100 --model.inner_lr 1e-3 --model.model_hidden_dim 8"
+DRIFT += " --data.capacity 2000"  # a fifth of a swing: all of the past would have its centre near 0
 # of each agent and smoothing the rate of its model
-CHOSEN_DRIFT: dict[tuple[str, str], str] = {
-    ("vaml", "1"): "1e-3",
-    ("vaml", "10"): "1e-3",
-    ("omd", "1"): "1e-3",
-    ("omd", "10"): "1e-3",
-}
+CHOSEN_DRIFT: dict[tuple[str, str], str] = dict.fromkeys(product(DRIFTING, SMOOTHING), "1e-3")
 DRIFT_EVERY = f"--trainer.val_check_interval 2000 --checkpoint.every_n_steps 30000 --model.eval_episodes 20 {QUIET}"
 
 
@@ -33,7 +43,7 @@ def drift_search(name: str, minutes: float) -> Run:
             f"--run.variant drift_rates_{name}",
         ),
         folder=f"bilevel/drift_rates_{name}",
-        seeds="100 to 103",
+        seeds="100 to 107",
         minutes=minutes,
         quick=None,
         keeps=True,
@@ -61,8 +71,8 @@ def drift_study(name: str, minutes: float) -> Run:
     )
 
 
-DRIFT_SEARCHES = {"vaml": drift_search("vaml", 7), "omd": drift_search("omd", 9)}
-DRIFTS = {"vaml": drift_study("vaml", 4.5), "omd": drift_study("omd", 6)}
+DRIFT_SEARCHES = {"vaml": drift_search("vaml", 14), "omd": drift_search("omd", 18)}
+DRIFTS = {"vaml": drift_study("vaml", 7), "omd": drift_study("omd", 9)}
 
 
 def drift_scores(folder: Path) -> dict[int, float]:
@@ -85,46 +95,60 @@ def drift_found(at: Folders) -> dict[tuple[str, str], dict[str, float]]:
     return out
 
 
+def check_drift_rates(at: Folders) -> None:
+    """Raise a ValueError where the rates of the recipe are not those of the search."""
+    for key, by_rate in drift_found(at).items():
+        best = max(by_rate, key=lambda k: by_rate[k])
+        if best != CHOSEN_DRIFT[key]:
+            raise ValueError(f"{key}: the search chose {best}, the recipe has {CHOSEN_DRIFT[key]}")
+
+
+Measured = tuple[dict[int, float], dict[int, float]]  # return and local regret by seed
+
+
+def measured(at: Folders) -> dict[tuple[str, str], Measured]:
+    """Return what was measured, by agent and smoothing; without what went non-finite."""
+    out: dict[tuple[str, str], Measured] = {}
+    for (name, run), n in product(DRIFTS.items(), SMOOTHING):
+        folder = at[run.name] / f"smoothing-{n}"
+        if ended(folder):
+            content = results(folder, "fit")
+            regrets = dict(zip(content["seeds"], content["metrics"]["local_regret"]["values"], strict=True))
+            out[name, n] = drift_scores(folder), regrets
+    return out
+
+
 def drift_table(at: Folders) -> str:
     """Return return and local regret with and without smoothing where the reward drifts.
 
     Raises:
         ValueError: the rates of the recipe are not those of the search.
     """
-    from lightning_toys.bilevel.paired_table import difference
-    from lightning_toys.stats import geometric_ci
-
-    for key, by_rate in drift_found(at).items():
-        best = max(by_rate, key=lambda k: by_rate[k])
-        if best != CHOSEN_DRIFT[key]:
-            raise ValueError(f"{key}: the search chose {best}, the recipe has {CHOSEN_DRIFT[key]}")
-    each: dict[tuple[str, str], tuple[dict[int, float], dict[int, float]]] = {}
-    for name, run in DRIFTS.items():
-        for n in SMOOTHING:
-            folder = at[run.name] / f"smoothing-{n}"
-            content = results(folder, "fit")
-            regrets = dict(zip(content["seeds"], content["metrics"]["local_regret"]["values"], strict=True))
-            each[name, n] = drift_scores(folder), regrets
-    gaps = [difference(each[a, "10"][0], each[a, "1"][0], unpaired=True) for a in DRIFTING]
-    ratios = [difference(each[a, "10"][1], each[a, "1"][1], ratio=True, unpaired=True) for a in DRIFTING]
+    check_drift_rates(at)
+    each = measured(at)
+    smoothed = [(a, n) for a, n in each if n != "1" and (a, "1") in each]
+    gaps = [difference(each[a, n][0], each[a, "1"][0], unpaired=True) for a, n in smoothed]
+    ratios = [difference(each[a, n][1], each[a, "1"][1], ratio=True, unpaired=True) for a, n in smoothed]
     kept = [d for d in (*gaps, *ratios) if d is not None]
-    assert len(kept) == 2 * len(DRIFTING)
+    assert len(kept) == 2 * len(smoothed)
     p = [short(f"{q:.2g}") for q in holm([d.p_value for d in kept])]
     rows = []
-    for k, name in enumerate(DRIFTING):
-        for n in SMOOTHING:
-            regret = geometric_ci(list(each[name, n][1].values()))
-            assert regret is not None
-            returned = np.array(list(each[name, n][0].values()))
-            row = [LABELS[name], n, short(f"{float(CHOSEN_DRIFT[name, n]):g}"), iqm(returned)]
-            row.append(figures_of(regret.mean, 2))
-            if n != "1":
-                gap, ratio = kept[k].estimate, kept[len(DRIFTING) + k].estimate
-                row += [f"{gap.mean:.0f} ± {gap.half_width:.0f}", p[k]]
-                row.append(f"{figures_of(ratio.mean, 2)} ({figures_of(ratio.lo, 2)} to {figures_of(ratio.hi, 2)})")
-                row.append(p[len(DRIFTING) + k])
-            rows.append(row + [""] * (9 - len(row)))
-    head = "agent | mean of | lr | return, interquartile mean | local regret | return minus unsmoothed | p"
+    for name, n in product(DRIFTING, SMOOTHING):
+        row = [LABELS[name], n, short(f"{float(CHOSEN_DRIFT[name, n]):g}")]
+        if (name, n) not in each:
+            rows.append([*row, FAILED, *[""] * 5])
+            continue
+        regret = geometric_ci(list(each[name, n][1].values()))
+        assert regret is not None
+        row += [iqm(np.array(list(each[name, n][0].values()))), figures_of(regret.mean, 2)]
+        if (name, n) in smoothed:
+            k = smoothed.index((name, n))
+            gap, ratio = kept[k].estimate, kept[len(smoothed) + k].estimate
+            row += [f"{gap.mean:.0f} ± {gap.half_width:.0f}", p[k]]
+            row.append(f"{figures_of(ratio.mean, 2)} ({figures_of(ratio.lo, 2)} to {figures_of(ratio.hi, 2)})")
+            row.append(p[len(smoothed) + k])
+        rows.append(row + [""] * (9 - len(row)))
+    head = "agent | mean of the last | lr | return, interquartile mean | local regret | return minus unsmoothed | p"
     return table(f"{head} | regret / unsmoothed | p", rows, left=1)
 
 

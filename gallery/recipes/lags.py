@@ -26,67 +26,14 @@ PLAIN = ("lag_1", "optimum", "least_squares", "uniform", "no_tracking")
 METHODS = (*LEARNED, *PLAIN, "fixed")
 WINDOWS = ("[1,1]", "[1,1,1,1]", "[3,2,1]")
 INNER, OUTER = ("1e-3", "3e-3", "1e-2"), ("0.03", "0.1", "0.3")
-CROSS = tuple(("3e-3", o) for o in OUTER) + tuple((i, "0.1") for i in INNER if i != "3e-3")  # (inner_lr, outer_lr)
-FIXED_CROSS = tuple(("3e-3", w) for w in WINDOWS) + tuple((i, "[1,1]") for i in INNER if i != "3e-3")
 TUNING, SCORED = "[100,101,102,103]", "[10,11,12,13,14,15,16,17]"
-# of each setting and method its inner rate, and its outer rate or its window; what the search says, see rates_table
-CHOSEN: dict[str, dict[str, tuple[str, str]]] = {
-    "regression": {
-        "funcbo": ("3e-3", "0.1"),
-        "aid": ("3e-3", "0.1"),
-        "unroll1": ("3e-3", "0.1"),
-        "lag_1": ("3e-3", ""),
-        "optimum": ("3e-3", ""),
-        "least_squares": ("3e-3", ""),
-        "uniform": ("3e-3", ""),
-        "no_tracking": ("3e-3", ""),
-        "fixed": ("3e-3", "[1,1]"),
-    },
-    "regression_noisy": {
-        "funcbo": ("3e-3", "0.1"),
-        "aid": ("3e-3", "0.1"),
-        "unroll1": ("3e-3", "0.1"),
-        "lag_1": ("3e-3", ""),
-        "optimum": ("3e-3", ""),
-        "least_squares": ("3e-3", ""),
-        "uniform": ("3e-3", ""),
-        "no_tracking": ("3e-3", ""),
-        "fixed": ("3e-3", "[1,1]"),
-    },
-    "regression_long": {
-        "funcbo": ("3e-3", "0.1"),
-        "aid": ("3e-3", "0.1"),
-        "unroll1": ("3e-3", "0.1"),
-        "lag_1": ("3e-3", ""),
-        "optimum": ("3e-3", ""),
-        "least_squares": ("3e-3", ""),
-        "uniform": ("3e-3", ""),
-        "no_tracking": ("3e-3", ""),
-        "fixed": ("3e-3", "[1,1]"),
-    },
-    "regression_slow": {
-        "funcbo": ("3e-3", "0.1"),
-        "aid": ("3e-3", "0.1"),
-        "unroll1": ("3e-3", "0.1"),
-        "lag_1": ("3e-3", ""),
-        "optimum": ("3e-3", ""),
-        "least_squares": ("3e-3", ""),
-        "uniform": ("3e-3", ""),
-        "no_tracking": ("3e-3", ""),
-        "fixed": ("3e-3", "[1,1]"),
-    },
-    "regression_switching": {
-        "funcbo": ("3e-3", "0.1"),
-        "aid": ("3e-3", "0.1"),
-        "unroll1": ("3e-3", "0.1"),
-        "lag_1": ("3e-3", ""),
-        "optimum": ("3e-3", ""),
-        "least_squares": ("3e-3", ""),
-        "uniform": ("3e-3", ""),
-        "no_tracking": ("3e-3", ""),
-        "fixed": ("3e-3", "[1,1]"),
-    },
+# of each setting and method its inner rate, and its outer rate or its window; what the search says, see check_rates
+UNTUNED: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(LEARNED, ("3e-3", "0.1")),
+    **dict.fromkeys(PLAIN, ("3e-3", "")),
+    "fixed": ("3e-3", "[1,1]"),
 }
+CHOSEN: dict[str, dict[str, tuple[str, str]]] = {setting: dict(UNTUNED) for setting in SETTINGS}
 EVERY = "--figures.enabled false"
 
 
@@ -114,15 +61,12 @@ def grid(**found: Sequence[str]) -> str:
 RATES_LEARNED = Run(
     name="lags_rates_learned",
     commands=searches(
-        (
-            grid(algorithm=LEARNED, inner_lr=["3e-3"], outer_lr=OUTER),
-            grid(algorithm=LEARNED, inner_lr=["1e-3", "1e-2"], outer_lr=["0.1"]),
-        ),
+        (grid(algorithm=LEARNED, inner_lr=INNER, outer_lr=OUTER),),
         "lags_rates_learned",
     ),
     folder="bilevel/lags_rates_learned",
     seeds="100 to 103",
-    minutes=14,
+    minutes=25,
     quick=None,
     keeps=True,
     may_diverge=True,
@@ -132,14 +76,13 @@ RATES_CONTROLS = Run(
     commands=searches(
         (
             grid(algorithm=PLAIN, inner_lr=INNER),
-            grid(algorithm=["fixed"], inner_lr=["3e-3"], fixed_weights=WINDOWS),
-            grid(algorithm=["fixed"], inner_lr=["1e-3", "1e-2"], fixed_weights=["[1,1]"]),
+            grid(algorithm=["fixed"], inner_lr=INNER, fixed_weights=WINDOWS),
         ),
         "lags_rates_controls",
     ),
     folder="bilevel/lags_rates_controls",
     seeds="100 to 103",
-    minutes=10,
+    minutes=12,
     quick=None,
     keeps=True,
     may_diverge=True,
@@ -187,9 +130,8 @@ SCORE = "outer_loss_all"
 
 def tried(setting: str, name: str) -> list[tuple[str, str]]:
     """Return what the search tried of a method: inner rate, and outer rate or window."""
-    if name in LEARNED:
-        return list(CROSS)
-    return list(FIXED_CROSS) if name == "fixed" else [(i, "") for i in INNER]
+    others = OUTER if name in LEARNED else WINDOWS if name == "fixed" else ("",)
+    return list(product(INNER, others))
 
 
 def search_cell(at: Folders, setting: str, name: str, pair: tuple[str, str]) -> Content | None:
@@ -247,39 +189,54 @@ def written(pair: tuple[str, str], tries: Sequence[tuple[str, str]]) -> str:
     return ", ".join(words)
 
 
-def rates_table(at: Folders) -> str:
-    """Return the rates chosen.
+def check_rates(at: Folders) -> dict[str, dict[str, tuple[str, str]]]:
+    """Return what the search says.
 
     Raises:
-        ValueError: those of the recipe are not those of the search.
+        ValueError: that is not what the study runs with.
     """
     found = found_rates(at)
     for s, n in product(SETTINGS, METHODS):
         if found[s][n] != CHOSEN[s][n]:
             raise ValueError(f"{s}, {n}: the search chose {found[s][n]}, the recipe has {CHOSEN[s][n]}")
+    return found
+
+
+def rates_table(at: Folders) -> str:
+    """Return the rates chosen."""
+    found = check_rates(at)
     rows = [[n, *(written(found[s][n], tried(s, n)) for s in SETTINGS)] for n in METHODS]
     return table(f"method | {' | '.join(SETTINGS.values())}", rows)
 
 
 # the study
 
-OVER = ("lag_1", "optimum", "least_squares")
+SHORT_WINDOWS = ("lag_1", "fixed")  # that learning has to be better than
+OVER = (*SHORT_WINDOWS, "optimum", "least_squares")
+FAILED = "went non-finite"
 
 
-def cell(at: Folders, setting: str, name: str) -> Content:
-    """Return a method's results in a setting."""
-    return results(at[run_name(setting)] / name)
+def cell(at: Folders, setting: str, name: str) -> Content | None:
+    """Return a method's results in a setting; None where its training went non-finite."""
+    return finished(at[run_name(setting)] / name)
 
 
 def comparisons(at: Folders) -> dict[tuple[str, str, str, str], PairedDifference]:
-    """Return every difference of the page by setting, method, baseline and metric, each pair once."""
+    """Return every difference of the page by setting, method, baseline and metric, each pair once.
+
+    What went non-finite is compared with nothing.
+
+    Raises:
+        ValueError: as :func:`check_rates`.
+    """
+    check_rates(at)
     out = {}
-    for setting, metric in product(SETTINGS, (SCORE, "outer_loss")):
-        for k, base in enumerate(OVER):
-            for name in METHODS:
-                if name != base and name not in OVER[:k]:
-                    found = difference(cell(at, setting, name), cell(at, setting, base), metric)
-                    out[setting, name, base, metric] = found
+    for setting in SETTINGS:
+        by = {name: cell(at, setting, name) for name in METHODS}
+        for metric, (k, base), name in product((SCORE, "outer_loss"), enumerate(OVER), METHODS):
+            one, other = by[name], by[base]
+            if one is not None and other is not None and name != base and name not in OVER[:k]:
+                out[setting, name, base, metric] = difference(one, other, metric)
     return out
 
 
@@ -301,31 +258,47 @@ def study_table(at: Folders, setting: str) -> str:
     rows = []
     for name in METHODS:
         content = cell(at, setting, name)
+        if content is None:
+            rows.append([name, FAILED, *[""] * (len(OVER) + 2)])
+            continue
         row = [name, *(short(format_estimate(mean_ci(values(content, m)))) for m in (SCORE, "outer_loss"))]
         for base in OVER:
             key = (setting, name, base, SCORE)
             row.append(signed(found[key], p[key]) if key in found else "")
         row.append(" ".join(figures_of(v, 3) for v in values(content, SCORE)))
         rows.append(row)
-    return table(
-        "method | whole stream | last sixth | minus lag_1 | minus optimum | minus least_squares | each seed", rows
-    )
+    minus = " | ".join(f"minus {base}" for base in OVER)
+    return table(f"method | whole stream | last sixth | {minus} | each seed", rows)
+
+
+def verdict_of(gaps: Sequence[tuple[PairedDifference, float]]) -> str:
+    """Return the verdict on a method by its differences from both short windows, and their p.
+
+    >>> from lightning_toys.stats import paired_difference
+    >>> lower = paired_difference({0: 1.0, 1: 1.1, 2: 1.0}, {0: 2.0, 1: 2.0, 2: 2.1})
+    >>> [verdict_of([(lower, p), (lower, q)]) for p, q in ((0.01, 0.02), (0.01, 0.2), (0.3, 0.2))]
+    ['pays', 'no significant difference', 'no significant difference']
+    """
+    below = [p < 0.05 and d.estimate.mean < 0 for d, p in gaps]
+    above = [p < 0.05 and d.estimate.mean > 0 for d, p in gaps]
+    return "pays" if all(below) else "costs" if any(above) else "no significant difference"
 
 
 def verdict_table(at: Folders) -> str:
-    """Return of each setting and learner whether it pays: its difference from lag_1, p and the verdict."""
+    """Return whether each learner pays on each stream: its differences from both short windows, p and the verdict."""
     found, p = comparisons(at), p_values(at)
     rows = []
-    for setting, label in SETTINGS.items():
-        for name in (*LEARNED, "least_squares"):
-            keys = [(setting, name, "lag_1", metric) for metric in (SCORE, "outer_loss")]
-            d, q = found[keys[0]], p[keys[0]]
-            verdict = "no significant difference" if q >= 0.05 else "pays" if d.estimate.mean < 0 else "costs"
-            texts = [short(format_estimate(found[k].estimate)) for k in keys]
-            rows.append([label, name, texts[0], short(f"{q:.2g}"), verdict, texts[1], short(f"{p[keys[1]]:.2g}")])
-    return table(
-        "stream | method | whole stream, minus lag_1 | p | verdict | last sixth, minus lag_1 | p", rows, left=2
-    )
+    for (setting, label), name in product(SETTINGS.items(), (*LEARNED, "least_squares")):
+        gaps = {m: [(setting, name, base, m) for base in SHORT_WINDOWS] for m in (SCORE, "outer_loss")}
+        if not all(k in found for k in gaps[SCORE]):
+            rows.append([label, name, FAILED, *[""] * 6])
+            continue
+        row = [label, name, verdict_of([(found[k], p[k]) for k in gaps[SCORE]])]
+        for k in gaps[SCORE]:
+            row += [short(format_estimate(found[k].estimate)), short(f"{p[k]:.2g}")]
+        rows.append(row + [signed(found[k], p[k]) for k in gaps["outer_loss"]])
+    head = "stream | method | verdict | minus lag_1 | p | minus fixed | p | last sixth: minus lag_1 | minus fixed"
+    return table(head, rows, left=3)
 
 
 def drawing(at: Folders) -> str:
@@ -334,9 +307,13 @@ def drawing(at: Folders) -> str:
     names = [n for n in METHODS if n not in ("lag_1", "uniform", "no_tracking")]  # those two are far off
     found = comparisons(at)
     for ax, (setting, label) in zip(axes[0], SETTINGS.items(), strict=True):
-        base = by_seed(cell(at, setting, "lag_1"), SCORE)
+        lag_1 = cell(at, setting, "lag_1")
+        base = by_seed(lag_1, SCORE) if lag_1 is not None else {}
         for k, name in enumerate(names):
-            each = by_seed(cell(at, setting, name), SCORE)
+            content = cell(at, setting, name)
+            if content is None or not base:
+                continue
+            each = by_seed(content, SCORE)
             gaps = [each[s] - base[s] for s in base]
             colour = COLOURS[k]
             ax.plot(k + np.linspace(-0.25, 0.25, len(gaps)), gaps, ".", color=colour, alpha=0.6, markersize=6)
@@ -357,7 +334,7 @@ RECIPE = Recipe(
     tables=(
         *entries([RATES_LEARNED.name, RATES_CONTROLS.name], {"lags.rates": rates_table}),
         *entries(
-            [run.name for run in STUDIES],
+            [run.name for run in (RATES_LEARNED, RATES_CONTROLS, *STUDIES)],
             {f"lags.{s}": lambda at, s=s: study_table(at, s) for s in SETTINGS} | {"lags.verdicts": verdict_table},
         ),
     ),

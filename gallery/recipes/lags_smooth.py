@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from itertools import product
 
-from gallery.read import Content, by_seed, difference, entries, figures_of, results, short, table, values
+from gallery.read import Content, by_seed, difference, entries, figures_of, short, table, values
 from gallery.recipe import Folders, Recipe, Run
 from gallery.recipes.lags import (
     EVERY,
+    FAILED,
     OUTER,
     SCORE,
     SCORED,
@@ -24,20 +25,7 @@ from lightning_toys.stats import format_estimate, geometric_ci, holm, mean_ci, p
 SMOOTHED, SMOOTHING = ("funcbo", "aid"), ("1", "10", "100")
 STREAMS = ("regression", "regression_noisy")
 # of each stream, algorithm and smoothing its outer rate
-CHOSEN_SMOOTH: dict[tuple[str, str, str], str] = {
-    ("regression", "funcbo", "1"): "0.1",
-    ("regression", "funcbo", "10"): "0.1",
-    ("regression", "funcbo", "100"): "0.1",
-    ("regression", "aid", "1"): "0.1",
-    ("regression", "aid", "10"): "0.1",
-    ("regression", "aid", "100"): "0.1",
-    ("regression_noisy", "funcbo", "1"): "0.1",
-    ("regression_noisy", "funcbo", "10"): "0.1",
-    ("regression_noisy", "funcbo", "100"): "0.1",
-    ("regression_noisy", "aid", "1"): "0.1",
-    ("regression_noisy", "aid", "10"): "0.1",
-    ("regression_noisy", "aid", "100"): "0.1",
-}
+CHOSEN_SMOOTH: dict[tuple[str, str, str], str] = dict.fromkeys(product(STREAMS, SMOOTHED, SMOOTHING), "0.1")
 RATES_SMOOTH = Run(
     name="lags_rates_smooth",
     commands=(
@@ -82,9 +70,9 @@ def smooth_rates(at: Folders) -> dict[tuple[str, str, str], str]:
     }
 
 
-def smooth_cell(at: Folders, stream: str, name: str, n: str) -> Content:
-    """Return a run of the study of smoothing."""
-    return results(at[SMOOTH.name] / f"{stream},{name},{n}")
+def smooth_cell(at: Folders, stream: str, name: str, n: str) -> Content | None:
+    """Return a run of the study of smoothing; None where its training went non-finite."""
+    return finished(at[SMOOTH.name] / f"{stream},{name},{n}")
 
 
 def smooth_table(at: Folders) -> str:
@@ -97,22 +85,26 @@ def smooth_table(at: Folders) -> str:
     for key, rate in chosen.items():
         if rate != CHOSEN_SMOOTH[key]:
             raise ValueError(f"{key}: the search chose {rate}, the recipe has {CHOSEN_SMOOTH[key]}")
-    keys = [k for k in chosen if k[2] != "1"]
     losses, regrets = {}, {}
-    for stream, name, n in keys:
+    for stream, name, n in chosen:
         one, other = smooth_cell(at, stream, name, n), smooth_cell(at, stream, name, "1")
+        if n == "1" or one is None or other is None:
+            continue
         losses[stream, name, n] = difference(one, other, SCORE)
         ratio = paired_ratio(by_seed(one, "local_regret_all"), by_seed(other, "local_regret_all"))
         assert ratio is not None
         regrets[stream, name, n] = ratio
     p = holm([d.p_value for d in (*losses.values(), *regrets.values())]).tolist()
-    p_loss, p_regret = dict(zip(keys, p, strict=False)), dict(zip(keys, p[len(keys) :], strict=True))
+    p_loss, p_regret = dict(zip(losses, p, strict=False)), dict(zip(regrets, p[len(losses) :], strict=True))
     rows = []
     for key in chosen:
         content = smooth_cell(at, *key)
+        row = [SETTINGS[key[0]], key[1], key[2], written(("", chosen[key]), [("", r) for r in OUTER])]
+        if content is None:
+            rows.append([*row, FAILED, *[""] * 5])
+            continue
         regret = geometric_ci(values(content, "local_regret_all"))
         assert regret is not None
-        row = [SETTINGS[key[0]], key[1], key[2], written(("", chosen[key]), [("", r) for r in OUTER])]
         row += [short(format_estimate(mean_ci(values(content, SCORE)))), figures_of(regret.mean, 3)]
         if key in losses:
             d, r = losses[key], regrets[key].estimate
@@ -120,7 +112,7 @@ def smooth_table(at: Folders) -> str:
             row.append(f"{figures_of(r.mean, 2)} ({figures_of(r.lo, 2)} to {figures_of(r.hi, 2)})")
             row.append(short(f"{p_regret[key]:.2g}"))
         rows.append(row + [""] * (10 - len(row)))
-    head = "stream | algorithm | mean of | outer_lr | whole stream | local regret | loss minus unsmoothed | p"
+    head = "stream | algorithm | mean of the last | outer_lr | whole stream | local regret | loss minus unsmoothed | p"
     return table(f"{head} | regret / unsmoothed | p", rows, left=2)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gallery.read import entries, results, short, table, values
+from gallery.read import entries, short, table, values
 from gallery.recipe import Folders, Recipe, Run
+from gallery.recipes.lags import FAILED, finished
 from lightning_toys.stats import format_estimate, mean_ci
 
 CONFIG = "-c configs/bilevel/regression_ofbo.yaml"
@@ -11,7 +12,7 @@ CELLS = {  # OFBO smooths the functional hypergradient alone
     "funcbo, smoothed": "",
     "funcbo": "--model.smoothing 1",
     "aid": "--model.algorithm aid --model.smoothing 1",
-    "unroll1": "--model.algorithm unroll1 --model.smoothing 1",
+    "unroll1": "--model.algorithm unroll1 --model.smoothing 1 --model.inner_steps 1",  # its network has that step alone
     "lag_1": "--model.algorithm lag_1",
     "no_tracking": "--model.algorithm no_tracking",
 }
@@ -37,7 +38,10 @@ def ofbo_table(at: Folders) -> str:
     """Return each algorithm's losses at OFBO's settings."""
     rows = []
     for name in CELLS:
-        content = results(at[OFBO.name] / name.replace(", ", "-"))
+        content = finished(at[OFBO.name] / name.replace(", ", "-"))
+        if content is None:
+            rows.append([name, FAILED, "", ""])
+            continue
         found = [values(content, m) if m in content["metrics"] else [] for m in METRICS]
         rows.append([name, *(short(format_estimate(mean_ci(v))) if v else "-" for v in found)])
     return table(f"algorithm | {' | '.join(METRICS.values())}", rows)

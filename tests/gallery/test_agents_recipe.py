@@ -13,11 +13,14 @@ import pytest
 
 from gallery.recipe import Folders, Run
 from gallery.recipes import agents as recipe
-from gallery.recipes import agents_drift
+from gallery.recipes import agents_drift, agents_parts
 from tests.gallery.made_up import write_results
 
 SEEDS = list(range(10, 26))
+VERDICTS = {"vaml_still": "lower, within 50", "vaml_reward": "lower", "vaml": "within 50"}
+RUNS = (*recipe.RECIPE.runs, *agents_drift.RECIPE.runs, *agents_parts.RECIPE.runs)
 RETURN = {"model_free": 480.0, "mle": 470.0, "vep": 100.0, "vaml_still": 460.0, "vaml_reward": 200.0}  # others 465
+RETURN |= {"vaml": 477.0}
 
 
 def content(mean: float, seeds: list[int], key: int, spread: float = 10.0) -> str:
@@ -43,7 +46,7 @@ def write_curve(folder: Path, steps: range, seeds: list[int], level: float) -> N
 @pytest.fixture(scope="module")
 def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     root = tmp_path_factory.mktemp("runs")
-    folders = {run.name: root / run.folder for run in (*recipe.RECIPE.runs, *agents_drift.RECIPE.runs)}
+    folders = {run.name: root / run.folder for run in RUNS}
     for name, run in recipe.SEARCHES.items():
         for lr, inner in recipe.tried(name):
             level = 300.0 if (lr, inner) == recipe.CHOSEN[name] else 200.0
@@ -51,16 +54,18 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
             write_results(place, content(1.0, [100, 101], 0))
             write_curve(place, range(2000, 30001, 2000), [100, 101], level)
 
-    def study(name: str, run: Run) -> None:
+    def study(name: str, run: Run, seeds: list[int] = SEEDS) -> None:
         for k in range(len(run.commands)):
             later = len(run.commands) - 1 - k
-            text = content(RETURN.get(name, 465.0) - 10 * later, SEEDS, zlib.crc32(run.folder.encode()) + k)
+            text = content(RETURN.get(name, 465.0) - 10 * later, seeds, zlib.crc32(run.folder.encode()) + k)
             place = folders[run.name]
             place.mkdir(parents=True, exist_ok=True)
             (place / (f"results-{k + 1}.json" if later else "results.json")).write_text(text)
 
-    for name, run in (recipe.LONG | recipe.PART).items():
+    for name, run in recipe.LONG.items():
         study(name, run)
+    for name, run in agents_parts.PART.items():
+        study(name, run, list(range(10, 46)))
     for (name, _), run in recipe.WIDE.items():
         study(name, run)
     for name in agents_drift.DRIFTING:
@@ -71,8 +76,8 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
                 level = 300.0 if rate == agents_drift.CHOSEN_DRIFT[name, n] else 200.0
                 write_curve(place, range(2000, 30001, 2000), [100, 101], level)
             place = folders[f"drift_{name}"] / f"smoothing-{n}"
-            write_results(place, content(50.0 if n == "10" else 100.0, SEEDS, int(n), 1.0))
-            write_curve(place, range(2000, 30001, 2000), SEEDS, 300.0 if n == "10" else 250.0)
+            write_results(place, content(100.0 if n == "1" else 50.0, SEEDS, int(n), 1.0))
+            write_curve(place, range(2000, 30001, 2000), SEEDS, 250.0 if n == "1" else 300.0)
     return Folders(folders, full=True)
 
 
@@ -80,48 +85,63 @@ def test_scores_are_those_of_their_steps(at: Folders) -> None:
     found = recipe.all_scores(at)
     means = [found["vep", "8", n].mean() for n in recipe.STEPS]
     assert means == pytest.approx([80.0, 90.0, 100.0], abs=8)
-    assert len(found) == 6 * 3 + 3 + 5 * 2
+    assert len(found) == 6 * 3 + 5 * 2
 
 
-def test_verdicts_are_those_of_the_returns(at: Folders) -> None:
+def test_p_values_are_those_of_the_returns(at: Folders) -> None:
     found = recipe.all_scores(at)
-    verdicts = recipe.verdicts(found)
-    assert len(verdicts) == 3 * 5 + 3 * 4 + 3 * 3 + 2 * (5 + 4)
-    p, alike = verdicts[("vep", "8", 200_000), ("model_free", "8", 200_000)]
-    assert p < 0.05 < alike
-    p, alike = verdicts[("omd", "8", 200_000), ("mle", "8", 200_000)]
-    assert alike < 0.05 < p
-    p, _ = verdicts[("vaml_reward", "8", 30_000), ("vaml", "8", 30_000)]
-    assert p < 0.05
-    assert (("vaml_still", "8", 30_000), ("vaml_residual", "8", 30_000)) in verdicts
-    assert (("vep", "3", 30_000), ("model_free", "8", 30_000)) in verdicts
+    p = recipe.p_values(found)
+    # by steps: mle, vep, omd, vaml with model_free, the last three with mle, the published form with omd; by width
+    assert len(p) == 3 * (4 + 3 + 1) + 2 * (4 + 3 + 1)
+    assert p[("vep", "8", 200_000), ("model_free", "8", 200_000)] < 0.05
+    assert p[("omd", "8", 200_000), ("mle", "8", 200_000)] > 0.05
+    assert (("vep", "3", 30_000), ("model_free", "8", 30_000)) in p
+    assert {b[0] for a, b in p if a[0] == "omd_published"} == {"omd"}
 
 
 def test_tables_have_every_agent(at: Folders) -> None:
     steps = recipe.study_table(at).split("\n")
     assert len(steps) == 2 + 3 * 6
-    assert {line.count("|") for line in steps} == {8}
+    assert {line.count("|") for line in steps} == {9}
     last = next(line for line in steps if line.startswith("| 200 000 | vep"))
     assert last.count("**") == 4, last  # below both
-    assert ", alike" in next(line for line in steps if line.startswith("| 200 000 | vaml"))
     assert len(recipe.width_table(at).split("\n")) == 2 + 3 * 5
-    parts = recipe.part_table(at).split("\n")
-    assert len(parts) == 2 + 4
-    assert "| vaml, s'_T := s + a network: " in parts[4], parts
-    assert "**" in parts[5]
     assert len(recipe.errors_table(at).split("\n")) == 2 + 6
-    drift = agents_drift.drift_table(at).split("\n")
-    assert len(drift) == 2 + 4
-    assert {line.count("|") for line in drift} == {10}
-    assert "| 50 ±" in drift[3], drift[3]
     assert Path(recipe.drawing(at)).read_bytes().startswith(b"\x89PNG")
 
 
+def test_parts_are_lower_or_equivalent(at: Folders) -> None:
+    parts = agents_parts.part_table(at).split("\n")
+    assert len(parts) == 2 + 5
+    asked = {line.split(" | ")[0].strip("| "): line for line in agents_parts.part_questions(at).split("\n")[2:]}
+    assert len(asked) == 3
+    for name, verdict in VERDICTS.items():
+        line = asked[recipe.LABELS[name]]
+        assert line.endswith(f"| {verdict} |"), line
+
+
+def test_drift_is_compared_with_the_unsmoothed_run(at: Folders, tmp_path: Path) -> None:
+    drift = agents_drift.drift_table(at).split("\n")
+    assert len(drift) == 2 + 2 * 3
+    assert {line.count("|") for line in drift} == {10}
+    assert "| 50 ±" in drift[3], drift[3]
+    places = Folders(at, full=True)
+    shutil.copytree(at["drift_vaml"], tmp_path / "drift")
+    (tmp_path / "drift/smoothing-10/results.json").unlink()
+    places["drift_vaml"] = tmp_path / "drift"
+    found = agents_drift.drift_table(places).split("\n")
+    assert "went non-finite" in found[3]
+    assert "| 50 ±" in found[4]
+
+
 def test_rates_that_the_search_did_not_choose_are_refused(at: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(recipe.rates_table(at).split("\n")) == 2 + 6
+    assert len(recipe.rates_table(at).split("\n")) == 2 + 9
     monkeypatch.setitem(recipe.CHOSEN, "vep", ("3e-3", "1e-3"))
     with pytest.raises(ValueError, match="vep: the search chose"):
         recipe.rates_table(at)
+    for make in (recipe.study_table, recipe.width_table, recipe.drawing, agents_parts.part_questions):
+        with pytest.raises(ValueError, match="vep: the search chose"):
+            make(at)
     monkeypatch.setitem(agents_drift.CHOSEN_DRIFT, ("omd", "10"), "3e-3")
     with pytest.raises(ValueError, match="the search chose 1e-3, the recipe has 3e-3"):
         agents_drift.drift_table(at)
@@ -164,15 +184,15 @@ def test_a_permutation_test_has_its_level_and_its_power() -> None:
 def test_equivalence_needs_the_margin() -> None:
     g = np.random.default_rng(4)
     a = 400 + g.normal(0, 20, 16)
-    assert recipe.within_p(a, a + 1, 50) < 0.05 < recipe.within_p(a, a + 49, 50)
-    assert recipe.within_p(np.full(16, 500.0), np.full(16, 500.0), 50) == 0.0
-    assert recipe.within_p(np.full(16, 500.0), np.full(16, 400.0), 50) == 1.0
+    assert agents_parts.within_p(a, a + 1, 50) < 0.05 < agents_parts.within_p(a, a + 49, 50)
+    assert agents_parts.within_p(np.full(16, 500.0), np.full(16, 500.0), 50) == 0.0
+    assert agents_parts.within_p(np.full(16, 500.0), np.full(16, 400.0), 50) == 1.0
 
 
 def test_each_run_has_its_own_folder_and_the_rates_chosen() -> None:
-    folders = [run.folder for run in (*recipe.RECIPE.runs, *agents_drift.RECIPE.runs)]
+    folders = [run.folder for run in RUNS]
     assert len(folders) == len(set(folders))
-    for name, run in (recipe.LONG | recipe.PART).items():
+    for name, run in (*recipe.LONG.items(), *agents_parts.PART.items()):
         words = shlex.split(run.commands[0])
         assert [words[words.index(f"--model.{k}") + 1] for k in ("lr", "inner_lr")] == list(recipe.CHOSEN[name])
         ends = [int(c.rpartition(" ")[2]) for c in run.commands]

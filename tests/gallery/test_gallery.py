@@ -284,6 +284,31 @@ def test_a_cut_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert calls[1][-2:] == ["--ckpt_path", "last"]
 
 
+def test_a_cut_fit_with_a_name_of_its_own_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two named fits is cut off twice: before its first checkpoint, and after it."""
+    run = Run("x", tuple(f"fit -c x.yaml --run.name {n}" for n in "ab"), "bilevel/x", "0", 1)
+    calls: list[list[str]] = []
+
+    def start(words: list[str], log: Path) -> int:
+        calls.append(words)
+        log.touch()
+        place = tmp_path / "bilevel/x" / words[words.index("--run.name") + 1]
+        assert "--ckpt_path" in words or not place.is_dir()  # else the command line refuses the folder
+        (place / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if len(calls) != 2:
+            (place / "checkpoints/last.ckpt").touch()
+        return 0 if len(calls) in (1, 4) else 130
+
+    monkeypatch.setattr(running, "git_state", lambda: {"commit": "0", "dirty": False})
+    monkeypatch.setattr(running, "start", start)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="ended with 130"):
+            running.perform(run, tmp_path, full=True)
+    running.perform(run, tmp_path, full=True)
+    assert running.finished(run, tmp_path, full=True)
+    assert ["--ckpt_path" in words for words in calls] == [False, False, False, True]
+
+
 def test_a_run_that_may_diverge_goes_on_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "git_state", lambda: {"commit": "0", "dirty": False})
     said = iter(

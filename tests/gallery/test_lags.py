@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from gallery.recipes import lags_smooth
 from lightning_toys.bilevel.regression.algorithms import NAMED
 from tests.gallery.made_up import write_results
 
-LOSS = {"funcbo": 2.0, "aid": 4.0, "unroll1": 3.0, "least_squares": 1.5}  # the others have lag_1's 3
+# the others have lag_1's 3
+LOSS = {"funcbo": 2.0, "aid": 4.0, "unroll1": 2.7, "least_squares": 1.5, "fixed": 2.7}
 TUNED, SCORED = [100, 101, 102, 103], list(range(10, 18))
 
 
@@ -67,7 +69,7 @@ def test_verdicts_are_those_of_the_differences(at: Folders) -> None:
 def test_each_pair_is_compared_once_and_all_are_one_family(at: Folders) -> None:
     found = recipe.comparisons(at)
     pairs = [frozenset((a, b)) for s, a, b, m in found if (s, m) == ("regression", "outer_loss")]
-    assert len(pairs) == len(set(pairs)) == 8 + 7 + 6
+    assert len(pairs) == len(set(pairs)) == 8 + 7 + 6 + 5
     assert len(found) == 5 * 2 * len(pairs)
     p = recipe.p_values(at)
     least = min(p, key=lambda k: p[k])
@@ -78,7 +80,7 @@ def test_tables_have_every_method(at: Folders) -> None:
     for setting in recipe.SETTINGS:
         lines = recipe.study_table(at, setting).split("\n")
         assert len(lines) == 2 + len(recipe.METHODS)
-        assert {line.count("|") for line in lines} == {8}
+        assert {line.count("|") for line in lines} == {9}
     assert "| funcbo | 1.9" in recipe.study_table(at, "regression")
     assert Path(recipe.drawing(at)).read_bytes().startswith(b"\x89PNG")
     smooth = lags_smooth.smooth_table(at).split("\n")
@@ -97,6 +99,31 @@ def test_rates_that_the_search_did_not_choose_are_refused(at: Folders, monkeypat
     monkeypatch.setitem(lags_smooth.CHOSEN_SMOOTH, ("regression", "aid", "10"), "0.3")
     with pytest.raises(ValueError, match=r"the search chose 0\.1, the recipe has 0\.3"):
         lags_smooth.smooth_table(at)
+
+
+def test_no_table_is_made_of_rates_that_the_search_did_not_choose(at: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(recipe.CHOSEN["regression"], "lag_1", ("1e-2", ""))
+    for make in (recipe.verdict_table, recipe.drawing, lambda at: recipe.study_table(at, "regression_noisy")):
+        with pytest.raises(ValueError, match="regression, lag_1: the search chose"):
+            make(at)
+
+
+def test_a_fit_that_went_non_finite_is_a_row(at: Folders, tmp_path: Path) -> None:
+    places = Folders(at, full=True)
+    copy = tmp_path / "noisy"
+    shutil.copytree(at["lags_noisy"], copy)
+    (copy / "funcbo/results.json").unlink()
+    places["lags_noisy"] = copy
+    assert "| funcbo | went non-finite |" in recipe.study_table(places, "regression_noisy")
+    assert "| three times the noise | funcbo | went non-finite |" in recipe.verdict_table(places)
+    assert "went non-finite" not in recipe.study_table(places, "regression")
+    assert len(recipe.comparisons(places)) == len(recipe.comparisons(at)) - 2 * len(recipe.OVER)
+    recipe.drawing(places)
+    shutil.copytree(at["lags_smooth"], tmp_path / "smooth")
+    (tmp_path / "smooth/regression,aid,10/results.json").unlink()
+    places["lags_smooth"] = tmp_path / "smooth"
+    row = next(r for r in lags_smooth.smooth_table(places).split("\n") if "| shipped | aid | 10 |" in r)
+    assert "went non-finite" in row
 
 
 def test_a_seed_without_a_finite_loss_is_no_choice() -> None:
