@@ -20,36 +20,50 @@ POLICIES = {
     "flow": "flow, 8 Euler steps",
 }
 CRITICS = ("learned", "known")
-BOTH = f"--grid.model.policy '[{','.join(POLICIES)}]' --grid.model.critic '[{','.join(CRITICS)}]'"
 
 
-def run_of(name: str, commands: tuple[str, ...], minutes: float) -> Run:
-    """Return a run of eight seeds that is kept; its folder is that of ``--run.variant``."""
-    folder = f"generative_policy/{name.replace('_', '-')}"
-    return Run(name, commands, folder, "0 to 7", minutes, quick=None, keeps=True)
+def study(name: str, words: str, minutes: float) -> dict[str, Run]:
+    """Return a sweep with both critics by policy: eight seeds, each kept by itself, cells of one folder."""
+    folder = name.replace("_", "-")
+    return {
+        policy: Run(
+            name=f"{name}_{policy}",
+            commands=(
+                f"sweep {CONFIG}/{words} --grid.model.policy '[{policy}]' --grid.model.critic '[{','.join(CRITICS)}]' "
+                f"--run.variant {folder}",
+            ),
+            folder=f"generative_policy/{folder}",
+            seeds="0 to 7",
+            minutes=minutes,
+            quick=None,
+            keeps=True,
+            cells=f"policy={policy},critic=*",
+        )
+        for policy in POLICIES
+    }
 
 
-CONTROLS = run_of("bandit_controls", (f"sweep {CONFIG}/bandit.yaml {BOTH} --run.variant bandit-controls",), 25)
+CONTROLS = study("bandit_controls", "bandit.yaml", 12)
 # one thing changed of a policy with the learned critic
 CHANGES = {
     "temperature": ("gaussian", "--model.policy gaussian --model.target_entropy -2", "Gaussian, SAC's automatic alpha"),
     "flow_noise": ("flow", "--model.policy flow --model.flow_std 0.03", "flow with SMFP's noise"),
     "no_noise": ("meanflow", "--model.target_std 0", "SMFP without noise"),
 }
-CHANGED = run_of(
-    "bandit_changes",
-    tuple(
+CHANGED = Run(
+    name="bandit_changes",
+    commands=tuple(
         f"fit {CONFIG}/bandit.yaml {words} --run.variant bandit-changes --run.name {name}"
         for name, (_, words, _) in CHANGES.items()
     ),
-    10,
+    folder="generative_policy/bandit-changes",
+    seeds="0 to 7",
+    minutes=15,
+    quick=None,
+    keeps=True,
 )
-EQUAL = run_of(
-    "bandit_equal",
-    (f"sweep {CONFIG}/bandit.yaml --data.heights '[1,1,1]' {BOTH} --run.variant bandit-equal",),
-    25,
-)
-MULTIGOAL = run_of("multigoal_sweep", (f"sweep {CONFIG}/multigoal.yaml {BOTH} --run.variant multigoal-sweep",), 90)
+EQUAL = study("bandit_equal", "bandit.yaml --data.heights '[1,1,1]'", 12)
+MULTIGOAL = study("multigoal_sweep", "multigoal.yaml", 30)
 # the questions, each a difference of two cells (policy, critic), paired by seed
 QUESTIONS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     **{
@@ -69,9 +83,9 @@ QUESTIONS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
 Cells = Mapping[tuple[str, str], Content]
 
 
-def cells(at: Folders, run: Run) -> Cells:
-    """Return the results of a sweep by policy and critic."""
-    return {(p, c): results(at[run.name] / f"policy={p},critic={c}") for p, c in product(POLICIES, CRITICS)}
+def cells(at: Folders, runs: Mapping[str, Run]) -> Cells:
+    """Return the results of a study by policy and critic."""
+    return {(p, c): results(at[run.name] / f"policy={p},critic={c}") for (p, run), c in product(runs.items(), CRITICS)}
 
 
 def change(at: Folders, name: str) -> Content:
@@ -87,9 +101,9 @@ def said(content: Content, metric: str) -> str:
     return short(f"{found[0]:.3g}") if found else "-"
 
 
-def levels(run: Run, metrics: Mapping[str, str], reference: str, at: Folders) -> str:
+def levels(runs: Mapping[str, Run], metrics: Mapping[str, str], reference: str, at: Folders) -> str:
     """Return the table of a sweep's metrics, and its reference rows."""
-    found = cells(at, run)
+    found = cells(at, runs)
     rows = [[POLICIES[p], critic, *(said(content, m) for m in metrics)] for (p, critic), content in found.items()]
     references = next(iter(found.values()))["references"]
     for name, row in references.items():
@@ -108,9 +122,9 @@ def difference_table(what: str, found: Mapping[str, PairedDifference]) -> str:
     return table(f"{what}, paired by seed | mean ± half of the 95 % interval | p (Holm)", rows)
 
 
-def answers(at: Folders, run: Run, metric: str) -> dict[str, PairedDifference]:
-    """Return the differences of a metric that a sweep's questions ask for."""
-    by = cells(at, run)
+def answers(at: Folders, runs: Mapping[str, Run], metric: str) -> dict[str, PairedDifference]:
+    """Return the differences of a metric that a study's questions ask for."""
+    by = cells(at, runs)
     return {name: difference(by[a], by[b], metric) for name, (a, b) in QUESTIONS.items()}
 
 
@@ -178,7 +192,7 @@ def episodes(at: Folders) -> str:
         ax.set_xlabel("")
     for ax in axes[:, 0]:
         ax.set_ylabel("state 2")
-    path = at[MULTIGOAL.name] / "episodes.png"
+    path = at[MULTIGOAL["gaussian"].name] / "episodes.png"
     figure.savefig(path, dpi=DPI)
     return str(path)
 
@@ -203,20 +217,21 @@ def regrets(at: Folders) -> str:
     ax.set_xticks(places, [label.replace(", ", ",\n") for label in POLICIES.values()], fontsize=9)
     ax.set_ylabel("regret of an action, by seed")
     ax.legend(frameon=False, fontsize=8)
-    path = at[CONTROLS.name] / "regrets.png"
+    path = at[CONTROLS["gaussian"].name] / "regrets.png"
     figure.savefig(path, dpi=DPI)
     return str(path)
 
 
+CONTROL_RUNS, EQUAL_RUNS, MULTIGOAL_RUNS = ([run.name for run in x.values()] for x in (CONTROLS, EQUAL, MULTIGOAL))
 RECIPE = Recipe(
     name="bandit",
-    runs=(CONTROLS, CHANGED, EQUAL, MULTIGOAL),
+    runs=(*CONTROLS.values(), CHANGED, *EQUAL.values(), *MULTIGOAL.values()),
     tables=(
-        *entries([CONTROLS.name], {"policy.controls": controls_table}),
-        *entries([CONTROLS.name, CHANGED.name], {"policy.controls.differences": bandit_questions}),
-        *entries([EQUAL.name], {"policy.equal": equal_table, "policy.equal.differences": equal_questions}),
+        *entries(CONTROL_RUNS, {"policy.controls": controls_table}),
+        *entries([*CONTROL_RUNS, CHANGED.name], {"policy.controls.differences": bandit_questions}),
+        *entries(EQUAL_RUNS, {"policy.equal": equal_table, "policy.equal.differences": equal_questions}),
         *entries(
-            [MULTIGOAL.name], {"policy.multigoal": multigoal_table, "policy.multigoal.differences": multigoal_questions}
+            MULTIGOAL_RUNS, {"policy.multigoal": multigoal_table, "policy.multigoal.differences": multigoal_questions}
         ),
     ),
 )

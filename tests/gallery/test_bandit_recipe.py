@@ -38,12 +38,12 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     root = tmp_path_factory.mktemp("runs")
     folders = {run.name: root / run.folder for run in recipe.RECIPE.runs}
 
-    for k, run in enumerate((recipe.CONTROLS, recipe.EQUAL, recipe.MULTIGOAL)):
+    for k, runs in enumerate((recipe.CONTROLS, recipe.EQUAL, recipe.MULTIGOAL)):
         for j, (policy, critic) in enumerate(product(recipe.POLICIES, recipe.CRITICS)):
             level = LEVELS[policy] - (0.05 if (policy, critic) == ("gaussian", "known") else 0)
             write_results(
-                folders[run.name] / f"policy={policy},critic={critic}",
-                content(level, 100 * k + j, critic == "learned", hills=3 if run is recipe.CONTROLS else 0),
+                folders[runs[policy].name] / f"policy={policy},critic={critic}",
+                content(level, 100 * k + j, critic == "learned", hills=3 if runs is recipe.CONTROLS else 0),
             )
     for j, name in enumerate(recipe.CHANGES):
         write_results(folders[recipe.CHANGED.name] / name, content(0.0, 900 + j, True))
@@ -90,7 +90,7 @@ def test_tables_have_every_cell(at: Folders) -> None:
 
 
 def test_episodes_are_drawn_of_what_is_kept(at: Folders) -> None:
-    run = recipe.MULTIGOAL
+    run = recipe.MULTIGOAL["flow"]
     cell = json.loads((at[run.name] / "policy=flow,critic=learned" / "results.json").read_text())
     assert kept.condensed(cell)["arrays"]["trajectories"] == cell["arrays"]["trajectories"]
     for picture in (Path(recipe.episodes(at)), Path(recipe.regrets(at))):
