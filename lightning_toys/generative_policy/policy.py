@@ -95,7 +95,7 @@ class GenerativePolicy(ToyModule):
     comparison_figures = "lightning_toys.generative_policy.figures.compare_figures"
     evaluation: Evaluation
     headline: Sequence[str] = ("tv", "off3", "entropy_knn")
-    error_metrics: Sequence[str] = ("tv", "sliced_w2", "sigma")
+    error_metrics: Sequence[str] = ("tv", "sliced_w2", "sigma", "loss_unweighted")
     metric_labels: Mapping[str, str] = {
         "tv": "total variation of the mode weights",
         "off3": "share of samples beyond 3 standard deviations of every mode",

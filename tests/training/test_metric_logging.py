@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from lightning_toys.bilevel import WindowRegression
 from lightning_toys.flow_vs_regression import FlowVsRegression
 from lightning_toys.generative_policy import BanditPolicy, GaussianPolicy, MeanFlowPolicy
 from lightning_toys.mirror_descent import LearnedSampling, WorldSampling
@@ -56,7 +57,8 @@ def test_bands_of_shares_lie_between_0_and_1() -> None:
 @pytest.mark.parametrize(
     ("module", "names"),
     [
-        (MeanFlowPolicy, ("tv", "sliced_w2", "sigma")),
+        (MeanFlowPolicy, ("tv", "sliced_w2", "sigma", "loss_unweighted")),
+        (WindowRegression, ("outer_loss_all", "local_regret_all")),
         (GaussianPolicy, ("tv", "sliced_w2", "kl")),
         (BanditPolicy, ("regret",)),
         (LearnedSampling, ("score_error", "joint_kl@pc_ula")),

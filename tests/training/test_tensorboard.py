@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser import WALK, Browser, call, free_port, wait_until_up
+from tests.browser import TEXT, WALK, Browser, call, free_port, wait_until_up
 from tests.conftest import Runner
 
 
@@ -22,8 +22,10 @@ def tensorboard(root: Path, tmp_path: Path) -> Iterator[str]:
     """A server of the runs below ``root``; gives its address."""
     port = free_port()
     with (tmp_path / "tensorboard.log").open("wb") as log:
-        words = [sys.executable, "-m", "tensorboard.main", "--logdir", str(root), "--port", str(port)]
-        server = subprocess.Popen([*words, "--host", "127.0.0.1", "--load_fast", "false"], stdout=log, stderr=log)
+        # by its name alone, which the pages show
+        words = [sys.executable, "-m", "tensorboard.main", "--logdir", root.name, "--port", str(port)]
+        words += ["--host", "127.0.0.1", "--load_fast", "false"]
+        server = subprocess.Popen(words, stdout=log, stderr=log, cwd=root.parent)
         try:
             base = f"http://127.0.0.1:{port}"
             wait_until_up(base, server)
@@ -87,6 +89,7 @@ def test_bands_of_every_experiment(experiment: str, runner: Runner, browser: Bro
         browser.wait(WALK + "return text.includes('mean and 95 % interval over 3 seeds');")
         browser.wait(WALK + "return text.includes('eval/');")
         time.sleep(4)
+        assert str(tmp_path) not in browser.run(TEXT)
         browser.screenshot(shots_folder(tmp_path) / f"tensorboard_{experiment}.png")
 
 

@@ -92,7 +92,7 @@ class WindowRegression(ToyModule):
     experiment = "bilevel"
     comparison_figures = "lightning_toys.bilevel.regression.figures.compare_figures"
     headline = ("outer_loss", "exact_loss", "local_regret")
-    error_metrics: Sequence[str] = ("outer_loss", "exact_loss", "local_regret")
+    error_metrics: Sequence[str] = (*headline, "outer_loss_all", "local_regret_all")
     precisions = ("32-true", "64-true")  # conjugate gradient and Adam's small steps drown in half a precision
     metric_labels: Mapping[str, str] = {
         "outer_loss": "outer loss over the last sixth of the stream",
