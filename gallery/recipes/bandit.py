@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 
-from gallery.read import Content, adjusted, difference, entries, results, short, table, values
+from gallery.read import Content, Make, adjusted, between, difference, entries, results, short, table, values
 from gallery.recipe import Folders, Recipe, Run
 from gallery.verdicts import p_words
 from lightning_toys.stats import PairedDifference, format_estimate, mean_ci
@@ -176,6 +176,23 @@ def multigoal_questions(at: Folders) -> str:
     return difference_table("difference of soft_gap", answers(at, MULTIGOAL, "soft_gap"))
 
 
+def on_a_lower_hill(critic: str) -> Make:
+    """Return what writes in how many seeds SAC's Gaussian has a regret as great as the second hill's top or more."""
+
+    def write(at: Folders) -> str:
+        content = cells(at, CONTROLS)["gaussian", critic]
+        tops = sorted(row["regret"] for name, row in content["references"].items() if "top_of_hill" in name)
+        found = values(content, "regret")
+        return f"{sum(x >= tops[1] for x in found)} of {len(found)}"  # the second hill's top; the first has no regret
+
+    return write
+
+
+def seeds_between(policy: str, critic: str) -> Make:
+    """Return what writes a policy's least and greatest regret."""
+    return lambda at: between(values(cells(at, CONTROLS)[policy, critic], "regret"), 3)
+
+
 DPI = 110
 
 
@@ -226,6 +243,16 @@ CONTROL_RUNS, EQUAL_RUNS, MULTIGOAL_RUNS = ([run.name for run in x.values()] for
 RECIPE = Recipe(
     name="bandit",
     runs=(*CONTROLS.values(), CHANGED, *EQUAL.values(), *MULTIGOAL.values()),
+    figures=entries(CONTROL_RUNS, {"bandit_regrets": regrets}),
+    numbers=entries(
+        CONTROL_RUNS,
+        {
+            "bandit.lower.learned": on_a_lower_hill("learned"),
+            "bandit.lower.known": on_a_lower_hill("known"),
+            "bandit.smfp.seeds": seeds_between("meanflow", "learned"),
+            "bandit.mirror.seeds": seeds_between("gaussian_mirror", "learned"),
+        },
+    ),
     tables=(
         *entries(CONTROL_RUNS, {"policy.controls": controls_table}),
         *entries([*CONTROL_RUNS, CHANGED.name], {"policy.controls.differences": bandit_questions}),

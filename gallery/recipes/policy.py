@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from gallery.read import (
     Content,
     Make,
-    adjusted,
     between,
-    csv_rows,
-    difference,
     entries,
     estimates,
     fixed,
-    paired,
     results,
-    short,
     spread,
     spread_to,
     table,
@@ -69,15 +62,6 @@ PENDULUM = Run(
     keeps=True,
     files=(TABLE,),
 )
-BANDIT = Run(
-    name="bandit",
-    commands=(f"sweep {CONFIG}/bandit.yaml --grid.model.policy '[gaussian,meanflow,flow]'",),
-    folder="generative_policy/bandit-sweep",
-    seeds="0 to 7",
-    minutes=12,
-    quick="--trainer.max_steps 300 --model.seeds '[0,1]' --trainer.val_check_interval 100",
-    quick_minutes=1,
-)
 
 
 def cell(at: Folders, std: str) -> Content:
@@ -121,40 +105,6 @@ def steps_table(r: Content, readouts: dict[str, str], head: str) -> str:
     return table(f"{head} | TV | off 3 sd | off 5 sd | entropy, k-NN", rows)
 
 
-def bandit_table(at: Folders) -> str:
-    """Return each policy's regret, paired with the Gaussian's."""
-    labels = {"gaussian": "SAC Gaussian", "meanflow": "SMFP, one step", "flow": "flow, 8 Euler steps"}
-    found = {n: bandit(at, n) for n in labels}
-    against = {n: difference(found[n], found["gaussian"], "regret") for n in ("meanflow", "flow")}
-    p = dict(zip(against, adjusted(against.values()), strict=True))
-    rows = []
-    for name, label in labels.items():
-        row = [label, *estimates(found[name], "regret")]
-        if name in against:
-            row += [format_estimate(against[name].estimate), short(f"{p[name]:.1g}")]
-        rows.append(row if name in against else [*row, "", ""])
-    uniform = found["gaussian"]["references"]["uniform"]["regret"]
-    rows += [["reference: uniform actions", f"{uniform:.3f}", "", ""]]
-    rows += [["reference: top of the second, third hill", "0.1, 0.2", "", ""]]
-    return table("policy | regret | minus the Gaussian's, paired | p (Holm)", rows).replace("|  |  |", "| | |")
-
-
-def bandit(at: Folders, policy: str) -> Content:
-    """Return a policy's results."""
-    return results(at["bandit"] / f"policy={policy}")
-
-
-def regrets(at: Folders, policy: str) -> list[float]:
-    """Return each seed's regret."""
-    return values(bandit(at, policy), "regret")
-
-
-def early(folder: Path, step: int) -> float:
-    """Return the mean regret of the last validation up to a step."""
-    rows = [r for r in csv_rows(folder / "metrics.csv") if r.get("eval/regret") and int(r["step"]) <= step]
-    return float(rows[-1]["eval/regret"])
-
-
 def seeds_in_words(found: list[float]) -> str:
     """Write one number a seed."""
     each = [fixed(x, 3) for x in found]
@@ -188,14 +138,13 @@ FLOW_STEPS = {"1 (Euler)": "@euler-1", **{str(n): f"@euler-{n}" for n in (2, 4, 
 
 RECIPE = Recipe(
     name="policy",
-    runs=(TARGET_STD, FLOW, EDM, PENDULUM, BANDIT),
+    runs=(TARGET_STD, FLOW, EDM, PENDULUM),
     figures=(
         *entries(
             ["target_std"],
             {f"meanflow_{n}": f"target_std=0.01/figures/{n}.png" for n in ("samples", "by_step")},
         ),
         *entries(["target_std", "gaussian", "policy_flow"], {"policies_side_by_side": side_by_side}),
-        *entries(["bandit"], {"bandit_regret": "comparison/regret_curves.png"}),
     ),
     tables=(
         *entries(
@@ -214,7 +163,6 @@ RECIPE = Recipe(
             },
         ),
         *entries([PENDULUM.name], {"policy.pendulum": lambda at: (at[PENDULUM.name] / TABLE).read_text().strip()}),
-        *entries(["bandit"], {"policy.bandit": bandit_table}),
     ),
     numbers=(
         *entries(
@@ -264,17 +212,6 @@ RECIPE = Recipe(
             {
                 "policy.edm.off3": lambda at: spread(values(results(at["edm"]), "off3")),
                 "policy.edm.entropy": lambda at: spread(values(results(at["edm"]), "entropy_knn")),
-            },
-        ),
-        *entries(
-            ["bandit"],
-            {
-                "bandit.gaussian.second": lambda at: fixed(mean_ci(sorted(regrets(at, "gaussian"))[1:]).mean, 2),
-                "bandit.gaussian.first": lambda at: fixed(min(regrets(at, "gaussian")), 3),
-                "bandit.flow.early": lambda at: fixed(early(at["bandit"] / "policy=flow", 600), 2),
-                "bandit.flow_meanflow": lambda at: paired(bandit(at, "flow"), bandit(at, "meanflow"), "regret"),
-                "bandit.flow.end": lambda at: fixed(mean_ci(regrets(at, "flow")).mean, 2),
-                "bandit.flow.seeds": lambda at: between(regrets(at, "flow"), 2),
             },
         ),
     ),

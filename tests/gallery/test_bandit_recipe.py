@@ -71,6 +71,17 @@ def test_questions_have_the_sign_of_a_minus_b(at: Folders) -> None:
     assert float(found["flow, 8 Euler steps: critic learned minus known"][2]) > 0.05
 
 
+def test_seeds_on_a_lower_hill_are_counted(at: Folders) -> None:
+    """.3 and .25 plus shared noise of .1, the second hill's top being .1."""
+    for critic in recipe.CRITICS:
+        found = read.values(recipe.cells(at, recipe.CONTROLS)["gaussian", critic], "regret")
+        expected = sum(x >= 0.1 for x in found)
+        assert recipe.on_a_lower_hill(critic)(at) == f"{expected} of 8"
+        assert expected > 0
+    low, high = (float(x) for x in recipe.seeds_between("meanflow", "learned")(at).split(" to "))
+    assert low < 0.1 < high
+
+
 def test_p_values_are_of_the_whole_family(at: Folders) -> None:
     by = recipe.cells(at, recipe.CONTROLS)
     one = read.difference(by["meanflow", "learned"], by["gaussian_mirror", "learned"], "regret")
