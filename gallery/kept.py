@@ -37,7 +37,7 @@ def condensed(content: dict[str, Any]) -> dict[str, Any]:
     }
     settings = {name: v for name, v in content["settings"].items() if name.startswith(SETTINGS)}
     arrays = {name: rounded(x) for name, x in content.get("arrays", {}).items() if name in ARRAYS}
-    named = {k: content[k] for k in ("stage", "seeds", "references")}
+    named = {k: content[k] for k in ("stage", "seeds", "references", "step") if k in content}
     return named | {"settings": settings, "metrics": metrics} | ({"arrays": arrays} if arrays else {})
 
 

@@ -189,12 +189,18 @@ def scores(at: Folders, run: Run, k: int = 0) -> np.ndarray | None:
     """Return each seed's return at the k-th number of steps of a run; None if it had gone non-finite by then.
 
     Raises:
-        ValueError: the run has more results than numbers of steps.
+        ValueError: the run has more results than numbers of steps, or they are of others.
     """
     found = steps_of(at[run.name])
     if len(found) > len(run.commands):
         raise ValueError(f"{run.name}: {len(found)} results of {len(run.commands)} fits")
-    return returns(json.loads(found[k].read_text())) if k < len(found) else None
+    if k >= len(found):
+        return None
+    content = json.loads(found[k].read_text())
+    wanted = int(run.commands[k].rpartition(" ")[2])
+    if content["step"] != wanted:
+        raise ValueError(f"{run.name}: {found[k].name} is of step {content['step']}, not of {wanted}")
+    return returns(content)
 
 
 Cell = tuple[str, str, int]  # agent, width of its model, steps

@@ -23,11 +23,12 @@ RETURN = {"model_free": 480.0, "mle": 470.0, "vep": 100.0, "vaml_still": 460.0, 
 RETURN |= {"vaml": 477.0}
 
 
-def content(mean: float, seeds: list[int], key: int, spread: float = 10.0) -> str:
+def content(mean: float, seeds: list[int], key: int, spread: float = 10.0, step: int = 30_000) -> str:
     found = mean + np.random.default_rng(key).normal(0, spread, len(seeds))
     metrics = {"return": found, "td_error": found / 100, "model_error": found / 1000, "local_regret": found}
     content = {
         "stage": "fit",
+        "step": step,
         "seeds": seeds,
         "settings": {},
         "metrics": {name: {"values": list(x)} for name, x in metrics.items()},
@@ -57,7 +58,8 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     def study(name: str, run: Run, seeds: list[int] = SEEDS) -> None:
         for k in range(len(run.commands)):
             later = len(run.commands) - 1 - k
-            text = content(RETURN.get(name, 465.0) - 10 * later, seeds, zlib.crc32(run.folder.encode()) + k)
+            mean, key = RETURN.get(name, 465.0) - 10 * later, zlib.crc32(run.folder.encode()) + k
+            text = content(mean, seeds, key, step=recipe.STEPS[k])
             place = folders[run.name]
             place.mkdir(parents=True, exist_ok=True)
             (place / (f"results-{k + 1}.json" if later else "results.json")).write_text(text)
@@ -162,6 +164,14 @@ def test_a_run_that_went_non_finite_has_no_score_from_there_on(at: Folders, tmp_
     (tmp_path / "omd" / "results-3.json").write_text("{}")
     with pytest.raises(ValueError, match="4 results of 3 fits"):
         recipe.scores(cut, run)
+
+
+def test_a_score_is_of_the_step_that_it_is_called_after(at: Folders, tmp_path: Path) -> None:
+    run = recipe.LONG["mle"]
+    shutil.copytree(at[run.name], tmp_path / "mle")
+    (tmp_path / "mle" / "results-2.json").rename(tmp_path / "mle" / "results-1.json")  # the first is lost
+    with pytest.raises(ValueError, match="is of step 50000, not of 30000"):
+        recipe.scores(Folders({**at, run.name: tmp_path / "mle"}, full=True), run)
 
 
 def test_a_cell_of_the_search_that_went_non_finite_is_the_worst(at: Folders, tmp_path: Path) -> None:
