@@ -153,6 +153,8 @@ def check_rates(at: Folders) -> dict[str, dict[tuple[str, str], float]]:
     """
     found = {name: {pair: score(at, name, pair) for pair in tried(name)} for name in SEARCHES}
     for name, scores in found.items():
+        if not any(scores.values()):
+            raise ValueError(f"{name}: no cell of the search ended")
         best = max(scores, key=lambda k: scores[k])
         if best != CHOSEN[name]:
             raise ValueError(f"{name}: the search chose {best}, the recipe has {CHOSEN[name]}")

@@ -25,7 +25,8 @@ from gallery.recipes.agents import (
 from lightning_toys.bilevel.paired_table import difference
 from lightning_toys.stats import geometric_ci, holm
 
-DRIFTING, SMOOTHING = ("vaml", "omd"), ("1", "10", "100")
+DRIFTING, SMOOTHING = ("vaml", "omd"), ("1", "10", "100", "1000")
+PRESENT = {"1000": " --model.solver.smoothing_present 0.3"}  # as OFBO has it
 DRIFT = "--model.disturbance.drift 8 --model.regret_every 100 --model.inner_lr 1e-3 --model.model_hidden_dim 8"
 DRIFT += " --data.capacity 2000"  # a fifth of a swing: all of the past would have its centre near 0
 # of each agent and smoothing the rate of its model
@@ -35,12 +36,14 @@ DRIFT_EVERY = f"--trainer.val_check_interval 2000 --checkpoint.every_n_steps 300
 
 def drift_search(name: str, minutes: float) -> Run:
     """Return the search for the rates of an agent's model where the reward drifts."""
-    grid = f"--grid.model.solver.smoothing '[{','.join(SMOOTHING)}]' --grid.model.lr '[{','.join(RATES)}]'"
+    plain = [n for n in SMOOTHING if n not in PRESENT]
+    at, rates = f"sweep {CONFIG} {AGENTS[name]} {DRIFT}", f"--grid.model.lr '[{','.join(RATES)}]'"
+    every = f"--model.seeds '{TUNING}' {DRIFT_EVERY} --run.variant drift_rates_{name}"
     return Run(
         name=f"drift_rates_{name}",
         commands=(
-            f"sweep {CONFIG} {AGENTS[name]} {DRIFT} {grid} --model.seeds '{TUNING}' {DRIFT_EVERY} "
-            f"--run.variant drift_rates_{name}",
+            f"{at} --grid.model.solver.smoothing '[{','.join(plain)}]' {rates} {every}",
+            *(f"{at}{words} --grid.model.solver.smoothing '[{n}]' {rates} {every}" for n, words in PRESENT.items()),
         ),
         folder=f"bilevel/drift_rates_{name}",
         seeds="100 to 107",
@@ -57,8 +60,9 @@ def drift_study(name: str, minutes: float) -> Run:
     return Run(
         name=f"drift_{name}",
         commands=tuple(
-            f"fit {CONFIG} {AGENTS[name]} {DRIFT} --model.solver.smoothing {n} --model.lr {CHOSEN_DRIFT[name, n]} "
-            f"--model.seeds '{SCORED}' {DRIFT_EVERY} --run.variant drift_{name} --run.name smoothing-{n}"
+            f"fit {CONFIG} {AGENTS[name]} {DRIFT} --model.solver.smoothing {n}{PRESENT.get(n, '')} "
+            f"--model.lr {CHOSEN_DRIFT[name, n]} --model.seeds '{SCORED}' {DRIFT_EVERY} "
+            f"--run.variant drift_{name} --run.name smoothing-{n}"
             for n in SMOOTHING
         ),
         folder=f"bilevel/drift_{name}",
@@ -71,8 +75,8 @@ def drift_study(name: str, minutes: float) -> Run:
     )
 
 
-DRIFT_SEARCHES = {"vaml": drift_search("vaml", 14), "omd": drift_search("omd", 18)}
-DRIFTS = {"vaml": drift_study("vaml", 7), "omd": drift_study("omd", 9)}
+DRIFT_SEARCHES = {"vaml": drift_search("vaml", 18), "omd": drift_search("omd", 24)}
+DRIFTS = {"vaml": drift_study("vaml", 9), "omd": drift_study("omd", 12)}
 
 
 def drift_scores(folder: Path) -> dict[int, float]:

@@ -6,40 +6,44 @@ import numpy as np
 
 from gallery.read import entries, figures_of, table, values
 from gallery.recipe import Folders, Recipe, Run
-from gallery.recipes.agents import CONFIG, FAILED, QUIET, SCORED, iqm
+from gallery.recipes.agents import CONFIG, QUIET, SCORED, iqm
 from gallery.recipes.lags import finished
+from lightning_toys.training.metrics_reader import read_run, replica_columns
 
 DAMPINGS = ("0.0", "0.1", "0.5", "1.0")
+SINCE = 5000  # the first validation that counts: before it the values have hardly begun
 LAGGED = Run(
     name="control_lagged",
     commands=(
         f"sweep {CONFIG} --model.agent lagged --model.model_hidden_dim 8 --model.inner_lr 1e-3 "
         f"--grid.model.solver.lag_damping '[{','.join(DAMPINGS)}]' --model.seeds '{SCORED}' "
-        f"--trainer.val_check_interval 10000 --model.eval_episodes 100 {QUIET} --run.variant control_lagged",
+        f"--trainer.val_check_interval 1000 --model.eval_episodes 10 {QUIET} --run.variant control_lagged",
     ),
     folder="bilevel/control_lagged",
     seeds="10 to 25",
-    minutes=12,
+    minutes=15,
     quick=None,
     keeps=True,
+    curves=("eval/wrong_side", "replicas/eval/wrong_side/*"),
     may_diverge=True,
 )
 
 
 def lagged_table(at: Folders) -> str:
-    """Return by damping the return, the values on the wrong side of where their target would settle, and d - y."""
+    """Return by damping how far the run came, the values on the wrong side over its validations, and the return."""
     rows = []
     for c in DAMPINGS:
-        content = finished(at[LAGGED.name] / f"lag_damping={c}")
-        if content is None:
-            rows.append([c, FAILED, "", ""])
-            continue
-        wrong = values(content, "wrong_side") if "wrong_side" in content["metrics"] else []  # with c = 1 there is none
-        spread = [figures_of(float(x), 2) for x in (np.median(wrong), min(wrong), max(wrong))] if wrong else []
-        error = figures_of(float(np.median(values(content, "td_error"))), 2)
-        span = "{} ({} to {})".format(*spread) if spread else "-"
-        rows.append([c, iqm(np.array(values(content, "return"))), span, error])
-    head = "damping c | return, interquartile mean | values on the wrong side, median (range) | d - y, median"
+        folder = at[LAGGED.name] / f"lag_damping={c}"
+        content, seeds = finished(folder), [int(s) for s in SCORED.strip("[]").split(",")]
+        steps, wrong = replica_columns(read_run(folder), "eval/wrong_side", seeds)
+        later = wrong[:, steps >= SINCE]
+        span = "-"
+        if later.size:
+            each = later.mean(1)
+            span = "{} ({} to {})".format(*(figures_of(float(f(each)), 2) for f in (np.median, np.min, np.max)))
+        came = f"{steps[-1]:.0f}" if content else f"non-finite after {steps[-1]:.0f}" if steps.size else "non-finite"
+        rows.append([c, came, span, iqm(np.array(values(content, "return"))) if content else ""])
+    head = "damping c | steps | values on the wrong side, median over seeds (range) | return, interquartile mean"
     return table(head, rows)
 
 

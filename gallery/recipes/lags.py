@@ -166,7 +166,13 @@ def mean_score(content: Content | None) -> float:
 
 
 def best_of(scores: Mapping[tuple[str, str], float]) -> tuple[str, str]:
-    """Return the pair of the least score."""
+    """Return the pair of the least score.
+
+    Raises:
+        ValueError: none of them is finite: nothing ended, or nothing is there.
+    """
+    if not np.isfinite(list(scores.values())).any():
+        raise ValueError(f"the search has no finite score at any of {', '.join(map(str, scores))}")
     return min(scores, key=lambda k: scores[k])
 
 
@@ -291,7 +297,8 @@ def verdict_table(at: Folders) -> str:
     for (setting, label), name in product(SETTINGS.items(), (*LEARNED, "least_squares")):
         gaps = {m: [(setting, name, base, m) for base in SHORT_WINDOWS] for m in (SCORE, "outer_loss")}
         if not all(k in found for k in gaps[SCORE]):
-            rows.append([label, name, FAILED, *[""] * 6])
+            why = FAILED if cell(at, setting, name) is None else f"a baseline {FAILED}"
+            rows.append([label, name, why, *[""] * 6])
             continue
         row = [label, name, verdict_of([(found[k], p[k]) for k in gaps[SCORE]])]
         for k in gaps[SCORE]:

@@ -14,6 +14,7 @@ from gallery.recipes.lags import (
     SCORED,
     SETTINGS,
     TUNING,
+    best_of,
     configs,
     finished,
     grid,
@@ -65,7 +66,7 @@ def smooth_search(at: Folders, stream: str, name: str, n: str, rate: str) -> Con
 def smooth_rates(at: Folders) -> dict[tuple[str, str, str], str]:
     """Return the rates that the search chooses."""
     return {
-        key: min(OUTER, key=lambda rate: mean_score(smooth_search(at, *key, rate)))
+        key: best_of({("", rate): mean_score(smooth_search(at, *key, rate)) for rate in OUTER})[1]
         for key in product(STREAMS, SMOOTHED, SMOOTHING)
     }
 

@@ -31,7 +31,7 @@ OFBO = Run(
     keeps=True,
     may_diverge=True,
 )
-METRICS = {"outer_loss_all": "whole stream", "outer_loss": "last sixth", "exact_loss": "J(lambda) at the end"}
+METRICS = {"outer_loss_all": "whole stream", "outer_loss": "last sixth", "exact_loss": "J(lambda), last sixth"}
 
 
 def ofbo_table(at: Folders) -> str:

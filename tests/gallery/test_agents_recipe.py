@@ -124,7 +124,7 @@ def test_parts_are_lower_or_equivalent(at: Folders) -> None:
 
 def test_drift_is_compared_with_the_unsmoothed_run(at: Folders, tmp_path: Path) -> None:
     drift = agents_drift.drift_table(at).split("\n")
-    assert len(drift) == 2 + 2 * 3
+    assert len(drift) == 2 + 2 * 4
     assert {line.count("|") for line in drift} == {10}
     assert "| 50 ±" in drift[3], drift[3]
     places = Folders(at, full=True)

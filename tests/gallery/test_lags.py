@@ -116,6 +116,10 @@ def test_a_fit_that_went_non_finite_is_a_row(at: Folders, tmp_path: Path) -> Non
     places["lags_noisy"] = copy
     assert "| funcbo | went non-finite |" in recipe.study_table(places, "regression_noisy")
     assert "| three times the noise | funcbo | went non-finite |" in recipe.verdict_table(places)
+    shutil.copytree(at["lags_slow"], tmp_path / "slow")
+    (tmp_path / "slow/fixed/results.json").unlink()
+    without = Folders({**at, "lags_slow": tmp_path / "slow"}, full=True)
+    assert "| a period of 126 | funcbo | a baseline went non-finite |" in recipe.verdict_table(without)
     assert "went non-finite" not in recipe.study_table(places, "regression")
     assert len(recipe.comparisons(places)) == len(recipe.comparisons(at)) - 2 * len(recipe.OVER)
     recipe.drawing(places)
@@ -131,6 +135,8 @@ def test_a_seed_without_a_finite_loss_is_no_choice() -> None:
     text["metrics"]["outer_loss_all"]["values"][2] = None
     assert recipe.mean_score(text) == float("inf")
     assert recipe.mean_score(None) == float("inf")
+    with pytest.raises(ValueError, match="no finite score"):
+        recipe.best_of({("1e-3", ""): float("inf"), ("3e-3", ""): float("inf")})
 
 
 def test_a_cell_that_went_non_finite_is_told_from_a_search_that_was_not_run(at: Folders, tmp_path: Path) -> None:

@@ -60,11 +60,11 @@ def damped_error(d: Tensor, y_model: Tensor, y: Tensor, damping: float, clip: fl
 def wrong_side(error: Tensor, y_model: Tensor, y: Tensor) -> Tensor:
     """Return the share (R,) of values that drive their model's target away from its solution.
 
-    There the error that the model descends has another sign than y_T - y, which it would descend were the values solved
-    for. It is small where an agent settles, and near a half in a swing.
+    There d - y, which an undamped model descends, has another sign than y_T - y, which it would descend were the values
+    solved for. It is small where an agent settles, and near a half where it oscillates: also where it is by chance.
 
     Args:
-        error: (R, K, B).
+        error: d - y of the values as they are (R, K, B).
         y_model: y_T (R, B).
         y: y (R, B).
     """

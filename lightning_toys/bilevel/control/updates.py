@@ -237,8 +237,8 @@ class Lagged(AgentUpdate):
         return ModelGradient(found, loss)
 
     def measures(self, problem: Problem, targets: ModelTargets) -> dict[str, Tensor]:
-        """See :meth:`AgentUpdate.measures`."""
-        return {"wrong_side": wrong_side(self.error(problem, targets), targets.y, problem.y)}
+        """See :meth:`AgentUpdate.measures`; of the values as they are, whatever the damping makes of them."""
+        return {"wrong_side": wrong_side(problem.td_error(problem.y), targets.y, problem.y)}
 
 
 class ModelFree(AgentUpdate):
