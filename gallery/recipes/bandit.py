@@ -188,6 +188,15 @@ def on_a_lower_hill(critic: str) -> Make:
     return write
 
 
+def changed_by(name: str) -> Make:
+    """Return what writes the difference of regret that a change makes, without its p."""
+    return lambda at: short(
+        format_estimate(
+            difference(change(at, name), cells(at, CONTROLS)[CHANGES[name][0], "learned"], "regret").estimate
+        )
+    )
+
+
 def seeds_between(policy: str, critic: str) -> Make:
     """Return what writes a policy's least and greatest regret."""
     return lambda at: between(values(cells(at, CONTROLS)[policy, critic], "regret"), 3)
@@ -244,7 +253,8 @@ RECIPE = Recipe(
     name="bandit",
     runs=(*CONTROLS.values(), CHANGED, *EQUAL.values(), *MULTIGOAL.values()),
     figures=entries(CONTROL_RUNS, {"bandit_regrets": regrets}),
-    numbers=entries(
+    numbers=entries([*CONTROL_RUNS, CHANGED.name], {f"bandit.change.{name}": changed_by(name) for name in CHANGES})
+    + entries(
         CONTROL_RUNS,
         {
             "bandit.lower.learned": on_a_lower_hill("learned"),

@@ -71,6 +71,10 @@ def test_questions_have_the_sign_of_a_minus_b(at: Folders) -> None:
     assert float(found["flow, 8 Euler steps: critic learned minus known"][2]) > 0.05
 
 
+def test_a_change_is_written_with_its_sign(at: Folders) -> None:
+    assert float(recipe.changed_by("flow_noise")(at).split(" ± ")[0]) == pytest.approx(-0.2, abs=0.02)
+
+
 def test_seeds_on_a_lower_hill_are_counted(at: Folders) -> None:
     """.3 and .25 plus shared noise of .1, the second hill's top being .1."""
     for critic in recipe.CRITICS:
