@@ -252,7 +252,8 @@ CONTROL_RUNS, EQUAL_RUNS, MULTIGOAL_RUNS = ([run.name for run in x.values()] for
 RECIPE = Recipe(
     name="bandit",
     runs=(*CONTROLS.values(), CHANGED, *EQUAL.values(), *MULTIGOAL.values()),
-    figures=entries(CONTROL_RUNS, {"bandit_regrets": regrets}),
+    figures=entries(CONTROL_RUNS, {"bandit_regrets": regrets})
+    + entries(MULTIGOAL_RUNS, {"multigoal_episodes": episodes}),
     numbers=entries([*CONTROL_RUNS, CHANGED.name], {f"bandit.change.{name}": changed_by(name) for name in CHANGES})
     + entries(
         CONTROL_RUNS,
