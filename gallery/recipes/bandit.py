@@ -138,12 +138,14 @@ def bandit_questions(at: Folders) -> str:
 
 BANDIT = {
     "regret": "regret",
+    "share_mode0": "on the best hill",
     "off": "off every hill",
     "effective_hills": "hills",
     "critic_evaluations": "critic evaluations",
 }
 GOALS = {
     "soft_gap": "soft return below the optimum",
+    "return": "return",
     "goal_tv": "goals: total variation",
     "reached": "reached",
     "entropy_gap": "entropy below the optimum",
@@ -166,14 +168,19 @@ def equal_questions(at: Folders) -> str:
     return difference_table("difference of the effective number of hills", answers(at, EQUAL, "effective_hills"))
 
 
+def without_noise(text: str) -> str:
+    """Name the one-step policy as MultiGoal has it: its configuration gives it no noise."""
+    return text.replace(POLICIES["meanflow"], "SMFP without noise, one step")
+
+
 def multigoal_table(at: Folders) -> str:
     """Return MultiGoal's policies with both critics, the optimum and uniform actions."""
-    return levels(MULTIGOAL, GOALS, "", at)
+    return without_noise(levels(MULTIGOAL, GOALS, "", at))
 
 
 def multigoal_questions(at: Folders) -> str:
     """Return MultiGoal's differences of the gap to the optimum's soft return."""
-    return difference_table("difference of soft_gap", answers(at, MULTIGOAL, "soft_gap"))
+    return without_noise(difference_table("difference of soft_gap", answers(at, MULTIGOAL, "soft_gap")))
 
 
 def on_a_lower_hill(critic: str) -> Make:
@@ -213,7 +220,7 @@ def episodes(at: Folders) -> str:
     by = cells(at, MULTIGOAL)
     figure, axes = new_figure(2, 2, size=(5.4, 5.6), sharex=True, sharey=True)
     for ax, (policy, label) in zip(axes.flat, POLICIES.items(), strict=True):
-        draw_trajectories(ax, np.array(by[policy, "learned"]["arrays"]["trajectories"]), label)
+        draw_trajectories(ax, np.array(by[policy, "learned"]["arrays"]["trajectories"]), without_noise(label))
     for ax in axes[0]:
         ax.set_xlabel("")
     for ax in axes[:, 0]:
