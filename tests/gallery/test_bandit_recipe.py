@@ -101,7 +101,9 @@ def test_tables_have_every_cell(at: Folders) -> None:
     assert bandit["reference: uniform, -"][2] == ".905"
     assert len(goals) == 8 + 2
     assert goals["Gaussian, SAC, known"][-1] == "-"
-    assert goals["reference: optimal, -"][2:4] == ["0", ".02"]
+    assert goals["reference: optimal, -"][2:5] == ["0", "-", ".02"]
+    assert "SMFP without noise, one step, known" in goals  # as its configuration has it
+    assert "SMFP, one step, known" in bandit
 
 
 def test_episodes_are_drawn_of_what_is_kept(at: Folders) -> None:
