@@ -82,8 +82,8 @@ TINY: dict[str, tuple[str, ...]] = {
 
 
 def kind_of(config: Path) -> str:
-    """The name under which a configuration's flags are kept."""
-    return config.stem if config.stem in TINY else config.parent.name
+    """The name under which a configuration's flags are kept: its own, its first word (control_ofbo), its experiment."""
+    return next((n for n in (config.stem, config.stem.partition("_")[0]) if n in TINY), config.parent.name)
 
 
 def tiny(config: Path) -> tuple[str, ...]:
