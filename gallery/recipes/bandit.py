@@ -62,6 +62,19 @@ CHANGED = Run(
     quick=None,
     keeps=True,
 )
+# asked after the table was seen: how much of SAC's regret is the weight of its entropy
+ALPHA = Run(
+    name="bandit_alpha",
+    commands=(
+        f"fit {CONFIG}/bandit.yaml --model.policy gaussian --model.entropy 0.005 --run.variant bandit-alpha "
+        "--run.name small",
+    ),
+    folder="generative_policy/bandit-alpha",
+    seeds="0 to 7",
+    minutes=6,
+    quick=None,
+    keeps=True,
+)
 EQUAL = study("bandit_equal", "bandit.yaml --data.heights '[1,1,1]'", 12)
 MULTIGOAL = study("multigoal_sweep", "multigoal.yaml", 30)
 # the questions, each a difference of two cells (policy, critic), paired by seed
@@ -204,6 +217,24 @@ def changed_by(name: str) -> Make:
     )
 
 
+def small_alpha(at: Folders) -> Content:
+    """Return SAC's Gaussian with a tenth of the entropy's weight."""
+    return results(at[ALPHA.name] / "small")
+
+
+def on_the_best_hill(at: Folders) -> str:
+    """Write in how many seeds SAC with the small weight acts on the best hill at most states."""
+    found = values(small_alpha(at), "share_mode0")
+    return f"{sum(x > 0.5 for x in found)} of {len(found)}"
+
+
+def small_alpha_minus(policy: str) -> Make:
+    """Return what writes the regret of SAC with the small weight less that of a policy with the learned critic."""
+    return lambda at: short(
+        format_estimate(difference(small_alpha(at), cells(at, CONTROLS)[policy, "learned"], "regret").estimate)
+    )
+
+
 def seeds_between(policy: str, critic: str) -> Make:
     """Return what writes a policy's least and greatest regret."""
     return lambda at: between(values(cells(at, CONTROLS)[policy, critic], "regret"), 3)
@@ -258,10 +289,18 @@ def regrets(at: Folders) -> str:
 CONTROL_RUNS, EQUAL_RUNS, MULTIGOAL_RUNS = ([run.name for run in x.values()] for x in (CONTROLS, EQUAL, MULTIGOAL))
 RECIPE = Recipe(
     name="bandit",
-    runs=(*CONTROLS.values(), CHANGED, *EQUAL.values(), *MULTIGOAL.values()),
+    runs=(*CONTROLS.values(), CHANGED, ALPHA, *EQUAL.values(), *MULTIGOAL.values()),
     figures=entries(CONTROL_RUNS, {"bandit_regrets": regrets})
     + entries(MULTIGOAL_RUNS, {"multigoal_episodes": episodes}),
     numbers=entries([*CONTROL_RUNS, CHANGED.name], {f"bandit.change.{name}": changed_by(name) for name in CHANGES})
+    + entries(
+        [ALPHA.name],
+        {"bandit.alpha.regret": lambda at: said(small_alpha(at), "regret"), "bandit.alpha.best": on_the_best_hill},
+    )
+    + entries(
+        [*CONTROL_RUNS, ALPHA.name],
+        {f"bandit.alpha.minus.{p}": small_alpha_minus(p) for p in ("gaussian", "gaussian_mirror")},
+    )
     + entries(
         CONTROL_RUNS,
         {

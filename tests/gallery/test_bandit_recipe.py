@@ -47,6 +47,7 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
             )
     for j, name in enumerate(recipe.CHANGES):
         write_results(folders[recipe.CHANGED.name] / name, content(0.0, 900 + j, True))
+    write_results(folders[recipe.ALPHA.name] / "small", content(0.25, 990, True))
     return Folders(folders, full=True)
 
 
@@ -73,6 +74,11 @@ def test_questions_have_the_sign_of_a_minus_b(at: Folders) -> None:
 
 def test_a_change_is_written_with_its_sign(at: Folders) -> None:
     assert float(recipe.changed_by("flow_noise")(at).split(" ± ")[0]) == pytest.approx(-0.2, abs=0.02)
+
+
+def test_the_small_alpha_is_set_beside_both_updates(at: Folders) -> None:
+    for policy, expected in {"gaussian": -0.05, "gaussian_mirror": 0.05}.items():
+        assert float(recipe.small_alpha_minus(policy)(at).split(" ± ")[0]) == pytest.approx(expected, abs=0.02)
 
 
 def test_seeds_on_a_lower_hill_are_counted(at: Folders) -> None:
