@@ -153,12 +153,17 @@ def check_rates(at: Folders) -> dict[str, dict[tuple[str, str], float]]:
     """
     found = {name: {pair: score(at, name, pair) for pair in tried(name)} for name in SEARCHES}
     for name, scores in found.items():
-        if not any(scores.values()):
-            raise ValueError(f"{name}: no cell of the search ended")
-        best = max(scores, key=lambda k: scores[k])
-        if best != CHOSEN[name]:
-            raise ValueError(f"{name}: the search chose {best}, the recipe has {CHOSEN[name]}")
+        check_chosen(name, scores, CHOSEN[name])
     return found
+
+
+def check_chosen(what: object, scores: Mapping[Any, float], chosen: object) -> None:
+    """Raise a ValueError where no cell of a search ended, or another than ``chosen`` has the greatest score."""
+    if not any(scores.values()):
+        raise ValueError(f"{what}: no cell of the search ended")
+    best = max(scores, key=lambda k: scores[k])
+    if best != chosen:
+        raise ValueError(f"{what}: the search chose {best}, the recipe has {chosen}")
 
 
 def rates_table(at: Folders) -> str:

@@ -19,6 +19,7 @@ from gallery.recipes.agents import (
     RATES,
     SCORED,
     TUNING,
+    check_chosen,
     ended,
     iqm,
 )
@@ -102,9 +103,7 @@ def drift_found(at: Folders) -> dict[tuple[str, str], dict[str, float]]:
 def check_drift_rates(at: Folders) -> None:
     """Raise a ValueError where the rates of the recipe are not those of the search."""
     for key, by_rate in drift_found(at).items():
-        best = max(by_rate, key=lambda k: by_rate[k])
-        if best != CHOSEN_DRIFT[key]:
-            raise ValueError(f"{key}: the search chose {best}, the recipe has {CHOSEN_DRIFT[key]}")
+        check_chosen(key, by_rate, CHOSEN_DRIFT[key])
 
 
 Measured = tuple[dict[int, float], dict[int, float]]  # return and local regret by seed
