@@ -2,12 +2,13 @@
 
 A run that ``keeps`` leaves gallery/kept/NAME.json when the full setting has run it: its stamp (commands, commit, day,
 machine), of every results.json below its folder what recipes read, of every metrics.csv the columns that the run's
-``curves`` name, and small files that its ``files`` name, as they are. As long as the file is there and its commands are
-the run's, the run is not run again; whoever wants it anew deletes the file.
+``curves`` name, and small files that its ``files`` name, as they are (arrays in base 64). As long as the file is there
+and its commands are the run's, the run is not run again; whoever wants it anew deletes the file.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import shutil
@@ -72,6 +73,13 @@ def write_curves(columns: dict[str, list[str]], path: Path) -> None:
         writer.writerows(zip(*columns.values(), strict=True))
 
 
+def small_files(run: Run, folder: Path, arrays: bool) -> dict[str, str]:
+    """Return the files that a run's ``files`` name: arrays (.npy) in base 64, or the others' text."""
+    found = sorted({p for pattern in run.files for p in folder.glob(pattern) if (p.suffix == ".npy") is arrays})
+    write = (lambda p: base64.b64encode(p.read_bytes()).decode()) if arrays else Path.read_text
+    return {str(p.relative_to(folder)): write(p) for p in found}
+
+
 def keep(run: Run, root: Path, stamp: dict[str, Any], place: Path = PLACE) -> Path:
     """Write what a finished run came to; return where."""
     folder = root / run.folder
@@ -81,7 +89,8 @@ def keep(run: Run, root: Path, stamp: dict[str, Any], place: Path = PLACE) -> Pa
     parts: dict[str, dict[str, Any]] = {
         "results": results,
         "curves": {str(path.relative_to(folder)): curves(run, path) for path in csvs},
-        "files": {name: (folder / name).read_text() for name in run.files if (folder / name).is_file()},
+        "files": small_files(run, folder, arrays=False),
+        "arrays": small_files(run, folder, arrays=True),
     }
     path = path_of(run, place)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +131,9 @@ def unpack(run: Run, root: Path, place: Path = PLACE) -> dict[str, Any] | None:
     for name, text in found.get("files", {}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
+    for name, text in found.get("arrays", {}).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(base64.b64decode(text))
     stamps.mkdir(parents=True, exist_ok=True)
     (stamps / f"{run.name}.json").write_text(json.dumps(found["stamp"]))
     stamp: dict[str, Any] = found["stamp"]

@@ -31,7 +31,7 @@ class Run:
         needs: a package beside the project's own; a run that lacks it is left out, and said to be.
         keeps: what it came to is kept in the repository (gallery/kept.py), since it takes hours.
         curves: patterns of columns of metrics.csv that are kept with it, where recipes read them.
-        files: small files below ``folder`` that are kept with it, likewise.
+        files: patterns of small files below ``folder`` that are kept with it, likewise.
         may_diverge: a training of it may go non-finite, which is a result: what comes after it is run all the same.
         cells: which folders below ``folder`` are this run's, a pattern; other runs have others there.
     """

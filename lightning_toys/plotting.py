@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning_toys.stats import mean_ci, t_quantile
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#666666"
+ACROSS = 3  # blocks of panels side by side, see :func:`blocks`
 
 
 def new_figure(
@@ -33,6 +35,29 @@ def new_figure(
         ax.grid(True, color="#e6e6e6", linewidth=0.6)
         ax.set_axisbelow(True)
     return figure, axes
+
+
+def blocks(count: int, rows: int = 1, width: float = 2.9) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure of ``count`` blocks of ``rows`` panels one below the other, and the panels by block.
+
+    At most :data:`ACROSS` blocks stand side by side, the next below them: on a page of 600 pixels words stay readable.
+
+    Args:
+        count: blocks.
+        rows: panels of each.
+        width: of a panel in inches.
+
+    >>> figure, panels = blocks(5, 2)
+    >>> len(panels), len(panels[4]), len([ax for ax in figure.axes if not ax.axison])
+    (5, 2, 2)
+    """
+    columns, lines = min(count, ACROSS), math.ceil(count / ACROSS)
+    height = (width + 0.2) * rows * lines + 0.4
+    figure, axes = new_figure(rows * lines, columns, size=(max(6.0, width * columns + 0.4), height))
+    found = [[axes[j // columns * rows + i, j % columns] for i in range(rows)] for j in range(lines * columns)]
+    for ax in (ax for block in found[count:] for ax in block):
+        ax.set_axis_off()
+    return figure, found[:count]
 
 
 def literal(name: str) -> str:

@@ -121,18 +121,6 @@ def target(metric: str, digits: int) -> Make:
     return lambda at: fixed(shipped(at)["references"]["target"][metric], digits)
 
 
-def side_by_side(at: Folders) -> str:
-    """Draw one seed of each policy beside the others."""
-    from lightning_toys.generative_policy.figures import compare_figures
-
-    runs = {"Gaussian": at["gaussian"]}
-    runs |= {f"SMFP, target_std {label}": at["target_std"] / f"target_std={s}" for s, label in list(STDS.items())[1:]}
-    runs["flow, 8 steps"] = at["policy_flow"]
-    path = at["target_std"] / "side_by_side.png"
-    compare_figures(runs)["samples_side_by_side"].savefig(path, dpi=110)
-    return str(path)
-
-
 STEPS = {"1": "", **{str(n): f"@{n}" for n in (2, 4, 8, 16, 32, 64)}}
 FLOW_STEPS = {"1 (Euler)": "@euler-1", **{str(n): f"@euler-{n}" for n in (2, 4, 8, 64)}, "dopri5": "@dopri5"}
 
@@ -142,9 +130,8 @@ RECIPE = Recipe(
     figures=(
         *entries(
             ["target_std"],
-            {f"meanflow_{n}": f"target_std=0.01/figures/{n}.png" for n in ("samples", "by_step")},
+            {"meanflow_samples": "target_std=0.01/figures/samples.png"},
         ),
-        *entries(["target_std", "gaussian", "policy_flow"], {"policies_side_by_side": side_by_side}),
     ),
     tables=(
         *entries(

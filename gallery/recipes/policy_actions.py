@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from gallery.read import Content, Make, between, difference, entries, estimates, paired, ratio, table, values
 from gallery.recipe import Folders, Recipe, Run
 from gallery.recipes.bandit import CONFIG, difference_table
+from gallery.recipes.policy_modes import GAUSSIAN
 from gallery.running import TABLE
 from lightning_toys.stats import PairedDifference
 
+DPI = 110
 KEPT = ("shares.json", TABLE)  # beside results, of runs that gallery/shares.py measures
 CHANGES = {
     "shipped": "",
@@ -41,7 +43,8 @@ def fresh(name: str, config: str, words: str, readouts: str, minutes: float) -> 
     fit = f"fit {CONFIG}/{config}.yaml --model.seeds '[10,11,12,13]' {words}".strip()
     folder = f"generative_policy/fresh/{name}"
     commands = (fit, f"-m gallery.shares {readouts}")
-    return Run(f"fresh_{name}", commands, folder, "10 to 13", minutes, quick=None, keeps=True, files=KEPT)
+    files = (*KEPT, "samples/step_*.npy")
+    return Run(f"fresh_{name}", commands, folder, "10 to 13", minutes, quick=None, keeps=True, files=files)
 
 
 def short_run(name: str, words: str) -> Run:
@@ -207,9 +210,33 @@ def noise_questions(at: Folders) -> str:
     )
 
 
+def by_step(at: Folders) -> str:
+    """Draw the one-step policy's actions by training step."""
+    from lightning_toys.generative_policy import ThreeModes
+    from lightning_toys.generative_policy.figures import draw_by_step, read_snapshots
+
+    path = at[FRESH.name] / "by_step.png"
+    draw_by_step(ThreeModes(), read_snapshots(at[FRESH.name]), "SMFP, one step").savefig(path, dpi=DPI)
+    return str(path)
+
+
+def side_by_side(at: Folders) -> str:
+    """Draw one seed of each policy beside the others."""
+    from lightning_toys.generative_policy.figures import compare_figures
+
+    runs = {"Gaussian": at[GAUSSIAN.name], "SMFP, one step": at[FRESH.name], "flow, 8 steps": at[FRESH_FLOW.name]}
+    path = at[FRESH.name] / "side_by_side.png"
+    compare_figures(runs)["samples_side_by_side"].savefig(path, dpi=DPI)
+    return str(path)
+
+
 RECIPE = Recipe(
     name="policy_actions",
     runs=(SHORT, SHORT_CONSTANT, *ABLATION.values(), FRESH, DECONVOLVED, FRESH_FLOW, FRESH_EIGHT),
+    figures=(
+        *entries([FRESH.name], {"meanflow_by_step": by_step}),
+        *entries([FRESH.name, GAUSSIAN.name, FRESH_FLOW.name], {"policies_side_by_side": side_by_side}),
+    ),
     tables=(
         *entries(
             [run.name for run in ABLATION.values()],

@@ -36,10 +36,10 @@ class FigureData:
 def draw_actions(data: FigureData, label: str) -> Figure:
     """Draw the first replica's actions at four states over the reward's contours."""
     indices = [round(i * len(data.states) / 4) for i in range(4)]
-    figure, axes = new_figure(1, 4, size=(12.4, 3.4), sharey=True)
+    figure, axes = new_figure(2, 2, size=(7.4, 7.2), sharex=True, sharey=True)
     line = torch.linspace(-1, 1, 200, dtype=torch.float64)
     grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
-    for ax, i in zip(axes[0], indices, strict=True):
+    for ax, i in zip(axes.flat, indices, strict=True):
         state = data.states[i, 0]
         reward = data.bandit.reward(state.expand_as(grid), grid)
         levels = [0.2, 0.4, 0.6, 0.75, 0.85, 0.95]
@@ -50,8 +50,10 @@ def draw_actions(data: FigureData, label: str) -> Figure:
         angle = float(torch.atan2(state[1], state[0])) * 180 / np.pi % 360
         ax.set_title(f"state at {angle:.0f}°", fontsize=9)
         ax.set_aspect("equal")
+    for ax in axes[-1]:
         ax.set_xlabel("action 1")
-    axes[0, 0].set_ylabel("action 2")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("action 2")
     figure.suptitle(f"{label}: expected reward (red) and actions (blue) of one seed", fontsize=10)
     return figure
 

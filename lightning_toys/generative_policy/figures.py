@@ -33,7 +33,7 @@ from lightning_toys.generative_policy.panels import (
 from lightning_toys.generative_policy.samplers import Sampler
 from lightning_toys.generative_policy.target import Target
 from lightning_toys.imports import load_class
-from lightning_toys.plotting import COLOURS, GREY, band, new_figure
+from lightning_toys.plotting import ACROSS, COLOURS, GREY, band, blocks, new_figure
 from lightning_toys.training.files import make_folder, read_text, set_aside, whole_file
 from lightning_toys.training.metrics_reader import read_csv, replica_columns
 from lightning_toys.training.results import Report
@@ -159,13 +159,12 @@ def draw_by_step(target: Target, snapshots: dict[int, Array], label: str, refere
     steps = sorted(snapshots)
     chosen = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(6, len(steps)))]
     pairs = axis_pairs(target.dim)
-    size = (max(6.0, 2.6 * len(chosen) + 0.4), 3.0 * len(pairs) + 0.4)
-    figure, axes = new_figure(len(pairs), len(chosen), size=size, sharey="row")
+    figure, panels = blocks(len(chosen), len(pairs), 2.9)
     for j, step in enumerate(chosen):
         for i, pair in enumerate(pairs):
-            draw_scatter(axes[i, j], target, snapshots[step], f"step {step:,}".replace(",", " "), pair, reference)
-            if j:
-                axes[i, j].set_ylabel("")
+            draw_scatter(panels[j][i], target, snapshots[step], f"step {step:,}".replace(",", " "), pair, reference)
+            if j % ACROSS:
+                panels[j][i].set_ylabel("")
     remark = f"{pairs_left_out(target.dim)}{steps_left_out(steps, chosen)}"
     red = red_words(target, "red")
     figure.suptitle(f"{label}: {red} and samples (blue) by training step{remark}", fontsize=10)
@@ -296,7 +295,7 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
     names = list(last)[:6]
     zooms = any(targets[n].dim == 2 and targets[n].has_modes for n in names)
     rows = max(1 + zooms, *(len(axis_pairs(targets[n].dim)) for n in names))
-    figure, axes = new_figure(rows, len(names), size=(2.9 * len(names) + 0.4, 3.1 * rows))
+    figure, panels = blocks(len(names), rows, 2.9)
     for j, name in enumerate(names):
         target, x = targets[name], last[name]
         pairs, few = axis_pairs(target.dim), len(axis_pairs(target.dim)) < rows
@@ -305,11 +304,11 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
         for i in range(rows):
             if i < len(pairs):
                 title = f"{name}\n{run_numbers(runs[name])}" if i == 0 else ""
-                draw_scatter(axes[i, j], target, x, title, pairs[i], reference)
+                draw_scatter(panels[j][i], target, x, title, pairs[i], reference)
             elif few and i == 1 and target.dim == 2:
-                draw_mode_zoom(axes[i, j], target, x, "the fullest mode")
+                draw_mode_zoom(panels[j][i], target, x, "the fullest mode")
             else:
-                say(axes[i, j], f"{target.dim} coordinate{'s' if target.dim > 1 else ''}: no other pair")
+                say(panels[j][i], f"{target.dim} coordinate{'s' if target.dim > 1 else ''}: no other pair")
     red = " or\n".join(dict.fromkeys(red_words(targets[n]) for n in names))
     figure.suptitle(f"{red} and samples (blue) after training, one seed of each", fontsize=10)
     return {"samples_side_by_side": figure}

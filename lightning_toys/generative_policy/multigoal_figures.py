@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_toys.generative_policy.figures import BLUE
 from lightning_toys.generative_policy.multigoal import GOALS, MultiGoal
 from lightning_toys.generative_policy.multigoal_optimum import play_optimal
-from lightning_toys.plotting import new_figure
+from lightning_toys.plotting import ACROSS, blocks, new_figure
 from lightning_toys.training.results_format import read_results
 
 RED = "#B40426"
@@ -97,9 +97,10 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
 def draw_side_by_side(kept: dict[str, np.ndarray]) -> Figure:
     """Draw the episodes (n, T + 1, 2) of up to six runs, by label."""
     names = list(kept)[:6]
-    figure, axes = new_figure(1, len(names), size=(2.9 * len(names) + 0.4, 3.4), sharey=True)
-    for ax, name in zip(axes[0], names, strict=True):
+    figure, panels = blocks(len(names))
+    for k, ((ax,), name) in enumerate(zip(panels, names, strict=True)):
         draw_trajectories(ax, kept[name], name)
-    axes[0, 0].set_ylabel("state 2")
+        if k % ACROSS == 0:
+            ax.set_ylabel("state 2")
     figure.suptitle("episodes of one seed of each", fontsize=10)
     return figure

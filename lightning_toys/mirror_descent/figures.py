@@ -37,13 +37,13 @@ def draw_error_vs_cost(
         seeds: how many there are.
         chains: draws of each.
     """
-    figure, axes = new_figure(1, 2, size=(12.5, 5.4), sharex=True)
+    figure, axes = new_figure(2, 1, size=(8.4, 9.6), sharex=True)
     kinds = list(dict.fromkeys(families.values()))
     style = {name: (COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)])
              for name, family in families.items() for k in [kinds.index(family)]}  # fmt: skip
     for ax, metric, title in (
         (axes[0, 0], "joint_kl", "KL of (a, s') to the tilted law, by moments (nats)"),
-        (axes[0, 1], "action_kl", "KL of a alone (nats)"),
+        (axes[1, 0], "action_kl", "KL of a alone (nats)"),
     ):
         points: list[tuple[float, float, str, str]] = []
         for name, cost in costs.items():

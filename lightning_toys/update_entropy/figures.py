@@ -41,7 +41,7 @@ def draw_training(
     steps, _ = replica_columns(rows, "train/reward", seeds)
     if len(steps) < 2:
         return {}
-    figure, axes = new_figure(1, 3, size=(10.5, 3.2))
+    figure, axes = new_figure(1, 3, size=(8.8, 3.2))
     names = (("reward", "mean reward"), ("entropy", f"entropy, {entropy_unit(kind)}"), ("length", "length, tokens"))
     for ax, (name, label), colour in zip(axes[0], names, COLOURS, strict=False):
         steps, values = replica_columns(rows, f"train/{name}", seeds)
@@ -84,7 +84,7 @@ def draw_predictions(folder: Path, seeds: Sequence[int], first_step: int = 0) ->
         f"{v[0].sum():.4f} ± {np.sqrt((e[0] ** 2).sum()):.4f}"
         for v, e in ((best, best_se), (found["measured"], found["measured_se"]))
     ]
-    figure, axes = new_figure(1, 2, size=(11.0, 3.8))
+    figure, axes = new_figure(2, 1, size=(8.0, 6.8))
     ax, x = axes[0, 0], steps - first_step
     half = quantiles[0] * best_se[0]
     ax.fill_between(x, best[0] - half, best[0] + half, color=COLOURS[0], alpha=0.22, linewidth=0)
@@ -101,11 +101,11 @@ def draw_predictions(folder: Path, seeds: Sequence[int], first_step: int = 0) ->
     )
     ax.set_ylabel("change of entropy, nats a token")
     for (name, values), colour in zip(parts.items(), (COLOURS[1], COLOURS[2], COLOURS[3]), strict=True):
-        axes[0, 1].plot(x, values, color=colour, label=name)
-    axes[0, 1].plot(x, predicted[0], color="black", linewidth=1, linestyle="--", label="their sum")
-    axes[0, 1].set_title(f"seed {seeds[0]}: whose share of the prediction it is", fontsize=9)
-    axes[0, 1].set_ylabel("predicted change, nats a token")
-    for a in axes[0]:
+        axes[1, 0].plot(x, values, color=colour, label=name)
+    axes[1, 0].plot(x, predicted[0], color="black", linewidth=1, linestyle="--", label="their sum")
+    axes[1, 0].set_title(f"seed {seeds[0]}: whose share of the prediction it is", fontsize=9)
+    axes[1, 0].set_ylabel("predicted change, nats a token")
+    for a in axes.flat:
         a.axhline(0, color="black", linewidth=0.6)
         a.set_xlabel("policy-gradient step" if first_step else "optimiser step")
         a.legend(frameon=False, fontsize=8)

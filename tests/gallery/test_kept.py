@@ -6,6 +6,8 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
+
 from gallery import kept
 from gallery.recipe import Run
 
@@ -58,16 +60,22 @@ def test_curves_are_kept_with_what_ended_and_what_did_not(tmp_path: Path) -> Non
 
 def test_files_are_kept_as_they_are(tmp_path: Path) -> None:
     """A table that a module wrote comes back to the letter; one that is not there is left out."""
-    run = Run("tabled", ("-m module",), RUN.folder, "0", 1, keeps=True, files=("table.md", "shares.json"))
+    files = ("table.md", "shares.json", "samples/step_*.npy")
+    run = Run("tabled", ("-m module",), RUN.folder, "0", 1, keeps=True, files=files)
     folder = tmp_path / "runs" / run.folder
-    folder.mkdir(parents=True)
+    (folder / "samples").mkdir(parents=True)
     (folder / "table.md").write_text('| "a" |\n|---|\n| ± 1 |\n')
+    for step in (1, 2):
+        np.save(folder / f"samples/step_{step}.npy", np.full((3, 2), np.pi * step, dtype=np.float32))
+    (folder / "samples/other.npy").write_bytes(b"not asked for")
     stamp = {"identity": {"commands": list(run.commands)}, "seconds": 60}
     kept.keep(run, tmp_path / "runs", stamp, tmp_path / "kept")
     assert kept.unpack(run, tmp_path / "other", tmp_path / "kept") == stamp
     other = tmp_path / "other" / run.folder
     assert (other / "table.md").read_text() == (folder / "table.md").read_text()
     assert not (other / "shares.json").exists()
+    assert sorted(p.name for p in other.glob("samples/*")) == ["step_1.npy", "step_2.npy"]
+    assert np.array_equal(np.load(other / "samples/step_2.npy"), np.load(folder / "samples/step_2.npy"))
 
 
 def test_a_run_without_curves_keeps_none(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def draw_training(folder: Path, seeds: Sequence[int], label: str) -> dict[str, F
     steps, _ = replica_columns(rows, "eval/return", seeds)
     if not len(steps):
         return {}
-    figure, axes = new_figure(1, 3, size=(11.5, 3.4))
+    figure, axes = new_figure(1, 3, size=(9.0, 3.2))
     for ax, (name, title), colour in zip(axes[0], PANELS, COLOURS, strict=False):
         steps, values = replica_columns(rows, f"eval/{name}", seeds)
         if not len(steps):
@@ -112,7 +112,7 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
             panels.setdefault(settings["model_hidden_dim"], {})[label] = (name, folder)
     if not panels:
         return {}
-    figure, axes = new_figure(len(panels), 3, size=(11.5, 0.6 + 3.1 * len(panels)))
+    figure, axes = new_figure(len(panels), 3, size=(9.0, 0.6 + 3.1 * len(panels)))
     for row, (width, cells) in zip(axes, sorted(panels.items()), strict=True):
         agents = [agent for agent, _ in cells.values()]
         random: dict[str, dict[float, tuple[str, str]]] = {m: {} for m, _ in PANELS}  # value to a run's name and colour
