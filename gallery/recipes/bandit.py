@@ -172,8 +172,14 @@ def controls_table(at: Folders) -> str:
 
 
 def equal_table(at: Folders) -> str:
-    """Return the policies where all hills are equally high."""
-    return levels(EQUAL, BANDIT, "uniform", at)
+    """Return the policies where all hills are equally high; none of them is the best."""
+    metrics = {name: label for name, label in BANDIT.items() if name != "share_mode0"}
+    return levels(EQUAL, metrics, "uniform", at)
+
+
+def equal_hills(at: Folders) -> str:
+    """Write the least and the greatest number of hills acted on at a state, each cell's mean over seeds."""
+    return between([float(np.mean(values(r, "effective_hills"))) for r in cells(at, EQUAL).values()], 2)
 
 
 def equal_questions(at: Folders) -> str:
@@ -301,6 +307,7 @@ RECIPE = Recipe(
         [*CONTROL_RUNS, ALPHA.name],
         {f"bandit.alpha.minus.{p}": small_alpha_minus(p) for p in ("gaussian", "gaussian_mirror")},
     )
+    + entries(EQUAL_RUNS, {"bandit.equal.hills": equal_hills})
     + entries(
         CONTROL_RUNS,
         {
