@@ -117,7 +117,7 @@ audit:  ## known holes of the pinned versions (needs the network)
 	    exit 1; }; }
 
 # Every figure, table and number of README and docs, from the code: in a quick setting to build/gallery-quick (some
-# twenty minutes), or with FULL=1 as documented, into the docs (some ten hours of a core). What is finished stays.
+# twenty minutes), or with FULL=1 as documented, into the docs (from nothing more than a day of a core; most runs of hours are kept in gallery/kept). What is finished stays.
 gallery: $(STAMP)  ## figures, tables and numbers of the docs; FULL=1 writes them, ONLY="a b" some
 	OMP_NUM_THREADS=1 $(PY) gallery/build.py $(if $(FULL),--full) $(if $(ONLY),--only $(ONLY))
 

@@ -1,4 +1,4 @@
-from lightning_toys.cli import main
+from lightning_toys.cli import console
 
 if __name__ == "__main__":  # whatever spawns a process imports this file in it
-    raise SystemExit(main())
+    console()

@@ -255,6 +255,6 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def console() -> None:
-    """Entry point of the ``lightning-toys`` script, whose working folder is on the path as it is for ``python``."""
+    """Entry point of ``lightning-toys`` and cli.py: the working folder is on the path, as it is for ``python -m``."""
     sys.path.insert(0, "")
     raise SystemExit(main())

@@ -36,7 +36,7 @@ SEARCH = ("metric", "direction", "trials", "seed", "sampler", "pruner")
 VALUES = {
     "--trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
     "--trainer.strategy": ("auto", "ddp", "ddp_fork"),
-    "--trainer.precision": ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed"),
+    "--trainer.precision": ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-true"),
     "--trainer.profiler": ("simple", "advanced", "pytorch"),
     "--search.direction": ("minimize", "maximize"),
     "--search.sampler": ("tpe", "cmaes", "random", "grid", "gp"),

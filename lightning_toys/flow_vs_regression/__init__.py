@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lightning_toys.imports import lazy_exports
 
 if TYPE_CHECKING:
-    from lightning_toys.flow_vs_regression.data import InterpolationData, PointData
+    from lightning_toys.flow_vs_regression.data import InterpolationData, PointData, Points
     from lightning_toys.flow_vs_regression.evaluation import Evaluation
     from lightning_toys.flow_vs_regression.flow_maps import (
         ConsistencyTraining,
@@ -35,6 +35,7 @@ __all__ = [
     "Objective",
     "Piecewise",
     "PointData",
+    "Points",
     "Projected",
     "PublishedPiecewise",
     "PublishedRotation",
@@ -62,7 +63,7 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "targets": ["Piecewise", "Projected", "Rotation", "Trigonometric"],
     },
     {
-        "data": ["PointData"],
+        "data": ["PointData", "Points"],
         "evaluation": ["Evaluation"],
         "objectives": ["Objective", "Readout"],
         "own": ["Architecture", "Metric"],

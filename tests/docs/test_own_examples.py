@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from lightning_toys.cli import main
@@ -44,6 +46,23 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _from_the_repository: 
 def results(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((FOLDER / name / "results.json").read_text())
     return found
+
+
+def test_points_of_ones_own(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each replica has its own draw, whatever the others; a line leaves what calculus says."""
+    from my_data import Noisy  # type: ignore[import-not-found]
+
+    data = Noisy(num_train=20_000, noise=0.3)
+    both, alone = data.points([5, 6]), data.points([6])
+    assert torch.equal(both.c[1], alone.c[0])
+    assert not torch.equal(both.c[0], both.c[1])
+    assert float((both.x1 - data.curve(both.c)).std()) == pytest.approx(0.3, rel=0.02)
+    assert (
+        main(["fit", *CONFIG, *SHORT, "--data", "my_data.Noisy", "--data.num_train", "2000", "--run.name", "noisy"])
+        == 0
+    ), capsys.readouterr().err
+    found = results("noisy")["references"]["straight_line"]["l2"]
+    assert found == pytest.approx((1 / 2 - 3 / math.pi**2) ** 0.5, rel=0.1)  # of sin(2 pi c) on [0, 1]
 
 
 def test_networks_objectives_and_metrics_stand_in_one_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,21 @@ def fit(capsys: pytest.CaptureFixture[str], name: str, *flags: str) -> dict[str,
     return found
 
 
+def test_a_sampler_of_ones_own(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The ring's integral is known; seeds shift the grid."""
+    from my_density import Ring  # type: ignore[import-not-found]
+    from my_sampler import Grid  # type: ignore[import-not-found]
+
+    one, other = (Grid().draw(Ring(0.5, 0.05), seed, "train") for seed in (0, 1))
+    assert one.log_z == pytest.approx(math.log(2 * math.pi * 0.5 * 0.05 * math.sqrt(2 * math.pi)), abs=1e-3)
+    assert float(one.log_weights.exp().sum()) == pytest.approx(1)
+    assert not torch.equal(one.points, other.points)
+    assert float(one.points.abs().max()) <= 1
+    own = ("--data.target", "my_density.Ring", "--data.sampler", "my_sampler.Grid", "--data.sampler.cells", "60")
+    found = fit(capsys, "grid", *own, *NETWORK, "--trainer.max_steps", "40")
+    assert 50 < min(found["metrics"]["effective_samples"]["values"]) < 3600
+
+
 @pytest.mark.slow
 def test_a_policy_of_ones_own(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Six Gaussians, on the target and on actions out of a file, where the data have three modes."""

@@ -107,3 +107,20 @@ def test_verdicts_are_the_pages_words() -> None:
     assert misquoted(text) == []
     assert misquoted('| a | "was never said" | [b](bilevel.md) |') == ["bilevel.md: was never said"]
     assert misquoted("| a | not decided yet | [b](glossary.md) |") == ["glossary.md: nothing is open"]
+
+
+def test_the_command_line_page_names_every_refused_flag_of_the_trainer() -> None:
+    """The flags that rules.py refuses, each in the page's table; and the precisions that experiments are bound to."""
+    from lightning_toys.bilevel import BilevelControl, BilevelRegression
+    from lightning_toys.commands.trainer.rules import RULES
+    from lightning_toys.update_entropy import UpdateEntropy
+
+    page = (DOCS / "command-line.md").read_text()
+    table = [line for line in page.splitlines() if line.startswith("| `")]
+    missing = [flag for flag, *_ in RULES if not any(f"`{flag}" in line for line in table)]
+    assert RULES
+    assert missing == []
+    (row,) = [line for line in page.splitlines() if line.startswith("- `--trainer.precision`")]
+    listed = re.findall(r"`([\w-]+)`", row)[1:]
+    assert UpdateEntropy.precisions == tuple(listed[:3])
+    assert BilevelControl.precisions == BilevelRegression.precisions == tuple(listed[:2])

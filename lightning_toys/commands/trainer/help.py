@@ -76,7 +76,11 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("--trainer.devices", "N", "how many, or which: '[0, 1]' (1)"),
         Flag("--trainer.num_nodes", "N", "machines, under torchrun or SLURM (1)"),
         Flag("--trainer.strategy", "NAME", "auto, ddp, ddp_fork, ... (auto)"),
-        Flag("--trainer.precision", "NAME", "32-true, 64-true, bf16-mixed, ...; each page lists its own (32-true)"),
+        Flag(
+            "--trainer.precision",
+            "NAME",
+            "32-true, 64-true, bf16-mixed, ...; an experiment names those that it allows (32-true)",
+        ),
         Flag("--trainer.plugins", "CLASS", "Lightning's plugins"),
         Flag("--trainer.sync_batchnorm", "BOOL", "Lightning's; the shipped networks have no batch norm (false)"),
     ),
