@@ -111,7 +111,7 @@ def test_verdicts_are_the_pages_words() -> None:
 
 def test_the_command_line_page_names_every_refused_flag_of_the_trainer() -> None:
     """The flags that rules.py refuses, each in the page's table; and the precisions that experiments are bound to."""
-    from lightning_toys.bilevel import BilevelControl, BilevelRegression
+    from lightning_toys.bilevel import BilevelControl, WindowRegression
     from lightning_toys.commands.trainer.rules import RULES
     from lightning_toys.update_entropy import UpdateEntropy
 
@@ -123,4 +123,4 @@ def test_the_command_line_page_names_every_refused_flag_of_the_trainer() -> None
     (row,) = [line for line in page.splitlines() if line.startswith("- `--trainer.precision`")]
     listed = re.findall(r"`([\w-]+)`", row)[1:]
     assert UpdateEntropy.precisions == tuple(listed[:3])
-    assert BilevelControl.precisions == BilevelRegression.precisions == tuple(listed[:2])
+    assert BilevelControl.precisions == WindowRegression.precisions == tuple(listed[:2])
