@@ -1,4 +1,4 @@
-"""The shipped configurations: what makes each small, and what each can do. A new one joins by existing."""
+"""The shipped configurations: what makes each small, and what each can do. A new file is found by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model serves the learner that learns from it?"""
+"""Which past should a learner learn from, and what must a model of the world get right?"""
 
 from typing import TYPE_CHECKING
 
