@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 from gallery.read import csv_rows, entries, figures_of, results, short, table
 from gallery.recipe import Folders, Recipe, Run
 from lightning_toys.bilevel.score_table import bootstrap, interquartile_mean, probability_of_improvement
-from lightning_toys.plotting import COLOURS, new_figure
+from lightning_toys.plotting import ACROSS, COLOURS, blocks
 from lightning_toys.stats import holm
 from lightning_toys.training.noise import keyed_generator
 
@@ -145,13 +145,17 @@ def tried(name: str) -> list[tuple[str, str]]:
     return [p for p in CROSS if name != "model_free" or p[0] == "1e-3"]
 
 
-def check_rates(at: Folders) -> dict[str, dict[tuple[str, str], float]]:
+def check_rates(at: Folders, names: Collection[str] = AGENTS) -> dict[str, dict[tuple[str, str], float]]:
     """Return every score of the search by agent and pair of rates.
+
+    Args:
+        at: the searches' folders.
+        names: of the agents.
 
     Raises:
         ValueError: an agent's rates are not those of the greatest score.
     """
-    found = {name: {pair: score(at, name, pair) for pair in tried(name)} for name in SEARCHES}
+    found = {name: {pair: score(at, name, pair) for pair in tried(name)} for name in names}
     for name, scores in found.items():
         check_chosen(name, scores, CHOSEN[name])
     return found
@@ -166,10 +170,10 @@ def check_chosen(what: object, scores: Mapping[Any, float], chosen: object) -> N
         raise ValueError(f"{what}: the search chose {best}, the recipe has {chosen}")
 
 
-def rates_table(at: Folders) -> str:
+def rates_table(at: Folders, names: Collection[str] = AGENTS) -> str:
     """Return the search's scores; a star where a chosen rate is the least or the greatest of those tried."""
     rows = []
-    for name, scores in check_rates(at).items():
+    for name, scores in check_rates(at, names).items():
         cells = {p: f"{scores[p]:.0f}" if p in scores else "" for p in CROSS}
         edge = any(rate in (RATES[0], RATES[-1]) for rate in CHOSEN[name])
         cells[CHOSEN[name]] = f"**{cells[CHOSEN[name]]}**" + ("*" if edge else "")
@@ -355,8 +359,8 @@ def drawing(at: Folders) -> str:
     check_rates(at)
     found = all_scores(at)
     panels = [("8", n) for n in STEPS] + [(w, STEPS[0]) for w in WIDTHS]
-    figure, axes = new_figure(1, len(panels), size=(13.0, 4.2), sharey=True)
-    for ax, (width, n) in zip(axes[0], panels, strict=True):
+    figure, blocks_of = blocks(len(panels))
+    for (ax,), (width, n) in zip(blocks_of, panels, strict=True):
         for k, name in enumerate(AGENTS):
             cell = (name, "8" if name == "model_free" else width, n)
             if cell not in found:  # went non-finite
@@ -367,13 +371,14 @@ def drawing(at: Folders) -> str:
             ax.errorbar([k], [e.value], [[e.value - e.low], [e.high - e.value]], color="black", marker="_", ms=14)
         ax.set_xticks(range(len(AGENTS)), [name.replace("_", "\n") for name in AGENTS], rotation=90)
         ax.set_title(f"{n:,} steps,\nmodel width {width}".replace(",", " ", 1), fontsize=9)
-    axes[0, 0].set_ylabel("return: seeds;\ninterquartile mean, 95 % interval")
+    for (ax,) in blocks_of[::ACROSS]:
+        ax.set_ylabel("return: seeds;\ninterquartile mean, 95 % interval")
     path = at[LONG["mle"].name] / "agents.png"
     figure.savefig(path, dpi=110)
     return str(path)
 
 
-SEARCH_RUNS = [run.name for run in SEARCHES.values()]
+SEARCH_RUNS = [SEARCHES[name].name for name in AGENTS]
 STUDY_RUNS = [*SEARCH_RUNS, *(run.name for run in (*LONG.values(), *WIDE.values()))]
 RECIPE = Recipe(
     name="agents",

@@ -11,12 +11,13 @@ from gallery.recipes.agents import (
     FAILED,
     LABELS,
     PARTS,
-    SEARCH_RUNS,
+    SEARCHES,
     STEPS,
     chance_words,
     check_rates,
     iqm,
     permutation_p,
+    rates_table,
     scores,
     words_of,
 )
@@ -25,6 +26,7 @@ from lightning_toys.stats import holm
 # what each pair differs in: the predicted state; its gradient; what the model is trained for
 PART_PAIRS = (("vaml_still", "vaml_residual"), ("vaml_reward", "vaml"), ("vaml", "mle"))
 PART_SCORED = f"[{','.join(map(str, range(10, 46)))}]"  # 36: a margin of 50 needs about 35
+TUNED = ("mle", "vaml", *PARTS)
 MARGIN = 50.0  # of equivalence, of 500
 PART = {
     name: Run(
@@ -37,8 +39,9 @@ PART = {
         may_diverge=True,
         keeps=True,
     )
-    for name in ("mle", "vaml", *PARTS)
+    for name in TUNED
 }
+SEARCH_RUNS = [SEARCHES[name].name for name in TUNED]
 
 
 def within_p(a: np.ndarray, b: np.ndarray, margin: float) -> float:
@@ -55,7 +58,7 @@ def within_p(a: np.ndarray, b: np.ndarray, margin: float) -> float:
 
 def part_scores(at: Folders) -> dict[str, np.ndarray]:
     """Return each seed's return by agent, of the runs of 36 seeds; without those that went non-finite."""
-    check_rates(at)
+    check_rates(at, TUNED)
     found = {name: scores(at, run) for name, run in PART.items()}
     return {name: x for name, x in found.items() if x is not None}
 
@@ -95,8 +98,11 @@ def part_questions(at: Folders) -> str:
 RECIPE = Recipe(
     name="agents_parts",
     runs=tuple(PART.values()),
-    tables=entries(
-        [*SEARCH_RUNS, *(run.name for run in PART.values())],
-        {"agents.parts": part_table, "agents.parts.differences": part_questions},
+    tables=(
+        *entries(SEARCH_RUNS, {"agents.parts.rates": lambda at: rates_table(at, TUNED)}),
+        *entries(
+            [*SEARCH_RUNS, *(run.name for run in PART.values())],
+            {"agents.parts": part_table, "agents.parts.differences": part_questions},
+        ),
     ),
 )

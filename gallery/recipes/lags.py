@@ -10,7 +10,7 @@ import numpy as np
 
 from gallery.read import Content, adjusted, by_seed, difference, entries, figures_of, results, short, table, values
 from gallery.recipe import Folders, Recipe, Run
-from lightning_toys.plotting import COLOURS, GREY, new_figure
+from lightning_toys.plotting import ACROSS, COLOURS, GREY, blocks
 from lightning_toys.stats import PairedDifference, format_estimate, mean_ci
 
 SETTINGS = {
@@ -310,10 +310,10 @@ def verdict_table(at: Folders) -> str:
 
 def drawing(at: Folders) -> str:
     """Draw each seed's loss over the whole stream minus its loss with lag 1, a panel for each stream."""
-    figure, axes = new_figure(1, len(SETTINGS), size=(13.0, 4.0))
+    figure, panels = blocks(len(SETTINGS))
     names = [n for n in METHODS if n not in ("lag_1", "uniform", "no_tracking")]  # those two are far off
     found = comparisons(at)
-    for ax, (setting, label) in zip(axes[0], SETTINGS.items(), strict=True):
+    for (ax,), (setting, label) in zip(panels, SETTINGS.items(), strict=True):
         lag_1 = cell(at, setting, "lag_1")
         base = by_seed(lag_1, SCORE) if lag_1 is not None else {}
         for k, name in enumerate(names):
@@ -329,7 +329,8 @@ def drawing(at: Folders) -> str:
         ax.axhline(0.0, color=GREY, linestyle="--", linewidth=1)
         ax.set_xticks(range(len(names)), names, rotation=90)
         ax.set_title(label, fontsize=10)
-    axes[0, 0].set_ylabel("loss over the stream minus lag_1's:\nseeds; mean, 95 % interval")
+    for (ax,) in panels[::ACROSS]:
+        ax.set_ylabel("loss over the stream minus lag_1's:\nseeds; mean, 95 % interval")
     path = at[run_name("regression")] / "lags.png"
     figure.savefig(path, dpi=110)
     return str(path)

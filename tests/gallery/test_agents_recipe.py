@@ -137,12 +137,18 @@ def test_drift_is_compared_with_the_unsmoothed_run(at: Folders, tmp_path: Path) 
 
 
 def test_rates_that_the_search_did_not_choose_are_refused(at: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(recipe.rates_table(at).split("\n")) == 2 + 9
+    assert len(recipe.rates_table(at).split("\n")) == 2 + 6
+    assert len(recipe.rates_table(at, agents_parts.TUNED).split("\n")) == 2 + 5
     monkeypatch.setitem(recipe.CHOSEN, "vep", ("3e-3", "1e-3"))
     with pytest.raises(ValueError, match="vep: the search chose"):
         recipe.rates_table(at)
-    for make in (recipe.study_table, recipe.width_table, recipe.drawing, agents_parts.part_questions):
+    for make in (recipe.study_table, recipe.width_table, recipe.drawing):
         with pytest.raises(ValueError, match="vep: the search chose"):
+            make(at)
+    assert agents_parts.part_questions(at)  # vep is none of its agents
+    monkeypatch.setitem(recipe.CHOSEN, "vaml_still", ("3e-3", "1e-3"))
+    for make in (agents_parts.part_table, agents_parts.part_questions):
+        with pytest.raises(ValueError, match="vaml_still: the search chose"):
             make(at)
     monkeypatch.setitem(agents_drift.CHOSEN_DRIFT, ("omd", "10"), "3e-3")
     with pytest.raises(ValueError, match="the search chose 1e-3, the recipe has 3e-3"):
