@@ -134,7 +134,7 @@ FAMILIES = (
 
 
 def mirror(part: SubFigure, at: Folders) -> None:
-    """Draw every sampler's distance from the tilted law."""
+    """Draw every sampler's distance from the tilted distribution."""
     from lightning_toys.mirror_descent.figures import exact_draws_kl
 
     ax = part.subplots()
@@ -157,12 +157,12 @@ def mirror(part: SubFigure, at: Folders) -> None:
     ax.set_xscale("log")
     ax.set_yticks(range(len(order)), order, fontsize=8)
     ax.set_ylim(len(order) - 0.4, -0.6)
-    ax.set_xlabel("KL of (a, s') to the tilted law (nats)", fontsize=9.5)
+    ax.set_xlabel("KL of (a, s') to the tilted distribution (nats)", fontsize=9.5)
     ax.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=8.5, loc="upper right")
     headed(
         part,
         "mirror_descent",
-        "Which samplers reach a tilted law that is known?",
+        "Which samplers reach a tilted distribution that is known?",
         "Plain Metropolis steps and weights do, within their errors; guidance by a\n"
         f"product of experts (sde_poe) ends {fixed(float(np.mean(found['sde_poe'])), 2)} nats off.",
     )

@@ -85,8 +85,8 @@ def test_going_on(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_chains_see_the_cpus_numbers(dtype: torch.dtype) -> None:
     both = [Noise([(3, 5)], "test", torch.zeros((), dtype=dtype, device=d)) for d in ("cpu", "cuda")]
-    for law in ("normal", "uniform"):
-        one, two = (getattr(n, law)(3) for n in both)
+    for distribution in ("normal", "uniform"):
+        one, two = (getattr(n, distribution)(3) for n in both)
         assert two.device.type == "cuda"
         assert (one - two.cpu()).abs().max() < (1e-5 if dtype == torch.float32 else 1e-12)
         assert one.std() > 0.2
@@ -97,8 +97,10 @@ def test_blocks_side_by_side(dtype: torch.dtype) -> None:
     """Each block's numbers are its own, bit for bit; its chains are, but for a rounding's decision now and then."""
     keys, like = [(7, 0), (7, 1), (2, 0), (2, 1), (2, 2)], torch.zeros((), dtype=dtype, device="cuda")
     together, alone = Noise(keys, "test", like), [Noise([key], "test", like) for key in keys]
-    for law in ("normal", "uniform", "normal", "normal"):
-        assert torch.equal(getattr(together, law)(3), torch.cat([getattr(n, law)(3) for n in alone], 1))
+    for distribution in ("normal", "uniform", "normal", "normal"):
+        assert torch.equal(
+            getattr(together, distribution)(3), torch.cat([getattr(n, distribution)(3) for n in alone], 1)
+        )
     sampler = PCMALA(Problem(Joint(), StateReward(), Linear(), 1.5))
     for one, many in zip(
         *(run_chains(sampler, [7, 2], 2 * BLOCK_SIZE + 10, like, max_blocks=w) for w in (1, 4)), strict=True

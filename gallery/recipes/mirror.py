@@ -1,4 +1,4 @@
-"""mirror_descent: which samplers reach an exactly known tilted law?"""
+"""mirror_descent: which samplers reach an exactly known tilted distribution?"""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ UNREFRESHED = sampling(
     "--model.samplers '[pc_joint_mala]' --model.settings.refresh_L 0 --model.settings.final_refresh false",
     0.3,
 )
-EXACT = "_exact"  # after the names of samplers with the exact law, beside those with the learned energy
+EXACT = "_exact"  # after the names of samplers with the exact distribution, beside those with the learned energy
 JOINT, EXACT_JOINT = "pc_joint_mala", "pc_joint_mala_exact"
 JOINT_PARAMETERS = 5  # of a Gaussian of (a, s')
 STEPS, LONGER_STEPS = 10, 40  # of the joint sampler at each level: as configured, and more
@@ -138,25 +138,25 @@ def facts_table(at: Folders) -> str:
     return "\n".join([head, rule, *shown, "", said])
 
 
-def law(folder: Path, sampler: str) -> list[str]:
-    """Return a sampler's exact law from facts.md: mean, variance, slope, ratio, joint KL."""
+def distribution(folder: Path, sampler: str) -> list[str]:
+    """Return a sampler's exact distribution from facts.md: mean, variance, slope, ratio, joint KL."""
     return next(cells(line)[1:6] for line in tables(folder)[1][2:] if cells(line)[0] == sampler)
 
 
 def fine_table(at: Folders) -> str:
-    """Return the exact laws with 4000 levels."""
+    """Return the exact distributions with 4000 levels."""
     rows = []
     for schedule, names in GUIDED.items():
         for name in names:
             process, _, rule = name.partition("_")
-            rows.append([f"{rule}, {process.upper()}, {schedule}", *law(at[FINE[schedule].name], name)])
+            rows.append([f"{rule}, {process.upper()}, {schedule}", *distribution(at[FINE[schedule].name], name)])
     head = "rule, process, schedule | mean | variance | slope of s' | Var(s' given a), ratio | joint KL"
     return table(head, rows)
 
 
 def fine(at: Folders, schedule: str, sampler: str, column: int) -> float:
-    """Return a number of an exact law with 4000 levels."""
-    return float(law(at[FINE[schedule].name], sampler)[column])
+    """Return a number of an exact distribution with 4000 levels."""
+    return float(distribution(at[FINE[schedule].name], sampler)[column])
 
 
 def largest_z(at: Folders, place: int) -> str:
@@ -183,7 +183,7 @@ def joint(at: Folders, metric: str) -> list[float]:
 
 
 def joint_table(at: Folders) -> str:
-    """Return the joint sampler's laws by steps a level: learned, exact, and whether either passes for exact draws."""
+    """Return the joint sampler's distributions by steps a level, and whether they pass for exact draws."""
     rows = []
     for steps in (STEPS, LONGER_STEPS):
         content = joint_content(at, steps)
@@ -258,8 +258,8 @@ RECIPE = Recipe(
         *entries(
             ["analytic"],
             {
-                "mirror.poe.kl": lambda at: figures_of(float(law(at["analytic"], "sde_poe")[4]), 2),
-                "mirror.poe.slope": lambda at: fixed(float(law(at["analytic"], "sde_poe")[2]), 2),
+                "mirror.poe.kl": lambda at: figures_of(float(distribution(at["analytic"], "sde_poe")[4]), 2),
+                "mirror.poe.slope": lambda at: fixed(float(distribution(at["analytic"], "sde_poe")[2]), 2),
                 "mirror.importance.ess": lambda at: fixed(
                     float(fact(at["analytic"], "importance", "ess_fraction", 2)), 2
                 ),
@@ -267,7 +267,7 @@ RECIPE = Recipe(
                 "mirror.z.next": lambda at: largest_z(at, 1),
                 "mirror.smc.z": lambda at: fixed(float(fact(at["analytic"], "smc_twisted", "Z / exact Z", 5)), 4),
                 "mirror.ula.var": lambda at: fixed(float(fact(at["analytic"], "ula", "var", 2)), 3),
-                "mirror.target.var": lambda at: fixed(float(law(at["analytic"], "target")[1]), 3),
+                "mirror.target.var": lambda at: fixed(float(distribution(at["analytic"], "target")[1]), 3),
             },
         ),
         *entries(

@@ -348,12 +348,12 @@ class FlowVsRegression(Predictor):
         return Report(self.seeds, metrics, references, means)
 
     def predict_anew(
-        self, draws: int, readout: Readout, fixed: X0Distribution | None, c: Tensor, law: X0Distribution | None
+        self, draws: int, readout: Readout, fixed: X0Distribution | None, c: Tensor, distribution: X0Distribution | None
     ) -> Tensor:
-        """Return predictions (R, K, M, D) for a target's own metrics, float64: from ``fixed``, else from ``law``."""
-        return self.predict(c, draws, fixed or law, readout).cpu().double()
+        """Return predictions (R, K, M, D) for a target's own metrics, float64: from ``fixed``, else from ``exact``."""
+        return self.predict(c, draws, fixed or distribution, readout).cpu().double()
 
-    def baseline_anew(self, r: int, name: str, c: Tensor, law: X0Distribution | None) -> Tensor:
+    def baseline_anew(self, r: int, name: str, c: Tensor, distribution: X0Distribution | None) -> Tensor:
         """Return the prediction (1, 1, M, D) of a baseline that learns replica r's points, at any c (M, 1)."""
         return self.data.baseline_rows(self.seeds[r : r + 1], c)[0][name]
 

@@ -104,11 +104,11 @@ class PublishedPiecewise(Piecewise):
         """See :meth:`Target.extra_metrics`."""
         points = self.interval_points
         out = {}
-        for prefix, law, truth in (
+        for prefix, distribution, truth in (
             ("published_", "gaussian", self.misplaced_truth()),
             ("", None, self(points)),
         ):
-            m = self.error_matrix(predict(points, law), truth)  # type: ignore[arg-type]
+            m = self.error_matrix(predict(points, distribution), truth)  # type: ignore[arg-type]
             diagonal = m.diagonal(dim1=1, dim2=2)
             others = (m.sum((1, 2)) - diagonal.sum(1)) / (self.intervals * (self.intervals - 1))
             out[f"{prefix}subspace_diagonal"], out[f"{prefix}subspace_off_diagonal"] = diagonal.mean(1), others

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_toys.errors import MOST, WHOLE, bounded, require
 from lightning_toys.training.noise import keyed_generator
 
-# (c (M, 1), the law of x0 that a metric wants, or None for the evaluation's) -> predictions (R, K, M, D), float64
+# (c (M, 1), the distribution of x0 that a metric wants, None: the evaluation's) -> predictions (R, K, M, D), float64
 Predict = Callable[[Tensor, Literal["zeros", "gaussian"] | None], Tensor]
 
 MAX_SIZE = 100_000  # components times dimensions: each has a prime number of its own
@@ -73,7 +73,7 @@ class Target:
         Args:
             c: the evaluation grid (M, 1).
             prediction: predictions on it (R, K, M, D), float64.
-            predict: predictions at any other points, for a metric that has points, or a law of x0, of its own.
+            predict: predictions at any other points, for a metric that has points, or a distribution of x0, of its own.
         """
         return {}
 

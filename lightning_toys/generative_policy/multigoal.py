@@ -145,7 +145,7 @@ class MultiGoal:
     def symmetric(self) -> bool:
         """Whether a quarter turn takes the goals to one another: then the optimum from the middle reaches each alike.
 
-        The squares of states and actions, and the law of the first state, have the symmetry too.
+        The squares of states and actions, and the distribution of the first state, have the symmetry too.
         """
         turned = torch.stack([-self.goals[:, 1], self.goals[:, 0]], 1)
         return len(self.goals) == 4 and bool((torch.cdist(turned, self.goals).amin(1) < 1e-9).all())

@@ -54,7 +54,7 @@ def closed_form_checks(sampler: Sampler, samples: list[Sample], label: str = "")
     problem, sigma = sampler.problem, sampler.problem.joint.sigma_sprime
     closed = problem.model.exact
     exact = sampler.exact_moments() if closed else {}
-    source = "limit" if sampler.exact_in_the_limit else "law"
+    source = "limit" if sampler.exact_in_the_limit else "exact"
     target = gaussian_moments(problem.tilted_joint, sigma)
     out = check_moments(sampler.name, samples, exact, source, target, sigma, sampler.group)
     if closed and sampler.exact_in_the_limit:
@@ -116,8 +116,8 @@ def judge(checks: Sequence[ClosedFormCheck]) -> list[Row]:
 def detectable_error(check: ClosedFormCheck, family: int) -> float:
     """Return the error that would be found with probability ``POWER`` in a family of so many tests (Bonferroni)."""
     level = 1 - ALPHA / (2 * family)
-    law = scipy_stats.t(check.groups - 1) if check.groups > 1 else scipy_stats.norm
-    return check.bias + float((law.ppf(level) + law.ppf(POWER)) * check.standard_error)
+    distribution = scipy_stats.t(check.groups - 1) if check.groups > 1 else scipy_stats.norm
+    return check.bias + float((distribution.ppf(level) + distribution.ppf(POWER)) * check.standard_error)
 
 
 def verdicts(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:

@@ -169,7 +169,7 @@ class ClosedFormCheck:
         sampler: the sampler's name.
         quantity: name of the quantity.
         exact: the closed form of what the sampler draws from; NaN where it is not known.
-        source: ``law``, exactly what this sampler draws from; ``limit``, what it tends to as its groups grow;
+        source: ``exact``, exactly what this sampler draws from; ``limit``, what it tends to as its groups grow;
             ``unknown``; ``skewed``, values of which few are so large that no test holds (``particle_groups.py``).
         target: the tilted target's value; None where the quantity is the sampler's own.
         estimate: over all seeds.
@@ -311,7 +311,7 @@ def moments(a: Array, s: Array, sigma: float) -> dict[str, float]:
 def check_mean(name: str, quantity: str, exact: float, values: Sequence[float]) -> ClosedFormCheck:
     """Return the check of the mean of independent values; ``name`` is the sampler's."""
     x = np.asarray(values, np.float64)
-    return ClosedFormCheck(name, quantity, exact, "law", None, float(x.mean()), standard_error(x), len(x))
+    return ClosedFormCheck(name, quantity, exact, "exact", None, float(x.mean()), standard_error(x), len(x))
 
 
 def lag_one_autocorrelation(trace: Array) -> list[float]:

@@ -35,8 +35,8 @@ from lightning_toys.mirror_descent.steering import ParticleSteering
 class FeynmanKacCorrectors(ParticleSteering):
     """Reward-tilted Feynman-Kac correctors (Skreta et al. 2025): ``sde_poe`` at half its scale, and weights.
 
-    Levels are those of ``smc_K``. In the linear-Gaussian world the law of infinitely many particles is known at any
-    number of levels. It tends to the target's as they grow.
+    Levels are those of ``smc_K``. In the linear-Gaussian problem the distribution of infinitely many particles is known
+    at any number of levels. It tends to the target's as they grow.
 
     Args:
         problem: the sampling problem; the last level's beta is lambda, whatever its schedule says.
@@ -84,7 +84,7 @@ class FeynmanKacCorrectors(ParticleSteering):
 
     @cached_property
     def limit(self) -> tuple[Gaussian, float] | None:
-        """The law of infinitely many particles at these levels, and log Z; None where it is not known or has none."""
+        """The distribution of infinitely many particles at these levels, and log Z; None where it is not known."""
         if not self.problem.model.exact:
             return None
         first = self.tilts[0]

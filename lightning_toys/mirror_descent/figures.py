@@ -42,7 +42,7 @@ def draw_error_vs_cost(
     style = {name: (COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)])
              for name, family in families.items() for k in [kinds.index(family)]}  # fmt: skip
     for ax, metric, title in (
-        (axes[0, 0], "joint_kl", "KL of (a, s') to the tilted law, by moments (nats)"),
+        (axes[0, 0], "joint_kl", "KL of (a, s') to the tilted distribution, by moments (nats)"),
         (axes[1, 0], "action_kl", "KL of a alone (nats)"),
     ):
         points: list[tuple[float, float, str, str]] = []
@@ -66,7 +66,7 @@ def draw_error_vs_cost(
         axes[0, 0].plot([], [], color=colour, marker=marker, linestyle="none", label=label)
     axes[0, 0].plot([], [], color=GREY, linestyle=":", label="exact draws: median and 95 % band")
     axes[0, 0].legend(frameon=False, fontsize=8)
-    figure.suptitle("error of the law against cost: geometric mean and 95 % interval over seeds", fontsize=10)
+    figure.suptitle("error of the distribution against cost: geometric mean and 95 % interval over seeds", fontsize=10)
     return figure
 
 
@@ -106,8 +106,8 @@ def exact_draws_kl(parameters: int, seeds: int, chains: int) -> tuple[float, flo
     >>> [round(v, 4) for v in exact_draws_kl(2, 1, 100)]
     [0.0003, 0.01, 0.0369]
     """
-    law = scipy_stats.chi2(parameters * seeds)
-    low, high = law.ppf([0.025, 0.975])
+    distribution = scipy_stats.chi2(parameters * seeds)
+    low, high = distribution.ppf([0.025, 0.975])
     scale = 1 / (2 * chains * seeds)
     return float(low * scale), parameters * seeds * scale, float(high * scale)
 
@@ -202,7 +202,7 @@ def draw_learned_vs_exact(
     """
     figure, axes = new_figure(size=(7.0, 0.9 + 0.32 * len(names)))
     ax = axes[0, 0]
-    for i, (suffix, label) in enumerate(((exact_suffix, "exact law"), ("", "learned energy"))):
+    for i, (suffix, label) in enumerate(((exact_suffix, "exact distribution"), ("", "learned energy"))):
         for y, name in enumerate(names):
             values = np.maximum(metrics[f"joint_kl@{name}{suffix}"], 1e-7)
             ax.plot(
@@ -219,7 +219,7 @@ def draw_learned_vs_exact(
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel("KL of (a, s') to the tilted law, by moments (nats); every seed")
+    ax.set_xlabel("KL of (a, s') to the tilted distribution, by moments (nats); every seed")
     ax.legend(frameon=False, fontsize=8)
     return figure
 

@@ -1,4 +1,4 @@
-"""The exact law of Metropolis-Hastings chains in worlds of one action, by transition matrices on a grid."""
+"""The exact distribution of Metropolis-Hastings chains in worlds of one action, by transition matrices on a grid."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_toys.mirror_descent.world import Tilted
 POINTS_PER_STD = 16.0  # of the narrowest component and proposal
 HALF_WIDTH = 8.0  # standard deviations of each component, at each level, that the grid covers
 MAX_POINTS = 2001
-LOST = 1e-6  # probability of leaving the grid beyond which unadjusted steps' law is not known: below, no error shows
+LOST = 1e-6  # probability of leaving the grid beyond which unadjusted steps' distribution counts as unknown
 
 
 class Steps(NamedTuple):
@@ -86,7 +86,7 @@ def start_mass(level: Mixture, grid: Array) -> Array:
 
 
 def langevin_law(problem: Problem, start: Mixture, moves: Sequence[Steps]) -> OneAction | None:
-    """Return the law of x after Langevin steps from a level's action, s' drawn anew at the end; None: it is not known.
+    """Return the distribution of x after Langevin steps from a level's action, s' drawn at the end; None if unknown.
 
     Nor is it where unadjusted steps leave the grid with more than probability ``LOST``: on the grid they would stay.
 
@@ -129,7 +129,7 @@ def probability_beyond(grid: Array, gradient: Array, eta: float) -> Array:
 
 
 def independence_law(problem: Problem, steps: int) -> OneAction | None:
-    """Return the law of x after independence Metropolis-Hastings steps from q; see :func:`langevin_law`."""
+    """Return the distribution of x after independence Metropolis-Hastings steps from q; see :func:`langevin_law`."""
     clean: Mixture = problem.world.clean
     grid = None
     if problem.world.action_dim == 1:

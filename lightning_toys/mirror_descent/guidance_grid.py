@@ -1,4 +1,4 @@
-"""Guidance rules at every schedule, process and scale, by exact laws: each rule's default beside its best, and scale 1.
+"""Guidance rules at every schedule, process and scale, by exact distributions: default, best, and scale 1.
 
 ``python -m lightning_toys.mirror_descent.guidance_grid`` prints the tables. In the linear-Gaussian world a guided
 reverse process ends at a Gaussian that is known, so that nothing is drawn.
@@ -70,7 +70,7 @@ def table(levels: int = 200) -> list[str]:
     """
     problem = problem_of(levels)
     lines = [
-        f"Exact laws, {levels} levels; default: Linear, scale 1; the best of {len(SCHEDULES)} schedules and "
+        f"Exact distributions, {levels} levels; default: Linear, scale 1; the best of {len(SCHEDULES)} schedules and "
         f"{len(SCALES)} scales from {SCALES[0]:g} to {SCALES[-1]:g}.",
         "",
         "| rule | process | joint KL, default | least joint KL | schedule | scale | mean there | slope of s' there |",

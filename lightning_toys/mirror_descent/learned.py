@@ -340,7 +340,7 @@ class LearnedSampling(TiltedSampling):
         for abar in EVALUATION_LEVELS:
             errors = ", ".join(f"{e:.4f}" for e in report.metrics[f"score_error@{abar:g}"])
             lines.append(f"| {abar:g} | {errors} |")
-        lines += ["", "| sampler | joint KL, learned | joint KL, exact law | difference | action KL, learned |"
+        lines += ["", "| sampler | joint KL, learned | joint KL, exact distribution | difference | action KL, learned |"
                   " Var(s' given a), ratio, learned | p of exact draws, learned |",
                   "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
         for name in self.sampler_names:

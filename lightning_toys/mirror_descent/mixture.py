@@ -48,8 +48,8 @@ class Mixture(Level):
         return int(self.means.shape[1])
 
     @cached_property
-    def laws(self) -> dict[tuple[int, float], Any]:
-        """Tilted laws that were computed, by reward and inverse temperature, with the reward."""
+    def distributions(self) -> dict[tuple[int, float], Any]:
+        """Tilted distributions that were computed, by reward and inverse temperature, with the reward."""
         return {}
 
     @cached_property

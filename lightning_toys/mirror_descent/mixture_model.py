@@ -81,10 +81,10 @@ class MixtureTilt(Tilted):
     def law_at(self, beta: float) -> Truth:
         """Return what is known of the same tilt at another inverse temperature."""
         key = (id(self.reward), beta)
-        if key not in self.level.laws:
-            self.level.laws[key] = (self.reward, truth_of(self.level, self.reward, beta))
-        law: Truth = self.level.laws[key][1]
-        return law
+        if key not in self.level.distributions:
+            self.level.distributions[key] = (self.reward, truth_of(self.level, self.reward, beta))
+        distribution: Truth = self.level.distributions[key][1]
+        return distribution
 
     @cached_property
     def tau(self) -> float:

@@ -76,8 +76,8 @@ class TiltedSampling(SamplerEvaluation):
     headline: Sequence[str] = ("joint_kl", "action_kl", "cond_ratio")
     error_metrics: Sequence[str] = ("joint_kl", "action_kl")
     metric_labels: Mapping[str, str] = {
-        "joint_kl": "KL of (a, s') to the tilted law, by moments (nats)",
-        "action_kl": "KL of the action to the tilted law, by moments (nats)",
+        "joint_kl": "KL of (a, s') to the tilted distribution, by moments (nats)",
+        "action_kl": "KL of the action to the tilted distribution, by moments (nats)",
         "cond_ratio": "Var(s' | a) over what it was",
         "evaluations": "evaluations to a sample",
         "esjd_per_cost": "squared jumps of all steps, per evaluation",
@@ -236,9 +236,9 @@ class TiltedSampling(SamplerEvaluation):
         known = {n: s.exact_distribution() for n, s in self.reference_samplers.items()}
         exact = {n: x for n, x in known.items() if x is not None}
         measured = {n: report.metrics[f"joint_kl@{n}"] for n in self.sampler_names}
-        laws = distribution_table(problem, exact, measured)
+        distributions = distribution_table(problem, exact, measured)
         refreshes = refresh_lines(problem, self.sweep_max_refresh) if "pc_ula" in self.reference_samplers else []
-        lines = [*check_table(self.rows), "", *laws, "", *verdict_lines(self.rows)]
+        lines = [*check_table(self.rows), "", *distributions, "", *verdict_lines(self.rows)]
         return [*lines, "", *refreshes] if refreshes else lines
 
     def write_animations(self) -> None:

@@ -39,8 +39,10 @@ def draw_density(
     high = max(mean + 4.5 * std, prior[0] + 3.5 * prior[1])
     ax.hist(x, bins=bins, range=(low, high), density=True, color=COLOURS[0], alpha=0.35, label=label)
     line = np.linspace(low, high, 400)
-    ax.plot(line, scipy_stats.norm.pdf(line, mean, std), color=COLOURS[1], label="tilted law, exact")
-    ax.plot(line, scipy_stats.norm.pdf(line, *prior), color=GREY, linestyle="--", linewidth=1, label="untilted law")
+    ax.plot(line, scipy_stats.norm.pdf(line, mean, std), color=COLOURS[1], label="tilted distribution, exact")
+    ax.plot(
+        line, scipy_stats.norm.pdf(line, *prior), color=GREY, linestyle="--", linewidth=1, label="untilted distribution"
+    )
     ax.set_ylabel("density")
     return low, high
 
@@ -153,9 +155,9 @@ def animate(path: Path, problem: Problem, sampler: Sampler, sample: Sample, bins
                     if i == 1:
                         middle, variance = level.rho * middle + level.c, level.rho**2 * variance + level.v
                     density = scipy_stats.norm.pdf(line, middle, math.sqrt(variance))
-                    ax.plot(line, density, color=COLOURS[2], linewidth=1.2, label="tilted law of this level")
+                    ax.plot(line, density, color=COLOURS[2], linewidth=1.2, label="tilted distribution of this level")
                 clean_density = scipy_stats.norm.pdf(line, mean, std)
-                ax.plot(line, clean_density, color=COLOURS[1], label="tilted law, clean")
+                ax.plot(line, clean_density, color=COLOURS[1], label="tilted distribution, clean")
                 ax.set_ylim(0, 1.35 * clean_density.max())
                 ax.set_xlabel(what)
                 ax.legend(frameon=False, fontsize=7, loc="upper left")

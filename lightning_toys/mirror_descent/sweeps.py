@@ -33,7 +33,7 @@ def sweep_settings(settings: Settings, most: int) -> dict[str, dict[int, Setting
 def refresh_lines(problem: Problem, most: int) -> list[str]:
     """Return a Markdown table of pc_ula's exact action KL (nats) by refreshes and action steps a level.
 
-    Empty where its law is not known, or where the reward does not read s', so that refreshes change nothing.
+    Empty where its distribution is not known, or where the reward does not read s', so that refreshes change nothing.
 
     Args:
         problem: gives the target and all other settings.

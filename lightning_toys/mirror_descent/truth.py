@@ -1,8 +1,8 @@
 """What is exactly known of a tilted mixture: closed forms under quadratic rewards, adaptive quadrature under others.
 
 Whatever the reward, the tilt is a function of a alone. The probability of component j given x is therefore that of q,
-and the tilted law is sum_j w'_j p_j(a) q_j(s' | a): only integrals over the action are needed, one dimension where the
-action has one coordinate.
+and the tilted distribution is sum_j w'_j p_j(a) q_j(s' | a): only integrals over the action are needed, of one
+dimension where the action has one coordinate.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_ERROR = 1e-6  # of quadrature, beyond which a reward is refused
 
 
 class Truth(ABC):
-    """A law of x = (a, s') whose s' | a is that of q, and its exact moments.
+    """A distribution of x = (a, s') whose s' | a is that of q, and its exact moments.
 
     Attributes:
         prior: q, untilted and clean.
@@ -39,9 +39,9 @@ class Truth(ABC):
         mean: E x (D,).
         covariance: Cov x (D, D).
         mean_reward: E Q(a).
-        log_z: log Z of the tilt; NaN of a law that is no tilt.
+        log_z: log Z of the tilt; NaN of a distribution that is no tilt.
         error: bound on the moments' error, 0 of closed forms.
-        mixture: the law, where it is a Gaussian mixture.
+        mixture: the distribution, where it is a Gaussian mixture.
     """
 
     prior: Mixture
@@ -134,7 +134,7 @@ def component_indices(u: Array, probability: Array) -> Array:
 
 
 class OneAction(Truth):
-    """A law whose action has one coordinate and a density on a grid, s' | a that of q.
+    """A distribution whose action has one coordinate and a density on a grid, s' | a that of q.
 
     Args:
         prior: q.
@@ -307,6 +307,7 @@ def truth_of(prior: Mixture, reward: Reward, beta: float) -> Truth:
     if prior.action_dim != 1:
         raise ToyError(
             f"--model.reward: {type(reward).__name__} is not allowed with --data.action_dim {prior.action_dim}, the "
-            "exact law is known by quadrature over one action; give action_dim 1, ActionValue or QuadraticReward"
+            "exact distribution is known by quadrature over one action; give action_dim 1, ActionValue or "
+            "QuadraticReward"
         )
     return Quadrature(prior, reward, beta)

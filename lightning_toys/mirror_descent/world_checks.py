@@ -53,27 +53,31 @@ def moment_names(names: Sequence[str]) -> list[tuple[str, int, int]]:
     ]
 
 
-def exact_statistics(world: GaussianMixtureJoint, law: Truth) -> dict[str, float]:
+def exact_statistics(world: GaussianMixtureJoint, distribution: Truth) -> dict[str, float]:
     """Return the exact values of :func:`statistics` by name."""
     names, d = world.coordinates, world.action_dim
-    out = {f"weight {j + 1}": float(w) for j, w in enumerate(law.weights)} if len(law.weights) > 1 else {}
-    out |= {f"mean {c}": float(m) for c, m in zip(names, law.mean, strict=True)}
-    out |= {name: float(law.covariance[i, j]) for name, i, j in moment_names(names)}
-    out["Q"] = law.mean_reward
+    out = (
+        {f"weight {j + 1}": float(w) for j, w in enumerate(distribution.weights)}
+        if len(distribution.weights) > 1
+        else {}
+    )
+    out |= {f"mean {c}": float(m) for c, m in zip(names, distribution.mean, strict=True)}
+    out |= {name: float(distribution.covariance[i, j]) for name, i, j in moment_names(names)}
+    out["Q"] = distribution.mean_reward
     for c in names[d:]:
         out |= {f"u({c}|a) mean": 0.5, f"u({c}|a) var": 1 / 12}
     return out
 
 
 def statistics(
-    world: GaussianMixtureJoint, reward: Reward, law: Truth, x: Array, weight: Array | None = None
+    world: GaussianMixtureJoint, reward: Reward, distribution: Truth, x: Array, weight: Array | None = None
 ) -> tuple[dict[str, float], dict[str, Array]]:
     """Return the moments of draws x (n, D), and what each draw adds to them, times n, to first order (n,).
 
     Args:
         world: of the mixture.
         reward: gives Q.
-        law: gives the distribution function of s' | a.
+        distribution: gives the distribution function of s' | a.
         x: the draws.
         weight: of each draw (n,), of mean 1; all 1 if left out.
     """
@@ -88,7 +92,7 @@ def statistics(
     columns |= {f"mean {c}": x[:, i] for i, c in enumerate(names)}
     columns |= {name: away[:, i] * away[:, j] for name, i, j in moment_names(names)}
     columns["Q"] = rewards_of(reward, x, d)
-    u = law.conditional_cdf(x)
+    u = distribution.conditional_cdf(x)
     for i, c in enumerate(names[d:]):
         columns |= {f"u({c}|a) mean": u[:, i], f"u({c}|a) var": np.square(u[:, i] - 0.5)}
     values = {k: float((w * v).mean()) for k, v in columns.items()}
@@ -124,27 +128,27 @@ def world_checks(
 ) -> list[ClosedFormCheck]:
     """Return the checks of a sampler's draws, one sample a seed.
 
-    *Implementation* is the law of what the sampler does where it is known (``law``), the target of one that is exact as
-    its groups grow (``limit``), else unknown. *Goal* is the target in any case. Groups below ``LIMIT_GROUP`` are not
-    tested against their limit: their bias shows. What bias larger ones may have is no error (``particle_groups.py``).
-    Nor are draws tested from which some are left out: no law is known of those that remain. Groups of any size that
-    estimate Z are tested once more, pooled by Z: rows ``pooled ...``. They have no goal, since their weights are not
-    the draws'.
+    *Implementation* is the distribution of what the sampler does where it is known (``exact``), the target of one
+    that is exact as its groups grow (``limit``), else unknown. *Goal* is the target in any case. Groups below
+    ``LIMIT_GROUP`` are not tested against their limit: their bias shows. What bias larger ones may have is no error
+    (``particle_groups.py``). Nor are draws tested from which some are left out: no distribution is known of those
+    that remain. Groups of any size that estimate Z are tested once more, pooled by Z: rows ``pooled ...``. They have
+    no goal, since their weights are not the draws'.
 
     Args:
         sampler: that drew.
         samples: one a seed.
         world: of the mixture.
-        target: the tilted law.
+        target: the tilted distribution.
         complete: whether no draw is left out.
     """
     goal = exact_statistics(world, target)
     exact: dict[str, float] = {}
     if complete and sampler.exact_in_the_limit:
         exact = goal if sampler.group >= LIMIT_GROUP else {}
-    elif complete and (law := sampler.exact_law()) is not None:
-        exact = exact_statistics(world, law)
-    source = "limit" if sampler.exact_in_the_limit else "law"
+    elif complete and (distribution := sampler.exact_law()) is not None:
+        exact = exact_statistics(world, distribution)
+    source = "limit" if sampler.exact_in_the_limit else "exact"
     x = np.concatenate([points_of(s) for s in samples])
     values, influences = statistics(world, sampler.problem.reward, target, x)
     sizes = [len(points_of(s)) for s in samples]

@@ -1,4 +1,4 @@
-"""Figures of runs on mixtures: marginals against the exact law, error against evaluations, weights of components."""
+"""Figures of runs on mixtures: marginals beside the exact ones, error against evaluations, weights of components."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def draw_marginals(truth: Truth, coordinates: Sequence[str], name: str, x: Array
     """Draw each coordinate's marginal: above its density beside the exact one, below the distribution function's error.
 
     Args:
-        truth: the exact law.
+        truth: the exact distribution.
         coordinates: names of the coordinates.
         name: the sampler's name.
         x: its draws (n, D), of one seed.
@@ -44,12 +44,17 @@ def draw_marginals(truth: Truth, coordinates: Sequence[str], name: str, x: Array
         above.hist(x[:, i], bins=bins, range=(low, high), density=True, color=COLOURS[0], alpha=0.35, label=name)
         edges = np.linspace(low, high, 301)
         middle, width = 0.5 * (edges[1:] + edges[:-1]), edges[1] - edges[0]
-        above.plot(middle, np.diff(truth.cdf(i, edges)) / width, color=COLOURS[1], label="tilted law, exact")
+        above.plot(middle, np.diff(truth.cdf(i, edges)) / width, color=COLOURS[1], label="tilted distribution, exact")
         w, m = q.weights, q.means[:, i]
         sd = np.sqrt(q.covariances[:, i, i])
         untilted = w @ (np.exp(-0.5 * ((middle[None] - m[:, None]) / sd[:, None]) ** 2) / sd[:, None])
         above.plot(
-            middle, untilted / math.sqrt(2 * math.pi), color=GREY, linestyle="--", linewidth=1, label="untilted law"
+            middle,
+            untilted / math.sqrt(2 * math.pi),
+            color=GREY,
+            linestyle="--",
+            linewidth=1,
+            label="untilted distribution",
         )
         above.set_title(label, fontsize=9)
         below.axhspan(-band, band, color=GREY, alpha=0.2, linewidth=0, label="95 % of exact draws")

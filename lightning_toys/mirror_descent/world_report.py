@@ -1,4 +1,4 @@
-"""What a run on a mixture prints: the exact law, and a table of each sampler's distances and verdicts."""
+"""What a run on a mixture prints: the exact distribution, and a table of each sampler's distances and verdicts."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from lightning_toys.stats import format_estimate, mean_ci
 from lightning_toys.training.results import Report
 
 SHOWN = ("w1", "mode_tv", "moment_kl", "conditional_ks", "reward", "evaluations")  # columns of the table
-FIRST = ("weight", "mean", "Q")  # quantities of the exact law that are printed
+FIRST = ("weight", "mean", "Q")  # quantities of the exact distribution that are printed
 
 
 def summary_lines(truth: Truth, report: Report, rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     """Return the lines of facts.md that are printed.
 
     Args:
-        truth: the exact law.
+        truth: the exact distribution.
         report: has the metrics and arrays of :meth:`WorldSampling.evaluate`.
         rows: the checks with their verdicts.
         names: of the samplers.
     """
     exact: dict[str, float] = report.arrays["exact"]
-    law = ", ".join(f"{k} {v:.4g}" for k, v in exact.items() if k.startswith(FIRST))
-    lines = [f"Exact law ({truth.source}): {law}; log Z {truth.log_z:.6g}", ""]
+    distribution = ", ".join(f"{k} {v:.4g}" for k, v in exact.items() if k.startswith(FIRST))
+    lines = [f"Exact distribution ({truth.source}): {distribution}; log Z {truth.log_z:.6g}", ""]
     lines += [f"| sampler | {' | '.join(SHOWN)} |", "|---|" + "---:|" * len(SHOWN)]
     for name in names:
         cells = [format_estimate(mean_ci(report.metrics[f"{k}@{name}"])) for k in SHOWN[:-1]]
@@ -35,5 +35,8 @@ def summary_lines(truth: Truth, report: Report, rows: Sequence[Row], names: Sequ
     shown = [k for k in exact if k.startswith(FIRST)][:3]
     lines += ["", *verdict_lines(rows, shown)]
     if unknown := [n for n, v in report.arrays["verdicts"].items() if v["implementation"] == "not tested"]:
-        lines += ["", f"Implementation is not tested, the sampler's own law is not known: {', '.join(unknown)}."]
+        lines += [
+            "",
+            f"Implementation is not tested, the sampler's own distribution is not known: {', '.join(unknown)}.",
+        ]
     return lines

@@ -1,4 +1,4 @@
-"""WorldSampling: samplers on mixtures, under quadratic rewards and others, beside the exact law."""
+"""WorldSampling: samplers on mixtures, under quadratic rewards and others, beside the exact distribution."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ FAR = 100.0  # standard deviations, of target or q, from the target's mean beyon
 
 
 class WorldSampling(SamplerEvaluation):
-    """Samples x = (a, s') from q(x) exp(lambda Q(a)) / Z, q a Gaussian mixture, and compares with the exact law.
+    """Samples x = (a, s') from q(x) exp(lambda Q(a)) / Z, q a Gaussian mixture, beside the exact distribution.
 
-    Under quadratic rewards (:class:`ActionValue`, :class:`QuadraticReward`) the law is a mixture in closed form. Under
+    Under quadratic rewards (:class:`ActionValue`, :class:`QuadraticReward`) it is a mixture in closed form. Under
     any other reward with a ``value`` it is known by adaptive quadrature, where the action has one coordinate. ``test``
     needs no checkpoint: there is nothing to train.
 
@@ -79,7 +79,7 @@ class WorldSampling(SamplerEvaluation):
     headline: Sequence[str] = ("w1", "mode_tv", "moment_kl")
     error_metrics: Sequence[str] = ("w1", "mode_tv", "moment_kl")
     metric_labels: Mapping[str, str] = {
-        "w1": "1-Wasserstein distance of the marginals to the tilted law's (its standard deviations)",
+        "w1": "1-Wasserstein distance of the marginals to the tilted distribution's (its standard deviations)",
         "mode_tv": "total variation distance of the components' weights",
         "moment_kl": "KL of Gaussians with the same mean and covariance (nats)",
         "conditional_ks": "Kolmogorov-Smirnov distance of s' | a to what it was",
@@ -134,7 +134,7 @@ class WorldSampling(SamplerEvaluation):
         """See :meth:`ToyModule.measure`.
 
         Raises:
-            ToyError: the data module is no GaussianMixture, the exact law is not known, or settings do not fit.
+            ToyError: the data module is no GaussianMixture, no exact distribution is known, or settings do not fit.
         """
         data = require_data(data, GaussianMixture)
         self.check_world(self.problem_on(data), self.sampler_names, self.chains)
@@ -175,11 +175,11 @@ class WorldSampling(SamplerEvaluation):
     def truth(self, problem: Problem) -> Truth:
         """Return what is exactly known of the target."""
         target: Any = problem.tilted
-        law: Truth = target.truth
-        return law
+        distribution: Truth = target.truth
+        return distribution
 
     def check_world(self, problem: Problem, names: Sequence[str], chains: int) -> None:
-        """Refuse rewards without an exact law, samplers that cannot be made, and too few chains for a group.
+        """Refuse rewards without an exact distribution, samplers that cannot be made, and too few chains for a group.
 
         Raises:
             ToyError: names the setting.
@@ -271,7 +271,7 @@ class WorldSampling(SamplerEvaluation):
         return sampler, samples, near
 
     def evaluate(self) -> Report:
-        """Run every sampler, and return its distances to the exact law."""
+        """Run every sampler, and return its distances to the exact distribution."""
         problem = self.problem
         data = require_data(self.trainer.datamodule, GaussianMixture)  # type: ignore[attr-defined]
         world, truth = data.world, self.truth(problem)

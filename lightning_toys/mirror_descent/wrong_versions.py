@@ -247,8 +247,8 @@ def largest(version: WrongVersion, make: Make, seeds: Sequence[int], blocks: int
         checks = closed_form_checks(right, samples)
     else:
         world: Any = problem.world
-        law = truth_of(world.clean, problem.reward, problem.lambda_scale)
-        checks = world_checks(right, samples, world, law)
+        distribution = truth_of(world.clean, problem.reward, problem.lambda_scale)
+        checks = world_checks(right, samples, world, distribution)
     return max((c for c in checks if not math.isnan(c.z)), key=lambda c: abs(c.z))
 
 

@@ -127,7 +127,7 @@ class ReplicaLogging(ReplicaParallel):
         self.log_means(means)
         if not self.trainer.sanity_checking:
             shown = {k: torch.tensor(v) for k, v in report.metrics.items() if "_dim" not in k}
-            # a group of their own: TensorBoard's first cards are those of the whole law
+            # a group of their own: TensorBoard's first cards are those of the whole distribution
             tags = {k: f"{'modes' if '_mode' in k else 'eval'}/{k}" for k in shown}
             shares = {tags[k]: n for k, n in report.shares.items() if k in tags}
             self.write_scalars({tags[k]: v for k, v in shown.items()}, shares=shares)

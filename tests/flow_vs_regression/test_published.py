@@ -35,7 +35,7 @@ def rms(x: Tensor) -> float:
 def baseline(target: Target, name: str) -> Predict:
     c, call = grid(50).squeeze(1).numpy(), BASELINES[name]
     x1 = target(grid(50)).numpy()
-    return lambda x, law: torch.from_numpy(call(c, x1, x.squeeze(1).numpy(), 0.0))[None, None]
+    return lambda x, distribution: torch.from_numpy(call(c, x1, x.squeeze(1).numpy(), 0.0))[None, None]
 
 
 def scores(target: Target, predict: Predict, points: int = 10_000) -> dict[str, float]:
@@ -101,7 +101,7 @@ def test_published_scores_of_interpolation(name: str, diagonal: float, boundary:
 def test_the_truth_scores_on_its_own_published_diagonal() -> None:
     """The oversight: f* at other points than f. The right metric has nothing to say where there is no error."""
     target = PublishedPiecewise()
-    found = scores(target, lambda x, law: target(x)[None, None], 1000)
+    found = scores(target, lambda x, distribution: target(x)[None, None], 1000)
     assert 0.041 - ROUNDING <= found["published_subspace_diagonal"] <= 0.041
     assert found["subspace_diagonal"] == 0
     assert found["subspace_off_diagonal"] == 0
@@ -111,7 +111,9 @@ def test_the_truth_scores_on_its_own_published_diagonal() -> None:
 def test_noise_scores_as_much_as_published_regression() -> None:
     target = PublishedPiecewise()
     g = torch.Generator().manual_seed(0)
-    found = scores(target, lambda x, law: torch.randn(1, 20, len(x), 8, generator=g, dtype=torch.float64), 1000)
+    found = scores(
+        target, lambda x, distribution: torch.randn(1, 20, len(x), 8, generator=g, dtype=torch.float64), 1000
+    )
     assert found["published_subspace_diagonal"] == pytest.approx(0.558, abs=0.05)  # one draw there, twenty here
     assert found["published_boundary"] == pytest.approx(0.46, abs=0.02)
 
@@ -146,9 +148,11 @@ def loops(target: PublishedPiecewise, predict: Predict) -> dict[str, float]:
 def test_the_published_metrics_are_the_published_code_s() -> None:
     target = PublishedPiecewise()
 
-    def predict(x: Tensor, law: LAW) -> Tensor:  # some smooth function that depends on the law asked for
+    def predict(
+        x: Tensor, distribution: LAW
+    ) -> Tensor:  # some smooth function that depends on the distribution asked for
         d = torch.arange(8, dtype=torch.float64)
-        return torch.sin(3 * x + d * (2 if law == "gaussian" else 1))[None, None] + 0.1
+        return torch.sin(3 * x + d * (2 if distribution == "gaussian" else 1))[None, None] + 0.1
 
     found = target.extra_metrics(grid(2), predict(grid(2), None), predict)
     wanted = loops(target, predict)
@@ -158,8 +162,8 @@ def test_the_published_metrics_are_the_published_code_s() -> None:
 def test_only_the_published_metrics_ask_for_gaussian_starts() -> None:
     target, asked = PublishedPiecewise(), []
 
-    def predict(x: Tensor, law: LAW) -> Tensor:
-        asked.append((len(x), law))
+    def predict(x: Tensor, distribution: LAW) -> Tensor:
+        asked.append((len(x), distribution))
         return torch.zeros(2, 3, len(x), 8, dtype=torch.float64) + x
 
     found = target.extra_metrics(grid(2), predict(grid(2), None), predict)
@@ -211,13 +215,13 @@ def test_published_scores_of_rotations(name: str, l2: float | None, mean: float 
 
 def test_the_published_cosine_is_signed_and_means_nothing() -> None:
     target = PublishedRotation()
-    truth = scores(target, lambda x, law: target(x)[None, None])
+    truth = scores(target, lambda x, distribution: target(x)[None, None])
     assert truth["published_cosine_mean"] == pytest.approx(0.034, abs=5e-4)
     assert truth["published_cosine_min"] < 0
     assert truth["cosine"] == pytest.approx(1, abs=1e-12)
-    turned = scores(target, lambda x, law: -target(x)[None, None], 1000)
+    turned = scores(target, lambda x, distribution: -target(x)[None, None], 1000)
     assert turned["published_cosine_mean"] == pytest.approx(
-        -scores(target, lambda x, law: target(x)[None, None], 1000)["published_cosine_mean"], abs=1e-12
+        -scores(target, lambda x, distribution: target(x)[None, None], 1000)["published_cosine_mean"], abs=1e-12
     )
 
 

@@ -149,7 +149,7 @@ def test_gaussian_loss_is_sacs() -> None:
 
 
 def test_mirror_gaussian_is_fitted_by_maximum_likelihood() -> None:
-    """Its loss is -log pi(x | s), least at the law that the actions come from."""
+    """Its loss is -log pi(x | s), least at the distribution that the actions come from."""
     net = Network(hidden=8, activation="silu").build([0], 2, 0, False, 4).double()
     actor = MirrorGaussianActor(net)
     state = turns_to_states(torch.linspace(0, 0.9, 6, dtype=torch.float64)).unsqueeze(0)

@@ -203,7 +203,7 @@ def test_path_ends_and_slope(s: float) -> None:
 
 
 def uniforms(*shape: int) -> Tensor:
-    return torch.from_numpy(keyed_generator(0, 0, "test/meanflow/law").random(shape))
+    return torch.from_numpy(keyed_generator(0, 0, "test/meanflow/distribution").random(shape))
 
 
 @pytest.mark.parametrize("kind", ["uniform", "logit_normal"])

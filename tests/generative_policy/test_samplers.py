@@ -268,7 +268,7 @@ def test_a_density_that_is_not_normalised_is_told() -> None:
 
 
 class TanhGaussian(Target):
-    """The law of tanh(mu + sigma xi) times a constant: the reverse KL of a tanh-Gaussian can be 0."""
+    """The distribution of tanh(mu + sigma xi) times a constant: the reverse KL of a tanh-Gaussian can be 0."""
 
     normalised = False
     MU, SIGMA = (0.4, -0.6), (0.3, 0.5)

@@ -1,4 +1,4 @@
-"""Feynman-Kac correctors against their exact law, and soft values learned by regression against exact ones."""
+"""Feynman-Kac correctors against their exact distribution, and soft values learned by regression against exact ones."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def test_weighed_gaussians() -> None:
     w = np.exp(-0.5 * (x - 0.3) ** 2 / 0.7 + 0.4 * x - 0.5 * 1.3 * x * x)
     found = weighed(Gaussian(np.array([0.3]), np.array([[0.7]])), np.array([[1.3]]), np.array([0.4]))
     assert found is not None
-    law, log_z = found
+    distribution, log_z = found
     mean = (x * w).sum() / w.sum()
-    assert float(law.m[0]) == pytest.approx(mean, abs=1e-9)
-    assert float(law.C[0, 0]) == pytest.approx(((x - mean) ** 2 * w).sum() / w.sum(), abs=1e-9)
+    assert float(distribution.m[0]) == pytest.approx(mean, abs=1e-9)
+    assert float(distribution.C[0, 0]) == pytest.approx(((x - mean) ** 2 * w).sum() / w.sum(), abs=1e-9)
     assert log_z == pytest.approx(math.log(w.sum() * (x[1] - x[0]) / math.sqrt(2 * math.pi * 0.7)), abs=1e-9)
-    assert weighed(law, np.array([[-9.0]]), np.array([0.0])) is None
+    assert weighed(distribution, np.array([[-9.0]]), np.array([0.0])) is None
 
 
 @pytest.mark.parametrize("schedule", [SKEW.schedule, Constant(), SigmaPower()], ids=lambda s: type(s).__name__)
 def test_correctors_tend_to_the_target(schedule: Constant) -> None:
-    """With infinitely many particles: the KL falls as 1 / K^2, the error of Z as 1 / K, whatever the schedule; the law
-    does not depend on the origin."""
+    """With infinitely many particles: the KL falls as 1 / K^2, the error of Z as 1 / K, whatever the schedule; the
+    distribution does not depend on the origin."""
     kls, errors = [], []
     for K in (160, 320, 640):
         problem = dataclasses.replace(with_settings(SKEW, smc_K=K), schedule=schedule)
@@ -75,7 +75,7 @@ def test_correctors_draw_from_their_law() -> None:
     samples = run_chains(FeynmanKacCorrectors(problem.centred), [0, 1], BLOCK_SIZE, SINGLE)
     checks = closed_form_checks(FeynmanKacCorrectors(problem), samples)
     assert [c.quantity for c in checks] == ["mean", "var", "slope", "cond_ratio", "Z / exact Z"]
-    assert {c.source for c in checks} == {"law"}
+    assert {c.source for c in checks} == {"exact"}
     assert min(c.p_value(c.z) for c in checks) > 1e-3, checks
     assert max(abs(c.goal_z) for c in checks if c.target is not None) > 20  # few levels miss the target
     cost = FeynmanKacCorrectors(problem).cost()
@@ -92,7 +92,7 @@ def test_correctors_mend_the_product_of_experts_on_a_mixture() -> None:
         (sample,) = run_chains(KNOWN[name](problem), [0], BLOCK_SIZE, SINGLE)
         w1[name] = distances(problem.world, problem.reward, truth, points_of(sample))["w1"]  # type: ignore[arg-type]
     assert w1["fkc"] < 0.5 * w1["sde_poe"], w1
-    assert all(math.isnan(c.z) for c in checked("fkc", problem))  # its law at so many levels is not known here
+    assert all(math.isnan(c.z) for c in checked("fkc", problem))  # its distribution at so many levels is not known here
 
 
 # learned soft values
@@ -149,7 +149,7 @@ def test_a_fit_is_kept_and_keyed() -> None:
 
 @pytest.mark.slow
 def test_guidance_by_a_learned_soft_value() -> None:
-    """Nearer than DPS, on a mixture and in the linear-Gaussian world; its law is not known, and its goal is judged."""
+    """Nearer than DPS, on a mixture and in the linear-Gaussian problem; its goal alone is judged."""
     for problem in (problem_of(FOUR, QuadraticReward([0.5, 1.0], [1.5, -0.5]), 1.0, predictor_K=60),
                     problem_of(PLANE, Quartic(0.8, 1.2, 0.2), 1.0, predictor_K=60)):  # fmt: skip
         truth, w1 = problem.tilted.truth, {}  # type: ignore[attr-defined]
@@ -168,7 +168,7 @@ def test_guidance_by_a_learned_soft_value() -> None:
 
 
 def test_the_grid_of_guidance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its default is the predictor's own law; a best cell is no worse; a file is never written over."""
+    """Its default is the predictor's own distribution; a best cell is no worse; a file is never written over."""
     problem = problem_of_levels(30)
     cells = list(settings_of(problem, DiffusionPosteriorSampling, "sde"))
     assert len(cells) == len(SCHEDULES) * len(SCALES)

@@ -250,10 +250,13 @@ def test_next_states_of_narrow_components_have_their_distribution_function() -> 
     """Two far modes of s' with standard deviation 0.02: the table of points is as fine as they are."""
     C = np.array([[[1.0, 0.0], [0.0, 4e-4]]] * 2)
     q = Mixture(np.array([0.5, 0.5]), np.array([[0.0, -3.0], [0.0, 3.0]]), C, 1)
-    law, want = Quadrature(q, Plain(), 1.0), ClosedForm(q, QuadraticForm(np.array([[1.2]]), np.array([0.96]), 0.0), 1.0)
+    distribution, want = (
+        Quadrature(q, Plain(), 1.0),
+        ClosedForm(q, QuadraticForm(np.array([[1.2]]), np.array([0.96]), 0.0), 1.0),
+    )
     at = np.linspace(-4, 4, 2001)
-    np.testing.assert_allclose(law.cdf(1, at), want.cdf(1, at), atol=2e-3)
-    assert law.weights[0] == pytest.approx(0.5, abs=1e-9)
+    np.testing.assert_allclose(distribution.cdf(1, at), want.cdf(1, at), atol=2e-3)
+    assert distribution.weights[0] == pytest.approx(0.5, abs=1e-9)
 
 
 def test_the_bound_on_the_error_grows_with_the_moments() -> None:

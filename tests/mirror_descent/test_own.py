@@ -53,7 +53,7 @@ def test_examples_are_judged_and_drawn(mirror: Runner) -> None:
     found: dict[str, Any] = json.loads((folder / "results.json").read_text())
     verdicts = found["arrays"]["verdicts"]
     assert set(verdicts) == {"RandomWalk", "ode_Delayed", "pc_mala"}
-    # the walk's law is not known, but it is the target's
+    # the walk's distribution is not known, but it is the target's
     assert (verdicts["RandomWalk"]["implementation"], verdicts["RandomWalk"]["goal"]) == ("not tested", "agrees")
     # the rule's is, and is not
     assert (verdicts["ode_Delayed"]["implementation"], verdicts["ode_Delayed"]["goal"]) == ("agrees", "differs")

@@ -1,4 +1,4 @@
-"""Resampling, best-of-N, FK steering, SVDD, tempered SMC, predictors: exact laws, limits and published forms."""
+"""Resampling, best-of-N, FK steering, SVDD, tempered SMC, predictors: distributions, limits and published forms."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_predictors_settings_are_exact_in_the_linear_gaussian_world() -> None:
     for name, make in made.items():
         assert make(problem).name == name
         checks = closed_form_checks(make(problem), run_chains(make(problem.centred), [0, 1], BLOCK_SIZE, SINGLE))
-        assert {c.source for c in checks} == {"law"}
+        assert {c.source for c in checks} == {"exact"}
         assert min(c.p_value(c.z) for c in checks) > 1e-4
 
 
@@ -170,7 +170,7 @@ def test_best_of_n_kl(n: int) -> None:
 def test_best_of_n_law(reward: Quartic | Step) -> None:
     problem = problem_of(PLANE, reward)
     checks = checked("best_of_8", problem)
-    assert {c.source for c in checks} == {"law"}
+    assert {c.source for c in checks} == {"exact"}
     assert worst(checks) > 1e-3
     assert max(abs(c.goal_z) for c in checks) > 10
     assert BestOfN(problem_of(FOUR, QuadraticReward([1.0, 1.0], [0.0, 0.0]))).exact_law() is None
@@ -181,13 +181,13 @@ def test_best_of_n_of_narrow_modes_far_apart() -> None:
     under a symmetric reward with two jumps its mean is 0."""
     C = np.array([[[1.0, 0.3], [0.3, 1.0]]] * 2)
     q = Mixture(np.array([0.5, 0.5]), np.array([[-5000.0, 0.0], [5000.0, 0.0]]), C, 1)
-    law = BestOfN(problem_of(q, Step(1.0, 5000.0)), 3).exact_law()
-    assert law is not None
+    distribution = BestOfN(problem_of(q, Step(1.0, 5000.0)), 3).exact_law()
+    assert distribution is not None
     lost, half = 0.75**3, math.sqrt(2 / math.pi)
-    assert law.mean_reward == pytest.approx(1 - lost, abs=1e-6)
+    assert distribution.mean_reward == pytest.approx(1 - lost, abs=1e-6)
     below = (0.5 * -5000 + 0.25 * (5000 - half)) / 0.75  # E of q left of the edge
-    assert law.mean[0] == pytest.approx(lost * below + (1 - lost) * (5000 + half), abs=1e-3)
-    assert law.weights[0] == pytest.approx(lost * 2 / 3, abs=1e-6)
+    assert distribution.mean[0] == pytest.approx(lost * below + (1 - lost) * (5000 + half), abs=1e-3)
+    assert distribution.weights[0] == pytest.approx(lost * 2 / 3, abs=1e-6)
     even = BestOfN(problem_of(q, Window()), 3).exact_law()
     assert even is not None
     assert even.mean[0] == pytest.approx(0.0, abs=1e-3)
@@ -206,7 +206,7 @@ class Window(Reward):
 
 def test_best_of_n_in_the_linear_gaussian_world() -> None:
     checks = closed_form_checks(BestOfN(SKEW, 5), run_chains(BestOfN(SKEW.centred, 5), [0, 1], BLOCK_SIZE, SINGLE))
-    assert {c.source for c in checks} == {"law"}
+    assert {c.source for c in checks} == {"exact"}
     assert min(c.p_value(c.z) for c in checks) > 1e-4
     assert max(abs(c.goal_z) for c in checks) > 10
 
@@ -252,7 +252,7 @@ def test_particles_in_the_linear_gaussian_world(name: str) -> None:
     samples = run_chains(KNOWN[name](problem.centred), [0, 1], BLOCK_SIZE, SINGLE)
     checks = closed_form_checks(KNOWN[name](problem), samples)
     assert min(c.p_value(c.z) for c in checks) > 1e-4, checks
-    assert {c.source for c in checks} == {"limit", "law"}
+    assert {c.source for c in checks} == {"limit", "exact"}
 
 
 @pytest.mark.slow

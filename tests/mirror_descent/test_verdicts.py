@@ -66,7 +66,7 @@ def exact_sample(n: int, seed: int, factor: float = 1.0) -> Sample:
 def test_standard_errors(group: int) -> None:
     """Those of the estimates over many samples; with pairs for groups there is no NaN either."""
     exact = gaussian_moments(PROBLEM.tilted_joint, 0.5)
-    rows = [check_moments("x", [exact_sample(1000, k)], exact, "law", exact, 0.5, group) for k in range(100)]
+    rows = [check_moments("x", [exact_sample(1000, k)], exact, "exact", exact, 0.5, group) for k in range(100)]
     for i, quantity in enumerate(exact):
         z = np.array([row[i].z for row in rows])
         assert rows[0][i].quantity == quantity
@@ -79,16 +79,16 @@ def test_power_is_what_it_says() -> None:
     """A variance that is wrong by what is detectable is found in 95 of 100 samples, and a right one in hardly any."""
     exact = gaussian_moments(PROBLEM.tilted_joint, 0.5)
     n, found = 30_000, {}
-    (_, var, *_) = check_moments("x", [exact_sample(n, 0)], exact, "law", exact, 0.5)
+    (_, var, *_) = check_moments("x", [exact_sample(n, 0)], exact, "exact", exact, 0.5)
     family = 80
     error = detectable_error(var, family) / 0.25
     for factor in (1.0, 1 + error):
         hits = 0
         for k in range(200):
-            (_, var, *_) = check_moments("x", [exact_sample(n, k, factor)], exact, "law", exact, 0.5)
+            (_, var, *_) = check_moments("x", [exact_sample(n, k, factor)], exact, "exact", exact, 0.5)
             hits += var.p_value(var.z) < ALPHA / family
         found[factor] = hits / 200
-    # the wrong law's standard error is larger by its factor
+    # the wrong distribution's standard error is larger by its factor
     assert POWER - 0.07 < found[1 + error] < 1
     assert found[1.0] == 0
 
@@ -96,7 +96,7 @@ def test_power_is_what_it_says() -> None:
 def test_verdicts() -> None:
     def row(sampler: str, z: float, goal_z: float | None, groups: int = 0) -> ClosedFormCheck:
         target = None if goal_z is None else -goal_z
-        return ClosedFormCheck(sampler, "mean", -z, "law", target, 0.0, 1.0, groups)
+        return ClosedFormCheck(sampler, "mean", -z, "exact", target, 0.0, 1.0, groups)
 
     rows = judge([row("a", 0.5, 6.0), row("b", -4.5, 0.1), row("c", math.nan, None), row("d", 3.0, 3.0)])
     found = verdicts(rows)
@@ -132,7 +132,7 @@ def test_wrong_versions_differ(what: str) -> None:
     assert verdicts(wrong)[name]["implementation"] == "differs"
 
 
-# the law of joint MALA
+# the distribution of joint MALA
 
 
 @pytest.mark.parametrize("eta", [0.7, 0.15])
@@ -181,7 +181,7 @@ def test_refreshes_and_steps_against_exact_moments(name: str, knobs: tuple[int, 
     for check in checks:
         assert math.isnan(check.z) or check.p_value(check.z) > 7e-6, check
     if name != "pc_joint_mala":
-        assert all(check.source == "law" for check in checks)
+        assert all(check.source == "exact" for check in checks)
 
 
 # refreshes

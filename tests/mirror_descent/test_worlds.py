@@ -1,4 +1,4 @@
-"""WorldSampling: shipped samplers on mixtures and under rewards of any form, their laws, verdicts and commands."""
+"""WorldSampling: shipped samplers on mixtures and under rewards of any form, verdicts and commands."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_exact_in_the_limit(name: str) -> None:
     """On two actions and two next states: weights, means, covariances, E Q, s' | a and Z."""
     checks = checked(name, problem_of(FOUR, QUADRATIC, 1.2, **SMALL))
     assert worst(checks) > 1e-3, min(checks, key=lambda c: c.p_value(c.z))
-    assert {c.source for c in checks} == {"limit", "law"}
+    assert {c.source for c in checks} == {"limit", "exact"}
     assert len(checks) >= 3 + 4 + 10 + 1 + 4 + 1
 
 
@@ -90,10 +90,10 @@ def test_the_gaussian_kernel_alone_is_not_enough(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("reward", [Quartic(0.8, 1.2, 0.2), Step(1.5, 0.3)], ids=["quartic", "step"])
 @pytest.mark.parametrize("name", ["ula", "mala", "independence_mh", "pc_mala", "pc_ula"])
 def test_laws_of_chains_in_worlds_of_one_action(name: str, reward: Reward) -> None:
-    """What eight steps, or six levels, leave of the start is in the law; the target itself is far away."""
+    """What eight steps, or six levels, leave of the start is in the distribution; the target itself is far away."""
     problem = problem_of(PLANE, reward, 1.0, **SMALL, ula_step=0.03)
     checks = checked(name, problem)
-    assert {c.source for c in checks} == {"law"}
+    assert {c.source for c in checks} == {"exact"}
     assert worst(checks) > 1e-3, min(checks, key=lambda c: c.p_value(c.z))
     if name != "independence_mh":
         assert max(abs(c.goal_z) for c in checks) > 10
@@ -172,9 +172,9 @@ def test_outputs(mirror: Runner) -> None:
     flags = ("--model.samplers", "[fk_difference,sde_none,mala]", "--model.budgets", "[0.5,1]", "--model.bins", "12")
     err = mirror.ok("test", "quartic", *flags, "--model.budget_chains", "1000")
     folder = mirror.folder("quartic")
-    assert "Exact law (adaptive quadrature, error below" in err
+    assert "Exact distribution (adaptive quadrature, error below" in err
     assert "| sampler | w1 | mode_tv | moment_kl | conditional_ks | reward | evaluations |" in err
-    assert "Implementation is not tested, the sampler's own law is not known: sde_none." in err
+    assert "Implementation is not tested, the sampler's own distribution is not known: sde_none." in err
     found = json.loads((folder / "results.json").read_text())
     assert {"w1", "w1@mala", "mode_tv@sde_none", "log_z@fk_difference", "acceptance@mala", "reward@mala"} <= set(
         found["metrics"]
@@ -262,7 +262,7 @@ def test_draws_that_ran_away_are_told(mirror: Runner) -> None:
     assert 0 < found["metrics"]["lost@ula"]["mean"] < 0.5
     (row,) = (r for r in found["arrays"]["checks"] if r["quantity"] == "lost")
     assert row["goal"] == "differs"
-    # the kept draws' law is not known: they are the ones that stayed
+    # the kept draws' distribution is not known: they are the ones that stayed
     assert {r["implementation"] for r in found["arrays"]["checks"] if r["sampler"] == "ula"} == {"not tested"}
     assert np.isfinite(found["metrics"]["w1@ula"]["values"]).all()
     code, err = mirror.code("test", "quartic", *flags, "0.1", "--data.std", "6")
@@ -272,7 +272,7 @@ def test_draws_that_ran_away_are_told(mirror: Runner) -> None:
 
 
 def test_a_law_is_not_known_where_unadjusted_steps_run_away() -> None:
-    """On the grid what leaves it would stay: short steps have a law, long ones none; MALA's proposals are rejected."""
+    """On the grid what leaves it would stay: short steps have a distribution, long ones none; MALA rejects."""
     short = problem_of(PLANE, Quartic(0.8, 1.2, 0.2), 1.0, **SMALL, ula_step=0.03)
     long = problem_of(PLANE, Quartic(3.0, 1.0), 1.0, **SMALL, ula_step=0.06)
     assert KNOWN["ula"](short).exact_law() is not None
@@ -296,7 +296,7 @@ def test_few_particles_are_not_tested_against_their_limit(name: str) -> None:
     assert set(tested) == {"Z / exact Z"} | {f"pooled {k}" for k, c in few.items() if c.target is not None}
     assert max(map(abs, tested.values())) < 4.5
     assert max(abs(c.goal_z) for c in few.values() if c.target is not None) > 4.5
-    assert {c.source for c in many.values()} == {"limit", "law"}
+    assert {c.source for c in many.values()} == {"limit", "exact"}
     assert worst(list(many.values())) > 1e-3
 
 

@@ -78,13 +78,13 @@ def test_moments_over_seeds_and_indices() -> None:
 
 def test_a_stream_is_a_direct_keyed_draw() -> None:
     seeds = [4, 9]
-    for law in (normal, uniform):
-        stream = NoiseStream(seeds, "x0", (3, 2), law, block=8)
+    for distribution in (normal, uniform):
+        stream = NoiseStream(seeds, "x0", (3, 2), distribution, block=8)
         for step in (0, 7, 8, 21):
             found = stream.at(step, LIKE)
             assert found.shape == (2, 3, 2)
             for r, seed in enumerate(seeds):
-                direct = law(keyed_generator(seed, step // 8, "x0"), (8, 3, 2))[step % 8]
+                direct = distribution(keyed_generator(seed, step // 8, "x0"), (8, 3, 2))[step % 8]
                 assert torch.equal(found[r], torch.from_numpy(direct))
 
 

@@ -120,14 +120,14 @@ def titled(runs: Sequence[Run], title: str) -> str:
 
 
 def readout_tables(runs: Sequence[Run], metric: str) -> list[ResultTable]:
-    """Return a metric of every readout of every run: a table for each set of readouts (and law, where it is wide)."""
+    """Return a metric of every readout of every run: a table for each set of readouts (for each x0, if wide)."""
     groups: dict[tuple[str, ...], list[Run]] = {}
     for r in runs:
-        laws: dict[str, list[str]] = {}
+        distributions: dict[str, list[str]] = {}
         known = r.readouts(metric)
         for name in known:
-            laws.setdefault(name.split("/")[0] if "/" in name else "", []).append(name)
-        for columns in [known] if len(known) <= 4 else laws.values():
+            distributions.setdefault(name.split("/")[0] if "/" in name else "", []).append(name)
+        for columns in [known] if len(known) <= 4 else distributions.values():
             for i in range(0, len(columns), MAX_COLUMNS):
                 groups.setdefault(tuple(columns[i : i + MAX_COLUMNS]), []).append(r)
     tables = []
@@ -136,11 +136,11 @@ def readout_tables(runs: Sequence[Run], metric: str) -> list[ResultTable]:
         for r in members:
             found = [r.values(f"{metric}@{n}") for n in names]
             rows.append([r.label, *(format_estimate(mean_ci(list(v.values()))) if v else "-" for v in found)])
-        law = names[0].split("/")[0]
-        one_law = all(n.startswith(f"{law}/") for n in names)
+        distribution = names[0].split("/")[0]
+        one_law = all(n.startswith(f"{distribution}/") for n in names)
         title = f"{metric} by readout of the same checkpoint"
         if "/" in names[0]:
-            title += ", x0 " + (law if one_law else "zeros or Gaussian")
+            title += ", x0 " + (distribution if one_law else "zeros or Gaussian")
         heads = [n.split("/")[1] if one_law else n.replace("/", " ") for n in names]
         tables.append(ResultTable(titled(runs, title), ["run", *heads], rows))
     return tables

@@ -39,8 +39,9 @@ def class_names() -> set[str]:
 def fitting(names: set[str], message: str) -> set[str]:
     """Return those names of exported classes that have a base which a message of jsonargparse asks for; all if none."""
     bases = tuple(defined_class(path) for path in re.findall(r"<class '(lightning_toys[\w.]+)'>", message))
-    exported = {n: getattr(m, n, None) for m in experiments() for n in names & set(getattr(m, "__all__", ()))}
-    found = {n for n, kind in exported.items() if isinstance(kind, type) and bases and issubclass(kind, bases)}
+    # two experiments may export classes of one name
+    exported = [(n, getattr(m, n, None)) for m in experiments() for n in names & set(getattr(m, "__all__", ()))]
+    found = {n for n, kind in exported if isinstance(kind, type) and bases and issubclass(kind, bases)}
     return found or names
 
 
