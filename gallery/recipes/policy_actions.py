@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from gallery.read import Content, Make, between, difference, entries, estimates, paired, ratio, table, values
+from gallery.read import Content, Make, between, difference, entries, estimates, paired, ratio, short, table, values
 from gallery.recipe import Folders, Recipe, Run
 from gallery.recipes.bandit import CONFIG, difference_table
 from gallery.recipes.policy_modes import GAUSSIAN
 from gallery.running import TABLE
-from lightning_toys.stats import PairedDifference
+from lightning_toys.stats import PairedDifference, format_estimate, mean_ci
 
 DPI = 110
 KEPT = ("shares.json", TABLE)  # beside results, of runs that gallery/shares.py measures
@@ -180,6 +180,11 @@ def frozen_questions(at: Folders) -> str:
     return difference_table("difference", asked)
 
 
+def entropy_gap(run: Run) -> Make:
+    """Return what writes one step's entropy minus the target's."""
+    return lambda at: short(format_estimate(mean_ci(values(of_actions(at, run, "1"), "entropy_gap"))))
+
+
 NOISES = {
     "`head`, as shipped": (FRESH, "1"),
     "the same map, noise of the likeliest width": (FRESH, "noise"),
@@ -254,5 +259,15 @@ RECIPE = Recipe(
         *entries([SHORT.name], {"policy.short.difference": averaged_minus_raw(SHORT)}),
         *entries([SHORT_CONSTANT.name], {"policy.short.constant": averaged_minus_raw(SHORT_CONSTANT)}),
         *entries([run.name for run in ABLATION.values()], {"policy.ablation.ratio": tv_ratio}),
+        *entries([FRESH.name], {"policy.fresh.entropy": entropy_gap(FRESH)}),
+        *entries([FRESH_EIGHT.name], {"policy.fresh.entropy.eight": entropy_gap(FRESH_EIGHT)}),
+        *entries(
+            [FRESH.name, DECONVOLVED.name],
+            {
+                "policy.noise.deconvolved": lambda at: paired(
+                    of_actions(at, DECONVOLVED, "1"), of_actions(at, FRESH, "1"), "entropy_error"
+                )
+            },
+        ),
     ),
 )
