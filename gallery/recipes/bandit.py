@@ -114,10 +114,17 @@ def said(content: Content, metric: str) -> str:
     return short(f"{found[0]:.3g}") if found else "-"
 
 
+def share_and_seeds(content: Content, metric: str) -> str:
+    """Write the mean of a share, and of how many seeds it is above one half: an interval would leave [0, 1]."""
+    found = values(content, metric)
+    return f"{short(f'{np.mean(found):.2f}')} ({sum(x > 0.5 for x in found)} of {len(found)})"
+
+
 def levels(runs: Mapping[str, Run], metrics: Mapping[str, str], reference: str, at: Folders) -> str:
     """Return the table of a sweep's metrics, and its reference rows."""
     found = cells(at, runs)
-    rows = [[POLICIES[p], critic, *(said(content, m) for m in metrics)] for (p, critic), content in found.items()]
+    write = {m: share_and_seeds if m.startswith("share_mode") else said for m in metrics}
+    rows = [[POLICIES[p], critic, *(write[m](content, m) for m in metrics)] for (p, critic), content in found.items()]
     references = next(iter(found.values()))["references"]
     for name, row in references.items():
         if name.startswith(reference):
@@ -151,7 +158,7 @@ def bandit_questions(at: Folders) -> str:
 
 BANDIT = {
     "regret": "regret",
-    "share_mode0": "on the best hill",
+    "share_mode0": "on the best hill (in seeds)",
     "off": "off every hill",
     "effective_hills": "hills",
     "critic_evaluations": "critic evaluations",
@@ -173,13 +180,19 @@ def controls_table(at: Folders) -> str:
 
 def equal_table(at: Folders) -> str:
     """Return the policies where all hills are equally high; none of them is the best."""
-    metrics = {name: label for name, label in BANDIT.items() if name != "share_mode0"}
+    by_hill = {f"share_mode{k}": f"hill {k + 1} (in seeds)" for k in range(3)}
+    metrics = {"regret": "regret", **by_hill, "off": "off every hill", "effective_hills": "hills"}
     return levels(EQUAL, metrics, "uniform", at)
 
 
 def equal_hills(at: Folders) -> str:
     """Write the least and the greatest number of hills acted on at a state, each cell's mean over seeds."""
     return between([float(np.mean(values(r, "effective_hills"))) for r in cells(at, EQUAL).values()], 2)
+
+
+def equal_regret(policy: str) -> Make:
+    """Return what writes a policy's regret on equal hills with the known critic."""
+    return lambda at: said(cells(at, EQUAL)[policy, "known"], "regret")
 
 
 def equal_questions(at: Folders) -> str:
@@ -200,6 +213,18 @@ def multigoal_table(at: Folders) -> str:
 def multigoal_questions(at: Folders) -> str:
     """Return MultiGoal's differences of the gap to the optimum's soft return."""
     return without_noise(difference_table("difference of soft_gap", answers(at, MULTIGOAL, "soft_gap")))
+
+
+def multigoal_later(at: Folders) -> str:
+    """Return what was asked after the table was seen: policies by mirror descent beside SAC's Gaussian."""
+    by = cells(at, MULTIGOAL)
+    rows = []
+    for critic, policy in product(CRITICS, ("meanflow", "flow")):
+        d = difference(by[policy, critic], by["gaussian", critic], "soft_gap")
+        name = f"{POLICIES[policy]} minus {POLICIES['gaussian']}, critic {critic}"
+        rows.append([name, short(format_estimate(d.estimate)), p_words(d.p_value)])
+    head = "asked afterwards: difference of soft_gap | mean ± half of the 95 % interval | p, not adjusted"
+    return without_noise(table(head, rows))
 
 
 def on_a_lower_hill(critic: str) -> Make:
@@ -228,10 +253,16 @@ def small_alpha(at: Folders) -> Content:
     return results(at[ALPHA.name] / "small")
 
 
-def on_the_best_hill(at: Folders) -> str:
-    """Write in how many seeds SAC with the small weight acts on the best hill at most states."""
-    found = values(small_alpha(at), "share_mode0")
+def on_the_best_hill(content: Content) -> str:
+    """Write in how many seeds a policy acts on the best hill at most states."""
+    found = values(content, "share_mode0")
     return f"{sum(x > 0.5 for x in found)} of {len(found)}"
+
+
+def regret_on_the_best(content: Content) -> str:
+    """Write the least and the greatest regret of the seeds that act on the best hill."""
+    pairs = zip(values(content, "regret"), values(content, "share_mode0"), strict=True)
+    return between([regret for regret, share in pairs if share > 0.5], 3)
 
 
 def small_alpha_minus(policy: str) -> Make:
@@ -301,11 +332,25 @@ RECIPE = Recipe(
     numbers=entries([*CONTROL_RUNS, CHANGED.name], {f"bandit.change.{name}": changed_by(name) for name in CHANGES})
     + entries(
         [ALPHA.name],
-        {"bandit.alpha.regret": lambda at: said(small_alpha(at), "regret"), "bandit.alpha.best": on_the_best_hill},
+        {
+            "bandit.alpha.regret": lambda at: said(small_alpha(at), "regret"),
+            "bandit.alpha.best": lambda at: on_the_best_hill(small_alpha(at)),
+        },
+    )
+    + entries(
+        [CHANGED.name],
+        {
+            "bandit.auto.best": lambda at: on_the_best_hill(change(at, "temperature")),
+            "bandit.auto.regret": lambda at: regret_on_the_best(change(at, "temperature")),
+        },
+    )
+    + entries(
+        EQUAL_RUNS,
+        {f"bandit.equal.regret.{p}": equal_regret(p) for p in ("meanflow", "gaussian_mirror")},
     )
     + entries(
         [*CONTROL_RUNS, ALPHA.name],
-        {f"bandit.alpha.minus.{p}": small_alpha_minus(p) for p in ("gaussian", "gaussian_mirror")},
+        {f"bandit.alpha.minus.{p}": small_alpha_minus(p) for p in ("gaussian", "gaussian_mirror", "meanflow", "flow")},
     )
     + entries(EQUAL_RUNS, {"bandit.equal.hills": equal_hills})
     + entries(
@@ -322,7 +367,12 @@ RECIPE = Recipe(
         *entries([*CONTROL_RUNS, CHANGED.name], {"policy.controls.differences": bandit_questions}),
         *entries(EQUAL_RUNS, {"policy.equal": equal_table, "policy.equal.differences": equal_questions}),
         *entries(
-            MULTIGOAL_RUNS, {"policy.multigoal": multigoal_table, "policy.multigoal.differences": multigoal_questions}
+            MULTIGOAL_RUNS,
+            {
+                "policy.multigoal": multigoal_table,
+                "policy.multigoal.differences": multigoal_questions,
+                "policy.multigoal.later": multigoal_later,
+            },
         ),
     ),
 )

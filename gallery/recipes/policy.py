@@ -155,10 +155,8 @@ RECIPE = Recipe(
         *entries(
             ["target_std"],
             {
-                "policy.tv": lambda at: spread_to(values(shipped(at), "tv"), 3),
                 "policy.off3": lambda at: spread_to(values(shipped(at), "off3"), 3),
                 "policy.off5": lambda at: spread(values(shipped(at), "off5")),
-                "policy.off5.mean": meanflow("off5", 4),
                 "policy.off3.two": meanflow("off3@2", 3),
                 "policy.off3.64": meanflow("off3@64", 3),
                 "policy.entropy.two": meanflow("entropy_knn@2", 2),

@@ -180,9 +180,19 @@ def frozen_questions(at: Folders) -> str:
     return difference_table("difference", asked)
 
 
+def level(run: Run, label: str, metric: str) -> Make:
+    """Return what writes a metric's mean over seeds and its interval."""
+    return lambda at: short(format_estimate(mean_ci(values(of_actions(at, run, label), metric))))
+
+
 def entropy_gap(run: Run) -> Make:
     """Return what writes one step's entropy minus the target's."""
-    return lambda at: short(format_estimate(mean_ci(values(of_actions(at, run, "1"), "entropy_gap"))))
+    return level(run, "1", "entropy_gap")
+
+
+def target_tv(at: Folders, run: Run) -> float:
+    """Return the total variation that as many of the target's own samples have."""
+    return float(json.loads((at[run.name] / "shares.json").read_text())["target"]["tv"])
 
 
 NOISES = {
@@ -192,10 +202,17 @@ NOISES = {
 }
 
 
+# measured with the same command, and not among the questions
+EIGHT_NOISES = {
+    "eight Gaussians: `head`, as shipped": (FRESH_EIGHT, "1"),
+    "eight Gaussians: noise of the likeliest width": (FRESH_EIGHT, "noise"),
+}
+
+
 def noise_table(at: Folders) -> str:
     """Return the ways to add noise."""
     rows = []
-    for label, of in NOISES.items():
+    for label, of in (NOISES | EIGHT_NOISES).items():
         found = of_actions(at, *of)
         width = between(values(found, "width"), 3) if "width" in found["metrics"] else ".01"
         rows.append([label, width, *estimates(found, *SHARES)])
@@ -251,15 +268,23 @@ RECIPE = Recipe(
         *entries([FRESH.name, FRESH_FLOW.name], {"policy.fresh": frozen_table(FROZEN)}),
         *entries([FRESH_EIGHT.name], {"policy.fresh.eight": frozen_table(EIGHT_FROZEN)}),
         *entries([FRESH.name, FRESH_FLOW.name, FRESH_EIGHT.name], {"policy.fresh.differences": frozen_questions}),
-        *entries(
-            [FRESH.name, DECONVOLVED.name], {"policy.noise": noise_table, "policy.noise.differences": noise_questions}
-        ),
+        *entries([FRESH.name, DECONVOLVED.name, FRESH_EIGHT.name], {"policy.noise": noise_table}),
+        *entries([FRESH.name, DECONVOLVED.name], {"policy.noise.differences": noise_questions}),
     ),
     numbers=(
         *entries([SHORT.name], {"policy.short.difference": averaged_minus_raw(SHORT)}),
         *entries([SHORT_CONSTANT.name], {"policy.short.constant": averaged_minus_raw(SHORT_CONSTANT)}),
         *entries([run.name for run in ABLATION.values()], {"policy.ablation.ratio": tv_ratio}),
-        *entries([FRESH.name], {"policy.fresh.entropy": entropy_gap(FRESH)}),
+        *entries(
+            [FRESH.name],
+            {
+                "policy.fresh.entropy": entropy_gap(FRESH),
+                "policy.fresh.target_tv": lambda at: short(f"{target_tv(at, FRESH):.4f}"),
+                **{f"policy.fresh.{m}": level(FRESH, "1", m) for m in ("tv", "off5", "off10")},
+                "policy.fresh.likeliest": level(FRESH, "noise", "entropy_gap"),
+            },
+        ),
+        *entries([FRESH_EIGHT.name], {"policy.fresh.likeliest.eight": level(FRESH_EIGHT, "noise", "entropy_gap")}),
         *entries([FRESH_EIGHT.name], {"policy.fresh.entropy.eight": entropy_gap(FRESH_EIGHT)}),
         *entries(
             [FRESH.name, DECONVOLVED.name],

@@ -47,14 +47,15 @@ BY_CLASS = {
     name: Run(name, (words,), f"generative_policy/classes/{name}", "0 to 15", 3, quick=None, keeps=True)
     for name, words in CLASSES.items()
 }
+STRAYS = 0.1  # share beyond 5 sd from which on no mode counts as kept; a half, at first, lay amid four seeds' values
 TARGET_WEIGHTS = (1.4 / 3.6, 1.2 / 3.6, 1.0 / 3.6)
 
 
 def kept_modes(r: Content) -> list[int]:
-    """Return how many modes each seed keeps: those with at least half of their weight; none if most actions are off."""
+    """Return how many modes each seed keeps: those with at least half of their weight; none if a tenth is off."""
     each = zip(*(values(r, f"weight_mode{i}") for i in range(3)), strict=True)
     counts = [sum(x >= w / 2 for x, w in zip(found, TARGET_WEIGHTS, strict=True)) for found in each]
-    return [0 if off > 0.5 else n for n, off in zip(counts, values(r, "off5"), strict=True)]
+    return [0 if off > STRAYS else n for n, off in zip(counts, values(r, "off5"), strict=True)]
 
 
 def kept_in_words(at: Folders, name: str) -> str:

@@ -120,3 +120,12 @@ def test_episodes_are_drawn_of_what_is_kept(at: Folders) -> None:
         head = picture.read_bytes()[:24]
         assert head.startswith(b"\x89PNG")
         assert int.from_bytes(head[16:20], "big") <= 600  # legible on a narrow page
+
+
+def test_seeds_on_the_best_hill() -> None:
+    """A share above one half counts, and only those seeds' regrets are written."""
+    metrics = {"share_mode0": [1.0, 0.5, 0.51, 0.0], "regret": [0.2, 0.9, 0.1, 0.7]}
+    content = {"seeds": [0, 1, 2, 3], "metrics": {name: {"values": v} for name, v in metrics.items()}}
+    assert recipe.on_the_best_hill(content) == "2 of 4"
+    assert recipe.regret_on_the_best(content) == ".100 to .200"
+    assert recipe.share_and_seeds(content, "share_mode0") == ".50 (2 of 4)"

@@ -47,7 +47,8 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     noise = row(0.004, THREE + 0.1, 22) | {"width": [0.01, 0.008, 0.008, 0.009]}
     shares(recipe.FRESH, {"1": row(0.003, THREE + 0.2, 20), "2": row(0.001, THREE, 21), "noise": noise})
     shares(recipe.DECONVOLVED, {"1": row(0.003, THREE - 0.05, 23)})
-    shares(recipe.FRESH_EIGHT, {"1": row(0.005, EIGHT, 24), "2": row(0.005, EIGHT, 25)})
+    eight = row(0.004, EIGHT + 0.1, 26) | {"width": [0.014] * 4}
+    shares(recipe.FRESH_EIGHT, {"1": row(0.005, EIGHT, 24), "2": row(0.005, EIGHT, 25), "noise": eight})
     flow = {"euler-8": (0.02, 0.3), "log-8": (0.01, 0.1), "euler-16": (0.01, 0.2), "log-16": (0.01, 0.0)}
     shares(recipe.FRESH_FLOW, {name: row(o, THREE - gap, 30 + k) for k, (name, (o, gap)) in enumerate(flow.items())})
     for name, run in modes.BY_CLASS.items():
@@ -124,6 +125,9 @@ def test_fresh_seeds_and_noise_have_the_sign_of_a_minus_b(at: Folders) -> None:
     assert number(noise["`deconvolved` minus `head`: error of the entropy"][1]) == pytest.approx(-0.15, abs=0.01)
     table = recipe.noise_table(at)
     assert "| the same map, noise of the likeliest width | .008 to .010 |" in table
+    assert "| eight Gaussians: noise of the likeliest width | .014 to .014 |" in table
+    assert number(recipe.level(recipe.FRESH_EIGHT, "noise", "entropy_gap")(at)) == pytest.approx(0.1, abs=0.02)
+    assert recipe.target_tv(at, recipe.FRESH) == 0.0004
     assert len(recipe.frozen_table(recipe.FROZEN)(at).splitlines()) == 2 + 6
 
 
