@@ -26,7 +26,20 @@ from lightning_toys.stats import format_estimate, geometric_ci, holm, mean_ci, p
 SMOOTHED, SMOOTHING = ("funcbo", "aid"), ("1", "10", "100")
 STREAMS = ("regression", "regression_noisy")
 # of each stream, algorithm and smoothing its outer rate
-CHOSEN_SMOOTH: dict[tuple[str, str, str], str] = dict.fromkeys(product(STREAMS, SMOOTHED, SMOOTHING), "0.1")
+CHOSEN_SMOOTH: dict[tuple[str, str, str], str] = {
+    ("regression", "funcbo", "1"): "0.1",
+    ("regression", "funcbo", "10"): "0.1",
+    ("regression", "funcbo", "100"): "0.03",
+    ("regression", "aid", "1"): "0.1",
+    ("regression", "aid", "10"): "0.1",
+    ("regression", "aid", "100"): "0.03",
+    ("regression_noisy", "funcbo", "1"): "0.1",
+    ("regression_noisy", "funcbo", "10"): "0.1",
+    ("regression_noisy", "funcbo", "100"): "0.03",
+    ("regression_noisy", "aid", "1"): "0.1",
+    ("regression_noisy", "aid", "10"): "0.1",
+    ("regression_noisy", "aid", "100"): "0.03",
+}
 RATES_SMOOTH = Run(
     name="lags_rates_smooth",
     commands=(
