@@ -28,12 +28,63 @@ WINDOWS = ("[1,1]", "[1,1,1,1]", "[3,2,1]")
 INNER, OUTER = ("1e-3", "3e-3", "1e-2"), ("0.03", "0.1", "0.3")
 TUNING, SCORED = "[100,101,102,103]", "[10,11,12,13,14,15,16,17]"
 # of each setting and method its inner rate, and its outer rate or its window; what the search says, see check_rates
-UNTUNED: dict[str, tuple[str, str]] = {
-    **dict.fromkeys(LEARNED, ("3e-3", "0.1")),
-    **dict.fromkeys(PLAIN, ("3e-3", "")),
-    "fixed": ("3e-3", "[1,1]"),
+CHOSEN: dict[str, dict[str, tuple[str, str]]] = {
+    "regression": {
+        "funcbo": ("1e-2", "0.3"),
+        "aid": ("1e-2", "0.3"),
+        "unroll1": ("1e-2", "0.3"),
+        "lag_1": ("1e-2", ""),
+        "optimum": ("1e-2", ""),
+        "least_squares": ("1e-2", ""),
+        "uniform": ("1e-2", ""),
+        "no_tracking": ("1e-2", ""),
+        "fixed": ("1e-2", "[1,1]"),
+    },
+    "regression_noisy": {
+        "funcbo": ("1e-2", "0.3"),
+        "aid": ("1e-2", "0.3"),
+        "unroll1": ("1e-2", "0.3"),
+        "lag_1": ("1e-2", ""),
+        "optimum": ("1e-2", ""),
+        "least_squares": ("1e-2", ""),
+        "uniform": ("1e-2", ""),
+        "no_tracking": ("1e-2", ""),
+        "fixed": ("3e-3", "[1,1]"),
+    },
+    "regression_long": {
+        "funcbo": ("3e-3", "0.1"),
+        "aid": ("3e-3", "0.1"),
+        "unroll1": ("3e-3", "0.3"),
+        "lag_1": ("3e-3", ""),
+        "optimum": ("3e-3", ""),
+        "least_squares": ("3e-3", ""),
+        "uniform": ("1e-2", ""),
+        "no_tracking": ("1e-2", ""),
+        "fixed": ("3e-3", "[1,1]"),
+    },
+    "regression_slow": {
+        "funcbo": ("1e-2", "0.3"),
+        "aid": ("1e-2", "0.3"),
+        "unroll1": ("1e-2", "0.3"),
+        "lag_1": ("1e-2", ""),
+        "optimum": ("1e-2", ""),
+        "least_squares": ("1e-2", ""),
+        "uniform": ("1e-2", ""),
+        "no_tracking": ("1e-2", ""),
+        "fixed": ("1e-2", "[1,1]"),
+    },
+    "regression_switching": {
+        "funcbo": ("1e-2", "0.1"),
+        "aid": ("1e-2", "0.3"),
+        "unroll1": ("3e-3", "0.3"),
+        "lag_1": ("1e-2", ""),
+        "optimum": ("1e-2", ""),
+        "least_squares": ("1e-2", ""),
+        "uniform": ("1e-2", ""),
+        "no_tracking": ("1e-2", ""),
+        "fixed": ("1e-2", "[1,1]"),
+    },
 }
-CHOSEN: dict[str, dict[str, tuple[str, str]]] = {setting: dict(UNTUNED) for setting in SETTINGS}
 EVERY = "--figures.enabled false"
 
 
