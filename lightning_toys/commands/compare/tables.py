@@ -137,11 +137,11 @@ def readout_tables(runs: Sequence[Run], metric: str) -> list[ResultTable]:
             found = [r.values(f"{metric}@{n}") for n in names]
             rows.append([r.label, *(format_estimate(mean_ci(list(v.values()))) if v else "-" for v in found)])
         distribution = names[0].split("/")[0]
-        one_law = all(n.startswith(f"{distribution}/") for n in names)
+        alike = all(n.startswith(f"{distribution}/") for n in names)
         title = f"{metric} by readout of the same checkpoint"
         if "/" in names[0]:
-            title += ", x0 " + (distribution if one_law else "zeros or Gaussian")
-        heads = [n.split("/")[1] if one_law else n.replace("/", " ") for n in names]
+            title += ", x0 " + (distribution if alike else "zeros or Gaussian")
+        heads = [n.split("/")[1] if alike else n.replace("/", " ") for n in names]
         tables.append(ResultTable(titled(runs, title), ["run", *heads], rows))
     return tables
 
