@@ -350,7 +350,7 @@ class FlowVsRegression(Predictor):
     def predict_anew(
         self, draws: int, readout: Readout, fixed: X0Distribution | None, c: Tensor, distribution: X0Distribution | None
     ) -> Tensor:
-        """Return predictions (R, K, M, D) for a target's own metrics, float64: from ``fixed``, else from ``distribution``."""
+        """Return predictions (R, K, M, D), float64, for a target's own metrics: of ``fixed``, else ``distribution``."""
         return self.predict(c, draws, fixed or distribution, readout).cpu().double()
 
     def baseline_anew(self, r: int, name: str, c: Tensor, distribution: X0Distribution | None) -> Tensor:
