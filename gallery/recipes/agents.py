@@ -50,7 +50,17 @@ SCORED = f"[{','.join(map(str, range(10, 26)))}]"
 RATES = ("3e-4", "1e-3", "3e-3")
 CROSS = tuple((r, "1e-3") for r in RATES) + tuple(("1e-3", r) for r in RATES if r != "1e-3")  # (lr, inner_lr)
 # of each agent the rates of its model and of its values; what the search says, see check_rates
-CHOSEN: dict[str, tuple[str, str]] = dict.fromkeys((*AGENTS, *PARTS), ("1e-3", "1e-3"))
+CHOSEN: dict[str, tuple[str, str]] = {
+    "model_free": ("1e-3", "3e-3"),
+    "mle": ("1e-3", "3e-3"),
+    "vep": ("1e-3", "1e-3"),
+    "omd": ("1e-3", "1e-3"),
+    "omd_published": ("1e-3", "1e-3"),
+    "vaml": ("1e-3", "3e-3"),
+    "vaml_residual": ("1e-3", "1e-3"),
+    "vaml_still": ("1e-3", "1e-3"),
+    "vaml_reward": ("1e-3", "1e-3"),
+}
 STEPS = (30_000, 50_000, 200_000)
 WIDTHS = ("3", "32")
 QUIET = "--figures.enabled false"
