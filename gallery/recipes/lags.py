@@ -8,7 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from gallery.read import Content, adjusted, by_seed, difference, entries, figures_of, results, short, table, values
+from gallery.read import (
+    Content,
+    Make,
+    adjusted,
+    by_seed,
+    difference,
+    entries,
+    figures_of,
+    results,
+    short,
+    table,
+    values,
+)
 from gallery.recipe import Folders, Recipe, Run
 from lightning_toys.plotting import ACROSS, COLOURS, GREY, blocks
 from lightning_toys.stats import PairedDifference, format_estimate, mean_ci
@@ -359,6 +371,23 @@ def verdict_table(at: Folders) -> str:
     return table(head, rows, left=3)
 
 
+def verdicts_of(name: str) -> Make:
+    """Return what writes on how many streams a method pays, and on how many it costs."""
+
+    def write(at: Folders) -> str:
+        found, p = comparisons(at), p_values(at)
+        keys = [[(s, name, base, SCORE) for base in SHORT_WINDOWS] for s in SETTINGS]
+        each = [verdict_of([(found[k], p[k]) for k in pair]) for pair in keys if all(k in found for k in pair)]
+        return f"pays on {each.count('pays')} and costs on {each.count('costs')} of {len(SETTINGS)} streams"
+
+    return write
+
+
+def gap(setting: str, name: str, base: str, metric: str = SCORE) -> Make:
+    """Return what writes a method's loss minus another's on a stream, and its interval."""
+    return lambda at: short(format_estimate(comparisons(at)[setting, name, base, metric].estimate))
+
+
 def drawing(at: Folders) -> str:
     """Draw each seed's loss over the whole stream minus its loss with lag 1, a panel for each stream."""
     figure, panels = blocks(len(SETTINGS))
@@ -390,6 +419,17 @@ def drawing(at: Folders) -> str:
 RECIPE = Recipe(
     name="lags",
     runs=(RATES_LEARNED, RATES_CONTROLS, *STUDIES),
+    figures=entries([run.name for run in (RATES_LEARNED, RATES_CONTROLS, *STUDIES)], {"bilevel_lags": drawing}),
+    numbers=entries(
+        [run.name for run in (RATES_LEARNED, RATES_CONTROLS, *STUDIES)],
+        {
+            **{f"lags.verdicts.{n}": verdicts_of(n) for n in (*LEARNED, "least_squares")},
+            **{f"lags.{n}.shipped": gap("regression", n, "lag_1") for n in ("unroll1", "least_squares")},
+            "lags.unroll1.noisy": gap("regression_noisy", "unroll1", "lag_1"),
+            "lags.unroll1.least_squares": gap("regression", "unroll1", "least_squares"),
+            "lags.funcbo.slow": gap("regression_slow", "funcbo", "fixed"),
+        },
+    ),
     tables=(
         *entries([RATES_LEARNED.name, RATES_CONTROLS.name], {"lags.rates": rates_table}),
         *entries(

@@ -64,6 +64,10 @@ def test_verdicts_are_those_of_the_differences(at: Folders) -> None:
         rows = [line for line in lines if f"| {name} |" in line]
         assert len(rows) == 5
         assert all(f"| {verdict} |" in line for line in rows), name
+    assert recipe.verdicts_of("funcbo")(at) == "pays on 5 and costs on 0 of 5 streams"
+    assert recipe.verdicts_of("aid")(at) == "pays on 0 and costs on 5 of 5 streams"
+    assert recipe.verdicts_of("unroll1")(at) == "pays on 0 and costs on 0 of 5 streams"
+    assert recipe.gap("regression", "aid", "fixed")(at).startswith("1.")  # 4 minus 2.7
 
 
 def test_each_pair_is_compared_once_and_all_are_one_family(at: Folders) -> None:
@@ -102,7 +106,7 @@ def test_rates_that_the_search_did_not_choose_are_refused(at: Folders, monkeypat
 
 
 def test_no_table_is_made_of_rates_that_the_search_did_not_choose(at: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(recipe.CHOSEN["regression"], "lag_1", ("1e-2", ""))
+    monkeypatch.setitem(recipe.CHOSEN["regression"], "lag_1", ("1e-3", ""))
     for make in (recipe.verdict_table, recipe.drawing, lambda at: recipe.study_table(at, "regression_noisy")):
         with pytest.raises(ValueError, match="regression, lag_1: the search chose"):
             make(at)
