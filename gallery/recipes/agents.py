@@ -53,7 +53,7 @@ CROSS = tuple((r, "1e-3") for r in RATES) + tuple(("1e-3", r) for r in RATES if 
 CHOSEN: dict[str, tuple[str, str]] = {
     "model_free": ("1e-3", "3e-3"),
     "mle": ("1e-3", "3e-3"),
-    "vep": ("1e-3", "1e-3"),
+    "vep": ("1e-3", "3e-3"),
     "omd": ("1e-3", "1e-3"),
     "omd_published": ("1e-3", "1e-3"),
     "vaml": ("1e-3", "3e-3"),

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from gallery.read import (
-    between,
     csv_rows,
     entries,
     figures_of,
@@ -183,15 +182,6 @@ RECIPE = Recipe(
         *entries([run.name for run in OTHERS], {"bilevel.variations": variations_table}),
     ),
     numbers=(
-        *entries(
-            ["window"],
-            {
-                "bilevel.uniform.loss": lambda at: spread(values(results(cell(at, "uniform")), "outer_loss")),
-                "bilevel.window.losses": lambda at: between(
-                    [float(np.mean(values(results(cell(at, a)), "outer_loss"))) for a in ALGORITHMS[:3]], 1
-                ),
-            },
-        ),
         *entries(
             ["window", "window_unroll_16"],
             {

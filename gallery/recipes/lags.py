@@ -388,6 +388,18 @@ def gap(setting: str, name: str, base: str, metric: str = SCORE) -> Make:
     return lambda at: short(format_estimate(comparisons(at)[setting, name, base, metric].estimate))
 
 
+def later(name: str, base: str, metric: str) -> Make:
+    """Return what writes a difference on the shipped stream that was asked for after the tables were seen."""
+
+    def write(at: Folders) -> str:
+        one, other = (cell(at, "regression", n) for n in (name, base))
+        assert one is not None
+        assert other is not None
+        return short(format_estimate(difference(one, other, metric).estimate))
+
+    return write
+
+
 def drawing(at: Folders) -> str:
     """Draw each seed's loss over the whole stream minus its loss with lag 1, a panel for each stream."""
     figure, panels = blocks(len(SETTINGS))
@@ -427,6 +439,8 @@ RECIPE = Recipe(
             **{f"lags.{n}.shipped": gap("regression", n, "lag_1") for n in ("unroll1", "least_squares")},
             "lags.unroll1.noisy": gap("regression_noisy", "unroll1", "lag_1"),
             "lags.unroll1.least_squares": gap("regression", "unroll1", "least_squares"),
+            "lags.later.whole": later("unroll1", "funcbo", SCORE),
+            "lags.later.last": later("unroll1", "funcbo", "outer_loss"),
             "lags.funcbo.slow": gap("regression_slow", "funcbo", "fixed"),
         },
     ),

@@ -123,7 +123,7 @@ def smooth_table(at: Folders) -> str:
         if key in losses:
             d, r = losses[key], regrets[key].estimate
             row += [short(format_estimate(d.estimate)), short(f"{p_loss[key]:.2g}")]
-            row.append(f"{figures_of(r.mean, 2)} ({figures_of(r.lo, 2)} to {figures_of(r.hi, 2)})")
+            row.append(f"{figures_of(r.mean, 3)} ({figures_of(r.lo, 3)} to {figures_of(r.hi, 3)})")
             row.append(short(f"{p_regret[key]:.2g}"))
         rows.append(row + [""] * (10 - len(row)))
     head = "stream | algorithm | mean of the last | outer_lr | whole stream | local regret | loss minus unsmoothed | p"

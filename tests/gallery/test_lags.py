@@ -91,7 +91,7 @@ def test_tables_have_every_method(at: Folders) -> None:
     assert len(smooth) == 2 + 2 * 2 * 3
     assert {line.count("|") for line in smooth} == {11}
     row = next(line for line in smooth if "| shipped | funcbo | 100 |" in line)
-    assert ".010 (.010 to .010)" in row, row
+    assert ".0100 (.0100 to .0100)" in row, row
     assert ".99" in row, row
 
 
