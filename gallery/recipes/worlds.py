@@ -121,10 +121,10 @@ def world_table(world: str) -> Make:
 
 
 def best_table(at: Folders) -> str:
-    """Return for each budget the sampler of least W1 whose draws all stayed, and those it is not told apart from.
+    """Return for each budget the sampler of least W1 whose draws all stayed, and those that do not differ from it.
 
     A budget is the greatest number of evaluations to a sample; a sampler stands there with its best setting within it.
-    Told apart: the paired t-test of log W1 over seeds, adjusted by Holm over the samplers of a budget.
+    Difference: the paired t-test of log W1 over seeds, adjusted by Holm over the samplers of a budget.
     """
     rows = []
     for world in FRONTIER:
@@ -132,11 +132,12 @@ def best_table(at: Folders) -> str:
         exact = figures_of(content["references"]["exact_draws_of_budgets"]["w1"], 2)
         for budget in (10, 30, 100, 300, 1000):
             rows.append([world, str(budget), *best_at(content["arrays"]["frontier"], budget), exact])
-    return table("world | evaluations, at most | least W1 | its W1 | not told apart | exact draws", rows, left=3)
+    head = "world | evaluations, at most | least W1 | its W1 | no significant difference | exact draws"
+    return table(head, rows, left=3)
 
 
 def best_at(curves: Content, budget: float) -> list[str]:
-    """Return the best sampler of a budget, its geometric mean of W1, and whom it is not told apart from."""
+    """Return the best sampler of a budget, its geometric mean of W1, and who does not differ significantly."""
     within: dict[str, dict[int, float]] = {}
     for name, curve in curves.items():
         columns = np.array(curve["w1"], dtype=np.float64).reshape(-1, len(curve["evaluations"]))

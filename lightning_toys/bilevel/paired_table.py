@@ -199,7 +199,7 @@ def row_text(row: Row, adjusted: Sequence[float | None], ratio: bool) -> str:
             continue
         middle = 1.0 if ratio else 0.0
         side = "lower" if found.estimate.mean < middle else "higher"
-        verdict = side if p < LEVEL else "not told apart"
+        verdict = side if p < LEVEL else "no significant difference"
         cells.append(f"{'x ' if ratio else ''}{estimate_text(found.estimate, ratio)} (p = {p:.2g}, {verdict})")
     return f"| {' | '.join([*cells, ', '.join(f'{v:.3g}' for v in values)])} |"
 

@@ -1,4 +1,4 @@
-"""The worlds' tables: who is best at a budget, and who is not told apart, from made-up curves."""
+"""The worlds' tables: who is best at a budget, and who does not differ, from made-up curves."""
 
 from __future__ import annotations
 
