@@ -54,7 +54,7 @@ CHOSEN: dict[str, tuple[str, str]] = {
     "model_free": ("1e-3", "3e-3"),
     "mle": ("1e-3", "3e-3"),
     "vep": ("1e-3", "3e-3"),
-    "omd": ("1e-3", "1e-3"),
+    "omd": ("3e-4", "1e-3"),
     "omd_published": ("1e-3", "1e-3"),
     "vaml": ("1e-3", "3e-3"),
     "vaml_residual": ("1e-3", "1e-3"),
