@@ -55,7 +55,7 @@ CHOSEN: dict[str, tuple[str, str]] = {
     "mle": ("1e-3", "3e-3"),
     "vep": ("1e-3", "3e-3"),
     "omd": ("3e-4", "1e-3"),
-    "omd_published": ("1e-3", "1e-3"),
+    "omd_published": ("3e-3", "1e-3"),
     "vaml": ("1e-3", "3e-3"),
     "vaml_residual": ("1e-3", "1e-3"),
     "vaml_still": ("1e-3", "1e-3"),
