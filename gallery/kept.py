@@ -73,11 +73,9 @@ def write_curves(columns: dict[str, list[str]], path: Path) -> None:
         writer.writerows(zip(*columns.values(), strict=True))
 
 
-def small_files(run: Run, folder: Path, arrays: bool) -> dict[str, str]:
-    """Return the files that a run's ``files`` name: arrays (.npy) in base 64, or the others' text."""
-    found = sorted({p for pattern in run.files for p in folder.glob(pattern) if (p.suffix == ".npy") is arrays})
-    write = (lambda p: base64.b64encode(p.read_bytes()).decode()) if arrays else Path.read_text
-    return {str(p.relative_to(folder)): write(p) for p in found}
+def small_file(path: Path) -> str:
+    """Return what is kept of a small file: its text, of an array (.npy) its bytes in base 64."""
+    return base64.b64encode(path.read_bytes()).decode() if path.suffix == ".npy" else path.read_text()
 
 
 def keep(run: Run, root: Path, stamp: dict[str, Any], place: Path = PLACE) -> Path:
@@ -86,11 +84,11 @@ def keep(run: Run, root: Path, stamp: dict[str, Any], place: Path = PLACE) -> Pa
     found = sorted(path for place in run.places(root) for path in place.rglob("results*.json"))
     results = {str(path.relative_to(folder)): condensed(json.loads(path.read_text())) for path in found}
     csvs = sorted(path for place in run.places(root) for path in place.rglob("metrics.csv")) if run.curves else []
+    small = sorted({p for pattern in run.files for p in folder.glob(pattern)})
     parts: dict[str, dict[str, Any]] = {
         "results": results,
         "curves": {str(path.relative_to(folder)): curves(run, path) for path in csvs},
-        "files": small_files(run, folder, arrays=False),
-        "arrays": small_files(run, folder, arrays=True),
+        "files": {str(p.relative_to(folder)): small_file(p) for p in small},
     }
     path = path_of(run, place)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,11 +127,9 @@ def unpack(run: Run, root: Path, place: Path = PLACE) -> dict[str, Any] | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_curves(columns, path)
     for name, text in found.get("files", {}).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    for name, text in found.get("arrays", {}).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(base64.b64decode(text))
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(base64.b64decode(text) if path.suffix == ".npy" else text.encode())
     stamps.mkdir(parents=True, exist_ok=True)
     (stamps / f"{run.name}.json").write_text(json.dumps(found["stamp"]))
     stamp: dict[str, Any] = found["stamp"]

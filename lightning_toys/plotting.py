@@ -37,7 +37,7 @@ def new_figure(
     return figure, axes
 
 
-def blocks(count: int, rows: int = 1, width: float = 2.9) -> tuple[Figure, list[list[Axes]]]:
+def blocks(count: int, rows: int = 1, width: float = 2.9, **kwargs: Any) -> tuple[Figure, list[list[Axes]]]:
     """Return a figure of ``count`` blocks of ``rows`` panels one below the other, and the panels by block.
 
     At most :data:`ACROSS` blocks stand side by side, the next below them: on a page of 600 pixels words stay readable.
@@ -46,14 +46,18 @@ def blocks(count: int, rows: int = 1, width: float = 2.9) -> tuple[Figure, list[
         count: blocks.
         rows: panels of each.
         width: of a panel in inches.
+        kwargs: go to ``Figure.subplots``.
 
     >>> figure, panels = blocks(5, 2)
     >>> len(panels), len(panels[4]), len([ax for ax in figure.axes if not ax.axison])
     (5, 2, 2)
+    >>> (one,), (other,) = blocks(2, sharey=True)[1]
+    >>> one.get_shared_y_axes().joined(one, other)
+    True
     """
     columns, lines = min(count, ACROSS), math.ceil(count / ACROSS)
     height = (width + 0.2) * rows * lines + 0.4
-    figure, axes = new_figure(rows * lines, columns, size=(max(6.0, width * columns + 0.4), height))
+    figure, axes = new_figure(rows * lines, columns, size=(max(6.0, width * columns + 0.4), height), **kwargs)
     found = [[axes[j // columns * rows + i, j % columns] for i in range(rows)] for j in range(lines * columns)]
     for ax in (ax for block in found[count:] for ax in block):
         ax.set_axis_off()

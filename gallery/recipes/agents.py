@@ -369,7 +369,7 @@ def drawing(at: Folders) -> str:
     check_rates(at)
     found = all_scores(at)
     panels = [("8", n) for n in STEPS] + [(w, STEPS[0]) for w in WIDTHS]
-    figure, blocks_of = blocks(len(panels))
+    figure, blocks_of = blocks(len(panels), sharey=True)
     for (ax,), (width, n) in zip(blocks_of, panels, strict=True):
         for k, name in enumerate(AGENTS):
             cell = (name, "8" if name == "model_free" else width, n)

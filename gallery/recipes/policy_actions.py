@@ -113,8 +113,7 @@ def ablation_table(at: Folders) -> str:
         [f"`{CHANGES[name]}`" if CHANGES[name] else "as shipped", *estimates(of_actions(at, run, "1"), *SHARES)]
         for name, run in ABLATION.items()
     ]
-    shipped_run = json.loads((at[ABLATION["shipped"].name] / "shares.json").read_text())
-    rows.append(["reference: as many of the target's own", f"{shipped_run['target']['tv']:.5f}", *["-"] * 4])
+    rows.append(["reference: as many of the target's own", f"{target_tv(at, ABLATION['shipped']):.5f}", *["-"] * 4])
     return table(f"after 5000 steps | {SHARES_HEAD}", rows)
 
 
