@@ -129,3 +129,17 @@ def test_seeds_on_the_best_hill() -> None:
     assert recipe.on_the_best_hill(content) == "2 of 4"
     assert recipe.regret_on_the_best(content) == ".100 to .200"
     assert recipe.share_and_seeds(content, "share_mode0") == ".50 (2 of 4)"
+
+
+def test_what_was_asked_afterwards_has_the_sign_of_a_minus_b(at: Folders) -> None:
+    """Each row beside SAC's Gaussian, by the cells' own means."""
+    by = recipe.cells(at, recipe.MULTIGOAL)
+    rows = [line.strip("| ").split(" | ") for line in recipe.multigoal_later(at).splitlines()[2:]]
+    assert len(rows) == 4
+    expected = [
+        np.mean(read.values(by[p, c], "soft_gap")) - np.mean(read.values(by["gaussian", c], "soft_gap"))
+        for c in recipe.CRITICS
+        for p in ("meanflow", "flow")
+    ]
+    assert [float(row[1].split(" ± ")[0]) for row in rows] == pytest.approx(expected, abs=0.002)
+    assert any(abs(x) > 0.01 for x in expected)

@@ -68,6 +68,7 @@ def test_verdicts_are_those_of_the_differences(at: Folders) -> None:
     assert recipe.verdicts_of("aid")(at) == "pays on 0 and costs on 5 of 5 streams"
     assert recipe.verdicts_of("unroll1")(at) == "pays on 0 and costs on 0 of 5 streams"
     assert recipe.gap("regression", "aid", "fixed")(at).startswith("1.")  # 4 minus 2.7
+    assert recipe.later("aid", "fixed", recipe.SCORE)(at) == recipe.gap("regression", "aid", "fixed")(at)
 
 
 def test_each_pair_is_compared_once_and_all_are_one_family(at: Folders) -> None:
