@@ -132,7 +132,7 @@ def best_table(at: Folders) -> str:
         exact = figures_of(content["references"]["exact_draws_of_budgets"]["w1"], 2)
         for budget in (10, 30, 100, 300, 1000):
             rows.append([world, str(budget), *best_at(content["arrays"]["frontier"], budget), exact])
-    head = "world | evaluations, at most | least W1 | its W1 | no significant difference | exact draws"
+    head = "problem | evaluations, at most | least W1 | its W1 | no significant difference | exact draws"
     return table(head, rows, left=3)
 
 
@@ -209,7 +209,7 @@ def with_legend(figure: Figure, ax: Axes, path: Path) -> str:
 
 
 def reward_figure(at: Folders) -> str:
-    """Draw W1 against the reward that is reached, each sampler a point with its name, a panel for each world."""
+    """Draw W1 against the reward that is reached, each sampler a point with its name, a panel for each problem."""
     from lightning_toys.mirror_descent.figures import label_points
 
     figure, axes = new_figure(2, 2, size=(12.0, 10.0))
@@ -241,7 +241,7 @@ def reward_figure(at: Folders) -> str:
 
 
 def budgets_figure(at: Folders) -> str:
-    """Draw W1 against evaluations, a line a sampler, a panel for each world."""
+    """Draw W1 against evaluations, a line a sampler, a panel for each problem."""
     from lightning_toys.mirror_descent.figures import label_points
 
     figure, axes = new_figure(1, len(FRONTIER), size=(12.0, 5.6))
