@@ -52,28 +52,42 @@ class ScoreCache:
         self.existing_files = {p.name for p in folder.glob("*.npz")} if folder is not None and kept else set[str]()
         self.hits = 0  # files of this run, which sequences that are alike share, do not count
 
-    def get_or_compute(self, key: Callable[[], Sequence[Any]], like: Scores, compute: Callable[[], Scores]) -> Scores:
-        """Return what ``compute`` returns, from disk if it is there already.
+    def get_or_compute(
+        self,
+        keys: Sequence[Callable[[], Sequence[Any]]],
+        like: Scores,
+        compute: Callable[[list[int]], Sequence[Scores]],
+    ) -> list[Scores]:
+        """Return the scores of several passes, those that are on disk from there.
 
         Args:
-            key: returns plain values that tell this pass from others; not called where nothing is kept.
+            keys: for each pass what returns plain values that tell it from others; not called where nothing is kept.
             like: scores of the same sequences, for mask, prompts, dtype and device.
-            compute: the pass itself.
+            compute: returns those that are not on disk, by their places in ``keys``.
         """
         if self.folder is None:
-            return compute()
-        path = self.folder / f"{digest(*key())}.npz"
-        if path.exists():
+            return list(compute(list(range(len(keys)))))
+        paths = [self.folder / f"{digest(*key())}.npz" for key in keys]
+        wanted = [i for i, path in enumerate(paths) if not path.exists()]
+        made = dict(zip(wanted, compute(wanted), strict=True)) if wanted else {}
+        out = []
+        for i, path in enumerate(paths):
+            if i in made:
+                self.keep(path, made[i])
+                out.append(made[i])
+                continue
             with np.load(path, allow_pickle=False) as kept:
                 logp, h = (torch.from_numpy(kept[k]).to(like.logp) for k in ("logp", "entropy"))
             self.hits += path.name in self.existing_files
-            return Scores(logp, h, like.mask, like.prompt_index)
-        out = compute()
-        if self.writes:
-            make_folder(self.folder)
-            with whole_file(path) as f:
-                np.savez(f, logp=to_numpy(out.logp), entropy=to_numpy(out.entropy))
+            out.append(Scores(logp, h, like.mask, like.prompt_index))
         return out
+
+    def keep(self, path: Path, scores: Scores) -> None:
+        """Write the scores of a pass, where this process is the one that writes."""
+        if self.writes:
+            make_folder(path.parent)
+            with whole_file(path) as f:
+                np.savez(f, logp=to_numpy(scores.logp), entropy=to_numpy(scores.entropy))
 
     def clear(self) -> None:
         """Remove the files: the probe is complete, and its results are written."""

@@ -127,6 +127,7 @@ class TextData(ToyDataModule):
     def loader(self, seeds: Sequence[int]) -> DrawnLoader:
         """Return a loader of supervised batches: token ids (R, steps, B, L), and True where one is the response's."""
         width = self.max_prompt_length + self.max_response_length
+        told: list[int] = []  # once is enough
 
         def draw(start: int, stop: int) -> tuple[Tensor, ...]:
             shape = (len(seeds), stop - start, self.batch_size, width)
@@ -137,7 +138,14 @@ class TextData(ToyDataModule):
                     for b, problem in enumerate(self.problems(seed, step, "supervised", self.batch_size)):
                         prompt = self.encode_prompt(problem)
                         solution = self.tokenizer.encode(self.task.solution(problem, generator))
-                        ids = [*prompt, *solution, self.tokenizer.eos_token_id][:width]
+                        whole = [*prompt, *solution, self.tokenizer.eos_token_id]
+                        ids = whole[:width]
+                        if len(whole) > width and not told:
+                            told.append(seed)
+                            note(
+                                f"--data.longest: an answer of {len(solution)} tokens is cut to {width - len(prompt)}, "
+                                "its end-of-sequence token with it, so that it is not learned where that answer ends"
+                            )
                         tokens[r, k, b, : len(ids)] = ids
                         response[r, k, b, len(prompt) : len(ids)] = True
             return torch.from_numpy(tokens), torch.from_numpy(response)

@@ -8,7 +8,7 @@ entropy: N_E times the memory of what is trained, and then any direction costs a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ from lightning_toys.update_entropy.estimators import (
     first_order_weights,
     ratio_terms,
 )
-from lightning_toys.update_entropy.forward import InferencePolicy, evaluate
+from lightning_toys.update_entropy.forward import InferencePolicy, evaluate, evaluate_many
 from lightning_toys.update_entropy.sequences import Sequences
 
 
@@ -64,11 +64,32 @@ class Sharding:
         if self.world_size == 1:
             return evaluate(model, sequences, temperature, parameters, chunk)
         rows = self.local_rows(len(sequences))
-        shape = (len(sequences), max(1, *sequences.lengths))
         device = model.device if isinstance(model, InferencePolicy) else next(model.parameters()).device
-        whole = [torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(3)]
+        found = evaluate(model, sequences.take(rows), temperature, parameters, chunk) if rows else None
+        return self.gathered(sequences, rows, found, device)
+
+    def evaluate_many(
+        self,
+        policy: InferencePolicy,
+        sequences: Sequences,
+        temperature: float,
+        parameters: Sequence[Mapping[str, Tensor]],
+        chunk: int = 64,
+    ) -> list[Scores]:
+        """Return ``forward.evaluate_many`` of all sequences, each process evaluating its own rows."""
+        if self.world_size == 1:
+            return evaluate_many(policy, sequences, temperature, parameters, chunk)
+        rows = self.local_rows(len(sequences))
+        found: Sequence[Scores | None] = [None] * len(parameters)
         if rows:
-            found = evaluate(model, sequences.take(rows), temperature, parameters, chunk)
+            found = evaluate_many(policy, sequences.take(rows), temperature, parameters, chunk)
+        return [self.gathered(sequences, rows, x, policy.device) for x in found]
+
+    def gathered(self, sequences: Sequences, rows: list[int], found: Scores | None, device: torch.device) -> Scores:
+        """Return the scores of all sequences from those of this process's rows; None where it has none."""
+        shape = (len(sequences), max(1, *sequences.lengths))
+        whole = [torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(3)]
+        if found is not None:
             for out, part in zip(whole, (found.logp, found.entropy, found.mask), strict=True):
                 out[rows, : part.shape[1]] = part
         logp, h, mask = (self.all_reduce(x) for x in whole)

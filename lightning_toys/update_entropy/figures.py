@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lightning_toys.plotting import COLOURS, GREY, MARKERS, band, new_figure
+from lightning_toys.plotting import ACROSS, COLOURS, GREY, MARKERS, band, blocks, new_figure
 from lightning_toys.stats import t_quantile
 from lightning_toys.training.metrics_reader import read_run, replica_columns
 from lightning_toys.update_entropy.cache import to_numpy
@@ -103,7 +104,7 @@ def draw_predictions(folder: Path, seeds: Sequence[int], first_step: int = 0) ->
     for (name, values), colour in zip(parts.items(), (COLOURS[1], COLOURS[2], COLOURS[3]), strict=True):
         axes[1, 0].plot(x, values, color=colour, label=name)
     axes[1, 0].plot(x, predicted[0], color="black", linewidth=1, linestyle="--", label="their sum")
-    axes[1, 0].set_title(f"seed {seeds[0]}: whose share of the prediction it is", fontsize=9)
+    axes[1, 0].set_title(f"seed {seeds[0]}: the prediction and its parts", fontsize=9)
     axes[1, 0].set_ylabel("predicted change, nats a token")
     for a in axes.flat:
         a.axhline(0, color="black", linewidth=0.6)
@@ -191,7 +192,7 @@ def draw_decomposition(ax: Axes, result: ProbeResult, unit: str) -> None:
     ax.set_xticks(range(len(names)), list(names))
     ax.set_ylabel(f"dH / d eta, {unit}")
     thin = "; thin: with U's" if e.update_se else ""
-    ax.set_title(f"whose share it is (95 %, thick: E's draws{thin})", fontsize=9)
+    ax.set_title(f"influence (95 %, thick: E's draws{thin})", fontsize=9)
 
 
 def draw_influences(ax: Axes, result: ProbeResult, unit: str) -> None:
@@ -206,8 +207,8 @@ def draw_influences(ax: Axes, result: ProbeResult, unit: str) -> None:
         ax.errorbar(chosen, values[picked], yerr=half[picked], fmt=MARKERS[k], color=colour, markersize=5,
                     capsize=2, label=name)  # fmt: skip
     ax.axhline(0, color="black", linewidth=0.6)
-    ax.set_xlabel("rank of the update sequence, by its share")
-    ax.set_ylabel(f"share in dH / d eta, {unit}")
+    ax.set_xlabel("rank of the update sequence, by its influence")
+    ax.set_ylabel(f"influence: dH / d eta, {unit}")
     ax.set_title("by sequence (bars: 95 %)", fontsize=9)
     ax.legend(frameon=False, fontsize=8)
 
@@ -223,7 +224,7 @@ def draw_linearity(ax: Axes, result: ProbeResult, unit: str) -> None:
     ax.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, label="equal")
     ax.legend(frameon=False, fontsize=8)
     r = correlation(e.sequence_influences[0], [w.change.value for w in at])
-    ax.set_xlabel(f"eta times first-order share, {unit}")
+    ax.set_xlabel(f"eta times first-order influence, {unit}")
     ax.set_ylabel(f"measured change, {unit}")
     ax.set_title(f"sequences at eta {result.reference_eta:g}, correlation {r:.3f}", fontsize=9)
     for axis in (ax.xaxis, ax.yaxis):
@@ -231,8 +232,43 @@ def draw_linearity(ax: Axes, result: ProbeResult, unit: str) -> None:
         axis.set_major_locator(MaxNLocator(5))
 
 
+def draw_directions(result: ProbeResult, unit: str, each: int = 3) -> dict[str, Figure]:
+    """Return ``directions``: dH / eta against eta along single update sequences, where that was measured.
+
+    Those whose influence raises the entropy most, and those that lower it most, beside their first-order influence: a
+    level line is a change that is linear in eta, and bars that are longer than its bend are noise.
+
+    Args:
+        result: of the probe.
+        unit: of the entropy.
+        each: how many of either kind.
+    """
+    e = result.evaluations[0]
+    etas, influences = sorted(set(e.sequence_changes) - set(e.within_rounding)), to_numpy(e.sequence_influences[0])
+    if len(etas) < 2:
+        return {}
+    order, fits = np.argsort(influences), e.fits()
+    chosen = [int(i) for i in dict.fromkeys([*order[::-1][:each], *order[:each]])]
+    figure, places = blocks(len(chosen))
+    for (ax,), i in zip(places, chosen, strict=True):
+        found = [e.sequence_changes[eta][i].change for eta in etas]
+        y = np.array([x.value for x in found]) / np.array(etas)
+        half = interval_factor(e) * np.array([x.se for x in found]) / np.array(etas)
+        ax.axhline(influences[i], color=GREY, linestyle="--", linewidth=1, label="first order")
+        ax.axhline(0, color="black", linewidth=0.6)
+        style: dict[str, Any] = {"color": COLOURS[0], "markersize": 4, "capsize": 2, "linewidth": 0.9}
+        ax.errorbar(etas, y, yerr=half, fmt="o-", label="measured, 95 %", **style)
+        ax.set_xscale("log")
+        ax.set_xlabel("step size eta")
+        ax.set_title(f"update sequence {i}\nR² of a straight line {fits[i].r2:.3f}", fontsize=9)
+    places[0][0].legend(frameon=False, fontsize=8)
+    for (ax,) in places[::ACROSS]:
+        ax.set_ylabel(f"dH / eta, {unit}")
+    return {"directions": figure}
+
+
 def draw_tradeoff(result: ProbeResult, unit: str) -> dict[str, Figure]:
-    """Return ``tradeoff``: each update sequence's share in dJ/d eta and in dH/d eta, nothing where E has no rewards."""
+    """Return ``tradeoff``: each update sequence's influence on J and on H, nothing where E has no rewards."""
     e = result.evaluations[0]
     if e.reward is None:
         return {}
@@ -248,8 +284,8 @@ def draw_tradeoff(result: ProbeResult, unit: str) -> dict[str, Figure]:
     (dj, dj_se), (dh, dh_se) = e.reward.slopes["full"], e.derivatives["full"]
     for line in (ax.axhline, ax.axvline):
         line(0, color="black", linewidth=0.6)
-    ax.set_xlabel("share in dJ / d eta, reward")
-    ax.set_ylabel(f"share in dH / d eta, {unit}")
+    ax.set_xlabel("influence: dJ / d eta, reward")
+    ax.set_ylabel(f"influence: dH / d eta, {unit}")
     ax.set_title(
         "by sequence (bars: 95 %)\n"
         f"the whole step (± one s.e.): dJ/d eta {dj:.3g} ± {dj_se:.2g}, dH/d eta {dh:.3g} ± {dh_se:.2g}",
@@ -286,9 +322,9 @@ def draw_token_influences(result: ProbeResult, tokenizer: Tokenizer, unit: str, 
     ax.set_yticks(range(len(order)), labels, fontsize=8)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("token of the response, from 0")
-    figure.colorbar(image, ax=ax, label=f"share in dH / d eta, {unit}", pad=0.01)
+    figure.colorbar(image, ax=ax, label=f"influence: dH / d eta, {unit}", pad=0.01)
     ax.set_title(
-        "the sequences with the greatest shares (brown: lowers the entropy; A: sign of the advantage; ■: end)",
+        "the sequences with the greatest influence (brown: lowers the entropy; A: sign of the advantage; ■: end)",
         fontsize=9,
     )
     return figure
@@ -321,7 +357,7 @@ def draw_probe_results(
 
 
 def draw_probe(seed: int, result: ProbeResult, tokenizer: Tokenizer, unit: str) -> dict[str, Figure]:
-    """Return the figures ``probe``, ``tokens`` and, where E has rewards, ``tradeoff`` of one replica's probe."""
+    """Return a replica's figures: ``probe``, ``tokens``, ``directions`` and, where E has rewards, ``tradeoff``."""
     figure, axes = new_figure(2, 2, size=(10.0, 7.2))
     draw_changes(axes[0, 0], result, f"one AdamW step of seed {seed} (bars, band: 95 %)", unit)
     draw_decomposition(axes[0, 1], result, unit)
@@ -331,4 +367,4 @@ def draw_probe(seed: int, result: ProbeResult, tokenizer: Tokenizer, unit: str) 
     else:
         axes[1, 1].set_visible(False)
     tokens = draw_token_influences(result, tokenizer, unit)
-    return {"probe": figure, "tokens": tokens, **draw_tradeoff(result, unit)}
+    return {"probe": figure, "tokens": tokens, **draw_tradeoff(result, unit), **draw_directions(result, unit)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
 from lightning_toys.update_entropy.adamw import Tensors
 from lightning_toys.update_entropy.estimators import Scores
@@ -137,3 +138,46 @@ def evaluate(
     logp, h, mask = merge_chunks(parts, len(sequences), max(1, *sequences.lengths))
     require_numbers(model.model, logp[mask > 0], values.values())
     return Scores(logp, h, mask, torch.tensor(sequences.prompt_index, device=model.device))
+
+
+@torch.no_grad()
+def evaluate_many(
+    policy: InferencePolicy,
+    sequences: Sequences,
+    temperature: float,
+    parameters: Sequence[Mapping[str, Tensor]],
+    chunk: int = 64,
+) -> list[Scores]:
+    """Return :func:`evaluate` of one policy at K sets of weights, all of them in one vectorised pass a chunk.
+
+    What is given is held K times at once, and so are the activations.
+
+    Args:
+        policy: :func:`prepared_for_inference`.
+        sequences: N of them.
+        temperature: of the distribution that tokens are sampled from.
+        parameters: K times values in the place of the model's own, by name, the same names each time.
+        chunk: sequences in one pass.
+    """
+    if len(parameters) == 1:
+        return [evaluate(policy, sequences, temperature, parameters[0], chunk)]
+    merged = [policy.merged_parameters(p) for p in parameters]
+    values = {name: torch.stack([m[name] for m in merged]) for name in merged[0]}
+    del merged
+    parts: list[tuple[list[int], list[Tensor]]] = []
+    for rows in length_sorted_chunks(sequences, chunk):
+        batch = pad_batch(sequences.take(rows), policy.device)
+
+        def scores(one: Tensors) -> tuple[Tensor, Tensor]:
+            return policy_scores(policy.model, batch, temperature, one)  # noqa: B023
+
+        with attention_implementation(policy.model, "eager"):  # the fused kernels have no batching rule everywhere
+            found = vmap(scores)(values)
+        parts.append((rows, [*found, batch.mask.expand(len(parameters), *batch.mask.shape)]))
+    out = []
+    for k in range(len(parameters)):
+        one = [(rows, tuple(x[k] for x in each)) for rows, each in parts]
+        logp, h, mask = merge_chunks(one, len(sequences), max(1, *sequences.lengths))
+        require_numbers(policy.model, logp[mask > 0], [v[k] for v in values.values()])
+        out.append(Scores(logp, h, mask, torch.tensor(sequences.prompt_index, device=policy.device)))
+    return out

@@ -21,6 +21,7 @@ COPIES = 20
 # and where no gradient is kept: the moments; the gradient; a direction, the weights along it, and what is on its way
 FEW = 6
 OTHER_STATE = 2  # the moments of a counterfactual
+AT_ONCE = 3  # of each further set of weights in a vectorised pass: its direction, the weights, and the stack of them
 
 
 def trained_bytes(model: nn.Module) -> int:
@@ -28,7 +29,9 @@ def trained_bytes(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
-def probe_copies(update: int, evaluation: int, chunk: int, kept: bool, counterfactuals: bool = True) -> int:
+def probe_copies(
+    update: int, evaluation: int, chunk: int, kept: bool, counterfactuals: bool = True, passes: int = 1
+) -> int:
     """Return how many times what is trained a probe keeps at once.
 
     Args:
@@ -37,13 +40,17 @@ def probe_copies(update: int, evaluation: int, chunk: int, kept: bool, counterfa
         chunk: sequences of a batched reverse pass.
         kept: whether the gradient of each sequence is kept; else a few are held whatever the number of sequences.
         counterfactuals: whether the plan has steps of other settings.
+        passes: weights of one vectorised forward pass.
 
     >>> probe_copies(16, 64, 32, True), probe_copies(16, 64, 32, False), probe_copies(16, 64, 32, False, False)
     (132, 8, 6)
+    >>> probe_copies(16, 64, 32, False, False, passes=4)
+    15
     """
+    more = AT_ONCE * (passes - 1)
     if not kept:
-        return FEW + (OTHER_STATE if counterfactuals else 0)
-    return COPIES + update + evaluation + min(chunk, max(update, evaluation))
+        return FEW + (OTHER_STATE if counterfactuals else 0) + more
+    return COPIES + update + evaluation + min(chunk, max(update, evaluation)) + more
 
 
 def probe_bytes(
@@ -66,7 +73,9 @@ def probe_bytes(
     """
     n_u = plan.prompts * plan.group if update is None else update
     n_e = plan.eval_prompts * plan.eval_group if evaluation is None else evaluation
-    copies = probe_copies(n_u, -(-n_e // world_size), plan.grad_chunk_size, kept, plan.counterfactuals)
+    copies = probe_copies(
+        n_u, -(-n_e // world_size), plan.grad_chunk_size, kept, plan.counterfactuals, plan.directions_per_pass
+    )
     return trained_bytes(model) * copies
 
 
@@ -148,6 +157,7 @@ def memory_table(parameters: dict[str, int], plan: Plan, element: int = 4) -> It
     for name, count in parameters.items():
         one = count * element / GIB
         both = (
-            one * probe_copies(n_u, n_e, plan.grad_chunk_size, kept, plan.counterfactuals) for kept in (True, False)
+            one * probe_copies(n_u, n_e, plan.grad_chunk_size, kept, plan.counterfactuals, plan.directions_per_pass)
+            for kept in (True, False)
         )
         yield f"| {name} | {count:,} | {one:.1f} | " + " | ".join(f"{x:.1f}" for x in both) + " |"

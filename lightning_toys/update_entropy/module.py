@@ -350,7 +350,7 @@ class UpdateEntropy(PolicyModule):
             batches = [replace(x, prompt_index=data.clusters(x)) for x in batches]
         result = probe(
             model, update, batches, state, plan, self.clip_grad_norm, temperature, sharding, attempts, cache,
-            self.objective, self.reference_policy(),
+            self.objective, self.reference_policy(), f"probe of seed {seed}" if self.shows_progress else "",
         )  # fmt: skip
         if plan.controls:
             result.controls = measure_controls(

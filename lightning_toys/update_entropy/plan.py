@@ -37,6 +37,8 @@ class Plan:
         kl_cov_share: fraction of the tokens that KL-Cov penalises, left out here.
         tf_batch_size: sequences of a forward pass.
         grad_chunk_size: sequences of a batched reverse pass.
+        directions_per_pass: weights theta + eta v at which E is evaluated in one vectorised pass; each takes the memory
+            of what is trained three times, and that of a pass.
         keep_gradients: keep the gradient of every sequence of U and E (fast: N_U + N_E times the memory of what is
             trained), or take each again when it is wanted (a pass over E each); null: keep them where they fit.
 
@@ -66,11 +68,13 @@ class Plan:
     kl_cov_share: float = 0.02
     tf_batch_size: int = 64
     grad_chunk_size: int = 32
+    directions_per_pass: int = 1
     keep_gradients: bool | None = None
 
     def __post_init__(self) -> None:
         minimum = {"prompts": 1, "group": 2, "eval_prompts": 2, "eval_group": 1, "eval_batches": 1,
-                 "max_resample_attempts": 1, "tf_batch_size": 1, "grad_chunk_size": 1}  # fmt: skip
+                 "max_resample_attempts": 1, "tf_batch_size": 1, "grad_chunk_size": 1,
+                 "directions_per_pass": 1}  # fmt: skip
         for name, low in minimum.items():
             value = getattr(self, name)
             bounded(f"--model.plan.{name}", value, low)

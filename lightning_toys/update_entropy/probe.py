@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_toys.errors import ToyError
 from lightning_toys.training.noise import keyed_generator
+from lightning_toys.training.progress import WorkProgress
 from lightning_toys.update_entropy.adamw import AdamWState, ComputedTensors, norm, sum_tensors, tensors_of
 from lightning_toys.update_entropy.attribution import clip_cov, covariances, kl_cov, token_influences
 from lightning_toys.update_entropy.cache import ScoreCache, digest, fingerprint
@@ -42,7 +46,7 @@ from lightning_toys.update_entropy.forward import InferencePolicy, evaluate, pre
 from lightning_toys.update_entropy.grpo import nonzero_advantage_prompts, rows_by_prompt
 from lightning_toys.update_entropy.objective import Objective
 from lightning_toys.update_entropy.plan import Plan
-from lightning_toys.update_entropy.probe_result import EvaluationResult, ProbeResult
+from lightning_toys.update_entropy.probe_result import EvaluationResult, ParameterParts, ProbeResult, parameter_parts
 from lightning_toys.update_entropy.reward_change import (
     RewardResult,
     known_rewards,
@@ -111,6 +115,46 @@ class Timer:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
 
+Item = TypeVar("Item")
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of ``size`` items, the last of what is left; none is held after it has been yielded.
+
+    >>> list(batched(range(5), 2))
+    [[0, 1], [2, 3], [4]]
+    """
+    rest = iter(items)
+    while some := list(islice(rest, size)):
+        yield some
+        del some
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where the entropy is measured: ``eta`` along ``direction`` from the policy."""
+
+    direction: Mapping[str, Tensor]
+    eta: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A change that was measured.
+
+    Attributes:
+        change: by the plan's estimator.
+        other: by the other one.
+        within_rounding: whether the change of l_k is within rounding.
+        scores: of E there.
+    """
+
+    change: ImportanceEstimate
+    other: ImportanceEstimate
+    within_rounding: bool
+    scores: Scores
+
+
 def probe(
     model: nn.Module,
     sequences: Sequences,
@@ -124,6 +168,7 @@ def probe(
     cache: ScoreCache | None = None,
     objective: Objective | None = None,
     reference: nn.Module | None = None,
+    shown: str = "",
 ) -> ProbeResult:
     """Return the effect on the entropy of the step that AdamW would take with a batch.
 
@@ -140,6 +185,7 @@ def probe(
         cache: keeps finished passes on disk.
         objective: the loss that the step is of; None for Dr. GRPO's.
         reference: of its KL penalty; None: the policy without its adapter.
+        shown: what the progress of the finite steps is called; nothing for no progress.
     """
     sharding, timer, cache = sharding or Sharding(), Timer(), cache or ScoreCache()
     keep, chunk = plan.keep_gradients is not False, plan.grad_chunk_size
@@ -166,16 +212,25 @@ def probe(
     cov = covariances(batch_scores.logp, A, batch_scores.mask)
     eta = plan.reference_eta or step.eta
     results, tokens = [], torch.zeros_like(update.weights)
-    for number, evaluation in enumerate(evaluations):
-        one = EvaluationProbe(model, evaluation, update, directions, close, plan, temperature, sharding, timer, cache)
-        results.append(one.run(eta, cov, batch_scores))
-        if number == 0:
-            with timer.time("tokens"):
-                h = one.gradients.entropy_gradient
-                tokens = token_influences(model, update, h, temperature, plan.tf_batch_size, overwrite=True)
-        del one  # its gradients, before those of the next batch are taken
+    parameters: dict[str, ParameterParts] = {}
+    passes = len(plan.etas) * (len(DIRECTIONS) - close)
+    passes += len({*plan.etas, eta}) * len(sequences) if plan.per_sequence else 0
+    with WorkProgress(passes * len(evaluations), shown, bool(shown)) as progress:
+        for number, evaluation in enumerate(evaluations):
+            one = EvaluationProbe(
+                model, evaluation, update, directions, close, plan, temperature, sharding, timer, cache, progress
+            )
+            results.append(one.run(eta, cov, batch_scores))
+            if number == 0:
+                with timer.time("tokens"):
+                    h = one.gradients.entropy_gradient
+                    parameters = parameter_parts(h, directions)
+                    tokens = token_influences(model, update, h, temperature, plan.tf_batch_size, overwrite=True)
+            del one  # its gradients, before those of the next batch are taken
     norms = {name: norm(v) for name, v in directions.items()}
-    return ProbeResult(update, batch_scores, residual, norms, tokens, cov, results, eta, attempts, timer.seconds)
+    return ProbeResult(
+        update, batch_scores, residual, norms, tokens, cov, results, eta, attempts, timer.seconds, parameters
+    )
 
 
 class EvaluationProbe:
@@ -192,6 +247,7 @@ class EvaluationProbe:
         sharding: of E over processes.
         timer: that the seconds are added to.
         cache: keeps finished passes on disk.
+        progress: that finished passes are counted by.
 
     Attributes:
         base: scores of E at the policy itself.
@@ -210,9 +266,11 @@ class EvaluationProbe:
         sharding: Sharding,
         timer: Timer,
         cache: ScoreCache,
+        progress: WorkProgress,
     ) -> None:
         self.model, self.evaluation, self.update, self.directions = model, evaluation, update, directions
         self.plan, self.temperature, self.sharding, self.timer = plan, temperature, sharding, timer
+        self.progress = progress
         self.parts_close, self.cache, self.theta = parts_close, cache, trainable_parameters(model)
         self.cache_key = digest(evaluation.prompts, evaluation.responses, temperature, fingerprint(self.theta))
         with timer.time("baseline"):
@@ -225,21 +283,27 @@ class EvaluationProbe:
             else:
                 self.gradients = sequence_entropy_gradients(*arguments)
 
-    def measure_change(
-        self, policy: InferencePolicy, direction: Mapping[str, Tensor], eta: float
-    ) -> tuple[ImportanceEstimate, ImportanceEstimate, bool, Scores]:
-        """Return the change at theta + eta v by the plan's estimator, by the other, if it is within rounding, and the
-        scores there.
-        """
+    def measure_changes(self, policy: InferencePolicy, points: Sequence[Point]) -> list[Measured]:
+        """Return the changes at theta + eta v of several directions and step sizes, in one vectorised pass."""
         plan = self.plan
+
+        def passes(wanted: list[int]) -> list[Scores]:
+            weights = [perturbed(self.theta, points[i].direction, points[i].eta) for i in wanted]
+            return self.sharding.evaluate_many(policy, self.evaluation, self.temperature, weights, plan.tf_batch_size)
+
+        keys = [partial(self.key, point) for point in points]
         with self.timer.time("finite steps"):
-            moved = self.cache.get_or_compute(
-                lambda: [self.cache_key, fingerprint(direction), eta],
-                self.base,
-                lambda: self.sharding.evaluate(
-                    policy, self.evaluation, self.temperature, perturbed(self.theta, direction, eta), plan.tf_batch_size
-                ),
-            )
+            found = self.cache.get_or_compute(keys, self.base, passes)
+        self.progress.advance(pieces=len(points))
+        return [self.measured(moved) for moved in found]
+
+    def key(self, point: Point) -> list[Any]:
+        """Return what tells a pass from others: sequences and weights, direction, step size."""
+        return [self.cache_key, fingerprint(point.direction), point.eta]
+
+    def measured(self, moved: Scores) -> Measured:
+        """Return the change from the policy to where E has the scores ``moved``."""
+        plan = self.plan
         both = [f(self.base, moved, plan.kind) for f in (prefix_importance_sampling, sequence_importance_sampling)]
         if plan.estimator == "sequence":
             both.reverse()
@@ -248,7 +312,7 @@ class EvaluationProbe:
         size = (self.base.logp.square().sum() / n).sqrt() + 1
         # a log-probability is a difference of numbers of this size, each with a rounding of its own
         rounding = 8 * torch.finfo(next(iter(self.theta.values())).dtype).eps
-        return both[0], both[1], bool(difference < 10 * rounding * size), moved
+        return Measured(both[0], both[1], bool(difference < 10 * rounding * size), moved)
 
     def run(self, reference_eta: float, cov: Tensor, batch_scores: Scores) -> EvaluationResult:
         """Return everything that the plan asks of this batch.
@@ -273,30 +337,40 @@ class EvaluationProbe:
         out = EvaluationResult(self.evaluation, self.base, h, derivatives, rows[:, k:], influences, slope)
         if known_rewards(self.evaluation.rewards):
             out.reward = self.reward(names)
+        measured_along = [n for n in DIRECTIONS if not (n == "baseline_plus_grad" and self.parts_close)]
+        along = [(name, eta) for eta in plan.etas for name in measured_along]
         with prepared_for_inference(self.model) as policy:
-            for eta in plan.etas:
-                for name in DIRECTIONS:
-                    if name == "baseline_plus_grad" and self.parts_close:
-                        out.changes.setdefault(name, {})[eta] = out.changes["full"][eta]
-                        continue
-                    change, other, within_rounding, moved = self.measure_change(policy, self.directions[name], eta)
-                    out.changes.setdefault(name, {})[eta] = change
-                    if name == "full":
-                        out.other_estimator[eta] = other
-                        if within_rounding:
-                            out.within_rounding.append(eta)
-                        if out.reward is not None:
-                            out.reward.changes[eta] = reward_change(self.base, moved, self.evaluation.rewards)
-        for v in self.update.sequence_directions() if plan.per_sequence else []:
-            with prepared_for_inference(self.model) as policy:  # not around the derivatives, which a direction may take
-                for eta in sorted({*plan.etas, reference_eta}):
-                    out.sequence_changes.setdefault(eta, []).append(self.measure_change(policy, v, eta)[0])
-            del v  # before the next one is made
+            for some in batched(along, plan.directions_per_pass):
+                found = self.measure_changes(policy, [Point(self.directions[n], eta) for n, eta in some])
+                for (name, eta), m in zip(some, found, strict=True):
+                    self.enter(out, name, eta, m)
+        if self.parts_close:
+            out.changes["baseline_plus_grad"] = dict(out.changes["full"])
+        etas = sorted({*plan.etas, reference_eta})
+        # one direction is made at a time, and not around the passes, since a direction may take derivatives
+        each = self.update.sequence_directions() if plan.per_sequence else iter(())
+        for points in batched((Point(v, eta) for v in each for eta in etas), plan.directions_per_pass):
+            with prepared_for_inference(self.model) as policy:
+                found = self.measure_changes(policy, points)
+            for point, m in zip(points, found, strict=True):
+                out.sequence_changes.setdefault(point.eta, []).append(m.change)
+            del points  # before the next one is made: each direction is as large as what is trained
         if plan.second_order:
             out.curvature = self.curvature()
         if plan.counterfactuals:
             self.add_counterfactuals(out, cov, batch_scores)
         return out
+
+    def enter(self, out: EvaluationResult, name: str, eta: float, m: Measured) -> None:
+        """Enter a change along the step or one of its parts."""
+        out.changes.setdefault(name, {})[eta] = m.change
+        if name != "full":
+            return
+        out.other_estimator[eta] = m.other
+        if m.within_rounding:
+            out.within_rounding.append(eta)
+        if out.reward is not None:
+            out.reward.changes[eta] = reward_change(self.base, m.scores, self.evaluation.rewards)
 
     def gathered(self, rows: list[int], part: Tensor) -> Tensor:
         """Return a tensor (N_E, T) of all processes' rows of it."""

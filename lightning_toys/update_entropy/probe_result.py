@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from lightning_toys.update_entropy.controls import ControlResult
 from lightning_toys.update_entropy.estimators import Estimate, ImportanceEstimate, Scores, ratio_interval
+from lightning_toys.update_entropy.linear_fits import LinearFit, linear_fit
 from lightning_toys.update_entropy.reward_change import RewardResult
 from lightning_toys.update_entropy.sequences import Sequences
 from lightning_toys.update_entropy.update import Update
@@ -55,6 +57,15 @@ class EvaluationResult:
     update_se: dict[str, float] = field(default_factory=dict)
     reward: RewardResult | None = None
 
+    def fits(self) -> list[LinearFit]:
+        """Return of each update sequence how straight its changes are in eta; nothing where they were not measured.
+
+        Step sizes at which the whole step's change is within rounding are left out.
+        """
+        etas = sorted(set(self.sequence_changes) - set(self.within_rounding))
+        each = zip(*(self.sequence_changes[eta] for eta in etas), strict=True)
+        return [linear_fit(etas, [w.change.value for w in changes]) for changes in each]
+
     @property
     def linear_until_interval(self) -> tuple[float, float] | None:
         """95 % interval of eta*, the step size at which the second-order term is a tenth of the first-order term."""
@@ -72,6 +83,48 @@ class EvaluationResult:
         return 0.2 * abs(self.slope.value / self.curvature.value)
 
 
+@dataclass(frozen=True)
+class ParameterParts:
+    """A parameter's part of the step and of its effect.
+
+    Attributes:
+        size: numbers in the parameter.
+        norms: Euclidean norm of its part of ``full``, ``momentum``, ``decay`` and ``grad``, by name.
+        influences: its part of dH/d eta along each: they add up over parameters to the derivative along the direction.
+        residual: norm of what full - momentum - decay - grad leaves of it.
+    """
+
+    size: int
+    norms: dict[str, float]
+    influences: dict[str, float]
+    residual: float
+
+
+STEP_PARTS = ("momentum", "decay", "grad")  # that the whole step is the sum of
+
+
+def parameter_parts(
+    gradient: Mapping[str, Tensor], directions: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, ParameterParts]:
+    """Return each parameter's part of the step and of dH/d eta, by its name.
+
+    Args:
+        gradient: h, of the entropy, by parameter name.
+        directions: ``full`` and its parts, by name, each by parameter name.
+    """
+    out = {}
+    for name, h in gradient.items():
+        parts = {d: directions[d][name].double() for d in ("full", *STEP_PARTS)}
+        left = parts["full"] - sum(parts[d] for d in STEP_PARTS)
+        out[name] = ParameterParts(
+            h.numel(),
+            {d: float(v.norm()) for d, v in parts.items()},
+            {d: float((h.double() * v).sum()) for d, v in parts.items()},
+            float(left.norm()),
+        )
+    return out
+
+
 @dataclass
 class ProbeResult:
     """The result of probing one policy's next step.
@@ -87,6 +140,7 @@ class ProbeResult:
         reference_eta: step size of the matrix of E against U.
         attempts: times that U was sampled.
         seconds: wall time, by part of the probe.
+        parameters: each parameter's part of the step and of its effect, by the first evaluation batch.
         controls: the step beside others of its size, where the plan asks for it.
     """
 
@@ -100,4 +154,5 @@ class ProbeResult:
     reference_eta: float
     attempts: int
     seconds: dict[str, float]
+    parameters: dict[str, ParameterParts] = field(default_factory=dict)
     controls: ControlResult | None = None

@@ -149,7 +149,8 @@ class PromptData(ModelTextData):
             prompt as it is: false); messages always do.
         system: text of a system's turn before it; null for none.
         tokens: model whose tokenizer is used; null: that of ``--model.backbone``.
-        longest: tokens of an answer; a sampled response may be a little longer.
+        longest: tokens of an answer; what is longer is cut where it is learned from, and a line says so. A sampled
+            response may be a little longer.
         batch_size: answers of one supervised step, over all ranks together.
 
     Raises:

@@ -18,6 +18,7 @@ from lightning_toys.training.results import Report, to_json
 from lightning_toys.update_entropy.cache import to_numpy
 from lightning_toys.update_entropy.controls import REVERSED, STEP, ControlResult
 from lightning_toys.update_entropy.estimators import EntropyKind, Estimate, ImportanceEstimate
+from lightning_toys.update_entropy.linear_fits import LinearFit, linear_fit
 from lightning_toys.update_entropy.plan import Plan
 from lightning_toys.update_entropy.probe_result import EvaluationResult, ProbeResult
 from lightning_toys.update_entropy.task import Tokenizer
@@ -121,6 +122,7 @@ def evaluation_json(e: EvaluationResult) -> dict[str, Any]:
             f"{eta:g}": correlation(e.sequence_influences[0], [w.change.value for w in x])
             for eta, x in e.sequence_changes.items()
         },
+        "linear_fits": {n: asdict(fit) for n, fit in direction_fits(e).items()},
         "counterfactual_slopes": {n: {"value": v, "se": s} for n, (v, s) in e.counterfactuals.items()},
     }
     if e.reward is not None:
@@ -135,6 +137,23 @@ def evaluation_json(e: EvaluationResult) -> dict[str, Any]:
         out["curvature"], out["linear_until"] = estimate_json(e.curvature), e.linear_until
         out["linear_until_interval"] = e.linear_until_interval
     return out
+
+
+def direction_fits(e: EvaluationResult) -> dict[str, LinearFit]:
+    """Return how straight the changes are in eta, along the step and its parts; without etas within rounding."""
+    out = {}
+    for name, by_eta in e.changes.items():
+        if etas := sorted(set(by_eta) - set(e.within_rounding)):
+            out[name] = linear_fit(etas, [by_eta[eta].change.value for eta in etas])
+    return out
+
+
+def microbatches(result: ProbeResult, plan: Plan) -> dict[str, int]:
+    """Return in how many passes U's gradients and E's scores were taken, on one process that has all of them."""
+    return {
+        "update": math.ceil(len(result.update.sequences) / plan.grad_chunk_size),
+        "evaluation": math.ceil(len(result.evaluations[0].sequences) / plan.tf_batch_size),
+    }
 
 
 def controls_json(controls: ControlResult) -> dict[str, Any]:
@@ -160,6 +179,7 @@ def summary_json(result: ProbeResult, seed: int, plan: Plan, step: int) -> dict[
         "reference_eta": result.reference_eta,
         "update_sequences": len(result.update.sequences),
         "draws_of_update": result.attempts,
+        "microbatches": microbatches(result, plan),
         "closure_residual": result.residual,
         "norms": result.norms,
         "gradient_norm": s.grad_norm,
@@ -217,7 +237,7 @@ def write_table(path: Path, arrays: Mapping[str, np.ndarray] | None = None, **co
 
 
 def write_tables(folder: Path, result: ProbeResult, tokenizer: Tokenizer) -> None:
-    """Write the tables sequences (a row for each sequence of U), tokens (for each token of U), and each E's arrays."""
+    """Write the tables sequences (a row for each of U), tokens (of U), parameters (of the policy), and E's arrays."""
     u, e = result.update.sequences, result.evaluations[0]
     prompts = [tokenizer.decode(p) for p in u.prompts]
     responses = [tokenizer.decode(r) for r in u.responses]
@@ -225,7 +245,7 @@ def write_tables(folder: Path, result: ProbeResult, tokenizer: Tokenizer) -> Non
     changes = e.sequence_changes.get(result.reference_eta)
     missing, live = np.full(len(u), np.nan), to_numpy(scores.mask).astype(bool)
     on_reward = np.full(live.shape, np.nan) if e.reward is None else to_numpy(e.reward.tokens)
-    without = e.leave_one_out
+    without, fits = e.leave_one_out, e.fits()
     write_table(
         folder / "sequences",
         u.id_arrays() | u.given_arrays(),
@@ -243,6 +263,9 @@ def write_tables(folder: Path, result: ProbeResult, tokenizer: Tokenizer) -> Non
         reward_influence=on_reward.sum(1),
         change=np.array([w.change.value for w in changes]) if changes else missing,
         change_se=np.array([w.change.se for w in changes]) if changes else missing,
+        fit_slope=np.array([fit.slope for fit in fits]) if fits else missing,
+        fit_r2=np.array([fit.r2 for fit in fits]) if fits else missing,
+        fit_curvature=np.array([fit.quadratic[1] for fit in fits]) if fits else missing,
         slope_without=to_numpy(without[0]) if without else missing,
         slope_without_se=to_numpy(without[1]) if without else missing,
     )
@@ -262,6 +285,13 @@ def write_tables(folder: Path, result: ProbeResult, tokenizer: Tokenizer) -> Non
         reward_influence=on_reward[live],
         covariance=to_numpy(result.covariances)[live],
     )
+    parts = result.parameters
+    suffixes = (("full", ""), ("momentum", "_momentum"), ("decay", "_decay"), ("grad", "_batch"))
+    columns = {f"norm{s}": np.array([p.norms[d] for p in parts.values()]) for d, s in suffixes}
+    columns |= {f"influence{s}": np.array([p.influences[d] for p in parts.values()]) for d, s in suffixes}
+    columns["residual"] = np.array([p.residual for p in parts.values()])
+    sizes = np.array([p.size for p in parts.values()])
+    write_table(folder / "parameters", None, parameter=text_array(list(parts)), size=sizes, **columns)
     for k, x in enumerate(result.evaluations):
         np.savez_compressed(
             folder / f"eval_{k:02d}_sequences.npz",

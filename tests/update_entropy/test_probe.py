@@ -32,7 +32,7 @@ from lightning_toys.update_entropy.estimators import (
 from lightning_toys.update_entropy.figures import strip_common_suffix
 from lightning_toys.update_entropy.forward import evaluate
 from lightning_toys.update_entropy.probe import DIRECTIONS, Plan, probe
-from lightning_toys.update_entropy.probe_result import ProbeResult
+from lightning_toys.update_entropy.probe_result import EvaluationResult, ProbeResult
 from lightning_toys.update_entropy.report import linear_line, probe_report, summary_lines, write_probe_results
 from lightning_toys.update_entropy.rollouts import generate, uniforms
 from lightning_toys.update_entropy.sequences import Sequences
@@ -44,7 +44,7 @@ TOKENS = CharacterTokenizer(',"\n')  # what a table has to quote
 BELOW_ROUNDING = 1e-17  # too small a step for double precision
 PLANS: dict[str, dict[str, Any]] = {
     "token": {"kind": "token", "estimator": "prefix", "reference_eta": 0.007},
-    "sequence": {"kind": "sequence", "estimator": "sequence"},
+    "sequence": {"kind": "sequence", "estimator": "sequence", "directions_per_pass": 4},
 }
 
 
@@ -395,6 +395,46 @@ def test_arrays_are_the_result(case: Case, written: Path) -> None:
                 assert np.array_equal(rows, found.change.contributions)
 
 
+def fits_by_hand(e: EvaluationResult) -> list[tuple[float, float, float]]:
+    """Slope, R squared and curvature of each update sequence's changes, by numpy's weighted polynomials of eta."""
+    etas = np.array([eta for eta in sorted(e.sequence_changes) if eta != BELOW_ROUNDING])
+    assert len(etas) == 3
+    out = []
+    for i in range(12):
+        z = np.array([e.sequence_changes[eta][i].change.value for eta in etas]) / etas
+        (slope,) = np.polyfit(etas, z, 0)
+        out.append((slope, 1 - ((z - slope) ** 2).sum() / (z**2).sum(), 2 * np.polyfit(etas, z, 1)[0]))
+    return out
+
+
+def parameters_by_hand(case: Case) -> dict[str, Any]:
+    """The step and its effect of one parameter at a time: the derivative along the step, all others standing still."""
+    w = case.reference
+    parts = w.parts(w.gradient())
+    named, ends = (
+        trainable_parameters(w.model),
+        {"": "full", "_momentum": "momentum", "_decay": "decay", "_batch": "grad"},
+    )
+    out: dict[str, Any] = {"parameter": list(named), "size": [p.numel() for p in named.values()]}
+    masks, done = [], 0
+    for p in named.values():
+        masks.append(torch.zeros_like(w.theta))
+        masks[-1][done : done + p.numel()] = 1
+        done += p.numel()
+    for end, name in ends.items():
+        out[f"norm{end}"] = [float((parts[name] * m).norm()) for m in masks]
+        out[f"influence{end}"] = [case.slope(parts[name] * m).value for m in masks]
+    return out | {"residual": [0.0 for _ in masks]}
+
+
+def test_parameters_add_up_to_the_step(case: Case) -> None:
+    found = case.result.parameters.values()
+    assert len(found) > 5
+    for name in ("full", "momentum", "decay", "grad"):
+        assert sum(p.influences[name] for p in found) == near(case.result.evaluations[0].derivatives[name][0])
+        assert np.sqrt(sum(p.norms[name] ** 2 for p in found)) == near(case.result.norms[name])
+
+
 def test_tables_are_the_result(case: Case, written: Path) -> None:
     w, f, e = case.reference, case.result, case.result.evaluations[0]
     assert e.leave_one_out is not None
@@ -402,6 +442,7 @@ def test_tables_are_the_result(case: Case, written: Path) -> None:
     A = w.advantages()
     i, t = np.nonzero(w.live.mask.numpy())
     assert e.reward is not None
+    straight = fits_by_hand(e)
     wanted: dict[str, dict[str, Any]] = {
         "sequences": {
             "row": range(12), "prompt_number": w.U.prompt_index, "prompt": [TOKENS.decode(p) for p in w.U.prompts],
@@ -411,6 +452,8 @@ def test_tables_are_the_result(case: Case, written: Path) -> None:
             "reward_influence": e.reward.tokens.sum(1),
             "change": [x.value for x in single],
             "change_se": [x.se for x in single], "slope_without": e.leave_one_out[0],
+            "fit_slope": [x[0] for x in straight], "fit_r2": [x[1] for x in straight],
+            "fit_curvature": [x[2] for x in straight],
             "slope_without_se": e.leave_one_out[1],
         },
         "tokens": {
@@ -420,6 +463,7 @@ def test_tables_are_the_result(case: Case, written: Path) -> None:
             "reward_influence": e.reward.tokens[i, t],
             "covariance": f.covariances[i, t],
         },
+        "parameters": parameters_by_hand(case),
     }  # fmt: skip
     for name, columns in wanted.items():
         with np.load(written / f"{name}.npz") as file:
@@ -434,7 +478,8 @@ def test_tables_are_the_result(case: Case, written: Path) -> None:
                 assert arrays[column].tolist() == texts == x, column
             else:
                 assert [float(v) for v in texts] == arrays[column].tolist(), column
-                assert arrays[column].tolist() == near(list(map(float, x))), column
+                loose = 1e-5 if column in ("fit_curvature", "residual") else 1e-7
+                assert arrays[column].tolist() == pytest.approx(list(map(float, x)), rel=loose, abs=1e-11), column
 
 
 def test_batches_can_be_rebuilt_from_their_files(case: Case, written: Path) -> None:
@@ -457,6 +502,11 @@ def test_the_summary_is_the_result(case: Case, written: Path) -> None:
     assert (said["reference_eta"], said["learning_rate"], said["adamw_step"]) == (f.reference_eta, LR, T)
     first = said["evaluations"][0]
     assert first["within_rounding"] == [BELOW_ROUNDING]
+    assert set(first["linear_fits"]) == set(DIRECTIONS)
+    for direction, fit in first["linear_fits"].items():
+        z = [e.changes[direction][eta].change.value / eta for eta in (1e-3, 0.015)]
+        assert (fit["slope"], fit["quadratic_r2"]) == (near(np.mean(z)), None)  # two points have no curve
+    assert said["microbatches"] == {"update": 3, "evaluation": 3}  # 12 of each, five at a time
     report = probe_report([9], Report([9], {}), [f]).metrics
     names = {"full": "slope", "momentum": "slope_momentum", "decay": "slope_decay", "grad": "slope_batch"}
     for name, key in names.items():

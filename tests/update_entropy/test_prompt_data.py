@@ -176,6 +176,23 @@ def test_the_last_number(text: str, number: Any) -> None:
     assert last_number(text) == number
 
 
+@pytest.mark.parametrize(("longest", "cut"), [(5, False), (4, True), (2, True)])
+def test_an_answer_that_is_cut_is_told_of_once(
+    longest: int, cut: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four tokens and the one that ends it: the policy would be taught not to end there."""
+    a_model("llama").save_pretrained(tmp_path / "m")
+    a_tokenizer(tmp_path / "m")
+    file = write(tmp_path / "p.jsonl", [{"prompt": "ab", "answer": "abcd"}])
+    data = PromptData(file, tokens=str(tmp_path / "m"), longest=longest, batch_size=3)
+    tokens, response = data.loader([0, 1]).draw(0, 2)
+    ends = (tokens == data.tokenizer.eos_token_id) & response
+    assert bool(ends.any()) is not cut
+    assert int(response.sum(-1).max()) == min(5, longest)
+    said = capsys.readouterr().err
+    assert said.count("--data.longest: an answer of 4 tokens is cut to") == cut
+
+
 def test_prompts_follow_the_chat_template(tmp_path: Path) -> None:
     a_model("llama").save_pretrained(tmp_path / "m")
     a_tokenizer(tmp_path / "m")
