@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,19 +37,20 @@ from lightning_toys.flow_vs_regression.own import (
     Architecture,
     Metric,
     check_architecture,
-    check_metrics,
     check_objective,
     from_hparam,
     to_hparam,
 )
+from lightning_toys.flow_vs_regression.own_data import VALIDATION_POINTS, check_data, check_measures
 from lightning_toys.flow_vs_regression.prediction import Predictor
-from lightning_toys.flow_vs_regression.targets import Predict
+from lightning_toys.flow_vs_regression.targets import Predict, Target
 from lightning_toys.flow_vs_regression.units import unfit_units
 from lightning_toys.manual_steps import ManualSteps, is_plain, is_plain_adamw, record_terms
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.configuration import as_dataclass, unused_flags
 from lightning_toys.training.loader import Batch, Block, DrawnBlock
 from lightning_toys.training.noise import NoiseStream, uniform
+from lightning_toys.training.own_classes import trial
 from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
 
@@ -178,13 +179,15 @@ class FlowVsRegression(Predictor):
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
         """See :meth:`ToyModule.measure`."""
         data = point_data(data)
+        with trial():
+            check_data(data, self.seeds)
         require(
             self.evaluation.weights != "best" or data.num_holdout > 0,
             "--model.evaluation.weights: 'best' needs --data.holdout > 0",
         )
         self.metric_labels = {**type(self).metric_labels, **data.metric_labels}
-        self.try_own(data)
-        self.check_points(data)
+        with trial():
+            self.try_own(data)
         return {
             "dim": data.output_dim,
             "condition_dim": data.condition_dim,
@@ -202,21 +205,8 @@ class FlowVsRegression(Predictor):
             check_architecture(self.network, self.seeds, D, conditions, timed)
         if own:
             check_objective(self.objective, self.network, self.evaluation, self.seeds, D, C)
-        if self.metrics:
-            c, truth = data.evaluation_points(8)
-            shipped, _ = compute_metrics(truth.expand(1, 1, -1, -1), truth, c, data.target)
-            check_metrics(self.metrics, list(shipped), truth, c)
-            self.headline = (*type(self).headline, *(m.name for m in self.metrics))
-
-    def check_points(self, data: PointData) -> None:
-        """Refuse so few evaluation points that a metric has none to be measured at."""
-        c, truth = data.evaluation_points(1000)
-        scalars, arrays = compute_metrics(truth.expand(1, 1, -1, -1), truth, c, data.target)
-        empty = [name for name, v in (scalars | arrays).items() if bool(v.isnan().any())]
-        words = (
-            f"{len(c)} points leave {' and '.join(empty)} without a value, at intervals or boundaries without a point"
-        )
-        require(not empty, f"--data.num_eval: {words}; give more")
+        check_measures(self.metrics, data)
+        self.headline = (*type(self).headline, *(m.name for m in self.metrics))
 
     def measured(
         self, prediction: Tensor, truth: Tensor, c: Tensor, predict: Predict
@@ -224,9 +214,8 @@ class FlowVsRegression(Predictor):
         """Return :func:`compute_metrics`, with the target's and somebody's own metrics among the scalars."""
         target = self.data.target
         scalars, arrays = compute_metrics(prediction, truth, c, target)
-        if target is not None:
-            scalars |= target.extra_metrics(c, prediction, predict)
-        own = {m.name: m(prediction, truth, c) for m in self.metrics}
+        own = target.extra_metrics(c, prediction, predict) if isinstance(target, Target) else {}
+        own |= {m.name: m(prediction, truth, c) for m in self.metrics}
         return scalars | {name: values.detach().double().cpu() for name, values in own.items()}, arrays
 
     @property
@@ -265,6 +254,12 @@ class FlowVsRegression(Predictor):
 
     # training
 
+    @cached_property
+    def local_objective(self) -> Objective:
+        """The objective of the replicas that this process trains."""
+        count = len(self.seeds)
+        return self.objective.of_replicas(range(count)[self.local_replicas], count)
+
     def replica_losses(self, batch: Batch, step: int) -> Tensor:
         """See :meth:`ToyModule.replica_losses`."""
         return self.compiled(self.losses)(*self.sample(batch, step), batch.total)
@@ -274,14 +269,14 @@ class FlowVsRegression(Predictor):
         c, x1 = batch.columns
         rows = slice(batch.first, batch.first + x1.shape[1])
         x0 = self.x0_noise.at(step, x1)[:, rows] if self.x0_distribution == "gaussian" else torch.zeros_like(x1)
-        t = self.t_noise.at(step, x1)[:, rows] if self.objective.samples_time else torch.zeros(())
+        t = self.t_noise.at(step, x1)[:, rows] if self.local_objective.samples_time else torch.zeros(())
         return c, x1, x0, t
 
     def losses(self, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor, total: int) -> Tensor:
         """Return each replica's loss (R,): sums over c (R, B, C), x1 and x0 (R, B, D), t (R, B, 1), by ``total``."""
         assert isinstance(self.net, ConditionalNet)
         norm = torch.square if self.loss == "l2" else torch.abs
-        terms = [norm(r).sum((1, 2)) for r in self.objective.residuals(self.net, c, x1, x0, t)]
+        terms = [norm(r).sum((1, 2)) for r in self.local_objective.residuals(self.net, c, x1, x0, t)]
         return sum(terms[1:], terms[0]) / (total * x1.shape[2])
 
     def take_steps(self, block: Block | DrawnBlock, optimizer: torch.optim.Optimizer) -> Tensor | None:
@@ -361,7 +356,7 @@ class FlowVsRegression(Predictor):
         """Evaluate the configured readout on the grid (at most 1000 points) and on held-out points."""
         if self.keeps_best:
             self.evaluate_holdout()
-        report = self.evaluate(*self.data.evaluation_points(1000), full=False)
+        report = self.evaluate(*self.data.evaluation_points(VALIDATION_POINTS), full=False)
         self.last_report = report
         self.write_evaluation(report)
 

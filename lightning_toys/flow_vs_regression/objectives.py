@@ -68,6 +68,15 @@ class Objective:
         """Return the terms of the loss, each prediction - target (R, B, D); the loss is the sum of their norms."""
         raise NotImplementedError
 
+    def of_replicas(self, replicas: Sequence[int], count: int) -> Objective:
+        """Return what gives the :meth:`residuals` of some of a run's replicas: this, unless it keeps something of each.
+
+        Args:
+            replicas: their places among the run's, from 0; a trial of a run of one asks for ``[0, 0]``.
+            count: of the run's replicas.
+        """
+        return self
+
     def readout(self, solver: Solver, nfe: int) -> Readout:
         """Return the configured readout, whose errors are ``l1`` and ``l2``; arguments as :func:`integrate`."""
         raise NotImplementedError

@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_toys.errors import require
 from lightning_toys.flow_vs_regression.evaluation import Evaluation
 from lightning_toys.flow_vs_regression.objectives import Objective, Readout
+from lightning_toys.flow_vs_regression.targets import Target
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.noise import keyed_generator
 from lightning_toys.training.own_classes import attempt
@@ -91,6 +92,11 @@ def trial_pair(seeds: Sequence[int]) -> list[int]:
     return list(seeds[:2]) if len(seeds) > 1 else [seeds[0], seeds[0] ^ 1]
 
 
+def trial_places(seeds: Sequence[int]) -> list[int]:
+    """Return the places of two replicas to try an objective with; a run of one has the same one twice."""
+    return [0, 1] if len(seeds) > 1 else [0, 0]
+
+
 def trial_rows(*sizes: int) -> list[Tensor]:
     """Return a draw (2, ROWS, size) of each size: other rows for each of two replicas."""
     g = keyed_generator(0, 0, "own/trial")
@@ -132,9 +138,9 @@ def check_architecture(
     out = attempt(f"{where}, called with x {tuple(x.shape)}, c {tuple(c.shape)}", lambda: nets[0](*inputs))
     found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
     require(found == tuple(x.shape), f"{where} maps x {tuple(x.shape)} to {found}; give {tuple(x.shape)}")
-    solo = nets[1](*(v[1:] for v in inputs))
+    solo = attempt(f"{where}, called with one replica", lambda: nets[1](*(v[1:] for v in inputs)))
     require_alike(where, out, solo, "what a replica gives depends on its neighbours; keep to the replica axis")
-    fewer = nets[0](*(v[:, :2] for v in inputs))
+    fewer = attempt(f"{where}, called with two rows", lambda: nets[0](*(v[:, :2] for v in inputs)))
     require_alike(where, out[:, :2], fewer[1:], "what a row gives depends on the other rows of its batch")
 
 
@@ -154,17 +160,19 @@ def check_objective(
     """
     flag, name = "--model.objective", type(objective).__name__
     require_methods(flag, objective, Objective, "residuals", "readout")
-    timed = getattr(objective, "with_time", None)
-    require(
-        isinstance(timed, bool), f"{flag}: {name}.with_time: {timed!r} is not allowed; give whether the network gets t"
-    )
-    pair = trial_pair(seeds)
-    conditions = c_dim + objective.extra_conditions
-    nets = [network.build(s, x_dim, conditions, bool(timed)) for s in (pair, pair[1:])]
+    check_attributes(f"{flag}: {name}", objective)
+    pair, places = trial_pair(seeds), trial_places(seeds)
+    conditions, timed = c_dim + objective.extra_conditions, objective.with_time
+    build = partial(network.build, x_dim=x_dim, c_dim=conditions, with_time=timed)
+    nets = [attempt(f"--model.network: {type(network).__name__}.build", partial(build, s)) for s in (pair, pair[1:])]
+    where = f"{flag}: {name}.of_replicas"
+    parts = [attempt(where, partial(objective.of_replicas, p, len(seeds))) for p in (places, places[1:])]
+    for part in parts:
+        require(isinstance(part, Objective), f"{where} gives a {type(part).__name__}; give an Objective")
     c, x1, x0, t = trial_rows(c_dim, x_dim, x_dim, objective.times)
     t = t.sigmoid() if objective.samples_time else torch.full((2, 1, 1), torch.nan)
     where = f"{flag}: {name}.residuals"
-    found = attempt(where, lambda: objective.residuals(nets[0], c, x1, x0, t))
+    found = attempt(where, lambda: parts[0].residuals(nets[0], c, x1, x0, t))
     listed = isinstance(found, list) and found and all(isinstance(r, Tensor) for r in found)
     require(bool(listed), f"{where} gives {type(found).__name__}; give a list of tensors (R, B, D)")
     for r in found:
@@ -173,15 +181,32 @@ def check_objective(
         )
         hint = "" if objective.samples_time else "; set samples_time = True where t is used"
         require(bool(r.isfinite().all()), f"{where} is not finite{hint}")
-    solo = objective.residuals(nets[1], c[1:], x1[1:], x0[1:], t[1:])
+    solo = attempt(where, lambda: parts[1].residuals(nets[1], c[1:], x1[1:], x0[1:], t[1:]))
+    many = f"{where} gives {len(found)} terms for two replicas and {len(solo)} for one"
+    require(len(solo) == len(found), many)
     for r, alone in zip(found, solo, strict=True):
         require_alike(where, r, alone, "a replica's residuals depend on its neighbours; keep to the replica axis")
     ways = attempt(f"{flag}: {name}.readout", lambda: [objective.readout(evaluation.solver, evaluation.nfe)])
-    ways += attempt(
+    others = attempt(
         f"{flag}: {name}.readouts", lambda: objective.readouts(evaluation.test_solvers, evaluation.test_nfe)
     )
-    for way in ways:
+    require(isinstance(others, list), f"{flag}: {name}.readouts gives {type(others).__name__}; give a list of Readout")
+    for way in [*ways, *others]:
         check_readout(way, name, nets, c, x0)
+
+
+def check_attributes(where: str, objective: Objective) -> None:
+    """Refuse attributes of an objective that are none of their kind, see :class:`Objective`."""
+    for name, wanted in (("with_time", "whether the network gets t"), ("samples_time", "whether residuals use t")):
+        given = getattr(objective, name, None)
+        require(isinstance(given, bool), f"{where}.{name}: {given!r} is not allowed; give {wanted}")
+    for name, least in (("times", 1), ("extra_conditions", 0)):
+        given = getattr(objective, name)
+        whole = isinstance(given, int) and given >= least
+        require(whole, f"{where}.{name}: {given!r} is not allowed; give an integer >= {least}")
+    given = objective.x0_distribution
+    known = given in ("zeros", "gaussian")
+    require(known, f"{where}.x0_distribution: {given!r} is not allowed; give 'zeros' or 'gaussian'")
 
 
 def check_readout(way: Any, name: str, nets: Sequence[ConditionalNet], c: Tensor, x0: Tensor) -> None:
@@ -194,7 +219,8 @@ def check_readout(way: Any, name: str, nets: Sequence[ConditionalNet], c: Tensor
     out = attempt(where, lambda: way.sample(nets[0], c, x0))
     shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
     require(shape == tuple(x0.shape), f"{where} gives {shape}; give {tuple(x0.shape)}, as x0")
-    require_alike(where, out, way.sample(nets[1], c[1:], x0[1:]), "a replica's prediction depends on its neighbours")
+    alone = attempt(where, lambda: way.sample(nets[1], c[1:], x0[1:]))
+    require_alike(where, out, alone, "a replica's prediction depends on its neighbours")
 
 
 def check_metrics(metrics: Sequence[Metric], taken: Sequence[str], truth: Tensor, c: Tensor) -> None:
@@ -225,9 +251,47 @@ def check_metrics(metrics: Sequence[Metric], taken: Sequence[str], truth: Tensor
         out = attempt(where, partial(metric, prediction, truth, c))
         found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         require(found == (3,), f"{where} maps 3 replicas to {found}; give one value a replica, (3,)")
-        alone = metric(prediction[1:2], truth, c)
-        equal = bool(torch.isclose(out[1:2], alone, equal_nan=True).all())
-        require(equal, f"{where}: a replica's value depends on its neighbours; keep to the replica axis")
+        require_same(where, out, attempt(where, partial(metric, prediction[1:2], truth, c)))
+
+
+def require_same(where: str, out: Tensor, alone: Any) -> None:
+    """Refuse values (3,) of three replicas whose second differs from that of the second replica alone, (1,)."""
+    equal = isinstance(alone, Tensor) and bool(torch.isclose(out[1:2], alone, equal_nan=True).all())
+    require(equal, f"{where}: a replica's value depends on its neighbours; keep to the replica axis")
+
+
+def check_extra_metrics(target: Target, taken: Sequence[str], truth: Tensor, c: Tensor) -> list[str]:
+    """Hold a target's own metrics to their contract, see :meth:`Target.extra_metrics`, and return their names.
+
+    Args:
+        target: the function that is learned.
+        taken: names that there are already.
+        truth: what predictions should be, (M, D).
+        c: where, (M, 1).
+
+    Raises:
+        ToyError: names the class and what is wrong.
+    """
+    where = f"--data.target: {type(target).__name__}.extra_metrics"
+
+    def drawn(replicas: slice, at: Tensor, distribution: Any = None) -> Tensor:
+        """Return predictions (R, 2, M, D) at points (M, 1); those of a replica are the same among others."""
+        g = keyed_generator(0, 0, "own/extra_metrics")
+        return torch.from_numpy(g.standard_normal((3, 2, len(at), truth.shape[1])))[replicas]
+
+    both, alone = (
+        attempt(where, partial(target.extra_metrics, c, drawn(r, c), partial(drawn, r)))
+        for r in (slice(0, 3), slice(1, 2))
+    )
+    require(isinstance(both, dict), f"{where} gives {type(both).__name__}; give a dict of tensors (R,) by name")
+    for name, out in both.items():
+        fits = isinstance(name, str) and METRIC_NAME.fullmatch(name) is not None
+        require(fits, f"{where}: the name {name!r} is not allowed; give letters, digits and underscores")
+        require(name not in taken, f"{where}: the name {name!r} is taken; give another")
+        found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        require(found == (3,), f"{where}: {name} of 3 replicas is {found}; give one value a replica, (3,)")
+        require_same(f"{where}: {name}", out, alone.get(name) if isinstance(alone, dict) else None)
+    return list(both)
 
 
 Thing = TypeVar("Thing")

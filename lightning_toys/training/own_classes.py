@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from lightning_toys.errors import ToyError, one_line
+
+
+@contextmanager
+def trial() -> Iterator[None]:
+    """Try classes on the CPU and in single precision, whatever device and precision a Trainer builds networks in."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def attempt(where: str, call: Callable[[], Any]) -> Any:

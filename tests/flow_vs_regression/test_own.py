@@ -250,9 +250,51 @@ class Neighbourly(Halves):
         return Readout("mine", lambda net, c, x0: net(x0, c).mean(0, keepdim=True).expand_as(x0))
 
 
+class Pair(Halves):
+    """Works for two replicas only, which a run of one does not have."""
+
+    def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
+        return [torch.stack([net(x0, c)[0] - x1[0], net(x0, c)[1] - x1[1]])]
+
+
+class Fewer(Halves):
+    def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:
+        return [net(x0, c) - x1] * len(c)
+
+
+class PairRead(Halves):
+    def readout(self, solver: Any, nfe: int) -> Readout:
+        return Readout("mine", lambda net, c, x0: net(x0, c)[[0, 1]])
+
+
+class OneReadout(Halves):
+    def readouts(self, solvers: Any, nfes: Any) -> Any:
+        return self.readout("euler", 1)
+
+
+class NoPart(Halves):
+    def of_replicas(self, replicas: Sequence[int], count: int) -> Any:
+        return None
+
+
+class Normal(Halves):
+    x0_distribution = "normal"  # type: ignore[assignment]
+
+
+class NoTimes(Halves):
+    times = 0
+
+
 @pytest.mark.parametrize(
     ("objective", "says"),
     [
+        (Pair(), "Pair.residuals fails: IndexError: "),
+        (Fewer(), "Fewer.residuals gives 2 terms for two replicas and 1 for one"),
+        (PairRead(), "PairRead's readout mine fails: IndexError: "),
+        (OneReadout(), "OneReadout.readouts gives Readout; give a list of Readout"),
+        (NoPart(), "NoPart.of_replicas gives a NoneType; give an Objective"),
+        (Normal(), "Normal.x0_distribution: 'normal' is not allowed; give 'zeros' or 'gaussian'"),
+        (NoTimes(), "NoTimes.times: 0 is not allowed; give an integer >= 1"),
         (NoReadout(), "NoReadout has no readout; give it"),
         (NoTime(), "NoTime.with_time: 'no' is not allowed"),
         (UnsaidTime(), "UnsaidTime.residuals is not finite; set samples_time = True where t is used"),
@@ -317,6 +359,11 @@ class Ranked(Worst):
         return out - out.mean()
 
 
+class PairMetric(Worst):
+    def __call__(self, prediction: Tensor, truth: Tensor, c: Tensor) -> Tensor:
+        return super().__call__(prediction, truth, c) + 0 * prediction[2].mean()
+
+
 class Silent(Metric):
     name = "silent"
 
@@ -330,6 +377,7 @@ class Silent(Metric):
         ([Taken()], "Taken.name: 'l2' is taken"),
         ([Worst(), Worst()], "Worst.name: 'worst' is taken"),
         ([Number()], "Number maps 3 replicas to (); give one value a replica, (3,)"),
+        (PairMetric(), "PairMetric fails: IndexError: "),
         (Ranked(), "Ranked: a replica's value depends on its neighbours"),
     ],
 )
