@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_toys.nets import ReplicaLinear
 from lightning_toys.training.fused_adam import fused_step
 
+MARKS = ("hidden", "blocks")  # names of the part of a network that lies between its first and its last layer
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024; the same as torch.optim.Muon's
 ITERATIONS = 5
 
@@ -43,11 +45,42 @@ def orthogonalise(g: Tensor) -> Tensor:
     return (x.mT if g.shape[-2] > g.shape[-1] else x).to(g)
 
 
+def matrices(net: nn.Module) -> list[Tensor]:
+    """Return the matrices (R, m, n) of a network, in the order in which it holds them; a bias (R, 1, n) is none."""
+    out: list[Tensor] = []
+    for module in net.modules():
+        if isinstance(module, ReplicaLinear):
+            out.append(module.weight)
+        else:
+            out += [p for p in module.parameters(recurse=False) if p.dim() == 3 and min(p.shape[1:]) > 1]
+    return list(dict.fromkeys(out))  # shared ones once
+
+
+def hidden_matrices(net: nn.Module) -> list[Tensor]:
+    """Return the matrices between hidden layers, which Muon is for.
+
+    A module with a part named ``hidden`` or ``blocks`` says so itself: all matrices of that part, and none of its own
+    others. Where a module holds such modules, or a ``ModuleDict`` of several networks, each is asked for its own. In
+    any other, such as a ``Sequential``, they are all matrices but the first and the last.
+    """
+    parts = dict(net.named_children())
+    named = [parts.pop(name) for name in MARKS if name in parts]
+    if named or any(has_networks(part) for part in parts.values()) or isinstance(net, nn.ModuleDict):
+        others = [part for part in parts.values() if not named or has_networks(part)]
+        return [p for part in named for p in matrices(part)] + [p for part in others for p in hidden_matrices(part)]
+    return matrices(net)[1:-1]
+
+
+def has_networks(net: nn.Module) -> bool:
+    """Whether a module is, or has within it, one whose parts say what they are; see :func:`hidden_matrices`."""
+    return any(isinstance(m, nn.ModuleDict) or not {*MARKS}.isdisjoint(dict(m.named_children())) for m in net.modules())
+
+
 def split_hidden(net: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Return the trained weights between hidden layers, which Muon is for, and all other trained parameters."""
-    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    chosen = {name for name, p in named if ".hidden." in name and name.endswith(".weight")}
-    return [p for name, p in named if name in chosen], [p for name, p in named if name not in chosen]
+    trained = [p for p in net.parameters() if p.requires_grad]
+    chosen = {id(p) for p in hidden_matrices(net)}
+    return [p for p in trained if id(p) in chosen], [p for p in trained if id(p) not in chosen]
 
 
 class ReplicaMuon(torch.optim.Optimizer):

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lightning_toys.errors import bounded, require
+from lightning_toys.errors import bounded, note, require
 from lightning_toys.training.averaging import average_decay
 from lightning_toys.training.compiling import Arguments, Result, compile_function
 from lightning_toys.training.denormals import denormals_flushed
@@ -89,10 +89,32 @@ class ReplicaOptimization(ReplicaLogging):
         self.side_losses = {name: v.detach() for name, v in values.items()}
 
     def on_train_start(self) -> None:
-        """Let the learning rate and weight decay given now win over those in a resumed optimiser's state."""
+        """Let the learning rate and weight decay given now win over those in a resumed optimiser's state.
+
+        An optimiser of somebody's own keeps its settings, and goes on with those of the checkpoint.
+        """
+        if self.own_optimizer:
+            if self.trainer.lr_scheduler_configs:
+                note(
+                    f"{type(self).__name__}.configure_optimizers: nothing steps its scheduler but your own code "
+                    "(self.lr_schedulers().step()); lr_decay 'cosine' needs none"
+                )
+            return
         for optimizer in self.trainer.optimizers:
             for group, lr in zip(optimizer.param_groups, self.learning_rates, strict=True):
                 group.update(lr=lr, weight_decay=self.weight_decay)
+
+    @property
+    def own_optimizer(self) -> bool:
+        """Whether ``configure_optimizers`` is somebody's own, and with it the optimiser's settings."""
+        return not type(self).configure_optimizers.__module__.startswith("lightning_toys.")
+
+    def full_rates(self, optimizer: Any) -> list[float]:
+        """Return the learning rate of each of an optimiser's groups, before any decay."""
+        if not self.own_optimizer:
+            return self.learning_rates
+        # kept in the optimiser's state, and so in checkpoints: a resumed one's rates are decayed already
+        return [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
 
     @property
     def learning_rates(self) -> list[float]:
@@ -105,12 +127,15 @@ class ReplicaOptimization(ReplicaLogging):
 
     def rate_at(self, step: int) -> float | None:
         """Return the learning rate of optimiser step ``step``, from 0, where it changes."""
-        return self.lr * self.decayed(step) if self.lr_decay == "cosine" else None
+        if self.lr_decay != "cosine":
+            return None
+        first = self.full_rates(self.trainer.optimizers[0])[0] if self.own_optimizer else self.lr
+        return first * self.decayed(step)
 
     def decay_rates(self, optimizer: Any, step: int) -> None:
         """Set the learning rates of optimiser step ``step``."""
         factor = self.decayed(step)
-        for group, lr in zip(optimizer.param_groups, self.learning_rates, strict=True):
+        for group, lr in zip(optimizer.param_groups, self.full_rates(optimizer), strict=True):
             group["lr"] = lr * factor
 
     @property
@@ -136,6 +161,11 @@ class ReplicaOptimization(ReplicaLogging):
         """Return fused AdamW, or Muon on the hidden matrices with AdamW on the rest."""
         if self.optimizer_kind == "muon":
             matrices, others = split_hidden(self.net)
+            require(
+                bool(matrices),
+                f"--model.optimizer: muon is not allowed with this network ({type(self.net).__name__}), which has no "
+                "matrix between hidden layers; give more layers (--model.network.layers), or adamw",
+            )
             return ReplicaMuon(matrices, others, self.muon_lr, self.lr, weight_decay=self.weight_decay)
         fused = self.device.type in ("cpu", "cuda")
         return torch.optim.AdamW(self.net.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
@@ -154,7 +184,11 @@ class ReplicaOptimization(ReplicaLogging):
         )
         direct = self.steps_directly
         optimizer: Any = self.optimizers(use_pl_optimizer=not direct)
-        assert not isinstance(optimizer, list)
+        require(
+            not isinstance(optimizer, list),
+            f"{type(self).__name__}.configure_optimizers gives several optimisers; give one, of several groups, or "
+            "take the steps in a training_step of your own",
+        )
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         self.backward_by = "autograd"
         if direct and block.world == 1 and not self.compiles:

@@ -1,14 +1,20 @@
 import copy
 import io
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_toys.errors import ToyError
+from lightning_toys.nets import Network, ReplicaLinear
 from lightning_toys.training import muon
-from lightning_toys.training.muon import ReplicaMuon, orthogonalise
+from lightning_toys.training.module import ToyModule
+from lightning_toys.training.muon import ReplicaMuon, orthogonalise, split_hidden
 from lightning_toys.training.noise import keyed_generator
+from tests.conftest import Runner
 
 SHAPES = [(24, 16), (16, 24), (32, 32)]
 
@@ -193,3 +199,95 @@ def test_counts_of_steps_go_to_the_parameters_device() -> None:
     states = [resumed.state[p] for p in there[1]]
     assert [s["step"].device.type for s in states] == ["meta"] * len(states)
     assert [s["exp_avg"].device.type for s in states] == ["meta"] * len(states)
+
+
+SEEDS = [0, 1]
+
+
+def linear(m: int, n: int) -> ReplicaLinear:
+    return ReplicaLinear(SEEDS, f"{m}.{n}", m, n)
+
+
+def sequential(*sizes: int) -> nn.Sequential:
+    layers = [linear(m, n) for m, n in pairwise(sizes)]
+    return nn.Sequential(*[part for layer in layers for part in (layer, nn.Tanh())][:-1])
+
+
+def network(**settings: Any) -> nn.Module:
+    return Network(**{"hidden": 8, **settings}).build(SEEDS, 2, 1, True)
+
+
+class Within(nn.Module):
+    """A network that holds others, and a layer and a matrix of its own; ``hidden`` is a number here."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        self.hidden = 8
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
+class Bare(nn.Module):
+    """Three matrices, a bias with an axis of one and a gain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Parameter(torch.zeros(2, m, 4)) for m in (3, 4, 5))
+        self.bias, self.gain = nn.Parameter(torch.zeros(2, 1, 4)), nn.Parameter(torch.zeros(2, 4))
+
+
+BLOCK = ["query", "key", "value", "proj", "up", "down"]
+
+
+@pytest.mark.parametrize(
+    ("net", "names"),
+    [
+        (network(layers=3), ["hidden.0.weight", "hidden.1.weight"]),
+        (network(layers=1), []),
+        (network(kind="film", layers=2), ["hidden.0.weight"]),
+        (network(kind="transformer", layers=2), [f"blocks.{i}.{name}.weight" for i in range(2) for name in BLOCK]),
+        (sequential(2, 8, 9, 7, 1), ["2.weight", "4.weight"]),
+        (sequential(2, 8, 1), []),
+        (Within(first=linear(2, 8), middle=linear(8, 8), last=linear(8, 1)), ["middle.weight"]),
+        (Within(body=sequential(2, 8, 8), head=linear(8, 1)), ["body.2.weight"]),
+        (Within(net=network(layers=2), head=linear(2, 2)), ["net.hidden.0.weight"]),
+        (
+            nn.ModuleDict({"actor": sequential(2, 8, 8, 1), "critic": network(layers=2), "small": sequential(2, 8, 1)}),
+            ["actor.2.weight", "critic.hidden.0.weight"],
+        ),
+        (nn.ModuleDict({"actor": network(layers=1), "critic": network(layers=1)}), []),
+        (Bare(), ["b"]),
+        (linear(3, 3), []),
+    ],
+)
+def test_what_muon_is_for(net: nn.Module, names: list[str]) -> None:
+    """Every weight between hidden layers, wherever the network lies, and no first or last layer, bias or gain."""
+    known = {id(p): name for name, p in net.named_parameters()}
+    hidden, others = ([known[id(p)] for p in group] for group in split_hidden(net))
+    assert hidden == names
+    assert sorted(hidden + others) == sorted(known.values())
+    for p in net.parameters():
+        p.requires_grad_(False)
+    assert split_hidden(net) == ([], [])
+
+
+class Built(ToyModule):
+    """A module whose network is the one given."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(SEEDS, optimizer="muon")
+        self.net = net
+
+
+def test_a_network_without_hidden_matrices_is_refused(policies: Runner) -> None:
+    optimizer = Built(sequential(2, 8, 8, 1)).configure_optimizers()
+    assert isinstance(optimizer, ReplicaMuon)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 5]
+    with pytest.raises(ToyError, match=r"^--model.optimizer: muon is not allowed with this network \(Sequential\)"):
+        Built(sequential(2, 8, 1)).configure_optimizers()
+    flags = ("--model.network.kind", "concat", "--trainer.max_steps", "1", "--model.seeds", "[0]")
+    code, err = policies.code("fit", "flow", *flags, "--model.network.layers", "1")
+    assert code == 2
+    assert "error: --model.optimizer: muon is not allowed with this network" in err
+    assert "give more layers (--model.network.layers), or adamw" in err
+    assert not policies.folder("flow").exists()
