@@ -86,6 +86,17 @@ def test_it_is_fitted_gone_on_with_and_tested(runner: Runner, bitwise: Callable[
     assert len(results["metrics"]["l2"]["values"]) == len(seeds)
 
 
+def test_a_process_of_several_takes_its_own_replicas_of_the_teacher(runner: Runner) -> None:
+    runner.ok("fit", "flow", "--trainer.max_steps", "2", "--model.seeds", "[3,4,5]")
+    objective = Reflow(str(runner.folder("flow") / "checkpoints" / "last.ckpt"))
+    module = FlowVsRegression(seeds=[3, 4, 5], objective=objective)
+    module.local_replicas = slice(1, 3)  # as --model.parallel replicas has it
+    local = module.local_objective
+    assert isinstance(local, Reflow)
+    for part, whole in zip(local.loaded().parameters(), objective.loaded().parameters(), strict=True):
+        assert torch.equal(part, whole[1:])
+
+
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "32-true"])
 def test_a_script_fits_it_in_any_precision(runner: Runner, precision: Any) -> None:
     """And learns where one Euler step of its teacher ends: at t = 0 the teacher itself has no residual."""

@@ -93,7 +93,7 @@ def test_cosine_takes_every_rate_of_its_own_to_0() -> None:
     module = Cosine()
     trainer = fit(module, 10)
     last = 0.5 * (1 + math.cos(0.9 * math.pi))  # of step 9, the last of ten
-    assert rates(trainer) == [(pytest.approx(0.5 * last), 0), (pytest.approx(0.02 * last), 0.1)]
+    assert [rate for rate, _ in rates(trainer)] == pytest.approx([0.5 * last, 0.02 * last])
     assert module.rate_at(5) == pytest.approx(0.25)
 
 
