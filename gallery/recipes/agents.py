@@ -57,9 +57,9 @@ CHOSEN: dict[str, tuple[str, str]] = {
     "omd": ("3e-4", "1e-3"),
     "omd_published": ("3e-3", "1e-3"),
     "vaml": ("1e-3", "3e-3"),
-    "vaml_residual": ("1e-3", "1e-3"),
-    "vaml_still": ("1e-3", "1e-3"),
-    "vaml_reward": ("1e-3", "1e-3"),
+    "vaml_residual": ("1e-3", "3e-3"),
+    "vaml_still": ("3e-4", "1e-3"),
+    "vaml_reward": ("3e-3", "1e-3"),
 }
 STEPS = (30_000, 50_000, 200_000)
 WIDTHS = ("3", "32")
