@@ -34,8 +34,8 @@ from lightning_toys.errors import printable
 
 TEMPLATE = Path(__file__).parent / "page_template"
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|[-+]?inf"
-ORDERED = re.compile(rf"({NUMBER})(?: ± (?:{NUMBER}))?|\[({NUMBER}), (?:{NUMBER})\]")
-MISSING = ("", "-", "nan")
+ORDERED = re.compile(rf"({NUMBER})(?: ± (?:{NUMBER}))?(?: \(\d+ of \d+\)| of \d+)?|\[({NUMBER}), (?:{NUMBER})\]")
+NOTHING = re.compile(r"|nan|-(?: \(0 of \d+\))?")  # the second: not one value is finite
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Cell:
 def order(text: str) -> str | None:
     """Return the number that a word is sorted by, as JavaScript reads it: itself, a mean or an interval's lower end.
 
-    >>> order("-0.123 ± 0.020"), order("[1e-05, 3]"), order("flow 2"), order("inf")
-    ('-0.123', '1e-05', None, 'Infinity')
+    >>> order("-0.123 ± 0.020"), order("[1e-05, 3]"), order("flow 2"), order("inf"), order("1 ± 2 (2 of 4)")
+    ('-0.123', '1e-05', None, 'Infinity', '1')
     """
     match = ORDERED.fullmatch(text)
     return (match[1] or match[2]).replace("inf", "Infinity") if match else None
@@ -64,7 +64,7 @@ def grid(table: ResultTable, links: Mapping[str, str]) -> dict[str, Any]:
         table: what is printed.
         links: what the first word of a row leads to, by that word.
     """
-    rows = [[Cell(printable(w), order(w), w in MISSING) for w in row] for row in table.rows]
+    rows = [[Cell(printable(w), order(w), NOTHING.fullmatch(w) is not None) for w in row] for row in table.rows]
     columns = []
     for i, name in enumerate(table.columns):
         column = [row[i] for row in rows]

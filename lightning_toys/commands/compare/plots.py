@@ -24,10 +24,11 @@ STYLES: tuple[Any, ...] = (":", "--", "-.", (0, (1, 1)), (0, (5, 1)), (0, (3, 1,
 def draw(runs: Sequence[Run], metric: str) -> Any:
     """Draw a metric of every run: each seed, mean and interval, and each run's own reference rows as lines.
 
-    Of errors (:attr:`Run.error_metrics`) mean and interval are geometric: no bar reaches 0.
+    Of errors (:attr:`Run.error_metrics`) mean and interval are geometric: no bar reaches 0. A label says where a run's
+    values are not all finite, and how many are.
     """
-    shown = [r for r in runs if r.values(metric)]
-    labels = [literal_lines(r.label) for r in shown]
+    shown = [r for r in runs if r.seeds_of(metric)]
+    labels = [literal_lines(r.label) + r.left_out(metric) for r in shown]
     heights = np.array([max(1.0, 0.5 * (1 + x.count("\n"))) for x in labels])  # of rows
     places = (np.cumsum(heights) - heights / 2 - 0.5).tolist()
     longest = max(len(line) for x in labels for line in x.split("\n"))
@@ -41,9 +42,9 @@ def draw(runs: Sequence[Run], metric: str) -> Any:
     # over less than a decade a logarithmic axis has no readable ticks
     positive = bool(everything.min() > SMALLEST and everything.max() > 5 * everything.min())
     low, high = float(everything.min()), float(np.abs(everything).max())
-    geometric = [geometric_ci(values) for values in found]
-    multiplies = all(metric in r.error_metrics for r in shown) and all(e is not None for e in geometric)
-    for y, values, logs in zip(places, found, geometric, strict=True):
+    drawn = [(y, values, geometric_ci(values)) for y, values in zip(places, found, strict=True) if values.size]
+    multiplies = all(metric in r.error_metrics for r in shown) and all(e is not None for _, _, e in drawn)
+    for y, values, logs in drawn:
         e = logs if multiplies and logs is not None else mean_ci(values)
         left, half = (0.0 if math.isnan(x) else x for x in (e.mean - e.lo, e.hi - e.mean))
         if positive and not multiplies:

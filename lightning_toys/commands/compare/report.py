@@ -53,6 +53,16 @@ def question_remarks(runs: Sequence[Run]) -> list[str]:
     return [f"note: the runs differ in {keys}: errors are answers to different questions, in a table each"]
 
 
+def finite_remarks(runs: Sequence[Run]) -> list[str]:
+    """Return what there is to say where values are not finite."""
+    if not any(r.left_out(m) for r in runs for m in r.content["metrics"]):
+        return []
+    return [
+        "note: values that are not finite are left out of means, differences and pictures: '(2 of 4)' is of two seeds "
+        "out of four, and looks better than it is"
+    ]
+
+
 def file_names(pictures: Sequence[str]) -> list[str]:
     """Return a file's name for each picture."""
     return [f"{stem}.png" for stem in distinct(map(file_stem, pictures))]
@@ -88,7 +98,7 @@ def compare_runs(
     drawn += own.items()
     pictures = dict(zip(file_names([name for name, _ in drawn]), (content for _, content in drawn), strict=True))
     places = [Place("--out", out, {name: text.encode() for name, text in texts.items()} | pictures)]
-    remarks = [*question_remarks(runs), *remarks]
+    remarks = [*question_remarks(runs), *finite_remarks(runs), *remarks]
     if page:
         files = {name: (out / name, content) for name, content in pictures.items()}
         places.append(

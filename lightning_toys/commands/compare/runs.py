@@ -48,6 +48,15 @@ class Run:
         """What tells it from all others."""
         return f"{self.group}, {self.label}" if self.group else self.label
 
+    def seeds_of(self, metric: str) -> list[int]:
+        """Return the seeds that a metric was measured of, those whose value is not finite too."""
+        return list(self.content["seeds"]) if metric in self.content["metrics"] else []
+
+    def left_out(self, metric: str) -> str:
+        """Return how many of a metric's values are finite, such as `` (2 of 4)``; nothing where all are."""
+        found, seeds = len(self.values(metric)), len(self.seeds_of(metric))
+        return f" ({found} of {seeds})" if found < seeds else ""
+
     def values(self, metric: str) -> dict[int, float]:
         """Return a metric's finite values by seed; empty where the run lacks it."""
         found = self.content["metrics"].get(metric)

@@ -80,10 +80,22 @@ def metrics_table(runs: Sequence[Run], metrics: Sequence[str]) -> ResultTable:
     """Return some of the configured readouts' metrics, and the reference rows."""
     rows = []
     for r in runs:
-        cells = [format_estimate(mean_ci(list(v.values()))) if (v := r.values(m)) else "-" for m in metrics]
-        rows.append([r.label, str(len(r.content["seeds"])), *cells])
+        rows.append([r.label, str(len(r.content["seeds"])), *(mean_cell(r, m) for m in metrics)])
     rows += reference_rows(runs, metrics)
     return ResultTable(titled(runs, "mean ± half of the 95 % interval over seeds"), ["run", "seeds", *metrics], rows)
+
+
+def mean_cell(run: Run, metric: str) -> str:
+    """Return a metric's mean and interval; where values are not finite, how many of the seeds it is of."""
+    values = list(run.values(metric).values())
+    return (format_estimate(mean_ci(values)) if values else "-") + run.left_out(metric)
+
+
+def pairs_cell(run: Run, baseline: Run, metric: str) -> str:
+    """Return how many pairs of finite values two runs have; where seeds that both have are left out, of how many."""
+    found = len(run.values(metric).keys() & baseline.values(metric).keys())
+    shared = len(set(run.seeds_of(metric)) & set(baseline.seeds_of(metric)))
+    return str(found) if found == shared else f"{found} of {shared}"
 
 
 def reference_rows(runs: Sequence[Run], metrics: Sequence[str]) -> list[list[str]]:
@@ -134,8 +146,7 @@ def readout_tables(runs: Sequence[Run], metric: str) -> list[ResultTable]:
     for names, members in groups.items():
         rows = []
         for r in members:
-            found = [r.values(f"{metric}@{n}") for n in names]
-            rows.append([r.label, *(format_estimate(mean_ci(list(v.values()))) if v else "-" for v in found)])
+            rows.append([r.label, *(mean_cell(r, f"{metric}@{n}") for n in names)])
         distribution = names[0].split("/")[0]
         alike = all(n.startswith(f"{distribution}/") for n in names)
         title = f"{metric} by readout of the same checkpoint"
@@ -150,17 +161,19 @@ def paired_table(runs: Sequence[Run], baseline: Run) -> ResultTable | None:
     """Return each run's paired differences from the baseline, p-values adjusted by Holm within a metric."""
     rows: list[list[str]] = []
     for metric in baseline.main_metrics:
-        pairs = [
-            (r, d)
+        found = {
+            r.folder: d
             for r in runs
             if r is not baseline and (d := paired_difference(r.values(metric), baseline.values(metric)))
-        ]
-        if not pairs:
-            continue
-        adjusted = holm([d.p_value for _, d in pairs])
-        for (r, d), p in zip(pairs, adjusted, strict=True):
-            e = d.estimate
-            rows.append([r.label, metric, format_estimate(e), interval(e), str(e.n), f"{p:.2g}"])
+        }
+        adjusted = dict(zip(found, holm([d.p_value for d in found.values()]), strict=True))
+        for r in [r for r in runs if r is not baseline]:
+            pairs = pairs_cell(r, baseline, metric)
+            if r.folder in found:
+                e = found[r.folder].estimate
+                rows.append([r.label, metric, format_estimate(e), interval(e), pairs, f"{adjusted[r.folder]:.2g}"])
+            elif " of " in pairs:  # too few are finite: said, since a row that is absent says nothing
+                rows.append([r.label, metric, "-", "-", pairs, "-"])
     if not rows:
         return None
     columns = ["run", "metric", "difference", "95 % interval", "pairs", "p (Holm)"]
@@ -181,11 +194,19 @@ def error_table(runs: Sequence[Run], baseline: Run) -> ResultTable | None:
             if r is not baseline and (found := paired_ratio(r.values(metric), baseline.values(metric)))
         }
         adjusted = dict(zip(ratios, holm([x.p_value for x in ratios.values()]), strict=True))
-        for r in [r for r in runs if r.folder in means]:
-            cells = [f"{means[r.folder].mean:.4g}", interval(means[r.folder])]
+        for r in runs if means else ():
+            left_out = r.left_out(metric)
+            if r.folder not in means:
+                if left_out and not r.values(metric):
+                    rows.append([r.label, metric, f"-{left_out}", *["-"] * 5])
+                continue
+            cells = [f"{means[r.folder].mean:.4g}{left_out}", interval(means[r.folder])]
+            pairs = "-" if r is baseline else pairs_cell(r, baseline, metric)
             if r.folder in ratios:
                 d = ratios[r.folder].estimate
-                cells += [f"{d.mean:.4g}", interval(d), str(d.n), f"{adjusted[r.folder]:.2g}"]
+                cells += [f"{d.mean:.4g}", interval(d), pairs, f"{adjusted[r.folder]:.2g}"]
+            elif " of " in pairs:
+                cells += ["-", "-", pairs, "-"]
             rows.append([r.label, metric, *cells, *["-"] * (6 - len(cells))])
     if not rows:
         return None
@@ -203,20 +224,20 @@ def interval(e: Estimate) -> str:
 
 def to_csv(runs: Sequence[Run]) -> str:
     """Return every metric of every run and reference row, one a line; a name is what a reader of CSV gets back."""
-    rows: list[list[Any]] = [["run", "folder", "metric", "readout", "mean", "ci95_lo", "ci95_hi", "replicas", "values"]]
+    columns = ["run", "folder", "metric", "readout", "mean", "ci95_lo", "ci95_hi", "replicas", "values"]
+    rows: list[list[Any]] = [[*columns, "seeds", "not_finite"]]  # the seeds of the values, and those without one
     for r in runs:
         run, folder = as_text(r.name), as_text(str(r.folder))
         for name in r.content["metrics"]:
-            values = list(r.values(name).values())
-            if not values:
-                continue
+            values = r.values(name)
             metric, _, readout = name.partition("@")
-            e = mean_ci(values)
+            e = mean_ci(list(values.values())) if values else Estimate(math.nan, math.nan, math.nan, 0)
             ends = ["" if math.isnan(x) else x for x in (e.mean, e.lo, e.hi)]
-            rows.append([run, folder, metric, readout, *ends, e.n, " ".join(map(repr, values))])
+            held = (values.values(), values, [s for s in r.seeds_of(name) if s not in values])
+            rows.append([run, folder, metric, readout, *ends, e.n, *(" ".join(map(repr, x)) for x in held)])
         for name, found in r.content["references"].items():
             given = {metric: value for metric, value in found.items() if value is not None}
-            rows += [[f"reference: {name} ({run})", folder, m, "", value, "", "", "", ""] for m, value in given.items()]
+            rows += [[f"reference: {name} ({run})", folder, m, "", value, *[""] * 6] for m, value in given.items()]
     return "".join(map(csv_line, rows))
 
 

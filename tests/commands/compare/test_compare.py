@@ -15,10 +15,14 @@ import pytest
 from scipy import stats as scipy_stats
 
 from lightning_toys import cli
+from lightning_toys.commands.compare.page import grid
+from lightning_toys.commands.compare.plots import draw
 from lightning_toys.commands.compare.runs import find_results, load_runs
+from lightning_toys.commands.compare.tables import ResultTable
 from lightning_toys.commands.sweep import cell
 from lightning_toys.commands.sweep.grid import cells, parse_grid
 from lightning_toys.stats import Estimate, format_estimate
+from tests.commands.compare.runs_of_others import a_run
 from tests.conftest import REPO, Runner
 from tests.processes import wait_for
 
@@ -278,3 +282,53 @@ def test_a_cells_mark_that_is_damaged(runner: Runner, text: str) -> None:
     assert code == 2
     assert err.count("\n") == 1, err
     assert "sweep.json: is not what a sweep writes" in err
+
+
+def test_values_that_are_not_finite_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A readout that diverges on bad seeds would look good: each mean, pair and picture says how many it is of."""
+    found: dict[str, list[float | None]] = {
+        "bad": [1.0, None, None, 1.2], "good": [2.0, 2.5, 3.0, 3.5], "worse": [None, None, None, 4.0],
+        "lost": [None] * 4,
+    }  # fmt: skip
+    for name, values in found.items():
+        metric = {"values": values, "mean": None, "ci95": [None, None]}
+        content = {"experiment": "toy", "variant": "v", "seeds": [0, 1, 2, 3], "label": name, "references": {}}
+        content |= {"metrics": {"l2": metric, "l2@a/euler-1": metric}, "headline": ["l2"], "error_metrics": ["l2"]}
+        a_run(tmp_path / name, content)
+    page = tmp_path / "page.html"
+    assert cli.main(["compare", str(tmp_path), "--baseline", "good", "--html", str(page)]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("note: values that are not finite are left out of means, differences and pictures") == 1
+    assert "not finite are left out" in page.read_text()
+    sheets = [t.split("\n") for t in (tmp_path / "comparison" / "comparison.md").read_text().split("**\n")[1:]]
+    means, paired, errors, readouts = ([x for x in t if x.startswith("| ")][1:] for t in sheets)
+    assert means == [
+        "| bad | 4 | 1.1 ± 1.3 (2 of 4) |", "| good | 4 | 2.8 ± 1.0 |", "| lost | 4 | - (0 of 4) |",
+        "| worse | 4 | 4 (1 of 4) |",
+    ]  # fmt: skip
+    assert readouts == [x.replace("| 4 | ", "| ", 1) for x in means]
+    # of the seeds 0 and 3: -1 and -2.3; the others have fewer than two pairs
+    assert [x.split(" | ")[2] for x in paired] == ["-1.6 ± 8.3", "-", "-"]
+    assert [x.split(" | ")[-2] for x in paired] == ["2 of 4", "0 of 4", "1 of 4"]
+    assert [x.split(" | ")[2] for x in errors] == ["1.095 (2 of 4)", "2.692", "- (0 of 4)", "4 (1 of 4)"]
+    assert [x.split(" | ")[6] for x in errors] == ["2 of 4", "-", "-", "1 of 4"]
+    assert "1.1 ± 1.3 (2 of 4)" in out
+    rows = list(csv.DictReader((tmp_path / "comparison/comparison.csv").read_text().splitlines()))
+    held = [(r["replicas"], r["values"], r["seeds"], r["not_finite"]) for r in rows if not r["readout"]]
+    assert held == [
+        ("2", "1.0 1.2", "0 3", "1 2"), ("4", "2.0 2.5 3.0 3.5", "0 1 2 3", ""), ("0", "", "", "0 1 2 3"),
+        ("1", "4.0", "3", "0 1 2"),
+    ]  # fmt: skip
+    labels = [x.get_text() for x in draw(load_runs(find_results([tmp_path])), "l2").axes[0].get_yticklabels()]
+    assert labels == ["bad (2 of 4)", "good", "lost (0 of 4)", "worse (1 of 4)"]
+    # where all are finite nothing is said
+    assert cli.main(["compare", str(tmp_path / "good"), "--out", str(tmp_path / "out")]) == 0
+    assert "not finite" not in capsys.readouterr().err
+
+
+def test_counted_cells_sort_as_numbers(tmp_path: Path) -> None:
+    words = ["1.1 ± 1.3 (2 of 4)", "2.8 ± 1.0", "- (0 of 4)", "2 of 4", "4 (1 of 4)", "-"]
+    found = grid(ResultTable("t", ["run", "l2"], [["a", word] for word in words]), {})
+    assert found["columns"][1]["number"]
+    assert [row["cells"][1].order for row in found["rows"]] == ["1.1", "2.8", None, "2", "4", None]
+    assert [row["cells"][1].missing for row in found["rows"]] == [False, False, True, False, False, True]
