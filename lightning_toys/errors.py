@@ -29,6 +29,10 @@ class RunFolderError(Exception):
     """A run's folder cannot be written to any more; names it, and why."""
 
 
+class FiguresError(RunFolderError):
+    """A run's figures could not be drawn; says what of it is whole: results and checkpoint."""
+
+
 class OwnershipLostError(Exception):
     """Another process took a run's folder over from this one, which may write nothing more to it."""
 

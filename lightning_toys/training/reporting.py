@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorB
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lightning_toys.errors import WHOLE, bounded
+from lightning_toys.errors import WHOLE, OwnershipLostError, RunFolderError, bounded, printable, run_folder_error
 from lightning_toys.training.files import make_folder, set_aside, write_atomic
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.module import ToyModule
@@ -82,6 +85,10 @@ class FigureWriter(Reporter):
         every_n_validations: draw at every n-th validation within `fit`, besides the end; 0 for the end only.
         dpi: resolution of the PNG files.
         enabled: false draws nothing, which saves some seconds a run in a large sweep.
+
+    Attributes:
+        failure: what went wrong in drawing, on the command line, where the verb goes on without the picture and ends
+            with an error; empty if nothing did. In a script an error is raised as it is.
     """
 
     def __init__(self, every_n_validations: int = 0, dpi: int = 150, enabled: bool = True) -> None:
@@ -89,6 +96,7 @@ class FigureWriter(Reporter):
         bounded("--figures.dpi", dpi, 10, 2400)
         self.every_n_validations, self.dpi, self.enabled = every_n_validations, dpi, enabled
         self.count = 0
+        self.failure = ""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw while training, where asked to."""
@@ -115,17 +123,47 @@ class FigureWriter(Reporter):
             logger.save()
         step = pl_module.global_step or pl_module.loaded_step
         folder = self.folder(pl_module)
-        for name, figure in pl_module.figures(folder).items():
+        figures: dict[str, Figure] = {}
+        with self.held(pl_module, folder):
+            figures |= pl_module.figures(folder)
+        for name, figure in figures.items():
+            drawn = io.BytesIO()
+            with self.held(pl_module, folder):
+                figure.savefig(drawn, dpi=self.dpi)
+            if not drawn.getvalue():
+                continue
             if to_disk:
                 make_folder(folder / "figures")
                 path = folder / "figures" / f"{name}.png"
-                drawn = io.BytesIO()
-                figure.savefig(drawn, dpi=self.dpi)
                 if not path.exists() or path.read_bytes() != drawn.getvalue():
                     set_aside(path)
                     write_atomic(path, drawn.getvalue())
             for logger in trainer.loggers:
                 show(logger, f"{stage}/{name}", figure, step)
+
+    @contextmanager
+    def held(self, module: ToyModule, folder: Path) -> Iterator[None]:
+        """Keep an error of drawing for the end of the verb: a picture costs no training, and no other picture.
+
+        In a script it is raised; so is what says that the run's folder cannot be written to, or is another's.
+        """
+        try:
+            yield
+        except (OwnershipLostError, RunFolderError):
+            raise
+        except Exception as error:
+            if self.run is None or (isinstance(error, OSError) and run_folder_error(error, folder)):
+                raise
+            self.failure = self.failure or f"figures of {type(module).__name__} failed{place_of(error, module)}"
+
+
+def place_of(error: Exception, module: ToyModule) -> str:
+    """Return the line of a module's own file that an error comes of, or else the innermost one, and what it says."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = getattr(sys.modules.get(type(module).__module__), "__file__", None)
+    place = next((f for f in reversed(frames) if f.filename == own), frames[-1])
+    said = printable(" ".join(str(error).split()))[:160]
+    return f" at {Path(place.filename).name}, line {place.lineno} ({type(error).__name__}{': ' if said else ''}{said})"
 
 
 def write_hparams(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from lightning_toys.cli import main
+from lightning_toys.training.reporting import FigureWriter
 from tests.conftest import REPO
 
 SHORT = ("--trainer.max_epochs", "20", "--figures.enabled", "false")
@@ -57,6 +60,52 @@ def test_its_own_tests_pass(folder: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
+
+
+FIGURES = """
+    def figures(self, folder):
+        from matplotlib.figure import Figure
+
+        raise ValueError("no such\\ncolumn")
+"""
+
+
+def test_figures_that_fail_cost_no_results(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was trained and measured is written first; then one line says what failed and where, with exit code 1."""
+    assert main(["new", "badly_drawn"]) == 0
+    source = (folder / "badly_drawn.py").read_text()
+    (folder / "badly_drawn.py").write_text(source + FIGURES)
+    line = source.count("\n") + 5
+    said = f"figures of BadlyDrawn failed at badly_drawn.py, line {line} (ValueError: no such column)"
+    short = ("--trainer.max_epochs", "20", "--figures.every_n_validations", "1")
+    capsys.readouterr()
+    assert main(["fit", "-c", "badly_drawn", *short]) == 1
+    err = capsys.readouterr().err
+    run = folder / "lightning_logs/badly_drawn/badly_drawn/version_0"
+    where = run.relative_to(folder)
+    wanted = f"error: {said}; all else that the run should write is in {where}"
+    assert err.splitlines()[-1] == wanted
+    assert "Traceback" not in err
+    assert "rmse " in err
+    assert (run / "checkpoints" / "last.ckpt").exists()
+    assert json.loads((run / "results.json").read_text())["stage"] == "fit"
+    assert main(["test", "-c", "badly_drawn", "--run.name", "version_0"]) == 1
+    assert json.loads((run / "results.json").read_text())["stage"] == "test"
+    assert capsys.readouterr().err.splitlines()[-1] == wanted
+    # a sweep goes on to the cell's test and to the other cells, and is compared
+    assert main(["sweep", "-c", "badly_drawn", "--grid.model.hidden", "[4,8]", *short]) == 0
+    err = capsys.readouterr().err
+    assert err.count(f"error: {said}") == 4
+    assert (run.parent.parent / "badly_drawn-sweep/comparison/rmse.png").exists()
+    # a script gets the error itself
+    monkeypatch.syspath_prepend(str(folder))
+    found = __import__("badly_drawn")
+    options = {"enable_progress_bar": False, "accelerator": "cpu", "max_steps": 2, "callbacks": [FigureWriter()]}
+    trainer = Trainer(default_root_dir=folder / "script", logger=False, enable_checkpointing=False, **options)
+    with pytest.raises(ValueError, match="no such"):
+        trainer.fit(found.BadlyDrawn(), datamodule=found.BadlyDrawnData())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,16 @@ from lightning_toys.commands.sweep.pruning import PrunedError, Pruner, pruning
 from lightning_toys.commands.trainer.arguments import split_configs, without
 from lightning_toys.commands.trainer.surroundings import without_summary
 from lightning_toys.commands.trainer.toys_cli import run_trainer
-from lightning_toys.errors import NonFiniteError, OwnershipLostError, RunFolderError, ToyError, is_disk_full, note
+from lightning_toys.errors import (
+    FiguresError,
+    NonFiniteError,
+    OwnershipLostError,
+    RunFolderError,
+    ToyError,
+    is_disk_full,
+    note,
+    one_line,
+)
 from lightning_toys.training.files import write_atomic
 from lightning_toys.training.ownership import HeldError, acquire, last_record
 from lightning_toys.training.run_folder import SWEEP_MARK
@@ -204,10 +213,18 @@ def fit_and_test(order: Order, pruner: Pruner | None) -> None:
     if task.trains:
         watch = pruning(pruner, order.metric) if pruner and order.metric else nullcontext()
         with without_summary(), watch:
-            run_trainer(["fit", *words, "--ckpt_path", "auto"])
-    run_trainer(["test", *words, *(("--ckpt_path", "last") if task.trains else ())])
+            run_but_figures(["fit", *words, "--ckpt_path", "auto"], task)
+    run_but_figures(["test", *words, *(("--ckpt_path", "last") if task.trains else ())], task)
     if order.metric:
         judge(task.folder, order.metric)
+
+
+def run_but_figures(words: Sequence[str], task: Task) -> None:
+    """Run a cell's verb; pictures that cannot be drawn are told of, and no reason to be without the cell's numbers."""
+    try:
+        run_trainer(words)
+    except FiguresError as error:
+        note(f"error: {one_line(error)} (in the cell {task.cell.name})")
 
 
 def judge(folder: Path, metric: str) -> None:

@@ -31,7 +31,7 @@ from lightning_toys.commands.trainer.surroundings import (
     summarises,
     without_writers_traces,
 )
-from lightning_toys.errors import ToyError, note, process_rank, require, run_folder_error
+from lightning_toys.errors import FiguresError, ToyError, note, process_rank, require, run_folder_error
 from lightning_toys.stats import format_estimate, mean_ci
 from lightning_toys.training.checkpoint_format import malformed_optimizers
 from lightning_toys.training.files import make_folder, set_aside, whole_file, write_beside
@@ -41,7 +41,7 @@ from lightning_toys.training.monitors import MonitorCheck, monitoring
 from lightning_toys.training.ownership import OWNER, check_owned
 from lightning_toys.training.progress_bar import Progress
 from lightning_toys.training.replica_parallel import ReplicaStrategy
-from lightning_toys.training.reporting import Reporter, ResultsWriter
+from lightning_toys.training.reporting import FigureWriter, Reporter, ResultsWriter
 from lightning_toys.training.results import Report
 from lightning_toys.training.results_format import results_step
 from lightning_toys.training.run_folder import RUN_VARIABLE, clear_cut_off, is_beside, new_run, was_cut_off
@@ -76,10 +76,11 @@ class ToysCLI(SettingsCLI):
         given = callbacks_of(trainer)
         if monitoring(given) and not trainer.num_sanity_val_steps:
             kwargs["num_sanity_val_steps"] = 1
-        # figures read metrics.csv, and results note the speed: both come after what they look at
+        # figures read metrics.csv, and results note the speed: both come after what they look at. Results come before
+        # figures, which may be somebody's own code: what was trained is written down whatever becomes of its pictures
         progress = Progress(shown=trainer.enable_progress_bar is not False)
         kwargs["enable_progress_bar"] = False  # Lightning's own counts batches, each of many steps
-        ours = [progress, rescue, figures, results, TensorBoardLayout()]
+        ours = [progress, rescue, results, figures, TensorBoardLayout()]
         kwargs["callbacks"] = [MonitorCheck(), *given, *ours, *more_callbacks.get()]
         kwargs["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in given)
         kwargs["default_root_dir"] = str(self.run.path)
@@ -352,7 +353,12 @@ def part_ranks() -> None:
 
 
 def run_trainer(args: Sequence[str]) -> ToysCLI:
-    """Run one of the Trainer's verbs; raises ToyError for input that is the user's to mend."""
+    """Run one of the Trainer's verbs.
+
+    Raises:
+        ToyError: input is the user's to mend.
+        FiguresError: everything was done but figures, that could not be drawn.
+    """
     atexit.unregister(part_ranks)
     atexit.register(part_ranks)
     if process_rank() == 0:  # the others got it from the first
@@ -371,4 +377,7 @@ def run_trainer(args: Sequence[str]) -> ToysCLI:
         if report := cli.model.last_report:
             note(summary(report, cli.model.headline))
         note(f"run folder: {cli.run.path}")
+    for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, FigureWriter) and callback.failure:
+            raise FiguresError(f"{callback.failure}; all else that the run should write is in {cli.run.path}")
     return cli
