@@ -7,10 +7,14 @@ import errno
 import os
 import signal
 import sys
+import types
+import typing
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any, Literal
 
 
 class ToyError(Exception):
@@ -158,6 +162,90 @@ def bounded(flag: str, value: float, low: float, high: float | None = None, *, a
     kind = "an integer" if whole else "a number"
     allowed = f"{'>' if above else '>='} {ends[0]}, at most {ends[1]}" if low >= 0 else f"from {ends[0]} to {ends[1]}"
     raise ToyError(f"{flag}: {given} is not allowed; give {kind} {allowed}")
+
+
+def check_choices(owner: type, given: Mapping[str, Any], prefix: str) -> None:
+    """Refuse words that a constructor's ``Literal`` annotations do not list; the command line has checked them before.
+
+    From Python a word that is none of them would take some other branch without an error.
+
+    Args:
+        owner: the class whose constructor lists them; a dataclass's own, ``type(self)``.
+        given: its arguments by name, such as ``locals()`` in its first line, or a dataclass's ``vars(self)``.
+        prefix: of their flags, such as ``--model.``.
+
+    Raises:
+        ToyError: names the flag, the value and what is allowed.
+
+    Example:
+        >>> class Mean:
+        ...     def __init__(self, kind: Literal["plain", "geometric"] = "plain") -> None:
+        ...         check_choices(Mean, locals(), "--model.")
+        >>> Mean("harmonic")
+        Traceback (most recent call last):
+        lightning_toys.errors.ToyError: --model.kind: 'harmonic' is not allowed; give plain or geometric
+    """
+    for name, annotation in choices_of(owner).items():
+        if name not in given or allows(annotation, value := given[name]):
+            continue
+        words = words_in(annotation)
+        allowed = " or ".join(words) if len(words) < 3 else f"one of {', '.join(words)}"
+        if lists := [part for part in parts_of(annotation) if is_list(part)]:
+            known = ", ".join(words_in(lists[0]))
+            if isinstance(value, list | tuple):
+                value = next((v for v in value if not allows(lists[0], [v])), value)
+                allowed = f"some of {known}"
+            else:
+                allowed = f"a list of some of {known}"
+        shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
+        hint = did_you_mean(str(value).lower(), words)
+        raise ToyError(f"{prefix}{name}: {shown} is not allowed; give {allowed}{hint}")
+
+
+@cache
+def choices_of(owner: type) -> dict[str, Any]:
+    """Return the annotations of a constructor that list words; none where they name what is not there."""
+    try:
+        hints = typing.get_type_hints(owner.__init__)  # type: ignore[misc]
+    except (NameError, AttributeError, TypeError):  # of somebody's subclass, for a type checker alone
+        return {}
+    return {name: annotation for name, annotation in hints.items() if lists_words(annotation)}
+
+
+def lists_words(annotation: Any) -> bool:
+    """Whether there is a ``Literal`` in an annotation, or within its unions and lists."""
+    return typing.get_origin(annotation) is Literal or any(map(lists_words, typing.get_args(annotation)))
+
+
+def parts_of(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the annotation itself."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if union else (annotation,)
+
+
+def is_list(annotation: Any) -> bool:
+    """Whether an annotation is that of a list, a tuple or a sequence of some kind."""
+    origin = typing.get_origin(annotation)
+    return isinstance(origin, type) and issubclass(origin, Sequence)
+
+
+def allows(annotation: Any, value: Any) -> bool:
+    """Whether a value is what an annotation says, as far as words, lists of them and plain types go."""
+    if len(parts := parts_of(annotation)) > 1:
+        return any(allows(part, value) for part in parts)
+    if typing.get_origin(annotation) is Literal:
+        return any(isinstance(value, type(word)) and value == word for word in typing.get_args(annotation))
+    if is_list(annotation):
+        return isinstance(value, list | tuple) and all(allows(typing.get_args(annotation)[0], v) for v in value)
+    return isinstance(value, annotation) if isinstance(annotation, type) else True
+
+
+def words_in(annotation: Any) -> list[str]:
+    """Return what may be given, as configurations write it."""
+    if typing.get_origin(annotation) is Literal:
+        return [str(word) for word in typing.get_args(annotation)]
+    plain = {bool: ["true", "false"], types.NoneType: ["null"]}
+    return plain.get(annotation) or [word for part in typing.get_args(annotation) for word in words_in(part)]
 
 
 def process_rank() -> int:

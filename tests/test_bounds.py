@@ -7,14 +7,15 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import pytest
 
 from lightning_toys.commands.experiments import exported
-from lightning_toys.errors import LARGEST, ToyError, bounded
+from lightning_toys.errors import LARGEST, ToyError, bounded, check_choices, lists_words, words_in
 from lightning_toys.imports import load_class
+from lightning_toys.nets import Network
 from lightning_toys.training.callbacks import RescueCheckpoint
 from lightning_toys.training.reporting import FigureWriter
 
@@ -92,6 +93,82 @@ def test_a_number_out_of_bounds(kind: type, name: str, annotation: Any) -> None:
         with pytest.raises(ToyError) as caught:
             kind(**{**NEEDED.get(kind.__name__, {}), name: given})
         assert name in str(caught.value), (value, caught.value)
+
+
+def words() -> Iterator[tuple[type, str, Any]]:
+    """Every setting that is one of some words, with its class and annotation."""
+    for kind in classes():
+        hints = typing.get_type_hints(kind.__init__)
+        for name in inspect.signature(kind).parameters:
+            if name in hints and lists_words(hints[name]):
+                yield kind, name, hints[name]
+
+
+WORDS = list(words())
+
+
+def test_there_are_words_of_every_experiment() -> None:
+    assert len(WORDS) >= 66
+    assert len({kind.__module__.split(".")[1] for kind, _, _ in WORDS}) >= 6
+
+
+@pytest.mark.parametrize(("kind", "name", "annotation"), WORDS, ids=lambda x: getattr(x, "__name__", str(x)[:20]))
+def test_a_word_that_is_none_of_those_allowed(kind: type, name: str, annotation: Any) -> None:
+    """From Python too, where nothing else would say so: another branch would be taken."""
+    known = words_in(annotation)
+    for word in ("none of them", known[0].upper(), 7, object()):
+        given = [word] if in_a_list(annotation) else word
+        with pytest.raises(ToyError) as caught:
+            kind(**{**NEEDED.get(kind.__name__, {}), name: given})
+        said = str(caught.value)
+        assert f"{name}: {word!r}"[: len(name) + 42] in said, said
+        assert all(x in said for x in known), said
+        assert "\n" not in said
+
+
+class Solo:
+    """A class of somebody's, with words in a union and in a list."""
+
+    def __init__(
+        self,
+        kind: Literal["plain", "cubic"] = "plain",
+        compile: bool | Literal["auto"] = "auto",
+        x0: Literal["zeros", "gaussian"] | None = None,
+        solvers: Sequence[Literal["euler", "rk4", "dopri5"]] | None = ("euler",),
+        own: str = "any",
+    ) -> None:
+        check_choices(Solo, locals(), "--model.")
+
+
+class Further(Solo):
+    def __init__(self, kind: int, own: str = "kind", **kwargs: Any) -> None:
+        self.kind = kind
+        super().__init__(own=own, **kwargs)
+
+
+@dataclasses.dataclass
+class Wider(Network):
+    kind: str = "of my own"  # type: ignore[assignment]
+
+
+def test_words_in_unions_and_lists() -> None:
+    for name, value, says in (
+        ("kind", "Cubic", "--model.kind: 'Cubic' is not allowed; give plain or cubic; did you mean 'cubic'?"),
+        ("compile", "always", "--model.compile: 'always' is not allowed; give one of true, false, auto"),
+        ("x0", "gausian", "--model.x0: 'gausian' is not allowed; give one of zeros, gaussian, null; did you mean "
+         "'gaussian'?"),
+        ("solvers", ["rk4", "heun"], "--model.solvers: 'heun' is not allowed; give some of euler, rk4, dopri5"),
+        ("solvers", "x" * 99, f"--model.solvers: 'x{'x' * 38}... is not allowed; give a list of some of euler, rk4, "
+         "dopri5"),
+    ):  # fmt: skip
+        with pytest.raises(ToyError) as caught:
+            Solo(**{name: value})
+        assert str(caught.value) == says
+    Solo("cubic", True, "zeros", ["rk4", "euler"], "whatever")
+    Solo(compile=False, solvers=None)
+    Solo(solvers=())
+    assert Further(3).kind == 3  # what a subclass calls by the same name is its own
+    assert Wider().kind == "of my own"
 
 
 def test_what_is_allowed_is_said() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import MOST, WHOLE, bounded, require
+from lightning_toys.errors import MOST, WHOLE, bounded, check_choices, require
 from lightning_toys.training.noise import keyed_generator
 
 # (c (M, 1), the distribution of x0 that a metric wants, None: the evaluation's) -> predictions (R, K, M, D), float64
@@ -117,6 +117,7 @@ class Trigonometric(Target):
         phase_seed: int | None = None,
         weight_seed: int | None = None,
     ) -> None:
+        check_choices(Trigonometric, locals(), "--data.target.")
         bounded("--data.target.dim", dim, 1)
         bounded("--data.target.components", components, 1)
         require(
@@ -294,6 +295,7 @@ class Rotation(Target):
         frequency_rule: Literal["nyquist", "published"] = "nyquist",
         max_frequency: float = DEFAULT_MAX_FREQUENCY,
     ) -> None:
+        check_choices(Rotation, locals(), "--data.target.")
         require(size in (2, 3), f"--data.target.size: {size} is not allowed; give 2 or 3")
         bounded("--data.target.components", components, 1, MAX_SIZE)
         bounded("--data.target.terms", terms, 1)
