@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,7 +139,7 @@ def bounded(flag: str, value: float, low: float, high: float | None = None, *, a
     Args:
         flag: as it is written on the command line.
         value: what was given; NaN is out of all bounds.
-        low: the least that is allowed; an integer where the value has to be one.
+        low: the least that is allowed; an integer where the value has to be one, as NumPy's are and 2.0 is not.
         high: the most; by default ``MOST`` of integers and ``LARGEST`` of numbers.
         above: whether ``low`` itself is left out.
 
@@ -152,11 +153,8 @@ def bounded(flag: str, value: float, low: float, high: float | None = None, *, a
     """
     whole = isinstance(low, int)
     most = high if high is not None else MOST if whole else LARGEST
-    try:
-        if (low < value if above else low <= value) and value <= most:
-            return
-    except TypeError:  # null, or a word
-        pass
+    if is_number(value, whole) and (low < value if above else low <= value) and value <= most:
+        return
     given = str(value) if len(str(value)) <= 40 else f"{str(value)[:40]}..."
     ends = [str(x) if whole else format(x, "g") for x in (low, most)]
     kind = "an integer" if whole else "a number"
@@ -164,13 +162,14 @@ def bounded(flag: str, value: float, low: float, high: float | None = None, *, a
     raise ToyError(f"{flag}: {given} is not allowed; give {kind} {allowed}")
 
 
-def check_choices(owner: type, given: Mapping[str, Any], prefix: str) -> None:
-    """Refuse words that a constructor's ``Literal`` annotations do not list; the command line has checked them before.
+def check_settings(owner: type, given: Mapping[str, Any], prefix: str) -> None:
+    """Refuse what a constructor's annotations do not allow, as the command line does before it calls one.
 
-    From Python a word that is none of them would take some other branch without an error.
+    From Python a word that a ``Literal`` does not list would take some other branch without an error, and a word in the
+    place of a number a ``TypeError``. Only words, numbers, booleans and lists of words are looked at.
 
     Args:
-        owner: the class whose constructor lists them; a dataclass's own, ``type(self)``.
+        owner: the class whose constructor it is; of a dataclass ``type(self)``.
         given: its arguments by name, such as ``locals()`` in its first line, or a dataclass's ``vars(self)``.
         prefix: of their flags, such as ``--model.``.
 
@@ -180,12 +179,12 @@ def check_choices(owner: type, given: Mapping[str, Any], prefix: str) -> None:
     Example:
         >>> class Mean:
         ...     def __init__(self, kind: Literal["plain", "geometric"] = "plain") -> None:
-        ...         check_choices(Mean, locals(), "--model.")
+        ...         check_settings(Mean, locals(), "--model.")
         >>> Mean("harmonic")
         Traceback (most recent call last):
         lightning_toys.errors.ToyError: --model.kind: 'harmonic' is not allowed; give plain or geometric
     """
-    for name, annotation in choices_of(owner).items():
+    for name, annotation in checked_annotations(owner).items():
         if name not in given or allows(annotation, value := given[name]):
             continue
         words = words_in(annotation)
@@ -202,14 +201,20 @@ def check_choices(owner: type, given: Mapping[str, Any], prefix: str) -> None:
         raise ToyError(f"{prefix}{name}: {shown} is not allowed; give {allowed}{hint}")
 
 
+PLAIN: dict[Any, list[str]] = {  # kinds whose values are looked at, as an error names them
+    bool: ["true", "false"], int: ["an integer"], float: ["a number"], types.NoneType: ["null"]
+}  # fmt: skip
+
+
 @cache
-def choices_of(owner: type) -> dict[str, Any]:
-    """Return the annotations of a constructor that list words; none where they name what is not there."""
+def checked_annotations(owner: type) -> dict[str, Any]:
+    """Return the annotations of a constructor that :func:`check_settings` looks at; none where they cannot be read."""
     try:
         hints = typing.get_type_hints(owner.__init__)  # type: ignore[misc]
-    except (NameError, AttributeError, TypeError):  # of somebody's subclass, for a type checker alone
+    except (NameError, AttributeError, TypeError):  # of somebody's subclass: names that a type checker alone knows
         return {}
-    return {name: annotation for name, annotation in hints.items() if lists_words(annotation)}
+    hints.pop("return", None)
+    return {n: a for n, a in hints.items() if lists_words(a) or all(part in PLAIN for part in parts_of(a))}
 
 
 def lists_words(annotation: Any) -> bool:
@@ -230,22 +235,30 @@ def is_list(annotation: Any) -> bool:
 
 
 def allows(annotation: Any, value: Any) -> bool:
-    """Whether a value is what an annotation says, as far as words, lists of them and plain types go."""
+    """Whether a value is what an annotation says, as far as words, lists of them and plain kinds go."""
     if len(parts := parts_of(annotation)) > 1:
         return any(allows(part, value) for part in parts)
     if typing.get_origin(annotation) is Literal:
         return any(isinstance(value, type(word)) and value == word for word in typing.get_args(annotation))
     if is_list(annotation):
         return isinstance(value, list | tuple) and all(allows(typing.get_args(annotation)[0], v) for v in value)
+    if annotation in (int, float):
+        return is_number(value, whole=annotation is int)
+    if annotation is bool:
+        return type(value).__name__ in ("bool", "bool_") or (is_number(value) and value in (0, 1))
     return isinstance(value, annotation) if isinstance(annotation, type) else True
+
+
+def is_number(value: Any, whole: bool = False) -> bool:
+    """Whether a value is a number, or an integer; NumPy's are, and True is none."""
+    return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
 
 
 def words_in(annotation: Any) -> list[str]:
     """Return what may be given, as configurations write it."""
     if typing.get_origin(annotation) is Literal:
         return [str(word) for word in typing.get_args(annotation)]
-    plain = {bool: ["true", "false"], types.NoneType: ["null"]}
-    return plain.get(annotation) or [word for part in typing.get_args(annotation) for word in words_in(part)]
+    return PLAIN.get(annotation) or [word for part in typing.get_args(annotation) for word in words_in(part)]
 
 
 def process_rank() -> int:

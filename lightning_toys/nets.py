@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_toys.errors import bounded, check_choices, require
+from lightning_toys.errors import bounded, check_settings, require
 from lightning_toys.training.noise import keyed_generator
 
 DEEPEST = 1000  # layers
@@ -180,7 +180,7 @@ class Network:
     heads: int = 4
 
     def __post_init__(self) -> None:
-        check_choices(type(self), vars(self), "--model.network.")
+        check_settings(type(self), vars(self), "--model.network.")
         for name in ("hidden", "layers", "heads"):
             value = getattr(self, name)
             bounded(f"--model.network.{name}", value, 1, DEEPEST if name == "layers" else None)

@@ -10,10 +10,11 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from lightning_toys.commands.experiments import exported
-from lightning_toys.errors import LARGEST, ToyError, bounded, check_choices, lists_words, words_in
+from lightning_toys.errors import LARGEST, ToyError, bounded, check_settings, lists_words, words_in
 from lightning_toys.imports import load_class
 from lightning_toys.nets import Network
 from lightning_toys.training.callbacks import RescueCheckpoint
@@ -137,7 +138,7 @@ class Solo:
         solvers: Sequence[Literal["euler", "rk4", "dopri5"]] | None = ("euler",),
         own: str = "any",
     ) -> None:
-        check_choices(Solo, locals(), "--model.")
+        check_settings(Solo, locals(), "--model.")
 
 
 class Further(Solo):
@@ -171,6 +172,20 @@ def test_words_in_unions_and_lists() -> None:
     assert Wider().kind == "of my own"
 
 
+SINGLE = [(kind, name, annotation) for kind, name, annotation in SETTINGS if not in_a_list(annotation)]
+
+
+@pytest.mark.parametrize(("kind", "name", "annotation"), SINGLE, ids=lambda x: getattr(x, "__name__", str(x)[:20]))
+def test_what_is_no_number(kind: type, name: str, annotation: Any) -> None:
+    """A word, true and, for an integer, a fraction: none is taken for a number, nor for an error of Python's."""
+    number = int if int in kinds_in(annotation) and float not in kinds_in(annotation) else float
+    wrong: list[Any] = ["a", True, *([2.5] if number is int else [])]
+    for value in [v for v in wrong if type(v) not in kinds_in(annotation)]:
+        with pytest.raises(ToyError) as caught:
+            kind(**{**NEEDED.get(kind.__name__, {}), name: value})
+        assert name in str(caught.value), (value, caught.value)
+
+
 def test_what_is_allowed_is_said() -> None:
     for value, low, above, says in (
         (0, 1, False, "--x: 0 is not allowed; give an integer >= 1, at most 100000000"),
@@ -179,6 +194,11 @@ def test_what_is_allowed_is_said() -> None:
         (1e300, -LARGEST, False, "--x: 1e+300 is not allowed; give a number from -1e+30 to 1e+30"),
         (10**4000, 1, False, f"--x: {'1' + '0' * 39}... is not allowed; give an integer >= 1, at most 100000000"),
         (None, 1, False, "--x: None is not allowed; give an integer >= 1, at most 100000000"),
+        (True, 1, False, "--x: True is not allowed; give an integer >= 1, at most 100000000"),
+        (2.5, 1, False, "--x: 2.5 is not allowed; give an integer >= 1, at most 100000000"),
+        (2.0, 1, False, "--x: 2.0 is not allowed; give an integer >= 1, at most 100000000"),
+        (True, 0.0, False, "--x: True is not allowed; give a number >= 0, at most 1e+30"),
+        ("1", 0.0, False, "--x: 1 is not allowed; give a number >= 0, at most 1e+30"),
     ):
         with pytest.raises(ToyError) as caught:
             bounded("--x", value, low, above=above)  # type: ignore[arg-type]
@@ -189,5 +209,8 @@ def test_what_is_allowed_is_said() -> None:
         (1e30, 0.0, True),
         (5e-324, 0.0, True),
         (0.0, 0.0, False),
+        (np.int64(3), 1, False),
+        (np.float32(0.5), 0.0, True),
+        (3, 0.0, True),
     ):
         bounded("--x", value, low, above=above)

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lightning_toys.errors import WHOLE, bounded, check_choices, note, require
+from lightning_toys.errors import WHOLE, bounded, check_settings, note, require
 from lightning_toys.flow_vs_regression.baselines import baseline_predictions
 from lightning_toys.flow_vs_regression.targets import Target, Trigonometric
 from lightning_toys.flow_vs_regression.units import Units
@@ -184,7 +184,7 @@ class InterpolationData(PointData):
         batch_size: int = 32,
         seed: int | None = None,
     ) -> None:
-        check_choices(InterpolationData, locals(), "--data.")
+        check_settings(InterpolationData, locals(), "--data.")
         super().__init__(batch_size)
         self.target: Target = target if target is not None else Trigonometric()
         check_target(self.target)

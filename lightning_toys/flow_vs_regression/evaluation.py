@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightning_toys.errors import bounded, check_choices, require
+from lightning_toys.errors import bounded, check_settings, require
 from lightning_toys.flow_vs_regression.objectives import Objective, X0Distribution
 from lightning_toys.flows import EVALUATIONS_PER_STEP, Solver, check_nfe
 
@@ -42,7 +42,7 @@ class Evaluation:
     test_x0: list[X0Distribution] = field(default_factory=lambda: ["zeros", "gaussian"])
 
     def __post_init__(self) -> None:
-        check_choices(type(self), vars(self), "--model.evaluation.")
+        check_settings(type(self), vars(self), "--model.evaluation.")
         check_nfe(self.solver, self.nfe)
         bounded("--model.evaluation.draws", self.draws, 1)
         for n in self.test_nfe:

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_toys.errors import check_choices, require
+from lightning_toys.errors import check_settings, require
 from lightning_toys.flow_vs_regression import figures
 from lightning_toys.flow_vs_regression.data import PointData, point_data
 from lightning_toys.flow_vs_regression.evaluation import Evaluation
@@ -123,7 +123,7 @@ class FlowVsRegression(Predictor):
         objective: Objective | None = None,
         metrics: list[Metric] | Metric | None = None,
     ) -> None:
-        check_choices(FlowVsRegression, locals(), "--model.")
+        check_settings(FlowVsRegression, locals(), "--model.")
         super().__init__(seeds, lr, weight_decay, clip_grad_norm, ema_decay, parallel=parallel, compile=compile)
         self.mode, self.loss, self.mip_form = mode, loss, mip_form
         # a checkpoint's hyper-parameters are plain values: load_from_checkpoint hands dicts over

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import check_choices, require
+from lightning_toys.errors import check_settings, require
 from lightning_toys.flow_vs_regression.objectives import Objective, Readout, expand_time
 from lightning_toys.flows import Solver
 from lightning_toys.nets import ConditionalNet
@@ -104,7 +104,7 @@ class AuthorsMIP(Objective):
     with_time = True
 
     def __init__(self, t_star: float = 0.9, second: Literal["scaled", "unscaled"] = "scaled"):
-        check_choices(AuthorsMIP, locals(), "--model.objective.")
+        check_settings(AuthorsMIP, locals(), "--model.objective.")
         require(0 < t_star < 1, f"--model.objective.t_star: {t_star} is not allowed; give a number between 0 and 1")
         self.t_star, self.factor = t_star, t_star if second == "scaled" else 1.0
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import check_choices
+from lightning_toys.errors import check_settings
 from lightning_toys.flow_vs_regression.targets import Piecewise, Predict, Rotation, check_seed
 
 RIDGE = 1e-10  # of the published projector
@@ -68,7 +68,7 @@ class PublishedPiecewise(Piecewise):
         frequency_rule: Literal["nyquist", "published"] = "published",
         **kwargs: Any,
     ) -> None:
-        check_choices(PublishedPiecewise, locals(), "--data.target.")
+        check_settings(PublishedPiecewise, locals(), "--data.target.")
         super().__init__(
             projection_seed=projection_seed, dim=dim, components=components, frequency_rule=frequency_rule, **kwargs
         )
@@ -150,7 +150,7 @@ class PublishedRotation(Rotation):
         frequency_rule: Literal["nyquist", "published"] = "published",
         **kwargs: Any,
     ) -> None:
-        check_choices(PublishedRotation, locals(), "--data.target.")
+        check_settings(PublishedRotation, locals(), "--data.target.")
         super().__init__(amplitude=amplitude, terms=terms, frequency_rule=frequency_rule, **kwargs)
         check_seed("start_seed", start_seed)
         self.start_seed = start_seed

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import ToyError, check_choices, require
+from lightning_toys.errors import ToyError, check_settings, require
 from lightning_toys.flow_vs_regression.module import FlowVsRegression
 from lightning_toys.flow_vs_regression.objectives import Flow
 from lightning_toys.flows import Solver, check_nfe, integrate
@@ -35,7 +35,7 @@ class Reflow(Flow):
     """
 
     def __init__(self, teacher: str, solver: Solver = "rk4", nfe: int = 64):
-        check_choices(Reflow, locals(), "--model.objective.")
+        check_settings(Reflow, locals(), "--model.objective.")
         check_nfe(solver, nfe, "--model.objective.nfe")
         require(Path(teacher).is_file(), f"{FLAG}: {teacher!r} is no file; give the checkpoint of a flow")
         self.teacher, self.solver, self.steps = teacher, solver, nfe

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import WHOLE, bounded, require
+from lightning_toys.errors import WHOLE, bounded, check_settings, require
 from lightning_toys.flow_vs_regression.data import PointData, Points
 from lightning_toys.flow_vs_regression.scattered import scattered_predictions
 from lightning_toys.flow_vs_regression.units import Units
@@ -70,6 +70,7 @@ class Table(PointData):
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
+        check_settings(Table, locals(), "--data.")
         super().__init__(batch_size)
         bounded("--data.seed", seed, 0, WHOLE)
         for flag, share in (("test_share", test_share), ("holdout", holdout)):

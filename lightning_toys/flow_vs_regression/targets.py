@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import MOST, WHOLE, bounded, check_choices, require
+from lightning_toys.errors import MOST, WHOLE, bounded, check_settings, require
 from lightning_toys.training.noise import keyed_generator
 
 # (c (M, 1), the distribution of x0 that a metric wants, None: the evaluation's) -> predictions (R, K, M, D), float64
@@ -117,7 +117,7 @@ class Trigonometric(Target):
         phase_seed: int | None = None,
         weight_seed: int | None = None,
     ) -> None:
-        check_choices(Trigonometric, locals(), "--data.target.")
+        check_settings(Trigonometric, locals(), "--data.target.")
         bounded("--data.target.dim", dim, 1)
         bounded("--data.target.components", components, 1)
         require(
@@ -190,6 +190,7 @@ class Projected(Trigonometric):
     def __init__(
         self, rank: int = 2, projection_seed: int = 0, dim: int = 8, components: int = 3, **kwargs: Any
     ) -> None:
+        check_settings(Projected, locals(), "--data.target.")
         super().__init__(dim=dim, components=components, **kwargs)
         require(1 <= rank <= dim, f"--data.target.rank: {rank} is not allowed; give an integer from 1 to dim = {dim}")
         check_seed("projection_seed", projection_seed)
@@ -228,6 +229,7 @@ class Piecewise(Trigonometric):
         components: int = 8,
         **kwargs: Any,
     ) -> None:
+        check_settings(Piecewise, locals(), "--data.target.")
         super().__init__(dim=dim, components=components, **kwargs)
         require(1 <= rank <= dim, f"--data.target.rank: {rank} is not allowed; give an integer from 1 to dim = {dim}")
         bounded("--data.target.intervals", intervals, 2, 10_000)
@@ -295,7 +297,7 @@ class Rotation(Target):
         frequency_rule: Literal["nyquist", "published"] = "nyquist",
         max_frequency: float = DEFAULT_MAX_FREQUENCY,
     ) -> None:
-        check_choices(Rotation, locals(), "--data.target.")
+        check_settings(Rotation, locals(), "--data.target.")
         require(size in (2, 3), f"--data.target.size: {size} is not allowed; give 2 or 3")
         bounded("--data.target.components", components, 1, MAX_SIZE)
         bounded("--data.target.terms", terms, 1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import bounded, require
+from lightning_toys.errors import bounded, check_settings, require
 from lightning_toys.generative_policy.bandit import MODE_HEIGHTS, RotatingModes, turns_to_states
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import DrawnLoader
@@ -36,6 +36,7 @@ class BanditData(ToyDataModule):
         batch_size: int = 64,
         heights: Sequence[float] = MODE_HEIGHTS,
     ) -> None:
+        check_settings(BanditData, locals(), "--data.")
         super().__init__(batch_size)
         require(0 < width < 1, f"--data.width: {width} is not allowed; give a number between 0 and 1")
         bounded("--data.reward_noise", reward_noise, 0.0)

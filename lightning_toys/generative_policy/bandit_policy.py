@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_toys.errors import LARGEST, REPEATS, WHOLE, bounded, check_choices, require
+from lightning_toys.errors import LARGEST, REPEATS, WHOLE, bounded, check_settings, require
 from lightning_toys.generative_policy import bandit_figures
 from lightning_toys.generative_policy.actors import Actor, FlowActor, GaussianActor, MeanFlowActor, MirrorGaussianActor
 from lightning_toys.generative_policy.bandit import effective_hills, sample_softmax, turns_to_states
@@ -118,7 +118,7 @@ class BanditPolicy(ToyModule):
         sac_actions: int = 1,
         flow_std: float = 0.0,
     ) -> None:
-        check_choices(BanditPolicy, locals(), "--model.")
+        check_settings(BanditPolicy, locals(), "--model.")
         super().__init__(seeds, lr, weight_decay, clip_grad_norm, None, lr_decay, optimizer, muon_lr, parallel)
         default = Network(hidden=64, layers=3, activation="silu")
         self.network = as_dataclass(Network, network, default)

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
-from lightning_toys.errors import check_choices, require
+from lightning_toys.errors import check_settings, require
 from lightning_toys.generative_policy.actors import EDGE, Actor, ConstantGaussianActor
 from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.gaussian import Bound, bounded_log_sigma, squash, tanh_gaussian_log_prob
@@ -103,7 +103,7 @@ class GaussianPolicy(GenerativePolicy):
         divergence: Literal["reverse_kl", "forward_kl"] = "reverse_kl",
         ema_warmup: bool = True,
     ) -> None:
-        check_choices(GaussianPolicy, locals(), "--model.")
+        check_settings(GaussianPolicy, locals(), "--model.")
         super().__init__(
             seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, parallel=parallel, compile=compile
         )

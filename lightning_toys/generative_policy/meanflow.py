@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_toys.errors import LARGEST, bounded, check_choices, require
+from lightning_toys.errors import LARGEST, bounded, check_settings, require
 from lightning_toys.nets import ConditionalNet, Tangent
 
 # path
@@ -56,7 +56,7 @@ class TimeDistribution:
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        check_choices(type(self), vars(self), "--model.time.")
+        check_settings(type(self), vars(self), "--model.time.")
         bounded("--model.time.mean", self.mean, -LARGEST)
         bounded("--model.time.std", self.std, 0.0, above=True)
         require(0 <= self.share <= 1, f"--model.time.share: {self.share} is not allowed; give a share in [0, 1]")

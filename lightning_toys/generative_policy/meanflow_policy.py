@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lightning_toys.errors import ToyError, bounded, check_choices, require
+from lightning_toys.errors import ToyError, bounded, check_settings, require
 from lightning_toys.generative_policy.actors import Actor, FlowActor, MeanFlowActor
 from lightning_toys.generative_policy.couplings import Independent
 from lightning_toys.generative_policy.data import MixtureData
@@ -114,7 +114,7 @@ class MeanFlowPolicy(GenerativePolicy):
         compile: bool = False,
         ema_warmup: bool = True,
     ) -> None:
-        check_choices(MeanFlowPolicy, locals(), "--model.")
+        check_settings(MeanFlowPolicy, locals(), "--model.")
         super().__init__(
             seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, optimizer, muon_lr, parallel, compile
         )
@@ -332,7 +332,7 @@ class FlowPolicy(MeanFlowPolicy):
         compile: bool = False,
         ema_warmup: bool = True,
     ) -> None:
-        check_choices(FlowPolicy, locals(), "--model.")
+        check_settings(FlowPolicy, locals(), "--model.")
         time = as_dataclass(TimeDistribution, time)
         super().__init__(
             seeds=seeds,

@@ -13,7 +13,7 @@ from scipy.special import gammaln, hyp1f1, i0e, i1e
 from scipy.stats import chi2
 from torch import Tensor
 
-from lightning_toys.errors import ToyError, bounded, require
+from lightning_toys.errors import ToyError, bounded, check_settings, require
 from lightning_toys.generative_policy.quadrature import normal_rule
 from lightning_toys.generative_policy.target import Target
 
@@ -214,6 +214,7 @@ class ThreeModes(Mixture):
     """
 
     def __init__(self, std: float = 0.02) -> None:
+        check_settings(ThreeModes, locals(), "--data.target.")
         super().__init__([[0.0, 0.5], [-0.5, -0.5], [0.5, -0.5]], std, [1.4, 1.2, 1.0])
 
 
@@ -226,6 +227,7 @@ class EightGaussians(Mixture):
     """
 
     def __init__(self, radius: float = 0.7, std: float = 0.02) -> None:
+        check_settings(EightGaussians, locals(), "--data.target.")
         bounded("--data.target.radius", radius, -MAX_MAGNITUDE, MAX_MAGNITUDE)
         angles = [2 * math.pi * k / 8 for k in range(8)]
         super().__init__([[radius * math.cos(a), radius * math.sin(a)] for a in angles], std)
@@ -239,6 +241,7 @@ class TwoMoons(Mixture):
     """
 
     def __init__(self, std: float = 0.03) -> None:
+        check_settings(TwoMoons, locals(), "--data.target.")
         n = 64  # closer together than they are wide: the ridge is smooth to 1e-8
         angles = [math.pi * (k + 0.5) / n for k in range(n)]
         upper = [[0.5 * math.cos(a) - 0.25, 0.5 * math.sin(a) - 0.125] for a in angles]

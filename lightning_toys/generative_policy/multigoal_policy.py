@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_toys.errors import REPEATS, bounded, check_choices, require
+from lightning_toys.errors import REPEATS, bounded, check_settings, require
 from lightning_toys.generative_policy import multigoal_figures
 from lightning_toys.generative_policy.actors import GaussianActor, MeanFlowActor
 from lightning_toys.generative_policy.bandit import sample_softmax
@@ -112,7 +112,7 @@ class MultiGoalPolicy(ToyModule):
         episodes: int = 512,
         parallel: Parallel = "batch",
     ) -> None:
-        check_choices(MultiGoalPolicy, locals(), "--model.")
+        check_settings(MultiGoalPolicy, locals(), "--model.")
         super().__init__(seeds, lr, weight_decay, clip_grad_norm, None, lr_decay, optimizer, muon_lr, parallel)
         self.network = as_dataclass(Network, network, Network(hidden=64, layers=3, activation="silu"))
         self.time = as_dataclass(TimeDistribution, time)

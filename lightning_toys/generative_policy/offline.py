@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import WHOLE, bounded, require
+from lightning_toys.errors import WHOLE, bounded, check_settings, require
 from lightning_toys.generative_policy.couplings import Coupling
 from lightning_toys.generative_policy.data import MixtureData, PooledPairs
 from lightning_toys.generative_policy.samplers import Pool
@@ -59,6 +59,7 @@ class OfflineActions(MixtureData):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
+        check_settings(OfflineActions, locals(), "--data.")
         bounded("--data.batch_size", batch_size, 1)
         bounded("--data.num_workers", num_workers, 0, 1024)
         bounded("--data.seed", seed, 0, WHOLE)

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_toys.errors import REPEATS, WHOLE, bounded, check_choices, require
+from lightning_toys.errors import REPEATS, WHOLE, bounded, check_settings, require
 from lightning_toys.generative_policy import figures
 from lightning_toys.generative_policy.actors import Actor
 from lightning_toys.generative_policy.data import MixtureData
@@ -75,7 +75,7 @@ class Evaluation:
     weights: Literal["raw", "ema"] = "raw"
 
     def __post_init__(self) -> None:
-        check_choices(type(self), vars(self), "--model.evaluation.")
+        check_settings(type(self), vars(self), "--model.evaluation.")
         flag = "--model.evaluation"
         bounded(f"{flag}.neighbours", self.neighbours, 1)
         least = max(100, self.neighbours + 1)

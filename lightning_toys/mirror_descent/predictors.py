@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import LARGEST, REPEATS, bounded, check_choices, require
+from lightning_toys.errors import LARGEST, REPEATS, bounded, check_settings, require
 from lightning_toys.mirror_descent.affine import AffineStep, propagate
 from lightning_toys.mirror_descent.guidance import GuidanceRule, ProductOfExperts
 from lightning_toys.mirror_descent.joint import Gaussian
@@ -67,7 +67,7 @@ class Predictor(Sampler):
         corrector_steps: int = 0,
         corrector_size: float = 0.1,
     ) -> None:
-        check_choices(Predictor, locals(), "--model.samplers: Predictor's ")
+        check_settings(Predictor, locals(), "--model.samplers: Predictor's ")
         super().__init__(problem)
         flag = "--model.samplers: Predictor's"
         bounded(f"{flag} eta", eta, 0.0, 1.0)

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lightning_toys.errors import MOST, REPEATS, ToyError, bounded, check_choices, require
+from lightning_toys.errors import MOST, REPEATS, ToyError, bounded, check_settings, require
 from lightning_toys.mirror_descent.joint import Array, Joint, NoiseLevel
 from lightning_toys.mirror_descent.model import ExactModel, JointModel
 from lightning_toys.mirror_descent.schedules import Schedule
@@ -86,7 +86,7 @@ class Settings:
     compile: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
-        check_choices(type(self), vars(self), "--model.settings.")
+        check_settings(type(self), vars(self), "--model.settings.")
         for name in ("K", "action_steps_per_level", "particles", "mcmc_steps"):
             value = getattr(self, name)
             bounded(f"--model.settings.{name}", value, 1, MOST if name == "particles" else REPEATS)

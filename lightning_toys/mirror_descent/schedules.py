@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lightning_toys.errors import REPEATS, bounded, require
+from lightning_toys.errors import REPEATS, bounded, check_settings, require
 
 
 class Schedule:
@@ -72,6 +72,7 @@ class LateConstant(Schedule):
     """
 
     def __init__(self, w_lo: float = 0.5, w_hi: float = 1.0) -> None:
+        check_settings(LateConstant, locals(), "--model.schedule.")
         check_window(w_lo, w_hi)
         self.w_lo, self.w_hi = w_lo, w_hi
 
@@ -93,6 +94,7 @@ class LateRamp(Schedule):
     """
 
     def __init__(self, w_lo: float = 0.5, w_hi: float = 1.0, ramp_p: float = 2.0) -> None:
+        check_settings(LateRamp, locals(), "--model.schedule.")
         check_window(w_lo, w_hi)
         bounded("--model.schedule.ramp_p", ramp_p, 0.0, above=True)
         self.w_lo, self.w_hi, self.ramp_p = w_lo, w_hi, ramp_p

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_toys.errors import ToyError, check_choices, require
+from lightning_toys.errors import ToyError, check_settings, require
 from lightning_toys.training.checkpoint_format import optimizer_mismatch
 from lightning_toys.training.configuration import check_seeds, unused_flags
 from lightning_toys.training.monitors import MonitorCheck
@@ -72,7 +72,7 @@ class ToyModule(ReplicaOptimization):
         parallel: Parallel = "batch",
         compile: bool = False,
     ) -> None:
-        check_choices(ToyModule, locals(), "--model.")
+        check_settings(ToyModule, locals(), "--model.")
         super().__init__(lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, optimizer, muon_lr, compile)
         self.seeds = check_seeds(seeds)
         self.parallel, self.local_replicas = parallel, slice(0, len(self.seeds))

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_toys.errors import WHOLE, ToyError, bounded, check_choices, note, require
+from lightning_toys.errors import WHOLE, ToyError, bounded, check_settings, note, require
 from lightning_toys.training.module import ToyModule
 from lightning_toys.update_entropy.adamw import norm, read_state
 from lightning_toys.update_entropy.attribution import covariances
@@ -107,7 +107,7 @@ class UpdateEntropyCallback(Callback):
         chunk: int = 64,
         second_order: bool = True,
     ) -> None:
-        check_choices(UpdateEntropyCallback, locals(), "")
+        check_settings(UpdateEntropyCallback, locals(), "")
         bounded("every_n_steps", every_n_steps, 1, WHOLE)
         bounded("prompts", prompts, 2)
         bounded("first_step", first_step, 0, WHOLE)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_toys.errors import ToyError, note, require
+from lightning_toys.errors import ToyError, check_settings, note, require
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import DrawnLoader
 from lightning_toys.training.noise import keyed_generator
@@ -205,6 +205,7 @@ class ArithmeticData(TextData):
     """
 
     def __init__(self, digits: int = 2, slips: float = 0.2, batch_size: int = 64) -> None:
+        check_settings(ArithmeticData, locals(), "--data.")
         super().__init__(batch_size)
         task = Addition(digits, slips)
         self.task, self.tokenizer = task, CharacterTokenizer(task.symbols)

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_toys.errors import WHOLE, bounded, check_choices, note, require
+from lightning_toys.errors import WHOLE, bounded, check_settings, note, require
 from lightning_toys.training.configuration import as_dataclass
 from lightning_toys.update_entropy import figures
 from lightning_toys.update_entropy.adamw import (
@@ -126,7 +126,7 @@ class UpdateEntropy(PolicyModule):
         reference: str | None = None,
         entropy_coef: float = 0.0,
     ) -> None:
-        check_choices(UpdateEntropy, locals(), "--model.")
+        check_settings(UpdateEntropy, locals(), "--model.")
         super().__init__(seeds, lr, weight_decay, clip_grad_norm)
         self.backbone, self.adapter, self.optimizer_state = backbone, adapter, optimizer_state
         require(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightning_toys.errors import LARGEST, REPEATS, bounded, check_choices, require
+from lightning_toys.errors import LARGEST, REPEATS, bounded, check_settings, require
 from lightning_toys.update_entropy.estimators import EntropyKind
 
 
@@ -72,7 +72,7 @@ class Plan:
     keep_gradients: bool | None = None
 
     def __post_init__(self) -> None:
-        check_choices(type(self), vars(self), "--model.plan.")
+        check_settings(type(self), vars(self), "--model.plan.")
         minimum = {"prompts": 1, "group": 2, "eval_prompts": 2, "eval_group": 1, "eval_batches": 1,
                  "max_resample_attempts": 1, "tf_batch_size": 1, "grad_chunk_size": 1,
                  "directions_per_pass": 1}  # fmt: skip

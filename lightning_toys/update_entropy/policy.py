@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_toys.errors import LARGEST, ToyError, bounded, check_choices, require
+from lightning_toys.errors import LARGEST, ToyError, bounded, check_settings, require
 from lightning_toys.nets import DEEPEST
 from lightning_toys.training.noise import keyed_generator
 
@@ -42,7 +42,7 @@ class TinyPolicy:
     lora_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_choices(type(self), vars(self), "--model.policy.")
+        check_settings(type(self), vars(self), "--model.policy.")
         for name in ("hidden", "layers", "heads"):
             value = getattr(self, name)
             bounded(f"--model.policy.{name}", value, 1, DEEPEST if name == "layers" else None)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from lightning_toys.errors import bounded, require
+from lightning_toys.errors import bounded, check_settings, require
 from lightning_toys.update_entropy.data import ModelTextData, encode_chat
 from lightning_toys.update_entropy.task import Problem, Tokenizer
 
@@ -250,6 +250,7 @@ class WordProblemData(ModelTextData):
         longest: int = 48,
         batch_size: int = 8,
     ) -> None:
+        check_settings(WordProblemData, locals(), "--data.")
         super().__init__(tokens, batch_size)
         bounded("--data.longest", longest, 1)
         self.task, self.max_response_length = WordProblems(steps, largest), longest

@@ -1,6 +1,7 @@
 """The block loader, and the parts of the data and model base classes that need no Trainer."""
 
 import copy
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_toys.errors import NonFiniteError, ToyError
 from lightning_toys.nets import Network
-from lightning_toys.training.configuration import check_seeds
+from lightning_toys.training.configuration import as_dataclass, check_seeds
 from lightning_toys.training.data import MAX_BLOCK, ToyDataModule, block_steps
 from lightning_toys.training.loader import CHUNK_ROWS, SHUFFLE_BLOCK, Block, BlockLoader, OneBatch
 from lightning_toys.training.module import ToyModule
@@ -224,10 +225,26 @@ def test_block_steps_divide_every_interval() -> None:
 
 def test_check_seeds() -> None:
     assert check_seeds((4, 0, 9)) == [4, 0, 9]
-    for bad in ([], [1, -2], [3, 5, 3]):
+    assert json.dumps(check_seeds([np.int64(3), 5])) == "[3, 5]"
+    for bad in ([], [1, -2], [3, 5, 3], [True], [1, 2.0], ["a"]):
         with pytest.raises(ToyError, match=r"--model\.seeds") as error:
             check_seeds(bad)
         assert str(bad) in str(error.value)
+
+
+def test_options_given_as_plain_values() -> None:
+    assert as_dataclass(Network, {"hidden": 3}) == Network(hidden=3)
+    assert as_dataclass(Network, None, Network(hidden=5)).hidden == 5
+    for given, says in (
+        (
+            {"hiden": 3},
+            "Network: a setting 'hiden' is not allowed; give some of kind, .*; did you mean 'hidden'",
+        ),
+        ({3: 3}, "Network: a setting 3 is not allowed"),
+        ("film", "Network: 'film' is not allowed; give a Network, or a dict of kind, hidden, "),
+    ):
+        with pytest.raises(ToyError, match=says):
+            as_dataclass(Network, given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -237,6 +254,10 @@ def test_check_seeds() -> None:
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm"),
         ({"ema_decay": 1.0}, "ema_decay"),
+        ({"ema_decay": "x"}, "ema_decay"),
+        ({"lr": True}, "lr"),
+        ({"compile": "false"}, "compile"),
+        ({"lr_decay": "Cosine"}, "lr_decay"),
         ({"ema_decay": 0.0}, "ema_decay"),
         ({"seeds": [1, 1]}, "seeds"),
     ],

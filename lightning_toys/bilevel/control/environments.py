@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import WHOLE, bounded, require
+from lightning_toys.errors import WHOLE, bounded, check_settings, require
 from lightning_toys.training.noise import NoiseStream, keyed_generator
 
 DISTRACTOR_AUTOCORRELATION = 0.9  # per environment step
@@ -95,6 +95,7 @@ class Disturbance:
     drift_width: float = 6.0
 
     def __post_init__(self) -> None:
+        check_settings(type(self), vars(self), "--model.disturbance.")
         flag = "--model.disturbance"
         n, period, width = self.distractors, self.drift_period, self.drift_width
         require(0 <= n <= 10_000, f"{flag}.distractors: {n} is not allowed; give an integer from 0 to 10000")

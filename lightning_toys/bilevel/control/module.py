@@ -32,7 +32,7 @@ from lightning_toys.bilevel.control.stored_environments import environments_mism
 from lightning_toys.bilevel.control.unused import unused_settings
 from lightning_toys.bilevel.control.updates import AgentUpdate, make_agent
 from lightning_toys.bilevel.vectors import flatten
-from lightning_toys.errors import REPEATS, bounded, check_choices, note, require
+from lightning_toys.errors import REPEATS, bounded, check_settings, note, require
 from lightning_toys.training.configuration import as_dataclass, require_data
 from lightning_toys.training.denormals import denormals_flushed
 from lightning_toys.training.files import make_folder, partial_name, put_in_place, set_aside
@@ -130,7 +130,7 @@ class BilevelControl(ActingAgent):
         details: Details | None = None,
         world_model: Dynamics | str | None = None,
     ) -> None:
-        check_choices(BilevelControl, locals(), "--model.")
+        check_settings(BilevelControl, locals(), "--model.")
         super().__init__(seeds, lr, 0.0, clip_grad_norm)
         for name, size in (("hidden_dim", hidden_dim), ("model_hidden_dim", model_hidden_dim)):
             bounded(f"--model.{name}", size, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 from lightning_toys.bilevel.control.agents import InverseHessian
-from lightning_toys.errors import REPEATS, bounded, check_choices, require
+from lightning_toys.errors import REPEATS, bounded, check_settings, require
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Solver:
     state_gradient: bool = True
 
     def __post_init__(self) -> None:
-        check_choices(type(self), vars(self), "--model.solver.")
+        check_settings(type(self), vars(self), "--model.solver.")
         for name in ("num_q_steps", "num_t_steps", "cg_steps", "vep_values", "smoothing"):
             value = getattr(self, name)
             bounded(f"--model.solver.{name}", value, 1, REPEATS)

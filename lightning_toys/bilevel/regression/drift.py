@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 from scipy.optimize import nnls
 
-from lightning_toys.errors import LARGEST, ToyError, bounded, require
+from lightning_toys.errors import LARGEST, ToyError, bounded, check_settings, require
 
 Array = np.ndarray
 ESTIMATED_TIMES = 10_000  # 0, 1, ... that the moments of a drift which gives its mean alone are estimated over
@@ -95,6 +95,7 @@ class Sine(Drift):
     omega: float = 0.2
 
     def __post_init__(self) -> None:
+        check_settings(type(self), vars(self), "--data.drift.")
         require_finite("amplitude", self.amplitude)
         require(
             0 < self.omega <= math.pi,

@@ -35,7 +35,7 @@ from lightning_toys.bilevel.regression.metrics import (
     rolling_mean,
 )
 from lightning_toys.bilevel.regression.mlp import MLP
-from lightning_toys.errors import MOST, REPEATS, bounded, check_choices, require
+from lightning_toys.errors import MOST, REPEATS, bounded, check_settings, require
 from lightning_toys.nets import DEEPEST
 from lightning_toys.training.checkpoint_format import Like, unlike
 from lightning_toys.training.configuration import unused_flags
@@ -129,7 +129,7 @@ class WindowRegression(ToyModule):
         adjoint_lr: float = 3e-3,
         fixed_weights: Sequence[float] | None = None,
     ) -> None:
-        check_choices(WindowRegression, locals(), "--model.")
+        check_settings(WindowRegression, locals(), "--model.")
         integers = {
             "hidden": hidden,
             "layers": layers,
