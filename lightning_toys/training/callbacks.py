@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ from lightning_toys.training.validation_clock import crossed, validation_due
 
 
 class RescueCheckpoint(Callback):
-    """Keeps checkpoints/last.ckpt fresh, and checkpoints/best.ckpt where a best is kept.
+    """Keeps checkpoints/last.ckpt fresh, and checkpoints/best.ckpt where the module's ``best_metric`` is measured.
 
     ``last`` is written every ``every_n_steps`` steps, at the end, and when SIGINT or SIGTERM asks the run to stop. A
     monitored ModelCheckpoint with ``save_last`` would freeze it at the best step instead. Files are put in place
@@ -47,7 +48,7 @@ class RescueCheckpoint(Callback):
         self.old_handlers: dict[signal.Signals, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best mean so far."""
+        """Return the best mean so far; where large is good, its negative."""
         return {"best_mean": self.best_mean}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -140,13 +141,15 @@ class RescueCheckpoint(Callback):
         raise Stopped(self.stop_signal or signal.SIGTERM, told=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write last.ckpt after each validation within `fit`, and best.ckpt where the held-out mean improved."""
+        """Write last.ckpt after each validation within `fit`, and best.ckpt where the module's best metric improved."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        score = trainer.callback_metrics.get("holdout/l2")
-        better = score is not None and float(score) < self.best_mean
-        if score is not None and better:
-            self.best_mean = float(score)  # before the checkpoints are written: it is part of them
+        assert isinstance(pl_module, ToyModule)
+        found = trainer.callback_metrics.get(pl_module.best_metric)
+        score = math.nan if found is None else float(found) * (-1 if pl_module.best_mode == "max" else 1)
+        better = score < self.best_mean
+        if better:
+            self.best_mean = score  # before the checkpoints are written: it is part of them
         self.save(trainer, pl_module)
         if better:
             self.save(trainer, pl_module, "best")

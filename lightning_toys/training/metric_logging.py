@@ -14,7 +14,7 @@ from lightning_toys.errors import NonFiniteError, note
 from lightning_toys.stats import geometric_ci, mean_ci, share_ci
 from lightning_toys.training.ownership import check_owned
 from lightning_toys.training.replica_parallel import ReplicaParallel
-from lightning_toys.training.results import Report
+from lightning_toys.training.results import Report, part_of
 from lightning_toys.training.scalar_rows import log_rows
 
 
@@ -126,9 +126,9 @@ class ReplicaLogging(ReplicaParallel):
             means["train/loss"] = float(self.last_losses.mean())
         self.log_means(means)
         if not self.trainer.sanity_checking:
-            shown = {k: torch.tensor(v) for k, v in report.metrics.items() if "_dim" not in k}
+            shown = {k: torch.tensor(v) for k, v in report.metrics.items() if part_of(k) != "dim"}
             # a group of their own: TensorBoard's first cards are those of the whole distribution
-            tags = {k: f"{'modes' if '_mode' in k else 'eval'}/{k}" for k in shown}
+            tags = {k: f"{'modes' if part_of(k) else 'eval'}/{k}" for k in shown}
             shares = {tags[k]: n for k, n in report.shares.items() if k in tags}
             self.write_scalars({tags[k]: v for k, v in shown.items()}, shares=shares)
 

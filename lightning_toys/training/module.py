@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_toys.errors import ToyError, check_settings, require
 from lightning_toys.training.checkpoint_format import optimizer_mismatch
 from lightning_toys.training.configuration import check_seeds, unused_flags
-from lightning_toys.training.monitors import MonitorCheck
+from lightning_toys.training.monitors import HOLDOUT, MonitorCheck
 from lightning_toys.training.optimization import ReplicaOptimization
 from lightning_toys.training.progress_bar import Progress
 from lightning_toys.training.replica_parallel import Parallel, ReplicaStrategy, share, with_states
@@ -51,6 +51,8 @@ class ToyModule(ReplicaOptimization):
     )
     headline: Sequence[str] = ("l2",)  # the metrics of which `compare` shows every readout
     metric_labels: Mapping[str, str] = {}  # axis labels, with units
+    best_metric: str = HOLDOUT  # the scalar whose mean decides on checkpoints/best.ckpt, such as "eval/rmse"
+    best_mode: Literal["min", "max"] = "min"  # whether small or large is good of it
     trains: bool = True  # False: there are no weights, and `test` needs no checkpoint
     precisions: Sequence[str] = ()  # of the Trainer's, those that it can run in; () is all
     checkpointed_modules: Sequence[
@@ -130,8 +132,14 @@ class ToyModule(ReplicaOptimization):
         self.log_path = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is agreed upon by all processes
 
     def on_train_end(self) -> None:
-        """Remember which step the weights are of: another Trainer may test them."""
+        """Remember which step the weights are of: another Trainer may test them. Hold the last validation to its word.
+
+        Raises:
+            NonFiniteError: a headline metric of the last validation is not finite.
+        """
         self.loaded_step = self.global_step
+        if self.last_report is not None:
+            check_finite(self.last_report, self.headline, "fit's last validation")
 
     def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Give the Trainer the test's means: what ``trainer.test`` returns, and ``trainer.callback_metrics``.

@@ -9,6 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_toys.errors import ToyError, did_you_mean
 
+HOLDOUT = "holdout/l2"  # the error on held-out training points, which only some data have
+
 
 def monitoring(callbacks: Sequence[Callback]) -> list[Any]:
     """Return the callbacks that monitor a metric."""
@@ -41,7 +43,7 @@ class MonitorCheck(Callback):
             self.check(trainer, pl_module)
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at every callback that monitors something and insists on it."""
+        """Look at every callback that monitors something and insists on it, and at what the best checkpoint is by."""
         module: Any = pl_module
         self.checked = True
         later = {f"eval/{n}" for n in module.measured_later}
@@ -52,3 +54,9 @@ class MonitorCheck(Callback):
                     f"--trainer.callbacks.monitor: {callback.monitor!r} of {type(callback).__name__} is not measured; "
                     f"give one of {', '.join(known)}{did_you_mean(str(callback.monitor), known)}"
                 )
+        best = module.best_metric
+        if best not in ("", HOLDOUT, *known):
+            raise ToyError(
+                f"{type(module).__name__}.best_metric: {best!r} is not measured; give one of {', '.join(known)}"
+                f"{did_you_mean(best, known)}"
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -71,6 +72,8 @@ def checked_report(report: Any, who: str, headline: Sequence[str] = ()) -> Repor
     for name in headline:
         hint = did_you_mean(name, found.metrics)
         require(name in found.metrics, f"{who}.headline: {name!r} is not among the metrics of report{hint}")
+        part = "a metric of a single readout, output or mode"
+        require(is_main(name), f"{who}.headline: {name!r} is {part}, which a run does not end with; give another name")
     return found
 
 
@@ -86,9 +89,19 @@ def check_finite(report: Report, headline: Sequence[str], verb: str) -> None:
             raise NonFiniteError(f"the results of {verb} are not finite: {name} in the replicas of seeds {wrong}")
 
 
+def part_of(metric: str) -> str:
+    """Return ``dim`` or ``mode`` where a metric, of whatever readout, is of a single output or mode; else nothing.
+
+    >>> part_of("l2_dim0"), part_of("std_mode12@zeros/euler-9"), part_of("found_modes"), part_of("l2@own_mode3")
+    ('dim', 'mode', '', '')
+    """
+    found = re.search(r"_(dim|mode)[0-9]+\Z", metric.partition("@")[0])
+    return found[1] if found else ""
+
+
 def is_main(metric: str) -> bool:
     """Whether a metric is the configured readout's, and not that of a single output or mode."""
-    return "@" not in metric and "_dim" not in metric and "_mode" not in metric
+    return "@" not in metric and not part_of(metric)
 
 
 def to_json(value: Any) -> Any:

@@ -193,7 +193,8 @@ def resolve_checkpoint(
         path = run.checkpoints / f"{word}.ckpt"
         if not path.is_file():
             there = sorted(p.name for p in run.checkpoints.glob("*.ckpt")) if run.checkpoints.is_dir() else []
-            why = " (best.ckpt is kept with --data.holdout > 0 only)" if word == "best" else ""
+            kept = "best.ckpt is kept where the module's best_metric is measured: a shipped one with --data.holdout > 0"
+            why = f" ({kept})" if word == "best" else ""
             raise ToyError(f"--ckpt_path: no {word}.ckpt in {run.checkpoints}, which holds {there}{why}")
         return path, run
     path = Path(word)

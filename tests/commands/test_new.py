@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_toys.cli import main
+from lightning_toys.training.metrics_reader import read_csv
 from lightning_toys.training.reporting import FigureWriter
 from tests.conftest import REPO
 
@@ -60,6 +61,35 @@ def test_its_own_tests_pass(folder: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
+
+
+def test_the_best_checkpoint_of_ones_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is of the validation with the best mean of what the module says, small or large."""
+    assert main(["new", "own_best"]) == 0
+    source = (folder / "own_best.py").read_text()
+    given = ["fit", "-c", "own_best", "--trainer.max_steps", "60", "--trainer.val_check_interval", "10"]
+    given += ["--figures.enabled", "false", "--model.lr", "0.2"]
+    runs = folder / "lightning_logs/own_best/own_best"
+    for mode in ("min", "max"):
+        own = f'    best_metric = "eval/rmse"\n    best_mode = "{mode}"\n    headline ='
+        (folder / "own_best.py").write_text(source.replace("    headline =", own, 1))
+        sys.modules.pop("own_best", None)
+        assert main([*given, "--run.name", mode]) == 0, capsys.readouterr().err
+        rows = [r for r in read_csv(runs / mode / "metrics.csv") if r.get("eval/rmse")]
+        score = {int(r["step"]): float(r["eval/rmse"]) for r in rows}
+        assert len(score) == 6
+        kept = torch.load(runs / mode / "checkpoints" / "best.ckpt", weights_only=True)
+        assert kept["global_step"] == (min if mode == "min" else max)(score, key=score.__getitem__)
+        assert main(["test", "-c", "own_best", "--run.name", mode, "--ckpt_path", "best"]) == 0
+    (folder / "own_best.py").write_text(
+        source.replace("    headline =", '    best_metric = "eval/rmes"\n    headline =', 1)
+    )
+    sys.modules.pop("own_best", None)
+    capsys.readouterr()
+    assert main([*given, "--run.name", "typo"]) == 2
+    err = capsys.readouterr().err
+    assert "error: OwnBest.best_metric: 'eval/rmes' is not measured; give one of eval/rmse, train/loss; did you" in err
+    assert not (runs / "typo").exists()
 
 
 FIGURES = """

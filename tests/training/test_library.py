@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
-from lightning_toys.errors import ToyError
+from lightning_toys.errors import NonFiniteError, ToyError
 from lightning_toys.flow_vs_regression import FlowVsRegression, InterpolationData
 from lightning_toys.generative_policy import MeanFlowPolicy, MixtureData
 from lightning_toys.mirror_descent import LinearGaussian, Settings, TiltedSampling
@@ -24,7 +24,7 @@ from lightning_toys.training.metrics_reader import read_csv
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.progress import WorkProgress
 from lightning_toys.training.progress_bar import Progress
-from lightning_toys.training.results import Report
+from lightning_toys.training.results import Report, checked_report, is_main
 from lightning_toys.training.validation_clock import crossed, validation_interval
 from tests.conftest import Runner
 
@@ -284,8 +284,6 @@ def test_the_bar_counts_optimiser_steps(bar: Any, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_non_finite_training_stops() -> None:
-    from lightning_toys.errors import NonFiniteError
-
     with pytest.raises(NonFiniteError, match=r"at step \d+ in the replicas of seeds"):
         trainer(max_steps=50).fit(flow(lr=1e30), data())
 
@@ -371,6 +369,47 @@ def test_a_report_may_hold_tensors() -> None:
     assert found == {"eval/error": 2.0}
     assert module.last_report is not None
     assert module.last_report.metrics["error"] == [1.0, 3.0]
+
+
+def test_a_metric_whose_name_has_mode_or_dim_in_it() -> None:
+    """``_mode0`` and ``_dim1`` are of a single mode and output; ``found_modes`` is of the whole."""
+    names = ("found_modes", "mid_dimming", "share_mode", "error_dim0x", "error_mode0", "error_dim12", "error@zeros")
+    assert [n for n in names if is_main(n)] == [*names[:4]]
+    report = Report([0, 1], {name: [1.0, 3.0] for name in names})
+    assert checked_report(report, "Spring", names[:4]).means("test") == {f"test/{n}": 2.0 for n in names[:4]}
+    for name in names[4:]:
+        with pytest.raises(ToyError, match=f"'{name}' is a metric of a single readout, output or mode"):
+            checked_report(report, "Spring", (name,))
+
+
+class FoundModes(Spring):
+    """A module whose headline has a mode in its name, and is not always finite."""
+
+    def __init__(self, found: list[list[float]]) -> None:
+        super().__init__()
+        self.headline, self.finds = ("found_modes",), found
+
+    def report(self, stage: str) -> Report:
+        return Report(self.seeds, {"found_modes": self.finds.pop(0)})
+
+
+def test_such_a_metric_is_returned_and_monitored() -> None:
+    watch = EarlyStopping("eval/found_modes", patience=100)
+    t = trainer(max_steps=20, val_check_interval=10, callbacks=[watch], num_sanity_val_steps=0)
+    module = FoundModes([[1.0, 2.0]] * 3)
+    t.fit(module, data())
+    assert float(t.callback_metrics["eval/found_modes"]) == 1.5
+    assert t.test(module, data(), verbose=False) == [{"test/found_modes": 1.5}]
+
+
+def test_a_fit_whose_last_validation_is_not_finite_ends_with_an_error() -> None:
+    """What a validation before it was is past: a solver may fail on a network that has not learned yet."""
+    wanted = "the results of fit's last validation are not finite: found_modes in the replicas of seeds .1.$"
+    settings: dict[str, Any] = {"max_steps": 20, "val_check_interval": 10, "num_sanity_val_steps": 0}
+    settings["enable_checkpointing"] = False
+    with pytest.raises(NonFiniteError, match=wanted):
+        trainer(**settings).fit(FoundModes([[1.0, 2.0], [1.0, math.nan]]), data())
+    trainer(**settings).fit(FoundModes([[1.0, math.nan], [1.0, 2.0]]), data())
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")

@@ -37,7 +37,7 @@ from lightning_toys.training.checkpoint_format import malformed_optimizers
 from lightning_toys.training.files import make_folder, set_aside, whole_file, write_beside
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.metrics_reader import read_run
-from lightning_toys.training.monitors import MonitorCheck, monitoring
+from lightning_toys.training.monitors import HOLDOUT, MonitorCheck, monitoring
 from lightning_toys.training.ownership import OWNER, check_owned
 from lightning_toys.training.progress_bar import Progress
 from lightning_toys.training.replica_parallel import ReplicaStrategy
@@ -74,7 +74,8 @@ class ToysCLI(SettingsCLI):
         results.hparams = {k: short_name(v) for k, v in settings_shown.items() if v != "None" and ".test_" not in k}
         self.model.run_path = self.run.path
         given = callbacks_of(trainer)
-        if monitoring(given) and not trainer.num_sanity_val_steps:
+        watches = monitoring(given) or self.model.best_metric != HOLDOUT
+        if watches and not trainer.num_sanity_val_steps:  # a name that is not measured is refused before training
             kwargs["num_sanity_val_steps"] = 1
         # figures read metrics.csv, and results note the speed: both come after what they look at. Results come before
         # figures, which may be somebody's own code: what was trained is written down whatever becomes of its pictures
