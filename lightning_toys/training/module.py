@@ -51,6 +51,8 @@ class ToyModule(ReplicaOptimization):
     )
     headline: Sequence[str] = ("l2",)  # the metrics of which `compare` shows every readout
     metric_labels: Mapping[str, str] = {}  # axis labels, with units
+    # settings, each with all below it, by which runs are asked something else: `compare` puts them into other tables
+    question_settings: Sequence[str] = ("data.target", "data.path", "data.drift", "model.env", "model.reward")
     best_metric: str = HOLDOUT  # the scalar whose mean decides on checkpoints/best.ckpt, such as "eval/rmse"
     best_mode: Literal["min", "max"] = "min"  # whether small or large is good of it
     trains: bool = True  # False: there are no weights, and `test` needs no checkpoint

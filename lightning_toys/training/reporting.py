@@ -254,6 +254,7 @@ class ResultsWriter(Reporter):
             "module": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
             "comparison_figures": pl_module.comparison_figures,
             "headline": list(pl_module.headline),
+            "question_settings": list(pl_module.question_settings),
             "error_metrics": list(pl_module.error_metrics),
             "metric_labels": dict(pl_module.metric_labels),
             "step": step,

@@ -160,7 +160,12 @@ def misshapen(content: Any) -> str:
     for name, row in references.items():
         if not isinstance(row, dict) or not all(map(is_number, row.values())):
             return f"reference {quoted(name)} is no mapping to numbers"
-    for key, of in (("headline", "metrics"), ("error_metrics", "metrics"), ("unused", "settings")):
+    for key, of in (
+        ("headline", "metrics"),
+        ("error_metrics", "metrics"),
+        ("unused", "settings"),
+        ("question_settings", "settings"),
+    ):
         named = content.get(key, [])
         if not isinstance(named, list) or not all(isinstance(m, str) for m in named):
             return f"{key} is no list of {of}"

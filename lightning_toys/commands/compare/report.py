@@ -47,7 +47,7 @@ def tables_of(runs: Sequence[Run], baseline: Run) -> list[ResultTable]:
 
 def question_remarks(runs: Sequence[Run]) -> list[str]:
     """Return what there is to say where runs were asked different questions."""
-    if not (asked := questions([r.settings for r in runs])):
+    if not (asked := questions([r.settings for r in runs], [r.content for r in runs])):
         return []
     keys = ", ".join(asked)
     return [f"note: the runs differ in {keys}: errors are answers to different questions, in a table each"]

@@ -163,7 +163,7 @@ def load_runs(files: Sequence[Path]) -> list[Run]:
         shown = ", ".join(x[:60] for x in experiments[:6])
         raise ToyError(f"compare: the runs are of different experiments: {shown}")
     flat = [in_use(c.get("settings") or settings(f.parent), c) for f, c in zip(files, contents, strict=True)]
-    asked = questions(flat)
+    asked = questions(flat, contents)
     groups: dict[tuple[str, ...], list[int]] = {}
     for i, s in enumerate(flat):
         groups.setdefault(tuple(repr(s.get(k)) for k in asked), []).append(i)
@@ -181,9 +181,14 @@ def in_use(settings: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
     return {k: UNUSED if k in unused or (below and k.startswith(below)) else v for k, v in settings.items()}
 
 
-def questions(flat: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the settings by which runs differ in what they were asked."""
-    return [k for k in differing(flat) if k.startswith("data.target")]
+def questions(flat: Sequence[dict[str, Any]], contents: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the settings by which runs differ in what they were asked, as any of their modules says.
+
+    Results that do not say (those of 0.1.0) are asked something else by another target.
+    """
+    named = {name for content in contents for name in content.get("question_settings", ["data.target"])}
+    below = tuple(f"{name}." for name in named)
+    return [k for k in differing(flat) if k in named or k.startswith(below)]
 
 
 def check_module(file: Path, content: dict[str, Any]) -> None:

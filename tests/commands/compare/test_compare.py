@@ -17,11 +17,13 @@ from scipy import stats as scipy_stats
 from lightning_toys import cli
 from lightning_toys.commands.compare.page import grid
 from lightning_toys.commands.compare.plots import draw
+from lightning_toys.commands.compare.report import question_remarks
 from lightning_toys.commands.compare.runs import find_results, load_runs
 from lightning_toys.commands.compare.tables import ResultTable
 from lightning_toys.commands.sweep import cell
 from lightning_toys.commands.sweep.grid import cells, parse_grid
 from lightning_toys.stats import Estimate, format_estimate
+from lightning_toys.training.module import ToyModule
 from tests.commands.compare.runs_of_others import a_run
 from tests.conftest import REPO, Runner
 from tests.processes import wait_for
@@ -209,6 +211,25 @@ def test_every_target_has_tables_of_its_own(tmp_path: Path, capsys: pytest.Captu
     assert cli.main(["compare", str(tmp_path), "--baseline", "B, mip", "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "comparison.md").read_text().count("run minus mip") == 1
     assert cli.main(["compare", str(tmp_path), "--baseline", "m", "--out", str(tmp_path / "out")]) == 0
+
+
+def test_a_module_says_by_which_settings_runs_are_asked_something_else(tmp_path: Path) -> None:
+    """Other data, another environment: no difference is taken. Results of 0.1.0 know of targets alone."""
+    said = list(ToyModule.question_settings)
+    for key, named, groups in (
+        ("data.path", said, 2), ("model.env", said, 2), ("data.drift.omega", said, 2), ("model.reward", said, 2),
+        ("data.num_train", said, 1), ("data.pathological", said, 1), ("data.num_train", ["data.num_train"], 2),
+        ("data.path", None, 1), ("data.target.dim", None, 2), ("data.target.dim", [], 1),
+    ):  # fmt: skip
+        root = tmp_path / f"{key}-{groups}-{named is None}"
+        for k in range(2):
+            fake_run(root / str(k), "a", [1.0, 2.0], [0, 1])
+            content = json.loads((root / str(k) / "results.json").read_text())
+            content |= {"settings": {key: f"v{k}"}} | ({} if named is None else {"question_settings": named})
+            (root / str(k) / "results.json").write_text(json.dumps(content))
+        runs = load_runs(find_results([root]))
+        assert len({r.group for r in runs}) == groups, (key, named)
+        assert len(question_remarks(runs)) == groups - 1
 
 
 def test_compare_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
