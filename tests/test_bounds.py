@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from lightning_toys.commands.experiments import exported
+from lightning_toys.commands.template.mine import Mine, MineData
 from lightning_toys.errors import LARGEST, ToyError, bounded, check_settings, lists_words, words_in
 from lightning_toys.imports import load_class
 from lightning_toys.nets import Network
@@ -184,6 +185,20 @@ def test_what_is_no_number(kind: type, name: str, annotation: Any) -> None:
         with pytest.raises(ToyError) as caught:
             kind(**{**NEEDED.get(kind.__name__, {}), name: value})
         assert name in str(caught.value), (value, caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "wrong"),
+    [
+        (MineData, "num_train", [0, -1, 1.5, True, "a", 2**63]), (MineData, "noise", [-0.1, math.nan, math.inf, "a"]),
+        (MineData, "batch_size", [0]), (Mine, "hidden", [0, -1, 2.5, "a"]), (Mine, "lr", [0.0, math.nan]),
+        (Mine, "seeds", [[], [True], [-1]]),
+    ],
+)  # fmt: skip
+def test_what_new_hands_out_has_bounds(kind: type, name: str, wrong: list[Any]) -> None:
+    for value in wrong:
+        with pytest.raises(ToyError, match=rf"^--(data|model)\.{name}: "):
+            kind(**{name: value})
 
 
 def test_what_is_allowed_is_said() -> None:

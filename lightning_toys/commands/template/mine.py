@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
+from lightning_toys.errors import bounded
 from lightning_toys.nets import ReplicaLinear
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import Batch
@@ -26,10 +27,15 @@ class MineData(ToyDataModule):
         num_train: points of each replica.
         noise: standard deviation of the noise on y.
         batch_size: points of one optimiser step.
+
+    Raises:
+        ToyError: a number is out of bounds.
     """
 
     def __init__(self, num_train: int = 32, noise: float = 0.1, batch_size: int = 16) -> None:
         super().__init__(batch_size)
+        bounded("--data.num_train", num_train, 1)  # an integer >= 1
+        bounded("--data.noise", noise, 0.0)  # a number >= 0
         self.num_train, self.noise = num_train, noise
 
     def truth(self, x: Tensor) -> Tensor:
@@ -51,6 +57,9 @@ class Mine(ToyModule):
         seeds: one seed a replica.
         hidden: width of the hidden layer.
         lr: Adam's learning rate.
+
+    Raises:
+        ToyError: a number is out of bounds.
     """
 
     experiment = "mine"  # runs of one experiment lie in one folder, and are compared
@@ -60,6 +69,7 @@ class Mine(ToyModule):
 
     def __init__(self, seeds: Sequence[int] = (0, 1, 2, 3), hidden: int = 32, lr: float = 0.01) -> None:
         super().__init__(seeds, lr=lr)
+        bounded("--model.hidden", hidden, 1)
         self.hidden = hidden
         self.save_hyperparameters(logger=False)  # for load_from_checkpoint
 
