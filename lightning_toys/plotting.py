@@ -20,6 +20,20 @@ GREY = "#666666"
 ACROSS = 3  # blocks of panels side by side, see :func:`blocks`
 
 
+def nth_colour(i: int) -> str:
+    """Return the colour of the i-th of any number of lines: the palette's, over and over.
+
+    >>> nth_colour(1) == COLOURS[1] == nth_colour(9)
+    True
+    """
+    return COLOURS[i % len(COLOURS)]
+
+
+def nth_marker(i: int) -> str:
+    """Return the marker of the i-th of any number of lines, see :func:`nth_colour`."""
+    return MARKERS[i % len(MARKERS)]
+
+
 def new_figure(
     rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 4.0), **kwargs: Any
 ) -> tuple[Figure, np.ndarray]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_toys.generative_policy.bandit import RotatingModes
 from lightning_toys.generative_policy.figures import BLUE
-from lightning_toys.plotting import COLOURS, GREY, band, new_figure
+from lightning_toys.plotting import GREY, band, new_figure, nth_colour
 from lightning_toys.training.metrics_reader import read_run, replica_columns
 from lightning_toys.training.results_format import read_results
 
@@ -68,7 +68,7 @@ def draw_regret(curves: dict[str, tuple[np.ndarray, np.ndarray]], hills: Mapping
     figure, axes = new_figure(1, 2, size=(10.0, 3.9))
     own = len(set(map(tuple, hills.values()))) > 1
     for i, (name, (steps, values)) in enumerate(curves.items()):
-        colour = COLOURS[i % len(COLOURS)]
+        colour = nth_colour(i)
         band(axes[0, 0], steps, values, colour, f"{name}, {len(values)} seeds")
         widths = np.diff(steps, prepend=0.0)
         band(axes[0, 1], steps, np.cumsum(values * widths, axis=1), colour, name)

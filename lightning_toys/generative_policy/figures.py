@@ -33,7 +33,7 @@ from lightning_toys.generative_policy.panels import (
 from lightning_toys.generative_policy.samplers import Sampler
 from lightning_toys.generative_policy.target import Target
 from lightning_toys.imports import load_class
-from lightning_toys.plotting import ACROSS, COLOURS, GREY, band, blocks, new_figure
+from lightning_toys.plotting import ACROSS, GREY, band, blocks, new_figure, nth_colour
 from lightning_toys.training.files import make_folder, read_text, set_aside, whole_file
 from lightning_toys.training.metrics_reader import read_csv, replica_columns
 from lightning_toys.training.results import Report
@@ -43,6 +43,7 @@ Array = NDArray[np.float64]
 __all__ = ["BLUE", "FigureData", "compare_figures", "draw_all", "draw_contours", "read_snapshots", "save_snapshot"]
 SNAPSHOTS = "samples"  # folder of a run that keeps samples by training step
 SHOWN = 2000  # reference samples
+MOST_NAMED = 8  # modes that have a name below an axis
 
 
 @dataclass
@@ -201,9 +202,9 @@ def draw_training(data: FigureData, folder: Path, label: str) -> Figure | None:
             here = drawn = True
             if metric == "tv" or metric.startswith("off"):
                 count = math.inf if metric == "tv" else data.count
-                share_band(ax, steps, values, count, COLOURS[i], readout_label(name))
+                share_band(ax, steps, values, count, nth_colour(i), readout_label(name))
             else:
-                band(ax, steps, values, COLOURS[i], readout_label(name))
+                band(ax, steps, values, nth_colour(i), readout_label(name))
         if not here:
             say(ax, f"no {metric} in metrics.csv")
             continue
@@ -244,16 +245,20 @@ def draw_modes_chosen(data: FigureData, report: Report, label: str) -> Figure | 
         k = int(chose[i].sum())
         interval = binomtest(k, n).proportion_ci(method="wilson")
         share = k / n
-        axes[0, 0].bar(i, share, color=COLOURS[i], width=0.6)
+        axes[0, 0].bar(i, share, color=nth_colour(i), width=0.6)
         axes[0, 0].errorbar(i, share, yerr=[[share - interval.low], [interval.high - share]], color="black", capsize=4)
         axes[0, 0].plot([i - 0.38, i + 0.38], [weights[i]] * 2, color=GREY, linestyle="--", linewidth=1.2)
         mine = np.array(report.metrics["kl"])[chose[i] == 1]
         spread = np.linspace(-0.2, 0.2, len(mine)) if len(mine) > 1 else np.zeros(len(mine))
-        axes[0, 1].plot(i + spread, mine, "o", color=COLOURS[i], markersize=3.5, alpha=0.7)
-        axes[0, 1].plot([i - 0.38, i + 0.38], [-math.log(inside[i])] * 2, color=GREY, linestyle="--", linewidth=1.2)
-    ticks = [f"mode {i}\nw = {weights[i]:.3f}" for i in range(m)]
+        axes[0, 1].plot(i + spread, mine, "o", color=nth_colour(i), markersize=3.5, alpha=0.7)
+        if inside[i] > 0:  # no policy comes near a mode that is out of reach
+            axes[0, 1].plot([i - 0.38, i + 0.38], [-math.log(inside[i])] * 2, color=GREY, linestyle="--", linewidth=1.2)
     for ax in axes[0]:
-        ax.set_xticks(range(m), ticks)
+        if m <= MOST_NAMED:
+            ax.set_xticks(range(m), [f"mode {i}\nw = {weights[i]:.3f}" for i in range(m)])
+        else:  # their names would lie on each other
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.set_xlabel("mode")
     axes[0, 0].set_ylabel(f"share of {n} seeds (95 % Wilson)")
     axes[0, 1].set_ylabel("reverse KL at the end (nats)")
     axes[0, 0].plot([], [], color=GREY, linestyle="--", label="weight of the mode")

@@ -14,7 +14,7 @@ from scipy.optimize import isotonic_regression
 
 from lightning_toys.mirror_descent.diagnostics import Array
 from lightning_toys.mirror_descent.problem import Settings
-from lightning_toys.plotting import COLOURS, GREY, MARKERS, new_figure
+from lightning_toys.plotting import COLOURS, GREY, MARKERS, new_figure, nth_colour, nth_marker
 from lightning_toys.stats import mean_ci
 from lightning_toys.training.noise import keyed_generator
 
@@ -39,7 +39,7 @@ def draw_error_vs_cost(
     """
     figure, axes = new_figure(2, 1, size=(8.4, 9.6), sharex=True)
     kinds = list(dict.fromkeys(families.values()))
-    style = {name: (COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)])
+    style = {name: (nth_colour(k), nth_marker(k))
              for name, family in families.items() for k in [kinds.index(family)]}  # fmt: skip
     for ax, metric, title in (
         (axes[0, 0], "joint_kl", "KL of (a, s') to the tilted distribution, by moments (nats)"),
@@ -153,7 +153,7 @@ def draw_sweeps(
             for i, (name, found) in enumerate(curves.items()):
                 rows = np.maximum(found[knob][metric], 1e-9)
                 mean, bars = geometric_bars(rows)
-                colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+                colour, marker = nth_colour(i), nth_marker(i)
                 ax.errorbar(list(plan), mean, yerr=bars, color=colour, marker=marker, capsize=3, label=name)
             ax.axhline(floor, color=GREY, linestyle=":", linewidth=1, label="exact draws, on average")
             ax.set_yscale("log")
@@ -208,8 +208,8 @@ def draw_learned_vs_exact(
             ax.plot(
                 values,
                 [y + 0.16 * (1 - 2 * i)] * len(values),
-                color=COLOURS[i],
-                marker=MARKERS[i],
+                color=nth_colour(i),
+                marker=nth_marker(i),
                 markersize=5,
                 linestyle="none",
                 label=label if y == 0 else None,
@@ -235,7 +235,7 @@ def draw_rank_histograms(traces: Mapping[str, Array], groups: int = 4, bins: int
         late = trace[len(trace) // 2 :].T
         ranks = array_stats.compute_ranks(late.ravel(), relative=True).reshape(late.shape)
         for i, part in enumerate(np.array_split(ranks, groups)):
-            ax.hist(part.ravel(), bins=bins, range=(0, 1), histtype="step", color=COLOURS[i], linewidth=1.2)
+            ax.hist(part.ravel(), bins=bins, range=(0, 1), histtype="step", color=nth_colour(i), linewidth=1.2)
         low, high = rank_band(late, groups, bins)
         ax.axhspan(low, high, color=GREY, alpha=0.25, linewidth=0)
         ax.axhline(late.size / groups / bins, color=GREY, linestyle="--", linewidth=1)

@@ -13,7 +13,7 @@ from lightning_toys.mirror_descent.figures import label_points
 from lightning_toys.mirror_descent.joint import Array
 from lightning_toys.mirror_descent.sample_figures import KOLMOGOROV
 from lightning_toys.mirror_descent.truth import Truth
-from lightning_toys.plotting import COLOURS, GREY, MARKERS, literal, new_figure
+from lightning_toys.plotting import COLOURS, GREY, literal, new_figure, nth_marker
 from lightning_toys.stats import mean_ci
 
 MOST_COORDINATES = 6  # of a figure
@@ -93,7 +93,7 @@ def draw_frontier(
             continue
         costs, rows = np.array(all_costs)[known], all_rows[:, known]
         k = kinds.index(families[name])
-        colour, marker = FAMILY_COLOURS[k % len(FAMILY_COLOURS)], MARKERS[k % len(MARKERS)]
+        colour, marker = FAMILY_COLOURS[k % len(FAMILY_COLOURS)], nth_marker(k)
         estimates = [mean_ci(column) for column in np.maximum(rows, 1e-9).T]
         mean = np.array([e.mean for e in estimates])
         half = np.array([0.0 if math.isnan(e.half_width) else e.half_width for e in estimates])
@@ -119,7 +119,7 @@ def draw_frontier(
     label_points(ax, ends, gap=0.038)
     for kind in kinds:
         k = kinds.index(kind)
-        ax.plot([], [], color=FAMILY_COLOURS[k % len(FAMILY_COLOURS)], marker=MARKERS[k % len(MARKERS)], label=kind)
+        ax.plot([], [], color=FAMILY_COLOURS[k % len(FAMILY_COLOURS)], marker=nth_marker(k), label=kind)
     ax.plot([], [], color=GREY, linestyle=":", label="exact draws")
     ax.set_xlabel("evaluations of score, Q and refresh to a sample")
     ax.set_ylabel(title, fontsize=8)

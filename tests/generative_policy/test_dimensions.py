@@ -292,3 +292,20 @@ def test_the_targets_share_beyond_three_is_drawn(tmp_path: Path) -> None:
     assert drawn is not None
     levels = [np.ravel(line.get_ydata()).tolist() for line in drawn.axes[1].lines if line.get_linestyle() == "--"]
     assert levels == [[pytest.approx(math.exp(-4.5))] * 2]
+
+
+def test_more_modes_than_colours_are_drawn() -> None:
+    """Nine modes, of which one lies out of reach: a bar each, a line at -log of the weight where there is any."""
+    means = [[0.2 * i - 0.8, 0.0] for i in range(8)] + [[3.0, 0.0]]
+    target = Mixture(means, 0.02)
+    mu, log_sigma = (torch.tensor(means[:3]).double().atanh().unsqueeze(1) * k for k in (1, 0))
+    found = {k: v.tolist() for k, v in exact_metrics(mu, log_sigma - 3, target).items()}
+    data = figures.FigureData(target, {"1": torch.zeros(3, 10, 2).double()}, [0, 1, 2], 200)
+    drawn = figures.draw_modes_chosen(data, figures.Report([0, 1, 2], found, {}), "gaussian")
+    assert drawn is not None
+    shares, kl = drawn.axes
+    assert [bar.get_height() for bar in shares.patches] == [pytest.approx(1 / 3)] * 3 + [0] * 6
+    dashed = [np.ravel(line.get_ydata()) for line in kl.lines if line.get_linestyle() == "--"]
+    levels = [y[0] for y in dashed if len(y)]
+    assert levels == [pytest.approx(math.log(9))] * 8
+    assert shares.get_xlabel() == "mode"  # names would lie on each other
