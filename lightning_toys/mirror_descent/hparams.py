@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from typing import Any, TypeVar
+
+import numpy as np
 
 from lightning_toys.errors import require
 
@@ -15,8 +19,15 @@ def to_hparam(value: Any) -> dict[str, Any]:
     kind = type(value)
     if not kind.__module__.startswith(f"{PACKAGE}."):
         return {"class_path": f"{kind.__module__}.{kind.__qualname__}"}
-    arguments = {k: v if isinstance(v, int) else float(v) for k, v in vars(value).items()}
-    return {"class_path": f"{PACKAGE}.{kind.__name__}", "init_args": arguments}
+    given = {name: getattr(value, name) for name in inspect.signature(kind).parameters}  # each is kept by its name
+    return {"class_path": f"{PACKAGE}.{kind.__name__}", "init_args": {k: plain(v) for k, v in given.items()}}
+
+
+def plain(value: Any) -> Any:
+    """Return a number, or a sequence or an array of them, as Python's own numbers and lists."""
+    if isinstance(value, np.ndarray | list | tuple):
+        return [plain(v) for v in value]
+    return value if isinstance(value, int) else float(value)
 
 
 def from_hparam(base: type[Base], value: Base | dict[str, Any] | None, name: str, default: Base) -> Base:
@@ -33,9 +44,14 @@ def from_hparam(base: type[Base], value: Base | dict[str, Any] | None, name: str
     """
     if not isinstance(value, dict):
         return default if value is None else value
-    kinds = {f"{PACKAGE}.{k.__name__}": k for k in base.__subclasses__() if k.__module__.startswith(f"{PACKAGE}.")}
     path = value["class_path"]
+    experiment = importlib.import_module(PACKAGE)
+    exported = path.removeprefix(f"{PACKAGE}.") in experiment.PLACES and path.startswith(f"{PACKAGE}.")
+    kind = getattr(experiment, path.removeprefix(f"{PACKAGE}.")) if exported else None
     require(
-        path in kinds, f"{name}: the checkpoint was made with {path}; give it: load_from_checkpoint(..., {name}=...)"
+        isinstance(kind, type) and issubclass(kind, base),
+        f"{name}: the checkpoint was made with {path}; give it: load_from_checkpoint(..., {name}=...)",
     )
-    return kinds[path](**value["init_args"])
+    assert kind is not None
+    made: Base = kind(**value["init_args"])
+    return made

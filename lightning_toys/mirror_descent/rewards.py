@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_toys.errors import LARGEST, ToyError, bounded, require
 from lightning_toys.mirror_descent.energy import grad_without_autocast
-from lightning_toys.mirror_descent.tilt import QuadraticForm, Reward
+from lightning_toys.mirror_descent.joint import NoiseLevel
+from lightning_toys.mirror_descent.tilt import Quadratic, QuadraticForm, Reward
 from lightning_toys.mirror_descent.world import ActionFunction
 
 SPACING = 0.22  # of the trapezoidal rule's nodes, in standard deviations, where the reward is flat
@@ -200,11 +201,20 @@ class QuadraticReward(Reward):
         """
         require(
             len(self.weights) == action_dim,
-            f"--model.reward.weights: {len(self.weights)} numbers are not allowed with --data.action_dim {action_dim}; "
-            "give as many",
+            f"--model.reward.weights: {len(self.weights)} numbers are not allowed where actions have {action_dim} "
+            "(--data.action_dim); give as many",
         )
         const = -0.5 * float(self.weights @ np.square(self.optimum))
         return QuadraticForm(np.diag(self.weights), self.weights * self.optimum, const)
+
+    def action_value(self, level: NoiseLevel) -> Quadratic:
+        """See :meth:`Reward.action_value`: the same at every level.
+
+        Raises:
+            ToyError: it is of several actions, and the linear-Gaussian world has one.
+        """
+        form = self.quadratic(1)
+        return Quadratic(float(form.A[0, 0]), float(form.b[0]), form.const)
 
     @property
     def curvature(self) -> float:

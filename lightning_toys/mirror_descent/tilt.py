@@ -106,7 +106,7 @@ class Reward:
         """Return the action value Q(a) at a noise level, whose s' | a is N(level.rho a + level.c, level.v)."""
         raise ToyError(
             f"--model.reward: {type(self).__name__} is not allowed here, it has no action_value; "
-            "give ActionValue or StateReward, or take WorldSampling with --data GaussianMixture"
+            "give ActionValue, StateReward or QuadraticReward, or take WorldSampling with --data GaussianMixture"
         )
 
     def value(self, a: Tensor) -> Tensor:
