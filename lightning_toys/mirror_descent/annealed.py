@@ -88,6 +88,7 @@ class PCULA(AnnealedSampler):
     """
 
     name = "pc_ula"
+    unadjusted = True
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""

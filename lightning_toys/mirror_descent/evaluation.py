@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import note, require
+from lightning_toys.errors import LARGEST, note, require
 from lightning_toys.mirror_descent.chain_runner import compiles, run_chains
 from lightning_toys.mirror_descent.closed_form_checks import (
     ImplementationError,
@@ -30,10 +31,11 @@ from lightning_toys.mirror_descent.diagnostics import (
 )
 from lightning_toys.mirror_descent.joint import gaussian_kl
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE
+from lightning_toys.mirror_descent.own import check_sampler
 from lightning_toys.mirror_descent.problem import Problem, Settings
 from lightning_toys.mirror_descent.sampler import Sampler
 from lightning_toys.mirror_descent.schedules import Schedule
-from lightning_toys.mirror_descent.shipped import MakeSampler, make_samplers
+from lightning_toys.mirror_descent.shipped import MakeSampler, make_attempt, make_samplers
 from lightning_toys.mirror_descent.sweeps import Curves, sweep_settings
 from lightning_toys.mirror_descent.tilt import Reward
 from lightning_toys.stats import holm
@@ -43,6 +45,12 @@ from lightning_toys.training.progress import WorkProgress
 from lightning_toys.training.results import Report
 
 KS_METRICS = ("action_ks_p", "state_ks_p", "residual_ks_p")
+
+
+def share_lost(sample: Sample) -> float:
+    """Return the share of a sample's draws that are not finite, or so large that their squares would not be."""
+    near = (np.abs(sample.a) <= LARGEST) & (np.abs(sample.s) <= LARGEST)
+    return 1 - float(near.mean())
 
 
 class SamplerEvaluation(ToyModule):
@@ -175,6 +183,7 @@ class SamplerEvaluation(ToyModule):
             for label, samplers in samplers_by_label.items():
                 sampler, cost = samplers[0], samplers[0].cost()
                 samples = self.run_samplers(samplers, self.chains, progress, compiled)
+                self.check_draws(label, samples)
                 self.samples[label], self.costs[label] = samples, cost.total
                 rows = [
                     distribution_metrics(problem, x, self.bins)
@@ -223,10 +232,14 @@ class SamplerEvaluation(ToyModule):
     ) -> dict[str, np.ndarray]:
         """Return ``action_kl`` and ``state_kl`` (R, len(plan)) of a sampler, a column for each of the settings."""
         found: dict[str, list[list[float]]] = {"action_kl": [], "state_kl": []}
-        for settings in plan.values():
+        for value, settings in plan.items():
             samplers = self.build_centred(dataclasses.replace(problem, settings=settings), [name])[name]
             samples = self.run_samplers(samplers, self.sweep_chains, progress, compiled)
-            rows = [distribution_metrics(problem, x, self.bins) for x in samples]
+            if lost := max(map(share_lost, samples)):  # no reason to lose what else was drawn
+                note(f"warning: {name} ran away in {lost:.2g} of its draws at {value} of the sweep, left out there")
+                rows = [dict.fromkeys(found, math.nan)] * len(samples)
+            else:
+                rows = [distribution_metrics(problem, x, self.bins) for x in samples]
             for k, columns in found.items():
                 columns.append([row[k] for row in rows])
         return {k: np.array(v).T for k, v in found.items()}
@@ -251,22 +264,56 @@ class SamplerEvaluation(ToyModule):
         Raises:
             ToyError: names the setting.
         """
-        if unstable := [n for n in names if n in ("ula", "pc_ula")]:
-            targets = [problem.target, *(problem.levels if "pc_ula" in unstable else [])]
+        samplers = {name: make_attempt(name, self.maker(name), problem) for name in names}
+        if unstable := [n for n, sampler in samplers.items() if sampler.unadjusted]:
+            through = any(samplers[n].annealed for n in unstable)
+            targets = [problem.target, *(problem.levels if through else [])]
             step, bound = self.settings.ula_step, 2 / max(tilted.tau for tilted in targets)
             require(
                 step < bound,
                 f"--model.settings.ula_step: {step} is not allowed here, {' and '.join(unstable)} would run away; "
                 f"give a number below 2 / tau = {bound:.3g}",
             )
-        for name in names:
-            sampler = self.maker(name)(problem)
+        for name, sampler in samplers.items():
             require(
                 not sampler.whole_groups or chains >= sampler.group,
                 f"--model.chains: {chains} is not allowed with {name}; give at least "
                 f"--model.settings.smc_particles, {sampler.group}",
             )
         require(bool(problem.levels), "")  # each level's tilt has an integral
+
+    def check_own_samplers(self, problem: Problem, names: Sequence[str]) -> None:
+        """Try samplers of somebody's own on one block of chains.
+
+        Raises:
+            ToyError: names one that breaks its contract, and what is wrong.
+        """
+        for name in names:
+            check_sampler(name, make_attempt(name, self.maker(name), problem.centred))
+
+    def check_draws(self, label: str, samples: Sequence[Sample]) -> None:
+        """Refuse draws of which nothing can be said: not finite, or all alike.
+
+        Args:
+            label: the sampler's.
+            samples: one a seed.
+
+        Raises:
+            ToyError: names the sampler and the seed.
+        """
+        for seed, sample in zip(self.seeds, samples, strict=True):
+            lost = share_lost(sample)
+            require(
+                lost == 0,
+                f"--model.samplers: {label} ran away, {lost:.2g} of its draws of seed {seed} are not finite or beyond "
+                f"{LARGEST:g}; give smaller steps, more levels or a weaker tilt, or leave it out",
+            )
+            alike = [name for name, x in (("actions", sample.a), ("next states", sample.s)) if np.ptp(x) == 0]
+            require(
+                not alike,
+                f"--model.samplers: {label} draws {' and '.join(alike)} that are all alike in seed {seed}, which have "
+                "no distance to the target; mend it or leave it out",
+            )
 
     def on_test_end(self) -> None:
         """Fail where samples differ from their sampler's exact moments and that is asked for; results are written.

@@ -114,6 +114,8 @@ def exact_draws_kl(parameters: int, seeds: int, chains: int) -> tuple[float, flo
 
 def label_points(ax: Axes, points: Sequence[tuple[float, float, str, str]], gap: float = 0.046) -> None:
     """Write the names of points (x, y, name, colour) on logarithmic axes in a column at the right, by their heights."""
+    if not points:
+        return
     low, high = np.log10(ax.get_ylim())
     ordered = sorted(points, key=lambda p: p[1])
     wanted = np.array([(math.log10(y) - low) / (high - low) for _, y, _, _ in ordered])

@@ -152,7 +152,9 @@ class TiltedSampling(SamplerEvaluation):
             ToyError: the data module is no LinearGaussian, ULA would be unstable, or there are too few chains for SMC.
         """
         data = require_data(data, LinearGaussian)
-        self.check_sampling(self.problem_on(data), self.sampler_names, self.chains)
+        problem = self.problem_on(data)
+        self.check_sampling(problem, self.sampler_names, self.chains)
+        self.check_own_samplers(problem, self.sampler_names)
         return {"batch_size": data.batch_size}
 
     def build(self) -> nn.Module:
@@ -265,7 +267,9 @@ class TiltedSampling(SamplerEvaluation):
         work = len(samplers_by_label) * self.local_blocks(self.chains)
         with self.work_progress(work) as progress:
             for name, samplers in samplers_by_label.items():
-                out[name] = stack_samples(self.run_samplers(samplers, self.chains, progress, compiled))
+                samples = self.run_samplers(samplers, self.chains, progress, compiled)
+                self.check_draws(name, samples)
+                out[name] = stack_samples(samples)
         return out
 
     def figures(self, folder: Path) -> dict[str, Figure]:

@@ -62,6 +62,7 @@ class Sampler(ABC):
         reads_score: whether it reads ``problem.model``, so that a learned model makes a difference.
         whole_groups: whether there have to be chains for a whole group.
         linear_only: whether it needs closed forms that only the linear-Gaussian world has.
+        unadjusted: whether it takes Langevin steps of ``ula_step`` without a test, which run away where they are long.
         exact_in_the_limit: the draws tend to the target's as ``group`` grows, and are tested against that.
 
     Args:
@@ -77,6 +78,7 @@ class Sampler(ABC):
     reads_score: bool = True
     whole_groups: bool = False
     linear_only: bool = False
+    unadjusted: bool = False
     exact_in_the_limit: bool = False
 
     def __init__(self, problem: Problem) -> None:

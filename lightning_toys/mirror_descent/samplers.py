@@ -146,6 +146,7 @@ class ULA(Sampler):
     name = "ula"
     family = "plain"
     stationary = True
+    unadjusted = True
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""

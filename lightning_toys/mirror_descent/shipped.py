@@ -28,6 +28,7 @@ from lightning_toys.mirror_descent.soft_value import SoftValue
 from lightning_toys.mirror_descent.steering import SVDD, Difference, FKSteering, Max, Sum
 from lightning_toys.mirror_descent.tempered_smc import TemperedSMC
 from lightning_toys.mirror_descent.twisted_smc import TwistedSMC
+from lightning_toys.training.own_classes import attempt
 
 MakeSampler = Callable[[Problem], Sampler]
 
@@ -87,8 +88,9 @@ def make_sampler(given: Any, flag: str = "--model.samplers") -> MakeSampler:
         except ToyError as error:
             raise ToyError(f"{flag}: {given!r} is not allowed: {error}") from None
         require(
-            isinstance(found, type) and hasattr(found, "draw") and hasattr(found, "cost"),
-            f"{flag}: {given!r} is not allowed; it is no Sampler, which has draw and cost",
+            isinstance(found, type) and issubclass(found, Sampler),
+            f"{flag}: {given!r} is not allowed; it is no Sampler, which has draw and cost; give a subclass of "
+            "lightning_toys.mirror_descent.Sampler",
         )
         make = found
         return make
@@ -97,6 +99,26 @@ def make_sampler(given: Any, flag: str = "--model.samplers") -> MakeSampler:
         f"{flag}: {given!r} is not allowed; give names of {known}, or the path MODULE.CLASS of a Sampler of your own"
         f"{did_you_mean(given, KNOWN)}"
     )
+
+
+def make_attempt(entry: Any, make: MakeSampler, problem: Problem) -> Sampler:
+    """Return the sampler of a problem.
+
+    Args:
+        entry: what the sampler was given as, or its name.
+        make: makes it.
+        problem: the problem.
+
+    Raises:
+        ToyError: it cannot be made (of an abstract class, or one whose constructor fails), or is no :class:`Sampler`.
+    """
+    where = f"--model.samplers: {entry!r}"
+    sampler = attempt(where, lambda: make(problem))
+    found = type(sampler).__name__
+    require(isinstance(sampler, Sampler), f"{where} gives {found}, which is no Sampler; give a subclass of it")
+    require(hasattr(sampler, "problem"), f"{where}: {found} has no problem; call super().__init__(problem)")
+    made: Sampler = sampler
+    return made
 
 
 def make_samplers(given: Sequence[Any], problem: Problem, learned: bool = False) -> dict[str, MakeSampler]:
@@ -115,11 +137,9 @@ def make_samplers(given: Sequence[Any], problem: Problem, learned: bool = False)
     out: dict[str, MakeSampler] = {}
     for entry in given:
         make = make_sampler(entry)
-        try:
-            sampler = make(problem)
-        except TypeError as error:  # an abstract class, or a constructor that wants something else
-            raise ToyError(f"{flag}: {entry!r} is not allowed: {' '.join(str(error).split())}") from None
+        sampler = make_attempt(entry, make, problem)
         name = sampler.name
+        require(isinstance(name, str) and name != "", f"{flag}: {entry!r} has the name {name!r}; give it a word")
         require(
             sampler.reads_score or not learned, f"{flag}: {name!r} is not allowed here, it reads no score; leave it out"
         )

@@ -28,7 +28,7 @@ from lightning_toys.mirror_descent.mixture_model import MixtureModel
 from lightning_toys.mirror_descent.problem import Problem, Settings
 from lightning_toys.mirror_descent.sampler import Sampler
 from lightning_toys.mirror_descent.schedules import Linear, Schedule
-from lightning_toys.mirror_descent.shipped import KNOWN, MakeSampler, make_samplers
+from lightning_toys.mirror_descent.shipped import KNOWN, MakeSampler, make_attempt, make_samplers
 from lightning_toys.mirror_descent.sweeps import scaled_settings
 from lightning_toys.mirror_descent.tilt import ActionValue, Reward
 from lightning_toys.mirror_descent.truth import Truth
@@ -137,7 +137,9 @@ class WorldSampling(SamplerEvaluation):
             ToyError: the data module is no GaussianMixture, no exact distribution is known, or settings do not fit.
         """
         data = require_data(data, GaussianMixture)
-        self.check_world(self.problem_on(data), self.sampler_names, self.chains)
+        problem = self.problem_on(data)
+        self.check_world(problem, self.sampler_names, self.chains)
+        self.check_own_samplers(problem, self.sampler_names)
         return {"batch_size": data.batch_size}
 
     def build(self) -> nn.Module:
@@ -185,14 +187,14 @@ class WorldSampling(SamplerEvaluation):
             ToyError: names the setting.
         """
         self.truth(problem)
-        for name in names:
-            sampler = self.maker(name)(problem)
+        samplers = {name: make_attempt(name, self.maker(name), problem) for name in names}
+        for name, sampler in samplers.items():
             require(
                 chains >= sampler.group or not sampler.whole_groups,
                 f"--model.chains: {chains} is not allowed with {name}; give at least {sampler.group}, a group of its "
                 "draws",
             )
-        if unstable := [n for n in names if n in ("ula", "pc_ula")]:
+        if unstable := [n for n, sampler in samplers.items() if sampler.unadjusted]:
             bound = 2 / problem.tilted.tau
             require(
                 self.settings.ula_step < bound,

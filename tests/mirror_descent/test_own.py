@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lightning_toys.errors import ToyError
-from lightning_toys.mirror_descent import LearnedSampling, LinearGaussian, TiltedSampling
+from lightning_toys.mirror_descent import (
+    ActionValue,
+    Cost,
+    Draws,
+    GaussianMixture,
+    LearnedSampling,
+    LinearGaussian,
+    Predictor,
+    QuadraticReward,
+    Sampler,
+    Settings,
+    TiltedSampling,
+    WorldSampling,
+)
+from lightning_toys.mirror_descent.annealed import PCMALA, PCULA
+from lightning_toys.mirror_descent.guidance import Unguided
 from lightning_toys.mirror_descent.joint import NoiseLevel
+from lightning_toys.mirror_descent.kernels import Noise
+from lightning_toys.mirror_descent.samplers import ULA
 from lightning_toys.mirror_descent.tilt import Quadratic, Reward
 from tests.conftest import REPO, Runner
 
@@ -120,3 +139,209 @@ def test_classes_from_python_and_in_a_checkpoint(mirror: Runner, tmp_path: Path)
     assert again.hparams["samplers"] == module.hparams["samplers"]
     a = TiltedSampling(samplers=[RandomWalk]).sample("RandomWalk", 30000, LinearGaussian(mu_a=50.0))
     assert torch.isfinite(a).all()
+
+
+class Lost(Sampler):
+    """Draws of q, but for one in the second block, which is the second seed's."""
+
+    blocks = 0
+    wrong: Any = float("nan")
+
+    def draw(self, noise: Noise) -> Draws:
+        model, clean = self.problem.model, self.problem.world.clean
+        a = model.draw_action(noise, clean)
+        s = model.draw_state(noise, clean, a)
+        return self.spoilt(a[0] if a.dim() == 2 else a, s, noise)
+
+    def spoilt(self, a: torch.Tensor, s: torch.Tensor, noise: Noise) -> Draws:
+        self.blocks += 1
+        if self.blocks == 2:
+            a = a.clone()
+            a[5] = self.wrong
+        return Draws(a, s)
+
+    def cost(self) -> Cost:
+        return Cost(prior=1)
+
+
+class Huge(Lost):
+    wrong = 1e35
+
+
+class Stuck(Lost):
+    def spoilt(self, a: torch.Tensor, s: torch.Tensor, noise: Noise) -> Draws:
+        return Draws(torch.zeros_like(a), s)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("Lost", "Lost ran away, 5e-05 of its draws of seed 1 are not finite or beyond 1e+30; give smaller steps"),
+        ("Huge", "Huge ran away, 5e-05 of its draws of seed 1 are not finite or beyond 1e+30; give smaller steps"),
+        ("Stuck", "Stuck draws actions that are all alike in seed 0, which have no distance to the target"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["test", "predict"])
+def test_draws_of_any_sampler_that_are_none_are_refused(mirror: Runner, verb: str, kind: str, says: str) -> None:
+    """Of the second one too, whose metrics are not those without a name."""
+    chosen = f"[gibbs,tests.mirror_descent.test_own.{kind}]"
+    code, err = mirror.code(verb, "analytic", "--model.samplers", chosen, "--figures.enabled", "false")
+    assert code == 2, err
+    assert says in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert not list(mirror.root.rglob("results.json"))
+
+
+class Sometimes(PCMALA):
+    """Runs away where a sweep leaves the refreshes out."""
+
+    def draw(self, noise: Noise) -> Draws:
+        out = super().draw(noise)
+        return out if self.problem.settings.refresh_L else Draws(out.a.log(), out.s)
+
+
+def test_a_point_of_a_sweep_that_ran_away_costs_no_other_result(mirror: Runner) -> None:
+    flags = ("--model.samplers", "[tests.mirror_descent.test_own.Sometimes]", "--model.sweep_chains", "1000")
+    err = mirror.ok("test", "analytic", *flags, "--model.sweep_max_refresh", "2", "--model.settings.K", "5")
+    assert re.search(r"warning: Sometimes ran away in 0\.\d+ of its draws at 0 of the sweep, left out there", err)
+    assert (mirror.folder("analytic") / "figures" / "kl_vs_refresh.png").is_file()
+
+
+class Unruly(Lost):
+    """What a sampler of somebody's own may get wrong; ``fault`` says what."""
+
+    fault = ""
+
+    def spoilt(self, a: torch.Tensor, s: torch.Tensor, noise: Noise) -> Draws:
+        faults: dict[str, Any] = {
+            "short": lambda: Draws(a[:7], s),
+            "long": lambda: Draws(a, torch.stack([s.flatten()] * 2)),
+            "numpy": lambda: Draws(a.numpy(), s),  # type: ignore[arg-type]
+            "pair": lambda: (a, s),
+            "raises": lambda: a[len(a) + 1],
+            "trace": lambda: Draws(a, s, trace=a[None]),
+        }
+        out: Draws = faults[self.fault]()
+        return out
+
+
+class Free(Unruly):
+    fault = "pair"
+
+    def cost(self) -> Cost:
+        return Cost()
+
+
+class Broken(Lost):
+    def __init__(self, problem: Any) -> None:
+        raise KeyError("colour")
+
+
+class Unmade(Lost):
+    def __init__(self, problem: Any) -> None:
+        pass
+
+
+class Bare:
+    """No subclass of Sampler."""
+
+    def __init__(self, problem: Any) -> None:
+        self.problem = problem
+
+    def draw(self, noise: Any) -> Any:
+        raise NotImplementedError
+
+    def cost(self) -> Cost:
+        return Cost(prior=1)
+
+
+UNRULY = [
+    (type("Short", (Unruly,), {"fault": "short"}), "Short.draw: a is (7,) of one block of chains; give a tensor (32"),
+    (type("Long", (Unruly,), {"fault": "long"}), "Long.draw: s is (2, 32768) of one block of chains; give a tensor"),
+    (type("Numpy", (Unruly,), {"fault": "numpy"}), "Numpy.draw: a is ndarray of one block of chains; give a tensor"),
+    (type("Pair", (Unruly,), {"fault": "pair"}), "Pair.draw gives tuple; give Draws(a, s)"),
+    (type("Raises", (Unruly,), {"fault": "raises"}), "Raises.draw fails: IndexError: index 32769 is out of bounds"),
+    (type("Trace", (Unruly,), {"fault": "trace"}), "Trace.draw: trace is (1, 32768) of one block of chains"),
+    (Free, "Free.cost gives Cost(prior=0, score=0, value=0, refresh=0); give a Cost"),
+    (Broken, "fails: KeyError: 'colour'"),
+    (Unmade, "Unmade has no problem; call super().__init__(problem)"),
+    (Bare, "gives Bare, which is no Sampler; give a subclass of it"),
+]
+
+
+@pytest.mark.parametrize(("kind", "says"), UNRULY, ids=[kind.__name__ for kind, _ in UNRULY])
+@pytest.mark.parametrize("module", [TiltedSampling, WorldSampling])
+def test_samplers_that_break_the_contract_are_refused_before_drawing(module: Any, kind: Any, says: str) -> None:
+    data: Any = LinearGaussian() if module is TiltedSampling else GaussianMixture()
+    with pytest.raises(ToyError) as caught:
+        module(samplers=["gibbs" if module is TiltedSampling else "mala", kind]).measure(data)
+    assert says in str(caught.value)
+    assert str(caught.value).startswith("--model.samplers: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_class_that_is_no_sampler_is_refused_by_its_path(mirror: Runner) -> None:
+    path = "tests.mirror_descent.test_own.Bare"
+    code, err = mirror.code("test", "analytic", "--model.samplers", f"[{path}]")
+    assert code == 2, err
+    assert f"'{path}' is not allowed; it is no Sampler, which has draw and cost; give a subclass" in err
+    assert err.count("\n") == 1
+
+
+class OwnRule(Unguided):
+    """A rule of three coordinates, where there are two."""
+
+    def affine_term(self, level: Any, beta: float) -> Any:
+        _, g = super().affine_term(level, beta)
+        return np.eye(3), g
+
+
+def test_an_own_rule_is_tried_too() -> None:
+    made = TiltedSampling(samplers=[lambda problem: Predictor(problem, "ode", OwnRule)])
+    with pytest.raises(ToyError, match=r"^--model\.samplers: ode_OwnRule\.draw fails: "):
+        made.measure(LinearGaussian())
+
+
+class MyUla(ULA):
+    """A subclass under another name."""
+
+
+class MyAnnealedUla(PCULA):
+    """A subclass under another name."""
+
+
+@pytest.mark.parametrize("kind", [MyUla, MyAnnealedUla])
+def test_steps_that_are_too_long_are_refused_of_subclasses_too(kind: Any) -> None:
+    """At tau = 4 steps have to be below 1 / 2; of a mixture likewise."""
+    settings = Settings(ula_step=0.6)
+    with pytest.raises(ToyError, match=rf"ula_step: 0\.6 is not allowed here, {kind.__name__} would run away"):
+        TiltedSampling(samplers=[kind], settings=settings).measure(LinearGaussian())
+    with pytest.raises(ToyError, match=rf"ula_step: 6\.0 is not allowed here, {kind.__name__} may run away"):
+        WorldSampling(samplers=[kind], settings=Settings(ula_step=6.0)).measure(GaussianMixture())
+
+
+def test_a_reward_with_lists_is_kept_in_a_checkpoint(mirror: Runner) -> None:
+    """Fit, resume and test by the command line, and load: with the numbers that were given, and as ActionValue does."""
+    reward = ("--model.reward", "QuadraticReward", "--model.reward.weights", "[0.8]", "--model.reward.optimum", "[0.7]")
+    small = ("--model.network.hidden", "4", "--data.batch_size", "16", "--figures.enabled", "false")
+    small += ("--model.samplers", "[pc_mala]", "--model.settings.K", "2", "--model.chains", "200")
+    mirror.ok("fit", "learned", *small, *reward, "--trainer.max_steps", "2")
+    mirror.ok("fit", "learned", *small, *reward, "--trainer.max_steps", "4", "--ckpt_path", "last")
+    mirror.ok("test", "learned", *small, *reward, "--ckpt_path", "last")
+    path = mirror.folder("learned") / "checkpoints" / "last.ckpt"
+    loaded = LearnedSampling.load_from_checkpoint(path, weights_only=True)
+    assert isinstance(loaded.reward, QuadraticReward)
+    assert (loaded.reward.weights.tolist(), loaded.reward.optimum.tolist()) == ([0.8], [0.7])
+    assert loaded.hparams["reward"] == {
+        "class_path": "lightning_toys.mirror_descent.QuadraticReward",
+        "init_args": {"weights": [0.8], "optimum": [0.7]},
+    }
+    same = LearnedSampling.load_from_checkpoint(path, weights_only=True, reward=ActionValue(0.8, 0.7))
+    ours, theirs = (m.sample("pc_mala", 100, LinearGaussian(batch_size=16)) for m in (loaded, same))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_reward_of_two_actions_is_refused_where_there_is_one() -> None:
+    module = TiltedSampling(reward=QuadraticReward([1.0, 1.0], [0.0, 0.0]), samplers=["mala"])
+    with pytest.raises(ToyError, match=r"reward\.weights: 2 numbers are not allowed where actions have 1"):
+        module.measure(LinearGaussian())

@@ -1,0 +1,76 @@
+"""Samplers of somebody's own: a trial of what they give, before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_toys.errors import require
+from lightning_toys.mirror_descent.guidance import GuidanceRule
+from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
+from lightning_toys.mirror_descent.problem import Cost
+from lightning_toys.mirror_descent.resampling import Resampling
+from lightning_toys.mirror_descent.sampler import Draws, Sampler
+from lightning_toys.mirror_descent.steering import Potential
+from lightning_toys.mirror_descent.world import without_rows
+from lightning_toys.training.own_classes import attempt, is_own
+
+FLAG = "--model.samplers"
+
+
+def has_own_parts(sampler: Sampler) -> bool:
+    """Whether a sampler is of somebody's own class, or works by a rule, potential or resampling that is."""
+    parts = [v for v in vars(sampler).values() if isinstance(v, GuidanceRule | Potential | Resampling)]
+    return any(is_own(part) for part in (sampler, *parts))
+
+
+@torch.no_grad()
+def check_sampler(name: str, sampler: Sampler) -> None:
+    """Hold a sampler of somebody's own to its contract, see :class:`Sampler`, by one block of chains.
+
+    Args:
+        name: the sampler's.
+        sampler: of the run's own problem.
+
+    Raises:
+        ToyError: names the sampler and what is wrong.
+    """
+    if not has_own_parts(sampler):
+        return
+    where = f"{FLAG}: {name}"
+    cost = attempt(f"{where}.cost", sampler.cost)
+    require(
+        isinstance(cost, Cost) and cost.total >= 1,
+        f"{where}.cost gives {cost!r}; give a Cost(prior, score, value, refresh) of one evaluation or more"[:300],
+    )
+    noise = Noise([(0, 0)], "own/trial", torch.zeros((), dtype=torch.get_default_dtype()))
+    draws = attempt(f"{where}.draw", lambda: sampler.draw(noise))
+    require(isinstance(draws, Draws), f"{where}.draw gives {type(draws).__name__}; give Draws(a, s)")
+    world = sampler.problem.world
+    for part, coordinates in (("a", world.action_dim), ("s", world.dim - world.action_dim)):
+        require_shape(f"{where}.draw: {part}", getattr(draws, part), coordinates)
+    for part, axes in (("accepted", 2), ("squared_jumps", 2), ("trace", 3), ("states", 3)):
+        found = getattr(draws, part)
+        fits = found is None or (isinstance(found, Tensor) and found.dim() == axes and found.shape[1] == 1)
+        require(
+            fits,
+            f"{where}.draw: {part} is {shape_of(found)} of one block of chains; give (steps, 1"
+            f"{', chains' if axes == 3 else ''}), or None",
+        )
+
+
+def require_shape(where: str, found: Any, coordinates: int) -> None:
+    """Refuse what is no tensor of a block's actions or states."""
+    fits = isinstance(found, Tensor) and found.dim() in (1, 2) and tuple(found.shape)[-1:] == (BLOCK_SIZE,)
+    if fits:
+        rows = without_rows(found)
+        fits = (rows.shape[0] if rows.dim() == 2 else 1) == coordinates
+    wanted = (BLOCK_SIZE,) if coordinates == 1 else (coordinates, BLOCK_SIZE)
+    require(fits, f"{where} is {shape_of(found)} of one block of chains; give a tensor {wanted}, as noise.normal() is")
+
+
+def shape_of(found: Any) -> str:
+    """Return the shape of a tensor in words, or the type of anything else."""
+    return f"{tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
