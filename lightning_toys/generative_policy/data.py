@@ -14,12 +14,13 @@ from torch import Tensor
 from lightning_toys.errors import bounded, require
 from lightning_toys.generative_policy.couplings import Coupling, Independent
 from lightning_toys.generative_policy.mixture import ThreeModes
-from lightning_toys.generative_policy.own import check_coupling, check_target
+from lightning_toys.generative_policy.own import check_coupling, check_target, drawn_particles
 from lightning_toys.generative_policy.samplers import AnnealedMala, Particles, Pool, Sampler, sampled_entropy
 from lightning_toys.generative_policy.target import Target
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import BlockLoader, DrawnBlock, DrawnLoader, draw_nothing
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
+from lightning_toys.training.own_classes import is_own
 from lightning_toys.training.prefetch import PrefetchLoader, chunks
 
 TRAINING = "training"  # the stream of the particles that a policy learns from
@@ -42,7 +43,7 @@ class Pairs:
 
     def samples(self, step: int, like: Tensor) -> Tensor:
         """Return x of one step (R, n, D), in the dtype of ``like``."""
-        return self.target.sample(self.component.at(step, like), self.place.at(step, like))
+        return self.target.sample(self.component.at(step, like), self.place.at(step, like)).to(like)
 
     def __call__(self, start: int, stop: int) -> tuple[Tensor, ...]:
         """Return x and e, each (R, steps, n, D), of steps ``start`` to ``stop - 1``."""
@@ -130,18 +131,21 @@ class MixtureData(ToyDataModule):
         self.target = target if target is not None else ThreeModes()
         self.coupling = coupling if coupling is not None else Independent()
         self.num_workers = num_workers
-        size = self.coupling.group_size
-        require(
-            batch_size % size == 0,
-            f"--data.batch_size: {batch_size} is not allowed; give a multiple of --data.coupling.size {size}",
-        )
         check_target(self.target)
         check_coupling(self.coupling, self.target.dim)
+        size = self.coupling.group_size
+        what = f"{type(self.coupling).__name__}.group_size" if is_own(self.coupling) else "--data.coupling.size"
+        require(
+            batch_size % size == 0,
+            f"--data.batch_size: {batch_size} is not allowed; give a multiple of {what} {size}",
+        )
         name = type(self.target).__name__
         require(
             sampler is None or self.target.has_density,
             f"--data.sampler: {type(sampler).__name__} is not allowed with {name}, which has no log_prob",
         )
+        draws = sampler is None or type(sampler).draw is not Sampler.draw
+        require(draws, f"--data.sampler: {type(sampler).__name__} has no draw; give one (see Sampler)")
         self.sampler = sampler if sampler is not None or self.target.has_samples else AnnealedMala()
         self.cache: dict[tuple[int, str], Particles] = {}
 
@@ -214,7 +218,7 @@ class MixtureData(ToyDataModule):
         if (seed, stream) not in self.cache:
             assert self.sampler is not None
             target = self.training_target if stream == TRAINING else self.target
-            found = self.cache[seed, stream] = self.sampler.draw(target, seed, stream)
+            found = self.cache[seed, stream] = drawn_particles(self.sampler, target, seed, stream)
             warn_of_integral(target, found)
         return self.cache[seed, stream]
 
@@ -225,7 +229,7 @@ class MixtureData(ToyDataModule):
         if not self.target.has_samples:
             return torch.from_numpy(Pool.of(self.particles(seed, stream)).at(u))
         z = generator.standard_normal((n, self.target.dim))
-        return self.target.sample(torch.from_numpy(u), torch.from_numpy(z))
+        return self.target.sample(torch.from_numpy(u), torch.from_numpy(z)).double()
 
     def reference(self, seed: int, n: int) -> Tensor:
         """Return at most n samples (m, D), float64, that those of the replica with this seed are compared with."""

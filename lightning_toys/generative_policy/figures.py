@@ -113,7 +113,7 @@ def draw_samples(data: FigureData, report: Report, label: str) -> Figure:
     pairs, zoom = axis_pairs(target.dim), target.dim == 2 and target.has_modes
     rows = len(pairs) + zoom
     figure, axes = new_figure(rows, len(columns), size=(3.1 * len(columns) + 0.4, 3.2 * rows + 0.3))
-    share = target.share_within(1) if zoom else 0.0
+    share = share_within_one(data) if zoom else math.nan
     for j, (name, r) in enumerate(columns):
         x = data.samples[name][r].numpy()
         at = f"@{name}" if len(names) > 1 else ""
@@ -123,11 +123,20 @@ def draw_samples(data: FigureData, report: Report, label: str) -> Figure:
             draw_scatter(axes[i, j], target, x, f"{what}: {numbers}" if i == 0 else "", pair, data.shown)
         if zoom:
             inside = float(target.nearest(torch.from_numpy(x))[1].le(1).float().mean())
-            draw_mode_zoom(axes[1, j], target, x, f"one mode; {inside:.2f} within 1 sd (target {share:.2f})")
+            wanted = "" if math.isnan(share) else f" (target {share:.2f})"
+            draw_mode_zoom(axes[1, j], target, x, f"one mode; {inside:.2f} within 1 sd{wanted}")
     who = f", seed {data.seeds[0]}" if len(names) > 1 else ""
     red = red_words(target)
     figure.suptitle(f"{label}{who}: {red} and samples (blue){pairs_left_out(target.dim)}", fontsize=10)
     return figure
+
+
+def share_within_one(data: FigureData) -> float:
+    """Return :meth:`Target.share_within` of 1, of a target without samples of its own from the reference samples."""
+    share = data.target.share_within(1)
+    if math.isnan(share) and data.reference is not None:
+        share = float(data.target.nearest(data.reference)[1].le(1).double().mean())
+    return share
 
 
 WORDS = {"tv": "TV", "off3": "off 3 sd", "sliced_w2": "SW2", "energy_distance": "energy"}

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lightning_toys.errors import ToyError, bounded, check_settings, require
+from lightning_toys.errors import bounded, check_settings, require
 from lightning_toys.generative_policy.actors import Actor, FlowActor, MeanFlowActor
 from lightning_toys.generative_policy.couplings import Independent
 from lightning_toys.generative_policy.data import MixtureData
@@ -31,7 +31,7 @@ from lightning_toys.generative_policy.meanflow import (
     squared_error,
 )
 from lightning_toys.generative_policy.metrics import likelihood_metrics
-from lightning_toys.generative_policy.mixture import Mixture
+from lightning_toys.generative_policy.own import check_deconvolved, require_velocity
 from lightning_toys.generative_policy.policy import Evaluation, GenerativePolicy
 from lightning_toys.generative_policy.target import Target
 from lightning_toys.nets import Network
@@ -158,20 +158,15 @@ class MeanFlowPolicy(GenerativePolicy):
         sizes = super().measure(data)
         assert isinstance(data, MixtureData)
         if self.tangent == "oracle":
-            name = type(data.target).__name__
-            require(
-                isinstance(data.target, Mixture),
-                f"--model.tangent: 'oracle' is not allowed with {name}; give a mixture of Gaussians",
-            )
+            require_velocity(data.target)
             require(
                 isinstance(data.coupling, Independent),
                 "--model.tangent: 'oracle' is the velocity of independent pairs; give --data.coupling Independent",
             )
         if self.added_std:
-            try:
-                data.target.deconvolved(self.added_std)
-            except ToyError as error:
-                raise ToyError(f"--model.target_std_as: 'deconvolved' is not allowed here: {error}") from error
+            made = check_deconvolved(data.target, self.added_std, data.sampler is not None)
+            if self.tangent == "oracle":
+                require_velocity(made)
         return sizes
 
     def training_target(self, target: Target) -> Target:
@@ -208,7 +203,6 @@ class MeanFlowPolicy(GenerativePolicy):
         net = self.net
         assert isinstance(net, AverageVelocity)
         if self.tangent == "oracle":
-            assert isinstance(target, Mixture)
             v = target.marginal_velocity(z, t, self.sigma_min)
         u, log_sigma, du = net.jvp(z, r, t, self.tangent_direction(z[:, :k], t[:, :k], v[:, :k]))
         error = residual(u, du, (t - r)[:, :k], v)
@@ -270,7 +264,7 @@ class MeanFlowPolicy(GenerativePolicy):
             out["entropy_exact"] = gaussian_entropy(1.0, self.dim) + log_abs_det.double().mean(1)
             out["folded"] = (sign < 0).double().mean(1)
         target = self.training_target(self.data.target)
-        if full and isinstance(target, Mixture) and isinstance(self.data.coupling, Independent):
+        if full and target.has_velocity and isinstance(self.data.coupling, Independent):
             noise = e[:, :EXACT_POINTS]
             exact = flow_sample(
                 lambda z, t: target.marginal_velocity(z, t, self.sigma_min), noise.double(), "dopri5", 1, 1e-6

@@ -12,7 +12,6 @@ from scipy.special import digamma
 from torch import Tensor
 
 from lightning_toys.generative_policy.gaussian import log_tanh_derivative
-from lightning_toys.generative_policy.mixture import Mixture
 from lightning_toys.generative_policy.target import Target
 from lightning_toys.training.noise import keyed_generator
 
@@ -27,22 +26,22 @@ def mode_metrics(x: Tensor, target: Target) -> dict[str, float]:
     Nothing of a target whose modes are not named. Each sample x (n, D) is assigned to its nearest mode.
     ``weight_mode0``, ... are the modes' shares of the samples (at most 8 modes), ``tv`` is half the sum of
     |weight - target's weight|, and ``off3``, ``off5``, ``off10`` are the shares further than 3, 5, 10 standard
-    deviations from their mode. For a mixture with one component per mode there are ``bias_mode0`` (of the mean, in
+    deviations from their mode. Where each mode is a Gaussian there are ``bias_mode0`` (of the mean, in
     standard deviations) and ``std_mode0`` (ratio to the standard deviation) of the samples within 10 of them too.
     """
     if not target.has_modes:
         return {}
     mode, distance = target.nearest(x)
-    m = len(target.mode_weights)
+    m, shapes = len(target.mode_weights), target.mode_shapes()
     weights = torch.bincount(mode, minlength=m).double() / len(x)
     out = {"tv": float((weights - target.mode_weights).abs().sum() / 2)}
     out |= {f"off{k}": float((distance > k).double().mean()) for k in (3, 5, 10)}
     for i in range(m) if m <= 8 else ():
         out[f"weight_mode{i}"] = float(weights[i])
         members = x[(mode == i) & (distance <= MODE_RADIUS)]
-        if isinstance(target, Mixture) and len(target.means) == m and len(members) > 1:
-            std = target.stds[i]
-            out[f"bias_mode{i}"] = float((members.mean(0) - target.means[i]).norm() / std)
+        if shapes is not None and len(members) > 1:
+            std = shapes[1][i]
+            out[f"bias_mode{i}"] = float((members.mean(0) - shapes[0][i]).norm() / std)
             out[f"std_mode{i}"] = float(members.var(0).mean().sqrt() / std)
     return out
 
@@ -76,12 +75,12 @@ def energy_distance(x: Tensor, target: Target, target_samples: Tensor, pooled: b
 
     Args:
         x: samples (n, D).
-        target: for a mixture the terms with Y are exact.
+        target: of a mixture, and of others that say so, the terms with Y are exact.
         target_samples: (m, D); over these otherwise. Of a target without samples of its own they are drawn from a pool
             of particles, see :func:`mean_pairwise_distance`; the particles' own error remains, the same for every x.
         pooled: whether x are drawn from such a pool too.
     """
-    if isinstance(target, Mixture):
+    if target.has_distances:
         cross, own = float(target.mean_distance(x.numpy()).mean()), target.mean_self_distance()
     else:
         rows = torch.split(x, CHUNK)

@@ -139,6 +139,10 @@ class Mixture(Target):
         """See :meth:`Target.share_within`; of components that are apart it is exact."""
         return float(chi2.cdf(k**2, self.dim)) if self.separated else super().share_within(k)
 
+    def mode_shapes(self) -> tuple[Tensor, Tensor] | None:
+        """See :meth:`Target.mode_shapes`: where each component is a mode."""
+        return (self.means, self.stds) if self.modes.tolist() == list(range(len(self.means))) else None
+
     def marginal(self, axes: Sequence[int]) -> Mixture:
         """See :meth:`Target.marginal`: the same components and modes."""
         means = self.means[:, list(axes)].tolist()
@@ -153,19 +157,11 @@ class Mixture(Target):
         return Mixture(self.means.tolist(), stds.tolist(), self.weights.tolist(), self.modes.tolist())
 
     def marginal_velocity(self, z: Tensor, t: Tensor, sigma_min: float = 0.0) -> Tensor:
-        """Return E[dz_t/dt | z_t = z] for z_t = (1 - t) x + (t + sigma_min (1 - t)) e, x and e independent.
+        """See :meth:`Target.marginal_velocity`.
 
         Within component i, (v, z) is Gaussian: E[v | z] = -mu_i + ((1 - s) b - (1 - t) s_i^2) / c_i (z - (1 - t) mu_i)
         with b = t + s (1 - t) and c_i = (1 - t)^2 s_i^2 + b^2, s = sigma_min (Lipman et al. 2022 for one component).
         Mixing them by their responsibilities gives the answer.
-
-        Args:
-            z: points (..., D).
-            t: times, broadcast against z's leading axes with a last axis of 1.
-            sigma_min: standard deviation left at t = 0.
-
-        Returns:
-            The velocity (..., D).
         """
         means, stds, weights = self.parameters_like(z)
         signal, noise = 1 - t, t + sigma_min * (1 - t)
@@ -177,14 +173,14 @@ class Mixture(Target):
         return (responsibility.unsqueeze(-1) * (slope.unsqueeze(-1) * offset - means)).sum(-2)
 
     def mean_distance(self, x: Array) -> Array:
-        """Return E|x - Y| (n,) for Y from the mixture and x (n, D): a weighted sum of means of Rice distributions."""
+        """See :meth:`Target.mean_distance`: a weighted sum of means of Rice distributions."""
         out = np.zeros(len(x))
         for w, mu, s in zip(self.weights.numpy(), self.means.numpy(), self.stds.numpy(), strict=True):
             out += w * rice_mean(np.sqrt(np.square(x - mu).sum(-1)), s, self.dim)
         return out
 
     def mean_self_distance(self) -> float:
-        """Return E|Y - Y'| for two independent samples."""
+        """See :meth:`Target.mean_self_distance`."""
         mu, s, w = self.means.numpy(), self.stds.numpy(), self.weights.numpy()
         gap = np.sqrt(np.square(mu[:, None] - mu[None]).sum(-1))
         std = np.sqrt(s[:, None] ** 2 + s[None] ** 2)

@@ -134,19 +134,28 @@ def draw_scatter(
     ax.set_aspect("equal")
 
 
-def fullest_mode(target: Mixture, x: Tensor) -> int:
-    """Return the first component of the mode that most of the samples x (n, D) are nearest to."""
+def fullest_mode(target: Target, x: Tensor) -> tuple[Tensor, float] | None:
+    """Return centre (D,) and standard deviation of the mode that most of the samples x (n, D) are nearest to.
+
+    Of a mixture whose modes have several components that of the first one; None where there is no Gaussian.
+    """
+    if not target.has_modes:
+        return None
     mode = int(torch.bincount(target.nearest(x)[0]).argmax())
-    return int((target.modes == mode).nonzero()[0])
+    if isinstance(target, Mixture):
+        first = int((target.modes == mode).nonzero()[0])
+        return target.means[first], float(target.stds[first])
+    shapes = target.mode_shapes()
+    return None if shapes is None else (shapes[0][mode], float(shapes[1][mode]))
 
 
 def draw_mode_zoom(ax: Axes, target: Target, x: Array, title: str) -> None:
     """Draw the samples x (n, 2) around the fullest mode, with circles at 1, 2 and 3 standard deviations."""
-    if not isinstance(target, Mixture):
+    found = fullest_mode(target, torch.from_numpy(x))
+    if found is None:
         say(ax, f"{type(target).__name__}: modes\nwithout {'a standard deviation' if target.has_modes else 'names'}")
         return
-    mode = fullest_mode(target, torch.from_numpy(x))
-    centre, std = target.means[mode].numpy(), float(target.stds[mode])
+    centre, std = found[0].numpy(), found[1]
     half = 4.5 * std
     near = x[np.abs(x - centre).max(1) < half]
     ax.plot(near[:, 0], near[:, 1], ".", color=BLUE, markersize=2.2, alpha=0.6, rasterized=True)

@@ -22,7 +22,6 @@ from lightning_toys.generative_policy.actors import Actor
 from lightning_toys.generative_policy.data import MixtureData
 from lightning_toys.generative_policy.flow_ode import flow_sample
 from lightning_toys.generative_policy.metrics import compute_metrics
-from lightning_toys.generative_policy.mixture import Mixture
 from lightning_toys.generative_policy.plain_policy import PlainPolicy
 from lightning_toys.generative_policy.target import Target
 from lightning_toys.training.configuration import require_data, unused_flags
@@ -303,7 +302,7 @@ class GenerativePolicy(ToyModule):
         ev, target = self.evaluation, self.data.target
         noise = self.evaluation_noise("e", ev.samples).double()
         rows: dict[str, Iterable[Tensor]] = {self.data.baseline: [self.data.another(s, ev.samples) for s in self.seeds]}
-        if full and isinstance(target, Mixture):
+        if full and target.has_velocity:
             for name, nfe in (("exact_flow_1", 1), ("exact_flow_8", 8), ("exact_flow_64", 64)):
                 rows[name] = flow_sample(target.marginal_velocity, noise, "euler", nfe)
         out: dict[str, dict[str, float]] = {}
