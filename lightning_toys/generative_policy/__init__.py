@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from lightning_toys.imports import lazy_exports
 
 if TYPE_CHECKING:
+    from lightning_toys.generative_policy.actors import Actor
     from lightning_toys.generative_policy.bandit import sample_softmax, turns_to_states
     from lightning_toys.generative_policy.bandit_data import BanditData
     from lightning_toys.generative_policy.bandit_policy import BanditPolicy
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from lightning_toys.generative_policy.target import Target
 
 __all__ = [
+    "Actor",
     "AnnealedMala",
     "BanditData",
     "BanditPolicy",
@@ -73,6 +75,7 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "samplers": ["AnnealedMala", "ImportanceResampling"],
     },
     {
+        "actors": ["Actor"],
         "bandit": ["sample_softmax", "turns_to_states"],
         "couplings": ["Coupling"],
         "plain_policy": ["PlainPolicy"],

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lightning_toys.errors import ToyError
 from lightning_toys.generative_policy.flow_ode import flow_sample
 from lightning_toys.generative_policy.gaussian import Bound, bounded_log_sigma, squash, tanh_gaussian_log_prob
 from lightning_toys.generative_policy.meanflow import (
@@ -29,11 +30,31 @@ DATA_SCALE = 0.5  # about the root mean square of a coordinate of the modes' cen
 
 
 class Actor(nn.Module):
-    """A policy pi(a | s) with a replica axis."""
+    """A policy pi(a | s) with a replica axis. A class of somebody's own gives :meth:`act`; the others where known."""
 
     def act(self, state: Tensor, e: Tensor, xi: Tensor) -> Tensor:
-        """Return actions (R, B, D) at states (R, B, S), from standard normals ``e`` and ``xi`` of that shape."""
-        raise NotImplementedError
+        """Return actions (R, B, D) at states (R, B, S), from standard normals ``e`` and ``xi`` (R, B, D)."""
+        raise self.lacks("act")
+
+    def log_prob(self, state: Tensor, action: Tensor) -> Tensor:
+        """Return log pi(a | s) in nats (R, B) of actions (R, B, D), as :meth:`act` gives them.
+
+        Raises:
+            ToyError: it is not known.
+        """
+        raise self.lacks("log_prob")
+
+    def fit_losses(self, state: Tensor, x: Tensor) -> Tensor:
+        """Return a loss for each row (R, B) of given actions x (R, B, D), which learning to draw them makes small.
+
+        Raises:
+            ToyError: there is none.
+        """
+        raise self.lacks("fit_losses")
+
+    def lacks(self, method: str) -> ToyError:
+        """Return the error of a method that a class does not give."""
+        return ToyError(f"{type(self).__name__} has no {method}; give the class one (see Actor)")
 
 
 class GaussianActor(Actor):

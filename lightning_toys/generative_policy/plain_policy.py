@@ -158,7 +158,8 @@ class PlainPolicy(nn.Module):
         (:meth:`inverse` says how many were found: the map is one to one where it is one).
 
         Raises:
-            ToyError: a one-step policy has noise on top of its map, whose density is no closed form.
+            ToyError: a one-step policy has noise on top of its map, whose density is no closed form, or an actor of
+                somebody's own gives no ``log_prob``.
         """
         at = self.states(state)
         a = with_replica_axis(action, len(self.seeds), (self.action_dim,), "action").to(self.like())
@@ -170,8 +171,10 @@ class PlainPolicy(nn.Module):
             self.require_no_noise()
             with torch.no_grad():
                 found = flow_log_prob(lambda z, t: self.velocity_and_divergence(z, t, at), y)
-        else:
+        elif isinstance(self.actor, MeanFlowActor):
             found = self.inverse(action, state).log_prob
+        else:  # of actions on the edge and beyond, which count as nothing below, y is no number
+            found = self.actor.log_prob(at, torch.atanh(a.clamp(-1 + 1e-7, 1 - 1e-7)) if self.squashes else a)
         if self.squashes:
             outside = (a.abs() >= 1).any(-1)
             found = (found - log_tanh_derivative(y).sum(-1)).masked_fill(outside, -torch.inf)
@@ -218,9 +221,11 @@ class PlainPolicy(nn.Module):
         if isinstance(self.actor, GaussianActor):
             value = -self.actor.sample_with_log_prob(many, e)[1]
         else:
-            assert isinstance(self.actor, MeanFlowActor)
             self.require_no_noise()
-            if isinstance(self.actor, FlowActor):
+            if not isinstance(self.actor, MeanFlowActor):
+                y = self.actor.act(many, e, self.noise("entropy/xi", seed, M * draws))
+                value = -self.actor.log_prob(many, y)
+            elif isinstance(self.actor, FlowActor):
                 u = self.actor.u
                 y = flow_sample(lambda z, t: u.velocity(z, t, many), e, "dopri5", 1)
                 value = -flow_log_prob(lambda z, t: self.velocity_and_divergence(z, t, many), y)
@@ -247,16 +252,18 @@ class PlainPolicy(nn.Module):
     def fit_loss(self, action: Tensor, state: Tensor, step: int = 0) -> Tensor:
         """Return each replica's loss (R,) for learning to draw given actions at given states.
 
-        Maximum likelihood for a Gaussian policy; MeanFlow's loss or flow matching else, whose noise and times are keyed
-        by the replica's seed and ``step``. A resampling of actions by exp(Q / temperature) makes it a step of mirror
-        descent.
+        Maximum likelihood for a Gaussian policy; MeanFlow's loss or flow matching, whose noise and times are keyed by
+        the replica's seed and ``step``; an actor's own ``fit_losses`` else. A resampling of actions by
+        exp(Q / temperature) makes it a step of mirror descent.
+
+        Raises:
+            ToyError: an actor of somebody's own gives no ``fit_losses``.
         """
         at = self.states(state)
         a = with_replica_axis(action, len(self.seeds), (self.action_dim,), "action").to(self.like())
-        if isinstance(self.actor, GaussianActor):
-            return self.actor.fit_losses(at, a).mean(1)
-        assert isinstance(self.actor, MeanFlowActor)
         x = torch.atanh(a.clamp(-1 + INSIDE, 1 - INSIDE)) if self.squashes else a
+        if not isinstance(self.actor, MeanFlowActor):
+            return self.actor.fit_losses(at, x).mean(1)
         n = x.shape[1]
         drawn = [keyed_generator(s, step, "plain/times").random((n, 2)) for s in self.seeds]
         share = 0.0 if isinstance(self.actor, FlowActor) else 0.5

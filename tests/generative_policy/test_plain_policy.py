@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_toys.errors import ToyError
-from lightning_toys.generative_policy import BanditData, BanditPolicy, MeanFlowPolicy, MixtureData, PlainPolicy
+from lightning_toys.generative_policy import Actor, BanditData, BanditPolicy, MeanFlowPolicy, MixtureData, PlainPolicy
 from lightning_toys.generative_policy.bandit import sample_softmax, turns_to_states
 from lightning_toys.generative_policy.gaussian_policy import exact_metrics
 from lightning_toys.generative_policy.meanflow import log_det
@@ -190,6 +190,53 @@ def test_learning_to_draw_given_actions(kind: str) -> None:
         found = policy.act(torch.full((500, 1), sign)).detach()
         assert found.mean().item() == pytest.approx(0.6 * sign, abs=0.15)
         assert found.std() < 0.25
+
+
+class Shift(Actor):
+    """y = W s + e / 2, of one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([[[0.3], [0.1], [-0.2]], [[0.0], [0.5], [0.4]]]).double())
+
+    def act(self, state: Tensor, e: Tensor, xi: Tensor) -> Tensor:
+        return state @ self.weight + 0.5 * e
+
+
+class KnownShift(Shift):
+    """Its density too, and a loss."""
+
+    def log_prob(self, state: Tensor, action: Tensor) -> Tensor:
+        return torch.distributions.Normal(state @ self.weight, 0.5).log_prob(action).sum(-1)  # type: ignore[no-untyped-call,no-any-return]
+
+    def fit_losses(self, state: Tensor, x: Tensor) -> Tensor:
+        return -self.log_prob(state, x)
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_an_actor_of_ones_own(bounded: bool) -> None:
+    """Its density through tanh integrates to one, its entropy is that of the density; what it lacks is one line."""
+    policy, state = PlainPolicy(KnownShift(), [4, 9], 3, 1, bounded), normals("state", 1, 3)
+    _, log_prob, width = density(policy, 800)
+    assert (log_prob.exp() @ width).tolist() == pytest.approx([1.0, 1.0], abs=2e-3)
+    entropy = -(torch.where(log_prob > -500, log_prob * log_prob.exp(), 0.0) @ width)
+    assert policy.entropy(state, draws=4000)[:, 0].tolist() == pytest.approx(entropy.tolist(), abs=0.06)
+    action = policy.act(state, seed=3)
+    outside = policy.log_prob(torch.tensor([[2.0]]).double(), state)
+    assert bool(outside.isneginf().all()) == bounded
+    assert policy.fit_loss(action, state).shape == (2,)
+    if not bounded:
+        torch.testing.assert_close(policy.fit_loss(action, state), -policy.log_prob(action, state).mean(1))
+        closed = 0.5 * math.log(2 * math.pi * math.e * 0.25)
+        assert entropy.tolist() == pytest.approx([closed] * 2, abs=1e-3)
+    lacking = PlainPolicy(Shift(), [4, 9], 3, 1, bounded)
+    for call, name in (
+        (lambda: lacking.log_prob(action, state), "log_prob"),
+        (lambda: lacking.entropy(state), "log_prob"),
+        (lambda: lacking.fit_loss(action, state), "fit_losses"),
+    ):
+        with pytest.raises(ToyError, match=f"^Shift has no {name}; give the class one"):
+            call()
 
 
 def test_softmax_of_candidates_is_a_step_of_mirror_descent() -> None:
