@@ -31,7 +31,7 @@ from lightning_toys.mirror_descent.diagnostics import (
 )
 from lightning_toys.mirror_descent.joint import gaussian_kl
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE
-from lightning_toys.mirror_descent.own import check_sampler
+from lightning_toys.mirror_descent.own import check_reward, check_sampler
 from lightning_toys.mirror_descent.problem import Problem, Settings
 from lightning_toys.mirror_descent.sampler import Sampler
 from lightning_toys.mirror_descent.schedules import Schedule
@@ -264,6 +264,7 @@ class SamplerEvaluation(ToyModule):
         Raises:
             ToyError: names the setting.
         """
+        check_reward(problem.reward, problem.world)
         samplers = {name: make_attempt(name, self.maker(name), problem) for name in names}
         if unstable := [n for n, sampler in samplers.items() if sampler.unadjusted]:
             through = any(samplers[n].annealed for n in unstable)

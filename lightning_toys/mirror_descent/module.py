@@ -28,6 +28,7 @@ from lightning_toys.mirror_descent.diagnostics import (
 )
 from lightning_toys.mirror_descent.evaluation import SamplerEvaluation
 from lightning_toys.mirror_descent.hparams import from_hparam
+from lightning_toys.mirror_descent.own import check_schedule
 from lightning_toys.mirror_descent.problem import Problem, Settings
 from lightning_toys.mirror_descent.sampler import Sampler
 from lightning_toys.mirror_descent.schedules import Linear, Schedule
@@ -125,6 +126,7 @@ class TiltedSampling(SamplerEvaluation):
         bounded("--model.sweep_max_refresh", sweep_max_refresh, 0, 100)  # as many pictures' points
         self.reward = from_hparam(Reward, reward, "reward", StateReward())
         self.schedule = from_hparam(Schedule, schedule, "schedule", Linear())
+        check_schedule(self.schedule)
         self.lambda_scale, self.chains, self.settings = lambda_scale, chains, as_dataclass(Settings, settings)
         self.bins, self.sweep_max_refresh, self.sweep_chains, self.gif = bins, sweep_max_refresh, sweep_chains, gif
         # the shipped reward: whether a sampler can do without closed forms of somebody's own is asked with the data

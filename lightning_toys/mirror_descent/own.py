@@ -1,23 +1,31 @@
-"""Samplers of somebody's own: a trial of what they give, before any work."""
+"""Samplers, schedules and rewards of somebody's own: a trial of what they give, before any work."""
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import require
+from lightning_toys.errors import REPEATS, bounded, require
 from lightning_toys.mirror_descent.guidance import GuidanceRule
+from lightning_toys.mirror_descent.joint import Joint
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
 from lightning_toys.mirror_descent.problem import Cost
 from lightning_toys.mirror_descent.resampling import Resampling
 from lightning_toys.mirror_descent.sampler import Draws, Sampler
+from lightning_toys.mirror_descent.schedules import Schedule
 from lightning_toys.mirror_descent.steering import Potential
-from lightning_toys.mirror_descent.world import without_rows
+from lightning_toys.mirror_descent.tilt import QuadraticForm, Reward
+from lightning_toys.mirror_descent.world import World, without_rows
 from lightning_toys.training.own_classes import attempt, is_own
 
 FLAG = "--model.samplers"
+LEAST_LEVEL = 0.05  # abar, of the levels at which a schedule is asked
+LEVELS = 11
 
 
 def has_own_parts(sampler: Sampler) -> bool:
@@ -59,6 +67,49 @@ def check_sampler(name: str, sampler: Sampler) -> None:
             f"{where}.draw: {part} is {shape_of(found)} of one block of chains; give (steps, 1"
             f"{', chains' if axes == 3 else ''}), or None",
         )
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Hold a schedule of somebody's own to its contract: a finite number at every level.
+
+    Raises:
+        ToyError: names the class and what is wrong.
+    """
+    if not is_own(schedule):
+        return
+    where = f"--model.schedule: {type(schedule).__name__}"
+    for abar in np.linspace(LEAST_LEVEL, 1.0, LEVELS).tolist():
+        found = attempt(f"{where}.fraction", partial(schedule.fraction, abar, LEAST_LEVEL))
+        number = isinstance(found, int | float) or (isinstance(found, Tensor) and found.numel() == 1)
+        require(
+            number and math.isfinite(found),
+            f"{where}.fraction at abar = {abar:.3g} gives {found!r}; give a finite number"[:300],
+        )
+    bounded(f"{where}.final_steps", schedule.final_steps, 0, REPEATS)
+
+
+def check_reward(reward: Reward, world: World) -> None:
+    """Hold a reward of somebody's own to its contract in a world, see :class:`Reward`.
+
+    Raises:
+        ToyError: names the class and what is wrong.
+    """
+    if not is_own(reward):
+        return
+    where = f"--model.reward: {type(reward).__name__}"
+    if isinstance(world, Joint):  # what it gives there is held to be a quadratic where it is used
+        attempt(f"{where}.action_value", lambda: reward.action_value(world.clean))
+        return
+    a = torch.linspace(-1.0, 1.0, 5, dtype=torch.float64).expand(world.action_dim, -1).clone()
+    value = attempt(f"{where}.value", lambda: reward.value(a))
+    fits = isinstance(value, Tensor) and tuple(value.shape) == (5,)
+    require(fits, f"{where}.value of actions {tuple(a.shape)} is {shape_of(value)}; give a tensor (5,)")
+    form = attempt(f"{where}.quadratic", lambda: reward.quadratic(world.action_dim))
+    fits = form is None or isinstance(form, QuadraticForm)
+    require(fits, f"{where}.quadratic gives {type(form).__name__}; give a QuadraticForm, or None")
+    jumps = attempt(f"{where}.breakpoints", lambda: [float(p) for p in reward.breakpoints])
+    require(bool(np.all(np.isfinite(jumps))), f"{where}.breakpoints: {jumps} is not allowed; give finite numbers"[:300])
+    bounded(f"{where}.curvature", attempt(f"{where}.curvature", lambda: reward.curvature), 0.0)
 
 
 def require_shape(where: str, found: Any, coordinates: int) -> None:

@@ -25,6 +25,7 @@ from lightning_toys.mirror_descent.hparams import from_hparam
 from lightning_toys.mirror_descent.joint import Array
 from lightning_toys.mirror_descent.mixture_data import GaussianMixture
 from lightning_toys.mirror_descent.mixture_model import MixtureModel
+from lightning_toys.mirror_descent.own import check_reward, check_schedule
 from lightning_toys.mirror_descent.problem import Problem, Settings
 from lightning_toys.mirror_descent.sampler import Sampler
 from lightning_toys.mirror_descent.schedules import Linear, Schedule
@@ -110,6 +111,7 @@ class WorldSampling(SamplerEvaluation):
             bounded("--model.budgets", factor, 0.0, 1000.0, above=True)
         self.reward = from_hparam(Reward, reward, "reward", ActionValue())
         self.schedule = from_hparam(Schedule, schedule, "schedule", Linear())
+        check_schedule(self.schedule)
         self.lambda_scale, self.chains, self.settings = lambda_scale, chains, as_dataclass(Settings, settings)
         self.bins, self.budgets, self.budget_chains = bins, sorted(budgets), budget_chains
         self.assert_implementation = assert_implementation
@@ -186,6 +188,7 @@ class WorldSampling(SamplerEvaluation):
         Raises:
             ToyError: names the setting.
         """
+        check_reward(problem.reward, problem.world)
         self.truth(problem)
         samplers = {name: make_attempt(name, self.maker(name), problem) for name in names}
         for name, sampler in samplers.items():

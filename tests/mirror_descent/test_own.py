@@ -32,6 +32,7 @@ from lightning_toys.mirror_descent.guidance import Unguided
 from lightning_toys.mirror_descent.joint import NoiseLevel
 from lightning_toys.mirror_descent.kernels import Noise
 from lightning_toys.mirror_descent.samplers import ULA
+from lightning_toys.mirror_descent.schedules import Linear, Schedule
 from lightning_toys.mirror_descent.tilt import Quadratic, Reward
 from tests.conftest import REPO, Runner
 
@@ -300,6 +301,53 @@ def test_an_own_rule_is_tried_too() -> None:
     made = TiltedSampling(samplers=[lambda problem: Predictor(problem, "ode", OwnRule)])
     with pytest.raises(ToyError, match=r"^--model\.samplers: ode_OwnRule\.draw fails: "):
         made.measure(LinearGaussian())
+
+
+def failing(*args: Any) -> Any:
+    raise KeyError("colour")
+
+
+def made(base: type, **given: Any) -> Any:
+    return type("Mine", (base,), given)()
+
+
+FAULTS: list[tuple[str, type, dict[str, Any], str]] = [
+    ("schedule", Schedule, {}, "Mine.fraction fails: NotImplementedError"),
+    ("schedule", Schedule, {"fraction": failing}, "Mine.fraction fails: KeyError: 'colour'"),
+    ("schedule", Schedule, {"fraction": lambda *x: "all"}, "Mine.fraction at abar = 0.05 gives 'all'; give a finite"),
+    ("schedule", Schedule, {"fraction": lambda *x: float("nan")}, "Mine.fraction at abar = 0.05 gives nan; give a"),
+    ("schedule", Linear, {"final_steps": -1}, "Mine.final_steps: -1 is not allowed"),
+    ("reward", Reward, {"action_value": failing, "value": failing}, "fails: KeyError: 'colour'"),
+]
+
+
+@pytest.mark.parametrize(("part", "base", "given", "says"), FAULTS)
+@pytest.mark.parametrize("module", [TiltedSampling, WorldSampling])
+def test_schedules_and_rewards_that_fail(module: Any, part: str, base: type, given: dict[str, Any], says: str) -> None:
+    data: Any = LinearGaussian() if module is TiltedSampling else GaussianMixture()
+    with pytest.raises(ToyError) as caught:
+        module(samplers=["mala"], **{part: made(base, **given)}).measure(data)
+    assert str(caught.value).startswith(f"--model.{part}: Mine")
+    assert says in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"value": lambda self, a: a}, "Mine.value of actions (1, 5) is (1, 5); give a tensor (5,)"),
+        ({"value": lambda self, a: a.numpy()[0]}, "Mine.value of actions (1, 5) is ndarray; give a tensor (5,)"),
+        ({"quadratic": lambda self, d: 3.0}, "Mine.quadratic gives float; give a QuadraticForm, or None"),
+        ({"breakpoints": ["here"]}, "Mine.breakpoints fails: ValueError"),
+        ({"curvature": -1.0}, "Mine.curvature: -1.0 is not allowed; give a number >= 0"),
+    ],
+)
+def test_rewards_of_other_worlds_that_break_the_contract(given: dict[str, Any], says: str) -> None:
+    kind = made(Reward, **{"value": lambda self, a: -a[0].square(), **given})
+    with pytest.raises(ToyError) as caught:
+        WorldSampling(samplers=["mala"], reward=kind).measure(GaussianMixture())
+    assert str(caught.value).startswith("--model.reward: Mine.")
+    assert says in str(caught.value)
 
 
 class MyUla(ULA):
