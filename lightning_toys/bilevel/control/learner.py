@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,10 @@ from lightning_toys.bilevel.control.settings import FORMS, Form, Solver
 from lightning_toys.bilevel.control.updates import AgentUpdate, make_agent
 from lightning_toys.bilevel.control.world_model import WorldModel
 from lightning_toys.bilevel.vectors import Tensors, flatten, moving_average_, unflatten
+from lightning_toys.errors import require
 from lightning_toys.training.fused_adam import step_adam
+
+TAKEN = ("q", "target", "model", "start", "recent", "seen")  # names in AgentNetworks, of which some come and go
 
 
 class AgentNetworks(nn.Module):
@@ -40,6 +44,12 @@ class AgentNetworks(nn.Module):
         solver: how it is run.
         form: ours, or the published one.
         dynamics: a model of one's own; None is :class:`WorldModel`.
+
+    Attributes:
+        further: names of what the agent asked for.
+
+    Raises:
+        ToyError: it asked for something else than networks, or under a name that is taken.
     """
 
     def __init__(
@@ -63,7 +73,9 @@ class AgentNetworks(nn.Module):
             self.model = WorldModel(seeds, states, actions, model_hidden, orthogonal, form.separate_reward)
         else:
             self.model = OwnWorldModel(dynamics, seeds, states, actions, model_hidden)
-        extra = make_agent(agent, solver, form).networks(seeds, states, actions, hidden, form)
+        method = make_agent(agent, solver, form)
+        extra = method.networks(seeds, states, actions, hidden, form)
+        self.further = check_further(type(method).__name__, extra, self)
         for name, net in extra.items():
             self.add_module(name, net)
         if not solver.warm_start:
@@ -81,6 +93,27 @@ class AgentNetworks(nn.Module):
         count = int(seen[0, 0])
         seen += 1
         return unflatten(moving_average_(recent, count, flatten(gradient)), gradient)
+
+
+def check_further(name: str, extra: Any, nets: nn.Module) -> tuple[str, ...]:
+    """Return the names of an agent's further networks.
+
+    Args:
+        name: of its class.
+        extra: what its ``networks`` returned.
+        nets: what they are added to.
+
+    Raises:
+        ToyError: it is no dictionary of networks, or a name is taken or none.
+    """
+    where = f"--model.agent: {name}.networks"
+    require(isinstance(extra, dict), f"{where} returns {type(extra).__name__}; give a dictionary of Modules by name")
+    for label, net in extra.items():
+        fits = isinstance(label, str) and label.isidentifier() and label not in TAKEN and not hasattr(nets, label)
+        require(fits, f"{where}: the name {label!r} is not allowed; give another one, of letters, digits and _")
+        kind = type(net).__name__
+        require(isinstance(net, nn.Module), f"{where}: {label} is a {kind}; give a Module")
+    return tuple(extra)
 
 
 class Learner:
@@ -112,7 +145,7 @@ class Learner:
         self.keeps_moments = solver.warm_opt if solver.warm_opt is not None else not anew
         self.tau, self.max_grad_norm = tau, max_grad_norm
         # the optimiser's object, by the parameters' names and in their order
-        self.q_params, self.model_params = list(nets.q.parameters()), list(nets.model.parameters())
+        self.q_params, self.model_params = list(nets.q.parameters()), dict(nets.model.named_parameters())
         self.target_params: list[Tensor] = list(nets.target.parameters())
         self.residual: Tensor | None = None  # of the last inner Hessian system (R,)
         self.nan_if_diverged = torch.zeros(())  # 0, or NaN where the values are no longer finite (R,)
@@ -208,7 +241,9 @@ class Learner:
             targets: the model's targets, for an agent that does not fit its model.
         """
         gradient, loss, self.residual = self.agent.gradient(self.nets, problem, targets)
-        return gradient, loss
+        if gradient is not None and any(g.requires_grad for g in gradient.values()):  # an agent's of one's own
+            gradient = {n: g.detach() for n, g in gradient.items()}
+        return gradient, loss.detach()
 
     def start_inner_loop(self, problem: Problem) -> None:
         """Set the values to the first ones if the start is cold, and the target values if ``cold_target`` says so.
@@ -255,7 +290,8 @@ class Learner:
         scale: Tensor | None = None
         if self.max_grad_norm is not None:
             scale = (self.max_grad_norm / (flatten(gradient).norm(dim=1) + 1e-6)).clamp(max=1.0)
-        for p, g in zip(self.model_params, gradient.values(), strict=True):
+        for name, p in self.model_params.items():  # an agent's gradient may have them in another order
+            g = gradient[name]
             scaled = g if scale is None else g * scale.view(-1, *[1] * (g.dim() - 1))
             p.grad = scaled.contiguous()  # torch 2.13's fused Adam reads strided gradients as if they were not
         step_adam(outer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +17,15 @@ from torch import Tensor
 
 from lightning_toys.bilevel.control import figures
 from lightning_toys.bilevel.control.acting import ActingAgent
-from lightning_toys.bilevel.control.agents import SoftValue
+from lightning_toys.bilevel.control.agents import ModelTargets, SoftValue
 from lightning_toys.bilevel.control.data import ReplayData
 from lightning_toys.bilevel.control.environments import Disturbance, Environments
 from lightning_toys.bilevel.control.episodes import check_repeatable, render_episode, write_gif
 from lightning_toys.bilevel.control.gradient_check import cosine_similarity, directional_differences, to_double
 from lightning_toys.bilevel.control.gymnasium_environments import make_environments
 from lightning_toys.bilevel.control.learner import AgentNetworks, Learner
-from lightning_toys.bilevel.control.own_model import Dynamics, check_dynamics
+from lightning_toys.bilevel.control.own_agent import try_agent
+from lightning_toys.bilevel.control.own_model import Dynamics, check_dynamics, try_dynamics
 from lightning_toys.bilevel.control.regret import LocalRegret, model_size
 from lightning_toys.bilevel.control.replay import ReplayBuffer
 from lightning_toys.bilevel.control.settings import Details, Solver, form_label
@@ -32,7 +33,7 @@ from lightning_toys.bilevel.control.stored_environments import environments_mism
 from lightning_toys.bilevel.control.unused import unused_settings
 from lightning_toys.bilevel.control.updates import AgentUpdate, make_agent
 from lightning_toys.bilevel.vectors import flatten
-from lightning_toys.errors import REPEATS, bounded, check_settings, note, require
+from lightning_toys.errors import REPEATS, ToyError, bounded, check_settings, note, require
 from lightning_toys.training.configuration import as_dataclass, require_data
 from lightning_toys.training.denormals import denormals_flushed
 from lightning_toys.training.files import make_folder, partial_name, put_in_place, set_aside
@@ -78,6 +79,9 @@ class BilevelControl(ActingAgent):
         world_model: a model of the world of one's own, a :class:`~lightning_toys.bilevel.control.own_model.Dynamics`;
             None is a network with two hidden layers.
         details: its differences from ours one by one, see :class:`~lightning_toys.bilevel.control.settings.Details`.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     experiment = "bilevel"
@@ -187,13 +191,35 @@ class BilevelControl(ActingAgent):
         environments.close()
         check_repeatable(self.env, self.disturbance)
         states, actions = environments.observation_size, environments.num_actions
+        self.try_own(states, actions)
         return {"states": states, "actions": actions, "capacity": replay.capacity}
+
+    def try_own(self, states: int, actions: int) -> None:
+        """Hold a model and an agent of one's own to their contracts, before anything is run.
+
+        Raises:
+            ToyError: says what is wrong.
+        """
+        if self.dynamics is not None:
+            try_dynamics(self.dynamics, self.seeds, states, actions, self.model_hidden_dim)
+        once = replace(self.solver, num_q_steps=min(2, self.solver.num_q_steps), num_t_steps=1)
+        clip = self.clip_grad_norm
+        try_agent(
+            self.method,
+            self.seeds,
+            lambda seeds: make_environments(self.env, seeds, "trial", 1, self.disturbance),
+            lambda agent, seeds: self.networks(agent, seeds, states, actions),
+            lambda agent, nets: Learner(nets, agent, once, self.soft_value, self.tau, clip, self.form),
+        )
+
+    def networks(self, agent: AgentUpdate, seeds: Sequence[int], states: int, actions: int) -> AgentNetworks:
+        """Return new networks of an agent for replicas with these seeds."""
+        widths, heads = (self.hidden_dim, self.model_hidden_dim), self.heads
+        return AgentNetworks(seeds, states, actions, *widths, heads, agent, self.solver, self.form, self.dynamics)
 
     def build(self) -> AgentNetworks:
         """See :meth:`ToyModule.build`."""
-        s, a = self.sizes["states"], self.sizes["actions"]
-        widths, heads = (self.hidden_dim, self.model_hidden_dim), self.heads
-        return AgentNetworks(self.seeds, s, a, *widths, heads, self.method, self.solver, self.form, self.dynamics)
+        return self.networks(self.method, self.seeds, self.sizes["states"], self.sizes["actions"])
 
     def configure_model(self) -> None:
         """See :meth:`ToyModule.configure_model`; the replay buffer is part of the module, so of its checkpoints."""
@@ -369,9 +395,14 @@ class BilevelControl(ActingAgent):
         nets, batch = to_double(self.nets, self.sample_replay(step, 256, "check"))
         learner = Learner(nets, self.method, solver, self.soft_value, self.tau, form=self.form)
         problem = learner.problem(batch)
-        fits = self.method.response == "loss"
-        gradient, _ = learner.model_gradient(problem, None if fits else problem.model_targets())
-        assert gradient is not None
+
+        def targets() -> ModelTargets | None:
+            return None if self.method.fits else problem.model_targets()
+
+        gradient, _ = learner.model_gradient(problem, targets())
+        name = type(self.method).__name__
+        if gradient is None:
+            raise ToyError(f"--model.agent: {name}.gradient returns none to check; give --model.check_gradient 0")
         directions, differences = directional_differences(
             problem,
             self.method.response,
@@ -379,7 +410,7 @@ class BilevelControl(ActingAgent):
             self.check_gradient,
             step,
             solver.cg_damping,
-            partial(learner.model_gradient, problem) if fits else None,
+            (lambda: learner.model_gradient(problem, targets())) if self.method.response == "loss" else None,
         )
         return cosine_similarity(gradient, directions, differences)
 

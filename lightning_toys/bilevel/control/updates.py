@@ -29,12 +29,15 @@ from lightning_toys.bilevel.control.settings import Form, Solver
 from lightning_toys.bilevel.vectors import Tensors
 from lightning_toys.errors import bounded, did_you_mean, require
 
+RESPONSES = ("loss", "weights", "values", "solved", "none")  # see :class:`AgentUpdate`
+
 
 class ModelGradient(NamedTuple):
     """What an agent's model descends.
 
     Attributes:
-        gradient: by the model's names, each (R, ...); None leaves the model as it is.
+        gradient: by the names of the model's parameters, each of its parameter's shape (R, ...), all of them; None
+            leaves the model as it is.
         loss: the loss that is shown (R,).
         residual: a linear solver's relative residual (R,), where there is one.
     """
@@ -46,6 +49,10 @@ class ModelGradient(NamedTuple):
 
 class AgentUpdate:
     """Base of agents.
+
+    R is the number of replicas and B that of a batch's transitions, whose tensors are (R, B, ...), see
+    :class:`~lightning_toys.bilevel.control.replay.Batch`. What replica r gives depends on its own rows and networks
+    alone, and nothing is drawn. One of somebody else's is tried for a step, on two replicas, before anything is run.
 
     Attributes:
         label: its name in tables and figures; by default the class's.
@@ -67,8 +74,12 @@ class AgentUpdate:
     ) -> dict[str, nn.Module]:
         """Return further networks by name, such as ``values``, which :meth:`gradient` finds in ``nets``.
 
+        Every parameter has a leading replica axis (R, ...), and row r is drawn by ``seeds[r]`` alone
+        (:func:`lightning_toys.training.noise.keyed_generator`). They are in checkpoints; nothing steps them. The names
+        ``q``, ``target``, ``model``, ``start``, ``recent`` and ``seen`` are taken.
+
         Args:
-            seeds: one seed a replica.
+            seeds: one seed a replica, R of them.
             states: S, dimensions of a state.
             actions: A, number of actions.
             hidden: width of the values' hidden layers.
@@ -77,10 +88,10 @@ class AgentUpdate:
         return {}
 
     def targets(self, problem: Problem, predicted: ModelTargets | None = None) -> Tensor:
-        """Return what the values are fitted to (R, B): by default the model's targets y_T.
+        """Return what the values are fitted to (R, B), without a graph: by default the model's targets y_T.
 
         Args:
-            problem: the batch's.
+            problem: the batch's: ``q`` and ``target_net`` map states (R, B, S) to values (R, K, B, A), ``y`` is (R, B).
             predicted: the model's targets, where they have been worked out already.
         """
         return (predicted or problem.model_targets()).y
@@ -91,7 +102,7 @@ class AgentUpdate:
         Args:
             nets: all networks: ``q``, ``target``, ``model`` and those of :meth:`networks`.
             problem: the batch's, at the values as they are.
-            targets: the model's targets, as the values had them; None for an agent that fits its model.
+            targets: the model's targets, as the values had them, ``y`` (R, B); None for an agent that fits its model.
         """
         raise NotImplementedError
 
@@ -272,9 +283,11 @@ def make_agent(given: AgentUpdate | str, solver: Solver, form: Form) -> AgentUpd
     """Return an agent by its name, or one's own as it is.
 
     Raises:
-        ToyError: there is none of that name.
+        ToyError: there is none of that name, or it is no agent.
     """
     if not isinstance(given, str):
+        kind = type(given).__name__
+        require(isinstance(given, AgentUpdate), f"--model.agent: a {kind} is not allowed; give an AgentUpdate")
         return given
     own = f"; load_from_checkpoint takes it: agent={given.rpartition('.')[2]}(...)" if "." in given else ""
     require(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_toys.bilevel import BilevelControl, Dynamics
 from lightning_toys.bilevel.control.learner import AgentNetworks, Learner
 from lightning_toys.bilevel.control.nets import MultiHeadMLP
-from lightning_toys.bilevel.control.own_model import OwnWorldModel
+from lightning_toys.bilevel.control.own_model import OwnWorldModel, try_dynamics
 from lightning_toys.bilevel.control.settings import FORMS, Solver
 from lightning_toys.errors import ToyError
 from lightning_toys.nets import ReplicaLinear
@@ -139,11 +139,24 @@ class Bad(Dynamics):
             def __init__(self) -> None:
                 super().__init__()
                 self.out = ReplicaLinear(seeds, "bad", states + actions, states + 1)
+                if fault in ("global draws", "first seed"):
+                    # as many a network does it: one start for another run, or another start for a replica's solo run
+                    g = torch.Generator().manual_seed(seeds[0]) if fault == "first seed" else None
+                    shape = (len(seeds), states + actions, states + 1)
+                    self.out.weight = nn.Parameter(torch.randn(shape, generator=g))
+                if fault == "frozen":
+                    self.requires_grad_(False)
                 if fault == "axis":
                     self.out = nn.Linear(states + actions, states + 1)  # type: ignore[assignment]
 
             def forward(self, state: Tensor, action: Tensor) -> Any:
                 out = self.out(torch.cat([state, action], -1))
+                if fault == "detached":
+                    out = out.detach()
+                if fault == "noise":
+                    out = out + torch.randn_like(out)
+                if fault == "mixes backwards":  # another replica's weights, at a value of 0
+                    out = out + 0 * out.flip(0).detach() + (out.flip(0) - out.flip(0).detach())
                 if fault == "mixes":
                     out = out + out.mean(0, keepdim=True)
                 if fault == "not finite":
@@ -157,18 +170,59 @@ class Bad(Dynamics):
     ("fault", "says"),
     [
         ("nothing", "Bad.build returns NoneType; give a Module"),
-        ("fails", "Bad.build fails (ValueError: no such file)"),
-        ("axis", "out.weight is (4, 5); give a leading replica axis of 2"),
+        ("fails", "Bad.build fails: ValueError: no such file"),
+        ("axis", "out.weight is (4, 5) for 2 seeds; give a leading replica axis of 2"),
+        ("global draws", "out.weight depends on more than its replica's seed"),
+        ("first seed", "out.weight depends on more than its replica's seed"),
         ("no parameters", "has no parameters"),
+        ("frozen", "no parameters that require a gradient"),
+        ("detached", "network, differentiated, fails: RuntimeError"),
         ("one", "returns ['Tensor'] for 3 rows; give [(2, 3, 3), (2, 3)]"),
         ("shape", "returns [(2, 3, 3), (2, 3, 1)] for 3 rows"),
         ("not finite", "numbers that are not finite"),
-        ("mixes", "mixes replicas"),
+        ("noise", "returns other numbers when it is called again"),
+        ("mixes", "network mixes replicas"),
+        ("mixes backwards", "network, differentiated, mixes replicas"),
     ],
 )
-def test_what_is_no_model_is_one_line(fault: str, says: str) -> None:
+@pytest.mark.parametrize("seeds", [SEEDS, SEEDS[:1]], ids=["two seeds", "one seed"])
+def test_what_is_no_model_is_one_line(fault: str, says: str, seeds: list[int]) -> None:
+    """A run of one seed is tried with two: else no mixing could show."""
     with pytest.raises(ToyError) as error:
-        OwnWorldModel(Bad(fault), SEEDS, STATES, ACTIONS, 4)
+        try_dynamics(Bad(fault), seeds, STATES, ACTIONS, 4)
     assert says in str(error.value)
     assert str(error.value).startswith("--model.world_model: ")
     assert "\n" not in str(error.value)
+
+
+def test_a_trial_leaves_nothing_behind() -> None:
+    """A model that is right is let through, at any number of seeds; torch's generator draws what it would have."""
+
+    class Counts(Shipped):
+        built = 0
+
+        def build(self, seeds: Sequence[int], states: int, actions: int, width: int) -> nn.Module:
+            self.built += 1
+            torch.rand(1)
+            return super().build(seeds, states, actions, width)
+
+    model = Counts()
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    for seeds in ([4], [0, 1], [7, 8, 9]):
+        try_dynamics(model, seeds, STATES, ACTIONS, 4)
+    assert torch.equal(torch.rand(3), wanted)
+    assert model.built == 0
+
+
+@pytest.mark.usefixtures("_from_the_repository")
+def test_a_model_is_tried_before_a_run(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_default_dtype(torch.float32)
+    monkeypatch.syspath_prepend(str(REPO / "tests" / "own_classes"))
+    control = Runner(runner.root, runner.capture, "bilevel", (*SMALL, *QUIET, "--trainer.max_steps", "50"))
+    flags = ("--model.agent", "vaml", "--model.seeds", "[3]", "--model.world_model", "reward_only.GlobalDraws")
+    code, err = control.code("fit", "control", *flags)
+    assert code == 2, err
+    assert err.count("\n") == 1, err
+    assert "--model.world_model: GlobalDraws's weight depends on more than its replica's seed" in err
