@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import torch
 
 from lightning_toys.bilevel import Drift, Found, LagAlgorithm, TimeStep
+from lightning_toys.bilevel.regression.mlp import MLP
 
 
 class Towards(LagAlgorithm):
@@ -35,3 +39,18 @@ class Lopsided(Chirp):
 
     def mean(self, t: np.ndarray) -> np.ndarray:
         return super().mean(t).ravel()
+
+
+class Mixing(Towards):
+    """Every replica follows the mean over all."""
+
+    def hypergradient(self, step: TimeStep) -> Found:
+        value = super().hypergradient(step).value + step.window.past_y.mean((0, 2, 3)).flip(0)
+        return Found(value)
+
+
+class Overwriting(Towards):
+    """Its memory has the name of the last hypergradients, which are averaged."""
+
+    def memory(self, net: MLP, seeds: Sequence[int], sizes: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        return {"recent": torch.zeros(len(seeds), 3)}

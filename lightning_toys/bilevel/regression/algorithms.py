@@ -77,6 +77,10 @@ class Found(NamedTuple):
 class LagAlgorithm:
     """Base of algorithms; one that learns gives :meth:`hypergradient`, one that does not sets ``learns`` to False.
 
+    R is the number of replicas, W that of lags, B that of inner points, d that of outputs, P that of the network's
+    parameters. What replica r gives depends on its own rows of a :class:`TimeStep` and its own seed alone, and nothing
+    but the memory is changed in place. One of somebody else's is tried at two times, on two replicas, before a run.
+
     Attributes:
         label: its name in tables and figures; by default the class's.
         learns: whether lambda moves along what :meth:`hypergradient` returns.
@@ -90,18 +94,24 @@ class LagAlgorithm:
     own_steps = 0
 
     def measure(self, data: StreamData) -> dict[str, Any]:
-        """Return what it has to know of the stream, plain values. ``start``, W weights, is where lambda starts.
+        """Return what it has to know of the stream, plain values by name: numbers, texts, lists of them.
 
-        Their sum is free: they are scaled so that it is W ``--model.lambda0``.
+        ``start``, a list of W weights, lag 1 first, none below 0 and one above, is where lambda starts. Their sum is
+        free: they are scaled so that it is W ``--model.lambda0``. The names ``inputs``, ``outputs`` and ``window`` are
+        taken.
         """
         return {}
 
     def memory(self, net: MLP, seeds: Sequence[int], sizes: Mapping[str, Any]) -> Memory:
         """Return what it keeps from one time to the next, tensors (R, ...) by name, which go into checkpoints.
 
+        Row r is drawn by ``seeds[r]`` alone (:func:`lightning_toys.training.noise.keyed_generator`); what all replicas
+        share, such as a count of times, is (1, ...). The names ``theta``, ``free``, ``recent``, ``mlp`` and ``kept``
+        are taken.
+
         Args:
             net: the network h.
-            seeds: one seed a replica.
+            seeds: one seed a replica, R of them.
             sizes: ``inputs``, ``outputs``, ``window`` and what :meth:`measure` returned.
         """
         return {}
@@ -109,17 +119,17 @@ class LagAlgorithm:
     def weights_at(self, step: TimeStep) -> Tensor | None:
         """Return the weights (R, W) of this time, lag 1 first, in the place of lambda; None leaves it as it is.
 
-        For an algorithm that works its weights out of the window. Their sum is free, as that of ``start``, which such
-        an algorithm's :meth:`measure` gives.
+        For an algorithm that works its weights out of the window. None is below 0 and one above. Their sum is free, as
+        that of ``start``, which such an algorithm's :meth:`measure` has to give.
         """
         return None
 
     def targets(self, step: TimeStep) -> WeightedTargets:
-        """Return what the network is fitted to at this time: by default the mean under lambda."""
+        """Return what the network is fitted to at this time, a total (R,) and a mean (R, B, d): by default lambda's."""
         return weighted_targets(step.lam, step.window.past_y)
 
     def hypergradient(self, step: TimeStep) -> Found:
-        """Return dF/dlambda. Only asked of an algorithm that learns."""
+        """Return dF/dlambda (R, W), lag 1 first. Only asked of an algorithm that learns."""
         raise NotImplementedError
 
 
@@ -350,9 +360,11 @@ def make_algorithm(given: LagAlgorithm | str, settings: Any) -> tuple[str, LagAl
         settings: what has the settings of those with a name, as :class:`WindowRegression` has.
 
     Raises:
-        ToyError: there is none of that name, or ``fixed`` has no weights.
+        ToyError: there is none of that name, it is no algorithm, or ``fixed`` has no weights.
     """
     if not isinstance(given, str):
+        kind = type(given).__name__
+        require(isinstance(given, LagAlgorithm), f"--model.algorithm: a {kind} is not allowed; give a LagAlgorithm")
         return f"{type(given).__module__}.{type(given).__qualname__}", given
     # a script's checkpoint of a class of one's own holds its path, which is not imported for it
     own = f"; load_from_checkpoint takes it: algorithm={given.rpartition('.')[2]}(...)" if "." in given else ""

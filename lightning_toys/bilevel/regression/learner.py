@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_toys.bilevel.regression.mlp import MLP
 from lightning_toys.bilevel.vectors import moving_average_
+from lightning_toys.errors import require
 
 
 class Learner(nn.Module):
@@ -24,6 +25,9 @@ class Learner(nn.Module):
         initial_weight: lambda at the start: one number, or W; none makes logits, which start at 0.
         smoothing: hypergradients that are averaged.
         memory: an algorithm's, by name.
+
+    Raises:
+        ToyError: a memory is no tensor, or its name is taken.
     """
 
     recent: Tensor
@@ -45,7 +49,12 @@ class Learner(nn.Module):
         self.register_buffer("recent", torch.zeros(len(seeds), smoothing, window))
         self.kept = tuple(memory or {})
         for name, value in (memory or {}).items():
-            self.register_buffer(name, value)
+            fits = isinstance(name, str) and name.isidentifier() and not hasattr(self, name)
+            where = "--model.algorithm: memory"
+            require(fits, f"{where}: the name {name!r} is not allowed; give another one, of letters, digits and _")
+            kind = type(value).__name__
+            require(isinstance(value, Tensor), f"{where}: {name} is a {kind}; give a tensor (R, ...)")
+            self.register_buffer(name, value.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return h (R, M, d) at x (R, M, p)."""

@@ -35,6 +35,7 @@ from lightning_toys.bilevel.regression.metrics import (
     rolling_mean,
 )
 from lightning_toys.bilevel.regression.mlp import MLP
+from lightning_toys.bilevel.regression.own_algorithm import Trial, measured, try_algorithm
 from lightning_toys.errors import MOST, REPEATS, bounded, check_settings, require
 from lightning_toys.nets import DEEPEST
 from lightning_toys.training.checkpoint_format import Like, unlike
@@ -164,6 +165,7 @@ class WindowRegression(ToyModule):
         self.fixed_weights = fixed_weights
         self.algorithm, self.method = make_algorithm(algorithm, self)
         steps = self.method.own_steps
+        bounded(f"--model.algorithm: {self.algorithm}.own_steps", steps, 0, REPEATS)
         require(steps <= inner_steps, f"--model.algorithm: {self.algorithm} takes {steps} inner steps of {inner_steps}")
         self.save_hyperparameters(logger=False)
         self.hparams["seeds"] = self.seeds
@@ -230,16 +232,29 @@ class WindowRegression(ToyModule):
         """See :meth:`ToyModule.measure`."""
         stream = require_stream(data)
         sizes = {"inputs": stream.shape.inputs, "outputs": stream.shape.outputs, "window": stream.window}
-        return sizes | self.method.measure(stream)
+        sizes |= measured(self.method, stream)
+        starts = "start" in sizes
+        trial = Trial(
+            stream,
+            lambda algorithm, seeds: self.learner_of(algorithm, seeds, sizes),
+            lambda learner: self.weights_of(learner, starts or self.weights == "clip"),
+            self.inner_lr,
+            starts,
+        )
+        try_algorithm(self.method, self.seeds, trial)
+        return sizes
 
     def build(self) -> Learner:
         """See :meth:`ToyModule.build`."""
-        net = MLP((self.sizes["inputs"], *[self.hidden] * self.layers, self.sizes["outputs"]))
-        start: float | np.ndarray | None = self.lambda0 if self.clips else None
-        if "start" in self.sizes:
-            start = scaled(self.sizes["start"], self.lambda0 * self.sizes["window"])
-        memory = self.method.memory(net, self.seeds, self.sizes)
-        return Learner(net, self.seeds, self.sizes["window"], start, self.smoothing, memory)
+        return self.learner_of(self.method, self.seeds, self.sizes)
+
+    def learner_of(self, algorithm: LagAlgorithm, seeds: Sequence[int], sizes: Mapping[str, Any]) -> Learner:
+        """Return the parameters of replicas with these seeds, as a run begins with, and an algorithm's memory."""
+        net = MLP((sizes["inputs"], *[self.hidden] * self.layers, sizes["outputs"]))
+        start: float | np.ndarray | None = self.lambda0 if self.weights == "clip" else None
+        if "start" in sizes:
+            start = scaled(sizes["start"], self.lambda0 * sizes["window"])
+        return Learner(net, seeds, sizes["window"], start, self.smoothing, algorithm.memory(net, seeds, sizes))
 
     @property
     def clips(self) -> bool:
@@ -365,8 +380,12 @@ class WindowRegression(ToyModule):
     @property
     def lag_weights(self) -> Tensor:
         """Lambda (R, W), lag 1 first, no graph."""
-        free = self.learner.free.detach()
-        if self.clips:
+        return self.weights_of(self.learner, self.clips)
+
+    def weights_of(self, learner: Learner, clips: bool) -> Tensor:
+        """Return a learner's lambda (R, W), no graph; it keeps logits unless it ``clips``."""
+        free = learner.free.detach()
+        if clips:
             return free.clone()
         return self.lambda0 * free.shape[1] * torch.softmax(free, dim=1)
 
