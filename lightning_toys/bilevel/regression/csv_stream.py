@@ -17,11 +17,12 @@ from torch import Tensor
 from lightning_toys.bilevel.regression.data import StreamData
 from lightning_toys.bilevel.regression.drift import EmpiricalLoss
 from lightning_toys.bilevel.regression.stream import StreamShape
-from lightning_toys.errors import ToyError, bounded, require
+from lightning_toys.errors import ToyError, bounded, one_line, require
 from lightning_toys.training import parquet_files
-from lightning_toys.training.table_files import checked_file, read_columns
+from lightning_toys.training.table_files import checked_file, csv_header, read_by, read_columns
 
 MOST_ROWS = 10**7
+FLAG = "--data.path"
 FORM = "give columns t, x1, x2, ..., y1, y2, ..., and every time the same points in the same order"
 
 
@@ -61,12 +62,14 @@ class ObservedStream:
 class CsvStream(StreamData):
     """A stream from a CSV or Parquet file with a row for each time and point: columns t, x1, x2, ..., y1, y2, ....
 
+    A CSV has a header, and is separated by commas, semicolons or tabs. A time is a number or a text, such as a date.
+
     Times are in the order of the file, and each has the same points in the same order. The first ``window`` times are
     the past of step 0, so a run has at most as many steps as there are times after them. Every replica sees the same
     stream.
 
     Args:
-        path: of the file.
+        path: of the file: ``.csv`` (also ``.tsv``, ``.txt``) or ``.parquet``.
         window: W, the largest lag in the inner problem, in times.
         inner_points: B, the first points, on which the inner problem is solved; the rest is for the outer one. None is
             half of them.
@@ -140,33 +143,36 @@ def columns_of(head: Sequence[str], path: str) -> tuple[int, list[int], list[int
 
 
 def csv_stream(path: str) -> tuple[list[str], list[Any], np.ndarray]:
-    """Return the names of a CSV's columns, the time of each row, and its numbers, those of x first.
+    """Return the names of a CSV's columns, the time of each row as it stands there, and its numbers, those of x first.
 
     Raises:
-        ToyError: names the file and the line.
+        ToyError: names the file, the line and the column.
     """
+    file = checked_file(path, FLAG)
+    require(file.suffix.lower() != ".npz", f"{FLAG}: {path!r} is not allowed; give a CSV or Parquet file")
+    head, stamps = read_by(csv_times, file, (), FLAG)
+    _, xs, ys = columns_of(head, path)
+    return head, stamps, read_columns(path, [head[i] for i in (*xs, *ys)], FLAG)
+
+
+def csv_times(path: Path, names: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
+    """Return the names of a CSV's columns, and the time of each row; ``names`` are not looked at.
+
+    Raises:
+        ToyError: it is no CSV, has other columns than those of a stream, or too many rows.
+    """
+    where = f"{flag}: {str(path)!r}"
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            rows = list(islice(csv.reader(file), MOST_ROWS + 2))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ToyError(
-            f"--data.path: {path} cannot be read ({' '.join(str(error).split())}); give a CSV file"
-        ) from error
-    require(0 < len(rows) <= MOST_ROWS, f"--data.path: {path} has {len(rows)} lines; give 1 to {MOST_ROWS}")
-    head = [name.strip() for name in rows[0]]
-    t, xs, ys = columns_of(head, path)
-    found: list[list[float]] = []
-    stamps: list[Any] = []
-    for line, row in enumerate(rows[1:], 2):
-        try:
-            numbers = [float(row[i]) for i in (*xs, *ys)] if len(row) == len(head) else []
-        except ValueError:
-            numbers = []
-        right = bool(numbers) and all(math.isfinite(v) for v in numbers)
-        require(right, f"--data.path: {path} line {line} is {','.join(row)[:60]!r}; give {len(head)} numbers")
-        found.append(numbers)
-        stamps.append(row[t])
-    return head, stamps, np.array(found)
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            head, delimiter = csv_header(file, where)
+            t, _, _ = columns_of(head, str(path))
+            rows = (row for row in csv.reader(file, delimiter=delimiter) if row)
+            # a row that is too short is told of where its numbers are read
+            stamps = [row[t].strip() if t < len(row) else "" for row in islice(rows, MOST_ROWS + 1)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ToyError(f"{where} is no CSV in UTF-8: {one_line(error)}") from None
+    require(len(stamps) <= MOST_ROWS, f"{where} has more than {MOST_ROWS} rows; give a part of it")
+    return head, stamps
 
 
 def parquet_stream(path: str) -> tuple[list[str], list[Any], np.ndarray]:
@@ -175,9 +181,9 @@ def parquet_stream(path: str) -> tuple[list[str], list[Any], np.ndarray]:
     Raises:
         ToyError: names the file, the column and the row.
     """
-    file = checked_file(path, "--data.path")
-    head = parquet_files.parquet_names(file, (), "--data.path")
+    file = checked_file(path, FLAG)
+    head = parquet_files.parquet_names(file, (), FLAG)
     t, xs, ys = columns_of(head, path)
-    numbers = read_columns(path, [head[i] for i in (*xs, *ys)])
-    stamps = parquet_files.parquet_values(file, head[t], "--data.path")
+    numbers = read_columns(path, [head[i] for i in (*xs, *ys)], FLAG)
+    stamps = parquet_files.parquet_values(file, head[t], FLAG)
     return head, stamps, numbers

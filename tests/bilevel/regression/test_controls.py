@@ -271,11 +271,16 @@ GOOD = [f"{t},{x},{t + x}" for t in range(4) for x in range(8)]
     [
         (["t,x,y", *GOOD[:-1]], "times of unlike length"),
         (["t,x,y", *GOOD[:20], "2,9,1", *GOOD[21:]], "other points at other times"),
-        (["t,x,y", *GOOD[:20], "2,4,a", *GOOD[21:]], "line 22 is '2,4,a'; give 3 numbers"),
-        (["t,x,y", *GOOD[:20], "2,4,nan", *GOOD[21:]], "line 22"),
+        (["t,x,y", *GOOD[:20], "2,4,a", *GOOD[21:]], "line 22, column 'y': 'a' is no finite number"),
+        (["t,x,y", *GOOD[:20], "2,4,nan", *GOOD[21:]], "line 22, column 'y': the value is missing"),
+        (["t,x,y", *GOOD[:20], "2,4", *GOOD[21:]], "line 22: 2 cells, where the header has 3"),
+        (["t,x,y", *GOOD[:20], "2", *GOOD[21:]], "line 22: 1 cells, where the header has 3"),
+        (["x,y,t", "1"], "line 2: 1 cells, where the header has 3"),
+        (["0,1,2", *GOOD], "has no header: its first line is '0,1,2'"),
+        (["t,x,x,y", "0,1,2,3"], "has 2 columns 'x'; rename one"),
         (["t,x,z", *GOOD], "has the columns t, x, z"),
-        (["t,x,y"], "unlike length"),
-        ([], "has 0 lines"),
+        (["t,x,y"], "has no rows"),
+        ([], "has no header"),
     ],
 )
 def test_a_file_that_is_no_stream(tmp_path: Path, lines: list[str], says: str) -> None:
@@ -296,5 +301,27 @@ def test_bounds_of_a_file(tmp_path: Path) -> None:
         CsvStream(str(path), 4)
     with pytest.raises(ToyError, match=r"--data.inner_points: 5 of 8 points"):
         CsvStream(str(path), 2, 5)
-    with pytest.raises(ToyError, match="cannot be read"):
+    with pytest.raises(ToyError, match=r"--data.path: no file"):
         CsvStream(str(tmp_path / "none.csv"), 2)
+    with pytest.raises(ToyError, match="is no file"):
+        CsvStream(str(tmp_path), 2)
+    (tmp_path / "y.npz").write_bytes(b"PK")
+    with pytest.raises(ToyError, match=r"y.npz' is not allowed; give a CSV or Parquet file"):
+        CsvStream(str(tmp_path / "y.npz"), 2)
+    (tmp_path / "latin.csv").write_bytes("t,x,y\n0,1,\xfc".encode("latin-1"))
+    with pytest.raises(ToyError, match=r"latin.csv' is no CSV in UTF-8"):
+        CsvStream(str(tmp_path / "latin.csv"), 2)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
+@pytest.mark.parametrize("start", ["", "\ufeff"], ids=["plain", "byte order mark"])
+def test_a_csv_as_a_spreadsheet_writes_it(tmp_path: Path, delimiter: str, start: str) -> None:
+    """A mark at its beginning, semicolons, tabs, spaces, empty lines, and dates for times: the same stream."""
+    lines = [f"2024-01-{t + 1:02d},{x},{x / 4 + t}" for t in range(4) for x in range(8)]
+    text = "\n".join(["t, x, y", *lines, ""]).replace(",", delimiter)
+    (tmp_path / "y.csv").write_text(start + text + "\n\n", encoding="utf-8", newline="\r\n")
+    x, y = read_stream(str(tmp_path / "y.csv"))
+    assert x[:, 0].tolist() == list(range(8))
+    assert y.shape == (4, 8, 1)
+    assert y[3, :, 0].tolist() == [v / 4 + 3 for v in range(8)]
+    assert CsvStream(str(tmp_path / "y.csv"), 2).steps == 2
