@@ -17,7 +17,7 @@ from lightning_toys.errors import ToyError, check_settings, require
 from lightning_toys.training.checkpoint_format import optimizer_mismatch
 from lightning_toys.training.configuration import check_seeds, unused_flags
 from lightning_toys.training.monitors import HOLDOUT, MonitorCheck
-from lightning_toys.training.optimization import ReplicaOptimization
+from lightning_toys.training.optimization import ReplicaOptimization, optimizers_in
 from lightning_toys.training.progress_bar import Progress
 from lightning_toys.training.replica_parallel import Parallel, ReplicaStrategy, share, with_states
 from lightning_toys.training.results import Report, check_finite, checked_report
@@ -331,9 +331,10 @@ class ToyModule(ReplicaOptimization):
             made: Any = self.configure_optimizers()
         finally:
             del self.net
-        optimizers = list(made) if isinstance(made, tuple | list) else [made]
-        step = int(checkpoint["global_step"])
-        return optimizer_mismatch(checkpoint["optimizer_states"], optimizers, step, self.has_learned(checkpoint))
+        # an optimiser of somebody's own may keep no moments, as plain SGD
+        learned = self.has_learned(checkpoint) and not self.own_optimizer
+        states, step = checkpoint["optimizer_states"], int(checkpoint["global_step"])
+        return optimizer_mismatch(states, optimizers_in(made), step, learned)
 
     def has_learned(self, checkpoint: dict[str, Any]) -> bool:
         """Whether an optimiser step lies behind a checkpoint: then its optimisers hold moments."""

@@ -297,3 +297,24 @@ class ReplicaOptimization(ReplicaLogging):
         bad = self.gather_replicas(bad)
         if bad.any():
             self.refuse_non_finite("weights are", bad, self.global_step)
+
+
+def optimizers_in(made: Any) -> list[torch.optim.Optimizer]:
+    """Return the optimisers in what ``configure_optimizers`` returns, in any of the forms that Lightning takes.
+
+    Args:
+        made: an optimiser, a dictionary with one, a list of either, or a pair of lists: optimisers and schedulers.
+
+    >>> one = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
+    >>> forms = (one, [one], {"optimizer": one}, [{"optimizer": one, "lr_scheduler": None}], ([one], [None]), None)
+    >>> [len(optimizers_in(form)) for form in forms]
+    [1, 1, 1, 1, 1, 0]
+    """
+    if made is None:
+        return []
+    if isinstance(made, tuple | list):
+        if len(made) == 2 and all(isinstance(part, list) for part in made):  # the second: schedulers
+            made = made[0]
+        return [optimizer for part in made for optimizer in optimizers_in(part)]
+    found: torch.optim.Optimizer = made["optimizer"] if isinstance(made, dict) else made
+    return [found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,18 @@ def test_it_goes_on_bit_for_bit(kind: Callable[[], Own], tmp_path: Path, bitwise
     states.append(fit(resumed, 20, 20, ckpt_path=str(tmp_path / "cut.ckpt")).optimizers[0].state_dict())
     bitwise(*(dict(module.net.state_dict()) for module in (whole, resumed)))
     bitwise(*states)
+
+
+def test_a_checkpoint_without_moments_fits_an_optimiser_of_ones_own(tmp_path: Path) -> None:
+    """Plain SGD keeps nothing; the package's AdamW has moments once it has taken a step, and a file without is cut."""
+    own, ours = Own(), FlowVsRegression(seeds=[3, 5], network=Network(hidden=8))
+    for module, said in ((own, ""), (ours, "optimizer_states holds no moments, at step 3")):
+        fit(module, 3).save_checkpoint(tmp_path / "a.ckpt")
+        checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+        checkpoint["optimizer_states"][0]["state"] = {}
+        net = copy.deepcopy(module.net)
+        assert module.optimizer_mismatch(checkpoint, net) == said
+    assert "groups" in own.optimizer_mismatch(checkpoint, net)
 
 
 def test_cosine_takes_every_rate_of_its_own_to_0() -> None:
