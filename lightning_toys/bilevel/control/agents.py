@@ -34,6 +34,7 @@ from lightning_toys.bilevel.control.world_model import ModelPass, ModelPredictio
 from lightning_toys.bilevel.implicit import conjugate_gradient, hessian_operator
 from lightning_toys.bilevel.vectors import Tensors, flatten, unflatten
 
+FINE_ALPHA = 1e-3  # below it V's own rounding, divided by alpha, is no longer small in an exponent
 InverseHessian = Literal["identity", "gauss_newton", "hessian"]
 
 
@@ -67,7 +68,11 @@ class SoftValue:
 
     def grad(self, q: Tensor, v: Tensor) -> Tensor:
         """Return dV/dq (R, K, B, A) at V = v (R, B): softmax(min_k q / alpha) on the smaller head, half where equal."""
-        p = torch.exp((min_over_heads(q.mT) - v.unsqueeze(1)) / self.alpha)
+        least = min_over_heads(q.mT)
+        if self.alpha < FINE_ALPHA:
+            p = torch.softmax((least - least.amax(1, keepdim=True)) / self.alpha, 1)
+        else:
+            p = torch.exp((least - v.unsqueeze(1)) / self.alpha)
         if q.shape[1] == 1:
             return p.unsqueeze(1).mT
         first = p * (0.5 - 0.5 * torch.sign(q[:, 0] - q[:, 1]).mT)

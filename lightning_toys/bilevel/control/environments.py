@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_toys.bilevel.checks import number_in
 from lightning_toys.errors import WHOLE, bounded, check_settings, require
 from lightning_toys.training.noise import NoiseStream, keyed_generator
 
@@ -98,12 +99,12 @@ class Disturbance:
         check_settings(type(self), vars(self), "--model.disturbance.")
         flag = "--model.disturbance"
         n, period, width = self.distractors, self.drift_period, self.drift_width
-        require(0 <= n <= 10_000, f"{flag}.distractors: {n} is not allowed; give an integer from 0 to 10000")
-        require(0 <= self.drift < 12, f"{flag}.drift: {self.drift} is not allowed; give degrees from 0 to below 12")
+        number_in(f"{flag}.distractors", n, lambda x: 0 <= x <= 10_000 and x == int(x), "an integer from 0 to 10000")
+        number_in(f"{flag}.drift", self.drift, lambda x: 0 <= x < 12, "degrees from 0 to below 12")
         shape = self.drift_shape
         require(shape in ("sine", "linear"), f"{flag}.drift_shape: {shape!r} is not allowed; give sine or linear")
         bounded(f"{flag}.drift_period", period, 1, WHOLE)
-        require(0 < width <= 24, f"{flag}.drift_width: {width} is not allowed; give degrees above 0, at most 24")
+        number_in(f"{flag}.drift_width", width, lambda x: 0 < x <= 24, "degrees above 0, at most 24")
 
     def centre(self, step: int) -> float:
         """Return the middle of the rewarded band of angles at environment step ``step``, in degrees."""

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lightning_toys.bilevel.checks import number_in, switches
 from lightning_toys.bilevel.control import figures
 from lightning_toys.bilevel.control.acting import ActingAgent
 from lightning_toys.bilevel.control.agents import ModelTargets, SoftValue
@@ -41,6 +42,7 @@ from lightning_toys.training.loader import Block, DrawnBlock
 from lightning_toys.training.noise import NoiseStream, uniform
 from lightning_toys.training.results import Report
 
+LEAST_ALPHA = 1e-30  # values are divided by it in single precision, which holds 3e38
 EVALUATION_TRANSITIONS = 1024  # that errors are measured on
 
 
@@ -138,15 +140,24 @@ class BilevelControl(ActingAgent):
         super().__init__(seeds, lr, 0.0, clip_grad_norm)
         for name, size in (("hidden_dim", hidden_dim), ("model_hidden_dim", model_hidden_dim)):
             bounded(f"--model.{name}", size, 1)
-        bounded("--model.alpha", alpha, 0.0, above=True)
-        require(0 <= discount < 1, f"--model.discount: {discount} is not allowed; give a number from 0 to below 1")
-        require(0 <= eps <= 1, f"--model.eps: {eps} is not allowed; give a share between 0 and 1")
+        bounded("--model.alpha", alpha, LEAST_ALPHA)
+        number_in("--model.discount", discount, lambda x: 0 <= x < 1, "a number from 0 to below 1")
+        number_in("--model.eps", eps, lambda x: 0 <= x <= 1, "a share between 0 and 1")
         bounded("--model.inner_lr", inner_lr, 0.0, above=True)
-        require(0 < tau <= 1, f"--model.tau: {tau} is not allowed; give a number above 0, at most 1")
+        number_in("--model.tau", tau, lambda x: 0 < x <= 1, "a number above 0, at most 1")
+        require(isinstance(env, str), f"--model.env: {env!r} is not allowed; give a name, such as CartPole-v1")
+        switches("--model", double_q=double_q, record=record)
         for name, count in (("eval_episodes", eval_episodes), ("test_episodes", test_episodes)):
             bounded(f"--model.{name}", count, 1, REPEATS)
         bounded("--model.check_gradient", check_gradient, 0, REPEATS)
         bounded("--model.regret_every", regret_every, 0)
+        for name, kind, given in (
+            ("solver", Solver, solver),
+            ("disturbance", Disturbance, disturbance),
+            ("details", Details, details),
+        ):
+            fits = given is None or isinstance(given, kind | dict)
+            require(fits, f"--model.{name}: {given!r} is not allowed; give a {kind.__name__}")
         self.solver, self.disturbance = as_dataclass(Solver, solver), as_dataclass(Disturbance, disturbance)
         self.form_name, self.details = form, as_dataclass(Details, details)
         self.form = self.details.of(form)
@@ -253,6 +264,12 @@ class BilevelControl(ActingAgent):
             note(
                 f"nothing will be learned: --trainer.max_steps {self.trainer.max_steps} are all random, with "
                 f"--data.init_steps {warm}"
+            )
+        every, most = self.regret_every, self.trainer.max_steps
+        if hasattr(self, "regret") and most // every * every <= warm and self.trainer.is_global_zero:
+            note(
+                f"no local regret will be measured: no step from {warm} (--data.init_steps) to {most} "
+                f"(--trainer.max_steps) is a multiple of --model.regret_every {every}"
             )
         steps = self.solver.num_q_steps
         cold = not self.solver.warm_start and not (self.form.fresh_batches and self.method.fits)

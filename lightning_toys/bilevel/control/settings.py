@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
+from lightning_toys.bilevel.checks import number_in, switches
 from lightning_toys.bilevel.control.agents import InverseHessian
 from lightning_toys.errors import REPEATS, bounded, check_settings, require
 
@@ -44,6 +45,9 @@ class Details:
         cold_target: a cold start sets the target values too. (The published one draws new first values each time.)
         sampled_evaluation: evaluations draw from softmax(mean_k Q / alpha), as training does, in place of its mode.
         vep_sum: vep's errors are summed over its functions, not averaged.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     orthogonal: bool | None = None
@@ -53,6 +57,9 @@ class Details:
     cold_target: bool | None = None
     sampled_evaluation: bool | None = None
     vep_sum: bool | None = None
+
+    def __post_init__(self) -> None:
+        switches("--model.details", **asdict(self))
 
     @property
     def given(self) -> dict[str, bool]:
@@ -126,10 +133,10 @@ class Solver:
         for name in ("num_q_steps", "num_t_steps", "cg_steps", "vep_values", "smoothing"):
             value = getattr(self, name)
             bounded(f"--model.solver.{name}", value, 1, REPEATS)
-        c = self.lag_damping
-        require(0 <= c <= 1, f"--model.solver.lag_damping: {c} is not allowed; give a number from 0 to 1")
-        b = self.smoothing_present
-        require(0 <= b <= 1, f"--model.solver.smoothing_present: {b} is not allowed; give a number from 0 to 1")
+        for name in ("lag_damping", "smoothing_present"):
+            number_in(f"--model.solver.{name}", getattr(self, name), lambda x: 0 <= x <= 1, "a number from 0 to 1")
+        names = ("warm_start", "warm_opt", "lag_target", "state_gradient")
+        switches("--model.solver", **{name: getattr(self, name) for name in names})
         if self.lag_clip is not None:
             bounded("--model.solver.lag_clip", self.lag_clip, 0.0, above=True)
         damping = self.cg_damping

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_toys.bilevel.checks import numbers
 from lightning_toys.bilevel.inner_optimizers import AdamState
 from lightning_toys.bilevel.regression.drift import simplex_minimum
 from lightning_toys.bilevel.regression.hypergradients import (
@@ -377,6 +378,7 @@ def make_algorithm(given: LagAlgorithm | str, settings: Any) -> tuple[str, LagAl
         given != "fixed" or bool(settings.fixed_weights),
         "--model.fixed_weights: none is not allowed with --model.algorithm fixed; give '[1,0,0.5]', lag 1 first",
     )
-    for w in settings.fixed_weights or ():
-        bounded(FixedWeights.flag, w, 0.0)
+    if settings.fixed_weights:
+        for w in numbers(FixedWeights.flag, settings.fixed_weights, "weight"):
+            bounded(FixedWeights.flag, w, 0.0)
     return given, NAMED[given](settings)

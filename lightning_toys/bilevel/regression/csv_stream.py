@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
@@ -82,7 +83,9 @@ class CsvStream(StreamData):
         bounded("--data.window", window, 1, 10_000)
         if inner_points is not None:
             bounded("--data.inner_points", inner_points, 4)
-        require(bool(path), "--data.path: '' is not allowed; give a CSV or Parquet file")
+        named = isinstance(path, str | os.PathLike) and bool(str(path))
+        require(named, f"{FLAG}: {path!r} is not allowed; give a CSV or Parquet file")
+        path = str(path)
         x, y = read_stream(path)
         points = len(x)
         inner = points // 2 if inner_points is None else inner_points

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from lightning_toys.bilevel.checks import MOST_Y
 from lightning_toys.bilevel.regression.drift import Drift, ExactLoss, Sine, WindowLoss, check_drift
 from lightning_toys.bilevel.regression.stream import Stream, StreamShape
 from lightning_toys.errors import bounded, require
@@ -111,7 +112,9 @@ class DriftStream(StreamData):
         for name, value in sizes.items():
             minimum = 4 if name.endswith("points") else 1  # an adjoint network holds a quarter of the points out
             bounded(f"--data.{name}", value, minimum, 10_000 if name == "window" else None)  # a matrix of window^2
-        bounded("--data.noise", noise, 0.0)
+        bounded("--data.noise", noise, 0.0, MOST_Y)
+        fits = drift is None or isinstance(drift, Drift)
+        require(fits, f"--data.drift: a {type(drift).__name__} is not allowed; give a Drift, such as Sine")
         self.drift = drift if drift is not None else Sine()
         check_drift(self.drift)
         super().__init__(window, StreamShape(inputs, outputs, truth_hidden, inner_points, outer_points, noise))

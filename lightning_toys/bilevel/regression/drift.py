@@ -18,7 +18,8 @@ from functools import cached_property
 import numpy as np
 from scipy.optimize import nnls
 
-from lightning_toys.errors import LARGEST, ToyError, bounded, check_settings, require
+from lightning_toys.bilevel.checks import MOST_Y, number_in, numbers
+from lightning_toys.errors import ToyError, bounded, check_settings, require
 
 Array = np.ndarray
 ESTIMATED_TIMES = 10_000  # 0, 1, ... that the moments of a drift which gives its mean alone are estimated over
@@ -78,8 +79,8 @@ def check_drift(drift: Drift) -> None:
 
 
 def require_finite(flag: str, value: float) -> None:
-    """Raise a ToyError that names ``--data.drift.FLAG`` unless ``value`` is finite."""
-    bounded(f"--data.drift.{flag}", value, -LARGEST)
+    """Raise a ToyError that names ``--data.drift.FLAG`` unless single precision can square ``value``."""
+    bounded(f"--data.drift.{flag}", value, -MOST_Y, MOST_Y)
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,9 @@ class Sine(Drift):
     Args:
         amplitude: beta, in units of y.
         omega: angle of one time step, in radians; the period is 2 pi / omega steps.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     amplitude: float = 10.0
@@ -97,10 +101,7 @@ class Sine(Drift):
     def __post_init__(self) -> None:
         check_settings(type(self), vars(self), "--data.drift.")
         require_finite("amplitude", self.amplitude)
-        require(
-            0 < self.omega <= math.pi,
-            f"--data.drift.omega: {self.omega} is not allowed; give radians a step, in (0, pi]",
-        )
+        number_in("--data.drift.omega", self.omega, lambda x: 0 < x <= math.pi, "radians a step, in (0, pi]")
 
     def mean(self, t: Array) -> Array:
         """See :meth:`Drift.mean`."""
@@ -130,6 +131,9 @@ class SwitchingSine(Drift):
         amplitude: in units of y.
         omegas: angles of one time step, in radians, one after the other; after the last the first again.
         hold: time steps of each.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     amplitude: float = 10.0
@@ -138,8 +142,7 @@ class SwitchingSine(Drift):
 
     def __post_init__(self) -> None:
         require_finite("amplitude", self.amplitude)
-        require(len(self.omegas) > 0, "--data.drift.omegas: [] is not allowed; give at least one angle")
-        for omega in self.omegas:
+        for omega in numbers("--data.drift.omegas", self.omegas, "angle"):
             bounded("--data.drift.omegas", omega, 0.0, math.pi, above=True)
         bounded("--data.drift.hold", self.hold, 1, 10_000)
 
@@ -181,6 +184,9 @@ class Linear(Drift):
 
     Args:
         slope: alpha, in units of y a time step.
+
+    Raises:
+        ToyError: it is not allowed.
     """
 
     slope: float = 0.1
@@ -211,14 +217,16 @@ class Piecewise(Drift):
     Args:
         levels: in units of y.
         hold: time steps at each level.
+
+    Raises:
+        ToyError: a value is not allowed.
     """
 
     levels: Sequence[float] = (10.0, -10.0, 0.0)
     hold: int = 50
 
     def __post_init__(self) -> None:
-        require(len(self.levels) > 0, "--data.drift.levels: [] is not allowed; give at least one level")
-        for level in self.levels:
+        for level in numbers("--data.drift.levels", self.levels, "level"):
             require_finite("levels", level)
         bounded("--data.drift.hold", self.hold, 1, 10_000)
 
