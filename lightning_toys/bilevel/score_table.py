@@ -98,6 +98,9 @@ def table(runs: dict[str, Path], metric: str, steps: Sequence[int | None], over:
         metric: of results.json, or of validations.
         steps: of validations; None is the run's end.
         over: label of the run that the others are compared with; None is without.
+
+    Raises:
+        ToyError: a run has no such metric, none at such a step, or one that is not finite.
     """
     versus = f" | P(above {over})" if over else ""
     lines = [f"| run | step | seeds | interquartile mean | mean{versus} | each seed |"]

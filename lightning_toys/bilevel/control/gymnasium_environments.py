@@ -87,7 +87,11 @@ class GymnasiumEnvironments(Environments):
         return super().state_dict() | {"history": torch.from_numpy(history)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See :meth:`Environments.load_state_dict`."""
+        """See :meth:`Environments.load_state_dict`.
+
+        Raises:
+            ToyError: the stored actions do not lead to the stored observation.
+        """
         super().load_state_dict(state)
         for r, c in np.ndindex(self.shape):
             observation = self._first_observation(r, c)[: self.observation_size - self.disturbance.distractors]
@@ -107,7 +111,11 @@ class GymnasiumEnvironments(Environments):
 
 
 def import_gymnasium() -> ModuleType:
-    """Return gymnasium, imported; a ToyError says how to get it."""
+    """Return gymnasium, imported.
+
+    Raises:
+        ToyError: it is not installed; says how to get it.
+    """
     try:
         import gymnasium
     except ImportError:
@@ -116,7 +124,11 @@ def import_gymnasium() -> ModuleType:
 
 
 def make_gymnasium(name: str, render_mode: str | None = None) -> Any:
-    """Return a gymnasium environment; a ToyError says why it cannot be made."""
+    """Return a gymnasium environment.
+
+    Raises:
+        ToyError: there is none of that name, or it cannot be made; says why.
+    """
     gymnasium = import_gymnasium()
     allowed = "give a gymnasium environment with numbered actions and a vector to observe, such as CartPole-v1"
     known = list(gymnasium.registry)
@@ -135,9 +147,12 @@ def one_line(error: Exception) -> str:
 
 
 def space_sizes(name: str, environment: Any) -> tuple[int, int]:
-    """Return the length of an observation and the number of actions; a ToyError if the spaces are of other kinds.
+    """Return the length of an observation and the number of actions.
 
     A numbered observation (Discrete) is as long as there are of them, see :func:`vectoriser`.
+
+    Raises:
+        ToyError: the spaces are of other kinds.
     """
     from gymnasium.spaces import Box, Discrete
 

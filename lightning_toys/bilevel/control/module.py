@@ -407,7 +407,11 @@ class BilevelControl(ActingAgent):
     @torch.inference_mode(False)
     @torch.enable_grad()
     def gradient_cosine(self, step: int) -> Tensor:
-        """Return the cosine (R,) of the outer gradient with finite differences, in double precision."""
+        """Return the cosine (R,) of the outer gradient with finite differences, in double precision.
+
+        Raises:
+            ToyError: the agent gives no gradient.
+        """
         solver = self.solver
         nets, batch = to_double(self.nets, self.sample_replay(step, 256, "check"))
         learner = Learner(nets, self.method, solver, self.soft_value, self.tau, form=self.form)

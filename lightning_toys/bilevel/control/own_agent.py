@@ -77,7 +77,11 @@ def try_agent(
 
 
 def check_attributes(where: str, agent: AgentUpdate) -> None:
-    """Refuse an agent that says of itself what no agent can be."""
+    """Refuse an agent that says of itself what no agent can be.
+
+    Raises:
+        ToyError: names the attribute.
+    """
     for key in ("fits", "uses_model"):
         given = getattr(agent, key)
         require(isinstance(given, bool), f"{where}.{key}: {given!r} is not allowed; give True or False")
@@ -139,7 +143,11 @@ def take_step(where: str, agent: AgentUpdate, learner: Learner, batch: Batch) ->
 
 
 def checked_gradient(where: str, gradient: Any, nets: AgentNetworks) -> dict[str, Tensor]:
-    """Return a model's gradient, by the model's names and in their order, if it is one."""
+    """Return a model's gradient, by the model's names and in their order.
+
+    Raises:
+        ToyError: it has other names or shapes.
+    """
     model = dict(nets.model.named_parameters())
     names = sorted(map(str, gradient)) if isinstance(gradient, dict) else type(gradient).__name__
     require(
@@ -151,7 +159,11 @@ def checked_gradient(where: str, gradient: Any, nets: AgentNetworks) -> dict[str
 
 
 def checked_measures(where: str, measured: Any, replicas: int) -> dict[str, Tensor]:
-    """Return what an agent measures, if it is one number a replica by its name."""
+    """Return what an agent measures, one number a replica by its name.
+
+    Raises:
+        ToyError: it is something else, or a name is taken.
+    """
     require(isinstance(measured, dict), f"{where} returns {type(measured).__name__}; give a dictionary")
     found: dict[str, Tensor] = measured
     for n, x in found.items():

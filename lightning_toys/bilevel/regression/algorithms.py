@@ -238,7 +238,11 @@ class FixedWeights(LagAlgorithm):
         self.weights, self.label = list(weights), label
 
     def measure(self, data: StreamData) -> dict[str, Any]:
-        """See :meth:`LagAlgorithm.measure`."""
+        """See :meth:`LagAlgorithm.measure`.
+
+        Raises:
+            ToyError: there are more weights than lags.
+        """
         given, lags = len(self.weights), data.window
         require(given <= lags, f"{self.flag}: {given} weights are not allowed; give at most --data.window, {lags}")
         return {"start": [float(w) for w in self.weights] + [0.0] * (lags - given)}

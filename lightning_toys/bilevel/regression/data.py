@@ -65,7 +65,11 @@ class StreamData(ToyDataModule):
 
 
 def require_stream(data: LightningDataModule | None) -> StreamData:
-    """Return ``data`` if it is a stream, and refuse it otherwise."""
+    """Return ``data`` if it is a stream.
+
+    Raises:
+        ToyError: it is none.
+    """
     require(data is not None, "--data: a data module is missing; give DriftStream or CsvStream")
     fits = isinstance(data, StreamData)
     require(fits, f"--data: {type(data).__name__} is not allowed; give DriftStream or CsvStream")

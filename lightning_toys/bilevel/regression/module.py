@@ -220,7 +220,11 @@ class WindowRegression(ToyModule):
         return (self.method.label or type(self.method).__name__) + (", smoothed" if self.smoothing > 1 else "")
 
     def setup(self, stage: str) -> None:
-        """See :meth:`ToyModule.setup`; refuse more steps than the stream has."""
+        """See :meth:`ToyModule.setup`; refuse more steps than the stream has.
+
+        Raises:
+            ToyError: it has fewer.
+        """
         super().setup(stage)
         most, steps = self.data.steps, self.trainer.max_steps
         require(
@@ -229,7 +233,11 @@ class WindowRegression(ToyModule):
         )
 
     def measure(self, data: LightningDataModule | None) -> dict[str, Any]:
-        """See :meth:`ToyModule.measure`."""
+        """See :meth:`ToyModule.measure`.
+
+        Raises:
+            ToyError: the data are no stream, or an algorithm of one's own is not what it has to be.
+        """
         stream = require_stream(data)
         sizes = {"inputs": stream.shape.inputs, "outputs": stream.shape.outputs, "window": stream.window}
         sizes |= measured(self.method, stream)

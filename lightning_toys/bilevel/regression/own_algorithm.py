@@ -118,7 +118,11 @@ def try_algorithm(algorithm: LagAlgorithm, seeds: Sequence[int], trial: Trial) -
 
 
 def given_by(algorithm: LagAlgorithm, where: str, trial: Trial, seeds: Sequence[int]) -> dict[str, Tensor]:
-    """Return all that an algorithm gives at the first times for replicas with these seeds, tensors (R, ...)."""
+    """Return all that an algorithm gives at the first times for replicas with these seeds, tensors (R, ...).
+
+    Raises:
+        ToyError: it fails, gives something of another form, or changes what it is shown in place.
+    """
     learner = attempt(f"{where}.memory", lambda: trial.make_learner(algorithm, seeds))
     found = {f"memory: {n}": x.clone() for n, x in replicated(where, learner, len(seeds)).items()}
     stream, theta = trial.data.stream(seeds), learner.theta.detach()

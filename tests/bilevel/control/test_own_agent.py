@@ -19,7 +19,7 @@ from lightning_toys.bilevel.control.nets import MultiHeadMLP
 from lightning_toys.bilevel.control.settings import FORMS, Form
 from lightning_toys.bilevel.vectors import flatten
 from lightning_toys.errors import ToyError
-from tests.bilevel.control.test_agents import ACTIONS, SEEDS, STATES, VALUE, batch_of
+from tests.bilevel.control.test_agents import ACTIONS, SEEDS, STATES, VALUE, batch_of, gradients
 from tests.bilevel.control.test_cli import QUIET, SMALL
 from tests.bilevel.control.test_updates import adams, same
 from tests.conftest import REPO, Runner
@@ -195,6 +195,43 @@ def test_a_gradient_is_taken_by_name() -> None:
     first = AgentNetworks(SEEDS, STATES, ACTIONS, 5, STATES + ACTIONS, 2, Forwards(), Solver())
     moved = flatten(dict(found[1].model.named_parameters())) - flatten(dict(first.model.named_parameters()))
     assert moved.abs().max() > 1e-2
+
+
+class ObservedReward(AgentUpdate):
+    """vaml with the observed reward in the place of the predicted one."""
+
+    fits = False
+
+    def targets(self, problem: Problem, predicted: ModelTargets | None = None) -> Tensor:
+        found = predicted or problem.model_targets()
+        return found.y - found.prediction.reward + problem.batch.reward
+
+    def gradient(self, nets: nn.Module, problem: Problem, targets: ModelTargets | None) -> ModelGradient:
+        assert targets is not None
+        error = self.targets(problem, targets) - problem.y
+        w = 2 * error / error.shape[1]
+        whole, rewards = (problem.model_vjp(targets, w, through) for through in (True, False))
+        return ModelGradient({n: g - rewards[n] for n, g in whole.items()}, error.square().mean(1))
+
+
+def test_the_observed_reward_by_an_agent_of_ones_own() -> None:
+    """What the page says of no_learn_reward: the targets' definition, and autograd's gradient of the loss."""
+    torch.set_default_dtype(torch.float64)
+    agent = ObservedReward()
+    nets = AgentNetworks(SEEDS, STATES, ACTIONS, 5, 4, 2, agent, Solver())
+    problem, batch = Learner(nets, agent, Solver(), VALUE, 0.1).problem(batch_of()), batch_of()
+    state = problem.predict().next_state
+    y = batch.reward + 0.9 * batch.not_terminated * VALUE.value(nets.target(state))
+    assert torch.allclose(agent.targets(problem), y)
+    loss = (y - problem.y).square().mean(1)
+    found = agent.gradient(nets, problem, problem.model_targets())
+    expected = gradients(loss, nets.model)
+    assert found.gradient is not None
+    assert all(torch.allclose(found.gradient[n], g, atol=1e-12) for n, g in expected.items())
+    assert max(g.abs().max() for g in expected.values()) > 1e-4
+    torch.set_default_dtype(torch.float32)
+    module = BilevelControl(ObservedReward(), hidden_dim=8, model_hidden_dim=4)
+    assert module.measure(ReplayData(16, 40, 100))["states"] == 4
 
 
 def test_a_script_with_an_agent_that_is_checked(tmp_path: Path) -> None:
