@@ -47,11 +47,16 @@ def test_the_page_does_what_it_says(
 
 
 def test_the_contract_names_what_is_there() -> None:
+    from lightning_toys.generative_policy.target import Target
     from lightning_toys.training.data import ToyDataModule
     from lightning_toys.training.module import ToyModule
 
-    named = re.findall(r"^\| `(\w+)\(", PAGE, re.MULTILINE)
+    whole, _, of_targets = PAGE.partition("### What a target may know")
+    named = re.findall(r"^\| `(\w+)\(", whole, re.MULTILINE)
     assert named == ["measure", "build", "replica_losses", "report"]
+    optional = re.findall(r"^\| `(\w+)\(", of_targets, re.MULTILINE)
+    assert set(optional) >= {"mode_shapes", "marginal_velocity", "mean_distance", "entropy", "marginal"}
+    assert [name for name in optional if not hasattr(Target, name)] == []
     for name in (
         *named,
         "experiment",

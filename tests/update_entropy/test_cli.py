@@ -62,7 +62,9 @@ def test_fit_and_probe_leave_what_is_promised(entropy: Runner) -> None:
     assert "seed 1: H " in said
     assert "eta 0.01: dH " in said
     folder = entropy.folder("arithmetic")
-    drawn = {f"{n}{end}.png" for n in ("probe", "tokens", "tradeoff") for end in ("", "_seed_1")} | {"training.png"}
+    drawn = {f"{n}{end}.png" for n in ("probe", "tokens", "tradeoff", "directions") for end in ("", "_seed_1")} | {
+        "training.png"
+    }
     assert {p.name for p in (folder / "figures").iterdir()} == drawn
     rows = read_csv(folder / "metrics.csv")
     for name in ("train/reward", "train/entropy", "train/clip_fraction", "train/length", "train/ess", "eval/reward"):
