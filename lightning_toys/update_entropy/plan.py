@@ -37,8 +37,8 @@ class Plan:
         kl_cov_share: fraction of the tokens that KL-Cov penalises, left out here.
         tf_batch_size: sequences of a forward pass.
         grad_chunk_size: sequences of a batched reverse pass.
-        directions_per_pass: weights theta + eta v at which E is evaluated in one vectorised pass; each takes the memory
-            of what is trained three times, and that of a pass.
+        directions_per_pass: weights theta + eta v at which E is evaluated in one vectorised pass; each more takes the
+            memory of what is trained three times, that of a pass, and with LoRA that of the matrices it is merged into.
         keep_gradients: keep the gradient of every sequence of U and E (fast: N_U + N_E times the memory of what is
             trained), or take each again when it is wanted (a pass over E each); null: keep them where they fit.
 
