@@ -95,7 +95,7 @@ def test_moments_of_a_changing_period() -> None:
 
 
 def test_a_changing_period_that_is_none() -> None:
-    for omegas, says in (((), r"omegas: \[\] is not allowed"), ((0.2, 4.0), "omegas: 4.0"), ((0.0,), "omegas: 0.0")):
+    for omegas, says in (((), r"omegas: \(\) is not allowed"), ((0.2, 4.0), "omegas: 4.0"), ((0.0,), "omegas: 0.0")):
         with pytest.raises(ToyError, match=says):
             SwitchingSine(1.0, omegas)
     with pytest.raises(ToyError, match="hold: 0"):
