@@ -397,6 +397,7 @@ RECIPE = Recipe(
         *LONG.values(),
         *WIDE.values(),
     ),
+    figures=entries(STUDY_RUNS, {"bilevel_agents": drawing}),
     tables=(
         *entries(SEARCH_RUNS, {"agents.rates": rates_table}),
         *entries(STUDY_RUNS, {"agents.steps": study_table, "agents.widths": width_table}),
