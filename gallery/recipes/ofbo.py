@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from gallery.read import entries, short, table, values
+from gallery.read import entries, figures_of, table
 from gallery.recipe import Folders, Recipe, Run
 from gallery.recipes.lags import FAILED, finished
-from lightning_toys.stats import format_estimate, mean_ci
 
 CONFIG = "-c configs/bilevel/regression_ofbo.yaml"
 CELLS = {  # OFBO smooths the functional hypergradient alone
@@ -35,15 +34,18 @@ METRICS = {"outer_loss_all": "whole stream", "outer_loss": "last sixth", "exact_
 
 
 def ofbo_table(at: Folders) -> str:
-    """Return each algorithm's losses at OFBO's settings."""
+    """Return each algorithm's losses at OFBO's settings, each seed's."""
     rows = []
     for name in CELLS:
         content = finished(at[OFBO.name] / name.replace(", ", "-"))
         if content is None:
             rows.append([name, FAILED, "", ""])
             continue
-        found = [values(content, m) if m in content["metrics"] else [] for m in METRICS]
-        rows.append([name, *(short(format_estimate(mean_ci(v))) if v else "-" for v in found)])
+        found = [content["metrics"].get(m, {"values": []})["values"] for m in METRICS]
+        # each seed: of three positive numbers that differ by more than their mean an interval would reach below 0
+        rows.append(
+            [name, *(", ".join("-" if x is None else figures_of(x, 3) for x in v) if v else "-" for v in found)]
+        )
     return table(f"algorithm | {' | '.join(METRICS.values())}", rows)
 
 
