@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -11,18 +11,10 @@ import torch
 from torch import Tensor
 
 from lightning_toys.errors import require
+from lightning_toys.training.own_classes import shape_of
 
 TOLERANCE = 1e-3  # of single precision's rounding, in a batch of one replica or two, and of what a solver makes of it
 LEAST = 1e-3  # numbers that are all below it may be the rounding of larger ones
-
-
-def trial_pair(seeds: Sequence[int]) -> list[int]:
-    """Return two seeds to try a class with, whatever the number of a run's.
-
-    >>> trial_pair([7, 8, 9]), trial_pair([7])
-    ([7, 8], [7, 6])
-    """
-    return list(seeds[:2]) if len(seeds) > 1 else [seeds[0], seeds[0] ^ 1]
 
 
 @contextmanager
@@ -41,11 +33,6 @@ def copied(thing: Thing) -> Thing:
         return copy.deepcopy(thing)
     except Exception:  # of somebody else's code, which need not be copied to be used
         return thing
-
-
-def shape_of(found: Any) -> Any:
-    """Return a tensor's shape, or what it is in place of one."""
-    return tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
 
 
 def require_tensor(where: str, found: Any, wanted: tuple[int, ...]) -> None:
@@ -83,14 +70,3 @@ def require_drawn_by_seed(where: str, both: Tensor, alone: Tensor) -> None:
     require(axis, f"{where} is {shape} for 2 seeds; give a leading replica axis of 2, of 1 for 1 seed")
     same = torch.equal(both[1:], alone)
     require(same, f"{where} depends on more than its replica's seed; draw by noise.keyed_generator")
-
-
-def require_methods(flag: str, thing: object, base: type, *names: str) -> None:
-    """Refuse an object that lacks a method of its base, which only raises there.
-
-    Raises:
-        ToyError: names it.
-    """
-    for name in names:
-        missing = getattr(type(thing), name) is getattr(base, name)
-        require(not missing, f"{flag}: {type(thing).__name__} has no {name}; give it (see {base.__name__}.{name})")

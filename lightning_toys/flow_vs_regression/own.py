@@ -21,7 +21,7 @@ from lightning_toys.flow_vs_regression.objectives import Objective, Readout
 from lightning_toys.flow_vs_regression.targets import Target
 from lightning_toys.nets import ConditionalNet, Network
 from lightning_toys.training.noise import keyed_generator
-from lightning_toys.training.own_classes import attempt
+from lightning_toys.training.own_classes import attempt, require_methods, trial_pair
 
 ROWS = 3  # of a trial
 METRIC_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -78,18 +78,6 @@ class Metric:
             c: where, (M, C).
         """
         raise NotImplementedError
-
-
-def require_methods(flag: str, thing: object, base: type, *names: str) -> None:
-    """Refuse an object that lacks a method of its base, which only raises there."""
-    for name in names:
-        missing = getattr(type(thing), name) is getattr(base, name)
-        require(not missing, f"{flag}: {type(thing).__name__} has no {name}; give it (see {base.__name__}.{name})")
-
-
-def trial_pair(seeds: Sequence[int]) -> list[int]:
-    """Return two seeds to try a network with."""
-    return list(seeds[:2]) if len(seeds) > 1 else [seeds[0], seeds[0] ^ 1]
 
 
 def trial_places(seeds: Sequence[int]) -> list[int]:

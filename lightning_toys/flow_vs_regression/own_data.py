@@ -12,10 +12,10 @@ from torch import Tensor
 from lightning_toys.errors import require
 from lightning_toys.flow_vs_regression.data import PointData, Points
 from lightning_toys.flow_vs_regression.metrics import compute_metrics
-from lightning_toys.flow_vs_regression.own import Metric, check_extra_metrics, check_metrics, require_methods
+from lightning_toys.flow_vs_regression.own import Metric, check_extra_metrics, check_metrics
 from lightning_toys.flow_vs_regression.targets import Target
 from lightning_toys.flow_vs_regression.units import Units, unfit_units
-from lightning_toys.training.own_classes import attempt, is_own
+from lightning_toys.training.own_classes import attempt, is_own, require_methods
 
 VALIDATION_POINTS = 1000  # at most, see :meth:`PointData.val_dataloader`
 OTHER_METRICS = ("evaluations", "spread")  # names that the module's own evaluation gives

@@ -15,7 +15,7 @@ from lightning_toys.generative_policy.couplings import Coupling
 from lightning_toys.generative_policy.samplers import Particles, Sampler
 from lightning_toys.generative_policy.target import Target
 from lightning_toys.training.noise import keyed_generator
-from lightning_toys.training.own_classes import attempt, is_own
+from lightning_toys.training.own_classes import attempt, is_own, shape_of
 
 ROWS = 5  # of a trial
 MAX_DIM = 1000
@@ -128,7 +128,7 @@ def require_weights(where: str, weights: Any) -> None:
 
 def require_shape(where: str, found: Any, wanted: tuple[int, ...]) -> None:
     """Refuse what is no tensor of the wanted shape."""
-    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    shape = shape_of(found)
     require(shape == wanted, f"{where} gives {shape}; give a tensor {wanted}")
 
 

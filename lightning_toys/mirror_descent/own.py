@@ -21,7 +21,7 @@ from lightning_toys.mirror_descent.schedules import Schedule
 from lightning_toys.mirror_descent.steering import Potential
 from lightning_toys.mirror_descent.tilt import QuadraticForm, Reward
 from lightning_toys.mirror_descent.world import World, without_rows
-from lightning_toys.training.own_classes import attempt, is_own
+from lightning_toys.training.own_classes import attempt, is_own, shape_of
 
 FLAG = "--model.samplers"
 LEAST_LEVEL = 0.05  # abar, of the levels at which a schedule is asked
@@ -120,8 +120,3 @@ def require_shape(where: str, found: Any, coordinates: int) -> None:
         fits = (rows.shape[0] if rows.dim() == 2 else 1) == coordinates
     wanted = (BLOCK_SIZE,) if coordinates == 1 else (coordinates, BLOCK_SIZE)
     require(fits, f"{where} is {shape_of(found)} of one block of chains; give a tensor {wanted}, as noise.normal() is")
-
-
-def shape_of(found: Any) -> str:
-    """Return the shape of a tensor in words, or the type of anything else."""
-    return f"{tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__

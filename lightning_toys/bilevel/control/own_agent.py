@@ -14,19 +14,10 @@ from lightning_toys.bilevel.control.episodes import RandomPolicy
 from lightning_toys.bilevel.control.learner import AgentNetworks, Learner
 from lightning_toys.bilevel.control.replay import Batch, ReplayBuffer
 from lightning_toys.bilevel.control.updates import RESPONSES, AgentUpdate
-from lightning_toys.bilevel.trials import (
-    apart,
-    copied,
-    require_drawn_by_seed,
-    require_methods,
-    require_solo,
-    require_tensor,
-    shape_of,
-    trial_pair,
-)
+from lightning_toys.bilevel.trials import apart, copied, require_drawn_by_seed, require_solo, require_tensor
 from lightning_toys.bilevel.vectors import flatten
 from lightning_toys.errors import require
-from lightning_toys.training.own_classes import attempt, is_own
+from lightning_toys.training.own_classes import attempt, is_own, require_methods, shape_of, trial_pair
 
 FLAG = "--model.agent"
 TRIED = 16  # transitions of each replica

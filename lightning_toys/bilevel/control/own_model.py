@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_toys.bilevel.control.world_model import ModelPass, WorldModel
-from lightning_toys.bilevel.trials import apart, copied, require_drawn_by_seed, require_solo, shape_of, trial_pair
+from lightning_toys.bilevel.trials import apart, copied, require_drawn_by_seed, require_solo
 from lightning_toys.bilevel.vectors import Tensors, flatten
 from lightning_toys.errors import ToyError, require
 from lightning_toys.training.noise import keyed_generator
-from lightning_toys.training.own_classes import attempt
+from lightning_toys.training.own_classes import attempt, shape_of, trial_pair
 
 FLAG = "--model.world_model"
 TRIED = 3  # rows that a network is tried on

@@ -14,17 +14,9 @@ from torch import Tensor
 from lightning_toys.bilevel.regression.algorithms import Found, LagAlgorithm, TimeStep
 from lightning_toys.bilevel.regression.hypergradients import AdamMoments, WeightedTargets, Window
 from lightning_toys.bilevel.regression.learner import Learner
-from lightning_toys.bilevel.trials import (
-    apart,
-    copied,
-    require_methods,
-    require_solo,
-    require_tensor,
-    shape_of,
-    trial_pair,
-)
+from lightning_toys.bilevel.trials import apart, copied, require_solo, require_tensor
 from lightning_toys.errors import require
-from lightning_toys.training.own_classes import attempt, is_own
+from lightning_toys.training.own_classes import attempt, is_own, require_methods, shape_of, trial_pair
 
 if TYPE_CHECKING:
     from lightning_toys.bilevel.regression.data import StreamData
