@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from numbers import Integral, Real
@@ -269,6 +269,7 @@ def process_rank() -> int:
     return 0
 
 
+LISTENERS: list[Callable[[str], None]] = []  # who else is told what :func:`note` says
 HELD: list[list[str]] = []  # what is to be said at the end of each :func:`notes_held` that is under way
 
 
@@ -291,3 +292,5 @@ def note(message: str) -> None:
         HELD[-1].append(message)
     elif process_rank() == 0:
         print(message, file=sys.stderr, flush=True)
+        for listener in LISTENERS:
+            listener(message)

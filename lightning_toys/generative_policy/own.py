@@ -40,7 +40,6 @@ def check_target(target: Target) -> None:
     require(known, f"{where} has neither log_prob nor sample; give one (see Target)")
     D = target.dim
     bounded(f"{where}.dim", D, 1, MAX_DIM)
-    require(isinstance(D, int), f"{where}.dim: {D!r} is not allowed; give an integer")
     low, high = attempt(f"{where}.bounds {target.bounds!r}"[:200], target.box)
     fits = bool((low.isfinite() & high.isfinite() & (low < high)).all())
     require(fits, f"{where}.bounds: {target.bounds!r} is not allowed; give two ends, the low below the high")

@@ -130,10 +130,25 @@ def test_figures_that_fail_cost_no_results(
     assert json.loads((run / "results.json").read_text())["stage"] == "test"
     assert capsys.readouterr().err.splitlines()[-1] == wanted
     # a sweep goes on to the cell's test and to the other cells, and is compared
-    assert main(["sweep", "-c", "badly_drawn", "--grid.model.hidden", "[4,8]", *short]) == 0
+    swept = ["sweep", "-c", "badly_drawn", "--grid.model.hidden", "[4,8]", *short]
+    assert main(swept) == 1
     err = capsys.readouterr().err
     assert err.count(f"error: {said}") == 4
+    assert err.splitlines()[-1] == (
+        "error: figures of 2 of 2 cells could not be drawn: hidden=4, hidden=8; their numbers are whole "
+        "(--sweep.retry true runs them again)"
+    )
     assert (run.parent.parent / "badly_drawn-sweep/comparison/rmse.png").exists()
+    # once they can be drawn, they are: nothing is trained anew
+    assert main(swept) == 1
+    (folder / "badly_drawn.py").write_text(source)
+    sys.modules.pop("badly_drawn", None)
+    capsys.readouterr()
+    assert main([*swept, "--sweep.retry", "true"]) == 0
+    assert capsys.readouterr().err.count("nothing was trained") == 2
+    assert main(swept) == 0
+    (folder / "badly_drawn.py").write_text(source + FIGURES)
+    sys.modules.pop("badly_drawn", None)
     # a script gets the error itself
     monkeypatch.syspath_prepend(str(folder))
     found = __import__("badly_drawn")

@@ -185,8 +185,8 @@ def run_owned(order: Order, pruner: Pruner | None) -> Outcome:
     write_mark(folder, mark)
     failed: dict[str, str] = {}
     try:
-        fit_and_test(order, pruner)
-        write_mark(folder, {**mark, "done": True})
+        undrawn = fit_and_test(order, pruner)
+        write_mark(folder, {**mark, "done": True, **({"undrawn": undrawn} if undrawn else {})})
         return Outcome("done")
     except PrunedError as stop:
         write_mark(folder, {**mark, "pruned": {"step": stop.step, "value": stop.value}})
@@ -206,25 +206,33 @@ def run_owned(order: Order, pruner: Pruner | None) -> Outcome:
     return Outcome(failed["kind"], failed["reason"])
 
 
-def fit_and_test(order: Order, pruner: Pruner | None) -> None:
-    """Fit a cell and test it; of a trial, see that there is something to judge it by."""
+def fit_and_test(order: Order, pruner: Pruner | None) -> str:
+    """Fit a cell and test it; of a trial, see that there is something to judge it by. Return what was not drawn."""
     task = order.task
     words = [*stacked(order.base, task.cell), "--run.name", task.cell.name]
+    undrawn = []
     if task.trains:
         watch = pruning(pruner, order.metric) if pruner and order.metric else nullcontext()
         with without_summary(), watch:
-            run_but_figures(["fit", *words, "--ckpt_path", "auto"], task)
-    run_but_figures(["test", *words, *(("--ckpt_path", "last") if task.trains else ())], task)
+            undrawn.append(run_but_figures(["fit", *words, "--ckpt_path", "auto"], task))
+    undrawn.append(run_but_figures(["test", *words, *(("--ckpt_path", "last") if task.trains else ())], task))
     if order.metric:
         judge(task.folder, order.metric)
+    return "; ".join(filter(None, undrawn))
 
 
-def run_but_figures(words: Sequence[str], task: Task) -> None:
-    """Run a cell's verb; pictures that cannot be drawn are told of, and no reason to be without the cell's numbers."""
+def run_but_figures(words: Sequence[str], task: Task) -> str:
+    """Run a cell's verb; pictures that cannot be drawn are told of, and no reason to be without the cell's numbers.
+
+    Returns:
+        what of them could not be drawn; empty if nothing.
+    """
     try:
         run_trainer(words)
     except FiguresError as error:
         note(f"error: {one_line(error)} (in the cell {task.cell.name})")
+        return one_line(error)
+    return ""
 
 
 def judge(folder: Path, metric: str) -> None:
@@ -254,14 +262,16 @@ def fail(task: Task, failed: dict[str, str]) -> None:
 
 
 def forget_failures(plan: Plan) -> None:
-    """Let cells that failed be run again, those that nobody holds."""
+    """Let cells that failed, or lack figures, be run again, those that nobody holds."""
     for task in plan.tasks:
-        if not read_mark(task.folder).get("failed"):
+        if not {"failed", "undrawn"} & read_mark(task.folder).keys():
             continue
         try:
             with acquire(task.folder):
                 mark = read_mark(task.folder)
                 mark.pop("failed", None)
+                if mark.pop("undrawn", None):
+                    mark["done"] = False
                 write_mark(task.folder, mark)
         except HeldError:
             note(f"not run again, held by {last_record(task.folder).who}: {task.cell.name}")
@@ -273,15 +283,28 @@ def failures(plan: Plan) -> dict[str, dict[str, str]]:
     return {name: failed for name, failed in marks.items() if failed}
 
 
+def check_drawn(plan: Plan, what_next: str = "") -> None:
+    """End what has run all its cells with an error where figures are missing.
+
+    Raises:
+        FiguresError: says of which cells.
+    """
+    if undrawn := [t.cell.name for t in plan.tasks if read_mark(t.folder).get("undrawn")]:
+        which = f"figures of {len(undrawn)} of {len(plan.tasks)} cells could not be drawn: {', '.join(undrawn)}"
+        raise FiguresError(f"{which}; their numbers are whole{what_next}")
+
+
 def verdict(plan: Plan) -> None:
     """End a sweep, all of whose cells are settled.
 
     Raises:
         NonFiniteError: a cell's training blew up, or it crashed.
         ToyError: cells were refused.
+        FiguresError: all cells are done, but figures of some could not be drawn.
     """
     failed = failures(plan)
     if not failed:
+        check_drawn(plan, " (--sweep.retry true runs them again)")
         return
     verbs = {"non-finite": "went non-finite", "crashed": "crashed", "refused": "were refused"}
     parts = []

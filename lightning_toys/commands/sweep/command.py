@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_toys.commands.sweep.agenda import Agenda
-from lightning_toys.commands.sweep.cell import COMMON, Plan, failures, forget_failures, is_settled, verdict
+from lightning_toys.commands.sweep.cell import COMMON, Plan, check_drawn, failures, forget_failures, is_settled, verdict
 from lightning_toys.commands.sweep.engine import Engine, InProcess
 from lightning_toys.commands.sweep.grid import check_cell, check_words, plan_grid
 from lightning_toys.commands.sweep.ray_worker import leave_group
@@ -85,6 +85,7 @@ def close(agenda: Agenda, search: Search | None) -> None:
         return
     if search:  # a trial that fails is an answer
         search.finish()
+        check_drawn(plan)
         return
     try:
         with acquire(plan.tasks[0].folder.parent / COMMON, agenda.session):

@@ -32,7 +32,6 @@ from lightning_toys.commands.trainer.surroundings import (
     without_writers_traces,
 )
 from lightning_toys.errors import FiguresError, ToyError, note, process_rank, require, run_folder_error
-from lightning_toys.stats import format_estimate, mean_ci
 from lightning_toys.training.checkpoint_format import malformed_optimizers
 from lightning_toys.training.files import make_folder, set_aside, whole_file, write_beside
 from lightning_toys.training.metrics_csv import MetricsCSV
@@ -42,10 +41,10 @@ from lightning_toys.training.ownership import OWNER, check_owned
 from lightning_toys.training.progress_bar import Progress
 from lightning_toys.training.replica_parallel import ReplicaStrategy
 from lightning_toys.training.reporting import FigureWriter, Reporter, ResultsWriter
-from lightning_toys.training.results import Report
 from lightning_toys.training.results_format import results_step
 from lightning_toys.training.run_folder import RUN_VARIABLE, clear_cut_off, is_beside, new_run, was_cut_off
 from lightning_toys.training.tensorboard_layout import TensorBoardLayout
+from lightning_toys.training.train_log import TrainLog, heard_by, summary
 
 
 class ToysCLI(SettingsCLI):
@@ -55,9 +54,10 @@ class ToysCLI(SettingsCLI):
     """
 
     def __init__(self, args: Sequence[str], dry: bool = False) -> None:
-        self.ownership = None
+        self.ownership, self.log = None, TrainLog(args)
         try:
-            super().__init__(args, dry)
+            with heard_by(self.log.hear):
+                super().__init__(args, dry)
         finally:
             self.disown()
 
@@ -66,7 +66,7 @@ class ToysCLI(SettingsCLI):
         settings = self.config_init[self.subcommand]
         trainer: Namespace = settings.trainer
         rescue, figures, results = settings.checkpoint, settings.figures, ResultsWriter()
-        for callback in (rescue, figures, results):
+        for callback in (rescue, figures, results, self.log):
             callback.run = self.run
         self.model.config = reproducible_settings(self.dump(str(self.subcommand)))
         settings_shown = flatten(self.model.config)
@@ -81,7 +81,7 @@ class ToysCLI(SettingsCLI):
         # figures, which may be somebody's own code: what was trained is written down whatever becomes of its pictures
         progress = Progress(shown=trainer.enable_progress_bar is not False)
         kwargs["enable_progress_bar"] = False  # Lightning's own counts batches, each of many steps
-        ours = [progress, rescue, results, figures, TensorBoardLayout()]
+        ours = [progress, rescue, results, figures, TensorBoardLayout(), self.log]
         kwargs["callbacks"] = [MonitorCheck(), *given, *ours, *more_callbacks.get()]
         kwargs["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in given)
         kwargs["default_root_dir"] = str(self.run.path)
@@ -321,13 +321,6 @@ class ToysCLI(SettingsCLI):
         with whole_file(path) as f:
             np.savez_compressed(f, **arrays, seeds=np.array(self.model.seeds))
         note(f"predictions are in {path}")
-
-
-def summary(report: Report, names: Sequence[str]) -> str:
-    """Return the headline metrics in one line."""
-    words = [f"{n} {format_estimate(mean_ci(report.metrics[n]))}" for n in names if n in report.metrics]
-    seeds = len(report.seeds)
-    return f"{', '.join(words)} ({seeds} seed{'s' if seeds > 1 else ''}{'; ± half of the 95 % interval' * (seeds > 1)})"
 
 
 def tell_trial(cli: ToysCLI, verb: str) -> None:
