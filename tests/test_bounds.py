@@ -55,6 +55,29 @@ def in_a_list(annotation: Any) -> bool:
     return isinstance(origin, type) and issubclass(origin, typing.Sequence | tuple)  # type: ignore[arg-type]
 
 
+SIZES = {  # of lists whose length is not free, innermost last
+    ("BanditData", "heights"): (3,),
+    ("GaussianMixture", "weights"): (2,),
+    ("GaussianMixture", "means"): (2, 2),
+    ("GaussianMixture", "covariances"): (2, 2, 2),
+}
+
+
+def depth(annotation: Any) -> int:
+    """How many lists lie around a number."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return max(map(depth, inner))
+    return in_a_list(annotation) and 1 + max(depth(part) for part in inner if part is not Ellipsis)
+
+
+def listed(kind: type, name: str, annotation: Any, value: Any) -> Any:
+    """A value as deep in lists as the annotation has it, each of a length that is allowed."""
+    for size in reversed(SIZES.get((kind.__name__, name), (1,) * depth(annotation))):
+        value = [value] * size
+    return value
+
+
 def classes() -> Iterator[type]:
     """Every class that a configuration may name, and the dataclasses of their settings."""
     todo: list[Any] = [*(load_class(path) for _, path in exported()), FigureWriter, RescueCheckpoint]
@@ -91,10 +114,13 @@ def test_there_are_settings_of_every_experiment() -> None:
 def test_a_number_out_of_bounds(kind: type, name: str, annotation: Any) -> None:
     number = int if int in kinds_in(annotation) and float not in kinds_in(annotation) else float
     for value in WRONG[number]:
-        given = [value] if in_a_list(annotation) else value
+        given = listed(kind, name, annotation, value)
         with pytest.raises(ToyError) as caught:
             kind(**{**NEEDED.get(kind.__name__, {}), name: given})
-        assert name in str(caught.value), (value, caught.value)
+        said = str(caught.value)
+        assert name in said, (value, said)
+        assert str(value)[:40] in said or "twice" in said, (value, said)
+        assert " not allowed with " not in said, (value, said)  # a length, where the number was to be looked at
 
 
 def words() -> Iterator[tuple[type, str, Any]]:
