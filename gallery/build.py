@@ -102,11 +102,14 @@ def collect(found: dict[str, Any], recipes: Sequence[Recipe], out: Path, full: b
     for name in runs.keys() - stamps.keys() if full else ():
         if stamp := kept.unpack(runs[name], out / "kept"):
             stamps[name], places[name] = stamp, out / "kept" / runs[name].folder
+    drawn = {name for name, place in places.items() if place.is_relative_to(root)}  # what is kept has no pictures
     folders = Folders(places, full)
     for recipe in recipes:
         for kind in manifest.KINDS:
             for entry in getattr(recipe, kind):
                 if entry.make is None or not set(entry.runs) <= set(stamps):
+                    continue
+                if isinstance(entry.make, str) and not set(entry.runs) <= drawn:  # the docs have it, as it was drawn
                     continue
                 try:
                     content = make(entry, kind, folders, IMAGES if full else out / "figures")

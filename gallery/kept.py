@@ -2,8 +2,9 @@
 
 A run that ``keeps`` leaves gallery/kept/NAME.json when the full setting has run it: its stamp (commands, commit, day,
 machine), of every results.json below its folder what recipes read, of every metrics.csv the columns that the run's
-``curves`` name, and small files that its ``files`` name, as they are (arrays in base 64). As long as the file is there
-and its commands are the run's, the run is not run again; whoever wants it anew deletes the file.
+``curves`` name, and small files that its ``files`` name, as they are (arrays in base 64). Pictures that the run itself
+draws are not in it: they stand in docs/images. As long as the file is there and its commands are the run's, the run is
+not run again; whoever wants it anew deletes the file.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from gallery.running import REPO
 
 PLACE = REPO / "gallery" / "kept"
 DIGITS = 7  # of each value: single precision has no more
-SETTINGS = "model.evaluation."  # those by which recipes tell a run's tests apart
+# those by which recipes tell a run's tests apart, or that they count by
+SETTINGS = ("model.evaluation.", "model.settings.", "model.chains", "model.warm_steps", "model.lr")
 ARRAYS = ("trajectories", "frontier", "verdicts")  # that pictures and tables are made from; numbers to four digits
 
 

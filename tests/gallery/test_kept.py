@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
-from gallery import kept
-from gallery.recipe import Run
+from gallery import build, kept, read
+from gallery.recipe import Entry, Recipe, Run
 
 RUN = Run(
     name="searched",
@@ -91,3 +94,25 @@ def test_metrics_of_no_match_are_no_curves(tmp_path: Path) -> None:
     for text in ("step,train/loss\n1,2\n", "step,eval/return\n", ""):
         (tmp_path / "metrics.csv").write_text(text)
         assert kept.curves(RUN, tmp_path / "metrics.csv") == {}
+
+
+def test_a_picture_of_a_kept_run_stays_as_it_stands_in_the_docs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the run's own folder has it; what is made of results and curves is made anew."""
+    monkeypatch.setattr(kept, "unpack", partial(kept.unpack, place=tmp_path / "kept"))
+    folder = tmp_path / "runs" / RUN.folder
+    folder.mkdir(parents=True)
+    content = {"stage": "fit", "seeds": [1], "metrics": {"l2": {"values": [0.25]}}, "settings": {}}
+    (folder / "results.json").write_text(json.dumps(content))
+    identity = {"commands": list(RUN.commands), "versions": {}, "code": "c"}
+    stamp = {"identity": identity, "seconds": 60, "git": {}, "date": "d", "machine": "m", "done": len(RUN.commands)}
+    kept.keep(RUN, tmp_path / "runs", stamp, tmp_path / "kept")
+    picture = Entry("picture", (RUN.name,), "figures/picture.png")
+    number = Entry("number", (RUN.name,), lambda at: str(read.values(read.results(at[RUN.name]), "l2")[0]))
+    recipe = Recipe("kept", (RUN,), figures=(picture,), numbers=(number,))
+    monkeypatch.setattr(build, "RECIPES", (recipe,))
+    found: dict[str, Any] = {"runs": {}, "tables": {}, "numbers": {}, "figures": {"picture": {"sha256": "as it was"}}}
+    assert build.collect(found, [recipe], tmp_path / "build", full=True) == []
+    assert found["figures"] == {"picture": {"sha256": "as it was"}}
+    assert found["numbers"]["number"]["value"] == "0.25"
