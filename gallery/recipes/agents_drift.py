@@ -31,7 +31,16 @@ PRESENT = {"1000": " --model.solver.smoothing_present 0.3"}  # as OFBO has it
 DRIFT = "--model.disturbance.drift 8 --model.regret_every 100 --model.inner_lr 1e-3 --model.model_hidden_dim 8"
 DRIFT += " --data.capacity 2000"  # a fifth of a swing: all of the past would have its centre near 0
 # of each agent and smoothing the rate of its model
-CHOSEN_DRIFT: dict[tuple[str, str], str] = dict.fromkeys(product(DRIFTING, SMOOTHING), "1e-3")
+CHOSEN_DRIFT: dict[tuple[str, str], str] = {
+    ("vaml", "1"): "1e-3",
+    ("vaml", "10"): "3e-4",
+    ("vaml", "100"): "3e-4",
+    ("vaml", "1000"): "3e-4",
+    ("omd", "1"): "3e-4",
+    ("omd", "10"): "1e-3",
+    ("omd", "100"): "3e-4",
+    ("omd", "1000"): "3e-4",
+}
 DRIFT_EVERY = f"--trainer.val_check_interval 2000 --checkpoint.every_n_steps 30000 --model.eval_episodes 20 {QUIET}"
 
 
