@@ -159,7 +159,6 @@ RECIPE = Recipe(
             ["target_std"],
             {
                 "policy.off3": lambda at: spread_to(values(shipped(at), "off3"), 3),
-                "policy.off5": lambda at: spread(values(shipped(at), "off5")),
                 "policy.off3.two": meanflow("off3@2", 3),
                 "policy.off3.64": meanflow("off3@64", 3),
                 "policy.entropy.two": meanflow("entropy_knn@2", 2),
