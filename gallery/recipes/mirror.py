@@ -243,10 +243,10 @@ RECIPE = Recipe(
             {
                 "mirror.facts": facts_table,
                 "mirror.refreshes": refreshes,
-                "mirror.laws": lambda at: "\n".join(tables(at["analytic"])[1]),
+                "mirror.distributions": lambda at: "\n".join(tables(at["analytic"])[1]),
             },
         ),
-        *entries([run.name for run in FINE.values()], {"mirror.laws_4000": fine_table}),
+        *entries([run.name for run in FINE.values()], {"mirror.distributions_4000": fine_table}),
         *entries(
             ["learned"],
             {

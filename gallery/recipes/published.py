@@ -348,7 +348,7 @@ RECIPE = Recipe(
     figures=entries(names_of(*TASKS), {"published_numbers": drawing}),
     tables=(
         *entries(names_of("reconstruction"), {"flow.reconstruction": reconstruction_table}),
-        *entries([run_name("reconstruction", "flow")], {"flow.start_law": start_table}),
+        *entries([run_name("reconstruction", "flow")], {"flow.start_distribution": start_table}),
         *entries([run_name("piecewise", "regression")], {"flow.boundary": boundary_table}),
         *(
             entry

@@ -16,7 +16,7 @@ from lightning_toys.mirror_descent import affine
 from lightning_toys.mirror_descent.action_density import ActionDensity, joint_acceptance, mala_moves
 from lightning_toys.mirror_descent.affine import AffineStep, propagate
 from lightning_toys.mirror_descent.compiled_kernels import gaussian_mala
-from lightning_toys.mirror_descent.grid_law import Steps, langevin_law
+from lightning_toys.mirror_descent.grid_distribution import Steps, langevin_distribution
 from lightning_toys.mirror_descent.joint import Gaussian, NoiseLevel
 from lightning_toys.mirror_descent.kernels import (
     Noise,
@@ -146,12 +146,12 @@ class PCULA(AnnealedSampler):
                 x = propagate(x, step)
         return propagate(x, affine.refresh(self.problem.joint.clean))
 
-    def exact_law(self) -> OneAction | None:
-        """See :meth:`Sampler.exact_law`: with one action."""
+    def exact_distribution_on_mixtures(self) -> OneAction | None:
+        """See :meth:`Sampler.exact_distribution_on_mixtures`: with one action."""
         s, levels = self.problem.settings, self.problem.tilted_levels
         moves = [Steps(at, s.ula_step, s.action_steps_per_level, adjusted=False) for at in levels]
         moves.append(Steps(self.problem.tilted, self.final_step, self.problem.schedule.final_steps))
-        return langevin_law(self.problem, levels[0].level, moves)
+        return langevin_distribution(self.problem, levels[0].level, moves)
 
 
 class PCMALA(AnnealedSampler):
@@ -216,12 +216,12 @@ class PCMALA(AnnealedSampler):
         """See :meth:`Sampler.exact_moments`."""
         return refreshed_moments(self.problem, *self.density.solve()) if self.density.known else {}
 
-    def exact_law(self) -> OneAction | None:
-        """See :meth:`Sampler.exact_law`: with one action."""
+    def exact_distribution_on_mixtures(self) -> OneAction | None:
+        """See :meth:`Sampler.exact_distribution_on_mixtures`: with one action."""
         s, levels = self.problem.settings, self.problem.tilted_levels
         moves = [Steps(at, s.mala_step / at.tau, s.action_steps_per_level) for at in levels]
         moves.append(Steps(self.problem.tilted, self.final_step, self.problem.schedule.final_steps))
-        return langevin_law(self.problem, levels[0].level, moves)
+        return langevin_distribution(self.problem, levels[0].level, moves)
 
     def why_unknown(self) -> str:
         """See :meth:`Sampler.why_unknown`."""

@@ -89,8 +89,8 @@ class BestOfN(Sampler):
         """See :meth:`Sampler.exact_moments`."""
         return refreshed_moments(self.problem, *self.action_density)
 
-    def exact_law(self) -> OneAction | None:
-        """See :meth:`Sampler.exact_law`: known with one action."""
+    def exact_distribution_on_mixtures(self) -> OneAction | None:
+        """See :meth:`Sampler.exact_distribution_on_mixtures`: known with one action."""
         if self.problem.world.action_dim != 1:
             return None
         return OneAction(self.problem.world.clean, self.problem.reward, *self.action_density)

@@ -76,9 +76,9 @@ class MixtureTilt(Tilted):
     @cached_property
     def truth(self) -> Truth:
         """What is known of it exactly; kept by the level, since quadrature takes a while."""
-        return self.law_at(self.beta)
+        return self.truth_at(self.beta)
 
-    def law_at(self, beta: float) -> Truth:
+    def truth_at(self, beta: float) -> Truth:
         """Return what is known of the same tilt at another inverse temperature."""
         key = (id(self.reward), beta)
         if key not in self.level.distributions:
@@ -110,7 +110,7 @@ class MixtureTilt(Tilted):
     def importance_ess_fraction(self) -> float:
         """See :attr:`Tilted.importance_ess_fraction`."""
         try:
-            doubled = self.law_at(2 * self.beta)
+            doubled = self.truth_at(2 * self.beta)
         except NoIntegralError:
             return 0.0
         return math.exp(2 * self.log_z - doubled.log_z)

@@ -48,9 +48,9 @@ class Sampler(ABC):
     """A way of drawing (a, s') from the tilted target: a base class for samplers of your own, given by class_path.
 
     Chains are along the last axis B, in blocks of ``BLOCK_SIZE``. :meth:`draw` and :meth:`cost` are what a sampler has
-    to give. Where its exact distribution is known too, :meth:`exact_distribution` or :meth:`exact_moments` says so, and
-    the run tests the draws against it; else against the target alone. The first argument of the constructor is the
-    problem, the others are settings.
+    to give. Where its exact distribution is known too, :meth:`exact_distribution` or :meth:`exact_moments` says so (on
+    mixtures :meth:`exact_distribution_on_mixtures`), and the run tests the draws against it; else against the target
+    alone. The first argument of the constructor is the problem, the others are settings.
 
     Attributes:
         name: of its metrics (``joint_kl@NAME``) and part of the key of its noise; the class's name if left out.
@@ -109,8 +109,8 @@ class Sampler(ABC):
         x = self.problem.tilted_joint if self.exact_in_the_limit else self.exact_distribution()
         return {} if x is None else gaussian_moments(x, self.problem.joint.sigma_sprime)
 
-    def exact_law(self) -> Any:
-        """Return the distribution of the draws, a :class:`truth.Truth`, where it is known in this world; else None."""
+    def exact_distribution_on_mixtures(self) -> Any:
+        """Return the distribution of the draws, a :class:`truth.Truth`, where it is known; else None."""
         return None
 
     def fast_steps(self) -> int:

@@ -15,7 +15,7 @@ from lightning_toys.mirror_descent import affine
 from lightning_toys.mirror_descent.action_density import ActionDensity, independence_moves, mala_moves
 from lightning_toys.mirror_descent.affine import AffineStep, propagate
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample, check_mean, lag_one_autocorrelation
-from lightning_toys.mirror_descent.grid_law import Steps, independence_law, langevin_law
+from lightning_toys.mirror_descent.grid_distribution import Steps, independence_distribution, langevin_distribution
 from lightning_toys.mirror_descent.joint import Gaussian
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise, State, independence_mh, init_state, mala, ula
 from lightning_toys.mirror_descent.model import refresh, sample_prior
@@ -131,9 +131,9 @@ class IndependenceMH(Sampler):
         """See :meth:`Sampler.exact_moments`."""
         return refreshed_moments(self.problem, *self.density.solve()) if self.density.known else {}
 
-    def exact_law(self) -> OneAction | None:
-        """See :meth:`Sampler.exact_law`: with one action."""
-        return independence_law(self.problem, self.problem.settings.mcmc_steps)
+    def exact_distribution_on_mixtures(self) -> OneAction | None:
+        """See :meth:`Sampler.exact_distribution_on_mixtures`: with one action."""
+        return independence_distribution(self.problem, self.problem.settings.mcmc_steps)
 
     def why_unknown(self) -> str:
         """See :meth:`Sampler.why_unknown`."""
@@ -173,11 +173,11 @@ class ULA(Sampler):
             x = propagate(x, step)
         return propagate(x, affine.refresh(problem.joint.clean))
 
-    def exact_law(self) -> OneAction | None:
-        """See :meth:`Sampler.exact_law`: with one action."""
+    def exact_distribution_on_mixtures(self) -> OneAction | None:
+        """See :meth:`Sampler.exact_distribution_on_mixtures`: with one action."""
         s = self.problem.settings
         steps = Steps(self.problem.tilted, s.ula_step, s.mcmc_steps, adjusted=False)
-        return langevin_law(self.problem, self.problem.world.clean, [steps])
+        return langevin_distribution(self.problem, self.problem.world.clean, [steps])
 
 
 def ula_transition(mu: float, tau: float, eta: float, gradient_noise: float = 0.0) -> AffineStep:
@@ -221,10 +221,10 @@ class MALA(Sampler):
         """See :meth:`Sampler.exact_moments`."""
         return refreshed_moments(self.problem, *self.density.solve()) if self.density.known else {}
 
-    def exact_law(self) -> OneAction | None:
-        """See :meth:`Sampler.exact_law`: with one action."""
+    def exact_distribution_on_mixtures(self) -> OneAction | None:
+        """See :meth:`Sampler.exact_distribution_on_mixtures`: with one action."""
         s, tilted = self.problem.settings, self.problem.tilted
-        return langevin_law(
+        return langevin_distribution(
             self.problem, self.problem.world.clean, [Steps(tilted, s.mala_step / tilted.tau, s.mcmc_steps)]
         )
 

@@ -146,7 +146,7 @@ def world_checks(
     exact: dict[str, float] = {}
     if complete and sampler.exact_in_the_limit:
         exact = goal if sampler.group >= LIMIT_GROUP else {}
-    elif complete and (distribution := sampler.exact_law()) is not None:
+    elif complete and (distribution := sampler.exact_distribution_on_mixtures()) is not None:
         exact = exact_statistics(world, distribution)
     source = "limit" if sampler.exact_in_the_limit else "exact"
     x = np.concatenate([points_of(s) for s in samples])

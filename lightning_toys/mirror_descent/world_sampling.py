@@ -343,7 +343,7 @@ class WorldSampling(SamplerEvaluation):
     def references(self, world: Any, truth: Truth) -> dict[str, dict[str, float]]:
         """Return the distances of exact draws of the target, and of the untilted distribution."""
         target: Any = self.problem.tilted
-        untilted: Truth = target.law_at(0.0)
+        untilted: Truth = target.truth_at(0.0)
         self.exact_points = [truth.draw(seed, self.chains) for seed in self.seeds]
         out = {}
         for name, points in (

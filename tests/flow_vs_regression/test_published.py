@@ -21,7 +21,7 @@ from lightning_toys.flow_vs_regression.targets import Predict, Target, Trigonome
 from lightning_toys.nets import Network
 from lightning_toys.training.results import is_main
 
-LAW = Literal["zeros", "gaussian"] | None
+DISTRIBUTION = Literal["zeros", "gaussian"] | None
 
 
 def grid(n: int) -> Tensor:
@@ -149,7 +149,7 @@ def test_the_published_metrics_are_the_published_code_s() -> None:
     target = PublishedPiecewise()
 
     def predict(
-        x: Tensor, distribution: LAW
+        x: Tensor, distribution: DISTRIBUTION
     ) -> Tensor:  # some smooth function that depends on the distribution asked for
         d = torch.arange(8, dtype=torch.float64)
         return torch.sin(3 * x + d * (2 if distribution == "gaussian" else 1))[None, None] + 0.1
@@ -162,7 +162,7 @@ def test_the_published_metrics_are_the_published_code_s() -> None:
 def test_only_the_published_metrics_ask_for_gaussian_starts() -> None:
     target, asked = PublishedPiecewise(), []
 
-    def predict(x: Tensor, distribution: LAW) -> Tensor:
+    def predict(x: Tensor, distribution: DISTRIBUTION) -> Tensor:
         asked.append((len(x), distribution))
         return torch.zeros(2, 3, len(x), 8, dtype=torch.float64) + x
 

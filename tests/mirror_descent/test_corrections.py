@@ -70,7 +70,7 @@ def test_correctors_tend_to_the_target(schedule: Constant) -> None:
     assert [a / b for a, b in itertools.pairwise(errors)] == pytest.approx([2, 2], rel=0.15)
 
 
-def test_correctors_draw_from_their_law() -> None:
+def test_correctors_draw_from_their_distribution() -> None:
     problem = with_settings(SKEW, smc_particles=2**11, smc_K=12)
     samples = run_chains(FeynmanKacCorrectors(problem.centred), [0, 1], BLOCK_SIZE, SINGLE)
     checks = closed_form_checks(FeynmanKacCorrectors(problem), samples)

@@ -167,13 +167,13 @@ def test_best_of_n_kl(n: int) -> None:
 
 
 @pytest.mark.parametrize("reward", [Quartic(0.8, 1.2, 0.2), Step(1.5, 0.3)], ids=["quartic", "step"])
-def test_best_of_n_law(reward: Quartic | Step) -> None:
+def test_best_of_n_distribution(reward: Quartic | Step) -> None:
     problem = problem_of(PLANE, reward)
     checks = checked("best_of_8", problem)
     assert {c.source for c in checks} == {"exact"}
     assert worst(checks) > 1e-3
     assert max(abs(c.goal_z) for c in checks) > 10
-    assert BestOfN(problem_of(FOUR, QuadraticReward([1.0, 1.0], [0.0, 0.0]))).exact_law() is None
+    assert BestOfN(problem_of(FOUR, QuadraticReward([1.0, 1.0], [0.0, 0.0]))).exact_distribution_on_mixtures() is None
 
 
 def test_best_of_n_of_narrow_modes_far_apart() -> None:
@@ -181,14 +181,14 @@ def test_best_of_n_of_narrow_modes_far_apart() -> None:
     under a symmetric reward with two jumps its mean is 0."""
     C = np.array([[[1.0, 0.3], [0.3, 1.0]]] * 2)
     q = Mixture(np.array([0.5, 0.5]), np.array([[-5000.0, 0.0], [5000.0, 0.0]]), C, 1)
-    distribution = BestOfN(problem_of(q, Step(1.0, 5000.0)), 3).exact_law()
+    distribution = BestOfN(problem_of(q, Step(1.0, 5000.0)), 3).exact_distribution_on_mixtures()
     assert distribution is not None
     lost, half = 0.75**3, math.sqrt(2 / math.pi)
     assert distribution.mean_reward == pytest.approx(1 - lost, abs=1e-6)
     below = (0.5 * -5000 + 0.25 * (5000 - half)) / 0.75  # E of q left of the edge
     assert distribution.mean[0] == pytest.approx(lost * below + (1 - lost) * (5000 + half), abs=1e-3)
     assert distribution.weights[0] == pytest.approx(lost * 2 / 3, abs=1e-6)
-    even = BestOfN(problem_of(q, Window()), 3).exact_law()
+    even = BestOfN(problem_of(q, Window()), 3).exact_distribution_on_mixtures()
     assert even is not None
     assert even.mean[0] == pytest.approx(0.0, abs=1e-3)
     p = 2 * scipy_stats.norm.cdf(0.25) - 1  # of either mode within its window

@@ -164,7 +164,7 @@ def test_joint_acceptance(eta: float) -> None:
     assert abs(paired.mean()) > 6 * paired.std() / math.sqrt(n)
 
 
-def test_joint_mala_law() -> None:
+def test_joint_mala_distribution() -> None:
     """Known numbers of the default problem, and what is not known is not said."""
     found = PCJointMALA(PROBLEM).exact_moments()
     assert (found["mean"], found["var"]) == pytest.approx((0.938058, 0.252105), abs=2e-6)

@@ -30,7 +30,7 @@ from lightning_toys.mirror_descent import (
 from lightning_toys.mirror_descent.chain_runner import run_chains
 from lightning_toys.mirror_descent.closed_form_checks import judge, verdicts
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample
-from lightning_toys.mirror_descent.grid_law import probability_beyond
+from lightning_toys.mirror_descent.grid_distribution import probability_beyond
 from lightning_toys.mirror_descent.joint import Joint
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE
 from lightning_toys.mirror_descent.mixture import GaussianMixtureJoint, Mixture
@@ -89,7 +89,7 @@ def test_the_gaussian_kernel_alone_is_not_enough(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("reward", [Quartic(0.8, 1.2, 0.2), Step(1.5, 0.3)], ids=["quartic", "step"])
 @pytest.mark.parametrize("name", ["ula", "mala", "independence_mh", "pc_mala", "pc_ula"])
-def test_laws_of_chains_in_worlds_of_one_action(name: str, reward: Reward) -> None:
+def test_distributions_of_chains_of_one_action(name: str, reward: Reward) -> None:
     """What eight steps, or six levels, leave of the start is in the distribution; the target itself is far away."""
     problem = problem_of(PLANE, reward, 1.0, **SMALL, ula_step=0.03)
     checks = checked(name, problem)
@@ -271,13 +271,13 @@ def test_draws_that_ran_away_are_told(mirror: Runner) -> None:
     assert "Traceback" not in err
 
 
-def test_a_law_is_not_known_where_unadjusted_steps_run_away() -> None:
+def test_a_distribution_is_not_known_where_unadjusted_steps_run_away() -> None:
     """On the grid what leaves it would stay: short steps have a distribution, long ones none; MALA rejects."""
     short = problem_of(PLANE, Quartic(0.8, 1.2, 0.2), 1.0, **SMALL, ula_step=0.03)
     long = problem_of(PLANE, Quartic(3.0, 1.0), 1.0, **SMALL, ula_step=0.06)
-    assert KNOWN["ula"](short).exact_law() is not None
-    assert KNOWN["ula"](long).exact_law() is None
-    assert KNOWN["mala"](long).exact_law() is not None
+    assert KNOWN["ula"](short).exact_distribution_on_mixtures() is not None
+    assert KNOWN["ula"](long).exact_distribution_on_mixtures() is None
+    assert KNOWN["mala"](long).exact_distribution_on_mixtures() is not None
     grid = np.linspace(-1.0, 1.0, 5)
     beyond = probability_beyond(grid, -grid, 0.1)
     np.testing.assert_allclose(beyond, [ndtr((-1 - 0.9 * x) / 0.2**0.5) + ndtr((0.9 * x - 1) / 0.2**0.5) for x in grid])

@@ -48,7 +48,7 @@ def test_neighbouring_indices_do_not_overlap() -> None:
     assert np.intersect1d(a, b).size == 0
 
 
-def test_moments_of_the_normal_law() -> None:
+def test_moments_of_the_normal_distribution() -> None:
     x = normal(keyed_generator(0, 0, "test/normal"), (100_000,))
     n = x.size
     assert x.dtype == np.float32
@@ -56,7 +56,7 @@ def test_moments_of_the_normal_law() -> None:
         assert abs((x.astype(float) ** power).mean() - moment) < 5 * math.sqrt(variance / n)
 
 
-def test_moments_of_the_uniform_law() -> None:
+def test_moments_of_the_uniform_distribution() -> None:
     x = uniform(keyed_generator(0, 0, "test/uniform"), (100_000,))
     n = x.size
     assert x.dtype == np.float32

@@ -101,7 +101,7 @@ GGUF_NAMES = {
 
 
 def write_gguf(
-    file: Path, model: Any, kind: str = "F32", leave: str = "", rope_divisor: float = 0, rope_law: str = ""
+    file: Path, model: Any, kind: str = "F32", leave: str = "", rope_divisor: float = 0, rope_type: str = ""
 ) -> None:
     """Write a Llama as llama.cpp's converter does, that is with the rows of queries and keys in another order."""
     c, w = model.config, gguf.GGUFWriter(str(file), "llama")
@@ -121,8 +121,8 @@ def write_gguf(
     w.add_token_types([3] * len(SPECIAL) + [1] * len(LETTERS))
     w.add_token_merges(["a b"])
     w.add_eos_token_id(2)
-    if rope_law:
-        w.add_rope_scaling_type(gguf.RopeScalingType(rope_law))
+    if rope_type:
+        w.add_rope_scaling_type(gguf.RopeScalingType(rope_type))
     if rope_divisor:
         w.add_tensor(
             "rope_freqs.weight", np.full(c.hidden_size // c.num_attention_heads // 2, rope_divisor, np.float32)
@@ -241,9 +241,9 @@ def test_gguf_files_that_are_refused(tmp_path: Path) -> None:
     refused(lambda: load_backbone(tmp_path), "backbone", "no weight for model.layers.0.mlp.up_proj.weight")
     write_gguf(tmp_path / "a.gguf", model, rope_divisor=8)
     refused(lambda: load_backbone(tmp_path), "backbone", "rotary")
-    write_gguf(tmp_path / "a.gguf", model, rope_law="linear")
+    write_gguf(tmp_path / "a.gguf", model, rope_type="linear")
     refused(lambda: load_backbone(tmp_path), "backbone", "rotary")
-    write_gguf(tmp_path / "a.gguf", model, rope_divisor=1, rope_law="none")
+    write_gguf(tmp_path / "a.gguf", model, rope_divisor=1, rope_type="none")
     assert torch.allclose(logits(load_backbone(tmp_path)), logits(model), atol=1e-6)
     (tmp_path / "b.gguf").write_bytes(b"GGUF")
     refused(lambda: load_backbone(tmp_path), "backbone", "2 GGUF files", "a.gguf; b.gguf")

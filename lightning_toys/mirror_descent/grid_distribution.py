@@ -85,7 +85,7 @@ def start_mass(level: Mixture, grid: Array) -> Array:
     return out
 
 
-def langevin_law(problem: Problem, start: Mixture, moves: Sequence[Steps]) -> OneAction | None:
+def langevin_distribution(problem: Problem, start: Mixture, moves: Sequence[Steps]) -> OneAction | None:
     """Return the distribution of x after Langevin steps from a level's action, s' drawn at the end; None if unknown.
 
     Nor is it where unadjusted steps leave the grid with more than probability ``LOST``: on the grid they would stay.
@@ -128,8 +128,8 @@ def probability_beyond(grid: Array, gradient: Array, eta: float) -> Array:
     return out
 
 
-def independence_law(problem: Problem, steps: int) -> OneAction | None:
-    """Return the distribution of x after independence Metropolis-Hastings steps from q; see :func:`langevin_law`."""
+def independence_distribution(problem: Problem, steps: int) -> OneAction | None:
+    """Return the distribution of x after independence Metropolis-Hastings steps from q; see :func:`langevin_distribution`."""
     clean: Mixture = problem.world.clean
     grid = None
     if problem.world.action_dim == 1:
