@@ -45,7 +45,7 @@ from measuring import REPOSITORY, arguments, report, spread
 from mirror_speed import PROBLEM
 from peers import peer_head, peer_line
 
-from lightning_toys.mirror_descent import GaussianMixture, LinearGaussian, Settings, TiltedSampling, WorldSampling
+from lightning_toys.mirror_descent import GaussianMixture, LinearGaussian, MixtureSampling, Settings, TiltedSampling
 from lightning_toys.mirror_descent.compiled_kernels import gaussian_mala
 from lightning_toys.mirror_descent.rewards import QuadraticReward
 from lightning_toys.training.allocator import keep_freed_memory
@@ -55,7 +55,7 @@ LONG = 2**26
 K, STEP = PROBLEM.settings.K, PROBLEM.settings.mala_step
 AIM = 0.75
 MEAN = 0.93806  # of the last action, exact
-FIRST, LAST = PROBLEM.levels[0].level, PROBLEM.joint.clean
+FIRST, LAST = PROBLEM.levels[0].level, PROBLEM.linear_joint.clean
 
 
 def rows_of_levels() -> Any:
@@ -174,12 +174,12 @@ def peer_row(name: str, taken: list[dict[Any, float]], chains: int) -> str:
 # the mixture
 
 
-def mixture() -> tuple[WorldSampling, GaussianMixture]:
+def mixture() -> tuple[MixtureSampling, GaussianMixture]:
     """Return the module and the data of mixture.yaml, ``mala`` alone."""
     config = yaml.safe_load((REPOSITORY / "configs/mirror_descent/mixture.yaml").read_text())
     model = config["model"]["init_args"]
     reward = QuadraticReward(**model["reward"]["init_args"])
-    module = WorldSampling(samplers=["mala"], reward=reward, lambda_scale=model["lambda_scale"],
+    module = MixtureSampling(samplers=["mala"], reward=reward, lambda_scale=model["lambda_scale"],
                            settings=Settings(**model["settings"]))  # fmt: skip
     return module, GaussianMixture(**config["data"]["init_args"])
 
@@ -187,7 +187,7 @@ def mixture() -> tuple[WorldSampling, GaussianMixture]:
 MODULE, DATA = mixture()
 TILTED = MODULE.problem_on(DATA).tilted
 STEPS, ETA = MODULE.settings.mcmc_steps, MODULE.settings.mala_step / TILTED.tau
-ACTIONS = DATA.world.clean.actions
+ACTIONS = DATA.joint.clean.actions
 ROOTS = np.linalg.cholesky(ACTIONS.covariances)
 
 

@@ -29,14 +29,14 @@ import torch
 from measuring import arguments, report, spread
 
 from lightning_toys.mirror_descent.annealed import PCMALA
-from lightning_toys.mirror_descent.joint import Joint
+from lightning_toys.mirror_descent.joint import LinearGaussianJoint
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
 from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.mirror_descent.schedules import Linear
 from lightning_toys.mirror_descent.tilt import StateReward
 from lightning_toys.training.allocator import keep_freed_memory
 
-PROBLEM = Problem(Joint(), StateReward(), Linear(), 1.5)
+PROBLEM = Problem(LinearGaussianJoint(), StateReward(), Linear(), 1.5)
 GOAL = 1500
 PUBLISHED = 929  # actions a second and core of the script that the target was set against, on its own machine
 
@@ -44,7 +44,7 @@ PUBLISHED = 929  # actions a second and core of the script that the target was s
 def script(chains: int, seed: int = 0) -> float:
     """Return actions per second of the usual script's loop over chains."""
     rng = np.random.default_rng(seed)
-    clean, reward, K = PROBLEM.joint.clean, PROBLEM.reward, PROBLEM.settings.K
+    clean, reward, K = PROBLEM.linear_joint.clean, PROBLEM.reward, PROBLEM.settings.K
     assert isinstance(reward, StateReward)
 
     def level(abar: float) -> tuple[np.ndarray, np.ndarray]:

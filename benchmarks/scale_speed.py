@@ -36,7 +36,7 @@ from measuring import WARM, StepClock, arguments, fit, gpu_wall_clock, report, s
 from lightning_toys.errors import ToyError
 from lightning_toys.mirror_descent.annealed import PCMALA
 from lightning_toys.mirror_descent.chain_runner import blocks_at_once
-from lightning_toys.mirror_descent.joint import Joint
+from lightning_toys.mirror_descent.joint import LinearGaussianJoint
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise, cores
 from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.mirror_descent.schedules import Linear
@@ -108,7 +108,7 @@ def get_ready(accelerator: str) -> None:
 
 def chain_steps(chains: int, device: str) -> float:
     """Return chain-steps a second."""
-    problem = Problem(Joint(), StateReward(), Linear(), 1.5)
+    problem = Problem(LinearGaussianJoint(), StateReward(), Linear(), 1.5)
     sampler, like = PCMALA(problem), torch.zeros((), device=device)
     blocks, wide = -(-chains // BLOCK_SIZE), blocks_at_once(sampler, like)
     begin = StepClock.clock()

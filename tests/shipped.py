@@ -21,7 +21,7 @@ WHOLE = os.environ.get("LIGHTNING_TOYS_MATRIX") == "all"
 # in the gate, samplers of each kind; each one has tests of its own
 SOME = () if WHOLE else ("--model.samplers", "[importance,mala,pc_joint_mala,sde_dps,ode_h_transform,smc_twisted]")
 SOME_LEARNED = () if WHOLE else ("--model.samplers", "[mala,pc_joint_mala,sde_dps,smc_twisted]")
-SOME_WORLDS = () if WHOLE else ("--model.samplers", "[importance,pc_mala,sde_dps,smc_tempered]")
+SOME_SAMPLERS = () if WHOLE else ("--model.samplers", "[importance,pc_mala,sde_dps,smc_tempered]")
 
 # by configuration, or else by experiment: flags with which two steps and a test last a second
 TINY: dict[str, tuple[str, ...]] = {
@@ -48,7 +48,7 @@ TINY: dict[str, tuple[str, ...]] = {
         (
             *("--model.seeds", "[0,1]", "--model.chains", "200", "--model.settings.mcmc_steps", "5"),
             *("--model.settings.predictor_K", "20", "--model.settings.smc_K", "8", "--model.settings.K", "3"),
-            *("--model.settings.smc_particles", "64", *SOME_WORLDS),
+            *("--model.settings.smc_particles", "64", *SOME_SAMPLERS),
         ),
     ),
     "bilevel": ("--model.seeds", "[0,1]", "--model.hidden", "8"),

@@ -12,7 +12,7 @@ import torch
 from lightning_toys.cli import main
 from lightning_toys.mirror_descent.annealed import PCMALA
 from lightning_toys.mirror_descent.chain_runner import run_chains
-from lightning_toys.mirror_descent.joint import Joint
+from lightning_toys.mirror_descent.joint import LinearGaussianJoint
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
 from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.mirror_descent.schedules import Linear
@@ -101,7 +101,7 @@ def test_blocks_side_by_side(dtype: torch.dtype) -> None:
         assert torch.equal(
             getattr(together, distribution)(3), torch.cat([getattr(n, distribution)(3) for n in alone], 1)
         )
-    sampler = PCMALA(Problem(Joint(), StateReward(), Linear(), 1.5))
+    sampler = PCMALA(Problem(LinearGaussianJoint(), StateReward(), Linear(), 1.5))
     for one, many in zip(
         *(run_chains(sampler, [7, 2], 2 * BLOCK_SIZE + 10, like, max_blocks=w) for w in (1, 4)), strict=True
     ):

@@ -14,14 +14,14 @@ from gallery.recipes import (
     lags,
     lags_smooth,
     mirror,
+    mixture_controls,
+    mixtures,
     ofbo,
     overview,
     policy,
     policy_actions,
     policy_modes,
     published,
-    world_controls,
-    worlds,
 )
 
 RECIPES = (
@@ -34,8 +34,8 @@ RECIPES = (
     policy_modes.RECIPE,
     bandit.RECIPE,
     mirror.RECIPE,
-    worlds.RECIPE,
-    world_controls.RECIPE,
+    mixtures.RECIPE,
+    mixture_controls.RECIPE,
     entropy.RECIPE,
     bilevel.RECIPE,
     lags.RECIPE,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_toys.mirror_descent.mixture import GaussianMixtureJoint, Mixture
     from lightning_toys.mirror_descent.mixture_data import GaussianMixture
     from lightning_toys.mirror_descent.mixture_model import MixtureModel
+    from lightning_toys.mirror_descent.mixture_sampling import MixtureSampling
     from lightning_toys.mirror_descent.model import refresh, sample_prior
     from lightning_toys.mirror_descent.module import TiltedSampling
     from lightning_toys.mirror_descent.predictors import Predictor
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from lightning_toys.mirror_descent.tempered_smc import TemperedSMC
     from lightning_toys.mirror_descent.tilt import ActionValue, Quadratic, QuadraticForm, Reward, StateReward
     from lightning_toys.mirror_descent.twisted_smc import TwistedSMC
-    from lightning_toys.mirror_descent.world_sampling import WorldSampling
 
 __all__ = [
     "SVDD",
@@ -67,6 +67,7 @@ __all__ = [
     "Max",
     "Mixture",
     "MixtureModel",
+    "MixtureSampling",
     "Multinomial",
     "NoiseLevel",
     "Potential",
@@ -92,7 +93,6 @@ __all__ = [
     "TemperedSMC",
     "TiltedSampling",
     "TwistedSMC",
-    "WorldSampling",
     "action_gradient",
     "refresh",
     "sample_prior",
@@ -117,7 +117,7 @@ __getattr__, __dir__, PLACES = lazy_exports(
         "tempered_smc": ["TemperedSMC"],
         "tilt": ["ActionValue", "StateReward"],
         "twisted_smc": ["TwistedSMC"],
-        "world_sampling": ["WorldSampling"],
+        "mixture_sampling": ["MixtureSampling"],
     },
     {
         "guidance": ["GuidanceRule", "action_gradient"],

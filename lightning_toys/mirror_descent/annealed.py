@@ -113,7 +113,7 @@ class PCULA(AnnealedSampler):
                 x = ula(noise, x, gradient, s.ula_step)
                 recorder.record(before[0], x[0])
         a = self.final_mala(noise, x, recorder)
-        return recorder.draws(a, model.draw_state(noise, self.problem.world.clean, a))
+        return recorder.draws(a, model.draw_state(noise, self.problem.joint.clean, a))
 
     def cost(self) -> Cost:
         """See :meth:`Sampler.cost`: the M particles count."""
@@ -144,7 +144,7 @@ class PCULA(AnnealedSampler):
                 if i in s.refresh_steps:
                     x = propagate(x, particle_mean(level))
                 x = propagate(x, step)
-        return propagate(x, affine.refresh(self.problem.joint.clean))
+        return propagate(x, affine.refresh(self.problem.linear_joint.clean))
 
     def exact_distribution_on_mixtures(self) -> OneAction | None:
         """See :meth:`Sampler.exact_distribution_on_mixtures`: with one action."""
@@ -166,7 +166,7 @@ class PCMALA(AnnealedSampler):
         x = model.draw_action(noise, levels[0].level)
         if noise.compiled and model.exact:
             a = self.final_mala(noise, self.compiled_steps(noise, x[0], recorder).unsqueeze(0), recorder)
-            return recorder.draws(a, model.draw_state(noise, self.problem.world.clean, a))
+            return recorder.draws(a, model.draw_state(noise, self.problem.joint.clean, a))
         for tilted in levels:
             target = model.action_target(tilted)
             state: State = init_state(x, target)
@@ -178,7 +178,7 @@ class PCMALA(AnnealedSampler):
                 if remaining:
                     state = select_state(info.accepted, new, state)
         a = self.final_mala(noise, x, recorder)
-        return recorder.draws(a, model.draw_state(noise, self.problem.world.clean, a))
+        return recorder.draws(a, model.draw_state(noise, self.problem.joint.clean, a))
 
     def compiled_steps(self, noise: Noise, a: Tensor, recorder: ChainRecorder) -> Tensor:
         """Return actions a (B,) after the same steps by compiled code, on the closed form of q."""
@@ -268,7 +268,7 @@ class PCJointMALA(AnnealedSampler):
         if self.problem.schedule.final_steps:
             a = self.final_mala(noise, a.unsqueeze(0), recorder)[0]
         if self.refreshes_last:
-            state_next = refresh(noise, self.problem.joint.clean, a)
+            state_next = refresh(noise, self.problem.linear_joint.clean, a)
         return recorder.draws(a, state_next)
 
     def cost(self) -> Cost:
@@ -293,7 +293,7 @@ class PCJointMALA(AnnealedSampler):
         """See :meth:`Sampler.exact_moments`: known where a refresh goes before every action step."""
         s = self.problem.settings
         if s.refresh_L < s.action_steps_per_level or not self.density.known:
-            return {"slope": self.problem.joint.alpha, "cond_ratio": 1.0} if self.refreshes_last else {}
+            return {"slope": self.problem.linear_joint.alpha, "cond_ratio": 1.0} if self.refreshes_last else {}
         found = refreshed_moments(self.problem, *self.density.solve())
         return found if self.refreshes_last else {k: found[k] for k in ("mean", "var")}
 

@@ -10,11 +10,11 @@ import torch
 
 from lightning_toys.errors import REPEATS, bounded
 from lightning_toys.mirror_descent.joint import Array
+from lightning_toys.mirror_descent.joint_distribution import without_rows
 from lightning_toys.mirror_descent.kernels import Noise
 from lightning_toys.mirror_descent.problem import Cost, Problem
 from lightning_toys.mirror_descent.sampler import Draws, Sampler, refreshed_moments
 from lightning_toys.mirror_descent.truth import OneAction
-from lightning_toys.mirror_descent.world import without_rows
 
 HALF_WIDTH = 9.0  # standard deviations of each component that the exact distribution's points cover
 POINTS = 12_001  # for all components together, but not less for one than
@@ -46,7 +46,7 @@ class BestOfN(Sampler):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        model, clean = self.problem.model, self.problem.world.clean
+        model, clean = self.problem.model, self.problem.joint.clean
         Q = clean.value_of(self.problem.reward)
         a = model.draw_action(noise, clean)
         best = Q.value(a)
@@ -67,7 +67,7 @@ class BestOfN(Sampler):
         Each component has points of its own, however far apart and narrow they are; each jump of Q has one on either
         side.
         """
-        clean, reward = self.problem.world.clean, self.problem.reward
+        clean, reward = self.problem.joint.clean, self.problem.reward
         if self.problem.model.linear:
             m, std = np.array([clean.m[0]]), np.array([math.sqrt(clean.C[0, 0])])
             weights = np.ones(1)
@@ -91,9 +91,9 @@ class BestOfN(Sampler):
 
     def exact_distribution_on_mixtures(self) -> OneAction | None:
         """See :meth:`Sampler.exact_distribution_on_mixtures`: known with one action."""
-        if self.problem.world.action_dim != 1:
+        if self.problem.joint.action_dim != 1:
             return None
-        return OneAction(self.problem.world.clean, self.problem.reward, *self.action_density)
+        return OneAction(self.problem.joint.clean, self.problem.reward, *self.action_density)
 
 
 def cell_widths(grid: Array) -> Array:

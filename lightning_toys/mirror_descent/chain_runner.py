@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_toys.mirror_descent.diagnostics import Sample
+from lightning_toys.mirror_descent.joint_distribution import without_rows
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
 from lightning_toys.mirror_descent.problem import Settings
 from lightning_toys.mirror_descent.sampler import Sampler
-from lightning_toys.mirror_descent.world import without_rows
 from lightning_toys.training.compiling import has_compiler
 
 GPU_BLOCKS = 64  # blocks side by side on a GPU, where up to a million chains or so a kernel's cost is its launch
@@ -49,7 +49,7 @@ def draw_blocks(
         return [part.squeeze(dim) if dim > 0 else part for part in np.split(whole, n, axis=dim)]
 
     # blocks of chains lie along the last axis, blocks of diagnostics along the second
-    d = sampler.problem.world.action_dim
+    d = sampler.problem.joint.action_dim
     columns = {"a": split(without_rows(draws.a), -1, origin[:d]), "s": split(without_rows(draws.s), -1, origin[d:])}
     columns |= {k: split(getattr(draws, k), 1) for k in ("accepted", "squared_jumps")}
     columns |= {"trace": split(draws.trace, 1, origin[0]), "states": split(draws.states, 1, origin[d])}
@@ -140,10 +140,11 @@ def run_chains(
 ) -> list[Sample]:
     """Return each seed's sample, the same on every rank and, on a CPU, for any number of ranks.
 
-    >>> from lightning_toys.mirror_descent.problem import Joint, Problem
+    >>> from lightning_toys.mirror_descent.problem import LinearGaussianJoint, Problem
     >>> from lightning_toys.mirror_descent import ActionValue, Linear
     >>> from lightning_toys.mirror_descent.samplers import MALA
-    >>> samples = run_chains(MALA(Problem(Joint(), ActionValue(), Linear(), 1.5)), [0, 1], 1000, torch.zeros(()))
+    >>> problem = Problem(LinearGaussianJoint(), ActionValue(), Linear(), 1.5)
+    >>> samples = run_chains(MALA(problem), [0, 1], 1000, torch.zeros(()))
     >>> len(samples), samples[0].a.shape, samples[0].trace.shape
     (2, (1000,), (100, 64))
 

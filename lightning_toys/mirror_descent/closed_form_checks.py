@@ -51,7 +51,7 @@ def closed_form_checks(sampler: Sampler, samples: list[Sample], label: str = "")
         samples: one a seed.
         label: what the rows call the sampler; its name if left out.
     """
-    problem, sigma = sampler.problem, sampler.problem.joint.sigma_sprime
+    problem, sigma = sampler.problem, sampler.problem.linear_joint.sigma_sprime
     closed = problem.model.exact
     exact = sampler.exact_moments() if closed else {}
     source = "limit" if sampler.exact_in_the_limit else "exact"
@@ -204,7 +204,7 @@ def distribution_table(
         distributions: exact distribution of each sampler.
         measured: joint KL by moments (nats) of each sampler's samples, one a seed.
     """
-    sigma, target = problem.joint.sigma_sprime, problem.tilted_joint
+    sigma, target = problem.linear_joint.sigma_sprime, problem.tilted_joint
     lines = [
         "| sampler | mean | variance | slope of s' | Var(s' given a), ratio | joint KL, exact | joint KL, measured |"
     ]

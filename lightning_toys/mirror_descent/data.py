@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_toys.mirror_descent.joint import Joint
+from lightning_toys.mirror_descent.joint import LinearGaussianJoint
 from lightning_toys.training.data import ToyDataModule
 from lightning_toys.training.loader import DrawnLoader
 from lightning_toys.training.noise import NoiseStream
@@ -44,7 +44,7 @@ class LinearGaussian(ToyDataModule):
         batch_size: int = 256,
     ) -> None:
         super().__init__(batch_size)
-        self.joint = Joint(mu_a, sigma_a, alpha, sigma_sprime, d, s, mu_eps)
+        self.joint = LinearGaussianJoint(mu_a, sigma_a, alpha, sigma_sprime, d, s, mu_eps)
 
     def loader(self, seeds: Sequence[int]) -> DrawnLoader:
         """See :meth:`ToyDataModule.loader`: one column, pairs (R, batch_size, 2) a step, keyed by (seed, step)."""

@@ -50,14 +50,14 @@ def exact_draws(problem: Problem, seeds: Sequence[int], n: int) -> list[Sample]:
     for seed in seeds:
         z = keyed_generator(seed, 0, "truth").standard_normal((2, n))
         a = problem.target.mu + z[0] / math.sqrt(problem.target.tau)
-        s = problem.joint.alpha * a + problem.joint.shift + problem.joint.sigma_sprime * z[1]
+        s = problem.linear_joint.alpha * a + problem.linear_joint.shift + problem.linear_joint.sigma_sprime * z[1]
         out.append(Sample(a, s))
     return out
 
 
 def residual(problem: Problem, sample: Sample) -> Array:
     """Return r = (s' - alpha a - d s - mu_eps) / sigma_sprime, standard normal where s' | a is unchanged (n,)."""
-    joint = problem.joint
+    joint = problem.linear_joint
     out: Array = (sample.s - joint.alpha * sample.a - joint.shift) / joint.sigma_sprime
     return out
 
@@ -68,7 +68,9 @@ def redrawn_states(problem: Problem, sample: Sample) -> Array:
     What is wrong with them comes from the actions; what is wrong with the sample's own alone comes from s' | a.
     """
     z = keyed_generator(len(sample.a), 0, "redrawn states").standard_normal(len(sample.a))
-    out: Array = problem.joint.alpha * sample.a + problem.joint.shift + problem.joint.sigma_sprime * z
+    out: Array = (
+        problem.linear_joint.alpha * sample.a + problem.linear_joint.shift + problem.linear_joint.sigma_sprime * z
+    )
     return out
 
 
@@ -111,7 +113,7 @@ def distribution_metrics(problem: Problem, sample: Sample, bins: int) -> dict[st
     target = problem.tilted_joint
     a, s, r = sample.a, sample.s, residual(problem, sample)
     m, C = np.array([a.mean(), s.mean()]), np.cov(a, s)
-    found = moments(a, s, problem.joint.sigma_sprime)
+    found = moments(a, s, problem.linear_joint.sigma_sprime)
     out: dict[str, float] = {}
     for name, x, i in (("action", a, 0), ("state", s, 1)):
         mean, variance = float(target.m[i]), float(target.C[i, i])

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_toys.mirror_descent.joint import Joint
+from lightning_toys.mirror_descent.joint import LinearGaussianJoint
 from lightning_toys.nets import ConditionalNet, ReplicaLinear
 
 EVALUATION_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)  # abar at which the score is evaluated
@@ -160,7 +160,7 @@ def denoising_losses(net: EnergyNet, x0: Tensor, eps: Tensor, abar: Tensor) -> T
 
 
 @torch.no_grad()
-def score_relative_error(net: EnergyNet, joint: Joint, abar: float, z: Tensor) -> Tensor:
+def score_relative_error(net: EnergyNet, joint: LinearGaussianJoint, abar: float, z: Tensor) -> Tensor:
     """Return the score's relative error, sqrt(E|S - score|^2 / E|score|^2), of each replica (R,) at a level.
 
     Args:

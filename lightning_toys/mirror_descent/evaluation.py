@@ -251,7 +251,7 @@ class SamplerEvaluation(ToyModule):
         keys = ("joint_kl", "action_kl", "state_kl", "action_kl_hist", "action_w1", "cond_ratio")
         out = {"exact_draws": {k: float(np.mean([row[k] for row in exact])) for k in keys}}
         out["exact_draws"]["action_kl_hist_floor"] = (self.bins - 1) / (2 * self.chains)
-        clean, target = problem.joint.clean, problem.tilted_joint
+        clean, target = problem.linear_joint.clean, problem.tilted_joint
         out["untilted"] = {
             "joint_kl": gaussian_kl(clean.m, clean.C, target.m, target.C),
             "action_kl": gaussian_kl(clean.m[0], clean.C[0, 0], target.m[0], target.C[0, 0]),
@@ -264,7 +264,7 @@ class SamplerEvaluation(ToyModule):
         Raises:
             ToyError: names the setting.
         """
-        check_reward(problem.reward, problem.world)
+        check_reward(problem.reward, problem.joint)
         samplers = {name: make_attempt(name, self.maker(name), problem) for name in names}
         if unstable := [n for n, sampler in samplers.items() if sampler.unadjusted]:
             through = any(samplers[n].annealed for n in unstable)

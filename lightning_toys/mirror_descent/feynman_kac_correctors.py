@@ -60,13 +60,13 @@ class FeynmanKacCorrectors(ParticleSteering):
 
     def first_weights(self, x: Tensor, runs: int) -> tuple[Tensor, Sequence[Tensor]]:
         """See :meth:`ParticleSteering.first_weights`: there is no memory."""
-        return self.tilts[0].value(x[: self.problem.world.action_dim].double()).view(runs, -1), ()
+        return self.tilts[0].value(x[: self.problem.joint.action_dim].double()).view(runs, -1), ()
 
     def advance(
         self, noise: Noise, k: int, x: Tensor, memory: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         """See :meth:`ParticleSteering.advance`."""
-        level, d, g = self.levels[k], self.problem.world.action_dim, self.growth(k)
+        level, d, g = self.levels[k], self.problem.joint.action_dim, self.growth(k)
         S = self.problem.model.score(level, x)
         gradient = self.tilts[k].gradient(x[:d])
         wide = x[:d].double()

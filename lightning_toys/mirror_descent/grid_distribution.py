@@ -1,4 +1,4 @@
-"""The exact distribution of Metropolis-Hastings chains in worlds of one action, by transition matrices on a grid."""
+"""The exact distribution of Metropolis-Hastings chains of one action, by transition matrices on a grid."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from scipy import special
 
 from lightning_toys.mirror_descent.joint import Array
+from lightning_toys.mirror_descent.joint_distribution import Tilted
 from lightning_toys.mirror_descent.kernels import mala_transition_matrix
 from lightning_toys.mirror_descent.mixture import Mixture
 from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.mirror_descent.truth import OneAction
-from lightning_toys.mirror_descent.world import Tilted
 
 POINTS_PER_STD = 16.0  # of the narrowest component and proposal
 HALF_WIDTH = 8.0  # standard deviations of each component, at each level, that the grid covers
@@ -95,11 +95,11 @@ def langevin_distribution(problem: Problem, start: Mixture, moves: Sequence[Step
         start: the level whose action chains start from.
         moves: the steps, in order.
     """
-    if problem.world.action_dim != 1:
+    if problem.joint.action_dim != 1:
         return None
     done = [m for m in moves if m.number > 0]
     narrowest = min((math.sqrt(2 * m.eta) for m in done), default=math.inf)
-    levels = [start, problem.world.clean, *(m.target.level for m in done)]
+    levels = [start, problem.joint.clean, *(m.target.level for m in done)]
     grid = action_grid(levels, narrowest, problem.reward.breakpoints)
     if grid is None:
         return None
@@ -114,7 +114,7 @@ def langevin_distribution(problem: Problem, start: Mixture, moves: Sequence[Step
             p = p @ P
     if lost > LOST:
         return None
-    return OneAction(problem.world.clean, problem.reward, grid, p / (grid[1] - grid[0]))
+    return OneAction(problem.joint.clean, problem.reward, grid, p / (grid[1] - grid[0]))
 
 
 def probability_beyond(grid: Array, gradient: Array, eta: float) -> Array:
@@ -129,10 +129,10 @@ def probability_beyond(grid: Array, gradient: Array, eta: float) -> Array:
 
 
 def independence_distribution(problem: Problem, steps: int) -> OneAction | None:
-    """Return the distribution of x after independence Metropolis-Hastings steps from q; see :func:`langevin_distribution`."""
-    clean: Mixture = problem.world.clean
+    """Return the distribution of x after independence-MH steps from q; see :func:`langevin_distribution`."""
+    clean: Mixture = problem.joint.clean
     grid = None
-    if problem.world.action_dim == 1:
+    if problem.joint.action_dim == 1:
         grid = action_grid([clean], math.inf, problem.reward.breakpoints)
     if grid is None:
         return None

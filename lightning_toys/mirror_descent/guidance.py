@@ -1,6 +1,6 @@
 """Guidance rules: the term added to the joint score at each level so that the reverse process heads for the target.
 
-In the linear-Gaussian world each is affine in x = (a, s'): G x + g.
+In the linear-Gaussian problem each is affine in x = (a, s'): G x + g.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 from lightning_toys.errors import ToyError
 from lightning_toys.mirror_descent.affine import Array
 from lightning_toys.mirror_descent.joint import NoiseLevel, noised
+from lightning_toys.mirror_descent.joint_distribution import ActionFunction
 from lightning_toys.mirror_descent.model import JointModel, affine_map
 from lightning_toys.mirror_descent.tilt import Reward, tilt
-from lightning_toys.mirror_descent.world import ActionFunction
 
 
 class GuidanceRule:
     """What is added to the score: a base class for rules of your own, given by class_path to :class:`Predictor`.
 
-    A rule gives :meth:`affine_term`, which holds in the linear-Gaussian world and makes its exact distribution known
-    there, or :meth:`guided_score`, which holds in every world, or both.
+    A rule gives :meth:`affine_term`, which holds in the linear-Gaussian problem and makes its exact distribution known
+    there, or :meth:`guided_score`, which holds in every problem, or both.
 
     Attributes:
         name: part of the names of the samplers that use it; the class's name if left out.
@@ -32,7 +32,7 @@ class GuidanceRule:
         uses_beta: whether the rule depends on the schedule's beta, which a guidance scale is a factor of.
 
     Args:
-        joint: the clean distribution, a :class:`world.World`.
+        joint: the clean distribution, a :class:`joint_distribution.JointDistribution`.
         reward: the reward.
         lambda_scale: lambda, the tilt that is wanted at the clean end.
     """

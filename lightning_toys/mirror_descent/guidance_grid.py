@@ -1,6 +1,6 @@
 """Guidance rules at every schedule, process and scale, by exact distributions: default, best, and scale 1.
 
-``python -m lightning_toys.mirror_descent.guidance_grid`` prints the tables. In the linear-Gaussian world a guided
+``python -m lightning_toys.mirror_descent.guidance_grid`` prints the tables. In the linear-Gaussian problem a guided
 reverse process ends at a Gaussian that is known, so that nothing is drawn.
 """
 
@@ -17,7 +17,7 @@ from lightning_toys.mirror_descent.guidance import (
     ProductOfExperts,
     TrainingFreeGuidance,
 )
-from lightning_toys.mirror_descent.joint import Joint, gaussian_kl
+from lightning_toys.mirror_descent.joint import LinearGaussianJoint, gaussian_kl
 from lightning_toys.mirror_descent.predictors import Predictor
 from lightning_toys.mirror_descent.printed_table import print_table
 from lightning_toys.mirror_descent.problem import Problem, Settings
@@ -50,7 +50,7 @@ class Setting(NamedTuple):
 
 def problem_of(levels: int) -> Problem:
     """Return the problem of configs/mirror_descent/analytic.yaml with so many levels of the reverse processes."""
-    return Problem(Joint(), StateReward(), Linear(), 1.5, Settings(predictor_K=levels))
+    return Problem(LinearGaussianJoint(), StateReward(), Linear(), 1.5, Settings(predictor_K=levels))
 
 
 def settings_of(problem: Problem, rule: type[GuidanceRule], process: str) -> Iterator[Setting]:

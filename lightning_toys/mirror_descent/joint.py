@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lightning_toys.errors import LARGEST, bounded
-from lightning_toys.mirror_descent.world import ActionFunction, Level, World
+from lightning_toys.mirror_descent.joint_distribution import ActionFunction, JointDistribution, Level
 
 Array = NDArray[np.float64]
 
@@ -67,10 +67,10 @@ class NoiseLevel(Gaussian, Level):
 
 
 @dataclass(frozen=True)
-class Joint(World):
+class LinearGaussianJoint(JointDistribution):
     """a ~ N(mu_a, sigma_a^2), s' | a ~ N(alpha a + d s + mu_eps, sigma_sprime^2), at a fixed state s.
 
-    >>> Joint(alpha=2.0).clean.C.tolist()
+    >>> LinearGaussianJoint(alpha=2.0).clean.C.tolist()
     [[1.0, 2.0], [2.0, 4.25]]
 
     Attributes:
@@ -128,7 +128,7 @@ class Joint(World):
 
     @property
     def centre(self) -> Array:
-        """See :attr:`World.centre`: the mean."""
+        """See :attr:`JointDistribution.centre`: the mean."""
         return self.clean.m
 
     def level(self, abar: float) -> NoiseLevel:

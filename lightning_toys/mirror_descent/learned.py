@@ -235,7 +235,7 @@ class LearnedSampling(TiltedSampling):
     def tell_before_drawing(self, problem: Problem, samplers: Sequence[Sampler]) -> None:
         """See :meth:`TiltedSampling.tell_before_drawing`; and say so where the data are not those of the training."""
         super().tell_before_drawing(problem, samplers)
-        now = asdict(problem.joint)
+        now = asdict(problem.linear_joint)
         if other := [f"{k} = {now[k]:g}, not {v:g}" for k, v in self.trained_on.items() if now.get(k, v) != v]:
             note(f"warning: the score was learned from other data than these: --data has {', '.join(other)}")
 
@@ -251,7 +251,7 @@ class LearnedSampling(TiltedSampling):
         """Return ``score_error@ABAR``, the score's relative error at each level, and ``score_error``, their maximum."""
         like = next(self.net.parameters())
         z = keyed_generator(0, 0, "evaluation/score").standard_normal((NUM_SCORE_SAMPLES, 2), np.float32)
-        joint = self.problem.joint
+        joint = self.problem.linear_joint
         normals = torch.from_numpy(z).to(like)
         errors = [score_relative_error(self.evaluated_net, joint, abar, normals) for abar in EVALUATION_LEVELS]
         found = torch.stack(errors).cpu().double()

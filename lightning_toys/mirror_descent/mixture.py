@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from lightning_toys.mirror_descent.joint import Array
+from lightning_toys.mirror_descent.joint_distribution import ActionFunction, JointDistribution, Level
 from lightning_toys.mirror_descent.rewards import RewardFunction
 from lightning_toys.mirror_descent.tilt import NoIntegralError, QuadraticForm
-from lightning_toys.mirror_descent.world import ActionFunction, Level, World
 
 
 @dataclass(frozen=True)
@@ -166,11 +166,11 @@ class Mixture(Level):
         return out
 
 
-class GaussianMixtureJoint(World):
-    """The world whose clean distribution is a Gaussian mixture.
+class GaussianMixtureJoint(JointDistribution):
+    """The joint distribution that is a Gaussian mixture.
 
-    >>> world = GaussianMixtureJoint(Mixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None], action_dim=1))
-    >>> world.level(0.3).covariances.tolist()  # white noise of variance 1 stays what it is
+    >>> joint = GaussianMixtureJoint(Mixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None], action_dim=1))
+    >>> joint.level(0.3).covariances.tolist()  # white noise of variance 1 stays what it is
     [[[1.0, 0.0], [0.0, 1.0]]]
 
     Args:
@@ -184,11 +184,11 @@ class GaussianMixtureJoint(World):
 
     @property
     def clean(self) -> Mixture:
-        """See :attr:`World.clean`."""
+        """See :attr:`JointDistribution.clean`."""
         return self.mixture
 
     def level(self, abar: float) -> Mixture:
-        """See :meth:`World.level`."""
+        """See :meth:`JointDistribution.level`."""
         if abar not in self.levels:
             self.levels[abar] = self.mixture.noised(abar)
         return self.levels[abar]

@@ -34,7 +34,7 @@ def number_array(flag: str, given: Any, dims: int, words: str) -> Array:
 
 
 class GaussianMixture(ToyDataModule):
-    """x = (a, s') ~ sum_j w_j N(m_j, C_j): the world of :class:`WorldSampling`. The action's coordinates come first.
+    """x = (a, s') ~ sum_j w_j N(m_j, C_j): the data of :class:`MixtureSampling`. The action's coordinates come first.
 
     Chains are not moved to the mixture's middle: keep the means within some hundreds of its standard deviations of 0.
 
@@ -88,4 +88,4 @@ class GaussianMixture(ToyDataModule):
                 "--data.covariances: a matrix is not allowed; give symmetric ones with eigenvalues above 0"
                 + (f", not {lowest:.3g}" if symmetric else ""),
             )
-        self.world = GaussianMixtureJoint(Mixture(w / w.sum(), m, C, action_dim))
+        self.joint = GaussianMixtureJoint(Mixture(w / w.sum(), m, C, action_dim))

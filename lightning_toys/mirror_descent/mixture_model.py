@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_toys.mirror_descent.joint_distribution import ActionFunction, Tilted
 from lightning_toys.mirror_descent.kernels import Noise, Target
 from lightning_toys.mirror_descent.mixture import Mixture
 from lightning_toys.mirror_descent.model import JointModel
 from lightning_toys.mirror_descent.rewards import SmoothedReward
 from lightning_toys.mirror_descent.tilt import NoIntegralError, Reward
 from lightning_toys.mirror_descent.truth import Truth, truth_of
-from lightning_toys.mirror_descent.world import ActionFunction, Tilted
 
 
 def like(v: NDArray[Any], x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What chains do on a world: draws, scores and targets of q(a, s') at each noise level, closed forms or learned."""
+"""What chains do on q(a, s'): draws, scores and targets at each noise level, in closed form or learned."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lightning_toys.mirror_descent.affine import covariance_root, reverse_kernel
 from lightning_toys.mirror_descent.batched_cholesky import clamped_cholesky, lower_times
 from lightning_toys.mirror_descent.energy import EnergyNet, grad_without_autocast
 from lightning_toys.mirror_descent.joint import NoiseLevel
+from lightning_toys.mirror_descent.joint_distribution import Tilted
 from lightning_toys.mirror_descent.kernels import Noise, Target, gaussian_target, times_standard_normal
 from lightning_toys.mirror_descent.tilt import Reward, TiltedAction, tilt
-from lightning_toys.mirror_descent.world import Tilted
 
 Array = NDArray[np.float64]
 
@@ -31,24 +31,24 @@ def affine_map(A: Array, x: Tensor, b: Array | None = None) -> Tensor:
 
 
 def refresh(noise: Noise, level: NoiseLevel, a: Tensor) -> Tensor:
-    """Draw s' (B,) given actions a (B,) at a level of the linear-Gaussian world."""
+    """Draw s' (B,) given actions a (B,) at a level of the linear-Gaussian problem."""
     return torch.add(noise.normal()[0] * math.sqrt(level.v) + level.c, a, alpha=level.rho)
 
 
 def sample_prior(noise: Noise, level: NoiseLevel) -> Tensor:
-    """Draw actions (B,) of the untilted distribution at a level of the linear-Gaussian world."""
+    """Draw actions (B,) of the untilted distribution at a level of the linear-Gaussian problem."""
     return noise.normal()[0] * math.sqrt(level.C[0, 0]) + float(level.m[0])
 
 
 class JointModel:
     """The distribution q of (a, s') at every noise level. Chains are along the last axis B.
 
-    What is not said otherwise here is that of the linear-Gaussian world. Other worlds have levels and tilts of their
-    own (:class:`world.Level`, :class:`world.Tilted`), and rows (d, B) in place of one.
+    What is not said otherwise here is that of the linear-Gaussian problem. Others have levels and tilts of their own
+    (:class:`joint_distribution.Level`, :class:`joint_distribution.Tilted`), and rows (d, B) in place of one.
 
     Attributes:
         exact: whether this is the linear-Gaussian closed form, for which samplers may use the Gaussians' coefficients.
-        linear: whether its levels are those of the linear-Gaussian world, exact or learned.
+        linear: whether its levels are those of the linear-Gaussian problem, exact or learned.
         normalised: whether :meth:`log_density` has the right constant at every level.
     """
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lightning_toys.errors import REPEATS, bounded, require
 from lightning_toys.mirror_descent.guidance import GuidanceRule
-from lightning_toys.mirror_descent.joint import Joint
+from lightning_toys.mirror_descent.joint import LinearGaussianJoint
+from lightning_toys.mirror_descent.joint_distribution import JointDistribution, without_rows
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
 from lightning_toys.mirror_descent.problem import Cost
 from lightning_toys.mirror_descent.resampling import Resampling
@@ -20,7 +21,6 @@ from lightning_toys.mirror_descent.sampler import Draws, Sampler
 from lightning_toys.mirror_descent.schedules import Schedule
 from lightning_toys.mirror_descent.steering import Potential
 from lightning_toys.mirror_descent.tilt import QuadraticForm, Reward
-from lightning_toys.mirror_descent.world import World, without_rows
 from lightning_toys.training.own_classes import attempt, is_own, shape_of
 
 FLAG = "--model.samplers"
@@ -56,8 +56,8 @@ def check_sampler(name: str, sampler: Sampler) -> None:
     noise = Noise([(0, 0)], "own/trial", torch.zeros((), dtype=torch.get_default_dtype()))
     draws = attempt(f"{where}.draw", lambda: sampler.draw(noise))
     require(isinstance(draws, Draws), f"{where}.draw gives {type(draws).__name__}; give Draws(a, s)")
-    world = sampler.problem.world
-    for part, coordinates in (("a", world.action_dim), ("s", world.dim - world.action_dim)):
+    joint = sampler.problem.joint
+    for part, coordinates in (("a", joint.action_dim), ("s", joint.dim - joint.action_dim)):
         require_shape(f"{where}.draw: {part}", getattr(draws, part), coordinates)
     for part, axes in (("accepted", 2), ("squared_jumps", 2), ("trace", 3), ("states", 3)):
         found = getattr(draws, part)
@@ -88,8 +88,8 @@ def check_schedule(schedule: Schedule) -> None:
     bounded(f"{where}.final_steps", schedule.final_steps, 0, REPEATS)
 
 
-def check_reward(reward: Reward, world: World) -> None:
-    """Hold a reward of somebody's own to its contract in a world, see :class:`Reward`.
+def check_reward(reward: Reward, joint: JointDistribution) -> None:
+    """Hold a reward of somebody's own to its contract on a joint distribution, see :class:`Reward`.
 
     Raises:
         ToyError: names the class and what is wrong.
@@ -97,14 +97,14 @@ def check_reward(reward: Reward, world: World) -> None:
     if not is_own(reward):
         return
     where = f"--model.reward: {type(reward).__name__}"
-    if isinstance(world, Joint):  # what it gives there is held to be a quadratic where it is used
-        attempt(f"{where}.action_value", lambda: reward.action_value(world.clean))
+    if isinstance(joint, LinearGaussianJoint):  # what it gives there is held to be a quadratic where it is used
+        attempt(f"{where}.action_value", lambda: reward.action_value(joint.clean))
         return
-    a = torch.linspace(-1.0, 1.0, 5, dtype=torch.float64).expand(world.action_dim, -1).clone()
+    a = torch.linspace(-1.0, 1.0, 5, dtype=torch.float64).expand(joint.action_dim, -1).clone()
     value = attempt(f"{where}.value", lambda: reward.value(a))
     fits = isinstance(value, Tensor) and tuple(value.shape) == (5,)
     require(fits, f"{where}.value of actions {tuple(a.shape)} is {shape_of(value)}; give a tensor (5,)")
-    form = attempt(f"{where}.quadratic", lambda: reward.quadratic(world.action_dim))
+    form = attempt(f"{where}.quadratic", lambda: reward.quadratic(joint.action_dim))
     fits = form is None or isinstance(form, QuadraticForm)
     require(fits, f"{where}.quadratic gives {type(form).__name__}; give a QuadraticForm, or None")
     jumps = attempt(f"{where}.breakpoints", lambda: [float(p) for p in reward.breakpoints])

@@ -15,6 +15,7 @@ from lightning_toys.errors import LARGEST, REPEATS, bounded, check_settings, req
 from lightning_toys.mirror_descent.affine import AffineStep, propagate
 from lightning_toys.mirror_descent.guidance import GuidanceRule, ProductOfExperts
 from lightning_toys.mirror_descent.joint import Gaussian
+from lightning_toys.mirror_descent.joint_distribution import without_rows
 from lightning_toys.mirror_descent.kernels import Noise, ula
 from lightning_toys.mirror_descent.model import affine_map
 from lightning_toys.mirror_descent.problem import Cost, Problem
@@ -27,13 +28,12 @@ from lightning_toys.mirror_descent.reverse_process import (
 )
 from lightning_toys.mirror_descent.sampler import Draws, PairRecorder, Sampler
 from lightning_toys.mirror_descent.tilt import Reward
-from lightning_toys.mirror_descent.world import without_rows
 
 
 class Predictor(Sampler):
     """A guided reverse process from the joint's noisiest level.
 
-    In the linear-Gaussian world with the exact score and an affine rule its distribution is Gaussian, and so known.
+    In the linear-Gaussian problem with the exact score and an affine rule its distribution is Gaussian, and so known.
 
     Args:
         problem: the sampling problem.
@@ -51,7 +51,7 @@ class Predictor(Sampler):
 
     Raises:
         ToyError: a setting is out of bounds or has no effect, or the rule gives neither of its two methods for this
-            world.
+            problem.
     """
 
     num_traced = 0
@@ -78,8 +78,8 @@ class Predictor(Sampler):
         self.eta, self.scale, self.recurrence = eta, scale, recurrence
         self.corrector_steps, self.corrector_size = corrector_steps, corrector_size
         self.abars = log_snr_levels(problem.settings.predictor_K)
-        self.first = problem.world.level(float(self.abars[0]))
-        self.guide, self.process = rule(problem.world, problem.reward, problem.lambda_scale), process
+        self.first = problem.joint.level(float(self.abars[0]))
+        self.guide, self.process = rule(problem.joint, problem.reward, problem.lambda_scale), process
         self.name, self.family = f"{process}_{self.guide.name}", f"reverse {process.upper()}"
         if process == "ddim":
             self.name, self.family = f"ddim{eta:g}_{self.guide.name}", "reverse DDIM, eta > 0"
@@ -94,7 +94,7 @@ class Predictor(Sampler):
         require(
             self.affine or self.guide.is_general or (self.guide.is_affine and problem.model.linear),
             f"--model.samplers: the rule {self.guide.name} is not allowed here, it has affine_term alone, of "
-            "the linear-Gaussian world; give it guided_score(model, level, beta, x)",
+            "the linear-Gaussian problem; give it guided_score(model, level, beta, x)",
         )
 
     def beta(self, abar: float) -> float:
@@ -109,12 +109,12 @@ class Predictor(Sampler):
 
     @cached_property
     def steps(self) -> list[AffineStep]:
-        """Every step with the exact score, of an affine rule in the linear-Gaussian world."""
-        return guided_steps(self.problem.joint, self.guide, self.beta, self.abars.tolist(), self.step_rule)
+        """Every step with the exact score, of an affine rule in the linear-Gaussian problem."""
+        return guided_steps(self.problem.linear_joint, self.guide, self.beta, self.abars.tolist(), self.step_rule)
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        x, d = self.problem.model.draw(noise, self.first), self.problem.world.action_dim
+        x, d = self.problem.model.draw(noise, self.first), self.problem.joint.action_dim
         pairs = PairRecorder(self.num_traced, noise.blocks)
         for k in range(len(self.abars) - 1):
             for again in reversed(range(self.recurrence)):
@@ -126,7 +126,7 @@ class Predictor(Sampler):
                     x = torch.add(g * x, noise.normal(len(x)), alpha=math.sqrt(1 - g * g))
             for _ in range(self.correctors_at(k)):
                 abar = float(self.abars[k + 1])
-                S = self.guide.guided_score(self.problem.model, self.problem.world.level(abar), self.beta(abar), x)
+                S = self.guide.guided_score(self.problem.model, self.problem.joint.level(abar), self.beta(abar), x)
                 x = ula(noise, x, S, self.corrector_size * (1 - abar))
             # a level's origin is sqrt(abar) of the clean one, which is added to all that is recorded
             offset = (math.sqrt(self.abars[k + 1]) - 1) * self.problem.origin
@@ -147,10 +147,10 @@ class Predictor(Sampler):
         return affine_map(step.A, x, step.b), float(step.D[0, 0])
 
     def model_step(self, k: int, x: Tensor) -> tuple[Tensor, float]:
-        """Return the same as :meth:`exact_step` with the model's score, in any world: x (D, B)."""
+        """Return the same as :meth:`exact_step` with the model's score, in any problem: x (D, B)."""
         abar, next_abar = float(self.abars[k]), float(self.abars[k + 1])
         step = self.step_rule(abar, next_abar)
-        S = self.guide.guided_score(self.problem.model, self.problem.world.level(abar), self.beta(abar), x)
+        S = self.guide.guided_score(self.problem.model, self.problem.joint.level(abar), self.beta(abar), x)
         return torch.add(step.x_scale * x, S, alpha=step.score_scale), step.variance
 
     def cost(self) -> Cost:
@@ -172,7 +172,7 @@ class Predictor(Sampler):
             x = propagate(x, step)
             if self.correctors_at(k):
                 abar = float(self.abars[k + 1])
-                level, size = self.problem.joint.level(abar), self.corrector_size * (1 - abar)
+                level, size = self.problem.linear_joint.level(abar), self.corrector_size * (1 - abar)
                 G, b = self.guide.affine_term(level, self.beta(abar))
                 P = level.precision
                 corrector = AffineStep(np.eye(2) + size * (G - P), size * (P @ level.m + b), 2 * size * np.eye(2))

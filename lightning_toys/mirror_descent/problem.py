@@ -9,11 +9,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lightning_toys.errors import MOST, REPEATS, ToyError, bounded, check_settings, require
-from lightning_toys.mirror_descent.joint import Array, Joint, NoiseLevel
+from lightning_toys.mirror_descent.joint import Array, LinearGaussianJoint, NoiseLevel
+from lightning_toys.mirror_descent.joint_distribution import JointDistribution, Tilted
 from lightning_toys.mirror_descent.model import ExactModel, JointModel
 from lightning_toys.mirror_descent.schedules import Schedule
 from lightning_toys.mirror_descent.tilt import Reward, ShiftedReward, TiltedAction, tilt
-from lightning_toys.mirror_descent.world import Tilted, World
 from lightning_toys.training.compiling import check_compiler
 
 
@@ -140,12 +140,12 @@ class Problem:
     """The sampling problem: draw (a, s') from q(a, s') exp(lambda_scale Q(a)) / Z.
 
     >>> from lightning_toys.mirror_descent import ActionValue, Linear
-    >>> problem = Problem(Joint(), ActionValue(), Linear(), lambda_scale=1.5)
+    >>> problem = Problem(LinearGaussianJoint(), ActionValue(), Linear(), lambda_scale=1.5)
     >>> round(problem.target.mu, 3), round(1 / problem.target.tau, 3)
     (0.9, 0.4)
 
     Attributes:
-        world: the clean distribution q.
+        joint: the clean distribution q.
         reward: gives Q.
         schedule: how the tilt grows over the levels.
         lambda_scale: lambda, the inverse temperature of the tilt at the clean end.
@@ -154,7 +154,7 @@ class Problem:
         original: the problem that this one is in other coordinates, see :attr:`centred`.
     """
 
-    world: World
+    joint: JointDistribution
     reward: Reward
     schedule: Schedule
     lambda_scale: float
@@ -162,19 +162,19 @@ class Problem:
     model: JointModel = field(default_factory=ExactModel)
     original: Problem | None = None
 
-    # in every world
+    # in every problem
 
     @cached_property
     def tilted(self) -> Tilted:
         """The target: the tilted clean distribution."""
-        return self.model.tilt(self.world.clean, self.reward, self.lambda_scale)
+        return self.model.tilt(self.joint.clean, self.reward, self.lambda_scale)
 
     @cached_property
     def tilted_levels(self) -> list[Tilted]:
         """The tilted distribution at each of the K levels, noisy to clean."""
         if self.original is not None:
             return [*self.levels]
-        return [self.model.tilt(self.world.level(x), self.reward, self.beta(x)) for x in self.abars]
+        return [self.model.tilt(self.joint.level(x), self.reward, self.beta(x)) for x in self.abars]
 
     @property
     def abars(self) -> list[float]:
@@ -189,7 +189,7 @@ class Problem:
     @property
     def origin(self) -> Array:
         """Where the clean coordinates' 0 is in those of the original problem (dim,)."""
-        return np.zeros(self.world.dim) if self.original is None else self.original.world.centre
+        return np.zeros(self.joint.dim) if self.original is None else self.original.joint.centre
 
     @cached_property
     def centred(self) -> Problem:
@@ -197,38 +197,38 @@ class Problem:
 
         Chains run in these, since in single precision a number far from 0 has no digits left for differences.
         """
-        m = self.world.centre
+        m = self.joint.centre
         if self.original is not None or not m.any():
             return self
-        world = replace(self.joint, mu_a=0.0, d=0.0, s=0.0, mu_eps=0.0)
+        joint = replace(self.linear_joint, mu_a=0.0, d=0.0, s=0.0, mu_eps=0.0)
         model = self.model.measured_from(m)
-        return replace(self, world=world, reward=ShiftedReward(self.reward, m), model=model, original=self)
+        return replace(self, joint=joint, reward=ShiftedReward(self.reward, m), model=model, original=self)
 
-    # in the linear-Gaussian world
+    # in the linear-Gaussian problem
 
     @property
-    def joint(self) -> Joint:
-        """The linear-Gaussian world.
+    def linear_joint(self) -> LinearGaussianJoint:
+        """The linear-Gaussian joint distribution.
 
         Raises:
             ToyError: this is another.
         """
-        if not isinstance(self.world, Joint):
+        if not isinstance(self.joint, LinearGaussianJoint):
             raise ToyError(
-                f"--data: {type(self.world).__name__} is not allowed here, closed forms of the linear-Gaussian world "
+                f"--data: {type(self.joint).__name__} is not allowed here, closed forms of the linear-Gaussian problem "
                 "are wanted; give LinearGaussian"
             )
-        return self.world
+        return self.joint
 
     @cached_property
     def target(self) -> TiltedAction:
         """The tilted distribution of the clean action."""
-        return tilt(self.joint.clean, self.reward, self.lambda_scale)
+        return tilt(self.linear_joint.clean, self.reward, self.lambda_scale)
 
     @cached_property
     def tilted_joint(self) -> NoiseLevel:
         """The tilted distribution of the clean (a, s')."""
-        return self.joint.with_action_marginal(self.target.mu, 1 / self.target.tau)
+        return self.linear_joint.with_action_marginal(self.target.mu, 1 / self.target.tau)
 
     @cached_property
     def levels(self) -> list[TiltedAction]:
@@ -242,4 +242,4 @@ class Problem:
                 TiltedAction(NoiseLevel(at.level.m - m, at.level.C, at.level.abar), at.beta, at.Q.about(float(m[0])))
                 for at in self.original.levels
             ]
-        return [tilt(self.joint.level(x), self.reward, self.beta(x)) for x in self.abars]
+        return [tilt(self.linear_joint.level(x), self.reward, self.beta(x)) for x in self.abars]

@@ -16,7 +16,7 @@ import numpy as np
 
 from lightning_toys.mirror_descent.affine import AffineStep, Array
 from lightning_toys.mirror_descent.guidance import GuidanceRule
-from lightning_toys.mirror_descent.joint import Joint
+from lightning_toys.mirror_descent.joint import LinearGaussianJoint
 
 MAX_LOG_SNR = 10.0  # levels go from -10 to 10, then to clean
 
@@ -77,7 +77,11 @@ STEP_RULES: dict[str, StepRule] = {"sde": sde_step, "ode": ode_step}
 
 
 def guided_steps(
-    joint: Joint, rule: GuidanceRule, beta: Callable[[float], float], abars: Sequence[float], step_rule: StepRule
+    joint: LinearGaussianJoint,
+    rule: GuidanceRule,
+    beta: Callable[[float], float],
+    abars: Sequence[float],
+    step_rule: StepRule,
 ) -> list[AffineStep]:
     """Return every step of a guided reverse process with the exact score.
 

@@ -1,4 +1,4 @@
-"""Rewards as functions of clean actions, for worlds in which q is no Gaussian: quadratic, quartic, a step, any."""
+"""Rewards as functions of clean actions, for problems in which q is no Gaussian: quadratic, quartic, a step, any."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from lightning_toys.errors import LARGEST, ToyError, bounded, require
 from lightning_toys.mirror_descent.energy import grad_without_autocast
 from lightning_toys.mirror_descent.joint import NoiseLevel
+from lightning_toys.mirror_descent.joint_distribution import ActionFunction
 from lightning_toys.mirror_descent.tilt import Quadratic, QuadraticForm, Reward
-from lightning_toys.mirror_descent.world import ActionFunction
 
 SPACING = 0.22  # of the trapezoidal rule's nodes, in standard deviations, where the reward is flat
 HALF_WIDTH = 7.0  # standard deviations that its nodes cover at first
@@ -211,7 +211,7 @@ class QuadraticReward(Reward):
         """See :meth:`Reward.action_value`: the same at every level.
 
         Raises:
-            ToyError: it is of several actions, and the linear-Gaussian world has one.
+            ToyError: it is of several actions, and the linear-Gaussian problem has one.
         """
         form = self.quadratic(1)
         return Quadratic(float(form.A[0, 0]), float(form.b[0]), form.const)

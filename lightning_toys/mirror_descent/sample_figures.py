@@ -68,7 +68,7 @@ def draw_sample(problem: Problem, name: str, sample: Sample, exact: Sample, bins
         exact: as many exact draws.
         bins: of the histograms.
     """
-    target, clean, n = problem.tilted_joint, problem.joint.clean, len(sample.a)
+    target, clean, n = problem.tilted_joint, problem.linear_joint.clean, len(sample.a)
     figure, axes = new_figure(3, 2, size=(9.4, 8.4))
     band = KOLMOGOROV / math.sqrt(n)
     redrawn = redrawn_states(problem, sample)
@@ -129,7 +129,7 @@ def animate(path: Path, problem: Problem, sampler: Sampler, sample: Sample, bins
     """
     trace = sample.trace
     assert trace is not None
-    s, target, clean = problem.settings, problem.tilted_joint, problem.joint.clean
+    s, target, clean = problem.settings, problem.tilted_joint, problem.linear_joint.clean
     at_step = [problem.target] * len(trace)
     if sampler.annealed:
         tilted = [at for at in problem.levels for _ in range(s.action_steps_per_level)]

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample
 from lightning_toys.mirror_descent.joint import Gaussian
+from lightning_toys.mirror_descent.joint_distribution import without_rows
 from lightning_toys.mirror_descent.kernels import Noise
 from lightning_toys.mirror_descent.problem import Cost, Problem
-from lightning_toys.mirror_descent.world import without_rows
 
 NUM_TRACED = 64  # chains of a block whose trace is kept
 NUM_MONITORED = 1024  # chains of a block that acceptance rate and squared jumps are averaged over
@@ -61,7 +61,7 @@ class Sampler(ABC):
         annealed: whether its steps go through ``problem.levels``, ``action_steps_per_level`` at each.
         reads_score: whether it reads ``problem.model``, so that a learned model makes a difference.
         whole_groups: whether there have to be chains for a whole group.
-        linear_only: whether it needs closed forms that only the linear-Gaussian world has.
+        linear_only: whether it needs closed forms that only the linear-Gaussian problem has.
         unadjusted: whether it takes Langevin steps of ``ula_step`` without a test, which run away where they are long.
         exact_in_the_limit: the draws tend to the target's as ``group`` grows, and are tested against that.
 
@@ -107,7 +107,7 @@ class Sampler(ABC):
         See :func:`gaussian_moments`. By default those of :meth:`exact_distribution`.
         """
         x = self.problem.tilted_joint if self.exact_in_the_limit else self.exact_distribution()
-        return {} if x is None else gaussian_moments(x, self.problem.joint.sigma_sprime)
+        return {} if x is None else gaussian_moments(x, self.problem.linear_joint.sigma_sprime)
 
     def exact_distribution_on_mixtures(self) -> Any:
         """Return the distribution of the draws, a :class:`truth.Truth`, where it is known; else None."""
@@ -145,7 +145,7 @@ def refreshed_moments(problem: Problem, grid: np.ndarray, p: np.ndarray) -> dict
     x = grid - middle
     mean = float((x * p).sum() * h)
     var = float((np.square(x - mean) * p).sum() * h)
-    return {"mean": middle + mean, "var": var, "slope": problem.joint.alpha, "cond_ratio": 1.0}
+    return {"mean": middle + mean, "var": var, "slope": problem.linear_joint.alpha, "cond_ratio": 1.0}
 
 
 class ChainRecorder:

@@ -17,6 +17,7 @@ from lightning_toys.mirror_descent.affine import AffineStep, propagate
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample, check_mean, lag_one_autocorrelation
 from lightning_toys.mirror_descent.grid_distribution import Steps, independence_distribution, langevin_distribution
 from lightning_toys.mirror_descent.joint import Gaussian
+from lightning_toys.mirror_descent.joint_distribution import without_rows
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise, State, independence_mh, init_state, mala, ula
 from lightning_toys.mirror_descent.model import refresh, sample_prior
 from lightning_toys.mirror_descent.particle_groups import SKEWED, group_estimates, too_skewed
@@ -30,7 +31,6 @@ from lightning_toys.mirror_descent.sampler import (
     refreshed_moments,
 )
 from lightning_toys.mirror_descent.truth import OneAction
-from lightning_toys.mirror_descent.world import without_rows
 
 IMPORTANCE_GROUP = 2**12  # draws that are resampled together by their importance weights
 
@@ -50,7 +50,7 @@ class Importance(Sampler):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        model, clean, tilted = self.problem.model, self.problem.world.clean, self.problem.tilted
+        model, clean, tilted = self.problem.model, self.problem.joint.clean, self.problem.tilted
         a = model.draw_action(noise, clean)
         s = model.draw_state(noise, clean, a)
         # a weight is the exponential of a difference of large numbers
@@ -103,7 +103,7 @@ class IndependenceMH(Sampler):
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
         problem, recorder = self.problem, ChainRecorder(self.num_traced, noise.blocks)
-        model, clean, tilted = problem.model, problem.world.clean, problem.tilted
+        model, clean, tilted = problem.model, problem.joint.clean, problem.tilted
 
         def log_weight(x: Tensor) -> tuple[Tensor, Tensor]:
             return tilted.log_weight(x), torch.zeros_like(x)
@@ -125,7 +125,9 @@ class IndependenceMH(Sampler):
     def density(self) -> ActionDensity:
         """The exact density of the action after the last step, by its transition matrix."""
         problem, steps = self.problem, self.problem.settings.mcmc_steps
-        return ActionDensity(problem.joint.clean, [independence_moves(problem.joint.clean, problem.target, steps)])
+        return ActionDensity(
+            problem.linear_joint.clean, [independence_moves(problem.linear_joint.clean, problem.target, steps)]
+        )
 
     def exact_moments(self) -> dict[str, float]:
         """See :meth:`Sampler.exact_moments`."""
@@ -151,7 +153,7 @@ class ULA(Sampler):
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
         problem, recorder = self.problem, ChainRecorder(self.num_traced, noise.blocks)
-        model, clean, eta = problem.model, problem.world.clean, problem.settings.ula_step
+        model, clean, eta = problem.model, problem.joint.clean, problem.settings.ula_step
         x, score = model.draw_action(noise, clean), model.action_score(problem.tilted)
         for _ in range(problem.settings.mcmc_steps):
             before = x
@@ -167,17 +169,17 @@ class ULA(Sampler):
     def exact_distribution(self) -> Gaussian:
         """See :meth:`Sampler.exact_distribution`."""
         problem = self.problem
-        x: Gaussian = problem.joint.clean
+        x: Gaussian = problem.linear_joint.clean
         step = ula_transition(problem.target.mu, problem.target.tau, problem.settings.ula_step)
         for _ in range(problem.settings.mcmc_steps):
             x = propagate(x, step)
-        return propagate(x, affine.refresh(problem.joint.clean))
+        return propagate(x, affine.refresh(problem.linear_joint.clean))
 
     def exact_distribution_on_mixtures(self) -> OneAction | None:
         """See :meth:`Sampler.exact_distribution_on_mixtures`: with one action."""
         s = self.problem.settings
         steps = Steps(self.problem.tilted, s.ula_step, s.mcmc_steps, adjusted=False)
-        return langevin_distribution(self.problem, self.problem.world.clean, [steps])
+        return langevin_distribution(self.problem, self.problem.joint.clean, [steps])
 
 
 def ula_transition(mu: float, tau: float, eta: float, gradient_noise: float = 0.0) -> AffineStep:
@@ -196,7 +198,7 @@ class MALA(Sampler):
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
         problem, recorder = self.problem, ChainRecorder(self.num_traced, noise.blocks)
-        model, clean = problem.model, problem.world.clean
+        model, clean = problem.model, problem.joint.clean
         target = model.action_target(problem.tilted)
         eta = problem.settings.mala_step / problem.tilted.tau
         state: State = init_state(model.draw_action(noise, clean), target)
@@ -215,7 +217,9 @@ class MALA(Sampler):
     def density(self) -> ActionDensity:
         """The exact density of the action after the last step, by its transition matrix."""
         s, target = self.problem.settings, self.problem.target
-        return ActionDensity(self.problem.joint.clean, [mala_moves(target, s.mala_step / target.tau, s.mcmc_steps)])
+        return ActionDensity(
+            self.problem.linear_joint.clean, [mala_moves(target, s.mala_step / target.tau, s.mcmc_steps)]
+        )
 
     def exact_moments(self) -> dict[str, float]:
         """See :meth:`Sampler.exact_moments`."""
@@ -225,7 +229,7 @@ class MALA(Sampler):
         """See :meth:`Sampler.exact_distribution_on_mixtures`: with one action."""
         s, tilted = self.problem.settings, self.problem.tilted
         return langevin_distribution(
-            self.problem, self.problem.world.clean, [Steps(tilted, s.mala_step / tilted.tau, s.mcmc_steps)]
+            self.problem, self.problem.joint.clean, [Steps(tilted, s.mala_step / tilted.tau, s.mcmc_steps)]
         )
 
     def why_unknown(self) -> str:
@@ -245,13 +249,13 @@ class Gibbs(Sampler):
     @property
     def posterior_precision(self) -> float:
         """Precision of a | s'."""
-        joint = self.problem.joint
+        joint = self.problem.linear_joint
         return self.problem.target.tau + joint.alpha**2 / joint.sigma_sprime**2
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
         problem, recorder = self.problem, ChainRecorder(self.num_traced, noise.blocks)
-        joint, target = problem.joint, problem.target
+        joint, target = problem.linear_joint, problem.target
         tau = self.posterior_precision
         a = sample_prior(noise, joint.clean)
         for _ in range(problem.settings.mcmc_steps):
@@ -269,7 +273,7 @@ class Gibbs(Sampler):
 
     def exact_distribution(self) -> Gaussian:
         """See :meth:`Sampler.exact_distribution`."""
-        problem, joint, target = self.problem, self.problem.joint, self.problem.target
+        problem, joint, target = self.problem, self.problem.linear_joint, self.problem.target
         tau = self.posterior_precision
         gain = joint.alpha / joint.sigma_sprime**2 / tau
         draw_action = AffineStep(
@@ -284,7 +288,9 @@ class Gibbs(Sampler):
 
     def own_checks(self, samples: Sequence[Sample]) -> list[ClosedFormCheck]:
         """See :meth:`Sampler.own_checks`: the chain's autocorrelation at lag 1."""
-        precision = self.problem.joint.alpha**2 / self.problem.joint.sigma_sprime**2  # of s' as an observation of a
+        precision = (
+            self.problem.linear_joint.alpha**2 / self.problem.linear_joint.sigma_sprime**2
+        )  # of s' as an observation of a
         found = [v for x in samples if x.trace is not None for v in lag_one_autocorrelation(x.trace)]
         wanted = precision / (self.problem.target.tau + precision)
         return [check_mean(self.name, "lag-1 autocorrelation", wanted, found)]

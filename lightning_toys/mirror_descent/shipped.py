@@ -47,7 +47,7 @@ SHORT_NAMES |= {
 }
 SHORT_NAMES[TwistedSMC.name] = TwistedSMC
 
-# more of them, which WorldSampling runs by default beside those above, and TiltedSampling where they are named
+# more of them, which MixtureSampling runs by default beside those above, and TiltedSampling where they are named
 MORE_NAMES: dict[str, MakeSampler] = {"best_of_8": BestOfN, "svdd_8": SVDD, TemperedSMC.name: TemperedSMC}
 MORE_NAMES |= {f"ddim1_{name}": partial(Predictor, process="ddim", rule=rule) for name, rule in RULES.items()}
 MORE_NAMES |= {f"fk_{kind.name}": partial(FKSteering, potential=kind) for kind in (Difference, Max, Sum)}

@@ -69,7 +69,7 @@ class ValueNet(nn.Module):
 class SoftValue(GuidanceRule):
     """Guidance by a soft value function that is learned from draws of q and their rewards, before the first step.
 
-    The fit is a function of its settings, the world and the reward: all seeds of a run share it, so that intervals over
+    The fit is a function of its settings, q and the reward: all seeds of a run share it, so that intervals over
     seeds are those of draws given one fit; give another ``fit_seed`` for another. Its evaluations, ``BATCH`` a step,
     are not counted in the cost of a sample.
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from lightning_toys.errors import REPEATS, bounded
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample
+from lightning_toys.mirror_descent.joint_distribution import without_rows
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
 from lightning_toys.mirror_descent.problem import Cost, Problem
 from lightning_toys.mirror_descent.resampling import Resampling, Systematic
 from lightning_toys.mirror_descent.reverse_process import log_snr_levels
 from lightning_toys.mirror_descent.sampler import Draws, Sampler
 from lightning_toys.mirror_descent.samplers import z_check
-from lightning_toys.mirror_descent.world import without_rows
 
 
 class Potential(ABC):
@@ -104,13 +104,13 @@ class Steering(Sampler):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        self.levels = [problem.world.level(float(x)) for x in log_snr_levels(problem.settings.smc_K)]
+        self.levels = [problem.joint.level(float(x)) for x in log_snr_levels(problem.settings.smc_K)]
         self.steps = len(self.levels) - 1
-        self.Q: Any = problem.world.clean.value_of(problem.reward)
+        self.Q: Any = problem.joint.clean.value_of(problem.reward)
 
     def value(self, k: int, x: Tensor) -> Tensor:
         """Return r_k (B,), in double, at x (D, B) of level k."""
-        level, d = self.levels[k], self.problem.world.action_dim
+        level, d = self.levels[k], self.problem.joint.action_dim
         a0 = x[:d]
         if level.abar < 1:
             S = self.problem.model.score(level, x)
@@ -120,7 +120,7 @@ class Steering(Sampler):
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return actions and next states of x (D, B)."""
-        d = self.problem.world.action_dim
+        d = self.problem.joint.action_dim
         return without_rows(x[:d]), without_rows(x[d:])
 
 
@@ -154,7 +154,7 @@ class ParticleSteering(Steering, ABC):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`."""
-        s, dim = self.problem.settings, self.problem.world.dim
+        s, dim = self.problem.settings, self.problem.joint.dim
         n, runs = s.smc_particles, noise.blocks * (BLOCK_SIZE // s.smc_particles)
         resampling = self.resampling
         x = self.problem.model.draw(noise, self.levels[0])

@@ -9,12 +9,12 @@ import torch
 
 from lightning_toys.errors import REPEATS, bounded
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample
+from lightning_toys.mirror_descent.joint_distribution import without_rows
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise, init_state, mala
 from lightning_toys.mirror_descent.problem import Cost, Problem
 from lightning_toys.mirror_descent.resampling import Resampling, Systematic
 from lightning_toys.mirror_descent.sampler import Draws, Sampler
 from lightning_toys.mirror_descent.samplers import z_check
-from lightning_toys.mirror_descent.world import without_rows
 
 
 class TemperedSMC(Sampler):
@@ -51,7 +51,7 @@ class TemperedSMC(Sampler):
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`: a block holds BLOCK_SIZE / smc_particles independent runs."""
         problem, s = self.problem, self.problem.settings
-        model, clean, d = problem.model, problem.world.clean, problem.world.action_dim
+        model, clean, d = problem.model, problem.joint.clean, problem.joint.action_dim
         n, runs = s.smc_particles, noise.blocks * (BLOCK_SIZE // s.smc_particles)
         a = model.draw_action(noise, clean)
         log_w = torch.zeros(runs, n, dtype=torch.float64, device=a.device)

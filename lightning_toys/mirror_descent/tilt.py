@@ -1,4 +1,4 @@
-"""Rewards of the linear-Gaussian world, and its action tilted by exp(beta Q). All is Gaussian, so all is exact."""
+"""Rewards of the linear-Gaussian problem, and its action tilted by exp(beta Q). All is Gaussian, so all is exact."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_toys.errors import LARGEST, ToyError, bounded, require
 from lightning_toys.mirror_descent.joint import Array, NoiseLevel
-from lightning_toys.mirror_descent.world import ActionFunction, Tilted
+from lightning_toys.mirror_descent.joint_distribution import ActionFunction, Tilted
 
 
 class NoIntegralError(ToyError):
@@ -97,16 +97,16 @@ class Reward:
     """What actions are tilted towards: a base class for rewards of your own, given by class_path.
 
     Q depends on a alone, so that the tilt leaves s' | a unchanged. A reward gives one method or both:
-    :meth:`action_value`, Q as a quadratic at every noise level, which the linear-Gaussian world needs (a negative
+    :meth:`action_value`, Q as a quadratic at every noise level, which the linear-Gaussian problem needs (a negative
     curvature is fine as long as q(a) exp(beta Q(a)) has an integral), and :meth:`value`, any function of clean actions,
-    for the worlds of :class:`WorldSampling`; there :meth:`quadratic` says that closed forms hold.
+    for the problems of :class:`MixtureSampling`; there :meth:`quadratic` says that closed forms hold.
     """
 
     def action_value(self, level: NoiseLevel) -> Quadratic:
         """Return the action value Q(a) at a noise level, whose s' | a is N(level.rho a + level.c, level.v)."""
         raise ToyError(
             f"--model.reward: {type(self).__name__} is not allowed here, it has no action_value; "
-            "give ActionValue, StateReward or QuadraticReward, or take WorldSampling with --data GaussianMixture"
+            "give ActionValue, StateReward or QuadraticReward, or take MixtureSampling with --data GaussianMixture"
         )
 
     def value(self, a: Tensor) -> Tensor:
@@ -307,8 +307,8 @@ class TiltedAction(Tilted):
 def tilt(level: NoiseLevel, reward: Reward, beta: float) -> TiltedAction:
     """Return q(a) exp(beta Q(a)) / Z at a noise level.
 
-    >>> from lightning_toys.mirror_descent.joint import Joint
-    >>> target = tilt(Joint().clean, StateReward(), beta=1.5)
+    >>> from lightning_toys.mirror_descent.joint import LinearGaussianJoint
+    >>> target = tilt(LinearGaussianJoint().clean, StateReward(), beta=1.5)
     >>> target.mu, target.tau
     (0.9375, 4.0)
 

@@ -20,6 +20,7 @@ from lightning_toys.mirror_descent.guidance import (
     chain_rule,
     tweedie_action,
 )
+from lightning_toys.mirror_descent.joint_distribution import without_rows
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
 from lightning_toys.mirror_descent.model import affine_map
 from lightning_toys.mirror_descent.problem import Cost, Problem
@@ -27,7 +28,6 @@ from lightning_toys.mirror_descent.resampling import Resampling, Systematic
 from lightning_toys.mirror_descent.reverse_process import log_snr_levels
 from lightning_toys.mirror_descent.sampler import Draws, PairRecorder, Sampler
 from lightning_toys.mirror_descent.samplers import z_check
-from lightning_toys.mirror_descent.world import without_rows
 
 TWISTS: dict[str, type[TweedieGuidance]] = {"dps": DiffusionPosteriorSampling, "tfg": TrainingFreeGuidance}
 
@@ -58,7 +58,7 @@ class TwistedSMC(Sampler):
     falls below ``ess_threshold`` of them. With a_0 = E[a_0 | x] the twist ``dps`` is exp(lambda Q(a_0)), as published;
     ``tfg`` smooths it as that rule does, which tames the weights' tails.
 
-    In other worlds the proposal's kernel is the Gaussian with p's first two moments (Tweedie's formulas), and the
+    In other problems the proposal's kernel is the Gaussian with p's first two moments (Tweedie's formulas), and the
     weight's p is exact all the same, by Bayes' rule from the densities of two levels.
 
     ``extra`` has each run's ``log_z``, final ``ess_fraction`` and number of resamplings, ``resampled``.
@@ -81,9 +81,9 @@ class TwistedSMC(Sampler):
         if resampling is not Systematic:
             self.name = f"smc_twisted_{type(self.resampling).__name__.lower()}"
         self.abars = log_snr_levels(s.smc_K)
-        self.levels = [problem.world.level(float(x)) for x in self.abars]
+        self.levels = [problem.joint.level(float(x)) for x in self.abars]
         self.group = s.smc_particles
-        self.guide: TweedieGuidance = TWISTS[s.smc_twist](problem.world, problem.reward, problem.lambda_scale)
+        self.guide: TweedieGuidance = TWISTS[s.smc_twist](problem.joint, problem.reward, problem.lambda_scale)
         self.twists = [self.guide.twist(level, problem.lambda_scale) for level in self.levels]
         self.steps = len(self.levels) - 1
         if problem.model.exact:
@@ -114,12 +114,12 @@ class TwistedSMC(Sampler):
         return self.tweedie_proposal(k, x, last)
 
     def tweedie_proposal(self, k: int, x: Tensor, last: bool) -> Proposal:
-        """Return :meth:`proposal` from the model's score and Jacobian, in any world."""
+        """Return :meth:`proposal` from the model's score and Jacobian, in any problem."""
         level, model, twist = self.levels[k], self.problem.model, self.twists[k]
         flat = x.flatten(1)
         S, a0, J, H = (
             v.reshape(*v.shape[:-1], *x.shape[1:])
-            for v in tweedie_action(model, level, flat, self.problem.world.action_dim)
+            for v in tweedie_action(model, level, flat, self.problem.joint.action_dim)
         )
         log_q = model.log_density(level, flat.double()).view(x.shape[1:]) if model.normalised else None
         log_twist, gradient = twist.value(a0), chain_rule(J, twist.gradient(a0))
@@ -146,9 +146,9 @@ class TwistedSMC(Sampler):
 
     def draw(self, noise: Noise) -> Draws:
         """See :meth:`Sampler.draw`: a block holds BLOCK_SIZE / smc_particles independent runs."""
-        s, like, world = self.problem.settings, noise.like, self.problem.world
+        s, like, joint = self.problem.settings, noise.like, self.problem.joint
         n, runs_per_block = s.smc_particles, BLOCK_SIZE // s.smc_particles
-        runs, dim = noise.blocks * runs_per_block, world.dim
+        runs, dim = noise.blocks * runs_per_block, joint.dim
         pairs, half = PairRecorder(self.num_traced, noise.blocks), torch.full((runs,), 0.5, device=like.device)
         x = self.problem.model.draw(noise, self.levels[0]).view(dim, runs, n)
         now = self.proposal(0, x)
@@ -186,7 +186,7 @@ class TwistedSMC(Sampler):
                 seen = systematic_half(log_w, half)
                 origin = (math.sqrt(self.abars[k + 1]) - 1) * self.problem.origin
                 shown = x.gather(2, seen.expand(dim, runs, n)).flatten(1)
-                d = world.action_dim
+                d = joint.action_dim
                 pairs.record(shown[0] + float(origin[0]), shown[d] + float(origin[d]))
         log_z = log_z + torch.logsumexp(log_w, -1) - math.log(n)
         weight = torch.softmax(log_w, -1)
@@ -197,7 +197,7 @@ class TwistedSMC(Sampler):
             "ess_fraction": (1 / (weight.square().sum(-1) * n)).tolist(),
             "resampled": resampled.tolist(),
         }
-        a, state = x[: world.action_dim], x[world.action_dim :]
+        a, state = x[: joint.action_dim], x[joint.action_dim :]
         return Draws(without_rows(a), without_rows(state), *pairs.traces(), extra=extra)
 
     def cost(self) -> Cost:

@@ -22,9 +22,11 @@ from lightning_toys.mirror_descent.closed_form_checks import closed_form_checks
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck
 from lightning_toys.mirror_descent.feynman_kac_correctors import FeynmanKacCorrectors
 from lightning_toys.mirror_descent.guidance import DiffusionPosteriorSampling
-from lightning_toys.mirror_descent.joint import Joint
+from lightning_toys.mirror_descent.joint import LinearGaussianJoint
+from lightning_toys.mirror_descent.joint_distribution import without_rows
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise, accept, init_state, select_state, ula
 from lightning_toys.mirror_descent.mixture import GaussianMixtureJoint, Mixture
+from lightning_toys.mirror_descent.mixture_checks import mixture_checks
 from lightning_toys.mirror_descent.mixture_model import MixtureModel, component_of, like, pick
 from lightning_toys.mirror_descent.predictors import Predictor
 from lightning_toys.mirror_descent.printed_table import print_table
@@ -40,11 +42,9 @@ from lightning_toys.mirror_descent.tempered_smc import TemperedSMC
 from lightning_toys.mirror_descent.tilt import ActionValue, StateReward
 from lightning_toys.mirror_descent.truth import truth_of
 from lightning_toys.mirror_descent.twisted_smc import Proposal, TwistedSMC
-from lightning_toys.mirror_descent.world import without_rows
-from lightning_toys.mirror_descent.world_checks import world_checks
 
 SETTINGS = Settings(K=10, mcmc_steps=20, predictor_K=30, smc_K=12, smc_particles=2**9, ula_step=0.05)
-LINEAR = Problem(Joint(), StateReward(), Linear(), 1.5, SETTINGS)
+LINEAR = Problem(LinearGaussianJoint(), StateReward(), Linear(), 1.5, SETTINGS)
 
 
 def two_modes() -> Mixture:
@@ -64,10 +64,10 @@ class UncorrectedMALA(MALA):
         """See :meth:`Sampler.draw`."""
         problem = self.problem
         target, eta = problem.model.action_target(problem.tilted), problem.settings.mala_step / problem.tilted.tau
-        a = problem.model.draw_action(noise, problem.world.clean)
+        a = problem.model.draw_action(noise, problem.joint.clean)
         for _ in range(problem.settings.mcmc_steps):
             a = ula(noise, a, target(a)[1], eta)
-        return Draws(without_rows(a), without_rows(problem.model.draw_state(noise, problem.world.clean, a)))
+        return Draws(without_rows(a), without_rows(problem.model.draw_state(noise, problem.joint.clean, a)))
 
 
 class AsymmetricMALA(MALA):
@@ -77,12 +77,12 @@ class AsymmetricMALA(MALA):
         """See :meth:`Sampler.draw`."""
         problem = self.problem
         target, eta = problem.model.action_target(problem.tilted), problem.settings.mala_step / problem.tilted.tau
-        state = init_state(problem.model.draw_action(noise, problem.world.clean), target)
+        state = init_state(problem.model.draw_action(noise, problem.joint.clean), target)
         for _ in range(problem.settings.mcmc_steps):
             new = init_state(ula(noise, state.x, state.grad, eta), target)
             state = select_state(accept(noise, new.log_p - state.log_p), new, state)
         a = state.x
-        return Draws(without_rows(a), without_rows(problem.model.draw_state(noise, problem.world.clean, a)))
+        return Draws(without_rows(a), without_rows(problem.model.draw_state(noise, problem.joint.clean, a)))
 
 
 class StrayStates(Importance):
@@ -132,7 +132,7 @@ class ScorelessFKC(FeynmanKacCorrectors):
         self, noise: Noise, k: int, x: Tensor, memory: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         """See :meth:`ParticleSteering.advance`."""
-        wide, g = x[: self.problem.world.action_dim].double(), self.growth(k)
+        wide, g = x[: self.problem.joint.action_dim].double(), self.growth(k)
         x, log_g, memory = super().advance(noise, k, x, memory)
         return x, (self.tilts[k + 1].value(g * wide) - self.tilts[k].value(wide)).view_as(log_g), memory
 
@@ -187,14 +187,14 @@ class WrongVersion:
 
     Attributes:
         words: what is wrong.
-        world: where it is tried, in words.
+        problem_name: what it is tried on, in a word.
         problem: the same.
         right: makes the right one.
         wrong: makes the wrong one.
     """
 
     words: str
-    world: str
+    problem_name: str
     problem: Problem
     right: Make
     wrong: Make
@@ -246,9 +246,9 @@ def largest(version: WrongVersion, make: Make, seeds: Sequence[int], blocks: int
     if problem.model.linear:
         checks = closed_form_checks(right, samples)
     else:
-        world: Any = problem.world
-        distribution = truth_of(world.clean, problem.reward, problem.lambda_scale)
-        checks = world_checks(right, samples, world, distribution)
+        joint: Any = problem.joint
+        distribution = truth_of(joint.clean, problem.reward, problem.lambda_scale)
+        checks = mixture_checks(right, samples, joint, distribution)
     return max((c for c in checks if not math.isnan(c.z)), key=lambda c: abs(c.z))
 
 
@@ -257,14 +257,14 @@ def table(seeds: Sequence[int] = (0, 1, 2, 3), blocks: int = 1) -> list[str]:
     lines = [
         f"{len(seeds) * blocks * BLOCK_SIZE} draws each; errors: the largest |estimate - exact| / standard error.",
         "",
-        "| wrong version | world | row | errors | right version's |",
+        "| wrong version | problem | row | errors | right version's |",
         "|---|---|---|---:|---:|",
     ]
     for version in WRONG_VERSIONS:
         wrong = largest(version, version.wrong, seeds, blocks)
         right = largest(version, version.right, seeds, blocks)
         lines.append(
-            f"| {version.words} | {version.world} | {wrong.quantity} | {abs(wrong.z):.1f} | {abs(right.z):.1f} |"
+            f"| {version.words} | {version.problem_name} | {wrong.quantity} | {abs(wrong.z):.1f} | {abs(right.z):.1f} |"
         )
     return lines
 

@@ -13,7 +13,7 @@ from scipy import stats as scipy_stats
 from lightning_toys.errors import ToyError
 from lightning_toys.mirror_descent.affine import propagate, reverse_kernel
 from lightning_toys.mirror_descent.guidance import DiffusionPosteriorSampling, HTransform, ProductOfExperts
-from lightning_toys.mirror_descent.joint import Gaussian, Joint, NoiseLevel, gaussian_kl, noised
+from lightning_toys.mirror_descent.joint import Gaussian, LinearGaussianJoint, NoiseLevel, gaussian_kl, noised
 from lightning_toys.mirror_descent.reverse_process import guided_steps, log_snr_levels, ode_step, sde_step
 from lightning_toys.mirror_descent.schedules import (
     Constant,
@@ -28,14 +28,14 @@ from lightning_toys.mirror_descent.shipped import RULES
 from lightning_toys.mirror_descent.tilt import ActionValue, Reward, StateReward, tilt
 from lightning_toys.training.noise import keyed_generator
 
-DEFAULT = Joint()
+DEFAULT = LinearGaussianJoint()
 
 
-def random_joint(i: int) -> Joint:
+def random_joint(i: int) -> LinearGaussianJoint:
     g = keyed_generator(i, 0, "test/mirror/joint")
     mu_a, alpha, d, s, mu_eps = g.normal(size=5)
     sigma_a, sigma_sprime = np.exp(0.4 * g.normal(size=2))
-    return Joint(mu_a, sigma_a, alpha, sigma_sprime, d, s, mu_eps)
+    return LinearGaussianJoint(mu_a, sigma_a, alpha, sigma_sprime, d, s, mu_eps)
 
 
 def random_reward(i: int) -> Reward:
@@ -44,7 +44,7 @@ def random_reward(i: int) -> Reward:
     return StateReward(w[0], r[0], w[1], r[1]) if i % 2 else ActionValue(w[0], r[0])
 
 
-def log_density(joint: Joint, x: torch.Tensor) -> torch.Tensor:
+def log_density(joint: LinearGaussianJoint, x: torch.Tensor) -> torch.Tensor:
     """log q(a, s') by its definition: of a, then of s' given a."""
     a, s = x[..., 0], x[..., 1]
     mean = joint.alpha * a + joint.d * joint.s + joint.mu_eps
@@ -187,8 +187,8 @@ def test_which_schedules_reach_the_target(schedule: Schedule, full: bool) -> Non
 
 def test_refusals() -> None:
     for make, says in [
-        (lambda: Joint(sigma_a=0.0), "--data.sigma_a: 0.0"),
-        (lambda: Joint(sigma_sprime=-1.0), "--data.sigma_sprime: -1.0"),
+        (lambda: LinearGaussianJoint(sigma_a=0.0), "--data.sigma_a: 0.0"),
+        (lambda: LinearGaussianJoint(sigma_sprime=-1.0), "--data.sigma_sprime: -1.0"),
         (lambda: LateConstant(0.8, 0.3), "--model.schedule.w_lo, --model.schedule.w_hi: 0.8, 0.3"),
         (lambda: LateRamp(ramp_p=0.0), "--model.schedule.ramp_p: 0.0"),
         (lambda: ActionValue(q_a=-0.1), "--model.reward.q_a: -0.1"),
@@ -203,7 +203,7 @@ def test_refusals() -> None:
 
 
 def guidance_term(
-    rule: str, joint: Joint, reward: Reward, level: NoiseLevel, beta: float, x: torch.Tensor
+    rule: str, joint: LinearGaussianJoint, reward: Reward, level: NoiseLevel, beta: float, x: torch.Tensor
 ) -> torch.Tensor:
     G, g = RULES[rule](joint, reward, beta).affine_term(level, beta)
     return x @ torch.from_numpy(G).T + torch.from_numpy(g)
@@ -256,7 +256,7 @@ def test_h_transform_is_the_score_of_the_noised_target() -> None:
 # reverse processes
 
 
-def final_distribution(rule: str, K: int, step: object, beta: object, joint: Joint = DEFAULT) -> Gaussian:
+def final_distribution(rule: str, K: int, step: object, beta: object, joint: LinearGaussianJoint = DEFAULT) -> Gaussian:
     reward = StateReward()
     abars = log_snr_levels(K)
     x: Gaussian = joint.level(float(abars[0]))

@@ -10,7 +10,7 @@ import torch
 from lightning_toys.errors import ToyError
 from lightning_toys.mirror_descent import compiled_kernels
 from lightning_toys.mirror_descent.annealed import PCMALA
-from lightning_toys.mirror_descent.joint import Joint
+from lightning_toys.mirror_descent.joint import LinearGaussianJoint
 from lightning_toys.mirror_descent.kernels import Noise, gaussian_target, init_state, langevin_proposal, select
 from lightning_toys.mirror_descent.problem import Problem, Settings
 from lightning_toys.mirror_descent.schedules import TFGPlusFinalMALA
@@ -51,7 +51,9 @@ def test_formulas_agree_uncompiled() -> None:
 @compiler
 @torchs_own
 def test_compiled_chains_match_uncompiled() -> None:
-    problem = Problem(Joint(), StateReward(), TFGPlusFinalMALA(), 1.5, Settings(K=10, action_steps_per_level=2))
+    problem = Problem(
+        LinearGaussianJoint(), StateReward(), TFGPlusFinalMALA(), 1.5, Settings(K=10, action_steps_per_level=2)
+    )
     eager, fast = (PCMALA(problem).draw(Noise([(0, 0)], "test", LIKE, compiled)) for compiled in (False, True))
     close = (eager.a - fast.a).abs() < 1e-4
     assert float(close.float().mean()) > 0.999

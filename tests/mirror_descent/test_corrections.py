@@ -20,16 +20,16 @@ from lightning_toys.mirror_descent.guidance_grid import SCALES, SCHEDULES, main,
 from lightning_toys.mirror_descent.guidance_grid import problem_of as problem_of_levels
 from lightning_toys.mirror_descent.joint import Gaussian, gaussian_kl
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
+from lightning_toys.mirror_descent.mixture_checks import distances, points_of
 from lightning_toys.mirror_descent.predictors import Predictor
 from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.mirror_descent.rewards import QuadraticReward, Quartic
 from lightning_toys.mirror_descent.schedules import Constant, SigmaPower
 from lightning_toys.mirror_descent.shipped import KNOWN
 from lightning_toys.mirror_descent.soft_value import KEPT, SoftValue
-from lightning_toys.mirror_descent.world_checks import distances, points_of
 from tests.mirror_descent.test_mixture import FOUR, PLANE, problem_of
+from tests.mirror_descent.test_mixture_sampling import checked
 from tests.mirror_descent.test_samplers import PROBLEM, SKEW, with_settings
-from tests.mirror_descent.test_worlds import checked
 
 SINGLE = torch.zeros(())
 
@@ -90,7 +90,7 @@ def test_correctors_mend_the_product_of_experts_on_a_mixture() -> None:
     w1 = {}
     for name in ("sde_poe", "fkc"):
         (sample,) = run_chains(KNOWN[name](problem), [0], BLOCK_SIZE, SINGLE)
-        w1[name] = distances(problem.world, problem.reward, truth, points_of(sample))["w1"]  # type: ignore[arg-type]
+        w1[name] = distances(problem.joint, problem.reward, truth, points_of(sample))["w1"]  # type: ignore[arg-type]
     assert w1["fkc"] < 0.5 * w1["sde_poe"], w1
     assert all(math.isnan(c.z) for c in checked("fkc", problem))  # its distribution at so many levels is not known here
 
@@ -108,8 +108,8 @@ class MeanValue(SoftValue):
 
 def relative_error(kind: type[SoftValue], problem: Problem, abar: float) -> float:
     """The root mean square error of a learned gradient over that of the exact one's, on draws of a level."""
-    rule = kind(problem.world, problem.reward, problem.lambda_scale, fit_steps=600, hidden=32)
-    exact, level = HTransform(problem.world, problem.reward, problem.lambda_scale), problem.world.level(abar)
+    rule = kind(problem.joint, problem.reward, problem.lambda_scale, fit_steps=600, hidden=32)
+    exact, level = HTransform(problem.joint, problem.reward, problem.lambda_scale), problem.joint.level(abar)
     x = problem.model.draw(Noise([(1, 0)], "test", SINGLE), level)[:, :4000]
     want = exact.guided_score(problem.model, level, 1.0, x) - problem.model.score(level, x)
     return float((rule.value_gradient(problem.model, level, x) - want).square().sum().div(want.square().sum()).sqrt())
@@ -124,7 +124,7 @@ def test_soft_values_are_learned() -> None:
 def test_the_loss_has_the_soft_value_for_its_minimiser() -> None:
     r = torch.tensor([0.0, -1.0, -3.0], dtype=torch.float64)
     v = torch.logsumexp(r, 0).sub(math.log(3)).clone().requires_grad_(True)
-    loss = SoftValue(PROBLEM.world, PROBLEM.reward, 1.0).loss(v, r)
+    loss = SoftValue(PROBLEM.joint, PROBLEM.reward, 1.0).loss(v, r)
     (slope,) = torch.autograd.grad(loss, v)
     assert float(slope) == pytest.approx(0, abs=1e-14)
 
@@ -133,7 +133,7 @@ def test_a_fit_is_kept_and_keyed() -> None:
     """A function of pairs, settings and seed; bad settings are refused in one line."""
 
     def net(seed: int, steps: int = 3) -> object:
-        rule = SoftValue(SKEW.world, SKEW.reward, 1.0, fit_steps=steps, hidden=8, fit_seed=seed)
+        rule = SoftValue(SKEW.joint, SKEW.reward, 1.0, fit_steps=steps, hidden=8, fit_seed=seed)
         return rule.fitted(SKEW.model, SINGLE)
 
     assert net(0) is net(0)
@@ -144,7 +144,7 @@ def test_a_fit_is_kept_and_keyed() -> None:
     KEPT.clear()
     assert torch.equal(first, torch.stack([p.sum() for p in net(0).parameters()]))  # type: ignore[attr-defined]
     with pytest.raises(ToyError, match=r"SoftValue's fit_steps: 0 is not allowed"):
-        SoftValue(SKEW.world, SKEW.reward, 1.0, fit_steps=0)
+        SoftValue(SKEW.joint, SKEW.reward, 1.0, fit_steps=0)
 
 
 @pytest.mark.slow
@@ -155,7 +155,7 @@ def test_guidance_by_a_learned_soft_value() -> None:
         truth, w1 = problem.tilted.truth, {}  # type: ignore[attr-defined]
         for name in ("sde_dps", "sde_soft_value"):
             (sample,) = run_chains(KNOWN[name](problem), [0], BLOCK_SIZE, SINGLE)
-            w1[name] = distances(problem.world, problem.reward, truth, points_of(sample))["w1"]  # type: ignore[arg-type]
+            w1[name] = distances(problem.joint, problem.reward, truth, points_of(sample))["w1"]  # type: ignore[arg-type]
         assert w1["sde_soft_value"] < 0.5 * w1["sde_dps"], w1
     sampler = KNOWN["sde_soft_value"](SKEW)
     assert isinstance(sampler, Predictor)

@@ -25,7 +25,7 @@ from lightning_toys.mirror_descent.energy import (
     score_relative_error,
     training_levels,
 )
-from lightning_toys.mirror_descent.joint import Joint
+from lightning_toys.mirror_descent.joint import LinearGaussianJoint
 from lightning_toys.mirror_descent.model import ExactModel, LearnedModel
 from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.mirror_descent.shipped import RULES, SHORT_NAMES
@@ -40,7 +40,7 @@ SCORE_BASED = [name for name, make in SHORT_NAMES.items() if make(PROBLEM).reads
 class ExactNet(ConditionalNet):
     """The linear f that makes the energy exact: s the scales of z, P the precision, f = (s P s - I) z / abar."""
 
-    def __init__(self, joint: Joint, factor: float = 1.0) -> None:
+    def __init__(self, joint: LinearGaussianJoint, factor: float = 1.0) -> None:
         super().__init__()
         self.joint = joint
         self.factor = torch.nn.Parameter(torch.full((1, 1, 1), factor, dtype=torch.float64))
@@ -57,11 +57,11 @@ class ExactNet(ConditionalNet):
 
 
 def exact_energy(problem: Problem, factor: float = 1.0) -> EnergyNet:
-    clean = problem.joint.clean
+    clean = problem.linear_joint.clean
     matrix = LevelMatrix((0,)).double()
     for p in matrix.last.parameters():  # f alone gives the distribution
         p.data.zero_()
-    net = EnergyNet(ExactNet(problem.joint, factor), matrix, [0.0, 0.0], [1.0, 1.0])
+    net = EnergyNet(ExactNet(problem.linear_joint, factor), matrix, [0.0, 0.0], [1.0, 1.0])
     net.mean, net.variance = torch.from_numpy(clean.m), torch.from_numpy(np.diag(clean.C).copy())
     return net
 
@@ -82,7 +82,7 @@ def normals(shape: tuple[int, ...], stream: str) -> Tensor:
 def test_exact_energy_matches_closed_form(problem: Problem) -> None:
     net, x = exact_energy(problem), normals((1, 50, 2), "x")
     for value in (1e-3, 0.3, 0.999):
-        level = problem.joint.level(value)
+        level = problem.linear_joint.level(value)
         abar = torch.full((1, 50, 1), value, dtype=torch.float64)
         m, P = torch.from_numpy(level.m), torch.from_numpy(level.precision)
         assert torch.allclose(net.score(x, abar)[0], (m - x[0]) @ P, atol=1e-9)
@@ -90,14 +90,16 @@ def test_exact_energy_matches_closed_form(problem: Problem) -> None:
         wanted = -0.5 * (((x[0] - m) @ P) * (x[0] - m)).sum(-1)
         assert torch.allclose(found - found[0], wanted - wanted[0], atol=1e-9)
     for abar in EVALUATION_LEVELS:
-        assert float(score_relative_error(net, problem.joint, abar, normals((500, 2), "z"))) < 1e-9
+        assert float(score_relative_error(net, problem.linear_joint, abar, normals((500, 2), "z"))) < 1e-9
     # an energy whose coordinates are 1 % too independent: the error that it has in closed form
-    level = problem.joint.level(0.9)
+    level = problem.linear_joint.level(0.9)
     D = np.diag(1 / np.diag(level.C)) - level.precision
     error = 0.01 * D @ level.C @ D.T * 0.01
     exact = level.precision
     wanted = math.sqrt(np.trace(error) / np.trace(exact))
-    found = float(score_relative_error(exact_energy(problem, 0.99), problem.joint, 0.9, normals((200_000, 2), "z")))
+    found = float(
+        score_relative_error(exact_energy(problem, 0.99), problem.linear_joint, 0.9, normals((200_000, 2), "z"))
+    )
     assert found == pytest.approx(wanted, rel=0.01)
 
 
@@ -152,7 +154,7 @@ def test_loss_is_denoising_score_matching() -> None:
 def test_loss_is_minimal_at_the_exact_energy(value: float) -> None:
     """The derivative by a factor on f is 0 at 1, within its error, and not at .9."""
     n = 100_000
-    x0 = normals((1, n, 2), "x0") @ torch.from_numpy(np.linalg.cholesky(PROBLEM.joint.clean.C)).T
+    x0 = normals((1, n, 2), "x0") @ torch.from_numpy(np.linalg.cholesky(PROBLEM.linear_joint.clean.C)).T
     eps, abar = normals((1, n, 2), "eps"), torch.full((1, n, 1), value, dtype=torch.float64)
 
     def derivative(factor: float) -> tuple[float, float]:
@@ -202,7 +204,9 @@ def test_clamped_cholesky() -> None:
 def test_exact_energy_gives_the_samples_of_the_closed_form(name: str, problem: Problem) -> None:
     """Chain by chain, through every code path of the learned samplers; a wrong energy does not."""
     problem = with_settings(problem, mcmc_steps=3, K=4, predictor_K=6, smc_K=5, smc_particles=2**10, refresh_L=2)
-    problem = with_settings(problem, smc_twist="dps" if problem.joint is SKEW.joint else "tfg", ess_threshold=0.9)
+    problem = with_settings(
+        problem, smc_twist="dps" if problem.linear_joint is SKEW.linear_joint else "tfg", ess_threshold=0.9
+    )
     assert isinstance(problem.model, ExactModel)
     exact, learned, wrong = (
         run_chains(SHORT_NAMES[name](dataclasses.replace(problem, model=model)), [3], 2000, LIKE)[0]
@@ -221,9 +225,9 @@ def test_exact_energy_gives_the_samples_of_the_closed_form(name: str, problem: P
 @pytest.mark.parametrize("rule", list(RULES))
 def test_guided_score_of_a_model_matches_closed_form(rule: str) -> None:
     x = normals((2, 40), "x")
-    guide = RULES[rule](SKEW.joint, SKEW.reward, SKEW.lambda_scale)
+    guide = RULES[rule](SKEW.linear_joint, SKEW.reward, SKEW.lambda_scale)
     for abar in (0.01, 0.6, 0.99, 1.0):
-        level = SKEW.joint.level(abar)
+        level = SKEW.linear_joint.level(abar)
         G, g = guide.affine_term(level, 0.7)
         wanted = torch.from_numpy((G - level.precision) @ x.numpy() + (g + level.precision @ level.m)[:, None])
         for model in (ExactModel(), LearnedModel(exact_energy(SKEW))):

@@ -25,7 +25,7 @@ from lightning_toys.mirror_descent import (
     Step,
 )
 from lightning_toys.mirror_descent.guidance import HTransform
-from lightning_toys.mirror_descent.joint import Array, Joint
+from lightning_toys.mirror_descent.joint import Array, LinearGaussianJoint
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
 from lightning_toys.mirror_descent.mixture import GaussianMixtureJoint, Mixture
 from lightning_toys.mirror_descent.mixture_model import MixtureModel, component_of
@@ -118,8 +118,8 @@ def test_quadratic_tilt_by_brute_force(q: Mixture, n: int) -> None:
         np.testing.assert_allclose(truth.mixture.means[j], share @ x, atol=1e-5)
 
 
-def test_one_component_is_the_linear_gaussian_world() -> None:
-    joint = Joint(0.3, 0.8, -0.7, 0.6, 0.5, 1.2, -0.4)
+def test_one_component_is_the_linear_gaussian_problem() -> None:
+    joint = LinearGaussianJoint(0.3, 0.8, -0.7, 0.6, 0.5, 1.2, -0.4)
     one = Mixture(np.ones(1), joint.clean.m[None], joint.clean.C[None], 1)
     want, truth = tilt(joint.clean, ActionValue(0.9, -0.5), 1.4), truth_of(one, ActionValue(0.9, -0.5), 1.4)
     target = joint.with_action_marginal(want.mu, 1 / want.tau)

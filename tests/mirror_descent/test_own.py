@@ -20,12 +20,12 @@ from lightning_toys.mirror_descent import (
     GaussianMixture,
     LearnedSampling,
     LinearGaussian,
+    MixtureSampling,
     Predictor,
     QuadraticReward,
     Sampler,
     Settings,
     TiltedSampling,
-    WorldSampling,
 )
 from lightning_toys.mirror_descent.annealed import PCMALA, PCULA
 from lightning_toys.mirror_descent.guidance import Unguided
@@ -149,7 +149,7 @@ class Lost(Sampler):
     wrong: Any = float("nan")
 
     def draw(self, noise: Noise) -> Draws:
-        model, clean = self.problem.model, self.problem.world.clean
+        model, clean = self.problem.model, self.problem.joint.clean
         a = model.draw_action(noise, clean)
         s = model.draw_state(noise, clean, a)
         return self.spoilt(a[0] if a.dim() == 2 else a, s, noise)
@@ -271,7 +271,7 @@ UNRULY = [
 
 
 @pytest.mark.parametrize(("kind", "says"), UNRULY, ids=[kind.__name__ for kind, _ in UNRULY])
-@pytest.mark.parametrize("module", [TiltedSampling, WorldSampling])
+@pytest.mark.parametrize("module", [TiltedSampling, MixtureSampling])
 def test_samplers_that_break_the_contract_are_refused_before_drawing(module: Any, kind: Any, says: str) -> None:
     data: Any = LinearGaussian() if module is TiltedSampling else GaussianMixture()
     with pytest.raises(ToyError) as caught:
@@ -322,7 +322,7 @@ FAULTS: list[tuple[str, type, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("part", "base", "given", "says"), FAULTS)
-@pytest.mark.parametrize("module", [TiltedSampling, WorldSampling])
+@pytest.mark.parametrize("module", [TiltedSampling, MixtureSampling])
 def test_schedules_and_rewards_that_fail(module: Any, part: str, base: type, given: dict[str, Any], says: str) -> None:
     data: Any = LinearGaussian() if module is TiltedSampling else GaussianMixture()
     with pytest.raises(ToyError) as caught:
@@ -342,10 +342,10 @@ def test_schedules_and_rewards_that_fail(module: Any, part: str, base: type, giv
         ({"curvature": -1.0}, "Mine.curvature: -1.0 is not allowed; give a number >= 0"),
     ],
 )
-def test_rewards_of_other_worlds_that_break_the_contract(given: dict[str, Any], says: str) -> None:
+def test_rewards_of_mixtures_that_break_the_contract(given: dict[str, Any], says: str) -> None:
     kind = made(Reward, **{"value": lambda self, a: -a[0].square(), **given})
     with pytest.raises(ToyError) as caught:
-        WorldSampling(samplers=["mala"], reward=kind).measure(GaussianMixture())
+        MixtureSampling(samplers=["mala"], reward=kind).measure(GaussianMixture())
     assert str(caught.value).startswith("--model.reward: Mine.")
     assert says in str(caught.value)
 
@@ -365,7 +365,7 @@ def test_steps_that_are_too_long_are_refused_of_subclasses_too(kind: Any) -> Non
     with pytest.raises(ToyError, match=rf"ula_step: 0\.6 is not allowed here, {kind.__name__} would run away"):
         TiltedSampling(samplers=[kind], settings=settings).measure(LinearGaussian())
     with pytest.raises(ToyError, match=rf"ula_step: 6\.0 is not allowed here, {kind.__name__} may run away"):
-        WorldSampling(samplers=[kind], settings=Settings(ula_step=6.0)).measure(GaussianMixture())
+        MixtureSampling(samplers=[kind], settings=Settings(ula_step=6.0)).measure(GaussianMixture())
 
 
 def test_a_reward_with_lists_is_kept_in_a_checkpoint(mirror: Runner) -> None:

@@ -11,14 +11,14 @@ import pytest
 
 from lightning_toys.mirror_descent.closed_form_checks import closed_form_checks, judge
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample, standard_error
-from lightning_toys.mirror_descent.joint import Joint
+from lightning_toys.mirror_descent.joint import LinearGaussianJoint
 from lightning_toys.mirror_descent.particle_groups import group_estimates, limit_bias, too_skewed
 from lightning_toys.mirror_descent.problem import Problem, Settings
 from lightning_toys.mirror_descent.samplers import Importance, z_check
 from lightning_toys.mirror_descent.schedules import Linear
 from lightning_toys.mirror_descent.tilt import StateReward
 
-PROBLEM = Problem(Joint(), StateReward(), Linear(), 1.5, Settings())
+PROBLEM = Problem(LinearGaussianJoint(), StateReward(), Linear(), 1.5, Settings())
 
 
 def log_z_of(values: Any) -> list[Sample]:

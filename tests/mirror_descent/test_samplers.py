@@ -25,7 +25,7 @@ from lightning_toys.mirror_descent.diagnostics import (
     residual,
     wasserstein,
 )
-from lightning_toys.mirror_descent.joint import Joint, gaussian_kl
+from lightning_toys.mirror_descent.joint import LinearGaussianJoint, gaussian_kl
 from lightning_toys.mirror_descent.kernels import (
     BLOCK_SIZE,
     Noise,
@@ -44,9 +44,13 @@ from lightning_toys.mirror_descent.tilt import ActionValue, StateReward
 from lightning_toys.training.noise import keyed_generator
 
 LIKE = torch.zeros((), dtype=torch.float64)
-PROBLEM = Problem(Joint(), StateReward(), Linear(), 1.5)
-BY_ACTION = Problem(Joint(0.2, 1.3, 0.0, 0.8), ActionValue(0.6, -0.7), Linear(), 0.9)  # an action that does nothing
-SKEW = Problem(Joint(0.3, 0.8, -0.7, 0.6, 0.5, 1.2, -0.4), StateReward(0.7, 1.0, 1.3, -0.5), Linear(), 1.2)
+PROBLEM = Problem(LinearGaussianJoint(), StateReward(), Linear(), 1.5)
+BY_ACTION = Problem(
+    LinearGaussianJoint(0.2, 1.3, 0.0, 0.8), ActionValue(0.6, -0.7), Linear(), 0.9
+)  # an action that does nothing
+SKEW = Problem(
+    LinearGaussianJoint(0.3, 0.8, -0.7, 0.6, 0.5, 1.2, -0.4), StateReward(0.7, 1.0, 1.3, -0.5), Linear(), 1.2
+)
 
 
 def with_settings(problem: Problem = PROBLEM, **settings: object) -> Problem:
@@ -353,7 +357,7 @@ def metrics(name: str, problem: Problem, chains: int = BLOCK_SIZE) -> dict[str, 
 
 def test_action_density_covers_a_far_prior() -> None:
     """The grid covers every level's distribution on the way from mu_a to the target."""
-    far = Problem(Joint(mu_a=30.0), StateReward(), LateConstant(), 1.5, Settings(K=12))
+    far = Problem(LinearGaussianJoint(mu_a=30.0), StateReward(), LateConstant(), 1.5, Settings(K=12))
     wide, narrow = (moments_by_grid(far, half_width) for half_width in (12.0, 7.0))
     assert wide == pytest.approx(narrow, abs=1e-6)
 

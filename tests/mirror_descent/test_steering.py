@@ -22,7 +22,7 @@ from lightning_toys.mirror_descent.guidance import (
     TrainingFreeGuidance,
     Unguided,
 )
-from lightning_toys.mirror_descent.joint import Gaussian, Joint, gaussian_kl
+from lightning_toys.mirror_descent.joint import Gaussian, LinearGaussianJoint, gaussian_kl
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
 from lightning_toys.mirror_descent.mixture import Mixture
 from lightning_toys.mirror_descent.predictors import Predictor
@@ -35,8 +35,8 @@ from lightning_toys.mirror_descent.steering import SVDD, Difference, FKSteering,
 from lightning_toys.mirror_descent.tempered_smc import TemperedSMC
 from lightning_toys.mirror_descent.tilt import Reward
 from tests.mirror_descent.test_mixture import FOUR, PLANE, problem_of
+from tests.mirror_descent.test_mixture_sampling import SMALL, checked, worst
 from tests.mirror_descent.test_samplers import LIKE, PROBLEM, SKEW, with_settings
-from tests.mirror_descent.test_worlds import SMALL, checked, worst
 
 SINGLE = torch.zeros(())
 
@@ -94,7 +94,7 @@ def test_ddim_step(abar: float, next_abar: float) -> None:
         assert slope**2 * (1 - abar) + step.variance == pytest.approx(1 - next_abar, abs=1e-12)
 
 
-def test_predictors_settings_are_exact_in_the_linear_gaussian_world() -> None:
+def test_predictors_settings_are_exact_in_the_linear_gaussian_problem() -> None:
     problem = with_settings(SKEW, predictor_K=12)
     made: dict[str, Callable[[Problem], Predictor]] = {
         "ddim1_dps": KNOWN["ddim1_dps"],  # type: ignore[dict-item]
@@ -204,7 +204,7 @@ class Window(Reward):
         return ((a[0].abs() - 5000).abs() < 0.25).to(a)
 
 
-def test_best_of_n_in_the_linear_gaussian_world() -> None:
+def test_best_of_n_in_the_linear_gaussian_problem() -> None:
     checks = closed_form_checks(BestOfN(SKEW, 5), run_chains(BestOfN(SKEW.centred, 5), [0, 1], BLOCK_SIZE, SINGLE))
     assert {c.source for c in checks} == {"exact"}
     assert min(c.p_value(c.z) for c in checks) > 1e-4
@@ -247,7 +247,7 @@ def test_sum_of_rewards_under_a_weak_tilt(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("name", ["fk_difference", "smc_tempered", "smc_twisted_residual"])
-def test_particles_in_the_linear_gaussian_world(name: str) -> None:
+def test_particles_in_the_linear_gaussian_problem(name: str) -> None:
     problem = with_settings(SKEW, smc_particles=2**9, smc_K=12)
     samples = run_chains(KNOWN[name](problem.centred), [0, 1], BLOCK_SIZE, SINGLE)
     checks = closed_form_checks(KNOWN[name](problem), samples)
@@ -272,7 +272,7 @@ def test_tempered_smc_without_moves_is_importance_sampling() -> None:
     problem = problem_of(PLANE, Quartic(), 1.0, **SMALL, ess_threshold=0.0)
     sampler = TemperedSMC(problem, moves=0)
     (sample,) = run_chains(sampler, [0], BLOCK_SIZE, LIKE)
-    a = problem.model.draw_action(Noise([(0, 0)], "sampler/smc_tempered", LIKE), problem.world.clean)
+    a = problem.model.draw_action(Noise([(0, 0)], "sampler/smc_tempered", LIKE), problem.joint.clean)
     log_w = problem.tilted.log_weight(a).view(-1, 2**9)
     want = torch.logsumexp(log_w, -1) - math.log(2**9)
     np.testing.assert_allclose(sample.extra["log_z"], want, atol=1e-10)  # type: ignore[index]
@@ -283,9 +283,9 @@ def test_tempered_smc_without_moves_is_importance_sampling() -> None:
 
 
 def svdd_limit(problem: Problem) -> Gaussian:
-    """The exact distribution of SVDD as M grows, in the linear-Gaussian world: each kernel tilted by DPS's twist."""
+    """The exact distribution of SVDD as M grows, in the linear-Gaussian problem: each kernel tilted by DPS's twist."""
     sampler = SVDD(problem)
-    rule = DiffusionPosteriorSampling(problem.world, problem.reward, problem.lambda_scale)
+    rule = DiffusionPosteriorSampling(problem.joint, problem.reward, problem.lambda_scale)
     x: Gaussian = sampler.levels[0]
     for noisy, cleaner in zip(sampler.levels[:-1], sampler.levels[1:], strict=True):
         kernel = reverse_kernel(noisy, cleaner)
@@ -298,8 +298,8 @@ def svdd_limit(problem: Problem) -> Gaussian:
 
 def test_svdd_limits() -> None:
     """M = 1 is q itself; a large M tends to the chain of tilted kernels, which is not the target."""
-    problem = with_settings(Problem(Joint(0.0, 0.8, -0.7, 0.6), SKEW.reward, SKEW.schedule, 1.2), smc_K=8)
-    clean, want = problem.joint.clean, svdd_limit(problem)
+    problem = with_settings(Problem(LinearGaussianJoint(0.0, 0.8, -0.7, 0.6), SKEW.reward, SKEW.schedule, 1.2), smc_K=8)
+    clean, want = problem.linear_joint.clean, svdd_limit(problem)
     far = {}
     for m in (1, 2, 32):
         (sample,) = run_chains(SVDD(problem, m), [0], BLOCK_SIZE, SINGLE)

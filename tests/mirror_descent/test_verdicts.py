@@ -34,7 +34,7 @@ from lightning_toys.mirror_descent.diagnostics import (
     moments,
     redrawn_states,
 )
-from lightning_toys.mirror_descent.joint import Joint, gaussian_kl
+from lightning_toys.mirror_descent.joint import LinearGaussianJoint, gaussian_kl
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise, init_state, mala, times_standard_normal
 from lightning_toys.mirror_descent.problem import Problem, Settings
 from lightning_toys.mirror_descent.sampler import gaussian_moments
@@ -224,11 +224,11 @@ def test_refreshes_are_seen_by_ula() -> None:
 
 def moved(problem: Problem, by: tuple[float, float], scale: float = 1.0) -> Problem:
     """The problem of scale (a, s') + by."""
-    j = problem.joint
+    j = problem.linear_joint
     mean = j.alpha * j.mu_a + j.shift
     mu_a = scale * j.mu_a + by[0]
     mu_eps = scale * mean + by[1] - j.alpha * mu_a
-    joint = Joint(mu_a, scale * j.sigma_a, j.alpha, scale * j.sigma_sprime, mu_eps=mu_eps)
+    joint = LinearGaussianJoint(mu_a, scale * j.sigma_a, j.alpha, scale * j.sigma_sprime, mu_eps=mu_eps)
     r = problem.reward
     reward: StateReward | ActionValue
     if isinstance(r, StateReward):
@@ -238,7 +238,7 @@ def moved(problem: Problem, by: tuple[float, float], scale: float = 1.0) -> Prob
         assert isinstance(r, ActionValue)
         reward = ActionValue(r.q_a / scale**2, scale * r.mu_q + by[0])
     settings = dataclasses.replace(problem.settings, ula_step=problem.settings.ula_step * scale**2)
-    return dataclasses.replace(problem, world=joint, reward=reward, settings=settings)
+    return dataclasses.replace(problem, joint=joint, reward=reward, settings=settings)
 
 
 PLAIN = ("importance", "independence_mh", "ula", "mala", "gibbs")  # without noise levels: all of them move along

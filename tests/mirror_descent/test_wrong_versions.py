@@ -14,7 +14,7 @@ QUICK = 3  # of them in the gate; the others have tests of their own
 @pytest.mark.parametrize(
     "version",
     [pytest.param(v, marks=[pytest.mark.slow] if i >= QUICK else []) for i, v in enumerate(WRONG_VERSIONS)],
-    ids=lambda v: f"{v.words}, {v.world}",
+    ids=lambda v: f"{v.words}, {v.problem_name}",
 )
 def test_wrong_versions_are_caught(version: WrongVersion) -> None:
     seeds = range(4)

@@ -10,7 +10,7 @@ import torch
 from lightning_toys.bilevel import WindowRegression
 from lightning_toys.flow_vs_regression import FlowVsRegression
 from lightning_toys.generative_policy import BanditPolicy, GaussianPolicy, MeanFlowPolicy
-from lightning_toys.mirror_descent import LearnedSampling, WorldSampling
+from lightning_toys.mirror_descent import LearnedSampling, MixtureSampling
 from lightning_toys.stats import geometric_ci, mean_ci, share_ci
 from lightning_toys.training.tensorboard_layout import layout_of
 
@@ -62,7 +62,7 @@ def test_bands_of_shares_lie_between_0_and_1() -> None:
         (GaussianPolicy, ("tv", "sliced_w2", "kl")),
         (BanditPolicy, ("regret",)),
         (LearnedSampling, ("score_error", "joint_kl@pc_ula")),
-        (WorldSampling, ("w1", "moment_kl@mala", "mode_tv")),
+        (MixtureSampling, ("w1", "moment_kl@mala", "mode_tv")),
     ],
 )
 def test_no_band_of_what_is_positive_goes_below_0(module: type, names: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""A reward of any form and a guidance rule for mirror_descent's mixtures: WorldSampling.
+"""A reward of any form and a guidance rule for mirror_descent's mixtures: MixtureSampling.
 
 ``--model.reward own_reward.Distance --model.samplers '[mala, {class_path: Predictor, init_args: {rule:
 own_reward.Clipped}}]'``
@@ -25,7 +25,7 @@ class Distance(Reward):
 
 
 class Clipped(GuidanceRule):
-    """The gradient of Q at the noised action, at most 1 in size, in every world."""
+    """The gradient of Q at the noised action, at most 1 in size, in every problem."""
 
     def guided_score(self, model, level, beta, x):
         """Return the score with the rule's term added to the action's row."""

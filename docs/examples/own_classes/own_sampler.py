@@ -4,7 +4,7 @@ from lightning_toys.mirror_descent import Cost, Draws, Sampler
 
 
 class RandomWalk(Sampler):
-    """Random-walk Metropolis on the action, then s' drawn given it; in every world."""
+    """Random-walk Metropolis on the action, then s' drawn given it; in every problem."""
 
     def __init__(self, problem, step: float = 1.0, steps: int = 60):
         super().__init__(problem)
@@ -12,7 +12,7 @@ class RandomWalk(Sampler):
 
     def draw(self, noise):
         """Return pairs (a, s') of as many chains as the noise has."""
-        model, clean = self.problem.model, self.problem.world.clean
+        model, clean = self.problem.model, self.problem.joint.clean
         target, a = model.action_target(self.problem.tilted), model.draw_action(noise, clean)
         for _ in range(self.steps):
             new = a + self.step * noise.normal(len(a))

@@ -1,4 +1,4 @@
-"""The worlds' tables: who is best at a budget, and who does not differ, from made-up curves."""
+"""The mixtures' tables: who is best at a budget, and who does not differ, from made-up curves."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from gallery import kept, running
 from gallery.recipe import Folders, Run
-from gallery.recipes import world_controls as controls
-from gallery.recipes import worlds as recipe
+from gallery.recipes import mixture_controls as controls
+from gallery.recipes import mixtures as recipe
 
 
 def curve(costs: list[float], levels: list[float], spread: float = 0.01, key: int = 0) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def test_a_module_is_run_with_its_table_as_out(tmp_path: Path) -> None:
         running.perform(say, tmp_path, full=True)
 
 
-def test_the_controls_of_worlds(tmp_path: Path) -> None:
+def test_the_controls_of_mixtures(tmp_path: Path) -> None:
     """W1 of each sampler by strength and by dimension; what guidance leaves is a share of the untilted error."""
     folders = {}
     for run in controls.RECIPE.runs:

@@ -18,7 +18,7 @@ def summary_lines(truth: Truth, report: Report, rows: Sequence[Row], names: Sequ
 
     Args:
         truth: the exact distribution.
-        report: has the metrics and arrays of :meth:`WorldSampling.evaluate`.
+        report: has the metrics and arrays of :meth:`MixtureSampling.evaluate`.
         rows: the checks with their verdicts.
         names: of the samplers.
     """

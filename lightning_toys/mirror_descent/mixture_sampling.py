@@ -1,4 +1,4 @@
-"""WorldSampling: samplers on mixtures, under quadratic rewards and others, beside the exact distribution."""
+"""MixtureSampling: samplers on mixtures, under quadratic rewards and others, beside the exact distribution."""
 
 from __future__ import annotations
 
@@ -16,15 +16,23 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightning_toys.errors import bounded, note, require
-from lightning_toys.mirror_descent import world_figures
+from lightning_toys.mirror_descent import mixture_figures
 from lightning_toys.mirror_descent.chain_runner import run_chains
 from lightning_toys.mirror_descent.closed_form_checks import check_table, judge, verdicts
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample, mixing_metrics
 from lightning_toys.mirror_descent.evaluation import SamplerEvaluation
 from lightning_toys.mirror_descent.hparams import from_hparam
 from lightning_toys.mirror_descent.joint import Array
+from lightning_toys.mirror_descent.mixture_checks import (
+    distances,
+    exact_statistics,
+    first_action,
+    mixture_checks,
+    points_of,
+)
 from lightning_toys.mirror_descent.mixture_data import GaussianMixture
 from lightning_toys.mirror_descent.mixture_model import MixtureModel
+from lightning_toys.mirror_descent.mixture_report import summary_lines
 from lightning_toys.mirror_descent.own import check_reward, check_schedule
 from lightning_toys.mirror_descent.problem import Problem, Settings
 from lightning_toys.mirror_descent.sampler import Sampler
@@ -33,14 +41,6 @@ from lightning_toys.mirror_descent.shipped import KNOWN, MakeSampler, make_attem
 from lightning_toys.mirror_descent.sweeps import scaled_settings
 from lightning_toys.mirror_descent.tilt import ActionValue, Reward
 from lightning_toys.mirror_descent.truth import Truth
-from lightning_toys.mirror_descent.world_checks import (
-    distances,
-    exact_statistics,
-    first_action,
-    points_of,
-    world_checks,
-)
-from lightning_toys.mirror_descent.world_report import summary_lines
 from lightning_toys.training.configuration import as_dataclass, require_data
 from lightning_toys.training.files import make_folder, set_aside, write_atomic
 from lightning_toys.training.loader import Batch
@@ -50,7 +50,7 @@ from lightning_toys.training.results import Report
 FAR = 100.0  # standard deviations, of target or q, from the target's mean beyond which a draw ran away
 
 
-class WorldSampling(SamplerEvaluation):
+class MixtureSampling(SamplerEvaluation):
     """Samples x = (a, s') from q(x) exp(lambda Q(a)) / Z, q a Gaussian mixture, beside the exact distribution.
 
     Under quadratic rewards (:class:`ActionValue`, :class:`QuadraticReward`) it is a mixture in closed form. Under
@@ -60,7 +60,7 @@ class WorldSampling(SamplerEvaluation):
     Args:
         seeds: one seed a replica.
         samplers: short names, class paths of your own (or, from Python, :class:`Sampler` classes); all shipped ones
-            that this world has if left out.
+            that run on mixtures if left out.
         reward: gives Q.
         schedule: how the tilt grows over the noise levels.
         lambda_scale: lambda, the inverse temperature of the tilt at the clean end.
@@ -115,14 +115,14 @@ class WorldSampling(SamplerEvaluation):
         self.lambda_scale, self.chains, self.settings = lambda_scale, chains, as_dataclass(Settings, settings)
         self.bins, self.budgets, self.budget_chains = bins, sorted(budgets), budget_chains
         self.assert_implementation = assert_implementation
-        # a world and a reward on which every sampler can be made: the run's own are asked with the data
+        # a mixture and a reward on which every sampler can be made: the run's own are asked with the data
         anywhere = dataclasses.replace(self.problem_on(GaussianMixture()), reward=ActionValue())
         general = [n for n, make in KNOWN.items() if not make(anywhere).linear_only]
         self.makers = make_samplers(general if samplers is None else samplers, anywhere)
         for name, make in self.makers.items():
             require(
                 not make(anywhere).linear_only,
-                f"--model.samplers: {name!r} is not allowed here, it needs the linear-Gaussian world; leave it out",
+                f"--model.samplers: {name!r} is not allowed here, it needs the linear-Gaussian problem; leave it out",
             )
         self.samples: dict[str, list[Sample]] = {}
         self.rows = []
@@ -140,7 +140,7 @@ class WorldSampling(SamplerEvaluation):
         """
         data = require_data(data, GaussianMixture)
         problem = self.problem_on(data)
-        self.check_world(problem, self.sampler_names, self.chains)
+        self.check_problem(problem, self.sampler_names, self.chains)
         self.check_own_samplers(problem, self.sampler_names)
         return {"batch_size": data.batch_size}
 
@@ -166,7 +166,7 @@ class WorldSampling(SamplerEvaluation):
 
     def problem_on(self, data: GaussianMixture) -> Problem:
         """Return the sampling problem whose untilted distribution is that of ``data``."""
-        return Problem(data.world, self.reward, self.schedule, self.lambda_scale, self.settings, MixtureModel())
+        return Problem(data.joint, self.reward, self.schedule, self.lambda_scale, self.settings, MixtureModel())
 
     def maker(self, name: str) -> MakeSampler:
         """See :meth:`SamplerEvaluation.maker`."""
@@ -182,13 +182,13 @@ class WorldSampling(SamplerEvaluation):
         distribution: Truth = target.truth
         return distribution
 
-    def check_world(self, problem: Problem, names: Sequence[str], chains: int) -> None:
+    def check_problem(self, problem: Problem, names: Sequence[str], chains: int) -> None:
         """Refuse rewards without an exact distribution, samplers that cannot be made, and too few chains for a group.
 
         Raises:
             ToyError: names the setting.
         """
-        check_reward(problem.reward, problem.world)
+        check_reward(problem.reward, problem.joint)
         self.truth(problem)
         samplers = {name: make_attempt(name, self.maker(name), problem) for name in names}
         for name, sampler in samplers.items():
@@ -212,13 +212,13 @@ class WorldSampling(SamplerEvaluation):
     def sample(self, sampler: str, chains: int | None = None, data: GaussianMixture | None = None) -> Tensor:
         """Return samples of x = (a, s') from one sampler, (R, chains, D) in float64 on the CPU.
 
-        >>> WorldSampling(seeds=[0, 1]).sample("sde_dps", chains=1000, data=GaussianMixture()).shape
+        >>> MixtureSampling(seeds=[0, 1]).sample("sde_dps", chains=1000, data=GaussianMixture()).shape
         torch.Size([2, 1000, 2])
 
         Args:
             sampler: a name such as ``"mala"``.
             chains: chains of each replica; as many as the module's if left out.
-            data: the world; the attached Trainer's data if left out.
+            data: the mixture; the attached Trainer's data if left out.
 
         Raises:
             ToyError: there are no data, no such sampler, or chains and settings do not fit the sampler.
@@ -230,7 +230,7 @@ class WorldSampling(SamplerEvaluation):
         chains = self.chains if chains is None else chains
         require(chains >= 1, f"sample: chains={chains} is not allowed; give an integer >= 1")
         problem = self.problem_on(data)
-        self.check_world(problem, [sampler], chains)
+        self.check_problem(problem, [sampler], chains)
         found = run_chains(self.maker(sampler)(problem), self.seeds, chains, self.like)
         return torch.from_numpy(np.stack([points_of(x) for x in found]))
 
@@ -279,7 +279,7 @@ class WorldSampling(SamplerEvaluation):
         """Run every sampler, and return its distances to the exact distribution."""
         problem = self.problem
         data = require_data(self.trainer.datamodule, GaussianMixture)  # type: ignore[attr-defined]
-        world, truth = data.world, self.truth(problem)
+        joint, truth = data.joint, self.truth(problem)
         if not self.schedule.reaches_target:
             note(
                 f"warning: schedule {type(self.schedule).__name__} does not end at the tilt, annealed samplers miss it"
@@ -296,7 +296,7 @@ class WorldSampling(SamplerEvaluation):
                 cost = sampler.cost()
                 self.samples[name], self.costs[name] = samples, cost.total
                 rows = [
-                    distances(world, self.reward, truth, points_of(x))
+                    distances(joint, self.reward, truth, points_of(x))
                     | {"lost": lost}
                     | mixing_metrics(first_action(x), sampler.stationary, cost.total)
                     | {k: float(v) for k, v in (*cost._asdict().items(), ("evaluations", cost.total))}
@@ -304,23 +304,23 @@ class WorldSampling(SamplerEvaluation):
                     for x in samples
                 ]
                 metrics |= {f"{k}@{name}": [row[k] for row in rows] for k in rows[0]}
-                checks += world_checks(sampler, samples, world, truth, complete=lost == 0)
+                checks += mixture_checks(sampler, samples, joint, truth, complete=lost == 0)
                 if lost:
                     checks.append(ClosedFormCheck(name, "lost", math.nan, "unknown", 0.0, lost, 0.0))
             for name in names if self.budgets else []:
-                self.frontier[name] = self.at_budgets(name, problem, world, truth, progress)
+                self.frontier[name] = self.at_budgets(name, problem, joint, truth, progress)
         self.rows = judge(checks)
         arrays: dict[str, Any] = {
             "checks": [r.as_dict() for r in self.rows],
             "verdicts": verdicts(self.rows),
-            "exact": exact_statistics(world, truth) | {"log_z": truth.log_z, "error": truth.error},
+            "exact": exact_statistics(joint, truth) | {"log_z": truth.log_z, "error": truth.error},
             "frontier": {k: {"evaluations": x, "w1": y.tolist()} for k, (x, y) in self.frontier.items()},
         }
         first = {k.partition("@")[0]: v for k, v in metrics.items() if k.endswith(f"@{names[0]}")}
-        return Report(self.seeds, first | metrics, self.references(world, truth), arrays)
+        return Report(self.seeds, first | metrics, self.references(joint, truth), arrays)
 
     def at_budgets(
-        self, name: str, problem: Problem, world: Any, truth: Truth, progress: WorkProgress
+        self, name: str, problem: Problem, joint: Any, truth: Truth, progress: WorkProgress
     ) -> tuple[list[float], Array]:
         """Return the evaluations of a sampler at each budget, and ``w1`` (R, budgets), NaN where draws ran away."""
         costs: list[float] = []
@@ -332,7 +332,7 @@ class WorldSampling(SamplerEvaluation):
             sampler, samples, near = self.drawn_near(name, scaled, self.budget_chains, progress)
             costs.append(float(sampler.cost().total))
             if np.all(near):
-                columns.append([distances(world, self.reward, truth, points_of(x))["w1"] for x in samples])
+                columns.append([distances(joint, self.reward, truth, points_of(x))["w1"] for x in samples])
                 continue
             # no reason to lose what else was drawn: at a small budget steps are long
             lost = 1 - float(np.mean(near))
@@ -340,7 +340,7 @@ class WorldSampling(SamplerEvaluation):
             columns.append([math.nan] * len(samples))
         return costs, np.array(columns).T
 
-    def references(self, world: Any, truth: Truth) -> dict[str, dict[str, float]]:
+    def references(self, joint: Any, truth: Truth) -> dict[str, dict[str, float]]:
         """Return the distances of exact draws of the target, and of the untilted distribution."""
         target: Any = self.problem.tilted
         untilted: Truth = target.truth_at(0.0)
@@ -351,7 +351,7 @@ class WorldSampling(SamplerEvaluation):
             ("exact_draws_of_budgets", [truth.draw(seed, self.budget_chains) for seed in self.seeds]),
             ("untilted", [untilted.draw(seed, self.chains) for seed in self.seeds]),
         ):
-            rows = [distances(world, self.reward, truth, x) for x in points]
+            rows = [distances(joint, self.reward, truth, x) for x in points]
             out[name] = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
         return out
 
@@ -397,10 +397,10 @@ class WorldSampling(SamplerEvaluation):
         """See :meth:`ToyModule.figures`."""
         if not self.samples or self.last_report is None:
             return {}
-        report, world, truth = self.last_report, self.problem.world, self.truth(self.problem)
-        coordinates: list[str] = world.coordinates  # type: ignore[attr-defined]
+        report, joint, truth = self.last_report, self.problem.joint, self.truth(self.problem)
+        coordinates: list[str] = joint.coordinates  # type: ignore[attr-defined]
         out = {
-            f"match_{name}": world_figures.draw_marginals(
+            f"match_{name}": mixture_figures.draw_marginals(
                 truth, coordinates, name, points_of(samples[0]), self.exact_points[0], self.bins
             )
             for name, samples in self.samples.items()
@@ -411,7 +411,7 @@ class WorldSampling(SamplerEvaluation):
             for name in self.sampler_names
         }
         floor = report.references["exact_draws_of_budgets" if self.frontier else "exact_draws"]["w1"]
-        out["frontier"] = world_figures.draw_frontier(curves, families, floor, self.metric_labels["w1"])
+        out["frontier"] = mixture_figures.draw_frontier(curves, families, floor, self.metric_labels["w1"])
         if len(truth.weights) > 1:
-            out["modes"] = world_figures.draw_modes(self.rows, truth.weights)
+            out["modes"] = mixture_figures.draw_modes(self.rows, truth.weights)
         return out

@@ -32,7 +32,7 @@ STRONG = (
     "--model.samplers '[importance,mala,pc_mala,sde_dps,sde_tfg,sde_h_transform,sde_soft_value,smc_twisted,"
     "smc_tempered,fk_difference,fkc,svdd_8,best_of_8]'"
 )
-WORLDS = {
+PROBLEMS = {
     "mixture": "mixture.yaml",
     "quartic": "quartic.yaml",
     "step": "quartic.yaml --model.reward Step",
@@ -54,9 +54,9 @@ def run_of(name: str, words: str, minutes: float) -> Run:
     return Run(name, (f"test {CONFIG}/{words}",), folder, SEEDS, minutes, QUICK, 1, keeps=True)
 
 
-MAIN = {name: run_of(f"world_{name}", words, 4) for name, words in WORLDS.items()}
+MAIN = {name: run_of(f"world_{name}", words, 4) for name, words in PROBLEMS.items()}
 FRONTIER = {
-    name: run_of(f"frontier_{name}", f"{WORLDS[name]} --model.budgets {BUDGETS} {SMALL}{words}", 8)
+    name: run_of(f"frontier_{name}", f"{PROBLEMS[name]} --model.budgets {BUDGETS} {SMALL}{words}", 8)
     for name, words in (("mixture", ""), ("quartic", f" --model.samplers '[{QUARTIC}]'"))
 }
 MANY = {
@@ -96,11 +96,11 @@ def samplers(content: Content) -> list[str]:
     return [name.partition("@")[2] for name in content["metrics"] if name.startswith("evaluations@")]
 
 
-def world_table(world: str) -> Make:
-    """Return what writes a world's samplers: distances, evaluations to a sample, and both verdicts."""
+def problem_table(problem: str) -> Make:
+    """Return what writes a problem's samplers: distances, evaluations to a sample, and both verdicts."""
 
     def make(at: Folders) -> str:
-        content, rows = content_of(at, MAIN[world]), []
+        content, rows = content_of(at, MAIN[problem]), []
         present = [m for m in COLUMNS if f"{m}@{samplers(content)[0]}" in content["metrics"]]
         for name in samplers(content):
             said = [short(format_estimate(mean_ci(values(content, f"{m}@{name}")))) for m in present]
@@ -113,7 +113,7 @@ def world_table(world: str) -> Make:
             rows.append([f"*{name.replace('_', ' ')}*", *said, "-", "-", "-"])
         heads = " | ".join(COLUMNS[m] for m in present)
         out = table(f"sampler | {heads} | evaluations | implementation | goal", rows)
-        if world == "strong":
+        if problem == "strong":
             out += f"\n\nEffective sample size of importance weights, of a draw: {ess_fraction(content)}."
         return out
 
@@ -127,11 +127,11 @@ def best_table(at: Folders) -> str:
     Difference: the paired t-test of log W1 over seeds, adjusted by Holm over the samplers of a budget.
     """
     rows = []
-    for world in FRONTIER:
-        content = content_of(at, FRONTIER[world])
+    for problem in FRONTIER:
+        content = content_of(at, FRONTIER[problem])
         exact = figures_of(content["references"]["exact_draws_of_budgets"]["w1"], 2)
         for budget in (10, 30, 100, 300, 1000):
-            rows.append([world, str(budget), *best_at(content["arrays"]["frontier"], budget), exact])
+            rows.append([problem, str(budget), *best_at(content["arrays"]["frontier"], budget), exact])
     head = "problem | evaluations, at most | least W1 | its W1 | no significant difference | exact draws"
     return table(head, rows, left=3)
 
@@ -213,7 +213,7 @@ def reward_figure(at: Folders) -> str:
     from lightning_toys.mirror_descent.figures import label_points
 
     figure, axes = new_figure(2, 2, size=(12.0, 10.0))
-    for ax, (world, run) in zip(axes.flat, MAIN.items(), strict=True):
+    for ax, (problem, run) in zip(axes.flat, MAIN.items(), strict=True):
         content = content_of(at, run)
         points: list[tuple[float, float, str, str]] = []
         for name in samplers(content):
@@ -228,7 +228,7 @@ def reward_figure(at: Folders) -> str:
         exact = content["references"]["exact_draws"]
         ax.axhline(exact["w1"], color=GREY, lw=1, ls="--")
         ax.axvline(exact["reward"], color=GREY, lw=1, ls="--")
-        ax.set(yscale="log", xlabel="mean reward of the samples", title=world)
+        ax.set(yscale="log", xlabel="mean reward of the samples", title=problem)
         low, high = min(p[0] for p in points), max(p[0] for p in points)
         wide = high - low or 1.0
         ax.set_xlim(low - 0.05 * wide, high + 0.45 * wide)  # room for names
@@ -245,7 +245,7 @@ def budgets_figure(at: Folders) -> str:
     from lightning_toys.mirror_descent.figures import label_points
 
     figure, axes = new_figure(1, len(FRONTIER), size=(12.0, 5.6))
-    for ax, (world, run) in zip(axes.flat, FRONTIER.items(), strict=True):
+    for ax, (problem, run) in zip(axes.flat, FRONTIER.items(), strict=True):
         content = content_of(at, run)
         points: list[tuple[float, float, str, str]] = []
         for name, curve in content["arrays"]["frontier"].items():
@@ -261,7 +261,7 @@ def budgets_figure(at: Folders) -> str:
             ax.errorbar(x, mean, bars, color=COLOURS[k], marker=MARKERS[k], ms=4, lw=0.8, capsize=2)
             points.append((x[-1], mean[-1], name, COLOURS[k]))
         ax.axhline(content["references"]["exact_draws_of_budgets"]["w1"], color=GREY, lw=1, ls="--")
-        ax.set(xscale="log", yscale="log", xlabel="evaluations to a sample", title=world)
+        ax.set(xscale="log", yscale="log", xlabel="evaluations to a sample", title=problem)
         low, high = ax.get_xlim()
         ax.set_xlim(low, high * 12)  # room for names
         if points:
@@ -278,7 +278,11 @@ RECIPE = Recipe(
         *entries([run.name for run in FRONTIER.values()], {"mirror_budgets": budgets_figure}),
     ),
     tables=(
-        *(e for world, run in MAIN.items() for e in entries([run.name], {f"mirror.{world}": world_table(world)})),
+        *(
+            e
+            for problem, run in MAIN.items()
+            for e in entries([run.name], {f"mirror.{problem}": problem_table(problem)})
+        ),
         *entries([run.name for run in FRONTIER.values()], {"mirror.budgets": best_table}),
         *entries([run.name for run in MANY.values()], {"mirror.particles": particles_table}),
         *entries([WRONG.name], {"mirror.wrong": wrong_table}),

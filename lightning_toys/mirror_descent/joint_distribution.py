@@ -1,8 +1,8 @@
-"""What samplers and guidance rules need of a world: its levels, rewards as functions, and tilts. No mathematics here.
+"""What samplers and rules need of a joint distribution: its levels, rewards as functions, tilts. No mathematics here.
 
-A world is the clean distribution q(a, s') of actions and next states with its noise levels. The linear-Gaussian one is
-:class:`joint.Joint`, mixtures are :class:`mixture.GaussianMixtureJoint`. What chains do on a world (draws, scores,
-targets) is its :class:`model.JointModel`. A sampler that uses these alone runs in every world.
+It is the clean distribution q(a, s') of actions and next states with its noise levels. The linear-Gaussian one is
+:class:`joint.LinearGaussianJoint`, mixtures are :class:`mixture.GaussianMixtureJoint`. What chains do on it (draws,
+scores, targets) is its :class:`model.JointModel`. A sampler that uses these alone runs in every problem.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Tilted(ABC):
         """Effective sample size of importance weights per sample of q: (E w)^2 / E w^2; 0 without a variance."""
 
 
-class World(ABC):
+class JointDistribution(ABC):
     """The clean distribution of x = (a, s'), and its noise levels.
 
     Attributes:

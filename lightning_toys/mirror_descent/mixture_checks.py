@@ -1,4 +1,4 @@
-"""What draws of a world are measured by: moments with their errors, beside exact ones, and distances to the truth.
+"""What draws on mixtures are measured by: moments with their errors, beside exact ones, and distances to the truth.
 
 With r_j(x) the probability of component j given x, which no tilt of a changes, E r_j is the weight of component j. With
 u_i = P(S_i <= s'_i | a), uniform where s' | a is unchanged, E u = 1 / 2 and E (u - 1 / 2)^2 = 1 / 12.
@@ -53,9 +53,9 @@ def moment_names(names: Sequence[str]) -> list[tuple[str, int, int]]:
     ]
 
 
-def exact_statistics(world: GaussianMixtureJoint, distribution: Truth) -> dict[str, float]:
+def exact_statistics(joint: GaussianMixtureJoint, distribution: Truth) -> dict[str, float]:
     """Return the exact values of :func:`statistics` by name."""
-    names, d = world.coordinates, world.action_dim
+    names, d = joint.coordinates, joint.action_dim
     out = (
         {f"weight {j + 1}": float(w) for j, w in enumerate(distribution.weights)}
         if len(distribution.weights) > 1
@@ -70,23 +70,23 @@ def exact_statistics(world: GaussianMixtureJoint, distribution: Truth) -> dict[s
 
 
 def statistics(
-    world: GaussianMixtureJoint, reward: Reward, distribution: Truth, x: Array, weight: Array | None = None
+    joint: GaussianMixtureJoint, reward: Reward, distribution: Truth, x: Array, weight: Array | None = None
 ) -> tuple[dict[str, float], dict[str, Array]]:
     """Return the moments of draws x (n, D), and what each draw adds to them, times n, to first order (n,).
 
     Args:
-        world: of the mixture.
+        joint: the mixture.
         reward: gives Q.
         distribution: gives the distribution function of s' | a.
         x: the draws.
         weight: of each draw (n,), of mean 1; all 1 if left out.
     """
-    names, d = world.coordinates, world.action_dim
+    names, d = joint.coordinates, joint.action_dim
     w = np.ones(len(x)) if weight is None else weight
     mean = (w[:, None] * x).mean(0)
     away = x - mean
     columns: dict[str, Array] = {}
-    r = world.clean.responsibilities(x)
+    r = joint.clean.responsibilities(x)
     if r.shape[1] > 1:
         columns |= {f"weight {j + 1}": column for j, column in enumerate(r.T)}
     columns |= {f"mean {c}": x[:, i] for i, c in enumerate(names)}
@@ -123,8 +123,8 @@ def pooling_weights(samples: Sequence[Sample], group: int) -> Array | None:
     return np.repeat(z / z.mean(), group)
 
 
-def world_checks(
-    sampler: Sampler, samples: Sequence[Sample], world: GaussianMixtureJoint, target: Truth, complete: bool = True
+def mixture_checks(
+    sampler: Sampler, samples: Sequence[Sample], joint: GaussianMixtureJoint, target: Truth, complete: bool = True
 ) -> list[ClosedFormCheck]:
     """Return the checks of a sampler's draws, one sample a seed.
 
@@ -138,19 +138,19 @@ def world_checks(
     Args:
         sampler: that drew.
         samples: one a seed.
-        world: of the mixture.
+        joint: the mixture.
         target: the tilted distribution.
         complete: whether no draw is left out.
     """
-    goal = exact_statistics(world, target)
+    goal = exact_statistics(joint, target)
     exact: dict[str, float] = {}
     if complete and sampler.exact_in_the_limit:
         exact = goal if sampler.group >= LIMIT_GROUP else {}
     elif complete and (distribution := sampler.exact_distribution_on_mixtures()) is not None:
-        exact = exact_statistics(world, distribution)
+        exact = exact_statistics(joint, distribution)
     source = "limit" if sampler.exact_in_the_limit else "exact"
     x = np.concatenate([points_of(s) for s in samples])
-    values, influences = statistics(world, sampler.problem.reward, target, x)
+    values, influences = statistics(joint, sampler.problem.reward, target, x)
     sizes = [len(points_of(s)) for s in samples]
     out = checks_of(sampler.name, values, influences, sizes, exact, source, goal, sampler.group)
     if source == "limit":
@@ -158,13 +158,13 @@ def world_checks(
         out = [replace(c, bias=bias * c.standard_error) for c in out]
     weight = pooling_weights(samples, sampler.group) if complete and sampler.exact_in_the_limit else None
     if weight is not None:
-        values, influences = statistics(world, sampler.problem.reward, target, x, weight)
+        values, influences = statistics(joint, sampler.problem.reward, target, x, weight)
         pooled = checks_of(sampler.name, values, influences, sizes, goal, "limit", goal, sampler.group)
         out += [replace(c, quantity=f"pooled {c.quantity}", target=None) for c in pooled]
     return [*out, *sampler.own_checks(samples)]
 
 
-def distances(world: GaussianMixtureJoint, reward: Reward, target: Truth, x: Array) -> dict[str, float]:
+def distances(joint: GaussianMixtureJoint, reward: Reward, target: Truth, x: Array) -> dict[str, float]:
     """Return distances of draws x (n, D) of one seed to the target, by name.
 
     ``w1`` is the 1-Wasserstein distance of a coordinate's marginal in units of the target's standard deviation, the
@@ -173,11 +173,11 @@ def distances(world: GaussianMixtureJoint, reward: Reward, target: Truth, x: Arr
     ``conditional_ks`` the Kolmogorov-Smirnov distance of u(s' | a) to uniforms, the greatest of its coordinates;
     ``reward`` the mean of Q.
     """
-    n, d = len(x), world.action_dim
+    n, d = len(x), joint.action_dim
     ordered = np.sort(x, axis=0)
     std = np.sqrt(np.diag(target.covariance))
-    w1 = [float(np.abs(ordered[:, i] - target.quantiles(i, n)).mean() / std[i]) for i in range(world.dim)]
-    weights = world.clean.responsibilities(x).mean(0)
+    w1 = [float(np.abs(ordered[:, i] - target.quantiles(i, n)).mean() / std[i]) for i in range(joint.dim)]
+    weights = joint.clean.responsibilities(x).mean(0)
     u = np.sort(target.conditional_cdf(x), axis=0)
     steps = np.arange(n + 1)[:, None] / n
     ks = np.maximum((steps[1:] - u).max(0), (u - steps[:-1]).max(0))

@@ -1,4 +1,4 @@
-"""WorldSampling: shipped samplers on mixtures and under rewards of any form, verdicts and commands."""
+"""MixtureSampling: shipped samplers on mixtures and under rewards of any form, verdicts and commands."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from lightning_toys.errors import ToyError
 from lightning_toys.mirror_descent import (
     Linear,
     LinearGaussian,
+    MixtureSampling,
     QuadraticReward,
     Quartic,
     Reward,
     StateReward,
     Step,
-    WorldSampling,
 )
 from lightning_toys.mirror_descent.chain_runner import run_chains
 from lightning_toys.mirror_descent.closed_form_checks import judge, verdicts
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample
 from lightning_toys.mirror_descent.grid_distribution import probability_beyond
-from lightning_toys.mirror_descent.joint import Joint
+from lightning_toys.mirror_descent.joint import LinearGaussianJoint
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE
 from lightning_toys.mirror_descent.mixture import GaussianMixtureJoint, Mixture
+from lightning_toys.mirror_descent.mixture_checks import distances, mixture_checks, points_of, pooling_weights
 from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.mirror_descent.shipped import KNOWN
 from lightning_toys.mirror_descent.tilt import ActionValue
 from lightning_toys.mirror_descent.twisted_smc import TwistedSMC
-from lightning_toys.mirror_descent.world_checks import distances, points_of, pooling_weights, world_checks
 from tests.conftest import REPO, Runner
 from tests.mirror_descent.test_mixture import FOUR, PLANE, problem_of
 
@@ -51,7 +51,7 @@ def checked(name: str, problem: Problem, blocks: int = 1) -> list[ClosedFormChec
     """A sampler's checks, of two seeds."""
     sampler, truth = KNOWN[name](problem), problem.tilted.truth  # type: ignore[attr-defined]
     samples = run_chains(sampler, [0, 1], blocks * BLOCK_SIZE, SINGLE)
-    return world_checks(sampler, samples, problem.world, truth)  # type: ignore[arg-type]
+    return mixture_checks(sampler, samples, problem.joint, truth)  # type: ignore[arg-type]
 
 
 def worst(checks: list[ClosedFormCheck]) -> float:
@@ -77,7 +77,7 @@ def test_the_gaussian_kernel_alone_is_not_enough(monkeypatch: pytest.MonkeyPatch
     assert worst(checked("smc_twisted", problem)) > 1e-3
 
     def gaussian(self: TwistedSMC, k: int, before: Any, old: Any, after: Any, new: Any) -> Any:
-        # the kernel's own density at x': log p - log proposal is then that of the linear-Gaussian world
+        # the kernel's own density at x': log p - log proposal is then that of the linear-Gaussian problem
         shift = torch.linalg.solve_triangular(
             old.root.movedim((0, 1), (-2, -1)), (after - old.mean).movedim(0, -1).unsqueeze(-1), upper=False
         )
@@ -113,7 +113,7 @@ def test_reverse_process_with_the_h_transform_ends_at_the_target(q: Mixture, rew
         problem = problem_of(q, reward, 1.2, predictor_K=K)
         truth: Any = problem.tilted.truth  # type: ignore[attr-defined]
         (sample,) = run_chains(KNOWN[f"sde_{rule}"](problem), [0], BLOCK_SIZE, SINGLE)
-        found[rule, K] = distances(problem.world, reward, truth, points_of(sample))  # type: ignore[arg-type]
+        found[rule, K] = distances(problem.joint, reward, truth, points_of(sample))  # type: ignore[arg-type]
     right = found["h_transform", levels]
     assert right["w1"] < 2.5 / levels + 0.015 < 0.15 < found["none", levels]["w1"]
     assert right["mode_tv"] < 0.02
@@ -123,9 +123,9 @@ def test_reverse_process_with_the_h_transform_ends_at_the_target(q: Mixture, rew
 
 
 @pytest.mark.parametrize("name", ["sde_dps", "sde_tfg", "sde_h_transform", "ode_poe", "ddim1_dps"])
-def test_one_component_is_the_linear_gaussian_world(name: str) -> None:
+def test_one_component_is_the_linear_gaussian_problem(name: str) -> None:
     """The same rules by scores and Jacobians, against the exact Gaussian that their coefficients give."""
-    joint, reward = Joint(0.0, 0.8, -0.7, 0.6), ActionValue(0.9, 0.7)
+    joint, reward = LinearGaussianJoint(0.0, 0.8, -0.7, 0.6), ActionValue(0.9, 0.7)
     linear = Problem(joint, reward, Linear(), 1.2, problem_of(PLANE, reward, **SMALL).settings)
     one = problem_of(Mixture(np.ones(1), joint.clean.m[None], joint.clean.C[None], 1), reward, 1.2, **SMALL)
     want = KNOWN[name](linear).exact_distribution()
@@ -142,14 +142,14 @@ def test_one_component_is_the_linear_gaussian_world(name: str) -> None:
 def test_distances_of_exact_draws_are_small() -> None:
     problem = problem_of(FOUR, QUADRATIC, 1.2)
     truth: Any = problem.tilted.truth  # type: ignore[attr-defined]
-    exact = distances(problem.world, QUADRATIC, truth, truth.draw(0, 50_000))  # type: ignore[arg-type]
+    exact = distances(problem.joint, QUADRATIC, truth, truth.draw(0, 50_000))  # type: ignore[arg-type]
     assert exact["w1"] < 0.02
     assert exact["mode_tv"] < 0.01
     assert exact["conditional_ks"] < 1.8 / math.sqrt(50_000)
     assert exact["reward"] == pytest.approx(truth.mean_reward, abs=0.02)
     # a shift of all by half a deviation of each coordinate is a distance of half
     moved = distances(  # type: ignore[call-arg]
-        problem.world,
+        problem.joint,
         QUADRATIC,
         truth,
         truth.draw(0, 50_000) + 0.5 * np.sqrt(np.diag(truth.covariance)),  # type: ignore[arg-type]
@@ -213,7 +213,7 @@ def test_assert_implementation(mirror: Runner, monkeypatch: pytest.MonkeyPatch) 
 
 
 BAD = [
-    (("--model.samplers", "[gibbs]"), "'gibbs' is not allowed here, it needs the linear-Gaussian world"),
+    (("--model.samplers", "[gibbs]"), "'gibbs' is not allowed here, it needs the linear-Gaussian problem"),
     (("--model.samplers", "[mala,smc_twiisted]"), "did you mean 'smc_twisted'?"),
     (("--model.samplers", "[{class_path: Predictor, init_args: {rule: own_rule.Delayed}}]"), "has affine_term alone"),
     (("--model.samplers", "[{class_path: SVDD, init_args: {m: 0}}]"), "SVDD's m: 0 is not allowed"),
@@ -313,11 +313,11 @@ def test_pooling_weights() -> None:
     assert pooling_weights([sample], 0) is None
 
 
-def test_worlds_do_not_fit_each_other() -> None:
+def test_linear_and_mixture_problems_do_not_fit_each_other() -> None:
     with pytest.raises(ToyError, match="--data: LinearGaussian is not allowed; give GaussianMixture"):
-        WorldSampling().measure(LinearGaussian())
-    with pytest.raises(ToyError, match="closed forms of the linear-Gaussian world are wanted"):
-        _ = problem_of(PLANE, StateReward()).joint
+        MixtureSampling().measure(LinearGaussian())
+    with pytest.raises(ToyError, match="closed forms of the linear-Gaussian problem are wanted"):
+        _ = problem_of(PLANE, StateReward()).linear_joint
 
 
 @pytest.mark.slow
@@ -337,11 +337,11 @@ def test_own_classes_run_on_a_mixture(tmp_path: Path, monkeypatch: pytest.Monkey
     far = {}
     for name, sampler in (("walk", RandomWalk(problem, 1.5, 80)), ("rule", Predictor(problem, "sde", Clipped))):
         samples = run_chains(sampler, [0, 1], BLOCK_SIZE, SINGLE)
-        world: GaussianMixtureJoint = problem.world  # type: ignore[assignment]
-        found = judge(world_checks(sampler, samples, world, truth))
+        joint: GaussianMixtureJoint = problem.joint  # type: ignore[assignment]
+        found = judge(mixture_checks(sampler, samples, joint, truth))
         (words,) = verdicts(found).values()
         assert words["implementation"] == "not tested"
-        far[name] = words["goal"], distances(world, problem.reward, truth, points_of(samples[0]))["w1"]
+        far[name] = words["goal"], distances(joint, problem.reward, truth, points_of(samples[0]))["w1"]
     assert far["walk"][0] == "agrees"
     assert far["rule"][0] == "differs"
     assert far["walk"][1] < 0.02 < far["rule"][1]
@@ -352,6 +352,6 @@ def test_the_floor_of_budgets_is_of_as_many_draws_as_budgets_have() -> None:
     problem = problem_of(PLANE, Quartic(0.8, 1.2, 0.2), 1.0)
     truth: Any = problem.tilted.truth  # type: ignore[attr-defined]
     fake = SimpleNamespace(problem=problem, reward=problem.reward, seeds=range(8), chains=256, budget_chains=16384)
-    found = WorldSampling.references(fake, problem.world, truth)  # type: ignore[arg-type]
+    found = MixtureSampling.references(fake, problem.joint, truth)  # type: ignore[arg-type]
     ratio = found["exact_draws"]["w1"] / found["exact_draws_of_budgets"]["w1"]
     assert 5 < ratio < 13  # the root of 64 is 8

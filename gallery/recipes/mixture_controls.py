@@ -7,7 +7,7 @@ from itertools import product
 
 from gallery.read import Content, entries, figures_of, short, table, values
 from gallery.recipe import Folders, Recipe, Run
-from gallery.recipes.worlds import content_of, samplers
+from gallery.recipes.mixtures import content_of, samplers
 from lightning_toys.stats import format_estimate, mean_ci
 
 CONFIG = "-c configs/mirror_descent/mixture.yaml"
