@@ -12,7 +12,7 @@ each step of the environment; steps after the first 1000, which are random. One 
   model are inside; nothing is checked, logged or kept. Of ``jax.vmap`` and ``lax.map`` over replicas the faster.
 - no limit: networks this small are far from what products of matrices cost.
 
-Before anything is timed, JAX's CartPole is held against gymnasium's, and its gradients against ours on the same
+Before anything is timed, JAX's CartPole is compared with gymnasium's, and its gradients with ours on the same
 weights and transitions.
 """
 
@@ -128,12 +128,12 @@ def mle_loss(model: Any, batch: Any) -> Any:
     return jnp.mean(jnp.sum((state - batch["next"]) ** 2, -1) + (reward - batch["reward"]) ** 2)
 
 
-def omd_gradient(model: Any, q: Any, target: Any, pull: Callable[[Any], Any], batch: Any) -> Any:
-    """Return the outer gradient with the identity for the inner Hessian's inverse, ``pull`` the adjoint of y_T."""
+def omd_gradient(model: Any, q: Any, target: Any, vjp: Callable[[Any], Any], batch: Any) -> Any:
+    """Return the outer gradient with the identity for the inner Hessian's inverse, ``vjp`` the adjoint of y_T."""
     y = targets(target, batch["reward"], batch["going"], batch["next"])
     v = jax.grad(value_loss)(q, batch, y)
     w = jax.jvp(lambda q: values(q, batch), (q,), (v,))[1].sum(0) / batch["reward"].shape[0]
-    return pull(w)[0]
+    return vjp(w)[0]
 
 
 def outer_iteration(agent: str, nets: Any, batch: Any, step: Any) -> Any:
@@ -144,9 +144,9 @@ def outer_iteration(agent: str, nets: Any, batch: Any, step: Any) -> Any:
         y = model_targets(model, target, batch)
         q, inner = adam(q, inner, jax.grad(value_loss)(q, batch, y), step, INNER_LR)
     else:
-        y, pull = jax.vjp(lambda m: model_targets(m, target, batch), model)
+        y, vjp = jax.vjp(lambda m: model_targets(m, target, batch), model)
         q, inner = adam(q, inner, jax.grad(value_loss)(q, batch, y), step, INNER_LR)
-        model, outer = adam(model, outer, omd_gradient(model, q, target, pull, batch), step, LR)
+        model, outer = adam(model, outer, omd_gradient(model, q, target, vjp, batch), step, LR)
     target = jax.tree.map(lambda t, p: t + TAU * (p - t), target, q)
     return model, q, target, outer, inner
 
@@ -219,7 +219,7 @@ def jax_loop(agent: str, replicas: int, steps: int, way: str) -> float:
     return taken / steps / replicas
 
 
-# held against gymnasium and ours
+# compared with gymnasium and ours
 
 
 def check_cartpole() -> None:
@@ -269,8 +269,8 @@ def check_learning(agent: str) -> None:
         if agent == "mle":
             theirs, ours = jax.grad(mle_loss)(model, rows), learner.model_gradient(problem)[0]
         else:
-            pull = jax.vjp(lambda m: model_targets(m, target, rows), model)[1]
-            theirs = omd_gradient(model, q, target, pull, rows)
+            vjp = jax.vjp(lambda m: model_targets(m, target, rows), model)[1]
+            theirs = omd_gradient(model, q, target, vjp, rows)
             ours = learner.model_gradient(problem, problem.model_targets())[0]
         assert ours is not None
         for name, x in flat(theirs).items():

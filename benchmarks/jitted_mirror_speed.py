@@ -17,7 +17,7 @@ The last table is of ``mala`` on configs/mirror_descent/mixture.yaml: two action
 tilted actions from q, ours beside blackjax's kernel on the same log density, whose gradient is autodiff's. With it goes
 the largest difference of the actions' means, in standard errors: both are the same chain.
 
-Before anything is timed, JAX's step and the mixture's density are held against ours on the same numbers; each row's
+Before anything is timed, JAX's step and the mixture's density are compared with ours on the same numbers; each row's
 mean is held to the exact one.
 """
 

@@ -15,7 +15,7 @@ Muon), and the same with AdamW. One core, single precision.
 - limit: the products of a step at the speed of one large product in single precision (ours takes those of Newton and
   Schulz in bfloat16 where the processor has instructions for it), and one fused AdamW step of the weights in cache.
 
-Before anything is timed, JAX's loss and its gradient are held against ours on the same weights, pairs and times, and
+Before anything is timed, JAX's loss and its gradient are compared with ours on the same weights, pairs and times, and
 its Newton-Schulz against ours.
 """
 
@@ -168,7 +168,7 @@ def jax_loop(recipe: str, replicas: int, steps: int, way: str) -> float:
     return taken / steps / replicas
 
 
-# held against ours
+# compared with ours
 
 
 def check() -> None:

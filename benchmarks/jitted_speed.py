@@ -9,7 +9,7 @@ of replicas R, all in single precision on one core:
   checks, logs and a checkpoint every 1000 steps.
 - JAX: a whole training in one program, ``jax.jit(lax.scan)`` over epochs of two steps; shuffles, noise, times and Adam
   are inside, nothing is logged or kept. Of ``jax.vmap`` and ``lax.map`` over the replicas the faster one. XLA has one
-  thread. The first call, which compiles, is told apart; the last column has the steps of all replicas that repay it.
+  thread. The first call, which compiles, is timed alone; the last column has the steps of all replicas that repay it.
 - compiled step: ``torch.compile`` of forward and backward of the bare loop, with fused AdamW; one network.
 - bare loop: the same without ``torch.compile``.
 - vmap: R networks by ``torch.func.vmap`` over ``grad`` of ``functional_call``, fused AdamW.

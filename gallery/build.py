@@ -203,7 +203,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="recipes or runs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: build/gallery-quick or build/gallery-full")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="runs side by side")
-    parser.add_argument("--check", action="store_true", help="hold README and docs against docs/gallery.json")
+    parser.add_argument("--check", action="store_true", help="check README and docs against docs/gallery.json")
     parser.add_argument("--adopt", action="store_true", help="enter new marks of the docs as they stand, not rebuilt")
     given = parser.parse_args(args)
     if given.check:

@@ -1,4 +1,4 @@
-"""Mode weights and shares off the modes of a finished run, from as many actions as it takes to tell them apart.
+"""Mode weights and shares off the modes of a finished run, from as many actions as differences take to show.
 
 ``python -m gallery.shares --out FOLDER/table.md`` reads FOLDER/checkpoints/last.ckpt and FOLDER/config.yaml, and writes
 the table of means, and shares.json with the values of every seed, which recipes read.

@@ -143,7 +143,7 @@ def runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Runner:
 
 
 def assert_bitwise_equal(a: Any, b: Any, where: str = "") -> None:
-    """Hold two trees of tensors and plain values against each other, bit by bit."""
+    """Compare two trees of tensors and plain values, bit by bit."""
     if isinstance(a, torch.Tensor):
         assert isinstance(b, torch.Tensor), where
         assert a.dtype == b.dtype, where

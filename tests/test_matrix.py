@@ -77,7 +77,7 @@ def cells(two_ranks: bool) -> list[Cell]:
 
 
 def check(cell: Cell, verb: str, code: int, said: str, root: Path) -> None:
-    """Hold what a verb did against what the configuration's module declares."""
+    """Check what a verb did against what the configuration's module declares."""
     reason = refusal(cell.config, verb, cell.precision)
     if reason is None:
         assert code == 0, f"{cell.label} {verb}: {said}"

@@ -1,1 +1,1 @@
-"""The published record of flow_vs_regression, its values and claims, to hold ours against."""
+"""The published record of flow_vs_regression, its values and claims, to compare ours with."""

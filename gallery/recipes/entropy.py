@@ -299,10 +299,11 @@ def correlations(at: Folders, eta: str, digits: int = 3) -> str:
     return between(each(at, lambda e: float(e["linearity"][eta])), digits)
 
 
-def look_share(at: Folders) -> str:
-    """Return the share of the training's time that the looks take, in percent, as `fit` says at its end."""
+def probe_share(at: Folders) -> str:
+    """Return the share of the training's time that the measurements take, in percent, as `fit` says at its end."""
     said = (at["watched"] / "train.log").read_text()
-    return f"{re.findall(r'looks of [0-9.]+ s, ([0-9]+)% of', said)[-1]} %"
+    # older logs say looks
+    return f"{re.findall(r'(?:looks|measurements) of [0-9.]+ s, ([0-9]+)% of', said)[-1]} %"
 
 
 def steps_of(at: Folders, name: str) -> np.ndarray:
@@ -459,7 +460,7 @@ RECIPE = Recipe(
                 "watched.inside.zero": lambda at: coverage(at, "second_order", 0.0),
                 "watched.errors": lambda at: error_ratio(at, "second_order"),
                 "watched.inside.seeds": lambda at: between(within(at, "second_order").mean(1), 2),
-                "watched.looks": look_share,
+                "watched.looks": probe_share,
             },
         ),
         *entries(

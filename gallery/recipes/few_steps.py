@@ -36,7 +36,7 @@ READOUTS = {
 OBJECTIVES = tuple(READOUTS)
 POINTS, NOISES = (10, 20, 50, 200), ("0", "0.1")
 RATES = ("0.0001", "0.0003", "0.001", "0.003", "0.01")
-# the rate of each objective: that of the least error in the search, which :func:`chosen` holds against it
+# the rate of each objective: that of the least error in the search, which :func:`chosen` checks against it
 CHOSEN = dict.fromkeys(OBJECTIVES, "0.003") | {"Regression": "0.0003", "ConsistencyTraining": "0.001"}
 CONFIG = "configs/flow_vs_regression/few_steps.yaml"
 ALIKE = 1.25  # ratios within this factor of 1 are called alike, where that is shown

@@ -83,7 +83,7 @@ def gaussian_process(c: np.ndarray, x1: np.ndarray, c_eval: np.ndarray) -> np.nd
     kernel = ConstantKernel(1.0, (1e-3, 1e3)) * lengths + WhiteKernel(1e-2, (1e-8, 1e1))
     fit, kept = (-(-c.shape[0] // most) for most in (MAX_GP_FIT, MOST_GP_POINTS))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound is an answer: an input is idle
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound is an answer: an input is unused
         model = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=1, random_state=0)
         model.fit(c[::fit], x1[::fit])
         model = GaussianProcessRegressor(model.kernel_, normalize_y=True, optimizer=None)

@@ -237,8 +237,8 @@ def check_density(target: Target) -> None:
         whole and bool(target.log_prob(x).isfinite().all()),
         f"--data.target: {name} is not allowed, the reverse KL needs a density everywhere in [-1, 1]^D; give {forward}",
     )
-    slope = density_and_gradient(target, x)[1]
-    require(bool(slope.isfinite().all()), f"--data.target: {name}.log_prob has a gradient that is not finite")
+    grad = density_and_gradient(target, x)[1]
+    require(bool(grad.isfinite().all()), f"--data.target: {name}.log_prob has a gradient that is not finite")
 
 
 def exact_metrics(

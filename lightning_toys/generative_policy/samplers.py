@@ -209,7 +209,7 @@ class AnnealedMala(Sampler):
         n, D, width = self.particles, target.dim, high - low
         g = keyed_generator(seed, 0, f"sampler/{stream}")
         x = low + width * torch.from_numpy(g.random((n, D)))
-        value, slope = density_and_gradient(target, x)
+        value, grad = density_and_gradient(target, x)
         require_support(target, value)
         log_z, beta, step = float(width.log().sum()), 0.0, FIRST_STEP
         ancestors = torch.arange(n)
@@ -218,10 +218,10 @@ class AnnealedMala(Sampler):
             log_weights = (after - beta) * value
             log_z += float(torch.logsumexp(log_weights, 0)) - math.log(n)
             kept = systematic_resampling(log_weights.softmax(0), g.random())
-            x, value, slope, ancestors, beta = x[kept], value[kept], slope[kept], ancestors[kept], after
+            x, value, grad, ancestors, beta = x[kept], value[kept], grad[kept], ancestors[kept], after
             for _ in range(self.moves):
                 noise, uniform = torch.from_numpy(g.standard_normal((n, D))), torch.from_numpy(g.random(n))
-                x, value, slope, accepted = mala_move(target, beta, step * width, (x, value, slope), noise, uniform)
+                x, value, grad, accepted = mala_move(target, beta, step * width, (x, value, grad), noise, uniform)
                 step = min(1.0, step * math.exp(accepted - ACCEPTED))
             if beta >= 1:
                 log_weights = torch.full((n,), -math.log(n), dtype=torch.float64)
@@ -301,22 +301,22 @@ def mala_move(
     Returns:
         the new state, and the share of proposals that were accepted.
     """
-    x, value, slope = state
+    x, value, grad = state
     low, high = target.box()
     drift = 0.5 * beta * step.square()
-    new = x + drift * slope + step * noise
+    new = x + drift * grad + step * noise
     inside = ((new >= low) & (new <= high)).all(-1)
     new = torch.where(inside.unsqueeze(-1), new, x)
-    new_value, new_slope = density_and_gradient(target, new)
-    back = (x - new - drift * new_slope) / step
-    forth = (new - x - drift * slope) / step
+    new_value, new_grad = density_and_gradient(target, new)
+    back = (x - new - drift * new_grad) / step
+    forth = (new - x - drift * grad) / step
     ratio = beta * (new_value - value) - 0.5 * (back.square().sum(-1) - forth.square().sum(-1))
     accepted = inside & (uniform.log() < ratio)  # NaN, of a gradient that is none, is not accepted
     kept = accepted.unsqueeze(-1)
     return (
         torch.where(kept, new, x),
         torch.where(accepted, new_value, value),
-        torch.where(kept, new_slope, slope),
+        torch.where(kept, new_grad, grad),
         float(accepted.double().mean()),
     )
 

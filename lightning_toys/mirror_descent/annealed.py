@@ -136,9 +136,9 @@ class PCULA(AnnealedSampler):
         x = propagate(first, particle_mean(first))  # of a and s'bar
         for at in self.problem.levels:
             level = at.level
-            pull = s.ula_step * at.beta * weight * level.rho  # of s'bar - rho a - c
-            A = np.array([[1 - s.ula_step * at.tau + pull * level.rho, -pull], [0.0, 1.0]])
-            b = np.array([s.ula_step * at.tau * at.mu + pull * level.c, 0.0])
+            coupling = s.ula_step * at.beta * weight * level.rho  # of s'bar - rho a - c
+            A = np.array([[1 - s.ula_step * at.tau + coupling * level.rho, -coupling], [0.0, 1.0]])
+            b = np.array([s.ula_step * at.tau * at.mu + coupling * level.c, 0.0])
             step = AffineStep(A, b, np.diag([2 * s.ula_step, 0.0]))
             for i in range(s.action_steps_per_level):
                 if i in s.refresh_steps:

@@ -20,13 +20,13 @@ def to_hparam(value: Any) -> dict[str, Any]:
     if not kind.__module__.startswith(f"{PACKAGE}."):
         return {"class_path": f"{kind.__module__}.{kind.__qualname__}"}
     given = {name: getattr(value, name) for name in inspect.signature(kind).parameters}  # each is kept by its name
-    return {"class_path": f"{PACKAGE}.{kind.__name__}", "init_args": {k: plain(v) for k, v in given.items()}}
+    return {"class_path": f"{PACKAGE}.{kind.__name__}", "init_args": {k: to_json(v) for k, v in given.items()}}
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """Return a number, or a sequence or an array of them, as Python's own numbers and lists."""
     if isinstance(value, np.ndarray | list | tuple):
-        return [plain(v) for v in value]
+        return [to_json(v) for v in value]
     return value if isinstance(value, int) else float(value)
 
 

@@ -188,7 +188,7 @@ class MixtureModel(JointModel):
         )
         away = x.unsqueeze(0) - like(level.means, x).unsqueeze(-1)
         mean = like(clean.means[:, :1], x).unsqueeze(-1) + like(gains, x) @ away  # (J, 1, B)
-        logs, slopes = zip(
+        logs, grads = zip(
             *(
                 SmoothedReward(rule.reward, rule.lambda_scale, math.sqrt(v), 1.0).logarithm(m)
                 for v, m in zip(variances.tolist(), mean, strict=True)
@@ -196,7 +196,7 @@ class MixtureModel(JointModel):
             strict=True,
         )
         share = torch.softmax(log_r + torch.stack(logs), 0).unsqueeze(1)
-        own = scores - S + like(gains, x).transpose(1, 2) * torch.stack(slopes).unsqueeze(1)
+        own = scores - S + like(gains, x).transpose(1, 2) * torch.stack(grads).unsqueeze(1)
         return (share * own).sum(0)
 
     def action_target(self, tilted: MixtureTilt) -> Target:

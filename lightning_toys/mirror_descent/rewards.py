@@ -114,13 +114,13 @@ def log_mean_exp(reward: Reward, a: Tensor, std: float, scale: float) -> tuple[T
         ToyError: more than a few points are not known to ``UNRESOLVED``.
     """
     flat = a.detach().double().flatten()
-    value, slope = torch.empty_like(flat), torch.empty_like(flat)
+    value, grad = torch.empty_like(flat), torch.empty_like(flat)
     error = torch.zeros_like(flat)
     left = torch.arange(flat.numel(), device=flat.device)
     half, spacing = HALF_WIDTH, SPACING / math.sqrt(1 + std * std * abs(scale) * reward.curvature)
     spacing = max(spacing, 2 * half / (MAX_NODES - 1))
     while len(left):
-        value[left], slope[left], error[left], end = trapezoidal(reward, flat[left], std, scale, half, spacing)
+        value[left], grad[left], error[left], end = trapezoidal(reward, flat[left], std, scale, half, spacing)
         cut = end > -TAIL
         error[left[cut]] = 0.0  # its range is too short: more nodes do not help
         rough = error[left] > TOLERANCE
@@ -134,7 +134,7 @@ def log_mean_exp(reward: Reward, a: Tensor, std: float, scale: float) -> tuple[T
         f"--model.reward: {type(reward).__name__} is not allowed here, its smoothing is not known to {UNRESOLVED:g} "
         f"with {MAX_NODES} nodes; give a weaker reward, a class with log_mean_exp, or samplers without tfg",
     )
-    return value.view(a.shape).to(a), slope.view(a.shape).to(a)
+    return value.view(a.shape).to(a), grad.view(a.shape).to(a)
 
 
 def trapezoidal(
@@ -280,10 +280,10 @@ class Step(Reward):
         if c == 0:
             return torch.zeros_like(a), torch.zeros_like(a)
         # log |exp(c) - 1|, without overflow
-        log_rise = max(c, 0.0) + math.log(-math.expm1(-abs(c)))
+        log_difference = max(c, 0.0) + math.log(-math.expm1(-abs(c)))
         log_density = -0.5 * u.square() - 0.5 * math.log(2 * math.pi)
-        slope = math.copysign(1 / std, c) * torch.exp(log_rise + log_density - log_mean)
-        return log_mean.to(a), slope.to(a)
+        grad = math.copysign(1 / std, c) * torch.exp(log_difference + log_density - log_mean)
+        return log_mean.to(a), grad.to(a)
 
     @property
     def breakpoints(self) -> Sequence[float]:

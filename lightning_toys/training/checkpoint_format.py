@@ -60,7 +60,7 @@ def malformed(checkpoint: Mapping[str, Any], resumes: bool) -> str:
         checkpoint: read as tensors and plain values.
         resumes: whether training is to go on from it, which takes more than its weights.
     """
-    if found := unsound(checkpoint) or next(unlike(checkpoint, {**FORM, **(RESUMED if resumes else {})}), ""):
+    if found := unsound(checkpoint) or next(mismatches(checkpoint, {**FORM, **(RESUMED if resumes else {})}), ""):
         return found
     if why := of_another_lightning(checkpoint["pytorch-lightning_version"]):
         return why
@@ -123,7 +123,7 @@ class Like(NamedTuple):
         )
 
 
-def unlike(found: Any, form: Any, where: str = "") -> Iterator[str]:
+def mismatches(found: Any, form: Any, where: str = "") -> Iterator[str]:
     """Yield where a tree lacks what a form has, or has another kind of value there; counts are not below 0."""
     name = where or "it"
     if isinstance(form, dict):
@@ -135,13 +135,13 @@ def unlike(found: Any, form: Any, where: str = "") -> Iterator[str]:
             if key not in found:
                 yield f"{here} is missing"
             else:
-                yield from unlike(found[key], inner, here)
+                yield from mismatches(found[key], inner, here)
     elif isinstance(form, list):
         if not isinstance(found, list) or (form and not found):
             yield f"{name} is no list" if not isinstance(found, list) else f"{name} is empty"
         elif form:
             for i, item in enumerate(found):
-                yield from unlike(item, form[0], f"{name}[{i}]")
+                yield from mismatches(item, form[0], f"{name}[{i}]")
     elif isinstance(form, Like):
         if not form.fits(found):
             sizes = ", ".join("any" if n is None else str(n) for n in form.shape)
@@ -169,7 +169,7 @@ def is_plain(value: Any) -> bool:
 def malformed_optimizers(checkpoint: Mapping[str, Any]) -> str:
     """Return what a checkpoint lacks of optimisers' states, empty if it lacks nothing."""
     wanted = {"optimizer_states": RESUMED["optimizer_states"]}
-    return next(unlike(checkpoint, wanted), "")
+    return next(mismatches(checkpoint, wanted), "")
 
 
 def optimizer_mismatch(
@@ -188,14 +188,14 @@ def optimizer_mismatch(
     if len(states) != len(optimizers):
         return f"optimizer_states has {len(states)} optimisers, where {len(optimizers)} are wanted"
     for i, (state, optimizer) in enumerate(zip(states, optimizers, strict=True)):
-        if why := state_misfit(state, optimizer):
+        if why := state_mismatch(state, optimizer):
             return f"optimizer_states[{i}]: {why}"
     if learned and not any(state["state"] for state in states):
         return f"optimizer_states holds no moments, at step {step}"
     return ""
 
 
-def state_misfit(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> str:
+def state_mismatch(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> str:
     """Return where one stored optimiser differs from a live one, empty if nowhere."""
     groups, entries = state["param_groups"], state["state"]
     if len(groups) != len(optimizer.param_groups):
@@ -211,7 +211,7 @@ def state_misfit(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> 
             if type(value) in (float, tuple) and not all_numbers(given[key], type(value)):
                 return f"a group's {key} is {describe(given[key])}"
         for n, p in zip(numbers, live["params"], strict=True):
-            if n in entries and (why := entry_misfit(entries[n], p, optimizer)):
+            if n in entries and (why := entry_mismatch(entries[n], p, optimizer)):
                 return f"parameter {n}: {why}"
         known |= set(numbers)
     loose = [n for n in entries if n not in known]
@@ -225,7 +225,7 @@ def all_numbers(value: Any, kind: type) -> bool:
     return pair and all(isinstance(x, int | float) and math.isfinite(x) for x in items)
 
 
-def entry_misfit(entry: Any, parameter: Tensor, optimizer: torch.optim.Optimizer) -> str:
+def entry_mismatch(entry: Any, parameter: Tensor, optimizer: torch.optim.Optimizer) -> str:
     """Return why the state of a parameter cannot be its state, empty if it can."""
     if not isinstance(entry, dict):
         return "its state is no mapping"

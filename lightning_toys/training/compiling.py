@@ -32,11 +32,11 @@ def compile_function(f: Callable[Arguments, Result], graphs: bool = False) -> Ca
     """
     if not graphs and has_own_steps(getattr(f, "__self__", None)):
         note_loss()
-    quick: Any = torch.compile(f, dynamic=False, mode="reduce-overhead" if graphs else None)
+    compiled: Any = torch.compile(f, dynamic=False, mode="reduce-overhead" if graphs else None)
 
     def call(*args: Any) -> Any:
         laid_out = (a.clone(memory_format=torch.contiguous_format) if isinstance(a, torch.Tensor) else a for a in args)
-        return quick(*laid_out)
+        return compiled(*laid_out)
 
     return cast("Callable[Arguments, Result]", call)
 

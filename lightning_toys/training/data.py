@@ -87,7 +87,7 @@ class ToyDataModule(LightningDataModule):
         intervals += [c._every_n_train_steps for c in savers if c._every_n_train_steps]
         loader.max_steps, loader.block_steps = steps, block_steps(*intervals)
         if not isinstance(trainer.strategy, ReplicaStrategy):  # which shares out no rows
-            loader.rank, loader.world = trainer.global_rank, trainer.world_size
+            loader.rank, loader.world_size = trainer.global_rank, trainer.world_size
         return loader
 
     def val_dataloader(self) -> OneBatch:

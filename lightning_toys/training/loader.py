@@ -47,7 +47,7 @@ class Block(NamedTuple):
     first_pass: int
     batch_size: int
     rank: int
-    world: int
+    world_size: int
     columns: tuple[Tensor, ...]  # each (R, passes, rows, ...)
     pass_rows: int  # rows of a whole pass
     first_row: int  # of each pass, the first row that is in ``columns``
@@ -59,7 +59,7 @@ class Block(NamedTuple):
         p, k = divmod(step, per_pass)
         lo, hi = k * self.batch_size, min((k + 1) * self.batch_size, n)
         total = hi - lo
-        first, last = total * self.rank // self.world, total * (self.rank + 1) // self.world
+        first, last = total * self.rank // self.world_size, total * (self.rank + 1) // self.world_size
         p, at = p - self.first_pass, lo - self.first_row
         return Batch(tuple(x[:, p, at + first : at + last] for x in self.columns), total, first, last)
 
@@ -89,7 +89,7 @@ class BlockLoader:
         max_steps: total number of optimiser steps; the last block is cut there.
         block_steps: steps in a block.
         rank: this process's rank.
-        world: number of processes; each takes its share of every batch.
+        world_size: number of processes; each takes its share of every batch.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class BlockLoader:
         max_steps: int,
         block_steps: int,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
         bounded("--data.batch_size", batch_size, 1)
         self.columns, self.seeds = tuple(columns), tuple(seeds)
         self.batch_size, self.max_steps, self.block_steps = batch_size, max_steps, block_steps
-        self.rank, self.world = rank, world
+        self.rank, self.world_size = rank, world_size
         self.next_step = 0
         self.orders: dict[int, np.ndarray] = {}  # of a pass, (R, N)
         self.streams: ShuffleStreams | None = None
@@ -160,7 +160,7 @@ class BlockLoader:
             order = order[:, :, low : (stop - first * per_pass) * self.batch_size]
         replica = torch.arange(order.shape[0])[:, None, None]
         columns = tuple(x[replica, order] for x in self.columns)
-        return Block(start, stop, first, self.batch_size, self.rank, self.world, columns, n, low)
+        return Block(start, stop, first, self.batch_size, self.rank, self.world_size, columns, n, low)
 
     def bounds(self) -> Iterator[tuple[int, int]]:
         """Yield first step and end of each block that is left."""
@@ -197,13 +197,13 @@ class DrawnBlock(NamedTuple):
     stop: int
     batch_size: int
     rank: int
-    world: int
+    world_size: int
     columns: tuple[Tensor, ...]  # each (R, steps, batch_size, ...)
 
     def batch(self, step: int) -> Batch:
         """Return this rank's contiguous share of one step's rows."""
         n, k = self.batch_size, step - self.start
-        first, last = n * self.rank // self.world, n * (self.rank + 1) // self.world
+        first, last = n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size
         return Batch(tuple(x[:, k, first:last] for x in self.columns), n, first, last)
 
 
@@ -226,7 +226,7 @@ class DrawnLoader(BlockLoader):
 
     def block(self, start: int, stop: int) -> DrawnBlock:
         """Draw the rows of steps ``start`` to ``stop - 1``."""
-        return DrawnBlock(start, stop, self.batch_size, self.rank, self.world, self.draw(start, stop))
+        return DrawnBlock(start, stop, self.batch_size, self.rank, self.world_size, self.draw(start, stop))
 
 
 class OneBatch:

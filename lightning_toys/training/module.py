@@ -214,8 +214,8 @@ class ToyModule(ReplicaOptimization):
     def unused_settings(self) -> dict[str, str]:
         """Return the flags that would do nothing beside the other settings, each with what it wants.
 
-        A flag ending in a dot stands for all below it. Only the command line is held against them: a file may give what
-        another setting would use.
+        A flag ending in a dot stands for all below it. Only the command line is checked against them: a file may give
+        what another setting would use.
         """
         return unused_flags("--model.optimizer muon", "muon_lr") if self.optimizer_kind != "muon" else {}
 

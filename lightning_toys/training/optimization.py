@@ -191,7 +191,7 @@ class ReplicaOptimization(ReplicaLogging):
         )
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         self.backward_by = "autograd"
-        if direct and block.world == 1 and not self.compiles:
+        if direct and block.world_size == 1 and not self.compiles:
             by_hand = self.take_steps(block, optimizer)
             if by_hand is not None:
                 self.backward_by = "written out"
@@ -218,7 +218,7 @@ class ReplicaOptimization(ReplicaLogging):
                     loss.backward(torch.ones_like(loss))  # type: ignore[no-untyped-call]
                 else:  # DDP averages gradients over ranks; the losses are shares of one sum
                     optimizer.zero_grad()
-                    self.manual_backward(loss.sum() * block.world)
+                    self.manual_backward(loss.sum() * block.world_size)
                 if self.clip_grad_norm is not None:
                     clip_per_replica(parameters, self.clip_grad_norm)
                 if direct:  # what Lightning's wrapper counts; `global_step` reads it
@@ -266,7 +266,7 @@ class ReplicaOptimization(ReplicaLogging):
             losses: of every step.
             side: by a step that is logged, what :meth:`note_losses` was given there.
         """
-        if block.world > 1:
+        if block.world_size > 1:
             losses = self.trainer.strategy.reduce(losses, reduce_op="sum")
         losses = self.gather_replicas(losses, dim=1)
         if not torch.isfinite(losses).all():
@@ -282,7 +282,7 @@ class ReplicaOptimization(ReplicaLogging):
             for step in range(-(-(block.start + 1) // every) * every, block.stop + 1, every):
                 rows.append((step, {"train/loss": losses[step - 1 - block.start]}))
                 if side and (noted := side.get(step)):
-                    summed = {k: self.trainer.strategy.reduce(v, reduce_op="sum") if block.world > 1 else v
+                    summed = {k: self.trainer.strategy.reduce(v, reduce_op="sum") if block.world_size > 1 else v
                               for k, v in noted.items()}  # fmt: skip
                     rows.append((step, {f"train/{k}": self.gather_replicas(v) for k, v in summed.items()}))
                 if (rate := self.rate_at(step - 1)) is not None:

@@ -85,7 +85,7 @@ class PrefetchLoader(BlockLoader):
                     parts.append(coming.popleft().result())
                 self.next_step = stop
                 columns = tuple(torch.from_numpy(np.concatenate(x)) for x in zip(*parts, strict=True))
-                yield DrawnBlock(start, stop, self.batch_size, self.rank, self.world, columns)
+                yield DrawnBlock(start, stop, self.batch_size, self.rank, self.world_size, columns)
         except BrokenProcessPool:
             raise ToyError(
                 f"--data.num_workers: one of {self.workers} processes has died (of too little memory?); give fewer"

@@ -26,9 +26,9 @@ class ReplicaStrategy(DDPStrategy):
         """Leave the module as it is."""
 
 
-def share(replicas: int, rank: int, world: int) -> slice:
+def share(replicas: int, rank: int, world_size: int) -> slice:
     """Return the contiguous part of the replicas that a rank trains; parts differ by one at most."""
-    return slice(replicas * rank // world, replicas * (rank + 1) // world)
+    return slice(replicas * rank // world_size, replicas * (rank + 1) // world_size)
 
 
 def gathered(part: Tensor, replicas: int, dim: int = 0) -> Tensor:
@@ -39,14 +39,14 @@ def gathered(part: Tensor, replicas: int, dim: int = 0) -> Tensor:
         replicas: how many there are in all.
         dim: the replica axis.
     """
-    world = dist.get_world_size()
+    world_size = dist.get_world_size()
     moved = part.detach().movedim(dim, 0)
-    most = -(-replicas // world)
+    most = -(-replicas // world_size)
     padded = moved.new_zeros((most, *moved.shape[1:]))
     padded[: len(moved)] = moved
-    parts = [torch.empty_like(padded) for _ in range(world)]
+    parts = [torch.empty_like(padded) for _ in range(world_size)]
     dist.all_gather(parts, padded)
-    sizes = [len(range(*share(replicas, r, world).indices(replicas))) for r in range(world)]
+    sizes = [len(range(*share(replicas, r, world_size).indices(replicas))) for r in range(world_size)]
     return torch.cat([p[:n] for p, n in zip(parts, sizes, strict=True)]).movedim(0, dim)
 
 

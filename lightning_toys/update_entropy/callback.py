@@ -260,8 +260,9 @@ class UpdateEntropyCallback(Callback):
         whole = time.perf_counter() - self.begin
         if self.num_predictions and trainer.is_global_zero:
             note(
-                f"UpdateEntropyCallback: {self.num_predictions} looks of {self.seconds / self.num_predictions:.2f} s, "
-                f"{self.seconds / whole:.0%} of the training's {whole:.0f} s"
+                f"UpdateEntropyCallback: {self.num_predictions} measurements of "
+                f"{self.seconds / self.num_predictions:.2f} s, {self.seconds / whole:.0%} of the training's "
+                f"{whole:.0f} s"
             )
             if self.inside:
                 order = "second" if self.second_order else "first"

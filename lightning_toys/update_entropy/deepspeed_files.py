@@ -371,6 +371,6 @@ def group_names(
         return [[n for _ in range(count) for n in next(parts)] for count in counts]
     raise flag_error(
         OPTIMIZER,
-        f"{folder} has {len(groups)} groups with unlike settings, and no *_model_states.pt says which parameter is in "
-        f"which{record.why}; give the folder as ds_to_universal wrote it",
+        f"{folder} has {len(groups)} groups with different settings, and no *_model_states.pt says which parameter is "
+        f"in which{record.why}; give the folder as ds_to_universal wrote it",
     )

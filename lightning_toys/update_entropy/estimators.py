@@ -117,8 +117,8 @@ def clustered_standard_errors(influence: Tensor, prompt_index: Tensor) -> tuple[
 def ratio_interval(a: Estimate, b: Estimate, prompt_index: Tensor) -> tuple[float, float] | None:
     """Return the 95 % interval of |A / B| (Fieller 1954) of two estimates of the same draws.
 
-    All r with (a - r b)^2 <= t^2 Var(a - r b) belong to it. Where b cannot be told from 0 it has no upper end, and
-    where a cannot its lower end is 0.
+    All r with (a - r b)^2 <= t^2 Var(a - r b) belong to it. Where b does not differ significantly from 0 it has no
+    upper end; where a does not, its lower end is 0.
 
     Args:
         a: of A.

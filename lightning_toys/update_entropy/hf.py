@@ -256,10 +256,10 @@ class EntropyProbe(TrainerCallback):  # type: ignore[misc]  # transformers has n
         control.should_log = wanted  # the Trainer's own line of this step is still to come
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say how many measured changes were as predicted, and what the looks have cost."""
+        """Say how many measured changes were as predicted, and what the measurements have cost."""
         if not self.num_predictions or not state.is_world_process_zero:
             return
-        note(f"{WHO}: {self.num_predictions} looks of {self.seconds / self.num_predictions:.2f} s")
+        note(f"{WHO}: {self.num_predictions} measurements of {self.seconds / self.num_predictions:.2f} s")
         if self.inside:
             order = "second" if self.settings.second_order else "first"
             note(

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_toys.errors import note, notes_held, require
-from lightning_toys.training.checkpoint_format import unlike
+from lightning_toys.training.checkpoint_format import mismatches
 from lightning_toys.training.configuration import require_data
 from lightning_toys.training.denormals import denormals_flushed
 from lightning_toys.training.loader import Block, DrawnBlock
@@ -335,7 +335,7 @@ class PolicyModule(PolicyInference):
             k = step - stored.get("warm_steps", self.warm_steps)
             needed = k > 0 and k % (stored.get("rollouts") or {}).get("inner_steps", 1)
             return "responses are missing" if needed else ""
-        if why := next(unlike(toy, {"responses": [RESPONSES_FORMAT]}), ""):
+        if why := next(mismatches(toy, {"responses": [RESPONSES_FORMAT]}), ""):
             return why
         if len(toy["responses"]) != len(self.seeds):
             return f"responses are of {len(toy['responses'])} replicas, there are {len(self.seeds)}"

@@ -287,13 +287,13 @@ class EvaluationProbe:
         """Return the changes at theta + eta v of several directions and step sizes, in one vectorised pass."""
         plan = self.plan
 
-        def passes(wanted: list[int]) -> list[Scores]:
+        def scores(wanted: list[int]) -> list[Scores]:
             weights = [perturbed(self.theta, points[i].direction, points[i].eta) for i in wanted]
             return self.sharding.evaluate_many(policy, self.evaluation, self.temperature, weights, plan.tf_batch_size)
 
         keys = [partial(self.key, point) for point in points]
         with self.timer.time("finite steps"):
-            found = self.cache.get_or_compute(keys, self.base, passes)
+            found = self.cache.get_or_compute(keys, self.base, scores)
         self.progress.advance(pieces=len(points))
         return [self.measured(moved) for moved in found]
 
@@ -338,9 +338,9 @@ class EvaluationProbe:
         if known_rewards(self.evaluation.rewards):
             out.reward = self.reward(names)
         measured_along = [n for n in DIRECTIONS if not (n == "baseline_plus_grad" and self.parts_close)]
-        along = [(name, eta) for eta in plan.etas for name in measured_along]
+        changes = [(name, eta) for eta in plan.etas for name in measured_along]
         with prepared_for_inference(self.model) as policy:
-            for some in batched(along, plan.directions_per_pass):
+            for some in batched(changes, plan.directions_per_pass):
                 found = self.measure_changes(policy, [Point(self.directions[n], eta) for n, eta in some])
                 for (name, eta), m in zip(some, found, strict=True):
                     self.enter(out, name, eta, m)

@@ -76,7 +76,7 @@ class EvaluationResult:
 
     @property
     def linear_until(self) -> float | None:
-        """eta*; None where slope or curvature cannot be told from 0, so that it is the ratio of noise."""
+        """eta*; None where slope or curvature does not differ significantly from 0."""
         interval = self.linear_until_interval
         if self.curvature is None or interval is None or interval[0] == 0 or math.isinf(interval[1]):
             return None

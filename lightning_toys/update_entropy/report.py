@@ -364,7 +364,7 @@ def linear_line(e: EvaluationResult) -> str:
 
 
 def control_lines(controls: ControlResult) -> list[str]:
-    """Return the lines on the screen that hold the step against its controls."""
+    """Return the lines on the screen that compare the step with its controls."""
     out = []
     for eta, step in controls.changes[STEP].items():
         random = np.array(controls.random(eta))

@@ -30,7 +30,7 @@ LIGHTNINGS = re.compile(
     r"|\S*setup\.py:\d+: GPU available but not used\..*"
 )
 CALLBACK = re.compile(
-    r"UpdateEntropyCallback: (\d+ looks of [\d.]+ s, \d+% of the training's \d+ s"
+    r"UpdateEntropyCallback: (\d+ measurements of [\d.]+ s, \d+% of the training's \d+ s"
     r"|\d+ of \d+ measured changes are within the second-order prediction's 95 % interval \(both errors\))"
 )
 OFF_TARGET = re.compile(

@@ -91,7 +91,7 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
         rows.append(row)
     write_metrics(watched, rows)
     (root / "logs").mkdir()
-    said = "UpdateEntropyCallback: 80 looks of 1.50 s, 55% of the training's 200 s"
+    said = "UpdateEntropyCallback: 80 measurements of 1.50 s, 55% of the training's 200 s"
     (root / "logs" / "watched.txt").write_text(said)
     return Folders(folders, full=True)
 

@@ -92,7 +92,7 @@ class Silent(ConditionalNet):
 
 @pytest.mark.parametrize(("d", "s"), PATHS)
 def test_the_flow_map_is_that_of_the_marginal_velocity(d: float, s: float) -> None:
-    """An independent integration, so that the closed forms below are held against the field itself."""
+    """An independent integration, so that the closed forms below are checked against the field itself."""
     field, z, t, r = Mixture([MEAN], d), draw("z", 1, 2), 0.9, 0.15
     answer = solve_ivp(
         lambda q, y: field.marginal_velocity(torch.from_numpy(y), torch.tensor([q], dtype=torch.float64), s).numpy(),

@@ -34,10 +34,10 @@ def loader(
     batch: int = 4,
     seeds: Sequence[int] = SEEDS,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     n: int = N,
 ) -> BlockLoader:
-    return BlockLoader(table(seeds, n), seeds, batch, max_steps, block, rank, world)
+    return BlockLoader(table(seeds, n), seeds, batch, max_steps, block, rank, world_size)
 
 
 def steps(source: BlockLoader) -> dict[int, Tensor]:
@@ -127,11 +127,11 @@ def test_state_dict_round_trip() -> None:
         list(second)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_shares_of_the_ranks_make_the_batch(world: int) -> None:
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_shares_of_the_ranks_make_the_batch(world_size: int) -> None:
     """5 ranks on batches of 4 and 2: some have no row."""
     whole = steps(loader())
-    ranks = [list(loader(rank=r, world=world)) for r in range(world)]
+    ranks = [list(loader(rank=r, world_size=world_size)) for r in range(world_size)]
     for blocks in zip(*ranks, strict=True):
         assert len({(b.start, b.stop) for b in blocks}) == 1
         for s in range(blocks[0].start, blocks[0].stop):
@@ -141,7 +141,7 @@ def test_shares_of_the_ranks_make_the_batch(world: int) -> None:
             for b in batches:
                 rows = b.columns[0].shape[1]
                 assert (b.first, b.total) == (at, whole[s].shape[1])
-                assert rows - whole[s].shape[1] // world in (0, 1)
+                assert rows - whole[s].shape[1] // world_size in (0, 1)
                 at += rows
 
 

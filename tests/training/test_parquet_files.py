@@ -216,7 +216,7 @@ def test_a_stream_of_parquet_is_that_of_the_csv(tmp_path: Path) -> None:
     dated = write(tmp_path / "d.parquet", {**columns, "t": dates})
     assert np.array_equal(CsvStream(dated, 3).y, CsvStream(csv, 3).y)
     other = dict(columns, t=np.arange(times * points) // (points - 1))
-    refused(lambda: read_stream(write(tmp_path / "o.parquet", other)), "has times of unlike length")
+    refused(lambda: read_stream(write(tmp_path / "o.parquet", other)), "has times of different lengths")
     nested = dict(columns, t=[[1]] * (times * points))
     refused(lambda: read_stream(write(tmp_path / "n.parquet", nested)), "column 't': list<", "give a text, number or")
     refused(

@@ -36,7 +36,7 @@ def words(config: Path, root: Path, *flags: str) -> list[str]:
 
 
 def close(a: Any, b: Any, where: str, tolerance: float = 1e-8) -> None:
-    """Hold two trees against each other; the products of three replicas and of two round differently."""
+    """Compare two trees; the products of three replicas and of two round differently."""
     assert isinstance(a, dict) == isinstance(b, dict), where
     if isinstance(a, torch.Tensor):
         assert a.shape == b.shape, where
@@ -62,11 +62,11 @@ def numbers(rows: list[dict[str, str]]) -> list[dict[str, float]]:
 
 def test_shares_are_whole_and_even() -> None:
     for replicas in range(1, 12):
-        for world in range(1, replicas + 1):
-            parts = [list(range(replicas))[share(replicas, r, world)] for r in range(world)]
+        for world_size in range(1, replicas + 1):
+            parts = [list(range(replicas))[share(replicas, r, world_size)] for r in range(world_size)]
             assert [r for part in parts for r in part] == list(range(replicas))
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
-            assert max(map(len, parts)) == -(-replicas // world)
+            assert max(map(len, parts)) == -(-replicas // world_size)
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:

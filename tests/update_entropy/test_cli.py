@@ -331,7 +331,7 @@ def test_the_callback_changes_nothing_and_logs_every_step(entropy: Runner, tmp_p
         "init_args: {first_step: 6, prompts: 8, measure_prompts: 8}}]}"
     )
     said = entropy.ok("fit", "arithmetic", "-c", str(config), "--run.name", "watched")
-    assert "UpdateEntropyCallback: 4 looks of" in said
+    assert "UpdateEntropyCallback: 4 measurements of" in said
     entropy.ok("fit", "arithmetic", *QUIET, "--run.name", "plain")
     watched, plain = (weights(entropy, n)["state_dict"] for n in ("watched", "plain"))
     assert all(torch.equal(watched[n], plain[n]) for n in plain)  # measuring changes nothing

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def stepped(rank: int = 4) -> tuple[Any, torch.optim.AdamW, AdamWState]:
-    """A model with an adapter, its AdamW with two unlike groups after three steps, and the true state."""
+    """A model with an adapter, its AdamW with two different groups after three steps, and the true state."""
     model = adapted(a_model(), rank=rank)
     p = trained(model)
     optimizer = torch.optim.AdamW(
@@ -208,26 +208,26 @@ def deepspeed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Path], None]:
     return save
 
 
-def flat(tensors: list[Tensor], world: int) -> Tensor:
+def flat(tensors: list[Tensor], world_size: int) -> Tensor:
     """Parameters end to end, padded, as ``flatten_dense_tensors_aligned`` has them."""
     whole = torch.cat([t.detach().flatten() for t in tensors])
-    return torch.cat([whole, torch.zeros(-len(whole) % (ALIGNMENT * world))])
+    return torch.cat([whole, torch.zeros(-len(whole) % (ALIGNMENT * world_size))])
 
 
-def zero_content(model: Any, optimizer: torch.optim.AdamW, world: int, rank: int, save: Any) -> dict[str, Any]:
+def zero_content(model: Any, optimizer: torch.optim.AdamW, world_size: int, rank: int, save: Any) -> dict[str, Any]:
     """What ``DeepSpeedZeroOptimizer.state_dict`` returns on a rank, of the moments of an optimiser of torch's."""
     names = {id(p): n for n, p in model.named_parameters()}
     state, groups, fp32, paddings, maps = {}, [], [], [], []
     for i, group in enumerate(optimizer.param_groups):
         params = group["params"]
         numel = sum(p.numel() for p in params)
-        size = len(flat(params, world)) // world
+        size = len(flat(params, world_size)) // world_size
         begin, end = rank * size, (rank + 1) * size
-        parts = {k: flat([optimizer.state[p][k] for p in params], world)[begin:end].clone() for k in MOMENTS}
+        parts = {k: flat([optimizer.state[p][k] for p in params], world_size)[begin:end].clone() for k in MOMENTS}
         state[i] = {"step": int(optimizer.state[params[0]]["step"]), **parts}
         groups.append({**{k: v for k, v in group.items() if k != "params"}, "params": [i], "step": 0})
         paddings.append(min(size, max(0, end - numel)))
-        fp32.append(flat(params, world)[begin:end][: size - paddings[-1]].clone())
+        fp32.append(flat(params, world_size)[begin:end][: size - paddings[-1]].clone())
         addresses, offset = OrderedDict(), 0
         for p in params:
             low, high = max(offset, begin), min(offset + p.numel(), end)
@@ -239,15 +239,17 @@ def zero_content(model: Any, optimizer: torch.optim.AdamW, world: int, rank: int
         "loss_scaler": save.scaler(), "dynamic_loss_scale": False, "overflow": False, "clip_grad": 1.0,
         "base_optimizer_state": {"state": state, "param_groups": groups},
         "single_partition_of_fp32_groups": fp32, "zero_stage": save.stage(2), "group_paddings": paddings,
-        "partition_count": [world] * len(groups), "ds_version": "0.19.6", "param_slice_mappings": maps,
+        "partition_count": [world_size] * len(groups), "ds_version": "0.19.6", "param_slice_mappings": maps,
     }  # fmt: skip
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def write_zero(folder: Path, model: Any, optimizer: torch.optim.AdamW, world: int, save: Any) -> list[dict[str, Any]]:
-    contents = [zero_content(model, optimizer, world, rank, save) for rank in range(world)]
+def write_zero(
+    folder: Path, model: Any, optimizer: torch.optim.AdamW, world_size: int, save: Any
+) -> list[dict[str, Any]]:
+    contents = [zero_content(model, optimizer, world_size, rank, save) for rank in range(world_size)]
     for rank, content in enumerate(contents):
         whole = {
             "optimizer_state_dict": content,
@@ -258,14 +260,14 @@ def write_zero(folder: Path, model: Any, optimizer: torch.optim.AdamW, world: in
     return contents
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_shards_of_zero(world: int, tmp_path: Path, deepspeed: Any) -> None:
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_shards_of_zero(world_size: int, tmp_path: Path, deepspeed: Any) -> None:
     model, optimizer, live = stepped(rank=3)
-    contents = write_zero(tmp_path / "global_step3", model, optimizer, world, deepspeed)
-    if world == 7:  # there is padding, some parameters are cut, and some ranks have several
+    contents = write_zero(tmp_path / "global_step3", model, optimizer, world_size, deepspeed)
+    if world_size == 7:  # there is padding, some parameters are cut, and some ranks have several
         assert any(c["group_paddings"][0] > 0 for c in contents)
         assert any(len(m) > 1 for c in contents for m in c["param_slice_mappings"])
-    if world > 1:
+    if world_size > 1:
         held = [n for c in contents for m in c["param_slice_mappings"] for n in m]
         assert len(held) > len(set(held))
     (tmp_path / "latest").write_text("global_step3\n")
@@ -366,7 +368,7 @@ def test_a_universal_checkpoint(stage: int, tmp_path: Path, deepspeed: Any) -> N
     same(load_optimizer_state(tmp_path, model), live)
     refused_state(tmp_path, adapted(a_model(), rank=2), "is wanted")
     (folder / "mp_rank_00_model_states.pt").rename(tmp_path / "moved")
-    refused_state(folder, model, "has 2 groups with unlike settings, and no *_model_states.pt says which")
+    refused_state(folder, model, "has 2 groups with different settings, and no *_model_states.pt says which")
     (tmp_path / "moved").rename(folder / "mp_rank_00_model_states.pt")
     one = next(iter(live.moments))
     deepspeed([1], folder / "zero" / one / "exp_avg.pt")

@@ -163,12 +163,12 @@ def check(
         asked = generated(module, step, "predict", watch.prompts, temperature)
         scores = evaluate(module.lm, asked, temperature)
 
-        def along(direction: dict[str, Tensor]) -> Estimate:
+        def derivative_along(direction: dict[str, Tensor]) -> Estimate:
             return entropy_derivative(scores, *score_jvp(module.lm, asked, direction, temperature), watch.kind)  # noqa: B023
 
         still = {n for n, d in v.items() if not bool(d.any())}
         decay = {n: -LR * DECAY * x * (n not in still) for n, x in before.items()}
-        wanted = {"predicted": along(v), "decay": along(decay)}
+        wanted = {"predicted": derivative_along(v), "decay": derivative_along(decay)}
         fresh = generated(module, step, "measure", watch.measure_prompts, temperature)
         here, there = (evaluate(module.lm, fresh, temperature, p) for p in (None, perturbed(before, v, 1.0)))
         wanted["measured"] = prefix_importance_sampling(here, there, watch.kind).change

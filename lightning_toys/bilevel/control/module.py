@@ -308,7 +308,7 @@ class BilevelControl(ActingAgent):
                 if self.regret_every and (step + 1) % self.regret_every == 0:
                     self.measure_regret(step)
             progress.increment_completed()
-            losses.append(loss / block.world)
+            losses.append(loss / block.world_size)
             if every and (step + 1) % every == 0:
                 self.log_training(step + 1, learning, learner)
         if block.stop > data.init_steps:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_toys.bilevel.control.environments import Disturbance
 from lightning_toys.bilevel.control.gymnasium_environments import make_environments
-from lightning_toys.training.checkpoint_format import Like, unlike
+from lightning_toys.training.checkpoint_format import Like, mismatches
 
 
 def environments_mismatch(
@@ -29,7 +29,7 @@ def environments_mismatch(
     fresh.close()
     if "history" in form:  # the actions of an episode
         form["history"] = Like(form["history"].dtype, (len(seeds), 1, None))
-    if why := next(unlike(toy, {"environments": form, "returns": []}), ""):
+    if why := next(mismatches(toy, {"environments": form, "returns": []}), ""):
         return why
     environments: dict[str, Tensor] = toy["environments"]
     lengths, at = environments["lengths"], int(environments["where"][1])

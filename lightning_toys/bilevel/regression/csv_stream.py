@@ -122,7 +122,7 @@ def read_stream(path: str) -> tuple[np.ndarray, np.ndarray]:
     head, stamps, found = parquet_stream(path) if parquet else csv_stream(path)
     _, xs, _ = columns_of(head, path)
     points = next((i for i, s in enumerate(stamps) if s != stamps[0]), len(stamps))
-    require(points > 0 and len(found) % points == 0, f"--data.path: {path} has times of unlike length; {FORM}")
+    require(points > 0 and len(found) % points == 0, f"--data.path: {path} has times of different lengths; {FORM}")
     table = found.reshape(-1, points, len(head) - 1)
     at = np.array(stamps, dtype=object).reshape(-1, points)
     same = (at == at[:, :1]).all() and len(set(at[:, 0])) == len(at)

@@ -38,7 +38,7 @@ from lightning_toys.bilevel.regression.mlp import MLP
 from lightning_toys.bilevel.regression.own_algorithm import Trial, measured, try_algorithm
 from lightning_toys.errors import MOST, REPEATS, bounded, check_settings, require
 from lightning_toys.nets import DEEPEST
-from lightning_toys.training.checkpoint_format import Like, unlike
+from lightning_toys.training.checkpoint_format import Like, mismatches
 from lightning_toys.training.configuration import unused_flags
 from lightning_toys.training.denormals import denormals_flushed
 from lightning_toys.training.inference import require_built, with_replica_axis
@@ -326,7 +326,7 @@ class WindowRegression(ToyModule):
             before = [self.records[name]] if name in self.records else []
             self.records[name] = torch.cat([*before, torch.stack(found)])
         # the ranks' losses, which are equal, are summed
-        self.finish_block(block, torch.stack(rows["loss"]).to(self.device) / block.world)
+        self.finish_block(block, torch.stack(rows["loss"]).to(self.device) / block.world_size)
 
     def window_at(self, t: int) -> Window:
         """Return the data of step t."""
@@ -417,7 +417,7 @@ class WindowRegression(ToyModule):
         if ever_by_aid or toy["config"]["model"]["init_args"].get("algorithm") == "aid":
             sizes["residual"] = (None, replicas)  # of the steps by aid: the algorithm may change on the way
         form = {name: Like(torch.float64, shape) for name, shape in sizes.items()}
-        return next(unlike(toy, {"records": form}), "")
+        return next(mismatches(toy, {"records": form}), "")
 
     # evaluating
 

@@ -281,7 +281,7 @@ class Search:
         base = without(without(self.plan.base, "--run.variant"), "--model.seeds")
         line = shlex.join(["python", "cli.py", "fit", *base, *words(best), "--model.seeds", json.dumps(other)])
         if len(seeds) < 2:
-            note("one seed has no error: which trial is better cannot be told from chance; give more --model.seeds")
+            note("one seed has no error: which trial is better may be chance; give more --model.seeds")
         note(
             f"the best of {count} noisy trials looks better than it is, and the others further behind it: it was "
             f"chosen by the seeds that score it. Run it anew with others, and quote those:\n  {line}"

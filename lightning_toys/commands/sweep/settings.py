@@ -111,9 +111,11 @@ def parse_settings(words: Sequence[str]) -> tuple[Settings, list[str]]:
             raise ToyError(f"--sweep.{name}: {text!r} is not allowed; give {what}")
         given[name] = value
     settings = Settings(**given)
-    idle = [k for k in ("cpus", "gpus", "dashboard") if k in given and not settings.parallel]
-    if idle:
-        raise ToyError(f"--sweep.{idle[0]}: does nothing in one process; give --sweep.jobs N (> 1) or --sweep.address")
+    unused = [k for k in ("cpus", "gpus", "dashboard") if k in given and not settings.parallel]
+    if unused:
+        raise ToyError(
+            f"--sweep.{unused[0]}: does nothing in one process; give --sweep.jobs N (> 1) or --sweep.address"
+        )
     if settings.dashboard and settings.address:
         raise ToyError("--sweep.dashboard: is for Ray on this machine; a cluster's is started by `ray start --head`")
     return settings, rest

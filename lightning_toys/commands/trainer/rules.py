@@ -186,9 +186,9 @@ def note_unused(trainer: Namespace, module: ToyModule, verb: str, given: Collect
     """
     if verb == "fit" and trainer.limit_val_batches in (0, 0.0) and not trainer.fast_dev_run:
         note("--trainer.limit_val_batches 0: no validation, and so no results.json; the verb test writes one")
-    idle = module.unused_settings()
+    unused = module.unused_settings()
     for flag in (f.replace(".init_args", "") for f in given):
-        for name, wants in idle.items():
+        for name, wants in unused.items():
             if flag == name or flag.startswith(name if name.endswith(".") else f"{name}."):
                 note(f"{flag} does nothing here: it wants {wants}")
                 break

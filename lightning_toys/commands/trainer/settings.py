@@ -226,8 +226,8 @@ class SettingsCLI(LightningCLI):
         made_by, wanted = held["model"]["class_path"], given["model"]["class_path"]
         if made_by != wanted:
             raise ToyError(f"--ckpt_path: {path} is a checkpoint of {made_by}, not of {wanted}")
-        if strange := sorted(c for c in class_paths(held) - class_paths(given) if not c.startswith("lightning_toys.")):
-            raise ToyError(f"--ckpt_path: {path} names the class {strange[0]}; if it is yours, give it here too")
+        if missing := sorted(c for c in class_paths(held) - class_paths(given) if not c.startswith("lightning_toys.")):
+            raise ToyError(f"--ckpt_path: {path} names the class {missing[0]}; if it is yours, give it here too")
         return held
 
     def _parse_ckpt_path(self) -> None:

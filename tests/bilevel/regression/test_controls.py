@@ -269,7 +269,7 @@ GOOD = [f"{t},{x},{t + x}" for t in range(4) for x in range(8)]
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        (["t,x,y", *GOOD[:-1]], "times of unlike length"),
+        (["t,x,y", *GOOD[:-1]], "times of different lengths"),
         (["t,x,y", *GOOD[:20], "2,9,1", *GOOD[21:]], "other points at other times"),
         (["t,x,y", *GOOD[:20], "2,4,a", *GOOD[21:]], "line 22, column 'y': 'a' is no finite number"),
         (["t,x,y", *GOOD[:20], "2,4,nan", *GOOD[21:]], "line 22, column 'y': the value is missing"),

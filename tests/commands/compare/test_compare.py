@@ -321,8 +321,8 @@ def test_values_that_are_not_finite_are_counted(tmp_path: Path, capsys: pytest.C
     out, err = capsys.readouterr()
     assert err.count("note: values that are not finite are left out of means, differences and pictures") == 1
     assert "not finite are left out" in page.read_text()
-    sheets = [t.split("\n") for t in (tmp_path / "comparison" / "comparison.md").read_text().split("**\n")[1:]]
-    means, paired, errors, readouts = ([x for x in t if x.startswith("| ")][1:] for t in sheets)
+    tables = [t.split("\n") for t in (tmp_path / "comparison" / "comparison.md").read_text().split("**\n")[1:]]
+    means, paired, errors, readouts = ([x for x in t if x.startswith("| ")][1:] for t in tables)
     assert means == [
         "| bad | 4 | 1.1 ± 1.3 (2 of 4) |", "| good | 4 | 2.8 ± 1.0 |", "| lost | 4 | - (0 of 4) |",
         "| worse | 4 | 4 (1 of 4) |",

@@ -108,7 +108,7 @@ def test_trials_that_blow_up_are_told_as_failed(runner: Runner, capsys: pytest.C
     assert 0 < len(wild) < 4
     assert {n for n, (state, _, _) in found.items() if state == "FAIL"} == wild
     assert "not finite" in err
-    assert "cannot be told from chance; give more --model.seeds" in err
+    assert "which trial is better may be chance; give more --model.seeds" in err
     table = (folder / "comparison" / "trials.md").read_text()
     assert table.count("non-finite") == len(wild)
     assert "±" not in table.split("\n", 2)[2]  # one seed: no interval, and so no difference

@@ -113,8 +113,8 @@ def test_another_algorithm_may_be_gone_on_with(tmp_path: Path) -> None:
 
 def test_ranks_take_whole_groups_up() -> None:
     prompts = [i // 8 for i in range(24)]  # three prompts, eight responses each
-    for world in (1, 2, 3):
-        shares = [rows_of_rank(prompts, r, world) for r in range(world)]
+    for world_size in (1, 2, 3):
+        shares = [rows_of_rank(prompts, r, world_size) for r in range(world_size)]
         assert [i for share in shares for i in share] == list(range(24))
         assert all(len(share) % 8 == 0 for share in shares)
     with pytest.raises(ToyError, match="responses to 3 prompts are in use; go on with at most 3 processes"):

@@ -203,7 +203,7 @@ def test_a_run_within_its_warm_up_says_so(runner: Runner) -> None:
 # settings of one mode in another
 
 # configuration, settings, and flags that then do nothing
-IDLE = (
+UNUSED = (
     (
         "flow_vs_regression/flow",
         "--model.mode regression",
@@ -256,9 +256,9 @@ def named(said: str) -> list[str]:
     return [line.split()[0] for line in said.splitlines() if "does nothing here: it wants" in line]
 
 
-@pytest.mark.parametrize(("config", "settings", "idle"), IDLE, ids=[f"{c} {s}" for c, s, _ in IDLE])
+@pytest.mark.parametrize(("config", "settings", "unused"), UNUSED, ids=[f"{c} {s}" for c, s, _ in UNUSED])
 def test_a_flag_that_does_nothing_is_told_of(
-    config: str, settings: str, idle: str, runner: Runner, bitwise: Callable[..., None]
+    config: str, settings: str, unused: str, runner: Runner, bitwise: Callable[..., None]
 ) -> None:
     """Each is named, and the run is bit for bit the one without it."""
     if config == "bilevel/control":
@@ -267,7 +267,7 @@ def test_a_flag_that_does_nothing_is_told_of(
     here = Runner(runner.root, runner.capture, experiment, tiny(REPO / "configs" / f"{config}.yaml"))
     flags = (*shlex.split(settings), "--trainer.max_steps", "6", "--figures.enabled", "false")
     plain = here.ok("fit", variant, *flags)
-    words = shlex.split(idle)
+    words = shlex.split(unused)
     said = here.ok("fit", variant, *flags, *words)
     assert [x for x in named(said) if x not in named(plain)] == words[::2]
     one, other = (here.checkpoint(variant, f"version_{k}") for k in (0, 1))
