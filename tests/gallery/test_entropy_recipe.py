@@ -90,9 +90,8 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Folders:
         row |= {f"replicas/entropy_step/{n}/seed_{s}": v for n, v in numbers.items() for s in SEEDS}
         rows.append(row)
     write_metrics(watched, rows)
-    (root / "logs").mkdir()
     said = "UpdateEntropyCallback: 80 measurements of 1.50 s, 55% of the training's 200 s"
-    (root / "logs" / "watched.txt").write_text(said)
+    (watched / "train.log").write_text(said)
     return Folders(folders, full=True)
 
 
