@@ -40,7 +40,7 @@ from tests.update_entropy.test_sharded_states import (  # noqa: E402, F401
     zero_content,
 )
 
-WORLD = 2
+WORLD_SIZE = 2
 ADAMW = {"type": "AdamW", "params": {}}
 
 
@@ -59,7 +59,7 @@ def three_and_one() -> tuple[Any, torch.optim.AdamW, AdamWState]:
 
 def in_turn(params: list[Any]) -> list[Any]:
     """DeepSpeed's ``_round_robin_reorder``."""
-    return [p for j in range(WORLD) for p in params[j::WORLD]]
+    return [p for j in range(WORLD_SIZE) for p in params[j::WORLD_SIZE]]
 
 
 def write_round_robin(folder: Path, model: Any, optimizer: Any, save: Any, config: Any, mended: bool) -> None:
@@ -71,10 +71,10 @@ def write_round_robin(folder: Path, model: Any, optimizer: Any, save: Any, confi
         for p, q in zip(a["params"], b["params"], strict=True)
     )
     turned: Any = SimpleNamespace(param_groups=groups, state=optimizer.state)
-    for rank in range(WORLD):
-        content = zero_content(model, turned, WORLD, rank, save)
+    for rank in range(WORLD_SIZE):
+        content = zero_content(model, turned, WORLD_SIZE, rank, save)
         if not mended:
-            plain = zero_content(model, optimizer, WORLD, rank, save)
+            plain = zero_content(model, optimizer, WORLD_SIZE, rank, save)
             content["param_slice_mappings"] = plain["param_slice_mappings"]
         whole = {"optimizer_state_dict": content, "ds_config": config}
         save(whole, folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
@@ -161,9 +161,10 @@ def test_the_configuration_says_which_optimiser_it_is(
             write_universal(folder, model, optimizer, deepspeed)
             write_model(folder, model, plain, config, deepspeed)
             return folder
-        for rank in range(WORLD):
+        for rank in range(WORLD_SIZE):
             whole = {
-                "optimizer_state_dict": zero_content(model, optimizer, WORLD, rank, deepspeed), "ds_config": config,
+                "optimizer_state_dict": zero_content(model, optimizer, WORLD_SIZE, rank, deepspeed),
+                "ds_config": config,
             }  # fmt: skip
             deepspeed(whole, folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
         return folder
@@ -201,7 +202,7 @@ def test_a_moment_of_another_shape_is_not_put_into_its_parameters(tmp_path: Path
         deepspeed({"param_shapes": shapes, "ds_config": zero_config(False)}, folder / "mp_rank_00_model_states.pt")
         refused_state(folder, model, f"for {name} where", "is wanted")
     folder = tmp_path / "shards"
-    write_zero(folder, model, optimizer, WORLD, deepspeed)
+    write_zero(folder, model, optimizer, WORLD_SIZE, deepspeed)
     deepspeed({"param_shapes": shapes, "ds_config": zero_config(False)}, folder / "mp_rank_00_model_states.pt")
     refused_state(folder, model, f"for {name} where", "is wanted")
     shapes[0][name] = torch.Size((1, 1))
@@ -213,9 +214,9 @@ def test_state_that_adamw_does_not_keep_is_refused(tmp_path: Path, deepspeed: An
     model, optimizer, _ = stepped(rank=3)
     folder = tmp_path / "shards"
 
-    def changed(change: Any, ranks: range = range(WORLD)) -> None:
+    def changed(change: Any, ranks: range = range(WORLD_SIZE)) -> None:
         for rank in ranks:
-            content = zero_content(model, optimizer, WORLD, rank, deepspeed)
+            content = zero_content(model, optimizer, WORLD_SIZE, rank, deepspeed)
             change(content)
             file = folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
             deepspeed({"optimizer_state_dict": content, "ds_config": zero_config(False)}, file)
@@ -251,7 +252,7 @@ def test_a_universal_checkpoint_of_another_step_than_the_last_is_not_chosen(
 ) -> None:
     model, optimizer, live = stepped(rank=3)
     write_universal(tmp_path / "global_step1_universal", model, optimizer, deepspeed)
-    write_zero(tmp_path / "global_step10", model, optimizer, WORLD, deepspeed)
+    write_zero(tmp_path / "global_step10", model, optimizer, WORLD_SIZE, deepspeed)
     (tmp_path / "latest_universal").write_text("global_step1_universal")
     for last in ("global_step10", "global_step2"):
         (tmp_path / "latest").write_text(last)
