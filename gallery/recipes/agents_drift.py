@@ -130,6 +130,13 @@ def measured(at: Folders) -> dict[tuple[str, str], Measured]:
     return out
 
 
+def regret_of(value: float) -> str:
+    """Write a local regret, of any size, to two significant figures: ``.041``, ``43``, ``210``, ``2.8e8``."""
+    if value >= 1e4:
+        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+    return figures_of(value, 2) if value < 100 else f"{float(f'{value:.1e}'):.0f}"
+
+
 def drift_table(at: Folders) -> str:
     """Return return and local regret with and without smoothing where the reward drifts.
 
@@ -152,7 +159,7 @@ def drift_table(at: Folders) -> str:
             continue
         regret = geometric_ci(list(each[name, n][1].values()))
         assert regret is not None
-        row += [iqm(np.array(list(each[name, n][0].values()))), figures_of(regret.mean, 2)]
+        row += [iqm(np.array(list(each[name, n][0].values()))), regret_of(regret.mean)]
         if (name, n) in smoothed:
             k = smoothed.index((name, n))
             gap, ratio = kept[k].estimate, kept[len(smoothed) + k].estimate
