@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -23,6 +25,9 @@ from gallery.recipes.agents import (
     ended,
     iqm,
 )
+from lightning_toys.bilevel.control.environments import Disturbance
+from lightning_toys.bilevel.control.episodes import rollout
+from lightning_toys.bilevel.control.gymnasium_environments import make_environments
 from lightning_toys.bilevel.paired_table import difference
 from lightning_toys.stats import geometric_ci, holm
 
@@ -41,6 +46,7 @@ CHOSEN_DRIFT: dict[tuple[str, str], str] = {
     ("omd", "100"): "3e-4",
     ("omd", "1000"): "3e-4",
 }
+WITHIN = 1.0  # degrees that the controller which knows the centre leans into the band
 DRIFT_EVERY = f"--trainer.val_check_interval 2000 --checkpoint.every_n_steps 30000 --model.eval_episodes 20 {QUIET}"
 
 
@@ -130,6 +136,39 @@ def measured(at: Folders) -> dict[tuple[str, str], Measured]:
     return out
 
 
+@cache
+def hand_written(centre: float, knows: bool) -> float:
+    """Return the mean return of a controller by hand where the rewarded band has its centre so many degrees off.
+
+    It holds the pole upright in the middle of the track, or, if it ``knows`` the centre and upright is not rewarded,
+    leans it until it is :data:`WITHIN` the band, for as long as the track lasts.
+    """
+    outside = abs(centre) - Disturbance().drift_width
+    lean = math.copysign(math.radians(outside + WITHIN), centre) if knows and outside > 0 else 0.0
+
+    def policy(observation: np.ndarray) -> np.ndarray:
+        x, speed, angle, turning = np.moveaxis(observation, -1, 0)
+        position = 0.0 if lean else 0.02 * x + 0.06 * speed
+        pushes_right: np.ndarray = angle - lean + 0.25 * turning + position > 0
+        return pushes_right.astype(np.int64)
+
+    # a linear drift that has come to its end stays there: -drift at step 0
+    fixed_there = Disturbance(drift=abs(centre), drift_shape="linear", drift_period=1)
+    environments = make_environments("CartPole-v1", list(range(10, 26)), "reference", 4, fixed_there)
+    returns, _ = rollout(environments, policy, drift_step=int(centre > 0))
+    environments.close()
+    return float(returns.mean())
+
+
+def reference_rows() -> list[list[str]]:
+    """Return the controllers by hand, at the five centres that validations meet."""
+    drift = Disturbance(drift=8.0)
+    centres = [drift.centre(step) for step in range(12_000, 22_000, 2000)]
+    names = {False: "*upright, ignores the centre*", True: "*by hand, knows the centre*"}
+    found = {k: np.mean([hand_written(c, k) for c in centres]) for k in names}
+    return [[name, "", "", f"{found[k]:.0f}", *[""] * 5] for k, name in names.items()]
+
+
 def regret_of(value: float) -> str:
     """Write a local regret, of any size, to two significant figures: ``.041``, ``43``, ``210``, ``2.8e8``."""
     if value >= 1e4:
@@ -168,7 +207,7 @@ def drift_table(at: Folders) -> str:
             row.append(p[len(smoothed) + k])
         rows.append(row + [""] * (9 - len(row)))
     head = "agent | mean of the last | lr | return, interquartile mean | local regret | return minus unsmoothed | p"
-    return table(f"{head} | regret / unsmoothed | p", rows, left=1)
+    return table(f"{head} | regret / unsmoothed | p", rows + reference_rows(), left=1)
 
 
 RECIPE = Recipe(

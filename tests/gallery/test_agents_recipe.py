@@ -124,7 +124,7 @@ def test_parts_are_lower_or_equivalent(at: Folders) -> None:
 
 def test_drift_is_compared_with_the_unsmoothed_run(at: Folders, tmp_path: Path) -> None:
     drift = agents_drift.drift_table(at).split("\n")
-    assert len(drift) == 2 + 2 * 4
+    assert len(drift) == 2 + 2 * 4 + 2  # and the controllers by hand
     assert {line.count("|") for line in drift} == {10}
     assert "| 50 ±" in drift[3], drift[3]
     places = Folders(at, full=True)
@@ -213,3 +213,13 @@ def test_each_run_has_its_own_folder_and_the_rates_chosen() -> None:
         assert [words[words.index(f"--model.{k}") + 1] for k in ("lr", "inner_lr")] == list(recipe.CHOSEN[name])
         ends = [int(c.rpartition(" ")[2]) for c in run.commands]
         assert ends == list(recipe.STEPS)[: len(ends)]
+
+
+def test_controllers_by_hand_balance_and_see_the_centre() -> None:
+    """Upright earns all there is where it is rewarded and nothing where it is not; leaning earns some of it there."""
+    for knows in (False, True):
+        assert agents_drift.hand_written(0.0, knows) == 500.0
+        assert agents_drift.hand_written(-4.7, knows) > 480
+    for centre in (7.6, -7.6):
+        assert agents_drift.hand_written(centre, knows=False) < 5
+        assert agents_drift.hand_written(centre, knows=True) > 100
