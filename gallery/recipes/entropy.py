@@ -243,11 +243,6 @@ def both_errors(e: dict[str, Any], part: str) -> str:
     return f"{fixed(s['value'], 2)} ± {fixed(math.hypot(s['se'], s['update_se']), 2)}"
 
 
-def eta_star(e: dict[str, Any]) -> str:
-    """Write the step size up to which a step is linear, where E tells."""
-    return "not known" if e["linear_until"] is None else fixed(float(e["linear_until"]), 4)
-
-
 def chord(at: Folders) -> list[float]:
     """Return each seed's change of entropy over the policy gradient, a step and unit of the learning rate."""
     settings = results(at["arithmetic"])["settings"]
@@ -371,13 +366,6 @@ def real(at: Folders) -> dict[str, Any]:
     return first(probes(at, "smollm2")[0])
 
 
-def errors_away(at: Folders) -> str:
-    """Return how many of both errors seed 0's slope is away from 0."""
-    s = first(probes(at)[0])["slopes"]["full"]
-    both = (float(s["se"]) ** 2 + float(s["update_se"]) ** 2) ** 0.5
-    return fixed(abs(s["value"]) / both, 1)
-
-
 def bend(at: Folders) -> list[float]:
     """Return what the curvature adds at the learning rate."""
     return each(at, lambda e: 0.5 * 0.001**2 * float(e["curvature"]["value"]))
@@ -422,13 +410,11 @@ RECIPE = Recipe(
                 "entropy.after": lambda at: mean(trained(at, "entropy")[1], 4),
                 "entropy.change": lambda at: spread(gained(at, "entropy")),
                 "entropy.fall": lambda at: spread([-x for x in gained(at, "entropy")]),
-                "entropy.seed0.errors": errors_away,
                 "entropy.slope": lambda at: spread(each(at, slope)),
                 "entropy.curvature": lambda at: spread_to(each(at, lambda e: float(e["curvature"]["value"])), 0),
                 "entropy.bend": lambda at: between(bend(at), 5),
                 "entropy.linear": lambda at: between(each(at, lambda e: 0.001 * slope(e)), 4),
                 "entropy.ten": lambda at: spread(each(at, lambda e: change(e, "0.01"))),
-                "entropy.eta_star": lambda at: eta_star(first(probes(at)[3])),
                 "entropy.correlation.0001": lambda at: correlations(at, "0.0001"),
                 "entropy.correlation.0003": lambda at: correlations(at, "0.0003"),
                 "entropy.correlation.001": lambda at: correlations(at, "0.001"),
