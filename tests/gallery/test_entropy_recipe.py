@@ -39,11 +39,6 @@ def trained(folder: Path, fall: float) -> None:
     write_metrics(folder, rows)
 
 
-def test_a_step_size_that_is_not_known() -> None:
-    assert recipe.eta_star({"linear_until": None}) == "not known"
-    assert recipe.eta_star({"linear_until": 0.00034}) == ".0003"
-
-
 def write_probe(folder: Path, plan: dict[str, Any], seed: int, **content: Any) -> Path:
     inside = folder / f"seed_{seed}"
     inside.mkdir(parents=True)
