@@ -16,7 +16,7 @@ from tests.fuzz.mutations import Case
 from tests.fuzz.play import judge, lost, play, snapshot, step_of
 from tests.fuzz.pool import Worker
 from tests.fuzz.strategies import drawn
-from tests.fuzz.templates import BACKBONE
+from tests.fuzz.templates import BACKBONE, CONFIGS
 
 HERE = Path(__file__).resolve().parent
 CORPUS = sorted((HERE / "corpus").glob("*.json"))
@@ -44,6 +44,12 @@ def test_cases_at_random(worker: Worker) -> None:
     kinds = Counter(o.kind for _, o in outcomes)
     assert kinds["refused"] > 3, kinds  # else nothing was changed
     assert kinds["ran"] > 0, kinds  # else everything stops at the same door
+
+
+@pytest.mark.slow
+def test_a_campaign_has_something_to_begin_with(worker: Worker) -> None:
+    for config in CONFIGS:
+        worker.make(config)
 
 
 @pytest.mark.parametrize("file", CORPUS, ids=lambda p: p.stem)
