@@ -173,7 +173,7 @@ def ridge_adjoint(
         2 L (Phi_in' Phi_in / B + ridge s I) c = -Phi_out' g / B'.
 
     Without the ridge the objective has no minimum where features that are zero at all inner points are not at outer
-    ones. c is zero where L is.
+    ones. c is zero where L is, and NaN of a replica whose features overflow.
 
     Args:
         features_in: Phi at the inner points (R, B, k).
@@ -187,7 +187,10 @@ def ridge_adjoint(
     mean_square = torch.diagonal(gram, dim1=1, dim2=2).mean(1)
     gram = gram + (ridge * mean_square)[:, None, None] * torch.eye(k, dtype=gram.dtype, device=gram.device)
     rhs = features_out.mT @ value_gradient * (-0.5 / value_gradient.shape[1])
-    c = torch.cholesky_solve(rhs, torch.linalg.cholesky(gram)) * safe_inverse(total)[:, None, None]
+    # where features are so large that their products overflow there is no factor; the run then says which replica's
+    factor, fault = torch.linalg.cholesky_ex(gram)
+    c = torch.cholesky_solve(rhs, factor) * safe_inverse(total)[:, None, None]
+    c = torch.where((fault == 0)[:, None, None], c, torch.nan)
     return c, features_in @ c
 
 

@@ -344,6 +344,12 @@ def test_ridge_is_implicits(small: Small) -> None:
     found = ridge_hypergradient(small.net, theta, lam, w, ridge).value
     torch.testing.assert_close(found, torch.stack(one), rtol=1e-8, atol=1e-10)
     assert (ridge_hypergradient(small.net, theta, lam, w, 10 * ridge).value - found).abs().max() > 1e-4
+    # one replica's weights so large that products of its features overflow: NaN of that one alone, and no error
+    large = theta.clone()
+    large[0] *= 1e150
+    spoilt = ridge_hypergradient(small.net, large, lam, w, ridge).value
+    assert spoilt[0].isnan().all()
+    assert torch.equal(spoilt[1:], found[1:])
 
 
 def test_every_hypergradient_against_finite_differences(small: Small) -> None:
