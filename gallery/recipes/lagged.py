@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
 from gallery.read import entries, figures_of, table, values
@@ -34,7 +36,7 @@ def lagged_table(at: Folders) -> str:
     rows = []
     for c in DAMPINGS:
         folder = at[LAGGED.name] / f"lag_damping={c}"
-        content, seeds = finished(folder), [int(s) for s in SCORED.strip("[]").split(",")]
+        content, seeds = finished(folder), json.loads(SCORED)
         steps, wrong = replica_columns(read_run(folder), "eval/wrong_side", seeds)
         later = wrong[:, steps >= SINCE]
         span = "-"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_toys.errors import LARGEST, note, require
 from lightning_toys.mirror_descent.chain_runner import compiles, run_chains
@@ -40,6 +40,7 @@ from lightning_toys.mirror_descent.sweeps import Curves, sweep_settings
 from lightning_toys.mirror_descent.tilt import Reward
 from lightning_toys.stats import holm
 from lightning_toys.training.configuration import require_data
+from lightning_toys.training.loader import Batch
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.progress import WorkProgress
 from lightning_toys.training.results import Report
@@ -56,6 +57,7 @@ def share_lost(sample: Sample) -> float:
 class SamplerEvaluation(ToyModule):
     """The part of :class:`TiltedSampling` that runs samplers and measures what they drew."""
 
+    trains = False
     learned = False  # whether samplers are run with a learned energy, beside themselves with the closed form
     reward: Reward
     schedule: Schedule
@@ -73,6 +75,21 @@ class SamplerEvaluation(ToyModule):
     curves: dict[str, Curves]
     costs: dict[str, int]
     assert_implementation: bool
+
+    # what ToyModule asks for of a module without weights
+
+    def build(self) -> nn.Module:
+        """See :meth:`ToyModule.build`: there are no weights."""
+        return nn.Module()
+
+    def replica_losses(self, batch: Batch, step: int) -> Tensor:
+        """See :meth:`ToyModule.replica_losses`: there is no loss."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """See :attr:`ToyModule.label`."""
+        return f"{type(self.reward).__name__} {type(self.schedule).__name__}"
 
     @property
     def sampler_names(self) -> list[str]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_toys.errors import bounded, note, require
 from lightning_toys.mirror_descent import mixture_figures
@@ -43,7 +43,6 @@ from lightning_toys.mirror_descent.tilt import ActionValue, Reward
 from lightning_toys.mirror_descent.truth import Truth
 from lightning_toys.training.configuration import as_dataclass, require_data
 from lightning_toys.training.files import make_folder, set_aside, write_atomic
-from lightning_toys.training.loader import Batch
 from lightning_toys.training.progress import WorkProgress
 from lightning_toys.training.results import Report
 
@@ -76,7 +75,6 @@ class MixtureSampling(SamplerEvaluation):
     """
 
     experiment = "mirror_descent"
-    trains = False
     headline: Sequence[str] = ("w1", "mode_tv", "moment_kl")
     error_metrics: Sequence[str] = ("w1", "mode_tv", "moment_kl")
     metric_labels: Mapping[str, str] = {
@@ -143,19 +141,6 @@ class MixtureSampling(SamplerEvaluation):
         self.check_problem(problem, self.sampler_names, self.chains)
         self.check_own_samplers(problem, self.sampler_names)
         return {"batch_size": data.batch_size}
-
-    def build(self) -> nn.Module:
-        """See :meth:`ToyModule.build`: there are no weights."""
-        return nn.Module()
-
-    def replica_losses(self, batch: Batch, step: int) -> Tensor:
-        """See :meth:`ToyModule.replica_losses`: there is no loss."""
-        raise NotImplementedError
-
-    @property
-    def label(self) -> str:
-        """See :attr:`ToyModule.label`."""
-        return f"{type(self.reward).__name__} {type(self.schedule).__name__}"
 
     # the problem
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_toys.errors import bounded, note, require
 from lightning_toys.mirror_descent import figures, sample_figures
@@ -37,7 +37,6 @@ from lightning_toys.mirror_descent.sweeps import Curves, refresh_lines, sweep_se
 from lightning_toys.mirror_descent.tilt import Reward, StateReward
 from lightning_toys.training.configuration import as_dataclass, require_data
 from lightning_toys.training.files import make_folder, partial_name, put_in_place, set_aside, write_atomic
-from lightning_toys.training.loader import Batch
 from lightning_toys.training.progress import WorkProgress
 from lightning_toys.training.results import Report
 
@@ -73,7 +72,6 @@ class TiltedSampling(SamplerEvaluation):
     """
 
     experiment = "mirror_descent"
-    trains = False
     headline: Sequence[str] = ("joint_kl", "action_kl", "cond_ratio")
     error_metrics: Sequence[str] = ("joint_kl", "action_kl")
     metric_labels: Mapping[str, str] = {
@@ -158,19 +156,6 @@ class TiltedSampling(SamplerEvaluation):
         self.check_sampling(problem, self.sampler_names, self.chains)
         self.check_own_samplers(problem, self.sampler_names)
         return {"batch_size": data.batch_size}
-
-    def build(self) -> nn.Module:
-        """See :meth:`ToyModule.build`: there are no weights."""
-        return nn.Module()
-
-    def replica_losses(self, batch: Batch, step: int) -> Tensor:
-        """See :meth:`ToyModule.replica_losses`: there is no loss."""
-        raise NotImplementedError
-
-    @property
-    def label(self) -> str:
-        """See :attr:`ToyModule.label`."""
-        return f"{type(self.reward).__name__} {type(self.schedule).__name__}"
 
     # sampling
 

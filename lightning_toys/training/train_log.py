@@ -9,13 +9,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_toys import __version__
-from lightning_toys.errors import LISTENERS, OwnershipLostError, Stopped
+from lightning_toys.errors import LISTENERS, OwnershipLostError, Stopped, one_line
 from lightning_toys.stats import format_estimate, mean_ci
 from lightning_toys.training.files import make_folder, set_aside
 from lightning_toys.training.module import ToyModule
@@ -161,9 +161,5 @@ class TrainLog(Reporter):
         """Write what ended the run too early; a signal's stop has been noted already."""
         told = isinstance(exception, Stopped) and exception.told
         if self.place is not None and not told:
-            words = " ".join(str(exception).split())
+            words = one_line(exception)
             self.hear(f"error: {type(exception).__name__}{f': {words}' if words else ''}")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave what is said in this process here: another one, begun by a strategy, has its own."""
-        return {**self.__dict__, "waiting": []}
