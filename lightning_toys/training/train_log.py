@@ -109,7 +109,8 @@ class TrainLog(Reporter):
             return
         self.place, self.began = self.folder(module) / NAME, time.monotonic()
         early, self.waiting = self.waiting, []
-        what = f"lightning-toys {shlex.join(self.command)}" if self.command else f"{trainer.state.fn} from a script"
+        stage = trainer.state.fn.value if trainer.state.fn else "a verb"
+        what = f"lightning-toys {shlex.join(self.command)}" if self.command else f"{stage} from a script"
         self.hear(f"{what} (version {__version__}, torch {torch.__version__}, {trainer.strategy.root_device})")
         self.hear(f"{type(module).__name__}, seeds {', '.join(map(str, module.seeds))}")
         for line in early:

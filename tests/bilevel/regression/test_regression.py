@@ -24,6 +24,7 @@ from lightning_toys.bilevel.regression.hypergradients import (
     logit_gradient,
     network_hypergradient,
     outer_loss,
+    ridge_adjoint,
     ridge_hypergradient,
     unrolled_hypergradient,
     weighted_targets,
@@ -350,6 +351,15 @@ def test_ridge_is_implicits(small: Small) -> None:
     spoilt = ridge_hypergradient(small.net, large, lam, w, ridge).value
     assert spoilt[0].isnan().all()
     assert torch.equal(spoilt[1:], found[1:])
+
+
+def test_an_adjoint_without_a_minimum_is_not_a_number() -> None:
+    """A factorisation that stops half way leaves finite numbers, which are no solution."""
+    features = torch.randn(2, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    features[1, :, 2:] = 0.0  # ranks 2 and 2 of 4, without a ridge
+    g, total = torch.ones(2, 2, 1, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    assert ridge_adjoint(features, features, g, total, 0.0)[0].isnan().all()
+    assert ridge_adjoint(features, features, g, total, 0.1)[0].isfinite().all()
 
 
 def test_every_hypergradient_against_finite_differences(small: Small) -> None:
