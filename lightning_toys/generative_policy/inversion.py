@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_toys.generative_policy.meanflow import AverageVelocity, log_det
+from lightning_toys.generative_policy.meanflow import AverageVelocity, log_det, one_step_jacobian
 from lightning_toys.training.noise import keyed_generator
 
 STARTS = 24  # of Newton's method, for each action
@@ -26,17 +26,6 @@ class Inverse(NamedTuple):
 
     log_prob: Tensor
     solutions: Tensor
-
-
-def jacobian(u: AverageVelocity, e: Tensor, state: Tensor) -> Tensor:
-    """Return df/de (R, B, D, D) of f(e) = e - u(e, 0, 1; state)."""
-    t = torch.ones_like(e[..., :1])
-    columns = []
-    for i in range(e.shape[-1]):
-        direction = torch.zeros_like(e)
-        direction[..., i] = 1.0
-        columns.append(direction - u.jvp(e, torch.zeros_like(t), t, direction, state, dt=0.0)[2])
-    return torch.stack(columns, dim=-1)
 
 
 @torch.no_grad()
@@ -66,7 +55,8 @@ def invert(u: AverageVelocity, a: Tensor, state: Tensor) -> Inverse:
     now = error(e)
     tiny = 1e-6 * torch.eye(D).to(e)
     for _ in range(ITERATIONS):
-        step = torch.linalg.solve(jacobian(u, e, at) + tiny, now.unsqueeze(-1)).squeeze(-1)
+        # of a singular Jacobian no step is finite: that start stays where it is, and the others go on
+        step = torch.linalg.solve_ex(one_step_jacobian(u, e, at) + tiny, now.unsqueeze(-1)).result.squeeze(-1)
         # no longer than one: far from a solution the slope says little
         step = step / step.norm(dim=-1, keepdim=True).clamp(min=1.0)
         best, kept = now, e

@@ -289,17 +289,22 @@ def sample(u: AverageVelocity, e: Tensor, nfe: int, state: Tensor | None = None)
     return z, log_sigma
 
 
-def log_det(u: AverageVelocity, e: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return log|det| and the sign of det, each (R, B), of the one-step map's Jacobian I - du/dz at e (R, B, D)."""
+@torch.no_grad()
+def one_step_jacobian(u: AverageVelocity, e: Tensor, state: Tensor | None = None) -> Tensor:
+    """Return df/de (R, B, D, D) of the one-step map f(e) = e - u(e, 0, 1; state) at e (R, B, D)."""
     t = torch.ones_like(e[..., :1])
     r = torch.zeros_like(t)
     columns = []
-    with torch.no_grad():
-        for i in range(e.shape[-1]):
-            direction = torch.zeros_like(e)
-            direction[..., i] = 1.0
-            columns.append(direction - u.jvp(e, r, t, direction, state, dt=0.0)[2])
-        sign, log_abs = torch.linalg.slogdet(torch.stack(columns, dim=-1))
+    for i in range(e.shape[-1]):
+        direction = torch.zeros_like(e)
+        direction[..., i] = 1.0
+        columns.append(direction - u.jvp(e, r, t, direction, state, dt=0.0)[2])
+    return torch.stack(columns, dim=-1)
+
+
+def log_det(u: AverageVelocity, e: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return log|det| and the sign of det, each (R, B), of :func:`one_step_jacobian` at e (R, B, D)."""
+    sign, log_abs = torch.linalg.slogdet(one_step_jacobian(u, e, state))
     return log_abs.clamp_min(math.log(torch.finfo(log_abs.dtype).tiny)), sign
 
 

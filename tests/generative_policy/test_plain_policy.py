@@ -12,6 +12,7 @@ from lightning_toys.errors import ToyError
 from lightning_toys.generative_policy import Actor, BanditData, BanditPolicy, MeanFlowPolicy, MixtureData, PlainPolicy
 from lightning_toys.generative_policy.bandit import sample_softmax, turns_to_states
 from lightning_toys.generative_policy.gaussian_policy import exact_metrics
+from lightning_toys.generative_policy.inversion import invert
 from lightning_toys.generative_policy.meanflow import log_det
 from lightning_toys.generative_policy.mixture import ThreeModes
 from lightning_toys.nets import Network
@@ -79,6 +80,34 @@ def test_density_of_a_map_with_folds() -> None:
             differ += not (same or bool(torch.isneginf(wanted) & torch.isneginf(found.log_prob[r, k])))
     assert found.solutions.max() >= 2  # not one to one, and it says so
     assert differ <= 1  # beside a fold, where two solutions are one
+
+
+class Linear(torch.nn.Module):
+    """u(z, 0, 1) = A z with its derivative."""
+
+    def __init__(self, A: Tensor) -> None:
+        super().__init__()
+        self.A = A
+
+    def forward(self, z: Tensor, r: Tensor, t: Tensor, state: Tensor) -> tuple[Tensor, None]:
+        return z @ self.A.T, None
+
+    def jvp(
+        self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor, state: Tensor | None = None, dt: float = 1.0
+    ) -> tuple[Tensor, None, Tensor]:
+        return z @ self.A.T, None, dz @ self.A.T
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_a_singular_jacobian_has_no_solution_and_no_error(scale: float) -> None:
+    """f(e) = e - A e sends the plane to a line; with what Newton's method adds its Jacobian is exactly singular."""
+    added = 1e-6 * torch.eye(2, dtype=torch.float64)  # by Newton's method
+    J = torch.ones(2, 2, dtype=torch.float64) - added
+    a = scale * torch.tensor([[[1.0, -1.0], [0.5, -2.0]]], dtype=torch.float64)  # not on the line
+    assert torch.linalg.solve_ex(J + added, a[0, 0]).info != 0
+    found = invert(Linear(torch.eye(2, dtype=torch.float64) - J), a, torch.zeros(1, 2, 0, dtype=torch.float64))  # type: ignore[arg-type]
+    assert (found.solutions == 0).all()
+    assert (found.log_prob == -torch.inf).all()
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
