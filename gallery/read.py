@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,19 @@ def spread_to(found: Sequence[float], digits: int) -> str:
     return short(f"{e.mean:.{digits}f} ± {e.half_width:.{digits}f}")
 
 
+@lru_cache(maxsize=4096)  # several tables of a page ask for the same hundreds of tests
+def tested(a: tuple[tuple[int, float], ...], b: tuple[tuple[int, float], ...]) -> PairedDifference | None:
+    """Return the paired t-test of values by seed."""
+    return paired_difference(dict(a), dict(b))
+
+
 def difference(a: Content, b: Content, metric: str) -> PairedDifference:
     """Return the difference paired by seed.
 
     Raises:
         ValueError: the runs share fewer than two seeds.
     """
-    found = paired_difference(by_seed(a, metric), by_seed(b, metric))
+    found = tested(tuple(by_seed(a, metric).items()), tuple(by_seed(b, metric).items()))
     if found is None:
         raise ValueError(f"{metric}: fewer than two seeds are shared")
     return found
