@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 
 from lightning_toys.bilevel.control.agents import Problem, half_squared_error
-from lightning_toys.bilevel.control.learner import AgentNetworks
+from lightning_toys.bilevel.control.learner import AgentNetworks, Learner
 from lightning_toys.bilevel.control.replay import Batch
 from lightning_toys.bilevel.implicit import conjugate_gradient, gradient, hessian_operator
 from lightning_toys.bilevel.vectors import Tensors, flatten, unflatten
+from lightning_toys.errors import ToyError
 from lightning_toys.training.noise import keyed_generator
 
 MAX_RESIDUAL = 1e-3  # relative residual above which there is no inner response
 
 
 def to_double(nets: AgentNetworks, batch: Batch) -> tuple[AgentNetworks, Batch]:
-    """Return copies of networks and batch in double precision."""
-    return copy.deepcopy(nets).double(), Batch(*(x.double() if x.is_floating_point() else x for x in batch))
+    """Return copies of networks and batch in double precision, of which autograd may keep what was drawn without it."""
+    return copy.deepcopy(nets).double(), Batch(*((x.double() if x.is_floating_point() else x).clone() for x in batch))
 
 
 def inner_response(
@@ -124,3 +125,36 @@ def cosine_similarity(gradient: Tensors, directions: Tensors, differences: Tenso
     for n, g in gradient.items():
         predicted += (directions[n].flatten(2) * g.double().flatten(1).unsqueeze(1)).sum(2).cpu()
     return torch.nn.functional.cosine_similarity(predicted, differences, dim=1)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def gradient_cosine(learner: Learner, batch: Batch, seeds: Sequence[int], num_directions: int, step: int) -> Tensor:
+    """Return the cosine (R,) of a learner's outer gradient with finite differences, in double precision.
+
+    Args:
+        learner: left as it is.
+        batch: transitions that both are taken at.
+        seeds: one seed a replica; with ``step`` they key the directions.
+        num_directions: of the finite differences.
+        step: of the run.
+
+    Raises:
+        ToyError: the agent gives no gradient.
+    """
+    agent = learner.agent
+    nets, batch = to_double(learner.nets, batch)
+    double = Learner(nets, agent, learner.solver, learner.value, learner.tau, form=learner.form)
+    problem = double.problem(batch)
+
+    def found() -> tuple[Tensors | None, Tensor]:
+        return double.model_gradient(problem, None if agent.fits else problem.model_targets())
+
+    outer, _ = found()
+    if outer is None:
+        name = type(agent).__name__
+        raise ToyError(f"--model.agent: {name}.gradient returns none to check; give --model.check_gradient 0")
+    by_differences = found if agent.response == "loss" else None
+    damping = learner.solver.cg_damping
+    found_along = directional_differences(problem, agent.response, seeds, num_directions, step, damping, by_differences)
+    return cosine_similarity(outer, *found_along)

@@ -18,11 +18,11 @@ from torch import Tensor
 from lightning_toys.bilevel.checks import number_in, switches
 from lightning_toys.bilevel.control import figures
 from lightning_toys.bilevel.control.acting import ActingAgent
-from lightning_toys.bilevel.control.agents import ModelTargets, SoftValue
+from lightning_toys.bilevel.control.agents import SoftValue
 from lightning_toys.bilevel.control.data import ReplayData
 from lightning_toys.bilevel.control.environments import Disturbance, Environments
 from lightning_toys.bilevel.control.episodes import check_repeatable, render_episode, write_gif
-from lightning_toys.bilevel.control.gradient_check import cosine_similarity, directional_differences, to_double
+from lightning_toys.bilevel.control.gradient_check import gradient_cosine
 from lightning_toys.bilevel.control.gymnasium_environments import make_environments
 from lightning_toys.bilevel.control.learner import AgentNetworks, Learner
 from lightning_toys.bilevel.control.own_agent import try_agent
@@ -31,10 +31,10 @@ from lightning_toys.bilevel.control.regret import LocalRegret, model_size
 from lightning_toys.bilevel.control.replay import ReplayBuffer
 from lightning_toys.bilevel.control.settings import Details, Solver, form_label
 from lightning_toys.bilevel.control.stored_environments import environments_mismatch
-from lightning_toys.bilevel.control.unused import unused_settings
+from lightning_toys.bilevel.control.unused import idle_parts, unused_settings
 from lightning_toys.bilevel.control.updates import AgentUpdate, make_agent
 from lightning_toys.bilevel.vectors import flatten
-from lightning_toys.errors import REPEATS, ToyError, bounded, check_settings, note, require
+from lightning_toys.errors import REPEATS, bounded, check_settings, note, require
 from lightning_toys.training.configuration import as_dataclass, require_data
 from lightning_toys.training.denormals import denormals_flushed
 from lightning_toys.training.files import make_folder, partial_name, put_in_place, set_aside
@@ -259,25 +259,10 @@ class BilevelControl(ActingAgent):
         for optimizer, lr in zip(self.trainer.optimizers, (self.lr, self.inner_lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        warm = require_data(self.trainer.datamodule, ReplayData).init_steps  # type: ignore[attr-defined]
-        if self.trainer.max_steps <= warm and self.trainer.is_global_zero:
-            note(
-                f"nothing will be learned: --trainer.max_steps {self.trainer.max_steps} are all random, with "
-                f"--data.init_steps {warm}"
-            )
-        every, most = self.regret_every, self.trainer.max_steps
-        if hasattr(self, "regret") and most // every * every <= warm and self.trainer.is_global_zero:
-            note(
-                f"no local regret will be measured: no step from {warm} (--data.init_steps) to {most} "
-                f"(--trainer.max_steps) is a multiple of --model.regret_every {every}"
-            )
-        steps = self.solver.num_q_steps
-        cold = not self.solver.warm_start and not (self.form.fresh_batches and self.method.fits)
-        if cold and steps == 1 and self.trainer.is_global_zero:
-            note(
-                "the values will learn nothing: --model.solver.warm_start false begins every inner loop at the initial "
-                f"values, and --model.solver.num_q_steps {steps} leaves it after one step; give more steps"
-            )
+        if self.trainer.is_global_zero:
+            warm = require_data(self.trainer.datamodule, ReplayData).init_steps  # type: ignore[attr-defined]
+            for text in idle_parts(self, warm, self.trainer.max_steps):
+                note(text)
         self.environments = make_environments(self.env, self.seeds, "train", 1, self.disturbance)
         if self.stored_environments is not None:
             self.environments.load_state_dict(self.stored_environments)
@@ -401,39 +386,10 @@ class BilevelControl(ActingAgent):
             if hasattr(self, "regret") and int(self.regret.count):
                 metrics["local_regret"] = self.regret.mean.double().tolist()
             if self.check_gradient and self.method.response != "none":
-                metrics["gradient_cosine"] = self.gradient_cosine(step).tolist()
+                check = self.sample_replay(step, 256, "check")
+                cosine = gradient_cosine(self.learner, check, self.seeds, self.check_gradient, step)
+                metrics["gradient_cosine"] = cosine.tolist()
         return Report(self.seeds, metrics)
-
-    @torch.inference_mode(False)
-    @torch.enable_grad()
-    def gradient_cosine(self, step: int) -> Tensor:
-        """Return the cosine (R,) of the outer gradient with finite differences, in double precision.
-
-        Raises:
-            ToyError: the agent gives no gradient.
-        """
-        solver = self.solver
-        nets, batch = to_double(self.nets, self.sample_replay(step, 256, "check"))
-        learner = Learner(nets, self.method, solver, self.soft_value, self.tau, form=self.form)
-        problem = learner.problem(batch)
-
-        def targets() -> ModelTargets | None:
-            return None if self.method.fits else problem.model_targets()
-
-        gradient, _ = learner.model_gradient(problem, targets())
-        name = type(self.method).__name__
-        if gradient is None:
-            raise ToyError(f"--model.agent: {name}.gradient returns none to check; give --model.check_gradient 0")
-        directions, differences = directional_differences(
-            problem,
-            self.method.response,
-            self.seeds,
-            self.check_gradient,
-            step,
-            solver.cg_damping,
-            (lambda: learner.model_gradient(problem, targets())) if self.method.response == "loss" else None,
-        )
-        return cosine_similarity(gradient, directions, differences)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Evaluate, see :meth:`evaluate`."""

@@ -1,7 +1,8 @@
-"""Settings of the control experiment that do nothing beside others, and what they want to do something."""
+"""Settings of the control experiment that do nothing beside others, what they want, and what a run will not do."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from lightning_toys.training.configuration import unused_flags
@@ -58,3 +59,28 @@ def unused_by_batches(module: Any) -> dict[str, str]:
     if warm or (fresh and fits):
         out |= unused_flags("--model.solver.warm_start false", "details.cold_target")
     return out
+
+
+def idle_parts(module: Any, warm: int, most: int) -> Iterator[str]:
+    """Yield notes on what a run will not do at all with settings that are allowed.
+
+    Args:
+        module: a BilevelControl.
+        warm: ``--data.init_steps``.
+        most: ``--trainer.max_steps``.
+    """
+    if most <= warm:
+        yield f"nothing will be learned: --trainer.max_steps {most} are all random, with --data.init_steps {warm}"
+    every = module.regret_every
+    if hasattr(module, "regret") and most // every * every <= warm:
+        yield (
+            f"no local regret will be measured: no step from {warm} (--data.init_steps) to {most} "
+            f"(--trainer.max_steps) is a multiple of --model.regret_every {every}"
+        )
+    steps = module.solver.num_q_steps
+    cold = not module.solver.warm_start and not (module.form.fresh_batches and module.method.fits)
+    if cold and steps == 1:
+        yield (
+            "the values will learn nothing: --model.solver.warm_start false begins every inner loop at the initial "
+            f"values, and --model.solver.num_q_steps {steps} leaves it after one step; give more steps"
+        )

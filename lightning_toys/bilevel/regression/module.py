@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_toys.bilevel.regression import figures
+from lightning_toys.bilevel.regression.adam_state import adam_moments, put_back
 from lightning_toys.bilevel.regression.algorithms import LagAlgorithm, TimeStep, make_algorithm, scaled
 from lightning_toys.bilevel.regression.data import Observations, StreamData, require_stream
 from lightning_toys.bilevel.regression.hypergradients import (
-    AdamMoments,
     Window,
     aid_hypergradient,
     inner_value_gradient,
@@ -26,20 +26,13 @@ from lightning_toys.bilevel.regression.hypergradients import (
     safe_inverse,
 )
 from lightning_toys.bilevel.regression.learner import Learner
-from lightning_toys.bilevel.regression.metrics import (
-    effective_lags,
-    largest_lags,
-    local_regret,
-    mean_of_last_sixth,
-    normalised,
-    rolling_mean,
-)
 from lightning_toys.bilevel.regression.mlp import MLP
 from lightning_toys.bilevel.regression.own_algorithm import Trial, measured, try_algorithm
+from lightning_toys.bilevel.regression.scores import score
+from lightning_toys.bilevel.regression.unused import unused_settings
 from lightning_toys.errors import MOST, REPEATS, bounded, check_settings, require
 from lightning_toys.nets import DEEPEST
 from lightning_toys.training.checkpoint_format import Like, mismatches
-from lightning_toys.training.configuration import unused_flags
 from lightning_toys.training.denormals import denormals_flushed
 from lightning_toys.training.inference import require_built, with_replica_axis
 from lightning_toys.training.loader import Block, DrawnBlock
@@ -47,9 +40,6 @@ from lightning_toys.training.module import ToyModule
 from lightning_toys.training.results import Report
 
 RECORD_EVERY = 10  # steps between two records of the weights and of the hypergradient that the local regret takes
-REGRET_WINDOW = 10  # recorded hypergradients that the local regret averages over
-ROLLING_STEPS = 30  # of the rolling outer loss
-CURVE_POINTS = 250  # of a curve in results.json
 
 
 class WindowRegression(ToyModule):
@@ -196,23 +186,7 @@ class WindowRegression(ToyModule):
 
     def unused_settings(self) -> dict[str, str]:
         """See :meth:`ToyModule.unused_settings`."""
-        out: dict[str, str] = {}
-        for algorithm, names in (
-            ("aid", ("cg_iterations", "damping", "curvature")),
-            ("unroll1", ("unroll_steps",)),
-            ("funcbo", ("adjoint", "ridge", "adjoint_steps", "adjoint_lr")),
-        ):
-            if self.algorithm != algorithm:
-                out |= unused_flags(f"--model.algorithm {algorithm}", *names)
-        if self.algorithm != "fixed":
-            out |= unused_flags("--model.algorithm fixed", "fixed_weights")
-        if not self.method.learns:
-            return out | unused_flags("an algorithm that learns the weights", "outer_lr", "weights", "smoothing")
-        if self.algorithm == "funcbo":
-            network = self.adjoint == "network"
-            out |= unused_flags("--model.adjoint ridge", "ridge") if network else {}
-            out |= {} if network else unused_flags("--model.adjoint network", "adjoint_steps", "adjoint_lr")
-        return out
+        return unused_settings(self)
 
     @property
     def label(self) -> str:
@@ -339,7 +313,13 @@ class WindowRegression(ToyModule):
         learner, window = self.learner, self.window_at(step)
         theta, free, lam = learner.theta, learner.free, self.lag_weights
         state = TimeStep(
-            learner.mlp, theta.detach(), lam, window, lambda: self.moments(optimizer), self.inner_lr, learner.memory
+            learner.mlp,
+            theta.detach(),
+            lam,
+            window,
+            lambda: adam_moments(optimizer, theta),
+            self.inner_lr,
+            learner.memory,
         )
         if (weights := self.method.weights_at(state)) is not None:
             lam = weights * (self.lambda0 * weights.shape[1] * safe_inverse(weights.sum(1)))[:, None]
@@ -354,7 +334,7 @@ class WindowRegression(ToyModule):
         theta.grad = None
         found = self.method.hypergradient(state) if self.method.learns else None
         if found is not None and found.after is not None:
-            self.put_back(optimizer, *found.after)
+            put_back(optimizer, theta, *found.after)
         rows = {"loss": outer_loss(learner.mlp(theta, window.outer_points), window.current_y)}
         if found is not None and found.residual is not None:
             rows["residual"] = found.residual
@@ -368,22 +348,6 @@ class WindowRegression(ToyModule):
             if self.clips:
                 free.clamp_(min=0)
         return rows
-
-    def moments(self, optimizer: torch.optim.Optimizer) -> AdamMoments:
-        """Return the inner Adam's state."""
-        theta, state = self.learner.theta, optimizer.state[self.learner.theta]
-        if not state:  # as torch makes it at its first step
-            state["step"] = torch.zeros((), dtype=torch.float32, device=theta.device)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(theta), torch.zeros_like(theta)
-        return AdamMoments(state["exp_avg"], state["exp_avg_sq"], int(state["step"]))
-
-    def put_back(self, optimizer: torch.optim.Optimizer, theta: Tensor, moments: AdamMoments) -> None:
-        """Take up theta and the inner Adam's state after steps that an algorithm took itself."""
-        state = optimizer.state[self.learner.theta]
-        self.learner.theta.copy_(theta)
-        for name, value in zip(("exp_avg", "exp_avg_sq"), moments[:2], strict=True):
-            state[name].copy_(value)
-        state["step"].fill_(moments.step)
 
     @property
     def lag_weights(self) -> Tensor:
@@ -423,28 +387,7 @@ class WindowRegression(ToyModule):
 
     def evaluate(self) -> Report:
         """Score the stream so far by the records of its steps."""
-        loss, exact = self.records["loss"], self.data.exact_loss
-        late, regret = mean_of_last_sixth(self.records["lambda"]), local_regret(self.records["slope"], REGRET_WINDOW)
-        metrics = {"outer_loss": mean_of_last_sixth(loss), "outer_loss_all": loss.mean(0)}
-        if self.method.has_weights:
-            metrics["exact_loss"] = torch.from_numpy(exact.loss(late.numpy()))
-            metrics |= {"local_regret": mean_of_last_sixth(regret), "local_regret_all": regret.mean(0)}
-            metrics["effective_lags"] = effective_lags(late)
-        if "residual" in self.records:
-            metrics["cg_residual"] = mean_of_last_sixth(self.records["residual"])
-        # of the weights, and not of a run: a network's outer loss is not what these would have
-        references = {name: {"exact_loss": value} for name, value in exact.references().items()}
-        kept = torch.linspace(0, len(loss) - 1, min(CURVE_POINTS, len(loss))).round().long()
-        arrays = {
-            "time": kept.tolist(),
-            "outer_loss": rolling_mean(loss, ROLLING_STEPS)[kept].T.tolist(),
-            "weights": normalised(late).mean(0).tolist(),
-            "weights_by_seed": normalised(late).tolist(),
-            "best_weights": exact.oracle().tolist(),
-            # names, and no metrics: the mean of the largest weights' lags is the lag of nothing
-            "largest_lags": largest_lags(late, 3).tolist(),
-        }
-        return Report(self.seeds, {k: v.tolist() for k, v in metrics.items()}, references, arrays)
+        return score(self.seeds, self.records, self.data.exact_loss, self.method.has_weights)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Score the stream so far."""
