@@ -22,7 +22,8 @@ from lightning_toys.update_entropy.estimators import EntropyKind
 from lightning_toys.update_entropy.grpo import rows_by_prompt
 from lightning_toys.update_entropy.history import moving_average, validation_changes
 from lightning_toys.update_entropy.probe_result import EvaluationResult, ProbeResult
-from lightning_toys.update_entropy.report import correlation, entropy_unit
+from lightning_toys.update_entropy.report import correlation
+from lightning_toys.update_entropy.screen import entropy_unit
 from lightning_toys.update_entropy.task import Tokenizer
 
 

@@ -38,17 +38,19 @@ from lightning_toys.update_entropy.optimizer_files import (
 from lightning_toys.update_entropy.plan import Plan
 from lightning_toys.update_entropy.policy import TinyPolicy
 from lightning_toys.update_entropy.policy_module import PolicyModule
-from lightning_toys.update_entropy.probe import probe, sample_update_batch
+from lightning_toys.update_entropy.probe import probe
 from lightning_toys.update_entropy.probe_result import ProbeResult
 from lightning_toys.update_entropy.reference import REFERENCE
-from lightning_toys.update_entropy.report import probe_report, run_label, summary_lines, write_probe_results
+from lightning_toys.update_entropy.report import probe_report, run_label, write_probe_results
 from lightning_toys.update_entropy.rollout_data import warn_of_another_policy
+from lightning_toys.update_entropy.screen import summary_lines
 from lightning_toys.update_entropy.sequences import Sequences, pad_batch
 from lightning_toys.update_entropy.training import (
     PolicyBatch,
     Rollouts,
     sample_rollouts,
 )
+from lightning_toys.update_entropy.update_batch import sample_update_batch
 
 
 class UpdateEntropy(PolicyModule):

@@ -29,12 +29,15 @@ from lightning_toys.update_entropy.estimators import (
     prefix_importance_sampling,
     sequence_importance_sampling,
 )
+from lightning_toys.update_entropy.evaluation_probe import DIRECTIONS
 from lightning_toys.update_entropy.figures import strip_common_suffix
 from lightning_toys.update_entropy.forward import evaluate
-from lightning_toys.update_entropy.probe import DIRECTIONS, Plan, probe
+from lightning_toys.update_entropy.plan import Plan
+from lightning_toys.update_entropy.probe import probe
 from lightning_toys.update_entropy.probe_result import EvaluationResult, ProbeResult
-from lightning_toys.update_entropy.report import linear_line, probe_report, summary_lines, write_probe_results
+from lightning_toys.update_entropy.report import probe_report, write_probe_results
 from lightning_toys.update_entropy.rollouts import generate, uniforms
+from lightning_toys.update_entropy.screen import linear_line, summary_lines
 from lightning_toys.update_entropy.sequences import Sequences
 from lightning_toys.update_entropy.task import CharacterTokenizer
 from tests.update_entropy.test_estimators import gpt2
