@@ -54,7 +54,8 @@ def two_ranks(jobs: list[list[str]], tmp_path: Path) -> list[list[tuple[int, str
 def torchrun(script: Path, *words: str | Path) -> None:
     """Run a script on two processes, to a good end."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    where = os.pathsep.join(map(str, (REPO, REPO / "tests/own_classes")))  # as in this process
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": where}
     done = subprocess.run(
         [*launch, str(script), *map(str, words)], cwd=REPO, env=env, capture_output=True, text=True, timeout=600
     )
