@@ -13,6 +13,8 @@ from typing import Any
 
 from gallery.recipe import Entry, Folders
 from lightning_toys.stats import (
+    NO_LIMITS,
+    NOT_NEGATIVE,
     PairedDifference,
     format_estimate,
     geometric_ci,
@@ -59,15 +61,33 @@ def short(text: str) -> str:
     return re.sub(r"(?<![\d.])0(?=\.\d)", "", text)
 
 
+# of metrics that cannot be negative: distances, errors, shares. An interval that reaches below 0 is cut there
+POSITIVE = re.compile(r"(goal_|mode_)?tv|off\d*|w1|conditional_ks|(\w+_)?kl(_\w+)?|regret|l[12]|cond_ratio|share_\w+")
+
+
+def limits(metric: str) -> tuple[float, float]:
+    """Return the least and the greatest value of a metric, of any readout.
+
+    >>> limits("off3@8"), limits("mode_tv@mala"), limits("entropy_knn")
+    ((0.0, inf), (0.0, inf), (-inf, inf))
+    """
+    return NOT_NEGATIVE if POSITIVE.fullmatch(metric.partition("@")[0]) else NO_LIMITS
+
+
+def estimate(content: Content, metric: str) -> str:
+    """Write a metric with its interval."""
+    return format_estimate(mean_ci(values(content, metric)), limits=limits(metric))
+
+
 def estimates(content: Content, *metrics: str) -> list[str]:
     """Write metrics with their intervals, as tables do; those that a run lacks as a dash."""
-    found = [values(content, m) if m in content["metrics"] else [] for m in metrics]
-    return ["0" if v and not any(v) else format_estimate(mean_ci(v)) if v else "-" for v in found]
+    found = {m: values(content, m) if m in content["metrics"] else [] for m in metrics}
+    return ["0" if v and not any(v) else estimate(content, m) if v else "-" for m, v in found.items()]
 
 
-def spread(found: Sequence[float]) -> str:
-    """Write mean ± half of the 95 % interval, as prose does."""
-    return short(format_estimate(mean_ci(found)))
+def spread(found: Sequence[float], within: tuple[float, float] = NO_LIMITS) -> str:
+    """Write mean ± half of the 95 % interval, as prose does; ``within``: of :func:`format_estimate`."""
+    return short(format_estimate(mean_ci(found), limits=within))
 
 
 def spread_to(found: Sequence[float], digits: int) -> str:

@@ -237,11 +237,24 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def format_estimate(estimate: Estimate, plus_minus: str = " ± ") -> str:
+NO_LIMITS = (-math.inf, math.inf)
+NOT_NEGATIVE = (0.0, math.inf)
+A_SHARE = (0.0, 1.0)
+
+
+def format_estimate(estimate: Estimate, plus_minus: str = " ± ", limits: tuple[float, float] = NO_LIMITS) -> str:
     """Format mean ± half-width, both to the half-width's second digit; without an interval the mean alone.
+
+    Args:
+        estimate: what is written.
+        plus_minus: between the two.
+        limits: least and greatest value of the quantity. An interval that reaches beyond them is cut there, and its
+            ends are written in the place of its half-width.
 
     >>> format_estimate(Estimate(0.12345, 0.10345, 0.14345, 8))
     '0.123 ± 0.020'
+    >>> format_estimate(Estimate(0.01, -0.012, 0.032, 4), limits=NOT_NEGATIVE)
+    '0.010 [0, 0.032]'
     """
     if math.isnan(estimate.half_width):
         return f"{estimate.mean:.4g}"
@@ -249,7 +262,19 @@ def format_estimate(estimate: Estimate, plus_minus: str = " ± ") -> str:
     if math.isinf(half):
         return f"{estimate.mean:.4g}{plus_minus}inf"
     digits = 1 - math.floor(math.log10(half)) if half > 0 else 4
-    if digits > 6 or digits < -2 or abs(estimate.mean) >= 1e15:  # written out it would be all digits
-        return f"{estimate.mean:.4g}{plus_minus}{half:.2g}"
+    short = digits > 6 or digits < -2 or abs(estimate.mean) >= 1e15  # written out it would be all digits
     digits = max(digits, 0)
-    return f"{estimate.mean:.{digits}f}{plus_minus}{half:.{digits}f}"
+
+    def written(x: float, figures: int) -> str:
+        return f"{x:.{figures}g}" if short else f"{x:.{digits}f}"
+
+    if estimate.lo < limits[0] or estimate.hi > limits[1]:
+        ends = (
+            f"{limit:g}" if beyond else written(end, 3)
+            for end, limit, beyond in (
+                (estimate.lo, limits[0], estimate.lo < limits[0]),
+                (estimate.hi, limits[1], estimate.hi > limits[1]),
+            )
+        )
+        return f"{written(estimate.mean, 4)} [{', '.join(ends)}]"
+    return f"{written(estimate.mean, 4)}{plus_minus}{written(half, 2)}"

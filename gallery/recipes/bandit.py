@@ -7,10 +7,10 @@ from itertools import product
 
 import numpy as np
 
-from gallery.read import Content, Make, adjusted, between, difference, entries, results, short, table, values
+from gallery.read import Content, Make, adjusted, between, difference, entries, estimate, results, short, table, values
 from gallery.recipe import Folders, Recipe, Run
 from gallery.verdicts import p_words
-from lightning_toys.stats import PairedDifference, format_estimate, mean_ci
+from lightning_toys.stats import PairedDifference, format_estimate
 
 CONFIG = "-c configs/generative_policy"
 POLICIES = {
@@ -110,7 +110,7 @@ def said(content: Content, metric: str) -> str:
     """Write a metric's mean and half of its 95 % interval, of which there is none where all seeds agree."""
     found = values(content, metric) if metric in content["metrics"] else []
     if len(set(found)) > 1:
-        return short(format_estimate(mean_ci(found)))
+        return short(estimate(content, metric))
     return short(f"{found[0]:.3g}") if found else "-"
 
 

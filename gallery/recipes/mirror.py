@@ -9,7 +9,7 @@ from scipy import stats
 
 from gallery.read import Content, by_seed, entries, figures_of, fixed, results, short, spread_to, table, values
 from gallery.recipe import Folders, Recipe, Run
-from lightning_toys.stats import format_estimate, holm, mean_ci, paired_difference
+from lightning_toys.stats import NOT_NEGATIVE, format_estimate, holm, mean_ci, paired_difference
 
 CONFIG = "-c configs/mirror_descent/analytic.yaml"
 SEEDS = "0 to 3"
@@ -196,7 +196,11 @@ def joint_table(at: Folders) -> str:
         for found in (learned, exact):
             total = 2 * int(content["settings"]["model.chains"]) * sum(found.values())  # chi-squared for exact draws
             p = stats.chi2.sf(total, JOINT_PARAMETERS * len(found))
-            row += [format_estimate(mean_ci(list(found.values()))), f"{total:.0f}", short(f"{p:.1g}")]
+            row += [
+                format_estimate(mean_ci(list(found.values())), limits=NOT_NEGATIVE),
+                f"{total:.0f}",
+                short(f"{p:.1g}"),
+            ]
         row.append(format_estimate(paired.estimate))
         rows.append([*row, *(spread_to(values(content, f"cond_ratio@{n}"), 4) for n in (JOINT, EXACT_JOINT))])
     said = [f"{kind}: {what}" for kind in ("learned", "exact") for what in ("joint KL", "sum of 2 n KL", "p")]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import product
 
-from gallery.read import Content, entries, figures_of, short, table, values
+from gallery.read import Content, entries, estimate, figures_of, short, table, values
 from gallery.recipe import Folders, Recipe, Run
 from gallery.recipes.mixtures import content_of, samplers
-from lightning_toys.stats import format_estimate, mean_ci
+from lightning_toys.stats import mean_ci
 
 CONFIG = "-c configs/mirror_descent/mixture.yaml"
 QUICK = "--model.chains 4096 --model.seeds '[0,1]'"
@@ -69,7 +69,7 @@ MORE = run_of(
 
 def said(content: Content, name: str, metric: str = "w1") -> str:
     """Write a sampler's mean over seeds ± half of its interval."""
-    return short(format_estimate(mean_ci(values(content, f"{metric}@{name}"))))
+    return short(estimate(content, f"{metric}@{name}"))
 
 
 def by_sampler(at: Folders, runs: Mapping[str, Run], head: str) -> str:

@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gallery.read import Content, Make, entries, figures_of, results, short, table, values
+from gallery.read import Content, Make, entries, estimate, figures_of, results, short, table, values
 from gallery.recipe import Folders, Recipe, Run
 from gallery.running import TABLE
 from gallery.verdicts import paired_ratio
 from lightning_toys.plotting import COLOURS, GREY, MARKERS, new_figure
-from lightning_toys.stats import format_estimate, geometric_ci, holm, mean_ci
+from lightning_toys.stats import geometric_ci, holm, mean_ci
 
 CONFIG = "-c configs/mirror_descent"
 SEEDS = "0 to 3"
@@ -103,7 +103,7 @@ def problem_table(problem: str) -> Make:
         content, rows = content_of(at, MAIN[problem]), []
         present = [m for m in COLUMNS if f"{m}@{samplers(content)[0]}" in content["metrics"]]
         for name in samplers(content):
-            said = [short(format_estimate(mean_ci(values(content, f"{m}@{name}")))) for m in present]
+            said = [short(estimate(content, f"{m}@{name}")) for m in present]
             verdicts = content["arrays"]["verdicts"][name]
             count = f"{values(content, f'evaluations@{name}')[0]:.0f}"
             rows.append([name, *said, count, verdicts["implementation"], verdicts["goal"]])
@@ -163,7 +163,7 @@ def particles_table(at: Folders) -> str:
     for name in BY_PARTICLES:
         for n, run in MANY.items():
             content = content_of(at, run)
-            said = [short(format_estimate(mean_ci(values(content, f"{m}@{name}")))) for m in ("w1", "mode_tv")]
+            said = [short(estimate(content, f"{m}@{name}")) for m in ("w1", "mode_tv")]
             rows.append([name, str(n), *said, content["arrays"]["verdicts"][name]["goal"]])
     return table("sampler | particles | W1 | modes: total variation | goal", rows)
 

@@ -18,7 +18,7 @@ from gallery.read import (
 from gallery.recipe import Folders, Recipe, Run
 from gallery.recipes.bandit import CONFIG
 from gallery.running import TABLE
-from lightning_toys.stats import format_estimate, mean_ci
+from lightning_toys.stats import NOT_NEGATIVE, format_estimate, mean_ci
 
 QUICK = "--trainer.max_steps 300 --model.seeds '[0,1]' --model.evaluation.samples 3000"
 STDS = {"0.0": "0", "0.001": ".001", "0.01": ".01", "0.1": ".1"}
@@ -188,7 +188,9 @@ RECIPE = Recipe(
                 "policy.flow.entropy": lambda at: format_estimate(
                     mean_ci(values(results(at["policy_flow"], "test"), "entropy_exact@dopri5"))
                 ),
-                "policy.flow.kl": lambda at: spread(values(results(at["policy_flow"], "test"), "kl_forward@dopri5")),
+                "policy.flow.kl": lambda at: spread(
+                    values(results(at["policy_flow"], "test"), "kl_forward@dopri5"), NOT_NEGATIVE
+                ),
                 "policy.flow.off3": lambda at: fixed(
                     mean_ci(values(results(at["policy_flow"], "test"), "off3@euler-1")).mean, 2
                 ),
@@ -197,7 +199,7 @@ RECIPE = Recipe(
         *entries(
             ["edm"],
             {
-                "policy.edm.off3": lambda at: spread(values(results(at["edm"]), "off3")),
+                "policy.edm.off3": lambda at: spread(values(results(at["edm"]), "off3"), NOT_NEGATIVE),
                 "policy.edm.entropy": lambda at: spread(values(results(at["edm"]), "entropy_knn")),
             },
         ),

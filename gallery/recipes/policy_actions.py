@@ -5,12 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from gallery.read import Content, Make, between, difference, entries, estimates, paired, ratio, short, table, values
+from gallery.read import (
+    Content,
+    Make,
+    between,
+    difference,
+    entries,
+    estimate,
+    estimates,
+    paired,
+    ratio,
+    short,
+    table,
+    values,
+)
 from gallery.recipe import Folders, Recipe, Run
 from gallery.recipes.bandit import CONFIG, difference_table
 from gallery.recipes.policy_modes import GAUSSIAN
 from gallery.running import TABLE
-from lightning_toys.stats import PairedDifference, format_estimate, mean_ci
+from lightning_toys.stats import PairedDifference
 
 DPI = 110
 KEPT = ("shares.json", TABLE)  # beside results, of runs that gallery/shares.py measures
@@ -181,7 +194,7 @@ def frozen_questions(at: Folders) -> str:
 
 def level(run: Run, label: str, metric: str) -> Make:
     """Return what writes a metric's mean over seeds and its interval."""
-    return lambda at: short(format_estimate(mean_ci(values(of_actions(at, run, label), metric))))
+    return lambda at: short(estimate(of_actions(at, run, label), metric))
 
 
 def entropy_gap(run: Run) -> Make:

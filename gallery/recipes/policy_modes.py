@@ -8,7 +8,7 @@ from gallery.read import Content, Make, entries, estimates, fixed, results, spre
 from gallery.recipe import Folders, Recipe, Run
 from gallery.recipes.bandit import CONFIG
 from gallery.verdicts import p_words
-from lightning_toys.stats import holm, mean_ci
+from lightning_toys.stats import NOT_NEGATIVE, holm, mean_ci
 
 GAUSSIAN = Run(
     name="gaussian",
@@ -153,7 +153,7 @@ RECIPE = Recipe(
             [GAUSSIAN.name],
             {
                 "gaussian.kl": lambda at: fixed(max(values(results(at["gaussian"]), "kl_gap")), 4),
-                "gaussian.tv": lambda at: spread(values(results(at["gaussian"]), "tv")),
+                "gaussian.tv": lambda at: spread(values(results(at["gaussian"]), "tv"), NOT_NEGATIVE),
             },
         ),
     ),

@@ -27,7 +27,7 @@ from gallery.verdicts import (
     welch_ratio,
 )
 from lightning_toys.plotting import COLOURS, MARKERS, new_figure
-from lightning_toys.stats import format_estimate, holm, mean_ci
+from lightning_toys.stats import NOT_NEGATIVE, format_estimate, holm, mean_ci
 
 TASKS = tuple(METRICS)
 GRID = "--grid.model.network.kind '[concat,film]' --grid.model.loss '[l1,l2]'"
@@ -204,7 +204,7 @@ def comparison_table(at: Folders, numbers: Iterable[int]) -> str:
 
 def readout(content: Content, metric: str) -> str:
     """Write a metric of one readout."""
-    return format_estimate(mean_ci(values(content, metric)))
+    return format_estimate(mean_ci(values(content, metric)), limits=NOT_NEGATIVE)  # errors and distances, all
 
 
 def reconstruction_table(at: Folders) -> str:
@@ -216,7 +216,7 @@ def reconstruction_table(at: Folders) -> str:
             for weights in ("ema", "raw")
             for kind in NETWORKS
         ]
-        rows.append([label, *(format_estimate(mean_ci(x)) for x in found)])
+        rows.append([label, *(format_estimate(mean_ci(x), limits=NOT_NEGATIVE) for x in found)])
     return table("mode | concat | film | concat, last step | film, last step", rows)
 
 

@@ -21,7 +21,7 @@ from lightning_toys.mirror_descent.joint import Gaussian, gaussian_kl
 from lightning_toys.mirror_descent.particle_groups import group_estimates, limit_bias
 from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.mirror_descent.sampler import Sampler, gaussian_moments
-from lightning_toys.stats import format_estimate, holm, mean_ci
+from lightning_toys.stats import NOT_NEGATIVE, format_estimate, holm, mean_ci
 
 OFF_TARGET_KL = 1e-4  # nats by which annealed MALA may miss the target without a warning
 ALPHA = 0.01  # probability that a run of right samplers has a row that differs
@@ -214,7 +214,7 @@ def distribution_table(
         if name != "target" and kl < 1e-9:
             continue
         numbers = [f"{value:.4f}" for value in gaussian_moments(x, sigma).values()]
-        found = format_estimate(mean_ci(list(measured[name]))) if name in measured else "-"
+        found = format_estimate(mean_ci(list(measured[name])), limits=NOT_NEGATIVE) if name in measured else "-"
         lines.append(f"| {name} | {' | '.join(numbers)} | {kl:.3g} | {found} |")
     return lines
 

@@ -36,7 +36,7 @@ from lightning_toys.mirror_descent.sampler import Sampler
 from lightning_toys.mirror_descent.schedules import Schedule
 from lightning_toys.mirror_descent.tilt import Reward
 from lightning_toys.nets import Network
-from lightning_toys.stats import format_estimate, mean_ci, paired_difference
+from lightning_toys.stats import NOT_NEGATIVE, format_estimate, mean_ci, paired_difference
 from lightning_toys.training.configuration import as_dataclass, require_data
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
@@ -349,11 +349,12 @@ class LearnedSampling(TiltedSampling):
                 dict(zip(self.seeds, found[f"joint_kl@{n}"], strict=True)) for n in (name, name + EXACT_SUFFIX)
             )
             paired = paired_difference(learned, exact)
-            cells = [format_estimate(mean_ci(list(values.values()))) for values in (learned, exact)]
+            cells = [format_estimate(mean_ci(list(v.values())), limits=NOT_NEGATIVE) for v in (learned, exact)]
             cells.append(
                 format_estimate(paired.estimate) if paired else f"{learned[self.seeds[0]] - exact[self.seeds[0]]:.2g}"
             )
-            cells += [format_estimate(mean_ci(found[f"{k}@{name}"])) for k in ("action_kl", "cond_ratio")]
+            both = ("action_kl", "cond_ratio")
+            cells += [format_estimate(mean_ci(found[f"{k}@{name}"]), limits=NOT_NEGATIVE) for k in both]
             # of independent exact draws 2 n KL is chi-squared with 5 degrees of freedom
             chi2 = 2 * self.chains * sum(learned.values())
             cells.append(f"{scipy_stats.chi2.sf(chi2, 5 * len(learned)):.2g}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightning_toys.mirror_descent.closed_form_checks import Row, verdict_lines
 from lightning_toys.mirror_descent.truth import Truth
-from lightning_toys.stats import format_estimate, mean_ci
+from lightning_toys.stats import NO_LIMITS, NOT_NEGATIVE, format_estimate, mean_ci
 from lightning_toys.training.results import Report
 
 SHOWN = ("w1", "mode_tv", "moment_kl", "conditional_ks", "reward", "evaluations")  # columns of the table
@@ -27,7 +27,8 @@ def summary_lines(truth: Truth, report: Report, rows: Sequence[Row], names: Sequ
     lines = [f"Exact distribution ({truth.source}): {distribution}; log Z {truth.log_z:.6g}", ""]
     lines += [f"| sampler | {' | '.join(SHOWN)} |", "|---|" + "---:|" * len(SHOWN)]
     for name in names:
-        cells = [format_estimate(mean_ci(report.metrics[f"{k}@{name}"])) for k in SHOWN[:-1]]
+        found = {k: mean_ci(report.metrics[f"{k}@{name}"]) for k in SHOWN[:-1]}
+        cells = [format_estimate(e, limits=NO_LIMITS if k == "reward" else NOT_NEGATIVE) for k, e in found.items()]
         lines.append(f"| {name} | {' | '.join(cells)} | {report.metrics[f'evaluations@{name}'][0]:.0f} |")
     for name in ("exact_draws", "untilted"):
         row = report.references[name]

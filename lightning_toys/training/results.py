@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_toys.errors import NonFiniteError, did_you_mean, require
-from lightning_toys.stats import geometric_ci, mean_ci, share_ci
+from lightning_toys.stats import A_SHARE, NO_LIMITS, NOT_NEGATIVE, geometric_ci, mean_ci, share_ci
 from lightning_toys.training.files import set_aside, write_atomic
 
 PACKAGES = ("lightning-toys", "torch", "lightning", "torchdiffeq", "numpy", "scipy", "scikit-learn", "matplotlib")
@@ -153,6 +153,17 @@ def git_state() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def limits_of(metric: str, error_metrics: Sequence[str], share: bool) -> tuple[float, float]:
+    """Return the least and the greatest value of a metric, of any readout: shares lie in [0, 1], errors are positive.
+
+    >>> limits_of("l2@zeros/euler-9", ["l2"], False), limits_of("off3", [], True), limits_of("reward", [], False)
+    ((0.0, inf), (0.0, 1.0), (-inf, inf))
+    """
+    if share:
+        return A_SHARE
+    return NOT_NEGATIVE if metric.partition("@")[0] in error_metrics else NO_LIMITS
 
 
 def summarise(values: Sequence[float], count: float = 0) -> dict[str, Any]:

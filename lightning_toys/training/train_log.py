@@ -21,22 +21,24 @@ from lightning_toys.training.files import make_folder, set_aside
 from lightning_toys.training.module import ToyModule
 from lightning_toys.training.ownership import check_owned
 from lightning_toys.training.reporting import Reporter
-from lightning_toys.training.results import Report
+from lightning_toys.training.results import Report, limits_of
 
 NAME = "train.log"
 TIME = "%Y-%m-%d %H:%M:%S%z"  # local, with its distance from UTC
 
 
-def headlines(report: Report, names: Sequence[str]) -> str:
-    """Return the named metrics of a report, those it has, each with half of its 95 % interval."""
-    return ", ".join(f"{n} {format_estimate(mean_ci(report.metrics[n]))}" for n in names if n in report.metrics)
+def headlines(report: Report, module: ToyModule) -> str:
+    """Return a report's metrics that a module leads with, those it has, each with half of its 95 % interval."""
+    found = {n: report.metrics[n] for n in module.headline if n in report.metrics}
+    limits = {n: limits_of(n, module.error_metrics, n in report.shares) for n in found}
+    return ", ".join(f"{n} {format_estimate(mean_ci(v), limits=limits[n])}" for n, v in found.items())
 
 
-def summary(report: Report, names: Sequence[str]) -> str:
-    """Return the named metrics of a report in one line that says what the numbers are."""
+def summary(report: Report, module: ToyModule) -> str:
+    """Return :func:`headlines` in one line that says what the numbers are."""
     seeds = len(report.seeds)
     what = f"{seeds} seed{'s' if seeds > 1 else ''}{'; ± half of the 95 % interval' * (seeds > 1)}"
-    return f"{headlines(report, names)} ({what})"
+    return f"{headlines(report, module)} ({what})"
 
 
 @contextmanager
@@ -140,13 +142,13 @@ class TrainLog(Reporter):
             return
         assert isinstance(pl_module, ToyModule)
         if pl_module.last_report is not None:
-            self.hear(f"step {trainer.global_step}: {headlines(pl_module.last_report, pl_module.headline)}")
+            self.hear(f"step {trainer.global_step}: {headlines(pl_module.last_report, pl_module)}")
 
     def report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write how `fit`, `validate` or `test` ended."""
         assert isinstance(pl_module, ToyModule)
         found = pl_module.last_report
-        self.ended(pl_module, stage, f": {summary(found, pl_module.headline)}" if found is not None else "")
+        self.ended(pl_module, stage, f": {summary(found, pl_module)}" if found is not None else "")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write that `predict` ended."""

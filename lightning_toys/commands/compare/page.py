@@ -34,7 +34,11 @@ from lightning_toys.errors import printable
 
 TEMPLATE = Path(__file__).parent / "page_template"
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|[-+]?inf"
-ORDERED = re.compile(rf"({NUMBER})(?: ± (?:{NUMBER}))?(?: \(\d+ of \d+\)| of \d+)?|\[({NUMBER}), (?:{NUMBER})\]")
+# a number; a mean with half of its interval, or with the interval's ends, and of how many seeds; an interval alone
+SEEDS = r"(?: \(\d+ of \d+\)| of \d+)?"
+ORDERED = re.compile(
+    rf"({NUMBER})(?: ± (?:{NUMBER})| \[(?:{NUMBER}), (?:{NUMBER})\])?{SEEDS}|\[({NUMBER}), (?:{NUMBER})\]"
+)
 NOTHING = re.compile(r"|nan|-(?: \(0 of \d+\))?")  # the second: not one value is finite
 
 
@@ -50,7 +54,7 @@ class Cell:
 def order(text: str) -> str | None:
     """Return the number that a word is sorted by, as JavaScript reads it: itself, a mean or an interval's lower end.
 
-    >>> order("-0.123 ± 0.020"), order("[1e-05, 3]"), order("flow 2"), order("inf"), order("1 ± 2 (2 of 4)")
+    >>> order("-0.123 ± 0.020"), order("[1e-05, 3]"), order("flow 2"), order("inf"), order("1 [0, 2] (2 of 4)")
     ('-0.123', '1e-05', None, 'Infinity', '1')
     """
     match = ORDERED.fullmatch(text)

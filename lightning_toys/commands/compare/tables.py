@@ -81,14 +81,18 @@ def metrics_table(runs: Sequence[Run], metrics: Sequence[str]) -> ResultTable:
     rows = []
     for r in runs:
         rows.append([r.label, str(len(r.content["seeds"])), *(mean_cell(r, m) for m in metrics)])
+    cut = any(" [" in cell for row in rows for cell in row[2:])
     rows += reference_rows(runs, metrics)
-    return ResultTable(titled(runs, "mean ± half of the 95 % interval over seeds"), ["run", "seeds", *metrics], rows)
+    what = "mean ± half of the 95 % interval over seeds" + (
+        ", or [its ends], cut at the limits of the metric" if cut else ""
+    )
+    return ResultTable(titled(runs, what), ["run", "seeds", *metrics], rows)
 
 
 def mean_cell(run: Run, metric: str) -> str:
     """Return a metric's mean and interval; where values are not finite, how many of the seeds it is of."""
     values = list(run.values(metric).values())
-    return (format_estimate(mean_ci(values)) if values else "-") + run.left_out(metric)
+    return (format_estimate(mean_ci(values), limits=run.limits(metric)) if values else "-") + run.left_out(metric)
 
 
 def pairs_cell(run: Run, baseline: Run, metric: str) -> str:

@@ -369,7 +369,7 @@ def run_trainer(args: Sequence[str]) -> ToysCLI:
         tell_trial(cli, args[0])
     elif cli.trainer.is_global_zero and summarises.get():
         if report := cli.model.last_report:
-            note(summary(report, cli.model.headline))
+            note(summary(report, cli.model))
         note(f"run folder: {cli.run.path}")
     for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, FigureWriter) and callback.failure:

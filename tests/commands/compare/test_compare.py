@@ -22,7 +22,7 @@ from lightning_toys.commands.compare.runs import find_results, load_runs
 from lightning_toys.commands.compare.tables import ResultTable
 from lightning_toys.commands.sweep import cell
 from lightning_toys.commands.sweep.grid import cells, parse_grid
-from lightning_toys.stats import Estimate, format_estimate
+from lightning_toys.stats import A_SHARE, NO_LIMITS, NOT_NEGATIVE, Estimate, format_estimate
 from lightning_toys.training.module import ToyModule
 from tests.commands.compare.runs_of_others import a_run
 from tests.conftest import REPO, Runner
@@ -272,6 +272,39 @@ def test_numbers_are_written_to_their_error(mean: float, half: float, text: str)
     assert format_estimate(Estimate(mean, mean - half, mean + half, 5)) == text
 
 
+@pytest.mark.parametrize(
+    ("mean", "half", "limits", "text"),
+    [
+        (0.0041, 0.0050, NOT_NEGATIVE, "0.0041 [0, 0.0091]"),
+        (0.0041, 0.0050, NO_LIMITS, "0.0041 ± 0.0050"),
+        (0.0041, 0.0040, NOT_NEGATIVE, "0.0041 ± 0.0040"),
+        (0.98, 0.04, A_SHARE, "0.980 [0.940, 1]"),
+        (0.5, 0.9, A_SHARE, "0.50 [0, 1]"),
+        (3.2e-9, 4.1e-9, NOT_NEGATIVE, "3.2e-09 [0, 7.3e-09]"),
+        (0.0, 0.0, NOT_NEGATIVE, "0.0000 ± 0.0000"),
+        (0.3, float("nan"), NOT_NEGATIVE, "0.3"),
+    ],
+)
+def test_no_interval_is_beyond_what_a_quantity_can_be(
+    mean: float, half: float, limits: tuple[float, float], text: str
+) -> None:
+    assert format_estimate(Estimate(mean, mean - half, mean + half, 5), limits=limits) == text
+
+
+def test_intervals_of_errors_and_shares_are_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"l2": [0.1, 3.0], "off3": [0.9, 1.0], "reward": [0.1, 3.0]}
+    metrics: dict[str, dict[str, list[float] | float]] = {
+        n: {"values": v, "mean": 0.0, "ci95": [0.0, 0.0]} for n, v in values.items()
+    }
+    metrics["off3"]["share_ci95"] = [0.9, 1.0]
+    content = {"experiment": "toy", "variant": "v", "seeds": [0, 1], "label": "one", "references": {}}
+    a_run(tmp_path / "one", content | {"metrics": metrics, "headline": ["l2"], "error_metrics": ["l2"]})
+    assert cli.main(["compare", str(tmp_path)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for text in ("2 [0, 20]", "0.95 [0.31, 1]", "2 ± 18", "95 % interval over seeds, or [its ends], cut at the limits"):
+        assert text in out, text
+
+
 def test_console_script_and_module_agree() -> None:
     """The installed command and cli.py are one program."""
     script = Path(sys.executable).with_name("lightning-toys")
@@ -324,7 +357,7 @@ def test_values_that_are_not_finite_are_counted(tmp_path: Path, capsys: pytest.C
     tables = [t.split("\n") for t in (tmp_path / "comparison" / "comparison.md").read_text().split("**\n")[1:]]
     means, paired, errors, readouts = ([x for x in t if x.startswith("| ")][1:] for t in tables)
     assert means == [
-        "| bad | 4 | 1.1 ± 1.3 (2 of 4) |", "| good | 4 | 2.8 ± 1.0 |", "| lost | 4 | - (0 of 4) |",
+        r"| bad | 4 | 1.1 \[0, 2.4\] (2 of 4) |", "| good | 4 | 2.8 ± 1.0 |", "| lost | 4 | - (0 of 4) |",
         "| worse | 4 | 4 (1 of 4) |",
     ]  # fmt: skip
     assert readouts == [x.replace("| 4 | ", "| ", 1) for x in means]
@@ -333,7 +366,7 @@ def test_values_that_are_not_finite_are_counted(tmp_path: Path, capsys: pytest.C
     assert [x.split(" | ")[-2] for x in paired] == ["2 of 4", "0 of 4", "1 of 4"]
     assert [x.split(" | ")[2] for x in errors] == ["1.095 (2 of 4)", "2.692", "- (0 of 4)", "4 (1 of 4)"]
     assert [x.split(" | ")[6] for x in errors] == ["2 of 4", "-", "-", "1 of 4"]
-    assert "1.1 ± 1.3 (2 of 4)" in out
+    assert "1.1 [0, 2.4] (2 of 4)" in out
     rows = list(csv.DictReader((tmp_path / "comparison/comparison.csv").read_text().splitlines()))
     held = [(r["replicas"], r["values"], r["seeds"], r["not_finite"]) for r in rows if not r["readout"]]
     assert held == [
@@ -348,7 +381,7 @@ def test_values_that_are_not_finite_are_counted(tmp_path: Path, capsys: pytest.C
 
 
 def test_counted_cells_sort_as_numbers(tmp_path: Path) -> None:
-    words = ["1.1 ± 1.3 (2 of 4)", "2.8 ± 1.0", "- (0 of 4)", "2 of 4", "4 (1 of 4)", "-"]
+    words = ["1.1 [0, 2.4] (2 of 4)", "2.8 ± 1.0", "- (0 of 4)", "2 of 4", "4 (1 of 4)", "-"]
     found = grid(ResultTable("t", ["run", "l2"], [["a", word] for word in words]), {})
     assert found["columns"][1]["number"]
     assert [row["cells"][1].order for row in found["rows"]] == ["1.1", "2.8", None, "2", "4", None]
