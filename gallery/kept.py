@@ -23,7 +23,7 @@ from gallery.running import REPO
 PLACE = REPO / "gallery" / "kept"
 DIGITS = 7  # of each value: single precision has no more
 # those by which recipes tell a run's tests apart, or that they count by
-SETTINGS = ("model.evaluation.", "model.settings.", "model.chains", "model.warm_steps", "model.lr")
+SETTINGS = ("model.evaluation.", "model.settings.", "model.samplers", "model.chains", "model.warm_steps", "model.lr")
 ARRAYS = ("trajectories", "frontier", "verdicts")  # that pictures and tables are made from; numbers to four digits
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gallery import build, kept, read
-from gallery.recipe import Entry, Recipe, Run
+from gallery import build, kept, manifest, read
+from gallery.recipe import Entry, Folders, Recipe, Run
+from gallery.recipes import RECIPES
 
 RUN = Run(
     name="searched",
@@ -116,3 +117,19 @@ def test_a_picture_of_a_kept_run_stays_as_it_stands_in_the_docs(
     assert build.collect(found, [recipe], tmp_path / "build", full=True) == []
     assert found["figures"] == {"picture": {"sha256": "as it was"}}
     assert found["numbers"]["number"]["value"] == "0.25"
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if any(x.keeps for x in r.runs)], ids=lambda r: str(r.name))
+def test_what_is_kept_makes_what_the_pages_have(recipe: Recipe, tmp_path: Path) -> None:
+    """Every table and number of runs that are all kept comes out as it stands."""
+    every = {run.name: run for r in RECIPES for run in r.runs}
+    entries = [(kind, e) for kind in ("tables", "numbers") for e in getattr(recipe, kind) if e.make is not None]
+    wanted = {name for _, e in entries for name in e.runs}
+    there = {name for name in wanted if kept.unpack(every[name], tmp_path) is not None}
+    found = json.loads(manifest.DOCS.read_text())
+    places = Folders({name: tmp_path / every[name].folder for name in there}, full=True)
+    made = {e.name: (kind, e) for kind, e in entries if set(e.runs) <= there}
+    assert made or not wanted & there
+    for name, (kind, entry) in made.items():
+        (content,) = build.make(entry, kind, places, tmp_path).values()
+        assert content == found[kind][name]["text" if kind == "tables" else "value"], name
