@@ -105,10 +105,11 @@ def readout_label(readout: str) -> str:
 
 
 def draw_samples(data: FigureData, report: Report, label: str) -> Figure:
-    """Draw each readout's samples (the first four) by pairs of coordinates, and in the plane one mode enlarged."""
-    names = list(data.samples)[:4]
+    """Draw the first readouts' samples by pairs of coordinates, and in the plane one mode enlarged."""
+    names = list(data.samples)[:ACROSS]
     # a policy with one readout shows some seeds in place of readouts
-    columns = [(n, 0) for n in names] if len(names) > 1 else [(names[0], r) for r in range(min(4, len(data.seeds)))]
+    seeds = range(min(ACROSS, len(data.seeds)))
+    columns = [(n, 0) for n in names] if len(names) > 1 else [(names[0], r) for r in seeds]
     target = data.target
     pairs, zoom = axis_pairs(target.dim), target.dim == 2 and target.has_modes
     rows = len(pairs) + zoom

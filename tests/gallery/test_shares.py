@@ -109,6 +109,8 @@ def test_a_run_is_read_by_its_own_weights_and_target(
     folder = tmp_path / "generative_policy" / "v" / "n"
     words = ["--readouts", "1", "noise", "--weights", "ema", "raw", "--samples", "50000"]
     monkeypatch.setattr(sys, "argv", ["shares", "--out", str(folder / "table.md"), *words, "--ckpt_path", "last"])
+    monkeypatch.setattr(shares, "HELD_OUT", 500)  # the width is asked of as many pairs as both numbers multiplied
+    monkeypatch.setattr(shares, "NEIGHBOURS", 2000)
     shares.main()
     found: dict[str, Any] = json.loads((folder / "shares.json").read_text())
     assert list(found["rows"]) == ["1", "noise", "1 raw", "noise raw"]
