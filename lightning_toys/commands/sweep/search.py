@@ -38,6 +38,7 @@ from lightning_toys.errors import NonFiniteError, ToyError, did_you_mean, note
 from lightning_toys.stats import format_estimate, holm, mean_ci, paired_difference
 from lightning_toys.training.files import set_aside, write_atomic
 from lightning_toys.training.ownership import HeldError, acquire, last_record
+from lightning_toys.training.results import limits_of
 
 
 def trials(settings: dict[str, Any], first: Task) -> list[Task]:
@@ -245,12 +246,13 @@ class Search:
         differences = {n: paired_difference(values[n], values[order[0]]) for n in order[1:]}
         adjusted = iter(holm([d.p_value for d in differences.values() if d]))
         keys = list(self.settings["space"])
+        limits = limits_in(next(t.folder for t in self.plan.tasks if t.cell.name == order[0]), self.metric)
         rows, table = [], []
         for name in order:
             estimate, d = mean_ci(list(values[name].values())), differences.get(name)
             shown = [str(value) for value in (short(marks[name]["params"][k]) for k in keys)]
             against = [format_estimate(d.estimate), f"{next(adjusted):.2g}"] if d else ["-", "-"]
-            rows.append([name, *shown, format_estimate(estimate), str(estimate.n), *against])
+            rows.append([name, *shown, format_estimate(estimate, limits=limits), str(estimate.n), *against])
             kept = list(values[name].values())
             table.append(
                 [name, *(marks[name]["params"][k] for k in keys), estimate.mean, estimate.lo, estimate.hi, *kept]
@@ -291,6 +293,12 @@ class Search:
 def short(value: Any) -> Any:
     """Write a float in four digits."""
     return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def limits_in(folder: Path, metric: str) -> tuple[float, float]:
+    """Return the least and the greatest value that a metric of a finished run can have."""
+    content = json.loads((folder / "results.json").read_text())
+    return limits_of(metric, content.get("error_metrics", []), "share_ci95" in content["metrics"][metric])
 
 
 def by_seed(folder: Path, metric: str) -> dict[int, float]:
