@@ -88,8 +88,9 @@ def test_a_search_whose_driver_is_killed_goes_on(runner: Runner, tmp_path: Path)
     assert means == sorted(means)
     table = (alone / "comparison" / "trials.md").read_text()
     lines = [x for x in table.splitlines() if x.startswith("| trial-")]
-    assert lines[0].count(" ± ") == 1
-    assert lines[1].count(" ± ") == lines[2].count(" ± ") == 2
+    # of so few seeds ± may reach below 0, where no error is: then the interval's ends; differences keep theirs
+    assert [x.count(" ± ") + x.count(r" \[0, ") for x in lines] == [1, 2, 2]
+    assert all(" ± " in x for x in lines[1:])
     best = mark(alone, int(rows[1][0][-1]))["params"]
     assert "looks better than it is" in text
     line = next(x for x in text.splitlines() if x.startswith("  python cli.py fit"))
