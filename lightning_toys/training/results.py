@@ -166,6 +166,11 @@ def limits_of(metric: str, error_metrics: Sequence[str], share: bool) -> tuple[f
     return NOT_NEGATIVE if metric.partition("@")[0] in error_metrics else NO_LIMITS
 
 
+def limits_in(content: Mapping[str, Any], metric: str) -> tuple[float, float]:
+    """Return :func:`limits_of` of a metric of a results.json, as far as it says."""
+    return limits_of(metric, content.get("error_metrics", []), "share_ci95" in content["metrics"][metric])
+
+
 def summarise(values: Sequence[float], count: float = 0) -> dict[str, Any]:
     """Return {"values", "mean", "ci95"} of one metric; of positive values "geometric_mean", "geometric_ci95".
 

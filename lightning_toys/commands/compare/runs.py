@@ -16,7 +16,7 @@ from lightning_toys.commands.settings import flatten, short_name
 from lightning_toys.commands.strict_yaml import strict_load
 from lightning_toys.errors import ToyError, printable
 from lightning_toys.training.files import read_text
-from lightning_toys.training.results import is_main, limits_of
+from lightning_toys.training.results import is_main
 from lightning_toys.training.results_format import read_results
 
 MAX_KEYS = 4  # settings that a run's name spells out
@@ -78,10 +78,6 @@ class Run:
     def error_metrics(self) -> list[str]:
         """The metrics that are positive and differ by factors; none in results that do not say so."""
         return list(self.content.get("error_metrics", []))
-
-    def limits(self, metric: str) -> tuple[float, float]:
-        """Return the least and the greatest value that a metric can have, as far as the results say."""
-        return limits_of(metric, self.error_metrics, "share_ci95" in self.content["metrics"][metric])
 
     def label_of(self, metric: str) -> str:
         """Return a metric's name for an axis."""

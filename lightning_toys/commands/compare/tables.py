@@ -24,6 +24,7 @@ from lightning_toys.stats import (
     paired_difference,
     paired_ratio,
 )
+from lightning_toys.training.results import limits_in
 
 MAX_COLUMNS = 6  # metrics in one table
 
@@ -92,7 +93,9 @@ def metrics_table(runs: Sequence[Run], metrics: Sequence[str]) -> ResultTable:
 def mean_cell(run: Run, metric: str) -> str:
     """Return a metric's mean and interval; where values are not finite, how many of the seeds it is of."""
     values = list(run.values(metric).values())
-    return (format_estimate(mean_ci(values), limits=run.limits(metric)) if values else "-") + run.left_out(metric)
+    if not values:
+        return "-" + run.left_out(metric)
+    return format_estimate(mean_ci(values), limits=limits_in(run.content, metric)) + run.left_out(metric)
 
 
 def pairs_cell(run: Run, baseline: Run, metric: str) -> str:

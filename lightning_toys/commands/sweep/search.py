@@ -38,7 +38,7 @@ from lightning_toys.errors import NonFiniteError, ToyError, did_you_mean, note
 from lightning_toys.stats import format_estimate, holm, mean_ci, paired_difference
 from lightning_toys.training.files import set_aside, write_atomic
 from lightning_toys.training.ownership import HeldError, acquire, last_record
-from lightning_toys.training.results import limits_of
+from lightning_toys.training.results import limits_in
 
 
 def trials(settings: dict[str, Any], first: Task) -> list[Task]:
@@ -246,7 +246,8 @@ class Search:
         differences = {n: paired_difference(values[n], values[order[0]]) for n in order[1:]}
         adjusted = iter(holm([d.p_value for d in differences.values() if d]))
         keys = list(self.settings["space"])
-        limits = limits_in(next(t.folder for t in self.plan.tasks if t.cell.name == order[0]), self.metric)
+        first = next(t.folder for t in self.plan.tasks if t.cell.name == order[0])
+        limits = limits_in(json.loads((first / "results.json").read_text()), self.metric)
         rows, table = [], []
         for name in order:
             estimate, d = mean_ci(list(values[name].values())), differences.get(name)
@@ -293,12 +294,6 @@ class Search:
 def short(value: Any) -> Any:
     """Write a float in four digits."""
     return f"{value:.4g}" if isinstance(value, float) else value
-
-
-def limits_in(folder: Path, metric: str) -> tuple[float, float]:
-    """Return the least and the greatest value that a metric of a finished run can have."""
-    content = json.loads((folder / "results.json").read_text())
-    return limits_of(metric, content.get("error_metrics", []), "share_ci95" in content["metrics"][metric])
 
 
 def by_seed(folder: Path, metric: str) -> dict[int, float]:

@@ -17,9 +17,9 @@ import torch
 
 from lightning_toys import cli
 from lightning_toys.commands.sweep.samplers import pruner_of, sampler_of
-from lightning_toys.commands.sweep.search import limits_in
 from lightning_toys.commands.sweep.search_space import corners, distribution, parse_axis
 from lightning_toys.errors import ToyError
+from lightning_toys.training.results import limits_in
 from tests.commands.sweep.test_cells import metrics, stop_in_the_middle, wait_for
 from tests.conftest import Runner
 from tests.processes import fork
@@ -289,12 +289,11 @@ def test_spaces() -> None:
     assert {f[3] for f in found} == set(sizes["choices"])
 
 
-def test_limits_are_those_of_the_trials_metric(tmp_path: Path) -> None:
+def test_limits_are_those_of_the_trials_metric() -> None:
     metrics = {
         "l2": {"values": [1.0]},
         "off3": {"values": [0.5], "share_ci95": [0.1, 0.9]},
         "reward": {"values": [1.0]},
     }
-    (tmp_path / "results.json").write_text(json.dumps({"metrics": metrics, "error_metrics": ["l2"]}))
-    found = [limits_in(tmp_path, name) for name in metrics]
+    found = [limits_in({"metrics": metrics, "error_metrics": ["l2"]}, name) for name in metrics]
     assert found == [(0.0, float("inf")), (0.0, 1.0), (-float("inf"), float("inf"))]
