@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_toys.bilevel import implicit
 from lightning_toys.bilevel.implicit import BilevelProblem
 from lightning_toys.bilevel.inner_optimizers import Adam, AdamState, adam_init
+from lightning_toys.bilevel.regression.adam_state import adam_moments, put_back
 from lightning_toys.bilevel.regression.drift import Drift, ExactLoss, Linear, Piecewise, Sine
 from lightning_toys.bilevel.regression.hypergradients import (
     AdamMoments,
@@ -489,3 +490,25 @@ def test_curvature_of_weighted_targets() -> None:
     """2 L / B."""
     targets = WeightedTargets(torch.tensor([3.0]), torch.zeros(1, 6, 2))
     assert targets.curvature.tolist() == [[[1.0]]]
+
+
+@pytest.mark.parametrize("before", [0, 4])
+def test_steps_taken_elsewhere_are_adams_own(before: int) -> None:
+    """Adam that takes up what another one did steps on as that one does; before any step its moments are zeros."""
+
+    def step(theta: Tensor, optimizer: torch.optim.Optimizer, k: int) -> None:
+        theta.grad = torch.from_numpy(keyed_generator(7, k, "grad").standard_normal((2, 3)))
+        optimizer.step()
+
+    thetas = [torch.nn.Parameter(torch.ones(2, 3, dtype=torch.float64)) for _ in range(2)]
+    here, there = (torch.optim.AdamW([theta], lr=0.1, weight_decay=0.0) for theta in thetas)
+    for k in range(before):
+        step(thetas[0], here, k)
+    for k in range(9):
+        step(thetas[1], there, k)
+    assert adam_moments(here, thetas[0]).step == before
+    with torch.no_grad():
+        put_back(here, thetas[0], thetas[1].detach(), adam_moments(there, thetas[1]))
+    for theta, optimizer in zip(thetas, (here, there), strict=True):
+        step(theta, optimizer, 9)
+    torch.testing.assert_close(thetas[0], thetas[1], rtol=0, atol=0)
