@@ -42,15 +42,21 @@ def wanted(only: Sequence[str]) -> tuple[list[Recipe], list[Run]]:
     return [r for r in RECIPES if not only or r.name in only or any(run in runs for run in r.runs)], runs
 
 
+def what_is_kept(runs: Sequence[Run]) -> str:
+    """Say in one line which runs are not run again, by name if they are few, and how to have one run."""
+    few = ", ".join(run.name for run in runs) if len(runs) <= 6 else f"{len(runs)} runs"
+    return f"kept: {few}: not run again; to have a run made anew, delete gallery/kept/NAME.json"
+
+
 def perform_all(runs: Sequence[Run], root: Path, full: bool, jobs: int) -> list[str]:
     """Run what is not finished, ``jobs`` side by side, and say what time is left; return what went wrong."""
     for run in runs:
         if why := run.left_out(full):
             say(f"left out: {why}")
     runs = [run for run in runs if not run.left_out(full)]
-    for run in [run for run in runs if full and not finished(run, root, full) and kept.read(run)]:
-        say(f"kept: {run.name} is not run again; delete {kept.path_of(run).relative_to(REPO)} to have it run")
-        runs.remove(run)
+    if there := [run for run in runs if full and not finished(run, root, full) and kept.read(run)]:
+        say(what_is_kept(there))
+        runs = [run for run in runs if run not in there]
     waiting = [run for run in runs if not finished(run, root, full)]
     guesses = [run.minutes if full else run.quick_minutes for run in waiting]
     left = f", about {sum(guesses) / jobs:.0f} min" if waiting else ""

@@ -133,3 +133,12 @@ def test_what_is_kept_makes_what_the_pages_have(recipe: Recipe, tmp_path: Path) 
     for name, (kind, entry) in made.items():
         (content,) = build.make(entry, kind, places, tmp_path).values()
         assert content == found[kind][name]["text" if kind == "tables" else "value"], name
+
+
+def test_which_runs_are_not_made_again_is_one_line() -> None:
+    """Few are named; of a hundred, how many."""
+    few = build.what_is_kept([RUN])
+    assert RUN.name in few
+    assert "gallery/kept/NAME.json" in few
+    assert "\n" not in few
+    assert "7 runs" in build.what_is_kept([RUN] * 7)
