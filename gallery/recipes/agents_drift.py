@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -211,8 +211,23 @@ def drift_table(at: Folders) -> str:
     return table(f"{head} | regret / unsmoothed | p", rows + reference_rows(), left=1)
 
 
+def allowed(at: Folders, name: str) -> str:
+    """Return what the intervals of all smoothed returns allow, as shares of the mean unsmoothed return."""
+    each = measured(at)
+    unsmoothed = each[name, "1"][0]
+    gaps = [difference(each[a, n][0], unsmoothed, unpaired=True) for a, n in each if a == name and n != "1"]
+    intervals = [(d.estimate.lo, d.estimate.hi) for d in gaps if d is not None]
+    mean = float(np.mean(list(unsmoothed.values())))
+    gain, loss = max(hi for _, hi in intervals), -min(lo for lo, _ in intervals)
+    return f"a gain of {100 * max(gain, 0.0) / mean:.0f} % or a loss of {100 * max(loss, 0.0) / mean:.0f} %"
+
+
 RECIPE = Recipe(
     name="agents_drift",
     runs=(*DRIFT_SEARCHES.values(), *DRIFTS.values()),
     tables=entries([run.name for run in (*DRIFT_SEARCHES.values(), *DRIFTS.values())], {"agents.drift": drift_table}),
+    numbers=entries(
+        [run.name for run in DRIFTS.values()],
+        {f"agents.drift.allowed.{name}": partial(allowed, name=name) for name in DRIFTS},
+    ),
 )

@@ -132,12 +132,12 @@ def best_table(at: Folders) -> str:
         exact = figures_of(content["references"]["exact_draws_of_budgets"]["w1"], 2)
         for budget in (10, 30, 100, 300, 1000):
             rows.append([problem, str(budget), *best_at(content["arrays"]["frontier"], budget), exact])
-    head = "problem | evaluations, at most | least W1 | its W1 | no significant difference | exact draws"
+    head = "problem | evaluations, at most | least W1 | its W1 | no significant difference (their W1) | exact draws"
     return table(head, rows, left=3)
 
 
 def best_at(curves: Content, budget: float) -> list[str]:
-    """Return the best sampler of a budget, its geometric mean of W1, and who does not differ significantly."""
+    """Return the best sampler of a budget, its geometric mean of W1, and those not significantly worse, with theirs."""
     within: dict[str, dict[int, float]] = {}
     for name, curve in curves.items():
         columns = np.array(curve["w1"], dtype=np.float64).reshape(-1, len(curve["evaluations"]))
@@ -154,7 +154,8 @@ def best_at(curves: Content, budget: float) -> list[str]:
     others = [name for name in within if name != best]
     p_values = [paired_ratio(within[name], within[best]).p_value for name in others]
     alike = [name for name, p in zip(others, holm(p_values) if others else [], strict=True) if p >= 0.05]
-    return [best, figures_of(means[best], 2), ", ".join(alike) or "none"]
+    said = [f"{name} ({figures_of(means[name], 2)})" for name in alike]
+    return [best, figures_of(means[best], 2), ", ".join(said) or "none"]
 
 
 def particles_table(at: Folders) -> str:

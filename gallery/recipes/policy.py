@@ -165,7 +165,6 @@ RECIPE = Recipe(
                 "policy.off3.seeds": lambda at: between(values(shipped(at), "off3"), 3),
                 "policy.tv.seeds": lambda at: seeds_in_words(values(shipped(at), "tv")),
                 "policy.target.tv": target("tv", 3),
-                "policy.target.off3": target("off3", 3),
                 "policy.target.off3.long": target("off3", 4),
                 "policy.target.entropy": target("entropy_knn", 2),
                 "policy.exact_flow": lambda at: fixed(shipped(at)["references"]["exact_flow_64"]["entropy_knn"], 2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import zlib
@@ -127,6 +128,8 @@ def test_drift_is_compared_with_the_unsmoothed_run(at: Folders, tmp_path: Path) 
     assert len(drift) == 2 + 2 * 4 + 2  # and the controllers by hand
     assert {line.count("|") for line in drift} == {10}
     assert "| 50 ±" in drift[3], drift[3]
+    gain, loss = map(int, re.findall(r"(\d+) %", agents_drift.allowed(at, "vaml")))
+    assert (20 <= gain < 30, loss) == (True, 0)  # 50 of 250, and half of an interval
     places = Folders(at, full=True)
     shutil.copytree(at["drift_vaml"], tmp_path / "drift")
     (tmp_path / "drift/smoothing-10/results.json").unlink()
