@@ -157,6 +157,12 @@ def between(found: Iterable[float], digits: int, greatest_first: bool = False) -
     return f"{fixed(known[0], digits)} to {fixed(known[-1], digits)}"
 
 
+def seeds_in_words(found: Sequence[float], digits: int) -> str:
+    """Write one number a seed, to so many decimals: ``.1, .2 and .3``."""
+    *first, last = (fixed(x, digits) for x in found)
+    return f"{', '.join(first)} and {last}"
+
+
 def table(head: str, rows: Iterable[Sequence[str]], left: int = 1) -> str:
     """Return a Markdown table; the first ``left`` columns are set to the left."""
     columns = head.split(" | ")

@@ -316,6 +316,11 @@ def sums(at: Folders, name: str) -> list[float]:
     return [float(x) for x in steps_of(at, name).sum(1)]
 
 
+def given_back(at: Folders, name: str) -> str:
+    """Write what share of a part's fall, summed over the steps, the curvature gives back: over seeds."""
+    return spread_to([-a / b for a, b in zip(sums(at, "curvature"), sums(at, name), strict=True)], 2)
+
+
 def parts_table(at: Folders) -> str:
     """Return what momentum, decay, batch and curvature are predicted to do over all steps, and what came of it."""
     names = {"batch": "batch", "momentum": "momentum", "decay": "weight decay", "predicted": "their sum, first order",
@@ -440,6 +445,8 @@ RECIPE = Recipe(
                 "watched.curvature": lambda at: spread_to(sums(at, "curvature"), 4),
                 "watched.second": lambda at: spread_to(sums(at, "second_order"), 4),
                 "watched.measured": lambda at: spread_to(sums(at, "measured"), 4),
+                "watched.given_back.batch": lambda at: given_back(at, "batch"),
+                "watched.given_back.predicted": lambda at: given_back(at, "predicted"),
                 "watched.missed": missed_by,
                 "watched.inside.first": lambda at: coverage(at, "predicted"),
                 "watched.inside.second": lambda at: coverage(at, "second_order"),

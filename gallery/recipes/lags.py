@@ -12,6 +12,7 @@ from gallery.read import (
     Content,
     Make,
     adjusted,
+    between,
     by_seed,
     difference,
     entries,
@@ -401,6 +402,16 @@ def later(name: str, base: str, metric: str) -> Make:
     return write
 
 
+def optimum_leaves(at: Folders) -> str:
+    """Return what share of the last observation's loss the oracle's weights leave, on every stream but the slow one."""
+    shares = []
+    for setting in SETTINGS:
+        one, other = cell(at, setting, "optimum"), cell(at, setting, "lag_1")
+        if setting != "regression_slow" and one is not None and other is not None:
+            shares.append(100 * mean_score(one) / mean_score(other))
+    return f"{between(shares, 0)} %"
+
+
 def drawing(at: Folders) -> str:
     """Draw each seed's loss over the whole stream minus its loss with lag 1, a panel for each stream."""
     figure, panels = blocks(len(SETTINGS))
@@ -442,6 +453,7 @@ RECIPE = Recipe(
             "lags.unroll1.least_squares": gap("regression", "unroll1", "least_squares"),
             "lags.later.whole": later("unroll1", "funcbo", SCORE),
             "lags.later.last": later("unroll1", "funcbo", "outer_loss"),
+            "lags.optimum.leaves": optimum_leaves,
             "lags.funcbo.slow": gap("regression_slow", "funcbo", "fixed"),
         },
     ),

@@ -83,6 +83,17 @@ def by_sampler(at: Folders, runs: Mapping[str, Run], head: str) -> str:
     return table(f"{head} | ESS | {' | '.join(SAMPLERS)} | exact draws", rows)
 
 
+def modes_by_dimension(at: Folders) -> str:
+    """Return W1 of the untilted distribution, and the error of the modes' weights, by the number of coordinates."""
+    names, rows = ("sde_dps", "sde_tfg", "sde_soft_value", "smc_twisted"), []
+    for d, run in DIMENSION.items():
+        content = content_of(at, run)
+        known = content["references"]["untilted"]
+        untilted = [figures_of(known[m], 3) for m in ("w1", "mode_tv")]
+        rows.append([f"{d} + {d}", *untilted, *(said(content, name, "mode_tv") for name in names)])
+    return table(f"coordinates, a + s' | untilted: W1 | modes: total variation, untilted | {' | '.join(names)}", rows)
+
+
 def guided_table(at: Folders) -> str:
     """Return W1, the modes' weights and the reward of each rule, schedule and scale on the mixture."""
     rows = []
@@ -122,7 +133,8 @@ RECIPE = Recipe(
             {
                 "mirror.dimensions": lambda at: by_sampler(
                     at, {f"{d} + {d}": run for d, run in DIMENSION.items()}, "coordinates, a + s'"
-                )
+                ),
+                "mirror.dimensions.modes": modes_by_dimension,
             },
         ),
         *entries([run.name for run in GUIDED.values()], {"mirror.guided": guided_table}),

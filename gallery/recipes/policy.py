@@ -10,6 +10,7 @@ from gallery.read import (
     estimates,
     fixed,
     results,
+    seeds_in_words,
     spread,
     spread_to,
     table,
@@ -108,12 +109,6 @@ def steps_table(r: Content, readouts: dict[str, str], head: str) -> str:
     return table(f"{head} | TV | off 3 sd | off 5 sd | entropy, k-NN", rows)
 
 
-def seeds_in_words(found: list[float]) -> str:
-    """Write one number a seed."""
-    each = [fixed(x, 3) for x in found]
-    return f"{', '.join(each[:-1])} and {each[-1]}"
-
-
 def meanflow(metric: str, digits: int) -> Make:
     """Return what writes the mean of a metric of the shipped recipe."""
     return lambda at: fixed(mean_ci(values(shipped(at), metric)).mean, digits)
@@ -163,7 +158,7 @@ RECIPE = Recipe(
                 "policy.off3.64": meanflow("off3@64", 3),
                 "policy.entropy.two": meanflow("entropy_knn@2", 2),
                 "policy.off3.seeds": lambda at: between(values(shipped(at), "off3"), 3),
-                "policy.tv.seeds": lambda at: seeds_in_words(values(shipped(at), "tv")),
+                "policy.tv.seeds": lambda at: seeds_in_words(values(shipped(at), "tv"), 3),
                 "policy.target.tv": target("tv", 3),
                 "policy.target.off3.long": target("off3", 4),
                 "policy.target.entropy": target("entropy_knn", 2),

@@ -144,6 +144,8 @@ def test_watched_steps(at: Folders) -> None:
     assert number["watched.curvature"](at).startswith(".0800")
     assert number["watched.measured"](at).startswith(".8000")
     assert number["watched.missed"](at).startswith("-.8000")
+    assert number["watched.given_back.predicted"](at) == "1.00 ± .00"  # .08 of .08
+    assert number["watched.given_back.batch"](at) == "1.67 ± .00"  # .08 of .048
     assert number["watched.inside.second"](at) == "50 ± 0 %"  # .02 is four of both errors
     assert number["watched.inside.first"](at) == "50 ± 0 %"
     assert number["watched.inside.seeds"](at) == ".50 to .50"

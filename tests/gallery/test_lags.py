@@ -71,6 +71,20 @@ def test_verdicts_are_those_of_the_differences(at: Folders) -> None:
     assert recipe.later("aid", "fixed", recipe.SCORE)(at) == recipe.gap("regression", "aid", "fixed")(at)
 
 
+def test_what_the_oracle_leaves_is_a_share_of_the_last_observation_s_loss(at: Folders, tmp_path: Path) -> None:
+    """Of every stream but the slow one."""
+    assert recipe.optimum_leaves(at) == "100 to 100 %"
+    places = Folders(at, full=True)
+    for setting, loss in (("regression", 1.5), ("regression_slow", 0.3)):
+        places[recipe.run_name(setting)] = tmp_path / setting
+        for name in recipe.METHODS:
+            level = loss if name == "optimum" else 3.0
+            write_results(tmp_path / setting / name, content(level, SCORED, key=recipe.METHODS.index(name)))
+    least, most = recipe.optimum_leaves(places).removesuffix(" %").split(" to ")
+    assert abs(int(least) - 50) < 5, least
+    assert most == "100"
+
+
 def test_each_pair_is_compared_once_and_all_are_one_family(at: Folders) -> None:
     found = recipe.comparisons(at)
     pairs = [frozenset((a, b)) for s, a, b, m in found if (s, m) == ("regression", "outer_loss")]

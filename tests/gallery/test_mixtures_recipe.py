@@ -124,6 +124,9 @@ def test_the_controls_of_mixtures(tmp_path: Path) -> None:
         assert len(rows) == count
         assert all(row.startswith(("| 1 | .40 |", "| 1 + 1 | .40 |")) for row in rows[:1])
         assert all(row.endswith("| .0030 |") for row in rows)
+    modes = made["mirror.dimensions.modes"].splitlines()[2:]
+    assert [row.split(" | ")[1:3] for row in modes] == [[".00300", ".400"]] * len(controls.DIMENSIONS)
+    assert modes[0].split(" | ")[3].startswith(".3400 ")  # sde_dps, the fifth of the samplers
     guided = made["mirror.guided"].splitlines()[2:]
     assert len(guided) == 2 * 2 * 3 + 2
     assert guided[0].startswith("| dps | Linear | 0.7 | ")
