@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from scipy import stats
 
 from gallery.read import Content, by_seed, entries, figures_of, fixed, results, short, spread_to, table, values
 from gallery.recipe import Folders, Recipe, Run
-from lightning_toys.stats import NOT_NEGATIVE, format_estimate, holm, mean_ci, paired_difference
+from lightning_toys.mirror_descent.energy import EVALUATION_LEVELS
+from lightning_toys.mirror_descent.learned_table import sampler_table
+from lightning_toys.stats import (
+    NOT_NEGATIVE,
+    format_estimate,
+    geometric_ci,
+    holm,
+    mean_ci,
+    paired_difference,
+    paired_ratio,
+)
 
 CONFIG = "-c configs/mirror_descent/analytic.yaml"
 SEEDS = "0 to 3"
@@ -83,6 +94,21 @@ LEARNED = Run(
     quick_minutes=1.5,
     keeps=True,
     files=("facts.md",),
+)
+
+SMOOTH = ("mala", "pc_mala", JOINT, "smc_twisted")  # whose distribution with the exact energy is the target's
+WITHOUT_M = Run(
+    name="without_m",
+    commands=(
+        "fit -c configs/mirror_descent/learned.yaml --model.gaussian_part false",
+        f"test -c configs/mirror_descent/learned.yaml --model.samplers '[{','.join(SMOOTH)}]'",
+    ),
+    folder="mirror_descent/gallery/without_m",
+    seeds=SEEDS,
+    minutes=25,
+    quick=LEARNED.quick,
+    quick_minutes=1,
+    keeps=True,
 )
 
 
@@ -173,6 +199,40 @@ def score_bound(at: Folders) -> str:
     return short(f"{(int(worst * 1000) + 1) / 1000:.3f}")
 
 
+def learned_table(at: Folders) -> str:
+    """Return every sampler with the learned energy and with the exact distribution."""
+    content = results(at["learned"], "test")
+    names = [n.partition("@")[2] for n in content["metrics"] if n.startswith("joint_kl@") and not n.endswith(EXACT)]
+    return "\n".join(samplers_of(content, names))
+
+
+def samplers_of(content: Content, names: Sequence[str]) -> list[str]:
+    """Return the rows of samplers as ``test`` writes them."""
+    metrics = {name: values(content, name) for name in content["metrics"]}
+    return sampler_table(metrics, names, content["seeds"], int(content["settings"]["model.chains"]))
+
+
+def without_m_errors(at: Folders) -> str:
+    """Return the score's relative error by level, with M and without: geometric means over seeds, and their ratio."""
+    one, other = (results(at[name], "test") for name in ("without_m", "learned"))
+    rows = []
+    for abar in EVALUATION_LEVELS:
+        name = f"score_error@{abar:g}"
+        pair, means = paired_ratio(by_seed(one, name), by_seed(other, name)), []
+        for content in (other, one):
+            found = geometric_ci(values(content, name))
+            means.append("-" if found is None else short(f"{found.mean:.4f}"))
+        ratio = pair.estimate if pair else None
+        said = f"{figures_of(ratio.mean, 2)} ({figures_of(ratio.lo, 2)} to {figures_of(ratio.hi, 2)})" if ratio else "-"
+        rows.append([short(f"{abar:g}"), *means, said])
+    return table("abar | with M | without M | without / with, paired by seed", rows)
+
+
+def without_m_samplers(at: Folders) -> str:
+    """Return the samplers with the energy that has no M, and with the exact distribution."""
+    return "\n".join(samplers_of(results(at["without_m"], "test"), SMOOTH))
+
+
 def joint_content(at: Folders, steps: int) -> Content:
     """Return the test of the joint sampler alone, with many chains and so many steps a level."""
     chosen = {"model__samplers": f"['{JOINT}']", "model__settings__action_steps_per_level": str(steps)}
@@ -233,7 +293,7 @@ def learned_shown(at: Folders) -> str:
 
 RECIPE = Recipe(
     name="mirror",
-    runs=(ANALYTIC, *FINE.values(), PLAIN_TWIST, MANY, UNREFRESHED, LEARNED),
+    runs=(ANALYTIC, *FINE.values(), PLAIN_TWIST, MANY, UNREFRESHED, LEARNED, WITHOUT_M),
     figures=(
         *entries(
             ["analytic"],
@@ -255,10 +315,12 @@ RECIPE = Recipe(
             ["learned"],
             {
                 "mirror.score_error": lambda at: "\n".join(tables(at["learned"])[0]),
-                "mirror.learned": lambda at: "\n".join(tables(at["learned"])[1]),
+                "mirror.learned": learned_table,
                 "mirror.learned_joint": joint_table,
             },
         ),
+        *entries(["learned", "without_m"], {"mirror.without_m.score": without_m_errors}),
+        *entries(["without_m"], {"mirror.without_m.samplers": without_m_samplers}),
     ),
     numbers=(
         *entries(

@@ -8,7 +8,7 @@ The network gives log q(x; abar) up to a constant of each level, and with it Met
 with mean and std those of the training data, one coordinate at a time. At abar = 0 it is exact without training; what
 has to be learned is how the coordinates depend on each other. The product with z is an energy head as in Du et al.
 (2023, arXiv 2302.11552). M, a small network of the level alone, gives each level its best Gaussian; f, a network of z
-and the level, gives the rest. Without M the linear score would have to be fitted by a nonlinear network.
+and the level, gives the rest. Without M the linear score has to be fitted by a nonlinear network.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class EnergyNet(nn.Module):
 
     Args:
         net: f of (z, level embedding, sqrt(1 - abar)).
-        matrix: M of the level.
+        matrix: M of the level; None: f alone.
         mean: mean of the training data (2,).
         std: standard deviation of the training data (2,).
     """
@@ -77,7 +77,9 @@ class EnergyNet(nn.Module):
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, net: ConditionalNet, matrix: LevelMatrix, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, net: ConditionalNet, matrix: LevelMatrix | None, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
         super().__init__()
         self.net, self.matrix = net, matrix
         self.register_buffer("mean", torch.tensor(mean))
@@ -87,9 +89,9 @@ class EnergyNet(nn.Module):
         """Return log q (R, B) up to a constant of each level, for x (R, B, 2) and abar (R, B, 1)."""
         z = (x - abar.sqrt() * self.mean.to(x)) / (abar * self.variance.to(x) + 1 - abar).sqrt()
         embedding, sigma = level_embedding(abar), (1 - abar).sqrt()
-        # a product of two numbers each, not a batch of matrices of four
-        linear = (self.matrix(torch.cat([embedding, sigma], -1)) * z.unsqueeze(-2)).sum(-1)
-        f: Tensor = linear + self.net(z, embedding, sigma)
+        f: Tensor = self.net(z, embedding, sigma)
+        if self.matrix is not None:  # a product of two numbers each, not a batch of matrices of four
+            f = (self.matrix(torch.cat([embedding, sigma], -1)) * z.unsqueeze(-2)).sum(-1) + f
         return -0.5 * (z * (z + abar * f)).sum(-1)
 
     def score(self, x: Tensor, abar: Tensor, create_graph: bool = False) -> Tensor:

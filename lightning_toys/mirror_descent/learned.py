@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
-from scipy import stats as scipy_stats
 from torch import Tensor
 
 from lightning_toys.errors import note, require
@@ -29,6 +28,7 @@ from lightning_toys.mirror_descent.energy import (
     training_levels,
 )
 from lightning_toys.mirror_descent.hparams import to_hparam
+from lightning_toys.mirror_descent.learned_table import EXACT_SUFFIX, sampler_table, score_table
 from lightning_toys.mirror_descent.model import LearnedModel
 from lightning_toys.mirror_descent.module import TiltedSampling
 from lightning_toys.mirror_descent.problem import Problem, Settings
@@ -36,14 +36,12 @@ from lightning_toys.mirror_descent.sampler import Sampler
 from lightning_toys.mirror_descent.schedules import Schedule
 from lightning_toys.mirror_descent.tilt import Reward
 from lightning_toys.nets import Network
-from lightning_toys.stats import NOT_NEGATIVE, format_estimate, mean_ci, paired_difference
 from lightning_toys.training.configuration import as_dataclass, require_data
 from lightning_toys.training.loader import Batch
 from lightning_toys.training.noise import NoiseStream, keyed_generator, uniform
 from lightning_toys.training.replica_parallel import Parallel
 from lightning_toys.training.results import Report
 
-EXACT_SUFFIX = "_exact"  # of the labels of samplers with the closed form
 NUM_MOMENT_PAIRS = 2**16  # training pairs whose mean and standard deviation scale the network's input
 NUM_SCORE_SAMPLES = 2**14  # samples of each level that the score's error is averaged over
 
@@ -58,6 +56,7 @@ class LearnedSampling(TiltedSampling):
     Args:
         seeds: one seed a replica.
         network: the network (concat or film).
+        gaussian_part: give each level its best Gaussian by M(abar); false: f has to learn the linear score too.
         optimizer: ``adamw``, or ``muon`` on the hidden matrices and AdamW on the rest.
         muon_lr: Muon's learning rate.
         lr: AdamW's learning rate.
@@ -94,6 +93,7 @@ class LearnedSampling(TiltedSampling):
         self,
         seeds: Sequence[int] = (0,),
         network: Network | None = None,
+        gaussian_part: bool = True,
         optimizer: Literal["adamw", "muon"] = "adamw",
         muon_lr: float = 0.02,
         lr: float = 1e-3,
@@ -123,6 +123,7 @@ class LearnedSampling(TiltedSampling):
         self.assert_implementation = assert_implementation
         default = Network("film", hidden=32, activation="silu", residual=True)
         self.network = as_dataclass(Network, network, default)
+        self.gaussian_part = gaussian_part
         require(
             self.network.kind != "transformer",
             "--model.network.kind: 'transformer' is not allowed here; give concat or film",
@@ -132,6 +133,7 @@ class LearnedSampling(TiltedSampling):
             "--model.network.activation: 'relu' is not allowed here, its slope jumps; give gelu, silu or tanh",
         )
         self.hparams.update({"network": asdict(self.network), "lr": lr, "optimizer": optimizer, "seeds": self.seeds})
+        self.hparams.update(gaussian_part=gaussian_part)
         # load_from_checkpoint hands these to this constructor
         self.hparams.update(lr_decay=lr_decay, muon_lr=muon_lr, weight_decay=weight_decay, parallel=parallel)
         self.hparams.update(clip_grad_norm=clip_grad_norm, ema_decay=ema_decay, samplers=self.sampler_hparams())
@@ -171,7 +173,8 @@ class LearnedSampling(TiltedSampling):
             "give 32-true, 64-true or bf16-mixed",
         )
         net = self.network.build(self.local_seeds, 2, 1, True, 2)
-        return EnergyNet(net, LevelMatrix(self.local_seeds), self.sizes["mean"], self.sizes["std"])
+        matrix = LevelMatrix(self.local_seeds) if self.gaussian_part else None
+        return EnergyNet(net, matrix, self.sizes["mean"], self.sizes["std"])
 
     def replica_losses(self, batch: Batch, step: int) -> Tensor:
         """See :meth:`ToyModule.replica_losses`."""
@@ -187,7 +190,7 @@ class LearnedSampling(TiltedSampling):
         super().on_load_checkpoint(checkpoint)
         self.trained_on = dict(checkpoint["toy"]["sizes"].get("joint", {}))  # which older checkpoints lack
         if self._trainer is None:
-            dtype = checkpoint["state_dict"]["net.matrix.last.weight"].dtype
+            dtype = next(w.dtype for name, w in checkpoint["state_dict"].items() if name.startswith("net.net."))
             for net in (self.net, self.ema_net):
                 if net is not None:
                     net.to(dtype)
@@ -336,30 +339,8 @@ class LearnedSampling(TiltedSampling):
 
     def tables(self, problem: Problem, report: Report) -> list[str]:
         """See :meth:`TiltedSampling.tables`: the score's errors, then every sampler, learned and exact."""
-        lines = ["| abar | relative error of the score, by seed |", "|---:|---|"]
-        for abar in EVALUATION_LEVELS:
-            errors = ", ".join(f"{e:.4f}" for e in report.metrics[f"score_error@{abar:g}"])
-            lines.append(f"| {abar:g} | {errors} |")
-        lines += ["", "| sampler | joint KL, learned | joint KL, exact distribution | difference | action KL, learned |"
-                  " Var(s' given a), ratio, learned | p of exact draws, learned |",
-                  "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
-        for name in self.sampler_names:
-            found = report.metrics
-            learned, exact = (
-                dict(zip(self.seeds, found[f"joint_kl@{n}"], strict=True)) for n in (name, name + EXACT_SUFFIX)
-            )
-            paired = paired_difference(learned, exact)
-            cells = [format_estimate(mean_ci(list(v.values())), limits=NOT_NEGATIVE) for v in (learned, exact)]
-            cells.append(
-                format_estimate(paired.estimate) if paired else f"{learned[self.seeds[0]] - exact[self.seeds[0]]:.2g}"
-            )
-            both = ("action_kl", "cond_ratio")
-            cells += [format_estimate(mean_ci(found[f"{k}@{name}"]), limits=NOT_NEGATIVE) for k in both]
-            # of independent exact draws 2 n KL is chi-squared with 5 degrees of freedom
-            chi2 = 2 * self.chains * sum(learned.values())
-            cells.append(f"{scipy_stats.chi2.sf(chi2, 5 * len(learned)):.2g}")
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        return lines
+        found, names = report.metrics, self.sampler_names
+        return [*score_table(found), "", *sampler_table(found, names, self.seeds, self.chains)]
 
     def figures(self, folder: Path) -> dict[str, Figure]:
         """See :meth:`ToyModule.figures`."""

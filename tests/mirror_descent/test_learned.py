@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats as scipy_stats
 from torch import Tensor
 
 from lightning_toys.mirror_descent import sample_figures
@@ -26,6 +27,8 @@ from lightning_toys.mirror_descent.energy import (
     training_levels,
 )
 from lightning_toys.mirror_descent.joint import LinearGaussianJoint
+from lightning_toys.mirror_descent.learned import LearnedSampling
+from lightning_toys.mirror_descent.learned_table import sampler_table, score_table
 from lightning_toys.mirror_descent.model import ExactModel, LearnedModel
 from lightning_toys.mirror_descent.problem import Problem
 from lightning_toys.mirror_descent.shipped import RULES, SHORT_NAMES
@@ -108,6 +111,19 @@ def test_pure_noise_is_exact_untrained() -> None:
     assert torch.allclose(net.score(x, torch.zeros(2, 20, 1, dtype=torch.float64)), -x)
 
 
+def test_without_the_gaussian_part_f_is_all() -> None:
+    """An exact f needs no M; an untrained one knows nothing of how the coordinates depend on each other."""
+    net, x = exact_energy(SKEW), normals((1, 20, 2), "x")
+    alone = EnergyNet(ExactNet(SKEW.linear_joint), None, [0.0, 0.0], [1.0, 1.0])
+    alone.mean, alone.variance = net.mean, net.variance
+    abar = torch.full((1, 20, 1), 0.8, dtype=torch.float64)
+    assert torch.allclose(alone.score(x, abar), net.score(x, abar), atol=1e-12)
+    assert {n for n, _ in net.named_parameters()} - {n for n, _ in alone.named_parameters()} == {
+        f"matrix.{part}.{kind}" for part in ("first", "hidden", "last") for kind in ("weight", "bias")
+    }
+    assert extract_replica(alone, 0).matrix is None
+
+
 def test_extract_replica() -> None:
     net, x = small_net(), normals((2, 20, 2), "x")
     abar = torch.full((2, 20, 1), 0.7, dtype=torch.float64)
@@ -116,6 +132,23 @@ def test_extract_replica() -> None:
         alone = extract_replica(net, r)
         assert torch.allclose(alone.score(x[r : r + 1], abar[:1])[0], both[r], atol=1e-12)
         assert not any(p.requires_grad for p in alone.parameters())
+
+
+def test_tables_of_a_learned_score() -> None:
+    """Learned less exact, intervals that stop at 0, and the chi-squared test that draws are exact."""
+    seeds, chains = (0, 1, 2, 3), 1000
+    exact = [2.5e-3 * x for x in (0.6, 0.9, 1.1, 1.4)]  # 2 n KL: 5 on average
+    metrics = {"joint_kl@mala": [x + 0.001 for x in exact], "joint_kl@mala_exact": exact}
+    metrics |= {"action_kl@mala": [0.0, 0.0, 0.0, 0.004], "cond_ratio@mala": [0.9, 1.0, 1.0, 1.1]}
+    row = [cell.strip() for cell in sampler_table(metrics, ["mala"], seeds, chains)[2].strip("| ").split("|")]
+    assert row[0] == "mala"
+    assert row[3].startswith("0.001")
+    assert row[4] == "0.0010 [0, 0.0042]"
+    total = 2 * chains * sum(metrics["joint_kl@mala"])
+    assert float(row[6]) == pytest.approx(float(scipy_stats.chi2.sf(total, 20)), rel=0.05)
+    errors = score_table({f"score_error@{abar:g}": [0.1 * abar, 0.2] for abar in EVALUATION_LEVELS})
+    assert errors[2] == "| 0.05 | 0.0050, 0.2000 |"
+    assert len(errors) == 2 + len(EVALUATION_LEVELS)
 
 
 # the loss
@@ -295,6 +328,20 @@ CONSTANT_RATE = (
     *("--trainer.val_check_interval", "20", "--figures.enabled", "false", "--model.lr_decay", "constant"),
     *("--model.optimizer", "adamw"),
 )
+
+
+def test_a_checkpoint_without_the_gaussian_part(mirror: Runner) -> None:
+    """It is read as it was trained, whatever the configuration has; with M asked for it is refused in one line."""
+    off = ("--figures.enabled", "false", "--model.gaussian_part", "false")
+    mirror.ok("fit", "learned", *off, "--trainer.max_steps", "2", "--run.name", "alone")
+    assert not [name for name in weights(mirror, "alone") if ".matrix." in name]
+    mirror.ok("test", "learned", *off, "--model.samplers", "[mala]", "--run.name", "alone")
+    module = LearnedSampling.load_from_checkpoint(mirror.folder("learned", "alone") / "checkpoints" / "last.ckpt")
+    assert module.evaluated_net.matrix is None
+    said = mirror.ok("test", "learned", *off[:2], "--model.samplers", "[mala]", "--run.name", "alone")
+    assert "--model.gaussian_part is False as in the checkpoint, not True as in the configuration" in said
+    code, err = mirror.code("test", "learned", *off[:3], "true", "--run.name", "alone")
+    assert (code, "net.matrix.first.weight" in err, "--model.gaussian_part" in err) == (2, True, True)
 
 
 @pytest.mark.slow  # the package's doing; other experiments' are in the gate
