@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -302,23 +302,37 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
     if not last:
         return {}
     try:
-        loaded = {label: load_data(runs[label]) for label in last}
-        targets = {label: data.target for label, data in loaded.items()}
+        data = {label: load_data(runs[label]) for label in last}
     except ToyError as error:
         note(f"no samples_side_by_side.png: {error}")
         return {}
-    names = list(last)[:6]
+    numbers = {label: run_numbers(runs[label]) for label in last}
+    return {"samples_side_by_side": draw_side_by_side(last, data, numbers)}
+
+
+def draw_side_by_side(
+    samples: Mapping[str, np.ndarray], data: Mapping[str, MixtureData], numbers: Mapping[str, str]
+) -> Figure:
+    """Draw samples (n, D) of up to six policies by label, each above its fullest mode.
+
+    Args:
+        samples: one seed's actions.
+        data: where each policy's target is.
+        numbers: a line below each label.
+    """
+    names = list(samples)[:6]
+    targets = {name: data[name].target for name in names}
     zooms = any(targets[n].dim == 2 and targets[n].has_modes for n in names)
     rows = max(1 + zooms, *(len(axis_pairs(targets[n].dim)) for n in names))
     figure, panels = blocks(len(names), rows, 2.9)
     for j, name in enumerate(names):
-        target, x = targets[name], last[name]
+        target, x = targets[name], samples[name]
         pairs, few = axis_pairs(target.dim), len(axis_pairs(target.dim)) < rows
         # of a density samples would have to be drawn first
-        reference = loaded[name].reference(0, SHOWN) if target.has_samples else None
+        reference = data[name].reference(0, SHOWN) if target.has_samples else None
         for i in range(rows):
             if i < len(pairs):
-                title = f"{name}\n{run_numbers(runs[name])}" if i == 0 else ""
+                title = f"{name}\n{numbers[name]}" if i == 0 else ""
                 draw_scatter(panels[j][i], target, x, title, pairs[i], reference)
             elif few and i == 1 and target.dim == 2:
                 draw_mode_zoom(panels[j][i], target, x, "the fullest mode")
@@ -326,7 +340,7 @@ def compare_figures(runs: dict[str, Path]) -> dict[str, Figure]:
                 say(panels[j][i], f"{target.dim} coordinate{'s' if target.dim > 1 else ''}: no other pair")
     red = " or\n".join(dict.fromkeys(red_words(targets[n]) for n in names))
     figure.suptitle(f"{red} and samples (blue) after training, one seed of each", fontsize=10)
-    return {"samples_side_by_side": figure}
+    return figure
 
 
 def run_numbers(folder: Path) -> str:
@@ -337,7 +351,11 @@ def run_numbers(folder: Path) -> str:
     path = folder / "results.json"
     if not path.exists():
         return "no results.json"
-    found = read_results(path)
+    return results_in_words(read_results(path))
+
+
+def results_in_words(found: Mapping[str, Any]) -> str:
+    """Return what :func:`run_numbers` does of the content of a results.json: its ``metrics`` and ``seeds``."""
     values = {k: float(np.mean(found["metrics"][k]["values"])) for k in WORDS if k in found["metrics"]}
     return f"{metric_words(values, 4)} ({len(found['seeds'])} seeds)"
 

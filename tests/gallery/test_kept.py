@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from gallery import build, kept, manifest, read
 from gallery.recipe import Entry, Folders, Recipe, Run
@@ -121,9 +122,12 @@ def test_a_picture_of_a_kept_run_stays_as_it_stands_in_the_docs(
 
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if any(x.keeps for x in r.runs)], ids=lambda r: str(r.name))
 def test_what_is_kept_makes_what_the_pages_have(recipe: Recipe, tmp_path: Path) -> None:
-    """Every table and number of runs that are all kept comes out as it stands."""
+    """Every table and number of runs that are all kept comes out as it stands, and every figure that is drawn of them.
+
+    A figure is as large as in the docs; its pixels may differ with the versions of what draws it.
+    """
     every = {run.name: run for r in RECIPES for run in r.runs}
-    entries = [(kind, e) for kind in ("tables", "numbers") for e in getattr(recipe, kind) if e.make is not None]
+    entries = [(kind, e) for kind in manifest.KINDS for e in getattr(recipe, kind) if callable(e.make)]
     wanted = {name for _, e in entries for name in e.runs}
     there = {name for name in wanted if kept.unpack(every[name], tmp_path) is not None}
     found = json.loads(manifest.DOCS.read_text())
@@ -132,7 +136,11 @@ def test_what_is_kept_makes_what_the_pages_have(recipe: Recipe, tmp_path: Path) 
     assert made or not wanted & there
     for name, (kind, entry) in made.items():
         (content,) = build.make(entry, kind, places, tmp_path).values()
-        assert content == found[kind][name]["text" if kind == "tables" else "value"], name
+        if kind == "figures":
+            drawn, wanted_size = (imread(folder / f"{name}.png").shape for folder in (tmp_path, build.IMAGES))
+            assert drawn == wanted_size, name
+        else:
+            assert content == found[kind][name]["text" if kind == "tables" else "value"], name
 
 
 def test_which_runs_are_not_made_again_is_one_line() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gallery import kept
 from gallery.recipe import Folders, Run
 from gallery.recipes import policy_actions as recipe
 from gallery.recipes import policy_modes as modes
@@ -169,3 +170,15 @@ def test_every_run_of_actions_is_measured_where_it_was_trained() -> None:
         assert fit.startswith("fit ")
         assert measure.startswith("-m gallery.shares ")
         assert readout in measure.partition("--readouts ")[2].partition(" --")[0].split()
+
+
+def test_policies_are_drawn_side_by_side_of_kept_runs(tmp_path: Path) -> None:
+    """What is kept of a run has its samples and results, and no config.yaml."""
+    places = {}
+    for run in (recipe.FRESH, recipe.FRESH_FLOW):
+        assert kept.unpack(run, tmp_path) is not None
+        places[run.name] = tmp_path / run.folder
+        assert not (places[run.name] / "config.yaml").exists()
+    places[recipe.GAUSSIAN.name] = places[recipe.FRESH.name]  # another one's samples do here
+    drawn = recipe.side_by_side(Folders(places, full=True))
+    assert Path(drawn).read_bytes().startswith(b"\x89PNG")
