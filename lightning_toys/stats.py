@@ -253,6 +253,8 @@ def format_estimate(estimate: Estimate, plus_minus: str = " ± ", limits: tuple[
 
     >>> format_estimate(Estimate(0.12345, 0.10345, 0.14345, 8))
     '0.123 ± 0.020'
+    >>> format_estimate(Estimate(1.87e-6, -5.9e-6, 9.7e-6, 4))
+    '1.9e-06 ± 7.8e-06'
     >>> format_estimate(Estimate(0.01, -0.012, 0.032, 4), limits=NOT_NEGATIVE)
     '0.010 [0, 0.032]'
     """
@@ -263,18 +265,23 @@ def format_estimate(estimate: Estimate, plus_minus: str = " ± ", limits: tuple[
         return f"{estimate.mean:.4g}{plus_minus}inf"
     digits = 1 - math.floor(math.log10(half)) if half > 0 else 4
     short = digits > 6 or digits < -2 or abs(estimate.mean) >= 1e15  # written out it would be all digits
-    digits = max(digits, 0)
+    digits = digits if short else max(digits, 0)
 
-    def written(x: float, figures: int) -> str:
-        return f"{x:.{figures}g}" if short else f"{x:.{digits}f}"
+    def written(x: float) -> str:
+        if not short:
+            return f"{x:.{digits}f}"
+        if not half:
+            return f"{x:.4g}"
+        figures = math.floor(math.log10(abs(x))) + 1 + digits if x else 0  # of x at the half-width's second digit
+        return f"{x:#.{min(figures, 15)}g}".replace(".e", "e") if figures > 0 else "0"
 
     if estimate.lo < limits[0] or estimate.hi > limits[1]:
         ends = (
-            f"{limit:g}" if beyond else written(end, 3)
+            f"{limit:g}" if beyond else written(end)
             for end, limit, beyond in (
                 (estimate.lo, limits[0], estimate.lo < limits[0]),
                 (estimate.hi, limits[1], estimate.hi > limits[1]),
             )
         )
-        return f"{written(estimate.mean, 4)} [{', '.join(ends)}]"
-    return f"{written(estimate.mean, 4)}{plus_minus}{written(half, 2)}"
+        return f"{written(estimate.mean)} [{', '.join(ends)}]"
+    return f"{written(estimate.mean)}{plus_minus}{written(half)}"

@@ -265,7 +265,11 @@ def test_labels_tell_runs_apart(runner: Runner) -> None:
         (123.456, 12.3, "123 ± 12"),
         (1.0, float("nan"), "1"),
         (0.5, 0.0, "0.5000 ± 0.0000"),
-        (3.2e-9, 1.5e-10, "3.2e-09 ± 1.5e-10"),
+        (3.2e-9, 1.5e-10, "3.20e-09 ± 1.5e-10"),
+        (1.87e-6, 7.8e-6, "1.9e-06 ± 7.8e-06"),
+        (1e-12, 5e-9, "0 ± 5.0e-09"),
+        (18870.0, 17000.0, "1.9e+04 ± 1.7e+04"),
+        (1e20, 0.0, "1e+20 ± 0"),
     ],
 )
 def test_numbers_are_written_to_their_error(mean: float, half: float, text: str) -> None:
