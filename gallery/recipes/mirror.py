@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from scipy import stats
@@ -195,7 +196,12 @@ def largest_z(at: Folders, place: int) -> str:
 
 def score_bound(at: Folders) -> str:
     """Return the score's largest relative error of any level and seed, rounded up to a thousandth."""
-    worst = max(values(results(at["learned"], "test"), "score_error"))
+    return bound_of(results(at["learned"], "test"))
+
+
+def bound_of(content: Content) -> str:
+    """Return the largest of ``score_error``, rounded up to a thousandth."""
+    worst = max(values(content, "score_error"))
     return short(f"{(int(worst * 1000) + 1) / 1000:.3f}")
 
 
@@ -233,6 +239,11 @@ def without_m_samplers(at: Folders) -> str:
     return "\n".join(samplers_of(results(at["without_m"], "test"), SMOOTH))
 
 
+def without_m_bound(at: Folders) -> str:
+    """Return the score's largest relative error without M, of any level and seed, rounded up to a thousandth."""
+    return bound_of(results(at["without_m"], "test"))
+
+
 def joint_content(at: Folders, steps: int) -> Content:
     """Return the test of the joint sampler alone, with many chains and so many steps a level."""
     chosen = {"model__samplers": f"['{JOINT}']", "model__settings__action_steps_per_level": str(steps)}
@@ -268,9 +279,9 @@ def joint_table(at: Folders) -> str:
     return table(f"steps a level | {' | '.join(said)}", rows)
 
 
-def learned_differences(at: Folders) -> dict[str, tuple[float, float, float]]:
+def learned_differences(at: Folders, run: str) -> dict[str, tuple[float, float, float]]:
     """Return each sampler's joint KL, learned less exact on the same noise, half of its interval, and p (Holm)."""
-    content = results(at["learned"], "test")
+    content = results(at[run], "test")
     names = [n.partition("@")[2] for n in content["metrics"] if n.startswith("joint_kl@")]
     found = {}
     for name in (n for n in names if n + EXACT in names):
@@ -284,9 +295,9 @@ def learned_differences(at: Folders) -> dict[str, tuple[float, float, float]]:
     }
 
 
-def learned_shown(at: Folders) -> str:
+def learned_shown(at: Folders, run: str = "learned") -> str:
     """Say of how many samplers the learned energy's effect on the joint KL is shown, and of which."""
-    found = learned_differences(at)
+    found = learned_differences(at, run)
     shown = [f"`{name}`" for name, (_, _, p) in found.items() if p < 0.05]
     return f"{len(shown)} of {len(found)}" + (f" ({', '.join(shown)})" if shown else "")
 
@@ -367,6 +378,13 @@ RECIPE = Recipe(
         *entries(
             ["no_refresh"],
             {"mirror.no_refresh": lambda at: fixed(float(fact(at["no_refresh"], "pc_joint_mala", "cond_ratio", 4)), 2)},
+        ),
+        *entries(
+            ["without_m"],
+            {
+                "mirror.without_m.shown": partial(learned_shown, run="without_m"),
+                "mirror.without_m.bound": without_m_bound,
+            },
         ),
         *entries(
             ["learned"],
