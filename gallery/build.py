@@ -50,13 +50,13 @@ def what_is_kept(runs: Sequence[Run]) -> str:
 
 def perform_all(runs: Sequence[Run], root: Path, full: bool, jobs: int) -> list[str]:
     """Run what is not finished, ``jobs`` side by side, and say what time is left; return what went wrong."""
+    if there := [run for run in runs if full and not finished(run, root, full) and kept.read(run)]:
+        say(what_is_kept(there))
+        runs = [run for run in runs if run not in there]
     for run in runs:
         if why := run.left_out(full):
             say(f"left out: {why}")
     runs = [run for run in runs if not run.left_out(full)]
-    if there := [run for run in runs if full and not finished(run, root, full) and kept.read(run)]:
-        say(what_is_kept(there))
-        runs = [run for run in runs if run not in there]
     waiting = [run for run in runs if not finished(run, root, full)]
     guesses = [run.minutes if full else run.quick_minutes for run in waiting]
     left = f", about {sum(guesses) / jobs:.0f} min" if waiting else ""

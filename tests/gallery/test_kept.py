@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -150,3 +151,16 @@ def test_which_runs_are_not_made_again_is_one_line() -> None:
     assert "gallery/kept/NAME.json" in few
     assert "\n" not in few
     assert "7 runs" in build.what_is_kept([RUN] * 7)
+
+
+def test_a_kept_run_needs_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is kept is taken where the package of the run is not installed; without it the run is left out."""
+    run = dataclasses.replace(RUN, needs="no_such_package")
+    monkeypatch.setattr(kept, "read", lambda run: {"stamp": {}})
+    assert build.perform_all([run], tmp_path, full=True, jobs=1) == []
+    assert "left out" not in capsys.readouterr().out
+    monkeypatch.setattr(kept, "read", lambda run: None)
+    assert build.perform_all([run], tmp_path, full=True, jobs=1) == []
+    assert "needs the package no_such_package" in capsys.readouterr().out
