@@ -272,8 +272,9 @@ def format_estimate(estimate: Estimate, plus_minus: str = " ± ", limits: tuple[
             return f"{x:.{digits}f}"
         if not half:
             return f"{x:.4g}"
-        figures = math.floor(math.log10(abs(x))) + 1 + digits if x else 0  # of x at the half-width's second digit
-        return f"{x:#.{min(figures, 15)}g}".replace(".e", "e") if figures > 0 else "0"
+        x = round(x, digits)  # at the half-width's second digit; before its figures are counted
+        figures = math.floor(math.log10(abs(x)) + 1e-9) + 1 + digits if x else 0
+        return f"{x:#.{min(max(figures, 1), 15)}g}".replace(".e", "e").rstrip(".") if x else "0"
 
     if estimate.lo < limits[0] or estimate.hi > limits[1]:
         ends = (

@@ -97,7 +97,7 @@ LEARNED = Run(
     files=("facts.md",),
 )
 
-SMOOTH = ("mala", "pc_mala", JOINT, "smc_twisted")  # whose distribution with the exact energy is the target's
+SMOOTH = ("mala", "pc_mala", JOINT, "smc_twisted")  # that come near the target with the exact energy
 WITHOUT_M = Run(
     name="without_m",
     commands=(

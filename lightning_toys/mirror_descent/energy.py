@@ -89,9 +89,11 @@ class EnergyNet(nn.Module):
         """Return log q (R, B) up to a constant of each level, for x (R, B, 2) and abar (R, B, 1)."""
         z = (x - abar.sqrt() * self.mean.to(x)) / (abar * self.variance.to(x) + 1 - abar).sqrt()
         embedding, sigma = level_embedding(abar), (1 - abar).sqrt()
-        f: Tensor = self.net(z, embedding, sigma)
-        if self.matrix is not None:  # a product of two numbers each, not a batch of matrices of four
-            f = (self.matrix(torch.cat([embedding, sigma], -1)) * z.unsqueeze(-2)).sum(-1) + f
+        if self.matrix is None:
+            f: Tensor = self.net(z, embedding, sigma)
+        else:  # a product of two numbers each, not a batch of matrices of four
+            linear = (self.matrix(torch.cat([embedding, sigma], -1)) * z.unsqueeze(-2)).sum(-1)
+            f = linear + self.net(z, embedding, sigma)
         return -0.5 * (z * (z + abar * f)).sum(-1)
 
     def score(self, x: Tensor, abar: Tensor, create_graph: bool = False) -> Tensor:

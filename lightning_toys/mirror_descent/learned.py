@@ -56,7 +56,6 @@ class LearnedSampling(TiltedSampling):
     Args:
         seeds: one seed a replica.
         network: the network (concat or film).
-        gaussian_part: give each level its best Gaussian by M(abar); false: f has to learn the linear score too.
         optimizer: ``adamw``, or ``muon`` on the hidden matrices and AdamW on the rest.
         muon_lr: Muon's learning rate.
         lr: AdamW's learning rate.
@@ -78,6 +77,7 @@ class LearnedSampling(TiltedSampling):
         gif: write anim_<sampler>.gif of every sampler.
         assert_implementation: fail, with exit code 1, where samples differ from the exact moments of their sampler,
             both with the closed form.
+        gaussian_part: give each level its best Gaussian by M(abar); false: f has to learn the linear score too.
     """
 
     trains = True
@@ -93,7 +93,6 @@ class LearnedSampling(TiltedSampling):
         self,
         seeds: Sequence[int] = (0,),
         network: Network | None = None,
-        gaussian_part: bool = True,
         optimizer: Literal["adamw", "muon"] = "adamw",
         muon_lr: float = 0.02,
         lr: float = 1e-3,
@@ -113,6 +112,7 @@ class LearnedSampling(TiltedSampling):
         sweep_chains: int = 2**14,
         gif: bool = False,
         assert_implementation: bool = False,
+        gaussian_part: bool = True,
     ) -> None:
         super(TiltedSampling, self).__init__(
             seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, optimizer, muon_lr, parallel

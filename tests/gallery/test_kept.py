@@ -125,7 +125,8 @@ def test_a_picture_of_a_kept_run_stays_as_it_stands_in_the_docs(
 def test_what_is_kept_makes_what_the_pages_have(recipe: Recipe, tmp_path: Path) -> None:
     """Every table and number of runs that are all kept comes out as it stands, and every figure that is drawn of them.
 
-    A figure is as large as in the docs; its pixels may differ with the versions of what draws it.
+    A figure is as large as in the docs, and about as much of it is not white; single pixels may differ with the
+    versions of what draws it.
     """
     every = {run.name: run for r in RECIPES for run in r.runs}
     entries = [(kind, e) for kind in manifest.KINDS for e in getattr(recipe, kind) if callable(e.make)]
@@ -138,8 +139,9 @@ def test_what_is_kept_makes_what_the_pages_have(recipe: Recipe, tmp_path: Path) 
     for name, (kind, entry) in made.items():
         (content,) = build.make(entry, kind, places, tmp_path).values()
         if kind == "figures":
-            drawn, wanted_size = (imread(folder / f"{name}.png").shape for folder in (tmp_path, build.IMAGES))
-            assert drawn == wanted_size, name
+            drawn, shown = (imread(folder / f"{name}.png")[..., :3] for folder in (tmp_path, build.IMAGES))
+            assert drawn.shape == shown.shape, name
+            assert (drawn < 1).any(-1).mean() == pytest.approx((shown < 1).any(-1).mean(), rel=0.1), name
         else:
             assert content == found[kind][name]["text" if kind == "tables" else "value"], name
 

@@ -112,7 +112,7 @@ def test_pure_noise_is_exact_untrained() -> None:
 
 
 def test_without_the_gaussian_part_f_is_all() -> None:
-    """An exact f needs no M; an untrained one knows nothing of how the coordinates depend on each other."""
+    """An exact f needs no M."""
     net, x = exact_energy(SKEW), normals((1, 20, 2), "x")
     alone = EnergyNet(ExactNet(SKEW.linear_joint), None, [0.0, 0.0], [1.0, 1.0])
     alone.mean, alone.variance = net.mean, net.variance

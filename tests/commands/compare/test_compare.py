@@ -270,6 +270,11 @@ def test_labels_tell_runs_apart(runner: Runner) -> None:
         (1e-12, 5e-9, "0 ± 5.0e-09"),
         (18870.0, 17000.0, "1.9e+04 ± 1.7e+04"),
         (1e20, 0.0, "1e+20 ± 0"),
+        (995.0, 17000.0, "1e+03 ± 1.7e+04"),
+        (6e-11, 5.1e-9, "1e-10 ± 5.1e-09"),
+        (9.97e-6, 1.2e-6, "1.00e-05 ± 1.2e-06"),
+        (-1.87e-6, 9.97e-6, "-1.9e-06 ± 1.00e-05"),
+        (2e15, 12.0, "2.00000000000000e+15 ± 12"),
     ],
 )
 def test_numbers_are_written_to_their_error(mean: float, half: float, text: str) -> None:
