@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import math
 import types
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from lightning_toys.commands.experiments import exported
+from lightning_toys.commands.experiments import EXPERIMENTS, exported
 from lightning_toys.commands.template.mine import Mine, MineData
 from lightning_toys.errors import LARGEST, ToyError, bounded, check_settings, lists_words, words_in
 from lightning_toys.imports import load_class
@@ -255,3 +256,28 @@ def test_what_is_allowed_is_said() -> None:
         (3, 0.0, True),
     ):
         bounded("--x", value, low, above=above)
+
+
+def switches() -> list[tuple[type, str]]:
+    """Return every switch of the exported classes that can be made by their defaults."""
+    found = []
+    for name in EXPERIMENTS:
+        package = importlib.import_module(f"lightning_toys.{name}")
+        for public in package.__all__:
+            cls = getattr(package, public)
+            if not inspect.isclass(cls) or getattr(cls.__init__, "__module__", "") != cls.__module__:
+                continue
+            parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+            if all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+                hints = typing.get_type_hints(cls.__init__)
+                found += [(cls, p.name) for p in parameters if hints.get(p.name) is bool]
+    return found
+
+
+def test_no_word_is_taken_for_a_switch() -> None:
+    """From Python a word such as "no" would be true without an error."""
+    found = switches()
+    assert len(found) >= 20
+    for cls, name in found:
+        with pytest.raises(ToyError, match=f"{name}: 'no' is not allowed; give true or false"):
+            cls(**{name: "no"})

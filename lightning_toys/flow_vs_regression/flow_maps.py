@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import bounded, require
+from lightning_toys.errors import bounded, check_settings, require
 from lightning_toys.flow_vs_regression.objectives import Objective, Readout, expand_time
 from lightning_toys.flows import Solver, interpolate
 from lightning_toys.nets import ConditionalNet
@@ -208,6 +208,7 @@ class LagrangianFlowMap(FlowMap):
     """
 
     def __init__(self, stop_gradient: bool = True):
+        check_settings(LagrangianFlowMap, locals(), "--model.objective.")
         self.stop_gradient = stop_gradient
 
     def residuals(self, net: ConditionalNet, c: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> list[Tensor]:

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_toys.errors import note, require
+from lightning_toys.errors import check_settings, note, require
 from lightning_toys.mirror_descent import figures
 from lightning_toys.mirror_descent.data import LinearGaussian
 from lightning_toys.mirror_descent.energy import (
@@ -114,6 +114,7 @@ class LearnedSampling(TiltedSampling):
         assert_implementation: bool = False,
         gaussian_part: bool = True,
     ) -> None:
+        check_settings(LearnedSampling, locals(), "--model.")
         super(TiltedSampling, self).__init__(
             seeds, lr, weight_decay, clip_grad_norm, ema_decay, lr_decay, optimizer, muon_lr, parallel
         )

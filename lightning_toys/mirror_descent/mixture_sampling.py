@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_toys.errors import bounded, note, require
+from lightning_toys.errors import bounded, check_settings, note, require
 from lightning_toys.mirror_descent import mixture_figures
 from lightning_toys.mirror_descent.chain_runner import run_chains
 from lightning_toys.mirror_descent.closed_form_checks import check_table, judge, verdicts
@@ -100,6 +100,7 @@ class MixtureSampling(SamplerEvaluation):
         budget_chains: int = 2**15,
         assert_implementation: bool = False,
     ) -> None:
+        check_settings(MixtureSampling, locals(), "--model.")
         super().__init__(seeds)
         bounded("--model.lambda_scale", lambda_scale, 0.0)
         for name, value in (("chains", chains), ("budget_chains", budget_chains)):

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_toys.errors import bounded, note, require
+from lightning_toys.errors import bounded, check_settings, note, require
 from lightning_toys.mirror_descent import figures, sample_figures
 from lightning_toys.mirror_descent.chain_runner import run_chains
 from lightning_toys.mirror_descent.closed_form_checks import (
@@ -97,6 +97,7 @@ class TiltedSampling(SamplerEvaluation):
         gif: bool = False,
         assert_implementation: bool = False,
     ) -> None:
+        check_settings(TiltedSampling, locals(), "--model.")
         super().__init__(seeds)
         self.set_options(
             samplers, reward, schedule, lambda_scale, chains, settings, bins, sweep_max_refresh, sweep_chains, gif

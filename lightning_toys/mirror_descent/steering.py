@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_toys.errors import REPEATS, bounded
+from lightning_toys.errors import REPEATS, bounded, check_settings
 from lightning_toys.mirror_descent.diagnostics import ClosedFormCheck, Sample
 from lightning_toys.mirror_descent.joint_distribution import without_rows
 from lightning_toys.mirror_descent.kernels import BLOCK_SIZE, Noise
@@ -256,6 +256,7 @@ class SVDD(Steering):
     """
 
     def __init__(self, problem: Problem, m: int = 8, greedy: bool = False) -> None:
+        check_settings(SVDD, locals(), "--model.samplers: SVDD's ")
         bounded("--model.samplers: SVDD's m", m, 1, REPEATS)
         super().__init__(problem)
         self.m, self.greedy = m, greedy

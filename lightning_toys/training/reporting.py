@@ -17,7 +17,15 @@ from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorB
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lightning_toys.errors import WHOLE, OwnershipLostError, RunFolderError, bounded, printable, run_folder_error
+from lightning_toys.errors import (
+    WHOLE,
+    OwnershipLostError,
+    RunFolderError,
+    bounded,
+    check_settings,
+    printable,
+    run_folder_error,
+)
 from lightning_toys.training.files import make_folder, set_aside, write_atomic
 from lightning_toys.training.metrics_csv import MetricsCSV
 from lightning_toys.training.module import ToyModule
@@ -92,6 +100,7 @@ class FigureWriter(Reporter):
     """
 
     def __init__(self, every_n_validations: int = 0, dpi: int = 150, enabled: bool = True) -> None:
+        check_settings(FigureWriter, locals(), "--figures.")
         bounded("--figures.every_n_validations", every_n_validations, 0, WHOLE)
         bounded("--figures.dpi", dpi, 10, 2400)
         self.every_n_validations, self.dpi, self.enabled = every_n_validations, dpi, enabled

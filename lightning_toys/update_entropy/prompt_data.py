@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_toys.errors import ToyError, bounded, require
+from lightning_toys.errors import ToyError, bounded, check_settings, require
 from lightning_toys.training import parquet_files
 from lightning_toys.update_entropy.data import (
     Messages,
@@ -170,6 +170,7 @@ class PromptData(ModelTextData):
         batch_size: int = 8,
         reward_arguments: dict[str, Any] | None = None,
     ) -> None:
+        check_settings(PromptData, locals(), "--data.")
         bounded("--data.longest", longest, 1)
         super().__init__(tokens, batch_size)
         require(file is not None, f"{FILE}: null is not allowed; give a JSONL, CSV or Parquet file of prompts")

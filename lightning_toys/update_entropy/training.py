@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_toys.errors import REPEATS, bounded, require
+from lightning_toys.errors import REPEATS, bounded, check_settings, require
 from lightning_toys.training.noise import keyed_generator
 from lightning_toys.update_entropy.data import EXTRA_TOKENS, TextData
 from lightning_toys.update_entropy.estimators import effective_sample_size
@@ -57,6 +57,7 @@ class Rollouts:
     permute_rewards: bool = False
 
     def __post_init__(self) -> None:
+        check_settings(type(self), vars(self), "--model.rollouts.")
         for name, minimum in (("prompts", 1), ("group", 2), ("inner_steps", 1), ("micro_batch", 0)):
             value = getattr(self, name)
             bounded(f"--model.rollouts.{name}", value, minimum, REPEATS if name == "inner_steps" else None)
