@@ -126,7 +126,9 @@ class SoftValue(GuidanceRule):
     def fitted(self, model: JointModel, like: Tensor) -> ValueNet:
         """Return the network after its fit, in the dtype and on the device of ``like``; one that was fitted is kept."""
         clean = self.joint.clean
-        noise = Noise([(self.fit_seed, block) for block in range(BLOCKS)], "soft value", torch.zeros(()))
+        noise = Noise(
+            [(self.fit_seed, block) for block in range(BLOCKS)], "soft value", torch.zeros((), dtype=torch.float32)
+        )
         x0 = model.draw(noise, clean)
         r = self.lambda_scale * clean.value_of(self.reward).value(x0[: self.joint.action_dim].double())
         r = (r - r.max()).float()
@@ -148,7 +150,7 @@ class SoftValue(GuidanceRule):
             x0: clean pairs (D, n).
             r: lambda Q (n,), its largest 0.
         """
-        net = ValueNet(len(x0), self.hidden, self.fit_seed)
+        net = ValueNet(len(x0), self.hidden, self.fit_seed).float()  # as x0, whatever dtype modules are made in
         optimizer = torch.optim.Adam(net.parameters(), lr=RATE)
         for step in range(self.fit_steps):
             optimizer.param_groups[0]["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / self.fit_steps))

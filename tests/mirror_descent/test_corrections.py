@@ -147,6 +147,21 @@ def test_a_fit_is_kept_and_keyed() -> None:
         SoftValue(SKEW.joint, SKEW.reward, 1.0, fit_steps=0)
 
 
+def test_a_fit_does_not_depend_on_the_dtype_that_modules_are_made_in() -> None:
+    """`--trainer.precision 64-true` makes modules in double: the fit is that of single precision, to a rounding."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            rule = SoftValue(SKEW.joint, SKEW.reward, 1.0, fit_steps=5, hidden=8)
+            x = torch.linspace(-1, 1, 8, dtype=dtype).reshape(2, 4)
+            found.append(rule.value_gradient(SKEW.model, SKEW.joint.level(0.7), x))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert [x.dtype for x in found] == [torch.float32, torch.float64]
+    assert torch.allclose(found[0].double(), found[1], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_guidance_by_a_learned_soft_value() -> None:
     """Nearer than DPS, on a mixture and in the linear-Gaussian problem; its goal alone is judged."""
