@@ -371,12 +371,14 @@ class MixtureSampling(SamplerEvaluation):
     @torch.inference_mode(False)
     @torch.no_grad()
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
-        """Return the sample (R, chains, D) of each sampler."""
+        """Return the sample (R, chains, D) of each sampler; where draws ran away, as many as every seed has left."""
         problem, out = self.problem, {}
         with self.work_progress(len(self.sampler_names) * self.local_blocks(self.chains)) as progress:
             for name in self.sampler_names:
                 _, samples, _ = self.drawn(name, problem, self.chains, progress)
-                out[name] = torch.from_numpy(np.stack([points_of(x) for x in samples]))
+                points = [points_of(x) for x in samples]
+                least = min(map(len, points))
+                out[name] = torch.from_numpy(np.stack([x[:least] for x in points]))
         return out
 
     def figures(self, folder: Path) -> dict[str, Figure]:

@@ -265,6 +265,14 @@ def test_draws_that_ran_away_are_told(mirror: Runner) -> None:
     # the kept draws' distribution is not known: they are the ones that stayed
     assert {r["implementation"] for r in found["arrays"]["checks"] if r["sampler"] == "ula"} == {"not tested"}
     assert np.isfinite(found["metrics"]["w1@ula"]["values"]).all()
+    err = mirror.ok("predict", "quartic", *flags, "0.06")
+    assert "warning: ula ran away in 0." in err
+    (path,) = mirror.root.rglob("predictions.npz")
+    with np.load(path) as drawn:
+        seeds, kept, dim = drawn["ula"].shape  # as many as every seed has left
+        assert (seeds, dim) == (len(found["seeds"]), 2)
+        assert kept < found["settings"]["model.chains"]
+        assert np.isfinite(drawn["ula"]).all()
     code, err = mirror.code("test", "quartic", *flags, "0.1", "--data.std", "6")
     assert code == 2, err
     assert "--model.samplers: ula ran away" in err
