@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import lightning_toys.update_entropy.probe as probing
+import lightning_toys.update_entropy.evaluation_probe as probing
 from lightning_toys.training.metrics_reader import read_csv
 from lightning_toys.update_entropy.optimizer_files import save_optimizer_state
 from lightning_toys.update_entropy.policy import TinyPolicy, initialise, is_adapter
