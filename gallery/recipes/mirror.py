@@ -9,19 +9,12 @@ from pathlib import Path
 
 from scipy import stats
 
-from gallery.read import Content, by_seed, entries, figures_of, fixed, results, short, spread_to, table, values
+from gallery.read import Content, by_seed, entries, figures_of, fixed, ratio, results, short, spread_to, table, values
 from gallery.recipe import Folders, Recipe, Run
 from lightning_toys.mirror_descent.energy import EVALUATION_LEVELS
-from lightning_toys.mirror_descent.learned_table import sampler_table
-from lightning_toys.stats import (
-    NOT_NEGATIVE,
-    format_estimate,
-    geometric_ci,
-    holm,
-    mean_ci,
-    paired_difference,
-    paired_ratio,
-)
+from lightning_toys.mirror_descent.learned_table import EXACT_SUFFIX as EXACT
+from lightning_toys.mirror_descent.learned_table import JOINT_PARAMETERS, sampler_table
+from lightning_toys.stats import NOT_NEGATIVE, format_estimate, holm, mean_ci, paired_difference
 
 CONFIG = "-c configs/mirror_descent/analytic.yaml"
 SEEDS = "0 to 3"
@@ -74,9 +67,7 @@ UNREFRESHED = sampling(
     "--model.samplers '[pc_joint_mala]' --model.settings.refresh_L 0 --model.settings.final_refresh false",
     0.3,
 )
-EXACT = "_exact"  # after the names of samplers with the exact distribution, beside those with the learned energy
 JOINT, EXACT_JOINT = "pc_joint_mala", "pc_joint_mala_exact"
-JOINT_PARAMETERS = 5  # of a Gaussian of (a, s')
 STEPS, LONGER_STEPS = 10, 40  # of the joint sampler at each level: as configured, and more
 LEARNED = Run(
     name="learned",
@@ -194,14 +185,9 @@ def largest_z(at: Folders, place: int) -> str:
     return f"{found[place]:.1f}"
 
 
-def score_bound(at: Folders) -> str:
+def score_bound(at: Folders, run: str = "learned") -> str:
     """Return the score's largest relative error of any level and seed, rounded up to a thousandth."""
-    return bound_of(results(at["learned"], "test"))
-
-
-def bound_of(content: Content) -> str:
-    """Return the largest of ``score_error``, rounded up to a thousandth."""
-    worst = max(values(content, "score_error"))
+    worst = max(values(results(at[run], "test"), "score_error"))
     return short(f"{(int(worst * 1000) + 1) / 1000:.3f}")
 
 
@@ -224,24 +210,14 @@ def without_m_errors(at: Folders) -> str:
     rows = []
     for abar in EVALUATION_LEVELS:
         name = f"score_error@{abar:g}"
-        pair, means = paired_ratio(by_seed(one, name), by_seed(other, name)), []
-        for content in (other, one):
-            found = geometric_ci(values(content, name))
-            means.append("-" if found is None else short(f"{found.mean:.4f}"))
-        ratio = pair.estimate if pair else None
-        said = f"{figures_of(ratio.mean, 2)} ({figures_of(ratio.lo, 2)} to {figures_of(ratio.hi, 2)})" if ratio else "-"
-        rows.append([short(f"{abar:g}"), *means, said])
+        means = [fixed(float(stats.gmean(values(content, name))), 4) for content in (other, one)]
+        rows.append([short(f"{abar:g}"), *means, ratio(one, other, name)])
     return table("abar | with M | without M | without / with, paired by seed", rows)
 
 
 def without_m_samplers(at: Folders) -> str:
     """Return the samplers with the energy that has no M, and with the exact distribution."""
     return "\n".join(samplers_of(results(at["without_m"], "test"), SMOOTH))
-
-
-def without_m_bound(at: Folders) -> str:
-    """Return the score's largest relative error without M, of any level and seed, rounded up to a thousandth."""
-    return bound_of(results(at["without_m"], "test"))
 
 
 def joint_content(at: Folders, steps: int) -> Content:
@@ -383,7 +359,7 @@ RECIPE = Recipe(
             ["without_m"],
             {
                 "mirror.without_m.shown": partial(learned_shown, run="without_m"),
-                "mirror.without_m.bound": without_m_bound,
+                "mirror.without_m.bound": partial(score_bound, run="without_m"),
             },
         ),
         *entries(
